@@ -1,0 +1,69 @@
+"""How a stage is called, and how it ends.
+
+`python -m sft.stages.<stage> [--source NAME]` runs in the folder that holds params.yaml. It ends with
+exit status 0 and its outputs whole, or with a non-zero status, one message and no output. A fault of the
+user's data, params or machine is an `InputError` or an `OSError` and prints a message; anything else is
+a fault of this program and prints its traceback.
+"""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class InputError(ValueError):
+    """The user's data, params or machine: says where, what was found, what was expected, what to do."""
+
+
+def run_stage(stage: Callable[[], None], doc: str | None) -> None:
+    """Run a stage that takes no source: parse no arguments but --help, then end as the module says."""
+    _parser(stage.__module__, doc).parse_args()
+    _guard(stage.__module__, stage)
+
+
+def run_source_stage(stage: Callable[[str], None], doc: str | None) -> None:
+    """Run a stage that works on one source of the blend, named by --source."""
+    parser = _parser(stage.__module__, doc)
+    parser.add_argument("--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml")
+    source = parser.parse_args().source
+    _guard(f"{stage.__module__} {source}", lambda: stage(source))
+
+
+def say(*parts: object) -> None:
+    """Print a line for people: rich markup is read, colour only on a terminal."""
+    Console(highlight=False, soft_wrap=True).print(*parts)
+
+
+def _parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    spec = sys.modules["__main__"].__spec__
+    name = spec.name if spec is not None else module
+    return argparse.ArgumentParser(
+        prog=f"python -m {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _guard(name: str, stage: Callable[[], None]) -> None:
+    try:
+        stage()
+    except InputError as error:
+        _fail(name, str(error))
+    except OSError as error:
+        remedy = " Free some space and rerun: nothing was half-written." if error.errno in DISK_FULL else ""
+        _fail(name, f"{error.strerror or type(error).__name__}: {error.filename or error}.{remedy}")
+    except KeyboardInterrupt:
+        _fail(name, "interrupted; rerun to go on. Nothing was half-written.", status=130)
+
+
+def _fail(name: str, message: str, status: int = 1) -> None:
+    sys.stdout.flush()
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
+    sys.stderr.flush()
+    if "RANK" in os.environ:  # under torchrun: other ranks may hang in a collective, so leave at once
+        os._exit(status)
+    raise SystemExit(status)

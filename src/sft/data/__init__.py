@@ -1,0 +1,1 @@
+"""From published files to packed rows: sources, formats, conversations, chat, samples, bins, packs."""

@@ -1,0 +1,122 @@
+"""Files that appear whole or not at all.
+
+Every output of every stage is published through this module: written under a temporary name beside its
+place, flushed to disk, renamed, and the folder flushed too. A reader, a killed process or a full disk
+never sees half a file. Digests of files and folders live here as well, because they name what was written.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BLOCK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def publish_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `target` when the block ends without an error.
+
+    On an error nothing is published and the old `target`, if any, is untouched.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    partial = _partial_name(target)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in sorted(partial.rglob("*"), reverse=True):
+            _flush(path)
+        _flush(partial)
+        old = _partial_name(target, "old")
+        if target.exists():
+            os.rename(target, old)
+        os.rename(partial, target)
+        _flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def publish_file(target: Path) -> Iterator[Path]:
+    """Yield a path to write; it becomes `target` when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    partial = _partial_name(target)
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, target)
+        _flush(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Publish `value` as JSON with sorted keys, two spaces, and a final newline: same value, same bytes."""
+    with publish_file(target) as partial:
+        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a stage wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file below a folder, by relative path, in order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def folder_digest(folder: Path) -> str:
+    """Return one sha256 for a folder: over the names and digests of all its files."""
+    return value_digest(folder_digests(folder))
+
+
+def value_digest(value: Any) -> str:
+    """Return the sha256 of a JSON-like value, independent of the order of its keys.
+
+    >>> value_digest({"a": 1, "b": 2}) == value_digest({"b": 2, "a": 1})
+    True
+    """
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _partial_name(target: Path, kind: str = "new") -> Path:
+    return target.with_name(f".{target.name}.partial-{kind}-{os.getpid()}")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what a killed process left beside `target`; what a living one writes stays."""
+    for path in target.parent.glob(f".{target.name}.partial-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdecimal() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid():
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

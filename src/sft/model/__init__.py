@@ -1,0 +1,1 @@
+"""The model: base weights, Megatron-Bridge, the CPU substitute, generation, tool calls."""

