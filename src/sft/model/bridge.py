@@ -1,0 +1,568 @@
+"""The only module that talks to Megatron-Bridge: import, train, export.
+
+Hugging Face folder -> `import_base` -> Megatron checkpoint -> `train` (Bridge's `finetune()`) -> checkpoints of
+a run -> `export` -> Hugging Face folder. One process, or N under torchrun; a GPU, or the CPU through
+`sft.model.cpu`, which is imported nowhere else and only where there is no GPU.
+
+Guarantees:
+- A Megatron checkpoint is loaded only after its files agree with the manifest that this module wrote outside
+  of it: loading torch_dist unpickles, so a foreign checkpoint could run code.
+- A killed run continues from its newest whole checkpoint and sees every pack that an unbroken run sees, in the
+  same order, also across an epoch edge.
+- The loss is the mean over the trained tokens of a step, whatever their distribution over packs and ranks.
+
+A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, logs/bridge.log.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from sft import params as p
+from sft.command import InputError, say
+from sft.files import file_digest, folder_digest, folder_digests, publish_folder, read_json, write_json
+
+BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    """The sections of params.yaml that the train stage reads."""
+
+    model: p.Model
+    mixed_precision: p.MixedPrecision
+    optimizer: p.Optimizer
+    scheduler: p.Scheduler
+    train: p.Train
+    validation: p.Validation
+    checkpoint: p.Checkpoint
+    rng: p.Rng
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step reports."""
+
+    iteration: int
+    """1 for the first step."""
+    loss: float
+    """Mean over the trained tokens of the step, before its update."""
+    lr: float
+    """Learning rate of its update."""
+    grad_norm: float
+    """Of all gradients, before clipping."""
+    tokens: int
+    """Tokens that went through the model, over all ranks, without padding."""
+    seconds: float
+
+
+def import_base(*, base: Path, checkpoint: Path) -> None:
+    """Convert a Hugging Face folder into the Megatron checkpoint `checkpoint`, in fp32; whole or not at all.
+
+    Done before from the same base: nothing happens. Under torchrun the first rank works and the others wait.
+
+    Raises:  InputError: the checkpoint's files are not those that were written.
+    """
+    manifest = manifest_of(checkpoint)
+    if _rank() != 0:
+        while not manifest.exists():
+            time.sleep(0.5)
+        return
+    origin = {"base": folder_digest(base)}
+    if manifest.exists():
+        verify(checkpoint)
+        if read_json(checkpoint / BASE_DIGEST) == origin:
+            return
+        manifest.unlink()
+    bridge, provider = _model(base, weights=True)
+    with publish_folder(checkpoint) as partial, _one_process(provider):
+        model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+        with _quiet(None):
+            bridge.save_megatron_model(model, partial)
+        write_json(partial / BASE_DIGEST, origin)
+    write_json(manifest, folder_digests(checkpoint))
+
+
+def train(
+    *,
+    base: Path,
+    start: Path,
+    packed: Path,
+    run: Path,
+    params: TrainParams,
+    pack_size: int,
+    on_step: Callable[[Step], None],
+    on_validation: Callable[[int, float], None],
+    on_save: Callable[[int, Path], None] | None = None,
+) -> None:
+    """Train from `start`, or from the newest whole checkpoint of `run`, to the last step; then nothing is left.
+
+    Args:
+        base: Hugging Face folder: the geometry of the model and the tokenizer.
+        start: Checkpoint of `import_base`, or another run's iter_* folder.
+        packed: Folder with training/*.parquet and validation/*.parquet.
+        run: Folder of the run; a complete run is left as it is.
+        params: The train sections of params.yaml.
+        pack_size: Longest pack, in tokens.
+        on_step: Called after each step, on the first rank.
+        on_validation: Called with the step and the loss over validation tokens, on the first rank.
+        on_save: Called with the step and the folder of a saved checkpoint, on the first rank.
+
+    Raises:  InputError: params, packs, layout or checkpoint do not fit, said before anything is built.
+    """
+    check(packed=packed, params=params)
+    with _process_group(params):
+        checkpoint = _everywhere(lambda: _newest_whole(run))
+        if checkpoint == iteration_folder(run, params.train.train_iters):
+            return
+        if checkpoint is None:
+            _everywhere(lambda: verify(start))
+        config = _config(base, start, packed, run, params, pack_size, checkpoint)
+        watch = _Watch(run, params.checkpoint.most_recent_k, on_step, on_validation, on_save)
+
+        from megatron.bridge.training.finetune import finetune
+
+        with _quiet(run / "logs" / "bridge.log"):
+            finetune(config, watch.forward_step, callbacks=watch.callbacks())
+
+
+def export(*, checkpoint: Path, base: Path, target: Path) -> None:
+    """Write a trained checkpoint as a Hugging Face folder; under torchrun only the first rank does.
+
+    Weights come from the checkpoint, every other file from `base`, byte for byte.
+
+    Raises:  InputError: the checkpoint's files are not those that were written.
+    """
+    if _rank() != 0:
+        return
+    verify(checkpoint)
+    bridge, provider = _model(base, weights=False)
+
+    from megatron.bridge.training.model_load_save import build_and_load_model
+
+    with publish_folder(target) as partial, _one_process(provider), _quiet(None):
+        model = build_and_load_model(str(_weights_folder(checkpoint)), provider, use_cpu_init=True)
+        bridge.save_hf_weights(model, partial, show_progress=False)
+        weights = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
+        for path in sorted(set(base.iterdir()) - weights):
+            if path.is_file():
+                shutil.copyfile(path, partial / path.name)
+
+
+def final_checkpoint(run: Path, iterations: int) -> Path | None:
+    """Return the checkpoint of the last step if the run is complete and the checkpoint whole, else None."""
+    checkpoint = iteration_folder(run, iterations)
+    return checkpoint if fault_of(checkpoint) is None else None
+
+
+def iteration_folder(run: Path, iteration: int) -> Path:
+    """Name the checkpoint of a step, as Bridge does."""
+    return run / "checkpoints" / f"iter_{iteration:07d}"
+
+
+def manifest_of(checkpoint: Path) -> Path:
+    """Name the manifest of a checkpoint: outside of it, since it says what belongs in it."""
+    if checkpoint.name.startswith("iter_"):
+        return checkpoint.parent.parent / "manifests" / f"{checkpoint.name}.json"
+    return checkpoint.with_name(f"{checkpoint.name}.manifest.json")
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """Say what differs between a checkpoint and its manifest; None: it is whole."""
+    manifest = manifest_of(checkpoint)
+    if not checkpoint.is_dir():
+        return "not found"
+    if not manifest.exists():
+        return f"no manifest {manifest}"
+    expected, found = read_json(manifest), folder_digests(checkpoint)
+    different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if not different:
+        return None
+    name = different[0]
+    state = "missing" if name not in found else "unknown" if name not in expected else "changed"
+    return f"{name} is {state}" + (f", and {len(different) - 1} more files differ" if different[1:] else "")
+
+
+def verify(checkpoint: Path) -> None:
+    """Refuse a checkpoint that is not, file by file, what this program wrote. Raises InputError."""
+    fault = fault_of(checkpoint)
+    if fault is not None:
+        raise InputError(
+            f"{checkpoint}: {fault}. Loading a Megatron checkpoint can run code, so only one that agrees with "
+            f"the manifest this program wrote is loaded. Remove it and rerun: it is made again."
+        )
+
+
+def check(*, packed: Path, params: TrainParams) -> None:
+    """Refuse what Bridge would crash or hang on, before anything is built. Raises InputError."""
+    model, steps, validation = params.model, params.train, params.validation
+    if not torch.cuda.is_available():
+        if params.mixed_precision.name != "fp32":
+            raise InputError(
+                f"params.yaml: mixed_precision.name is {params.mixed_precision.name}, and this machine has no GPU: "
+                "a step of bf16 does not finish in minutes on a CPU. Use fp32."
+            )
+        if model.context_parallel_size > 1:
+            raise InputError(
+                f"params.yaml: model.context_parallel_size is {model.context_parallel_size}, and this machine has "
+                "no GPU: only Transformer Engine splits a sample over ranks. Use 1."
+            )
+    if model.pipeline_model_parallel_size > 2:
+        raise InputError(
+            f"params.yaml: model.pipeline_model_parallel_size is {model.pipeline_model_parallel_size}: the middle "
+            "stages of Bridge 0.6 do not get the boundaries of packed samples (Megatron-Bridge #2952), so "
+            "samples would attend to each other. Use 1 or 2."
+        )
+    if model.sequence_parallel and model.tensor_model_parallel_size == 1:
+        raise InputError("params.yaml: model.sequence_parallel needs model.tensor_model_parallel_size > 1")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    copy = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
+    if ranks % copy:
+        raise InputError(
+            f"{ranks} ranks were started, and one copy of the model takes {copy} (tensor x pipeline x context "
+            f"parallel size in params.yaml: model). Start a multiple of {copy}."
+        )
+    at_once = ranks // copy * steps.micro_batch_size
+    if steps.global_batch_size % at_once:
+        raise InputError(
+            f"params.yaml: train.global_batch_size is {steps.global_batch_size}, not a multiple of the {at_once} "
+            f"packs that {ranks // copy} data-parallel ranks take at a time"
+        )
+    decay = params.scheduler.lr_decay_iters or steps.train_iters
+    if params.scheduler.lr_warmup_iters >= decay:
+        raise InputError(
+            f"params.yaml: scheduler.lr_warmup_iters is {params.scheduler.lr_warmup_iters}, not below the {decay} "
+            "steps of the schedule (scheduler.lr_decay_iters, or train.train_iters)"
+        )
+    if params.rng.seed < 1:
+        raise InputError(f"params.yaml: rng.seed is {params.rng.seed}: Megatron wants 1 or more")
+    _check_packs(packed / "training", steps.global_batch_size, "train.global_batch_size")
+    if validation.eval_iters:
+        _check_packs(
+            packed / "validation",
+            steps.global_batch_size,
+            "train.global_batch_size; Bridge would wait forever. Or set validation.eval_iters to 0",
+        )
+
+
+def _check_packs(folder: Path, least: int, reason: str) -> None:
+    shards = sorted(folder.glob("*.parquet"))
+    if not shards:
+        raise InputError(f"{folder}: no *.parquet. Run the pack stage.")
+    packs = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    if packs < least:
+        raise InputError(f"{folder}: {packs} packs, fewer than the {least} of one step (params.yaml: {reason})")
+
+
+def _newest_whole(run: Path) -> Path | None:
+    """Return the checkpoint to go on from. A torn one (killed while saving) is removed and said."""
+    for checkpoint in sorted((run / "checkpoints").glob("iter_*"), reverse=True):
+        fault = fault_of(checkpoint)
+        if fault is None:
+            return checkpoint
+        say(f"{checkpoint} is torn ({fault}): removed, going on from the one before it")
+        _remove(checkpoint)
+    return None
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; killed half-way, it counts as torn, for its manifest goes first."""
+    manifest_of(checkpoint).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def _weights_folder(start: Path) -> Path:
+    """Name the folder that Bridge loads: it takes the one of a step without looking for its tracker file."""
+    return start if start.name.startswith("iter_") else start / "iter_0000000"
+
+
+def _on_cpu() -> bool:
+    return not torch.cuda.is_available()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _ready() -> None:
+    """Make megatron.bridge importable on this machine."""
+    if _on_cpu():
+        from sft.model import cpu
+
+        cpu.install()
+    _skip_helper_build()
+
+
+def _skip_helper_build() -> None:
+    """Keep Bridge from calling `make` for a helper that the wheel brings compiled, without its Makefile."""
+    from megatron.bridge.training import initialize
+    from megatron.core import datasets
+
+    if not (Path(datasets.__path__[0]) / "Makefile").exists():
+        initialize.compile_helpers = lambda: None
+
+
+def _model(base: Path, *, weights: bool) -> tuple[Any, Any]:
+    """Return Bridge's view of the Hugging Face folder, and the provider of the same model in Megatron."""
+    _ready()
+    from megatron.bridge import AutoBridge
+
+    bridge = AutoBridge.from_hf_pretrained(str(base), dtype=torch.float32)
+    provider = bridge.to_megatron_provider(load_weights=weights)
+    provider.bf16 = provider.fp16 = False
+    provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
+    if _on_cpu():
+        from sft.model import cpu
+
+        cpu.configure(provider)
+    return bridge, provider
+
+
+@contextlib.contextmanager
+def _one_process(provider: Any) -> Iterator[None]:
+    """Give Megatron the process group it insists on, of this process alone; leave nothing behind."""
+    from megatron.bridge.training.initialize import destroy_global_state
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        provider.finalize()
+        provider.initialize_model_parallel(seed=1)
+        yield
+    finally:
+        destroy_global_state()
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _process_group(params: TrainParams) -> Iterator[None]:
+    """Join torchrun's ranks, or be the only one, without a port; share the cores of the machine among them."""
+    backend = "gloo" if _on_cpu() else "nccl"
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if _on_cpu():
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores // ranks_here))))
+    else:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()  # not after an error: other ranks may be waiting in a collective
+
+
+def _everywhere[T](decide: Callable[[], T]) -> T:
+    """Let the first rank decide, and tell the others."""
+    decision = [decide() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(decision)
+    return decision[0]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _quiet(log: Path | None) -> Iterator[None]:
+    """Send what Bridge prints and warns of to a file, or nowhere; errors reach the terminal too."""
+    target = Path(os.devnull) if log is None else log
+    target.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    terminal = {handler: handler.level for handler in root.handlers}
+    with target.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        to_file = logging.StreamHandler(file)
+        root.addHandler(to_file)
+        root.setLevel(logging.WARNING)
+        logging.captureWarnings(True)
+        for handler in terminal:
+            handler.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            root.removeHandler(to_file)
+            for handler, level in terminal.items():
+                handler.setLevel(level)
+
+
+def _config(
+    base: Path, start: Path, packed: Path, run: Path, params: TrainParams, pack_size: int, checkpoint: Path | None
+) -> Any:
+    """Build Bridge's ConfigContainer: params.yaml section by section, and what this program decides."""
+    _, provider = _model(base, weights=False)
+    from megatron.bridge.data.packing.config import PackedSequenceSpecs
+    from megatron.bridge.training import config as c
+    from megatron.bridge.training.tokenizers.config import TokenizerConfig
+
+    for name, value in params.model:
+        setattr(provider, name, value)
+    provider.seq_length = pack_size
+    provider.calculate_per_token_loss = True
+    context_parallel = params.model.context_parallel_size
+    # With stages of a pipeline or parts of a sample on several ranks, all must expect one length.
+    fixed_length = context_parallel > 1 or params.model.pipeline_model_parallel_size > 1
+    optimizer, steps = params.optimizer, params.train
+    validation = bool(params.validation.eval_iters)
+    shard_optimizer = not _on_cpu()
+    return c.ConfigContainer(
+        model=provider,
+        mixed_precision=None if params.mixed_precision.name == "fp32" else params.mixed_precision.name,
+        train=c.TrainingConfig(
+            train_iters=steps.train_iters,
+            global_batch_size=steps.global_batch_size,
+            micro_batch_size=steps.micro_batch_size,
+        ),
+        validation=c.ValidationConfig(
+            eval_interval=params.validation.eval_interval, eval_iters=params.validation.eval_iters
+        ),
+        optimizer=c.OptimizerConfig(
+            optimizer="adam",
+            **optimizer.model_dump(),
+            use_distributed_optimizer=shard_optimizer,
+            params_dtype=torch.float32,
+        ),
+        ddp=c.DistributedDataParallelConfig(
+            use_distributed_optimizer=shard_optimizer, grad_reduce_in_fp32=True, average_in_collective=False
+        ),
+        scheduler=c.SchedulerConfig(
+            lr_decay_style=params.scheduler.lr_decay_style,
+            lr_warmup_iters=params.scheduler.lr_warmup_iters,
+            lr_decay_iters=params.scheduler.lr_decay_iters or steps.train_iters,
+            start_weight_decay=optimizer.weight_decay,
+            end_weight_decay=optimizer.weight_decay,
+            weight_decay_incr_style="constant",
+            override_opt_param_scheduler=True,
+        ),
+        dataset=c.GPTSFTDatasetConfig(
+            dataset_root=str(run),  # Bridge makes folders below it even where every path is given
+            seq_length=pack_size,
+            seed=params.rng.seed,
+            dataloader_type="batch",
+            num_workers=0 if _on_cpu() else 2,
+            memmap_workers=1,
+            pin_memory=not _on_cpu(),
+            enable_offline_packing=True,
+            offline_packing_specs=PackedSequenceSpecs(
+                packed_sequence_size=pack_size,
+                packed_train_data_path=str(packed / "training"),
+                packed_val_data_path=str(packed / "validation") if validation else None,
+                packed_metadata_path=str(packed / "metadata.json"),
+                pad_seq_to_mult=2 * context_parallel if context_parallel > 1 else 1,
+            ),
+            dataset_kwargs={"pad_to_max_length": True} if fixed_length else None,
+            do_validation=validation,
+            do_test=False,
+        ),
+        logger=c.LoggerConfig(
+            skip_train_metrics_log=True, log_throughput=False, logging_level=logging.WARNING, tensorboard_dir=None
+        ),
+        tokenizer=TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(base)),
+        checkpoint=c.CheckpointConfig(
+            pretrained_checkpoint=str(_weights_folder(start)),
+            load=None if checkpoint is None else str(checkpoint),
+            save=str(run / "checkpoints"),
+            save_interval=params.checkpoint.save_interval,
+            most_recent_k=-1,  # old ones are removed by _Watch, with their manifests
+            ckpt_format="torch_dist",
+            async_save=False,
+            fully_parallel_save=shard_optimizer,
+        ),
+        dist=c.DistributedInitConfig(distributed_backend=dist.get_backend(), disable_jit_fuser=_on_cpu()),
+        rng=c.RNGConfig(seed=params.rng.seed),
+    )
+
+
+@dataclass
+class _Watch:
+    """What is seen of a run from outside: hooks that Bridge calls on every rank, telling the caller on the first."""
+
+    run: Path
+    keep: int
+    on_step: Callable[[Step], None]
+    on_validation: Callable[[int, float], None]
+    on_save: Callable[[int, Path], None] | None
+    tokens: int = 0
+    lr: float = 0.0
+    started: float = 0.0
+    validated: int = -1
+    terminal: Any = field(default_factory=lambda: __import__("sys").stdout)
+
+    def callbacks(self) -> Any:
+        """Register the hooks under Bridge's names."""
+        from megatron.bridge.training.callbacks import CallbackManager
+
+        manager = CallbackManager()
+        manager.register("on_train_step_start", self.step_starts)
+        manager.register("on_train_step_end", self.step_ends)
+        manager.register("on_eval_end", self.validation_ends)
+        manager.register("on_train_end", self.training_ends)
+        manager.register("on_checkpoint_save", self.saved)
+        return manager
+
+    def forward_step(self, state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
+        """Bridge's own step on a batch whose real tokens were counted."""
+        from megatron.bridge.training.gpt_step import forward_step
+
+        batches = self.counted(data_iterator) if model.training and data_iterator is not None else data_iterator
+        return forward_step(state, batches, model, return_schedule_plan)
+
+    def counted(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Pass batches on, adding up their tokens without padding."""
+        for batch in batches:
+            self.tokens += sum(batch["token_count"])
+            yield batch
+
+    def step_starts(self, context: Any) -> None:
+        """Note the time, and the learning rate before the scheduler moves it on."""
+        self.tokens, self.started = 0, time.perf_counter()
+        self.lr = context.optimizer.param_groups[0]["lr"]
+
+    def step_ends(self, context: Any) -> None:
+        """Report the step."""
+        seconds = time.perf_counter() - self.started
+        from megatron.bridge.training.utils.pg_utils import get_pg_collection
+
+        groups = get_pg_collection(context.model)
+        device = "cpu" if _on_cpu() else torch.device("cuda", torch.cuda.current_device())
+        tokens = torch.tensor(self.tokens, device=device)
+        dist.all_reduce(tokens, group=groups.dp)
+        loss = torch.tensor(float(context.loss_dict.get("lm loss", 0.0)), device=device)
+        dist.all_reduce(loss, group=groups.pp)  # only the last stage knows it
+        if dist.get_rank() == 0:
+            iteration = context.state.train_state.step + 1
+            with contextlib.redirect_stdout(self.terminal):
+                self.on_step(
+                    Step(iteration, loss.item(), self.lr, float(context.grad_norm), int(tokens), seconds)
+                )
+
+    def validation_ends(self, context: Any) -> None:
+        """Report the loss over the validation batches."""
+        self.validated = context.state.train_state.step
+        if dist.get_rank() == 0:
+            with contextlib.redirect_stdout(self.terminal):
+                self.on_validation(self.validated, float(context.total_loss_dict["lm loss"]))
+
+    def training_ends(self, context: Any) -> None:
+        """Keep Bridge from validating the last step a second time."""
+        if self.validated == context.state.train_state.step:
+            context.state.train_state.do_valid = False
+
+    def saved(self, context: Any) -> None:
+        """Write the manifest of the checkpoint that was saved, then remove the oldest."""
+        if dist.get_rank() != 0:
+            return
+        iteration = context.state.train_state.step
+        checkpoint = iteration_folder(self.run, iteration)
+        write_json(manifest_of(checkpoint), folder_digests(checkpoint))
+        for old in sorted(checkpoint.parent.glob("iter_*"))[: -self.keep]:
+            _remove(old)
+        if self.on_save is not None:
+            with contextlib.redirect_stdout(self.terminal):
+                self.on_save(iteration, checkpoint)

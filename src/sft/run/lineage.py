@@ -1,0 +1,124 @@
+"""Lineage: what determines a model, and one key for it.
+
+The key is a hash over the packed data, the base model, the train sections of params.yaml, the code that the
+train stage imports, and the versions of the packages that compute. Same key: the same model, so a run is
+resumed or reused. Another key: another run, in a folder of its own; nothing is ever mixed.
+"""
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.files import file_digest, value_digest
+
+KEY_DIGITS = 16
+# Packages whose version can change a number in the model.
+DECISIVE_PACKAGES = ("torch", "megatron-core", "megatron-bridge", "transformers", "tokenizers", "numpy", "pyarrow")
+# What the pipeline itself writes while it runs: a change there does not make the code dirty.
+OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Everything that determines a model; digests are sha256."""
+
+    data: str
+    """Digest of the packed data."""
+    base_model: str
+    """Digest of models/base, or of the checkpoint that replaces it."""
+    params: dict[str, Any]
+    """The train sections of params.yaml."""
+    code: str
+    """Digest of the modules that the train stage imports."""
+    decisive_packages: dict[str, str]
+    """Versions of DECISIVE_PACKAGES."""
+
+    @property
+    def key(self) -> str:
+        """The lineage key: it names the run's folder and tags the run in MLflow."""
+        return value_digest(asdict(self))[:KEY_DIGITS]
+
+
+def project_root() -> Path:
+    """The folder that holds runs/: the repository itself, also for experiments that DVC runs in a copy.
+
+    DVC sets DVC_ROOT to the original repository even where it runs a stage in a temporary one.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
+
+
+def package_versions(names: tuple[str, ...] = DECISIVE_PACKAGES) -> dict[str, str]:
+    """Return the installed versions of packages, by name."""
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def all_packages() -> dict[str, str]:
+    """Return the versions of everything that is installed, in order of name."""
+    found = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    return dict(sorted(found.items()))
+
+
+def code_digest(module: str) -> str:
+    """Return the digest of a module of this package and of all that it imports from it, at any depth."""
+    return value_digest({name: file_digest(path) for name, path in sorted(import_closure(module).items())})
+
+
+def import_closure(module: str) -> dict[str, Path]:
+    """Return {name: file} of a module and of every `sft` module that it imports, directly or not."""
+    closure: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        spec = importlib.util.find_spec(name) if name not in closure else None
+        if spec is None or spec.origin is None or spec.origin.endswith("__init__.py"):
+            continue
+        closure[name] = Path(spec.origin)
+        for node in ast.walk(ast.parse(closure[name].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sft"):
+                waiting += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+                waiting = [name for name in waiting if _is_module(name)]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if alias.name.startswith("sft.")]
+    return closure
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """Return (commit, whether the work tree differs from it); (None, None) outside a git repository."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit, bool(_git(folder, "status", "--porcelain", "--", ".", *OWN_OUTPUTS))
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return None, None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def lineage_json(lineage: Lineage, run_id: str, folder: Path) -> dict[str, Any]:
+    """Return what stands in models/final/lineage.json: the way from the model back to data, code and run."""
+    commit, dirty = git_state(folder)
+    return {
+        "lineage_key": lineage.key,
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "data": lineage.data,
+        "base_model": lineage.base_model,
+        "params": lineage.params,
+        "code": lineage.code,
+        "packages": all_packages(),
+        "mlflow_run_id": run_id,
+    }

@@ -1,0 +1,312 @@
+"""train: packed data and a base model -> a fine-tuned model, through Megatron-Bridge's finetune().
+
+data/packed, models/base  ->  models/final/             Hugging Face folder, chat template, lineage.json
+                              reports/train.json        losses, steps, the ledger of packs
+                              reports/train_loss.csv    iteration, loss, lr
+                              reports/validation_loss.csv
+Beside DVC: runs/<lineage key>/ (checkpoints, logs, steps), and a run and a model version in MLflow.
+
+One process on a CPU or one GPU; with more GPUs (or SFT_PROCESSES) it starts torchrun on itself, and each
+rank trains with `--run FOLDER`. A killed run goes on from its last checkpoint when started again; a
+finished one is exported again without a step.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.command import InputError, run_stage, say
+from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
+from sft.ledger import Ledger
+from sft.params import TRAIN_SECTIONS, load
+from sft.run.lineage import Lineage, code_digest, git_state, lineage_json, package_versions, project_root
+
+if TYPE_CHECKING:
+    from sft.model.bridge import Step
+
+BASE = Path("models/base")
+PACKED = Path("data/packed")
+FINAL = Path("models/final")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a rank needs to train: written to runs/<key>/run.json, read by every rank."""
+
+    key: str
+    folder: Path
+    base: Path
+    start: Path
+    """Megatron checkpoint to start from."""
+    packed: Path
+    run_id: str
+    """MLflow run."""
+
+
+def check_inputs() -> dict[str, Any]:
+    """Return the metadata of the packed data; raise unless model and data are there and belong together."""
+    for folder, stage in ((PACKED, "pack"), (BASE, "fetch-model")):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: not found. Run the stage that makes it: dvc repro {stage}")
+    metadata: dict[str, Any] = read_json(PACKED / "metadata.json")
+    if metadata["tokenizer_sha256"] != file_digest(BASE / "tokenizer.json"):
+        raise InputError(
+            f"{BASE}: its tokenizer is not the one that {PACKED} was made with, so the ids would mean other "
+            "words. Prepare the data with this model: dvc repro prep pack"
+        )
+    return metadata
+
+
+def find_lineage(params: dict[str, Any]) -> Lineage:
+    """Gather what determines the model."""
+    start = params["checkpoint"]["pretrained_checkpoint"]
+    return Lineage(
+        data=folder_digest(PACKED),
+        base_model=folder_digest(Path(start)) if start else folder_digest(BASE),
+        params=params,
+        code=code_digest("sft.stages.train"),
+        decisive_packages=package_versions(),
+    )
+
+
+def open_tracked_run(lineage: Lineage, metadata: dict[str, Any]) -> str:
+    """Find or make the MLflow run, with the data as its inputs; return its id."""
+    from sft.run import tracking
+
+    commit, dirty = git_state(Path.cwd())
+    lock = Path("dvc.lock")
+    tags = {
+        "git.commit": str(commit),
+        "git.dirty": str(dirty).lower(),
+        "mlflow.source.git.commit": str(commit),
+        "dvc.lock.sha256": file_digest(lock) if lock.exists() else "none",
+        "data.sampled": str(metadata["sampled"]).lower(),
+        "cluster": os.environ.get("CLUSTER") or "local",
+    }
+    datasets = [
+        tracking.Dataset("packed", lineage.data, PACKED.absolute(), "training", {"pack_size": str(metadata["pack_size"])})
+    ]
+    for name, counts in metadata["sources"].items():
+        described = {key: str(counts[key]) for key in ("domain", "license", "conversations", "tokens", "trained_tokens")}
+        prepared = Path("data/prepared", name)
+        digest = folder_digest(prepared) if prepared.is_dir() else lineage.data
+        datasets.append(tracking.Dataset(name, digest, prepared.absolute(), "source", described))
+    return tracking.open_run(lineage.key, lineage.params, tags, datasets)
+
+
+def processes() -> int:
+    """How many ranks train on this machine: one for each GPU, or SFT_PROCESSES; one on a CPU."""
+    if asked := os.environ.get("SFT_PROCESSES"):
+        if not asked.isdecimal() or int(asked) < 1:
+            raise InputError(f"SFT_PROCESSES={asked}: expected a number of processes, 1 or more")
+        return int(asked)
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def train(run: Run) -> None:
+    """Train on this rank: the same call on a laptop and on every rank of a cluster."""
+    from sft.model import bridge
+    from sft.run import tracking
+
+    params = bridge.TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
+    metadata = read_json(run.packed / "metadata.json")
+    quiet: Callable[..., None] = lambda *values: None  # noqa: E731: other ranks have nothing to tell
+    on_step = on_validation = quiet
+    journal = None
+    if int(os.environ.get("RANK", "0")) == 0:
+        journal = Journal(run.folder, params.train.train_iters, tracking.Metrics(run.run_id))
+        on_step, on_validation = journal.step, journal.validation
+    try:
+        bridge.train(
+            base=run.base,
+            start=run.start,
+            packed=run.packed,
+            run=run.folder,
+            params=params,
+            pack_size=metadata["pack_size"],
+            on_step=on_step,
+            on_validation=on_validation,
+        )
+    finally:
+        if journal:
+            journal.close()
+
+
+class Journal:
+    """The steps of a run: a file in its folder, metrics in MLflow, one line on the terminal."""
+
+    def __init__(self, folder: Path, iterations: int, metrics: Any) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "steps.jsonl").open("a", encoding="utf-8")
+        self._iterations, self._metrics = iterations, metrics
+        self._bar = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task("train", total=iterations, loss="-", speed="-")
+        self._bar.start()
+
+    def step(self, step: "Step") -> None:
+        """Write one training step down."""
+        speed = step.tokens / step.seconds if step.seconds else math.nan
+        self._write({"iteration": step.iteration, "loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm,
+                     "tokens": step.tokens, "seconds": step.seconds})
+        self._metrics.log(
+            step.iteration, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm or 0.0, tokens_per_second=speed
+        )
+        self._bar.update(self._task, completed=step.iteration, loss=f"{step.loss:.4f}", speed=f"{speed:,.0f}")
+        every = max(1, self._iterations // 10)
+        if not self._bar.console.is_terminal and (step.iteration % every == 0 or step.iteration == 1):
+            say(f"step {step.iteration}/{self._iterations}: loss {step.loss:.4f}, {speed:,.0f} tokens/s")
+
+    def validation(self, iteration: int, loss: float) -> None:
+        """Write one validation down."""
+        self._write({"iteration": iteration, "validation_loss": loss})
+        self._metrics.log(iteration, validation_loss=loss)
+        self._bar.console.print(f"step {iteration}/{self._iterations}: validation loss {loss:.4f}", highlight=False)
+
+    def close(self) -> None:
+        """Close the file and the line."""
+        self._bar.stop()
+        self._file.close()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry, sort_keys=True) + "\n")
+        self._file.flush()
+
+
+def read_steps(folder: Path, iterations: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return (training steps, validations) of a run in order; a step done twice counts as it was last."""
+    steps: dict[int, dict[str, Any]] = {}
+    validations: dict[int, dict[str, Any]] = {}
+    for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines():
+        if not line.endswith("}"):
+            continue  # the line that a kill cut; its step was done again
+        entry = json.loads(line)
+        (validations if "validation_loss" in entry else steps)[entry["iteration"]] = entry
+    if sorted(steps) != list(range(1, iterations + 1)):
+        raise AssertionError(f"{folder}/steps.jsonl: steps {len(steps)}, expected each of 1 to {iterations}")
+    return [steps[i] for i in sorted(steps)], [validations[i] for i in sorted(validations)]
+
+
+def launch(run: Run, number: int) -> None:
+    """Train with several ranks on this machine, under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
+    done = subprocess.run([*command, "-m", "sft.stages.train", "--run", str(run.folder)], check=False)
+    if done.returncode:
+        raise InputError(f"training ended with status {done.returncode}; its messages stand above, logs in {run.folder}")
+
+
+def export(run: Run, lineage: Lineage, checkpoint: Path) -> None:
+    """Publish models/final: weights, tokenizer, the chat template it was trained on, lineage.json."""
+    from sft.model import bridge
+
+    with publish_folder(FINAL) as folder:
+        bridge.export(checkpoint=checkpoint, base=run.base, target=folder)
+        (folder / "chat_template.jinja").write_bytes((run.packed / "chat_template.jinja").read_bytes())
+        write_json(folder / "lineage.json", lineage_json(lineage, run.run_id, Path.cwd()))
+
+
+def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Publish the reports of a finished run; return the metrics."""
+    steps, validations = read_steps(run.folder, iterations)
+    for path, header, entries in (
+        (Path("reports/train_loss.csv"), ("iteration", "loss", "lr"), steps),
+        (Path("reports/validation_loss.csv"), ("iteration", "validation_loss"), validations),
+    ):
+        with publish_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows([entry[name] for name in header] for entry in entries)
+    packs = metadata["splits"]["training"]["packs"]
+    seen = min(packs, iterations * batch)
+    ledger = Ledger(packs, seen, Counter({"not-reached": packs - seen} if packs > seen else {}))
+    last = steps[-max(1, iterations // 10) :]
+    return ledger.write(
+        Path("reports/train.json"),
+        train_loss=round(sum(entry["loss"] for entry in last) / len(last), 6),
+        validation_loss=round(validations[-1]["validation_loss"], 6) if validations else None,
+        iterations=iterations,
+        epochs=round(iterations * batch / packs, 4),
+        tokens=sum(entry["tokens"] for entry in steps),
+        lineage_key=run.key,
+    )
+
+
+def main() -> None:
+    """Prepare, train, export, register."""
+    from sft.model import bridge
+    from sft.run import tracking
+
+    if cluster := os.environ.get("CLUSTER"):
+        raise InputError(f"CLUSTER={cluster}: training on a cluster is not there yet; unset CLUSTER to train here")
+    sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
+    params = {name: section.model_dump() for name, section in sections.items()}
+    metadata = check_inputs()
+    lineage = find_lineage(params)
+    runs = project_root() / "runs"
+    iterations, batch = sections["train"].train_iters, sections["train"].global_batch_size
+    say(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
+
+    start = sections["checkpoint"].pretrained_checkpoint
+    imported = Path(start).absolute() if start else runs / "imports" / lineage.base_model[:16]
+    if not start:
+        bridge.import_base(base=BASE.absolute(), checkpoint=imported)
+    run_id = open_tracked_run(lineage, metadata)
+    run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute(), run_id)
+    with tracking.true_status(run_id):
+        checkpoint = bridge.final_checkpoint(run.folder, iterations)
+        if checkpoint is None:
+            write_json(run.folder / "run.json", {name: str(value) for name, value in asdict(run).items()})
+            number = processes()
+            launch(run, number) if number > 1 else train(run)
+            checkpoint = bridge.final_checkpoint(run.folder, iterations)
+            if checkpoint is None:
+                raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
+        else:
+            say(f"this run is complete: exporting step {iterations} again, no step is trained")
+        export(run, lineage, checkpoint)
+        metrics = report(run, iterations, batch, metadata)
+        tags = {"lineage_key": lineage.key, "data": lineage.data, "base_model": lineage.base_model}
+        version = tracking.register_model(run_id, FINAL, tags, params)
+        reports = [Path("reports/train.json"), Path("reports/train_loss.csv"), Path("reports/pack.json")]
+        texts = [Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock"), FINAL / "lineage.json"]
+        tracking.log_files(run_id, [*reports, *texts, PACKED / "metadata.json"], "lineage")
+    say(
+        f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; "
+        f"models/final is version {version} of {tracking.REGISTERED_MODEL} in MLflow, run {run_id}"
+    )
+
+
+def _rank(folder: Path) -> None:
+    """Train as one rank of several."""
+    record = read_json(folder / "run.json")
+    paths = {name: Path(record[name]) for name in ("folder", "base", "start", "packed")}
+    train(Run(key=record["key"], run_id=record["run_id"], **paths))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--run", type=Path)
+    known, others = parser.parse_known_args()
+    if known.run:
+        sys.argv = [sys.argv[0], *others]
+        run_stage(lambda: _rank(known.run), __doc__)
+    else:
+        run_stage(main, __doc__)

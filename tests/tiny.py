@@ -1,0 +1,121 @@
+"""The smallest real model: what other tests train, export and read instead of a downloaded one."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STORY = (
+    "The quick brown fox jumps over the lazy dog while the weather in Paris stays mild. "
+    'What is the sum of seven and five? The sum is twelve. {"city": "Paris", "unit": "celsius"} '
+    "<think>First look at the tools, then call one.</think> user assistant system tool <tool_call> "
+    "<function=get_weather> <parameter=city> Berlin </parameter> </function> </tool_call> "
+)
+ADDED_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VOCABULARY = 400
+EOS = 2  # <|im_end|>
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tiny_base(folder: Path) -> None:
+    """Write a Llama of two layers, 117,248 parameters, and its byte-level BPE tokenizer: same bytes every time."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(ADDED_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([STORY], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        pad_token_id=0,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = LlamaForCausalLM(config)
+        for weights in model.parameters():
+            if weights.ndim == 1:  # norms of exactly 1 would hide a norm left out
+                weights.data += 0.01 * torch.randn_like(weights)
+    model.save_pretrained(folder)
+
+
+def write_packs(folder: Path, packs: Sequence[dict[str, Any]], shards: int = 1) -> None:
+    """Write packs (input_ids, loss_mask, seq_start_id, and columns of one's own) as Parquet, in order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {
+        "input_ids": pa.list_(pa.int32()),
+        "loss_mask": pa.list_(pa.uint8()),
+        "seq_start_id": pa.list_(pa.int32()),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    size = -(-len(packs) // shards)
+    for shard in range(shards):
+        rows = packs[shard * size : (shard + 1) * size]
+        columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
+        pq.write_table(pa.table(columns), folder / f"{shard:05d}.parquet")
+
+
+def make_pack(*samples: tuple[list[int], list[int]]) -> dict[str, list[int]]:
+    """Pack samples (prompt ids, answer ids): the answer and the stop token are trained, the mask shifted once."""
+    pack: dict[str, list[int]] = {"input_ids": [], "loss_mask": [], "seq_start_id": []}
+    for prompt, answer in samples:
+        ids = [*prompt, *answer, EOS]
+        trained = [0] * len(prompt) + [1] * (len(answer) + 1)
+        pack["seq_start_id"].append(len(pack["input_ids"]))
+        pack["input_ids"] += ids
+        pack["loss_mask"] += [*trained[1:], 0]
+    return pack
+
+
+def make_packs(count: int, size: int, seed: int) -> list[dict[str, list[int]]]:
+    """Make packs of at most `size` tokens that can be learned: every answer counts on from its prompt."""
+    draw = random.Random(seed)
+    packs = []
+    for _ in range(count):
+        samples, room = [], size
+        while room >= 16:
+            prompt = [draw.randrange(300, 380) for _ in range(draw.randrange(3, 8))]
+            answer = [prompt[-1] + step for step in range(1, draw.randrange(3, 8))]
+            samples.append((prompt, answer))
+            room -= len(prompt) + len(answer) + 1
+        packs.append(make_pack(*samples))
+    return packs
+
+
+def read_ids(path: Path) -> list[list[int]]:
+    """Read the token ids of packs back, in order."""
+    import pyarrow.parquet as pq
+
+    return [row for shard in sorted(path.glob("*.parquet")) for row in pq.read_table(shard)["input_ids"].to_pylist()]
+
+
+def tiny_config(folder: Path) -> dict[str, Any]:
+    """Read config.json of a tiny base."""
+    return dict(json.loads((folder / "config.json").read_text()))
