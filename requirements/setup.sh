@@ -58,7 +58,7 @@ export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" # seconds; single packages have
 echo "setup: installing $(cat "${pins[@]}" | wc -l) packages (about 3 GB to download where they are not cached)"
 "$uv" pip sync --quiet --python .venv/bin/python --build-constraints requirements/run.txt "${pins[@]}"
 "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
-.venv/bin/python -c 'import torch, transformers, dvc.cli, mlflow, sft' ||
+.venv/bin/python -c 'import torch, transformers, mlflow, dvc.commands.repro, dvc.repo.reproduce, dvc.repo.experiments, sft' ||
     fail ".venv is installed but does not work: see above. 'rm -r .venv' and 'make setup' begin anew."
 
 echo "$digest" >.venv/.pins

@@ -30,14 +30,16 @@ def run_stage(stage: Callable[[], None], doc: str | None) -> None:
 def run_source_stage(stage: Callable[[str], None], doc: str | None) -> None:
     """Run a stage that works on one source of the blend, named by --source."""
     parser = _parser(stage.__module__, doc)
-    parser.add_argument("--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml")
+    parser.add_argument(
+        "--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml"
+    )
     source = parser.parse_args().source
     _guard(f"{stage.__module__} {source}", lambda: stage(source))
 
 
 def say(*parts: object) -> None:
     """Print a line for people: rich markup is read, colour only on a terminal."""
-    Console(highlight=False, soft_wrap=True).print(*parts)
+    Console(highlight=False, emoji=False, soft_wrap=True).print(*parts)
 
 
 def _parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -62,7 +64,8 @@ def _guard(name: str, stage: Callable[[], None]) -> None:
 
 def _fail(name: str, message: str, status: int = 1) -> None:
     sys.stdout.flush()
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", style="red", markup=False)
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    console.print(f"error: {message}", style="red", markup=False)
     sys.stderr.flush()
     if "RANK" in os.environ:  # under torchrun: other ranks may hang in a collective, so leave at once
         os._exit(status)

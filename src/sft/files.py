@@ -6,6 +6,8 @@ never sees half a file. Digests of files and folders live here as well, because 
 """
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 20
+# renameat2(2), which Python's os does not offer.
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
 @contextlib.contextmanager
@@ -32,13 +38,12 @@ def publish_folder(target: Path) -> Iterator[Path]:
         for path in sorted(partial.rglob("*"), reverse=True):
             _flush(path)
         _flush(partial)
-        old = _partial_name(target, "old")
         if target.exists():
-            os.rename(target, old)
-        os.rename(partial, target)
+            _exchange(partial, target)
+        else:
+            os.rename(partial, target)
         _flush(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
+    finally:  # what is there now is unfinished, or the old folder
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -60,7 +65,9 @@ def publish_file(target: Path) -> Iterator[Path]:
 def write_json(target: Path, value: Any) -> None:
     """Publish `value` as JSON with sorted keys, two spaces, and a final newline: same value, same bytes."""
     with publish_file(target) as partial:
-        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -98,8 +105,24 @@ def value_digest(value: Any) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _partial_name(target: Path, kind: str = "new") -> Path:
-    return target.with_name(f".{target.name}.partial-{kind}-{os.getpid()}")
+def _partial_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial-{os.getpid()}")
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap the names of two folders in one step: at no moment is there none at a name.
+
+    A file system that cannot do it (some network file systems) gets two renames, with a moment between.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return
+    if ctypes.get_errno() not in CANNOT_EXCHANGE:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+    aside = one.with_name(f"{one.name}-{os.getpid()}")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
 
 
 def _remove_abandoned(target: Path) -> None:

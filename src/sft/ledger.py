@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.command import InputError
 from sft.files import read_json, write_json
 
 
@@ -63,11 +64,11 @@ class Ledger:
 def check_handover(upstream: Path, rows_in: int) -> None:
     """Raise unless a stage read exactly the rows that the stage before it says it wrote.
 
-    Raises:  ValueError: names the report, both numbers, and what to do.
+    Raises:  InputError: names the report, both numbers, and what to do.
     """
     rows_out = read_json(upstream)["rows_out"]
     if rows_out != rows_in:
-        raise ValueError(
+        raise InputError(
             f"{upstream}: says {rows_out} rows were handed on, but {rows_in} were found. "
             "The data was changed between stages: rerun the earlier stage (dvc repro --force <stage>)."
         )

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
 
 from sft.command import InputError
@@ -88,7 +88,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Section(BaseModel):
     """A strict section: no unknown keys, no missing keys, no coercion, frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Source(Section):
@@ -150,7 +150,7 @@ class Prep(Section):
     """Chat template, tokens, loss mask."""
 
     template: str
-    """A .jinja file, or 'tokenizer' for the template that the base model brings."""
+    """A .jinja file: ours, or models/base/chat_template.jinja, the one that the base model brings."""
 
 
 class Pack(Section):
@@ -314,15 +314,19 @@ def read(path: Path = PARAMS) -> Params:
     """Read and check the whole of params.yaml. Raises InputError."""
     if not path.exists():
         raise InputError(f"{path.absolute()}: not found. Run in the folder that holds params.yaml.")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         values = YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else "?"
         raise InputError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
+    except (YAMLError, UnicodeDecodeError) as error:  # characters that no YAML file holds
+        raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected sections ({', '.join(Params.model_fields)}), found {type(values).__name__}")
+        raise InputError(
+            f"{path}: expected sections ({', '.join(Params.model_fields)}), found {type(values).__name__}"
+        )
     try:
         return Params.model_validate(values)
     except ValidationError as error:

@@ -115,10 +115,7 @@ def test_everything_else_is_a_fault_with_its_name(text, fault):
     assert judge(text, TOOLS, REFERENCE) == Verdict(False, False, False, False, fault)
 
 
-@given(
-    st.text(alphabet="\n <>/=ab", max_size=40)
-    | st.lists(st.sampled_from(PRICE.split("\n") + ["x", ""])).map("\n".join)
-)
+@given(PIECES | LINES)
 @example(PRICE)
 def test_any_text_gives_calls_or_a_fault_and_a_verdict_whose_claims_imply_each_other(text):
     verdict = judge(text, TOOLS, REFERENCE)

@@ -30,6 +30,8 @@ from sft.data.conversation import Message, Rejection
 Tools = list[dict[str, Any]] | None
 PRIVATE_USE = range(0xE000, 0xF8FF)
 EVIDENCE_CHARS = 80
+# What the expressions of a template raise on data that it does not expect.
+TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Rendered(NamedTuple):
@@ -68,14 +70,17 @@ class ChatTemplate:
 
     @staticmethod
     def load(template: str, tokenizer_folder: Path) -> "ChatTemplate":
-        """Load and check a template: a path of a .jinja file, or `tokenizer` for the one in the folder.
+        """Load a template (path of a .jinja file), bind it to the tokenizer of a folder, and check it.
 
         Raises:  InputError: no such file, a template that does not compile, has no exact mask, or does
         not stop; a tokenizer whose pieces do not add up to the whole.
         """
-        path = tokenizer_folder / "chat_template.jinja" if template == "tokenizer" else Path(template)
+        path = Path(template)
         if not path.is_file():
-            raise InputError(f"{path}: no such chat template. prep.template is a .jinja file or 'tokenizer'.")
+            raise InputError(
+                f"{path}: no such chat template. prep.template is a .jinja file: templates/nano3.jinja is ours, "
+                "models/base/chat_template.jinja the one that the base model brings, if it brings one."
+            )
         source = path.read_text(encoding="utf-8")
         settings = json.loads((tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
         config = json.loads((tokenizer_folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -112,14 +117,17 @@ class ChatTemplate:
     def render(
         self, messages: list[Message], tools: Tools, *, thinking: bool, generation_prompt: bool
     ) -> str:
-        """Render messages to text. Raises jinja2.TemplateError where the template refuses them."""
-        return self._template.render(
-            messages=messages,
-            tools=tools,
-            add_generation_prompt=generation_prompt,
-            enable_thinking=thinking,
-            **self._variables,
-        )
+        """Render messages to text. Raises jinja2.TemplateError where the template refuses or fails on them."""
+        try:
+            return self._template.render(
+                messages=messages,
+                tools=tools,
+                add_generation_prompt=generation_prompt,
+                enable_thinking=thinking,
+                **self._variables,
+            )
+        except TEMPLATE_FAULTS as error:
+            raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
 
     def samples(self, messages: list[Message], tools: Tools) -> list[Rendered] | Rejection:
         """Render a conversation to its samples.
@@ -247,19 +255,21 @@ def _assemble(rendered: Rendered, pieces: list[_Piece], encodings: Iterator[Any]
     crossing = None
     for piece in pieces:
         start = _plain(rendered, piece.start)
+        end = start + len(piece.text)
+        near = [(a, b) for a, b in spans if a < end and start < b]
         if piece.added is not None:
-            tokens = [(piece.added, start, start + len(piece.text))]
+            tokens, offsets = [piece.added], [(0, len(piece.text))]
         else:
             encoding = next(encodings)
-            tokens = [
-                (i, start + a, start + b) for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True)
-            ]
-        for token, begin, end in tokens:
-            inside = any(a <= begin and end <= b for a, b in spans)
-            if not inside and any(begin < edge < end for span in spans for edge in span):
-                crossing = rendered.text.replace(rendered.guard, "")[begin:end]
-            ids.append(token)
+            tokens, offsets = encoding.ids, encoding.offsets if near else []
+        ids += tokens
+        if not near:
+            mask += [0] * len(tokens)
+        for begin, stop in ((start + a, start + b) for a, b in offsets if near):
+            inside = any(a <= begin and stop <= b for a, b in near)
             mask.append(int(inside))
+            if not inside and any(begin < edge < stop for span in near for edge in span):
+                crossing = rendered.text.replace(rendered.guard, "")[begin:stop]
     if crossing is not None:  # after the loop, so that every encoding is taken
         return Rejection("token-crosses-mask", f"token {crossing!r} is part prompt, part answer")
     return Sample(ids, mask)
@@ -366,6 +376,9 @@ def _check(chat: ChatTemplate, name: str) -> bool:
     bos = chat._added.get(chat._variables.get("bos_token", ""))
     if sample.ids[:2] == [bos, bos]:
         raise InputError(f"{name}: a sample starts with two BOS tokens")
-    alone = chat.render([ask, thought], None, thinking=True, generation_prompt=False)
-    later = chat.render([ask, thought, ask, thought], None, thinking=True, generation_prompt=False)
+    try:
+        alone = chat.render([ask, thought], None, thinking=True, generation_prompt=False)
+        later = chat.render([ask, thought, ask, thought], None, thinking=True, generation_prompt=False)
+    except jinja2.TemplateError as error:
+        raise InputError(f"{name}: it fails on a conversation with reasoning: {error}") from error
     return not later.startswith(alone)

@@ -26,6 +26,7 @@ from sft.command import InputError
 RAW_CHARS = 2_000
 LINES, DOCUMENT, TABLE = {".jsonl", ".ndjson"}, {".json"}, {".parquet"}
 PARQUET_ROWS = 256  # read together
+ZST_BYTES, READ_BYTES = 16 << 10, 1 << 20  # unpacked, and handed on, at a time
 # The reasons of meta["refuse"].
 CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER = "closed-model", "failed-rollout", "no-answer"
 # Models whose weights are published: the last part of a name starts so. Anything else counts as closed.
@@ -97,10 +98,46 @@ def _open(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".gz":
         return gzip.open(path)
     if path.suffix == ".zst":
+        return io.BufferedReader(_Zstandard(path), READ_BYTES)
+    return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """A reader of .zst files that raises EOFError where one is cut off; zstandard's own ends silently."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb")
+        self.decoder: Any = None
+        self.ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Say yes, for BufferedReader."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a part of the buffer; 0 = the end."""
         import zstandard
 
-        return io.BufferedReader(zstandard.open(path))
-    return path.open("rb")
+        rest = b""
+        while not self.ready:
+            if self.decoder is not None and self.decoder.eof:  # a file may hold several frames
+                rest, self.decoder = self.decoder.unused_data, None
+            block = rest or self.file.read(ZST_BYTES)
+            rest = b""
+            if not block:
+                if self.decoder is not None:
+                    raise EOFError("the file is cut off")
+                return 0
+            self.decoder = self.decoder or zstandard.ZstdDecompressor().decompressobj()
+            self.ready = memoryview(self.decoder.decompress(block))
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+    def close(self) -> None:
+        """Close the file too."""
+        self.file.close()
+        super().close()
 
 
 def _damage() -> tuple[type[Exception], ...]:
@@ -116,7 +153,7 @@ def _lines(path: Path, name: str) -> Iterator[Row]:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _parse(line, f"{name}:{number}")
+                    yield _parse(line.rstrip(b"\r\n"), f"{name}:{number}")
     except _damage() as error:
         yield Row(f"{name}:{number + 1}", None, f"damaged compressed file, the rest is unreadable: {error}")
 
@@ -504,7 +541,8 @@ def _human_eval(folder: Path) -> Iterator[Row]:
 
     def convert(task: Json, where: str) -> Json:
         head, body = task["prompt"], task["canonical_solution"]
-        question = f"Complete this Python function. Answer with the whole function.\n\n```python\n{head.strip()}\n```"
+        request = "Complete this Python function. Answer with the whole function."
+        question = f"{request}\n\n```python\n{head.strip()}\n```"
         answer = f"```python\n{(head + body).strip()}\n```"
         return {"messages": _exchange(question, answer), "meta": {"task_id": task["task_id"]}}
 

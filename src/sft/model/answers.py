@@ -221,7 +221,7 @@ def _types(schema: Any) -> set[str]:
     if isinstance(schema.get("enum"), list) and all(isinstance(value, str) for value in schema["enum"]):
         return {"string"}
     lists = [schema[key] for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)]
-    choices = [_types(choice) for choice in sum(lists, [])]
+    choices = [_types(choice) for listed in lists for choice in listed]
     return set().union(*choices) if all(choices) else set()
 
 

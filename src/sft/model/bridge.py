@@ -18,11 +18,12 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow.parquet as pq
 import torch
@@ -30,7 +31,7 @@ import torch.distributed as dist
 
 from sft import params as p
 from sft.command import InputError, say
-from sft.files import file_digest, folder_digest, folder_digests, publish_folder, read_json, write_json
+from sft.files import folder_digest, folder_digests, publish_folder, read_json, write_json
 
 BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
@@ -85,10 +86,10 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
         if read_json(checkpoint / BASE_DIGEST) == origin:
             return
         manifest.unlink()
-    bridge, provider = _model(base, weights=True)
-    with publish_folder(checkpoint) as partial, _one_process(provider):
-        model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
-        with _quiet(None):
+    with publish_folder(checkpoint) as partial, _quiet():
+        bridge, provider = _model(base, weights=True)
+        with _one_process(provider):
+            model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
             bridge.save_megatron_model(model, partial)
         write_json(partial / BASE_DIGEST, origin)
     write_json(manifest, folder_digests(checkpoint))
@@ -128,12 +129,12 @@ def train(
             return
         if checkpoint is None:
             _everywhere(lambda: verify(start))
-        config = _config(base, start, packed, run, params, pack_size, checkpoint)
-        watch = _Watch(run, params.checkpoint.most_recent_k, on_step, on_validation, on_save)
-
-        from megatron.bridge.training.finetune import finetune
-
+        watch = _Watch(run, params.checkpoint.most_recent_k, sys.stdout, on_step, on_validation, on_save)
         with _quiet(run / "logs" / "bridge.log"):
+            config = _config(base, start, packed, run, params, pack_size, checkpoint)
+
+            from megatron.bridge.training.finetune import finetune
+
             finetune(config, watch.forward_step, callbacks=watch.callbacks())
 
 
@@ -147,13 +148,14 @@ def export(*, checkpoint: Path, base: Path, target: Path) -> None:
     if _rank() != 0:
         return
     verify(checkpoint)
-    bridge, provider = _model(base, weights=False)
+    with publish_folder(target) as partial, _quiet():
+        bridge, provider = _model(base, weights=False)
 
-    from megatron.bridge.training.model_load_save import build_and_load_model
+        from megatron.bridge.training.model_load_save import build_and_load_model
 
-    with publish_folder(target) as partial, _one_process(provider), _quiet(None):
-        model = build_and_load_model(str(_weights_folder(checkpoint)), provider, use_cpu_init=True)
-        bridge.save_hf_weights(model, partial, show_progress=False)
+        with _one_process(provider):
+            model = build_and_load_model(str(_weights_folder(checkpoint)), provider, use_cpu_init=True)
+            bridge.save_hf_weights(model, partial, show_progress=False)
         weights = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
         for path in sorted(set(base.iterdir()) - weights):
             if path.is_file():
@@ -370,26 +372,22 @@ def _everywhere[T](decide: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def _quiet(log: Path | None) -> Iterator[None]:
+def _quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
     """Send what Bridge prints and warns of to a file, or nowhere; errors reach the terminal too."""
-    target = Path(os.devnull) if log is None else log
-    target.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
-    terminal = {handler: handler.level for handler in root.handlers}
-    with target.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        to_file = logging.StreamHandler(file)
-        root.addHandler(to_file)
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        to_file, to_terminal = logging.StreamHandler(file), logging.StreamHandler(sys.stderr)
+        to_terminal.setLevel(logging.ERROR)
+        before = root.handlers
+        root.handlers = [to_file, to_terminal]
         root.setLevel(logging.WARNING)
         logging.captureWarnings(True)
-        for handler in terminal:
-            handler.setLevel(logging.ERROR)
         try:
             yield
         finally:
             logging.captureWarnings(False)
-            root.removeHandler(to_file)
-            for handler, level in terminal.items():
-                handler.setLevel(level)
+            root.handlers = before
 
 
 def _config(
@@ -485,6 +483,7 @@ class _Watch:
 
     run: Path
     keep: int
+    terminal: TextIO
     on_step: Callable[[Step], None]
     on_validation: Callable[[int, float], None]
     on_save: Callable[[int, Path], None] | None
@@ -492,7 +491,6 @@ class _Watch:
     lr: float = 0.0
     started: float = 0.0
     validated: int = -1
-    terminal: Any = field(default_factory=lambda: __import__("sys").stdout)
 
     def callbacks(self) -> Any:
         """Register the hooks under Bridge's names."""

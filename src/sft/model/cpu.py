@@ -18,6 +18,7 @@ import contextlib
 import functools
 import importlib
 import math
+import os
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +54,7 @@ def install() -> None:
         raise RuntimeError("sft.model.cpu hides the GPU from Megatron; this machine has one")
     if _installed():
         return
-    torch._dynamo.config.disable = True  # Megatron's jit_fuser is torch.compile: nothing gained here, minutes lost
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # Megatron compiles small functions on import: slow here, gains nothing
     torch.set_flush_denormal(True)  # vanishing gradients become 0; denormal arithmetic is many times slower
     with import_stubs():
         for importers in STUBBED.values():

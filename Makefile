@@ -1,0 +1,101 @@
+# Short names for what the repository does. `make` lists them. Stages are described in dvc.yaml, which never
+# calls make; every target that needs the environment makes it first (`setup`, milliseconds when nothing changed).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# DVC keeps pickles in its site cache, and its default place is writable by every user of the machine.
+export DVC_SITE_CACHE_DIR := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nano3-sft/dvc
+unexport PYTHONPATH PYTHONHOME          # the environment is .venv, nothing else
+unexport PYTHONDONTWRITEBYTECODE        # without .pyc files every call of dvc takes twice as long
+
+PORT ?= 5000
+SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
+
+# How stages are run: SAMPLE and FORCE work for repro and for every stage.
+RUN = $(if $(SAMPLE),dvc exp run --set-param filter.sample=$(SAMPLE),dvc repro) $(if $(FORCE),--force)
+
+# $(call stages,TARGETS): refuse what cannot be done, run, say how to get back.
+define stages
+$(if $(CLUSTER),@echo "$(no_cluster)" >&2; exit 2)
+$(if $(SAMPLE),@[[ "$(SAMPLE)" =~ ^[1-9][0-9]*$$ ]] || { echo "$(no_sample)" >&2; exit 2; })
+$(RUN) $(1)
+$(if $(SAMPLE),@echo "params.yaml now takes $(SAMPLE) rows per source. Back to all of them: git checkout params.yaml")
+endef
+
+no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per source, as in SAMPLE=50
+no_cluster = error: CLUSTER=$(CLUSTER): clusters come with a later release (slurm/README.md); profiles here: \
+    $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
+
+.PHONY: help setup repro fetch filter prep pack train eval test check format mlflow show clean pins
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+	    /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	    /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+##@ The pipeline (SAMPLE=50: only so many rows per source; FORCE=1: also what has not changed)
+repro: setup ## Run every stage whose inputs changed
+	$(call stages,)
+
+fetch: setup ## Download sources and base model, up to here
+	$(call stages,fetch fetch-model)
+
+filter: setup ## Normalise and filter conversations, up to here
+	$(call stages,filter)
+
+prep: setup ## Apply the chat template, tokenise, mask, up to here
+	$(call stages,prep)
+
+pack: setup ## Split, blend and pack, up to here
+	$(call stages,pack)
+
+train: setup ## Train, up to here
+	$(call stages,train)
+
+eval: setup ## Measure before and after, up to here
+	$(call stages,eval)
+
+##@ Results
+show: setup ## Table of experiments: params and metrics that differ
+	dvc exp show --only-changed --no-pager --drop '^(data|models|src|requirements|templates|reports)/'
+
+mlflow: setup ## Runs and registered models in the browser (PORT=5000)
+	@mkdir -p runs
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
+	mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+	    --allowed-hosts "localhost:$(PORT),127.0.0.1:$(PORT)" \
+	    --backend-store-uri "sqlite:///$(CURDIR)/runs/mlflow.db" \
+	    --artifacts-destination "$(CURDIR)/runs/mlflow-artifacts"
+
+clean: ## Remove what the pipeline made in data/, models/ and runs/; DVC's cache stays
+	git clean -fdX -- data models runs
+
+##@ The repository
+setup: ## Make or complete .venv from the pinned requirements
+	@install -d -m 700 "$(DVC_SITE_CACHE_DIR)"
+	@requirements/setup.sh
+
+test: setup ## Run the tests
+	pytest
+
+check: setup ## Everything that must hold before a commit: format, lint, types, scripts, tests
+	ruff format --check
+	ruff check
+	mypy
+	shellcheck $(SHELL_SCRIPTS)
+	pytest
+
+format: setup ## Format, and fix what can be fixed
+	ruff format
+	ruff check --fix
+
+COMPILE = uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-header \
+    --no-annotate --no-emit-index-url --config-file requirements/bridge.toml $(if $(UPGRADE),--upgrade)
+pins: setup ## Compile requirements/*.in to pins (UPGRADE=1: to the newest releases)
+	$(COMPILE) requirements/run.in --output-file requirements/run.txt >/dev/null
+	all="$$(mktemp)"; trap 'rm -f "$$all"' EXIT; cat requirements/run.txt requirements/dev.txt >"$$all"; \
+	$(COMPILE) requirements/run.in requirements/dev.in --constraint requirements/run.txt --output-file "$$all" >/dev/null; \
+	grep -vxFf requirements/run.txt "$$all" >requirements/dev.txt

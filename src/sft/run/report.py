@@ -1,0 +1,236 @@
+"""The report of a run: one HTML page that shows what training changed. Pure: numbers and texts in, text out.
+
+The page stands alone: its style, its plots (SVG) and nothing fetched, no script. It follows the reader's
+light or dark setting. Answers and names come from data and from models, so every one of them is escaped.
+Same inputs, same bytes.
+"""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TOOL_SHARES = {
+    "tool_call_well_formed": "well-formed",
+    "tool_call_known_function": "known function",
+    "tool_call_fits": "arguments fit",
+    "tool_call_exact": "exact",
+}
+SHARES = {**TOOL_SHARES, "stopped": "stopped by itself", "think_balanced": "think tags balanced"}
+EXAMPLES = 6
+SHOWN_CHARS = 1_200
+LABEL_CHARS = 26
+TICKS = 4
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --faint: #667085; --line: #dfe3ea; --page: #fbfbfc;
+  --card: #fff; --before: #a9b4c4; --after: #2563b8; --good: #19764a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --faint: #93a0b4; --line: #2c3542;
+  --page: #12161c; --card: #191f28; --before: #5d6b80; --after: #6aa5f2; --good: #63c497; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; background: var(--page);
+  color: var(--ink); font: 15px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; letter-spacing: -.01em; }
+h2 { font-size: 1.05rem; margin: 2.4rem 0 .7rem; }
+p { margin: .3rem 0; }
+code, pre { font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospace; }
+.faint { color: var(--faint); } .key { overflow-wrap: anywhere; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: .8rem;
+  margin-top: 1.4rem; }
+.card, details { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: .8rem 1rem; }
+.card b { display: block; font-size: 1.45rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.plot { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
+svg { display: block; width: 100%; height: auto; } svg text { fill: var(--faint); font-size: 12px; }
+svg .value { fill: var(--ink); } svg .grid { stroke: var(--line); } svg .before { fill: var(--before); }
+svg .after { fill: var(--after); } svg path { fill: none; stroke: var(--after); stroke-width: 2; }
+svg path.validation { stroke: var(--good); stroke-dasharray: 5 4; }
+.legend span::before { content: ""; display: inline-block; width: .7em; height: .7em; margin: 0 .4em 0 1em;
+  border-radius: 2px; background: var(--before); } .legend span.after::before { background: var(--after); }
+.legend span.validation::before { background: var(--good); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+td, th { border-bottom: 1px solid var(--line); padding: .35rem .5rem; text-align: right;
+  font-weight: normal; } td:first-child, th:first-child { text-align: left; } th { color: var(--faint); }
+details { margin: .6rem 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .8rem;
+  margin-top: .7rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; max-height: 22rem; overflow: auto; }
+.pair > div { border-top: 2px solid var(--before); padding-top: .3rem; min-width: 0; }
+.pair > div.after { border-color: var(--after); }
+"""
+
+
+def render(
+    evaluation: Mapping[str, Any],
+    answers: Sequence[Mapping[str, Any]],
+    curve: Sequence[Mapping[str, float]],
+    lineage_key: str,
+) -> str:
+    """Render the page.
+
+    `evaluation` is reports/eval.json, `answers` the rows of reports/answers.jsonl, `curve` the points of the
+    training: iteration, loss and, where it was measured, validation_loss.
+    """
+    before, after = evaluation["before"], evaluation["after"]
+    sections = [
+        "<h1>What training changed</h1>",
+        f'<p class="faint key">lineage key <code>{_text(lineage_key)}</code></p>',
+        _cards(before, after),
+        _curve(curve),
+        "<h2>Held-out loss by domain</h2>" + _legend(),
+        _bars(
+            [
+                (domain, before["loss_by_domain"][domain], loss)
+                for domain, loss in after["loss_by_domain"].items()
+            ]
+        ),
+        "<h2>Tool calls and form, share of held-out prompts</h2>" + _legend(),
+        _bars([(label, before[name], after[name]) for name, label in SHARES.items()], top=1.0),
+        '<p class="faint">A tool call is well-formed, then known, then fitting, then exact: each asks more than '
+        "the one before it.</p>",
+        "<h2>What was measured</h2>" + _counts(evaluation),
+        "<h2>Answers</h2>",
+        *(_example(answer) for answer in _examples(answers)),
+    ]
+    if not answers:
+        sections.append('<p class="faint">No prompts.</p>')
+    body = "\n".join(part for part in sections if part)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>What training changed</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def number(value: float | None) -> str:
+    """Show a number in few digits; what was not measured as a dash.
+
+    >>> number(2), number(0.123456), number(12345.678), number(None)
+    ('2', '0.123', '12,346', '-')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _cards(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    shown = {"loss": "held-out loss", "perplexity": "perplexity", "tool_call_fits": "tool calls that fit"}
+    shown |= {"stopped": "answers that stop"}
+    cards = [
+        f'<div class="card"><span class="faint">{label}</span><b>{number(after[name])}</b>'
+        f'<span class="faint">before: {number(before[name])}</span></div>'
+        for name, label in shown.items()
+    ]
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _legend() -> str:
+    return '<p class="legend faint"><span>before</span><span class="after">after</span></p>'
+
+
+def _bars(rows: Sequence[tuple[str, float | None, float | None]], top: float | None = None) -> str:
+    """Draw two horizontal bars a row; a row that was not measured says so."""
+    measured = [value for _, *pair in rows for value in pair if value is not None]
+    top = top or max([*measured, 0.0]) or 1.0
+    left, full, height = 190, 480, 44
+    parts = [f'<svg viewBox="0 0 740 {height * len(rows) + 6}" role="img">']
+    for index, (label, *pair) in enumerate(rows):
+        y = index * height + 8
+        short = label if len(label) <= LABEL_CHARS else label[: LABEL_CHARS - 3] + "..."
+        parts.append(f'<text x="{left - 12}" y="{y + 19}" text-anchor="end">{_text(short)}</text>')
+        for name, value, at in zip(("before", "after"), pair, (y, y + 15), strict=True):
+            width = 0.0 if value is None else max(full * value / top, 1.5)
+            shown = "no prompts" if value is None else number(value)
+            parts.append(f'<rect class="{name}" x="{left}" y="{at}" width="{width:.1f}" height="13" rx="2"/>')
+            parts.append(f'<text class="value" x="{left + width + 8:.1f}" y="{at + 11}">{shown}</text>')
+    return f'<div class="plot">{"".join(parts)}</svg></div>'
+
+
+def _curve(curve: Sequence[Mapping[str, float]]) -> str:
+    """Draw the loss over iterations; nothing where there is no curve."""
+    if len(curve) < 2:
+        return ""
+    left, top, width, height = 56, 14, 660, 220
+    names = [name for name in ("loss", "validation_loss") if any(name in point for point in curve)]
+    values = [point[name] for point in curve for name in names if name in point]
+    first, last = curve[0]["iteration"], curve[-1]["iteration"]
+    low, high = min(values), max(values)
+    low, high = (low - 0.5, high + 0.5) if low == high else (low, high)
+    parts = ['<svg viewBox="0 0 740 270" role="img">']
+    for tick in range(TICKS + 1):
+        y = top + height * tick / TICKS
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        value = high - (high - low) * tick / TICKS
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+    parts.append(f'<text x="{left}" y="{top + height + 20}">{first:.0f}</text>')
+    parts.append(
+        f'<text x="{left + width}" y="{top + height + 20}" text-anchor="end">iteration {last:.0f}</text>'
+    )
+    for name in names:
+        points = [
+            f"{left + width * (point['iteration'] - first) / ((last - first) or 1):.1f} "
+            f"{top + height * (high - point[name]) / (high - low):.1f}"
+            for point in curve
+            if name in point
+        ]
+        parts.append(f'<path class="{name.removesuffix("_loss")}" d="M{" L".join(points)}"/>')
+    legend = '<span class="after">training</span>'
+    legend += '<span class="validation">validation</span>' if len(names) > 1 else ""
+    svg = f'<div class="plot">{"".join(parts)}</svg></div>'
+    return f'<h2>Loss while training</h2><p class="legend faint">{legend}</p>{svg}'
+
+
+def _counts(evaluation: Mapping[str, Any]) -> str:
+    rows: list[tuple[str, Any]] = [
+        ("prompts that want a tool call", evaluation["tool_prompts"]),
+        ("other prompts", evaluation["chat_prompts"]),
+        *((f"prompts left out: {reason}", n) for reason, n in evaluation["prompts_left_out"].items()),
+        *((f"held-out samples: {domain}", n) for domain, n in evaluation["samples_by_domain"].items()),
+        ("trained tokens in them", evaluation["tokens"]),
+    ]
+    cells = "".join(f"<tr><td>{_text(name)}</td><td>{number(count)}</td></tr>" for name, count in rows)
+    return f"<table>{cells}</table>"
+
+
+def _examples(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Take the first answers of each kind, tool calls first; no choosing by how they came out."""
+    tool = [answer for answer in answers if answer["kind"] == "tool"]
+    chat = [answer for answer in answers if answer["kind"] != "tool"]
+    num_tool = min(len(tool), max(EXAMPLES - len(chat), EXAMPLES * 2 // 3))
+    return tool[:num_tool] + chat[: EXAMPLES - num_tool]
+
+
+def _example(answer: Mapping[str, Any]) -> str:
+    panels = []
+    for name in ("before", "after"):
+        said = answer[name]
+        fault = "" if "verdict" not in said else said["verdict"]["fault"] or "exact"
+        notes = [note for note in (fault, "" if said["stopped"] else "cut at max_new_tokens") if note]
+        shown = f' <span class="faint">{_text(", ".join(notes))}</span>' if notes else ""
+        panels.append(f'<div class="{name}">{name}{shown}<pre>{_text(_cut(said["text"]))}</pre></div>')
+    question = answer["question"].strip()
+    title = _text(question if len(question) <= 110 else question[:107] + "...")
+    origin = _text(f"{answer['source']}, {answer['kind']}:")
+    return (
+        f'<details><summary><span class="faint">{origin}</span> {title}</summary>'
+        f'<div class="pair">{"".join(panels)}</div>'
+        f'<p class="faint">Reference</p><pre>{_text(_cut(_reference(answer["reference"])))}</pre></details>'
+    )
+
+
+def _reference(message: Mapping[str, Any]) -> str:
+    calls = [call["function"] for call in message.get("tool_calls", [])]
+    shown = [f"{call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in calls]
+    return "\n".join([message["content"], *shown]).strip()
+
+
+def _cut(text: str) -> str:
+    left_out = len(text) - SHOWN_CHARS
+    return text if left_out <= 0 else f"{text[:SHOWN_CHARS]}\n[{left_out} more characters]"

@@ -1,0 +1,100 @@
+"""Bring one source of the blend, or the base model, from where it is published.
+
+fetch.sources.<name>  ->  data/raw/<name>/ as published, never edited    reports/fetch/<name>.json
+fetch.model           ->  models/base/     in Hugging Face's layout      reports/fetch/model.json
+
+Everything is pinned: by sha256 or, on the hub, by commit. The report names every file with its size, digest
+and number of rows. An output appears whole or not at all; a rerun after an interruption goes on.
+
+    python -m sft.stages.fetch --source NAME|model
+"""
+
+import difflib
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sft.command import InputError, run_source_stage, say
+from sft.data.formats import read_rows
+from sft.data.sources import FetchedFile, fetch_files, redact
+from sft.files import folder_digest, publish_folder
+from sft.ledger import Ledger
+from sft.params import BaseModelSource, Fetch, Source, load
+
+RAW = Path("data/raw")
+BASE = Path("models/base")
+REPORTS = Path("reports/fetch")
+
+
+def describe(source: Source | BaseModelSource) -> dict[str, Any]:
+    """Return what a report says about where data comes from; nothing secret."""
+    told = source.model_dump(include={"domain", "license", "origin", "revision", "sha256"}, exclude_none=True)
+    return {"uri": redact(source.uri), **told}
+
+
+def count_rows(folder: Path, format: str) -> Counter[str]:
+    """Return the number of rows, sound or faulty, by the file that they stand in."""
+    return Counter(row.where.rpartition(":")[0] for row in read_rows(folder, format))
+
+
+def fetch_source(name: str, source: Source) -> None:
+    """Publish data/raw/<name>/ and its report.
+
+    Raises:  InputError: what fetch_files raises; a source without a single row.
+    """
+    with publish_folder(RAW / name) as folder:
+        files = fetch_files(source, folder)
+        rows = count_rows(folder, source.format)
+        if not rows:
+            named = ", ".join(file.path for file in files[:5])
+            raise InputError(
+                f"fetch.sources.{name}: {redact(source.uri)}: not one row of format {source.format!r} in "
+                f"{len(files)} files ({named}). Check the path and the format."
+            )
+    listed = [{**asdict(file), "rows": rows[file.path]} for file in files]
+    ledger = Ledger(rows_in=rows.total(), rows_out=rows.total())
+    ledger.write(REPORTS / f"{name}.json", files=listed, format=source.format, **describe(source))
+    say(f"{name}: {rows.total():,} rows in {_size(files)} -> {RAW / name}")
+
+
+def fetch_model(source: BaseModelSource) -> None:
+    """Publish models/base/ and its report. Raises InputError."""
+    from sft.model.base import count_parameters, make_base
+
+    with publish_folder(BASE) as folder:
+        fetched = folder / "fetched"  # inside, so that a killed run leaves nothing that the next one keeps
+        fetched.mkdir()
+        files = fetch_files(source, fetched)
+        make_base(fetched, folder)
+        shutil.rmtree(fetched)
+        parameters = count_parameters(folder)
+    listed = [asdict(file) for file in files]
+    digest = folder_digest(BASE)
+    ledger = Ledger(rows_in=len(files), rows_out=len(files))
+    ledger.write(
+        REPORTS / "model.json", files=listed, digest=digest, parameters=parameters, **describe(source)
+    )
+    say(f"model: {parameters:,} parameters from {_size(files)} -> {BASE}")
+
+
+def main(name: str) -> None:
+    """Fetch what `name` stands for in params.yaml."""
+    section: Fetch = load("fetch")
+    if name == "model":
+        fetch_model(section.model)
+        return
+    if name not in section.sources:
+        near = difflib.get_close_matches(name, [*section.sources, "model"], n=1)
+        meant = f"Did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"{name!r} is no source. {meant}Known: {', '.join([*section.sources, 'model'])}.")
+    fetch_source(name, section.sources[name])
+
+
+def _size(files: list[FetchedFile]) -> str:
+    return f"{len(files)} files, {sum(file.bytes for file in files) / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    run_source_stage(main, __doc__)

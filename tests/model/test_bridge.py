@@ -1,0 +1,482 @@
+"""What Bridge does with our packs, checkpoints and models.
+
+Megatron takes tens of seconds to import and cannot be left again, so this file is also a program: each
+`python test_bridge.py SCENARIO FOLDER` runs once, in a process of its own, and the tests read what it reports.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tiny
+
+from sft import files
+from sft import params as p
+from sft.command import InputError
+from sft.model import bridge
+
+PACK = 128
+STEPS = 8
+PACKS = 7  # with 2 a step, an epoch ends after step 3 and step 6, one pack left out of each
+KILLED_AT = 5
+SAVED_EVERY = 2
+
+
+def train_params(**changes: dict[str, Any]) -> bridge.TrainParams:
+    sections: dict[str, dict[str, Any]] = {
+        "model": {
+            "tensor_model_parallel_size": 1,
+            "pipeline_model_parallel_size": 1,
+            "context_parallel_size": 1,
+            "sequence_parallel": False,
+            "attention_dropout": 0.1,
+            "hidden_dropout": 0.1,
+        },
+        "mixed_precision": {"name": "fp32"},
+        "optimizer": {
+            "lr": 3e-3,
+            "min_lr": 3e-4,
+            "weight_decay": 0.1,
+            "adam_beta1": 0.9,
+            "adam_beta2": 0.95,
+            "adam_eps": 1e-8,
+            "clip_grad": 1.0,
+        },
+        "scheduler": {"lr_decay_style": "cosine", "lr_warmup_iters": 1, "lr_decay_iters": None},
+        "train": {"train_iters": STEPS, "global_batch_size": 2, "micro_batch_size": 1},
+        "validation": {"eval_interval": 4, "eval_iters": 2},
+        "checkpoint": {"save_interval": SAVED_EVERY, "most_recent_k": 3, "pretrained_checkpoint": None},
+        "rng": {"seed": 5},
+    }
+    for section, values in changes.items():
+        sections[section] |= values
+    types = {field.name: field.type for field in dataclasses.fields(bridge.TrainParams)}
+    return bridge.TrainParams(**{name: types[name].model_validate(values) for name, values in sections.items()})
+
+
+# --- scenarios, each in its own process -----------------------------------------------------------------
+
+
+def run(folder: Path, name: str, params: bridge.TrainParams, at_step: Callable[[int], None] | None = None) -> None:
+    """Train `folder/name`, reporting steps and validations in files beside it as they happen."""
+    steps, validations = (folder / f"{name}.{kind}.jsonl" for kind in ("steps", "validations"))
+
+    def on_step(step: bridge.Step) -> None:
+        with steps.open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(step)) + "\n")
+        if at_step is not None:
+            at_step(step.iteration)
+
+    def on_validation(iteration: int, loss: float) -> None:
+        with validations.open("a") as file:
+            file.write(json.dumps([iteration, loss]) + "\n")
+
+    bridge.train(
+        base=folder / "base",
+        start=folder / "start",
+        packed=folder / "packed",
+        run=folder / name,
+        params=params,
+        pack_size=PACK,
+        on_step=on_step,
+        on_validation=on_validation,
+    )
+
+
+def killed(folder: Path) -> None:
+    """Import the base, then train until the process is killed."""
+    tiny.make_tiny_base(folder / "base")
+    packs = tiny.make_packs(PACKS, PACK, seed=1)
+    for number, pack in enumerate(packs):
+        pack["source"] = f"source {number}"  # type: ignore[assignment]
+    tiny.write_packs(folder / "packed" / "training", packs, shards=2)
+    tiny.write_packs(folder / "packed" / "validation", tiny.make_packs(4, PACK, seed=2))
+    bridge.import_base(base=folder / "base", checkpoint=folder / "start")
+    run(
+        folder,
+        "killed",
+        train_params(),
+        lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == KILLED_AT else None,
+    )
+
+
+def whole(folder: Path) -> None:
+    """All that one process can show: unbroken, resumed and torn runs, exports, batches."""
+    report: dict[str, Any] = {"start_before": files.folder_digests(folder / "start")}
+    bridge.import_base(base=folder / "base", checkpoint=folder / "start")
+    report["start_after"] = files.folder_digests(folder / "start")
+    bridge.export(checkpoint=folder / "start", base=folder / "base", target=folder / "round-trip")
+
+    shutil.copytree(folder / "killed", folder / "torn")
+    newest = max((folder / "torn" / "checkpoints").glob("iter_*"))
+    report["torn"] = newest.name
+    shard = next(newest.glob("*.distcp"))
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    (newest.parent / "iter_0000099").mkdir()  # killed while saving: no manifest yet
+
+    for name in ("unbroken", "killed", "torn"):
+        run(folder, name, train_params())
+    run(folder, "unbroken", train_params())  # complete: nothing more happens
+
+    final = bridge.final_checkpoint(folder / "unbroken", STEPS)
+    report["final"] = None if final is None else final.name
+    assert final is not None
+    bridge.export(checkpoint=final, base=folder / "base", target=folder / "final")
+
+    no_dropout = {"model": {"attention_dropout": 0.0, "hidden_dropout": 0.0}}
+    run(folder, "one", train_params(**no_dropout))
+    report["logits"] = packed_logits(folder)
+    report["batches"] = batches(folder)
+    files.write_json(folder / "whole.json", report)
+
+
+def packed_logits(folder: Path) -> dict[str, float]:
+    """Largest difference in the second sample's logits when it is packed behind this or that first sample."""
+    import torch
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    converter, provider = bridge._model(folder / "final", weights=True)
+    second = list(range(300, 312))
+
+    def logits(first: list[int]) -> torch.Tensor:
+        ids = torch.tensor([first + second])
+        ends = torch.tensor([0, len(first), len(first) + 12][not first :], dtype=torch.int32)
+        packed = PackedSeqParams(
+            qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=12, max_seqlen_kv=12
+        )
+        places = torch.tensor([[*range(len(first)), *range(12)]])
+        with torch.no_grad():
+            return model(ids, places, None, packed_seq_params=packed)[0, len(first) :]
+
+    with bridge._one_process(provider):
+        (model,) = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+        model.eval()
+        behind, other, alone = logits([310, 311, 312, 313]), logits([5, 6, 7, 8]), logits([])
+        first_matters = (behind - alone).abs().max(), (behind - other).abs().max()
+    return {"alone": float(first_matters[0]), "other first": float(first_matters[1]), "size": float(alone.abs().max())}
+
+
+def batches(folder: Path) -> dict[str, Any]:
+    """Read the training packs through Bridge's own dataset classes, from Parquet and from .npy."""
+    import numpy as np
+    from megatron.bridge.data.packing.gpt_sft import GPTSFTPackedDataset
+    from megatron.bridge.data.packing.parquet import GPTSFTPackedParquetDataset
+    from megatron.bridge.training.tokenizers.config import TokenizerConfig
+    from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
+
+    config = TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folder / "base"))
+    options = {
+        "tokenizer": build_tokenizer(config),
+        "max_seq_length": PACK,
+        "memmap_workers": 1,
+        "prompt_template": "{input} {output}",
+        "label_key": "output",
+        "truncation_field": "input",
+    }
+    rows = tiny.make_packs(PACKS, PACK, seed=1)
+    np.save(folder / "training.npy", np.array(rows, dtype=object), allow_pickle=True)
+    sets = {
+        "parquet": GPTSFTPackedParquetDataset(file_path=str(folder / "packed" / "training"), **options),
+        "npy": GPTSFTPackedDataset(file_path=str(folder / "training.npy"), **options),
+    }
+    plain = {}
+    for name, packs in sets.items():
+        collated = [packs.collate_fn([packs[index]]) for index in range(len(packs))]
+        plain[name] = [
+            {key: value.tolist() if hasattr(value, "tolist") else value for key, value in batch.items()}
+            for batch in collated
+        ]
+    trained = sum(sum(batch["loss_mask"][0]) for batch in plain["parquet"])
+    return plain | {"trained": trained, "stored": sum(sum(row["loss_mask"]) for row in rows)}
+
+
+def ranks(folder: Path) -> None:
+    """Under torchrun: two data-parallel ranks, then two tensor-parallel ones."""
+    bridge.import_base(base=folder / "base", checkpoint=folder / "start")
+    model = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
+    run(folder, "two-data", train_params(model=model))
+    run(folder, "two-tensor", train_params(model=model | {"tensor_model_parallel_size": 2}))
+
+
+# --- what they showed -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bridge")
+    program = [str(Path(__file__).resolve()), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    died = subprocess.run([sys.executable, program[0], "killed", program[1]], env=environment, check=False)
+    assert died.returncode == -signal.SIGKILL
+    subprocess.run([sys.executable, program[0], "whole", program[1]], env=environment, check=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run([*torchrun, program[0], "ranks", program[1]], env=environment, check=True)
+    return folder
+
+
+def steps(lab: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (lab / f"{name}.steps.jsonl").read_text().splitlines()]
+
+
+def validations(lab: Path, name: str) -> list[tuple[int, float]]:
+    return [tuple(json.loads(line)) for line in (lab / f"{name}.validations.jsonl").read_text().splitlines()]
+
+
+def shown(lab: Path, name: str) -> list[tuple[int, float, float, float, int]]:
+    keys = ("iteration", "loss", "lr", "grad_norm", "tokens")
+    return [tuple(step[key] for key in keys) for step in steps(lab, name)]  # type: ignore[misc]
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(folder / "model.safetensors"))
+
+
+@pytest.mark.pipeline
+def test_a_model_that_goes_to_megatron_and_back_is_the_same_to_the_bit(lab: Path) -> None:
+    import torch
+
+    before, after = tensors(lab / "base"), tensors(lab / "round-trip")
+    assert before.keys() == after.keys()
+    assert len(before) == 20
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+        assert tensor.dtype == after[name].dtype
+    others = {path.name for path in (lab / "base").iterdir()} - {"model.safetensors"}
+    assert {"config.json", "generation_config.json", "tokenizer.json"} <= others
+    for name in others:
+        assert (lab / "base" / name).read_bytes() == (lab / "round-trip" / name).read_bytes()
+
+
+@pytest.mark.pipeline
+def test_a_second_import_of_the_same_base_changes_nothing(lab: Path) -> None:
+    report = files.read_json(lab / "whole.json")
+    assert "iter_0000000/.metadata" in report["start_before"]
+    assert report["start_before"] == report["start_after"]
+
+
+@pytest.mark.pipeline
+def test_training_lowers_the_loss_and_reports_every_step(lab: Path) -> None:
+    seen = steps(lab, "unbroken")
+    assert [step["iteration"] for step in seen] == list(range(1, STEPS + 1))
+    assert seen[-1]["loss"] < seen[0]["loss"] - 0.5
+    assert seen[0]["lr"] == 0
+    assert seen[1]["lr"] == pytest.approx(3e-3)
+    assert all(step["grad_norm"] > 0 and step["seconds"] > 0 for step in seen)
+    assert [iteration for iteration, _ in validations(lab, "unbroken")] == [4, 8]
+
+
+@pytest.mark.pipeline
+def test_a_step_counts_the_tokens_of_its_packs_without_padding(lab: Path) -> None:
+    rows = tiny.make_packs(PACKS, PACK, seed=1)
+    inputs = [len(row["input_ids"]) - len(row["seq_start_id"]) for row in rows]
+    epoch = sum(step["tokens"] for step in steps(lab, "unbroken")[:3])
+    assert epoch in {sum(inputs) - left_out for left_out in inputs}
+
+
+@pytest.mark.pipeline
+def test_a_killed_run_goes_on_exactly_as_if_it_had_not_been_killed(lab: Path) -> None:
+    """Dropout is on: weights, moments, random state and data order are all as they were, over an epoch edge."""
+    unbroken, killed_run = shown(lab, "unbroken"), shown(lab, "killed")
+    assert [step[0] for step in killed_run] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    assert killed_run[:KILLED_AT] == unbroken[:KILLED_AT]
+    assert killed_run[KILLED_AT:] == unbroken[4:]
+    assert validations(lab, "killed")[-1] == validations(lab, "unbroken")[-1]
+
+
+@pytest.mark.pipeline
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before_it(lab: Path) -> None:
+    assert files.read_json(lab / "whole.json")["torn"] == "iter_0000004"
+    torn = shown(lab, "torn")
+    assert [step[0] for step in torn] == [3, 4, 5, 6, 7, 8]
+    assert torn == shown(lab, "unbroken")[2:]
+    assert not (lab / "torn" / "checkpoints" / "iter_0000099").exists()
+
+
+@pytest.mark.pipeline
+def test_the_newest_checkpoints_stay_each_with_its_manifest(lab: Path) -> None:
+    kept = ["iter_0000004", "iter_0000006", "iter_0000008"]
+    assert sorted(path.name for path in (lab / "unbroken" / "checkpoints").glob("iter_*")) == kept
+    assert sorted(path.stem for path in (lab / "unbroken" / "manifests").iterdir()) == kept
+    assert files.read_json(lab / "whole.json")["final"] == "iter_0000008"
+    assert bridge.final_checkpoint(lab / "unbroken", STEPS + 1) is None
+
+
+@pytest.mark.pipeline
+def test_validation_loss_is_what_transformers_finds_for_each_sample_alone(lab: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(lab / "final", dtype=torch.float32).eval()
+    total, trained = 0.0, 0
+    for row in tiny.make_packs(4, PACK, seed=2):
+        edges = [*row["seq_start_id"], len(row["input_ids"])]
+        for begin, end in zip(edges, edges[1:], strict=False):
+            ids = torch.tensor(row["input_ids"][begin:end])
+            mask = torch.tensor(row["loss_mask"][begin : end - 1])
+            with torch.no_grad():
+                logits = model(ids[None]).logits[0, :-1]
+            losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+            total, trained = total + float((losses * mask).sum()), trained + int(mask.sum())
+    assert trained > 100
+    assert validations(lab, "unbroken")[-1][1] == pytest.approx(total / trained, abs=1e-4)
+
+
+@pytest.mark.pipeline
+def test_training_changes_every_tensor_of_the_exported_model(lab: Path) -> None:
+    import torch
+
+    before, after = tensors(lab / "base"), tensors(lab / "final")
+    assert before.keys() == after.keys()
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+@pytest.mark.pipeline
+def test_a_packed_sample_has_the_logits_it_has_alone(lab: Path) -> None:
+    logits = files.read_json(lab / "whole.json")["logits"]
+    assert logits["size"] > 0.1
+    assert logits["alone"] < 1e-5
+    assert logits["other first"] < 1e-5
+
+
+@pytest.mark.pipeline
+def test_npy_and_parquet_give_the_same_batches(lab: Path) -> None:
+    found = files.read_json(lab / "whole.json")["batches"]
+    assert len(found["parquet"]) == PACKS
+    assert {"tokens", "labels", "loss_mask", "position_ids", "cu_seqlens_q"} <= found["parquet"][0].keys()
+    assert found["parquet"] == found["npy"]
+
+
+@pytest.mark.pipeline
+def test_what_is_marked_is_what_bridge_trains(lab: Path) -> None:
+    found = files.read_json(lab / "whole.json")["batches"]
+    assert found["stored"] > 100
+    assert found["trained"] == found["stored"]
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("name", ["two-data", "two-tensor"])
+def test_two_ranks_train_as_one_does(lab: Path, name: str) -> None:
+    one, two = steps(lab, "one"), steps(lab, name)
+    assert len(two) == STEPS
+    for key, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3), ("tokens", 0), ("lr", 0)):
+        assert [step[key] for step in two] == pytest.approx([step[key] for step in one], rel=tolerance)
+    assert len(validations(lab, name)) == 2
+
+
+@pytest.mark.pipeline
+def test_bridge_is_heard_in_its_log_alone(lab: Path) -> None:
+    assert "Starting training loop at iteration" in (lab / "unbroken" / "logs" / "bridge.log").read_text()
+    assert sorted(path.name for path in (lab / "packed").iterdir()) == ["training", "validation"]
+    assert sorted(path.name for path in (lab / "unbroken").iterdir()) == ["checkpoints", "logs", "manifests"]
+
+
+# --- without Megatron -----------------------------------------------------------------------------------
+
+
+def checkpoint_of(folder: Path) -> Path:
+    checkpoint = bridge.iteration_folder(folder, 2)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights").write_bytes(b"w" * 100)
+    (checkpoint / ".metadata").write_bytes(b"m")
+    files.write_json(bridge.manifest_of(checkpoint), files.folder_digests(checkpoint))
+    return checkpoint
+
+
+def test_a_checkpoint_as_it_was_written_is_the_final_one(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path)
+    bridge.verify(checkpoint)
+    assert bridge.final_checkpoint(tmp_path, 2) == checkpoint
+    assert bridge.final_checkpoint(tmp_path, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("harm", "fault"),
+    [
+        (lambda checkpoint: (checkpoint / ".metadata").write_bytes(b"evil"), ".metadata is changed"),
+        (lambda checkpoint: (checkpoint / "weights").unlink(), "weights is missing"),
+        (lambda checkpoint: (checkpoint / "more").write_bytes(b""), "more is unknown"),
+        (lambda checkpoint: bridge.manifest_of(checkpoint).unlink(), "no manifest"),
+        (lambda checkpoint: shutil.rmtree(checkpoint), "not found"),
+    ],
+)
+def test_a_checkpoint_that_this_program_did_not_write_is_refused(
+    tmp_path: Path, harm: Callable[[Path], object], fault: str
+) -> None:
+    checkpoint = checkpoint_of(tmp_path)
+    harm(checkpoint)
+    with pytest.raises(InputError, match=fault):
+        bridge.verify(checkpoint)
+    assert bridge.final_checkpoint(tmp_path, 2) is None
+
+
+def test_a_manifest_lies_outside_of_its_checkpoint() -> None:
+    assert bridge.manifest_of(Path("run/checkpoints/iter_0000012")) == Path("run/manifests/iter_0000012.json")
+    assert bridge.manifest_of(Path("start")) == Path("start.manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "packs", "message"),
+    [
+        ({"mixed_precision": {"name": "bf16_mixed"}}, 1, 4, "mixed_precision.name is bf16_mixed.*Use fp32"),
+        ({"model": {"context_parallel_size": 2}}, 2, 4, "context_parallel_size is 2.*Use 1"),
+        ({"model": {"pipeline_model_parallel_size": 4}}, 4, 4, "pipeline_model_parallel_size is 4.*2952"),
+        ({"model": {"sequence_parallel": True}}, 1, 4, "sequence_parallel needs"),
+        ({"model": {"tensor_model_parallel_size": 2}}, 3, 4, "3 ranks were started.*takes 2"),
+        ({}, 4, 4, "global_batch_size is 2, not a multiple of the 4"),
+        ({"scheduler": {"lr_warmup_iters": STEPS}}, 1, 4, "lr_warmup_iters is 8"),
+        ({"rng": {"seed": 0}}, 1, 4, "rng.seed is 0"),
+        ({}, 1, 1, "validation: 1 packs, fewer than the 2.*wait forever"),
+        ({"train": {"global_batch_size": 10}}, 1, 10, "training: 7 packs, fewer than the 10"),
+        ({}, 1, None, r"validation: no \*.parquet.*pack stage"),
+    ],
+)
+def test_what_bridge_would_crash_or_hang_on_is_refused_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, dict[str, Any]],
+    ranks: int,
+    packs: int | None,
+    message: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    tiny.write_packs(tmp_path / "training", tiny.make_packs(PACKS, 32, seed=1))
+    if packs is not None:
+        tiny.write_packs(tmp_path / "validation", tiny.make_packs(packs, 32, seed=2))
+    with pytest.raises(InputError, match=message):
+        bridge.check(packed=tmp_path, params=train_params(**changes))
+
+
+def test_without_validation_no_validation_packs_are_wanted(tmp_path: Path) -> None:
+    tiny.write_packs(tmp_path / "training", tiny.make_packs(PACKS, 32, seed=1))
+    bridge.check(packed=tmp_path, params=train_params(validation={"eval_iters": 0}))
+
+
+def test_params_of_training_are_the_sections_of_training() -> None:
+    assert tuple(field.name for field in dataclasses.fields(bridge.TrainParams)) == p.TRAIN_SECTIONS
+
+
+def test_the_tiny_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    tiny.make_tiny_base(tmp_path / "one")
+    tiny.make_tiny_base(tmp_path / "two")
+    digests = files.folder_digests(tmp_path / "one")
+    assert "model.safetensors" in digests
+    assert digests == files.folder_digests(tmp_path / "two")
+
+
+if __name__ == "__main__":
+    {"killed": killed, "whole": whole, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))

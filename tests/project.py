@@ -1,0 +1,114 @@
+"""A whole project in small: real conversations' shapes, a tiny model, params that train in seconds."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tests.tiny import make_tiny_base
+
+ROOT = Path(__file__).parents[1]
+CITIES = ("Paris", "Berlin", "Rome", "Oslo", "Bern", "Wien", "Prag", "Lima")
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def tool_records(number: int) -> list[dict[str, Any]]:
+    """Conversations that end in a call, the first of every four in a call, its result and an answer."""
+    records = []
+    for n in range(number):
+        call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": f"{CITIES[n % 8]} {n}"}}}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": f"Weather in {CITIES[n % 8]} {n}?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ]
+        if n % 4 == 0:
+            messages += [{"role": "tool", "content": f"{n} C"}, {"role": "assistant", "content": f"It is {n} C."}]
+        records.append({"messages": messages, "tools": [WEATHER]})
+    return records
+
+
+def chat_records(number: int) -> list[dict[str, Any]]:
+    """Conversations of two turns, every other with reasoning."""
+    records = []
+    for n in range(number):
+        thought = {"reasoning_content": f"{n} and 1."} if n % 2 else {}
+        records.append(
+            {
+                "messages": [
+                    {"role": "user", "content": f"What is {n} + 1?"},
+                    {"role": "assistant", "content": f"{n + 1}", **thought},
+                    {"role": "user", "content": "Sure?"},
+                    {"role": "assistant", "content": f"Yes, {n + 1}.", **thought},
+                ]
+            }
+        )
+    return records
+
+
+def write_jsonl(path: Path, records: list[Any]) -> None:
+    """Write records as JSON lines, gzipped where the name ends in .gz; text stands as a line of its own."""
+    lines = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in records)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(lines.encode(), mtime=0) if path.suffix == ".gz" else lines.encode())
+
+
+def set_params(folder: Path, **values: Any) -> None:
+    """Change params.yaml of a project: set_params(folder, **{"optimizer.lr": 1e-3})."""
+    yaml = YAML()
+    path = folder / "params.yaml"
+    params = yaml.load(path)
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        section = params
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    yaml.dump(params, path)
+
+
+def make_project(folder: Path) -> None:
+    """Fill a folder that has the repository's params.yaml with a tiny blend and a tiny model."""
+    inputs = folder / "inputs"
+    write_jsonl(inputs / "calls.jsonl", tool_records(60))
+    write_jsonl(inputs / "chats.jsonl.gz", [*chat_records(40), "{not json", chat_records(1)[0]])
+    make_tiny_base(inputs / "model")
+    set_params(
+        folder,
+        **{
+            "fetch.model": {"uri": "file://inputs/model", "license": "MIT"},
+            "fetch.sources": {
+                "calls": {"uri": "file://inputs/calls.jsonl", "format": "openai", "domain": "tool-use"},
+                "chats": {"uri": "file://inputs/chats.jsonl.gz", "format": "openai", "domain": "chat"},
+            },
+            "pack.pack_size": 512,
+            "pack.validation": 0.1,
+            "pack.test": 0.1,
+            "optimizer.lr": 2e-3,
+            "scheduler.lr_warmup_iters": 1,
+            "train.train_iters": 6,
+            "train.global_batch_size": 2,
+            "validation.eval_interval": 3,
+            "validation.eval_iters": 1,
+            "checkpoint.save_interval": 3,
+            "eval.tool_prompts": 4,
+            "eval.chat_prompts": 2,
+            "eval.max_prompt_tokens": 480,
+            "eval.max_new_tokens": 8,
+        },
+    )
+
+
+def link_project(folder: Path) -> None:
+    """Make a folder in which stages run: params.yaml and templates of the repository, a tiny blend."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    (folder / "templates").symlink_to(ROOT / "templates")
+    make_project(folder)

@@ -1,0 +1,118 @@
+"""Run with: pytest tests/run/test_report.py"""
+
+from html.parser import HTMLParser
+
+from sft.run.report import SHARES, render
+
+HOSTILE = "<script>alert(1)</script>&\"'</pre></details><img src=x onerror=alert(1)>"
+
+
+def measured(loss, shares):
+    return {
+        "loss": loss,
+        "perplexity": 2.0,
+        "loss_by_domain": {"chat": loss, HOSTILE: 1.0},
+        **dict.fromkeys(SHARES, shares),
+    }
+
+
+def evaluation(share=0.5):
+    return {
+        "before": measured(2.5, share),
+        "after": measured(1.25, share),
+        "tool_prompts": 1,
+        "chat_prompts": 1,
+        "prompts_left_out": {"over-length": 3},
+        "samples_by_domain": {"chat": 8, HOSTILE: 8},
+        "tokens": 12_345,
+    }
+
+
+def answer(kind, text):
+    said = {"text": text, "stopped": True, "think_balanced": True}
+    if kind == "tool":
+        said["verdict"] = {"fault": "no-call"}
+    calls = [{"function": {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}}}]
+    reference = {"role": "assistant", "content": text, "tool_calls": calls}
+    return {
+        "kind": kind,
+        "source": HOSTILE,
+        "question": text,
+        "reference": reference,
+        "before": said,
+        "after": {**said, "stopped": False},
+    }
+
+
+CURVE = [
+    {"iteration": 1, "loss": 2.0},
+    {"iteration": 2, "loss": 1.0, "validation_loss": 1.5},
+    {"iteration": 3, "loss": 0.5},
+]
+
+
+class Elements(HTMLParser):
+    """Which elements a browser would see, whether all of them close, and what refers elsewhere."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.seen, self.references = [], set(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        self.references += [
+            value for name, value in attrs if name in ("src", "href") or name.startswith("on")
+        ]
+        if tag not in ("meta", "rect", "line", "path"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_hostile_text_stays_text_wherever_it_stands():
+    page = render(evaluation(), [answer("tool", HOSTILE), answer("chat", HOSTILE)], CURVE, HOSTILE)
+    elements = Elements(page)
+    assert page.count("&lt;script&gt;") >= 10
+    assert elements.seen.isdisjoint({"script", "img", "link", "iframe"})
+    assert elements.references == []
+    assert elements.open == []
+    assert "http" not in page
+
+
+def test_the_page_shows_before_and_after_and_every_count():
+    page = render(evaluation(), [answer("tool", "What now?")], CURVE, "k3y")
+    for shown in ("2.500", "1.250", "12,345", "prompts left out: over-length", "k3y", "What now?", "no-call"):
+        assert shown in page
+    assert "cut at max_new_tokens" in page
+
+
+def test_what_was_not_measured_is_said_to_be_so():
+    page = render(evaluation(share=None), [], [], "key")
+    assert page.count("no prompts") == 2 * len(SHARES)
+    assert "Loss while training" not in page
+    assert "No prompts." in page
+
+
+def test_a_curve_of_one_value_and_a_loss_of_zero_can_be_drawn():
+    numbers = evaluation()
+    for name in ("before", "after"):
+        numbers[name]["loss_by_domain"] = {"chat": 0.0}
+    page = render(numbers, [], [{"iteration": 5, "loss": 1.0}, {"iteration": 6, "loss": 1.0}], "key")
+    assert "nan" not in page
+    assert "Loss while training" in page
+
+
+def test_a_long_answer_is_shortened_and_says_by_how_much():
+    page = render(evaluation(), [answer("chat", "a" * 1_500)], CURVE, "key")
+    assert "[300 more characters]" in page
+    assert "a" * 1_201 not in page
+
+
+def test_the_same_inputs_give_the_same_page():
+    inputs = (evaluation(), [answer("tool", "a")], CURVE, "key")
+    assert render(*inputs) == render(*inputs)

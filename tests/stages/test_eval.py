@@ -1,0 +1,288 @@
+"""Run with: pytest tests/stages/test_eval.py"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sft.command import InputError
+from sft.data.chat import ChatTemplate
+from sft.data.packs import build_pack
+from sft.data.shards import CONVERSATIONS, PACKS, ShardWriter
+from sft.files import file_digest, folder_digests, write_json
+from sft.params import Eval
+from sft.stages import eval as stage
+from tiny import make_tiny_base
+
+ROOT = Path(__file__).parents[2]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+PARAMS = Eval(
+    samples_per_domain=2,
+    tool_prompts=2,
+    chat_prompts=2,
+    max_prompt_tokens=400,
+    max_new_tokens=6,
+    batch_size=3,
+    seed=1,
+)
+
+
+def chat_messages(n, reasoning=False):
+    reply = {"role": "assistant", "content": f"The sum is {n}."}
+    if reasoning:
+        reply["reasoning_content"] = "Add."
+    return [{"role": "user", "content": f"What is {n} and 0?"}, reply]
+
+
+def tool_messages(city):
+    function = {"name": "get_weather", "arguments": {"city": city}}
+    return [
+        {"role": "user", "content": f"Weather in {city}?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
+    ]
+
+
+def row(identity, messages, tools=None):
+    return {
+        "id": identity,
+        "messages": json.dumps(messages),
+        "tools": json.dumps(tools) if tools else None,
+        "meta": "{}",
+    }
+
+
+CHATS = [row(f"chat-{n}", chat_messages(n, reasoning=n == 1)) for n in range(5)]
+CALLS = [row(f"call-{city}", tool_messages(city), TOOLS) for city in ("Paris", "Berlin", "Rome")]
+
+
+def pack_rows(chat, source, rows):
+    samples = []
+    for filtered in rows:
+        tools = json.loads(filtered["tools"] or "null")
+        for sample in chat.encode(chat.samples(json.loads(filtered["messages"]), tools)):
+            identity = {"conversation_id": filtered["id"], "sample": 0, "source": source}
+            samples.append({"ids": sample.ids, "mask": sample.mask, **identity})
+    return build_pack(samples, multiple=4, pad_id=0)
+
+
+def write_project(folder, sources):
+    """Write what the stages before eval leave: {source: (domain, rows)}; all rows are held out."""
+    for name in ("base", "final"):
+        make_tiny_base(folder / "models" / name)
+    final = folder / "models" / "final"
+    shutil.copyfile(ROOT / "templates" / "nano3.jinja", final / "chat_template.jinja")
+    write_json(final / "lineage.json", {"lineage_key": "0123abcd"})
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    chat = ChatTemplate.load(str(final / "chat_template.jinja"), final)
+    packed = folder / "data" / "packed"
+    with (
+        ShardWriter(packed / "validation", "packs", PACKS) as validation,
+        ShardWriter(packed / "test", "packs", PACKS) as test,
+    ):
+        for source, (_, rows) in sources.items():
+            if rows:
+                validation.write(pack_rows(chat, source, rows[:2]))
+                test.write(pack_rows(chat, source, rows[2:]))
+            with ShardWriter(folder / "data" / "filtered" / source, "kept", CONVERSATIONS) as kept:
+                for filtered in [*rows, row("only-for-training", chat_messages(99))]:
+                    kept.write(filtered)
+    write_json(
+        packed / "metadata.json",
+        {
+            "sources": {source: {"domain": domain} for source, (domain, _) in sources.items()},
+            "tokenizer_sha256": file_digest(final / "tokenizer.json"),
+        },
+    )
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path
+
+
+def note_run(lineage_key):
+    """Make the MLflow run that training leaves."""
+    from sft.run import tracking
+
+    client = tracking.connect()
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    return client, client.create_run(experiment, tags={"lineage_key": lineage_key}).info.run_id
+
+
+def use_small_params(folder):
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    for name, value in (
+        ("max_new_tokens", 6),
+        ("tool_prompts", 2),
+        ("chat_prompts", 2),
+        ("samples_per_domain", 2),
+    ):
+        old = next(line for line in text.splitlines() if line.startswith(f"  {name}:"))
+        text = text.replace(old, f"  {name}: {value}")
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+
+
+def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
+    write_project(project, {"sums": ("mathematics", CHATS), "calls": ("tools", CALLS)})
+    use_small_params(project)
+    (project / "reports").mkdir()
+    (project / "reports" / "train_loss.csv").write_text("iteration,loss,lr\n1,2.0,0.1\n2,1.0,0.1\n")
+    (project / "reports" / "validation_loss.csv").write_text("iteration,validation_loss\n2,1.5\n")
+    client, run_id = note_run("0123abcd")
+    stage.main()
+    first = folder_digests(project / "reports")
+
+    result = json.loads((project / "reports" / "eval.json").read_text())
+    assert result["before"] == result["after"], "the same weights must measure the same"
+    assert set(result["after"]["loss_by_domain"]) == {"mathematics", "tools"}
+    assert result["samples_by_domain"] == {"mathematics": 2, "tools": 2}
+    assert (result["tool_prompts"], result["chat_prompts"], result["prompts_left_out"]) == (2, 2, {})
+    assert result["tokens"] > 0
+    assert 4 < result["after"]["loss"] < 8, (
+        "an untrained model knows nothing of 400 tokens: about log 400 = 6"
+    )
+    assert result["after"]["tool_call_well_formed"] == 0.0
+
+    answers = [json.loads(line) for line in (project / "reports" / "answers.jsonl").read_text().splitlines()]
+    assert [answer["kind"] for answer in answers] == ["tool", "tool", "chat", "chat"]
+    assert all("verdict" in answer["after"] for answer in answers[:2])
+    assert "Loss while training" in (project / "reports" / "report.html").read_text()
+
+    metrics = client.get_run(run_id).data.metrics
+    assert metrics["eval/after/loss_by_domain/tools"] == result["after"]["loss_by_domain"]["tools"]
+    stage.main()
+    assert folder_digests(project / "reports") == first
+    assert {"answers.jsonl", "eval.json", "report.html"} <= set(first)
+
+
+def test_without_tool_prompts_the_shares_are_null_and_said_to_be_so(project, capsys):
+    write_project(project, {"sums": ("mathematics", CHATS)})
+    use_small_params(project)
+    note_run("0123abcd")
+    stage.main()
+    result = json.loads((project / "reports" / "eval.json").read_text())
+    assert result["after"]["tool_call_exact"] is None
+    assert result["after"]["stopped"] is not None
+    assert "no prompts" in capsys.readouterr().out
+
+
+def test_faults_of_the_inputs_are_named(project):
+    write_project(project, {"sums": ("mathematics", CHATS), "empty": ("none", [])})
+    metadata, _ = stage.find_inputs()
+    final = project / "models" / "final"
+    chat = ChatTemplate.load(str(final / "chat_template.jinja"), final)
+
+    shutil.rmtree(project / "data" / "filtered" / "sums")
+    with ShardWriter(project / "data" / "filtered" / "sums", "kept", CONVERSATIONS) as kept:
+        kept.write(CHATS[0])
+    with pytest.raises(InputError, match=r"sums: 4 held-out conversations.*chat-1"):
+        stage.choose(metadata, PARAMS, chat)
+
+    for split in stage.SPLITS:
+        shutil.rmtree(project / "data" / "packed" / split)
+    with pytest.raises(InputError, match="no conversations are held out"):
+        stage.choose(metadata, PARAMS, chat)
+
+    (final / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json: sha256"):
+        stage.find_inputs()
+    (final / "lineage.json").unlink()
+    with pytest.raises(InputError, match="train stage"):
+        stage.find_inputs()
+
+
+class FixedTemplate:
+    """Stands for a template whose prompt is as long as its last message."""
+
+    def prompt_ids(self, messages, tools, *, thinking):
+        return [int(thinking)] * len(messages[-1]["content"])
+
+
+def long_row(identity, length):
+    return row(identity, [{"role": "user", "content": "x" * length}, {"role": "assistant", "content": "y"}])
+
+
+def test_prompts_left_out_counts_those_that_rank_before_the_last_chosen_in_any_order_of_rows():
+    by_rank = sorted((f"c{n}" for n in range(8)), key=lambda identity: stage.rank(PARAMS.seed, identity))
+    lengths = dict(zip(by_rank, [500, 10, 500, 10, 500, 10, 10, 10], strict=True))
+    for order in (by_rank, by_rank[::-1], sorted(by_rank)):
+        rows = [("s", long_row(identity, lengths[identity])) for identity in order]
+        chosen, left_out = stage.choose_prompts(rows, FixedTemplate(), PARAMS)
+        assert [prompt.conversation_id for prompt in chosen["chat"]] == [by_rank[1], by_rank[3]]
+        assert left_out == {"over-length": 2}
+    chosen, left_out = stage.choose_prompts(
+        rows, FixedTemplate(), PARAMS.model_copy(update={"chat_prompts": 20})
+    )
+    assert (len(chosen["chat"]), left_out) == (5, {"over-length": 3})
+
+
+def test_a_prompt_ends_before_the_first_call_and_thinks_if_the_reference_did():
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+        {**tool_messages("Paris")[1], "reasoning_content": "Look."},
+    ]
+    chosen, _ = stage.choose_prompts([("s", row("a", messages, TOOLS))], FixedTemplate(), PARAMS)
+    (prompt,) = chosen["tool"]
+    assert (prompt.question, prompt.thinking, prompt.ids) == ("three", True, [1] * 5)
+    assert prompt.reference["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
+    assert chosen["chat"] == []
+
+
+def test_a_conversation_with_tools_and_no_call_asks_for_nothing():
+    assert stage.reference_index(chat_messages(1), TOOLS) is None
+
+
+def test_packs_are_cut_at_their_starts_and_the_choice_ignores_how_they_were_packed():
+    one = {
+        "input_ids": [1, 2, 3],
+        "loss_mask": [1, 1, 0],
+        "seq_start_id": [0],
+        "conversation_id": ["a"],
+        "source": ["s"],
+    }
+    two = {
+        "input_ids": [4, 5],
+        "loss_mask": [1, 0],
+        "seq_start_id": [0],
+        "conversation_id": ["b"],
+        "source": ["s"],
+    }
+    both = {
+        "input_ids": [1, 2, 3, 4, 5],
+        "loss_mask": [1, 1, 0, 1, 0],
+        "seq_start_id": [0, 3],
+        "conversation_id": ["a", "b"],
+        "source": ["s", "s"],
+    }
+    assert [segment.ids for segment in stage.cut_packs([both], seed=1)] == [[1, 2, 3], [4, 5]]
+    choices = [
+        stage.choose_segments(stage.cut_packs(packs, seed=1), {"s": "d"}, 1)
+        for packs in ([one, two], [both], [two, one])
+    ]
+    assert choices[0] == choices[1] == choices[2]
+    assert len(choices[0]["d"]) == 1
+
+
+def test_metric_names_are_ones_that_mlflow_takes_and_nulls_are_left_out():
+    flat = stage.flat_metrics(
+        {"after": {"loss": 1.0, "fits": None, "loss_by_domain": {"math & code": 2}}, "tokens": 3}
+    )
+    assert flat == {"eval/after/loss": 1.0, "eval/after/loss_by_domain/math _ code": 2.0, "eval/tokens": 3.0}

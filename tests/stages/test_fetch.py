@@ -1,0 +1,131 @@
+"""The fetch stage: what it publishes, what it reports, and what it refuses."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sft.command import InputError
+from sft.files import read_json
+from sft.params import BaseModelSource, Fetch, Source
+from sft.stages import fetch
+
+CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.jsonl").write_text(CHAT + "broken\n")
+    (tmp_path / "mine/b.jsonl").write_text(CHAT)
+    (tmp_path / "mine/README.md").write_text("# Mine\n")
+    section = Fetch(
+        model=BaseModelSource(uri="file://model"),
+        sources={
+            "mine": Source(uri="file://mine", format="openai", domain="chat", license="MIT", origin="me")
+        },
+    )
+    monkeypatch.setattr(fetch, "load", lambda name: section)
+    return tmp_path
+
+
+def test_a_source_is_published_as_it_is_with_every_row_and_file_counted(here: Path) -> None:
+    fetch.main("mine")
+    assert (here / "data/raw/mine/a.jsonl").read_text() == CHAT + "broken\n"
+    report = read_json(here / "reports/fetch/mine.json")
+    assert (report["rows_in"], report["rows_out"], report["rejected"]) == (3, 3, {})
+    assert [(file["path"], file["rows"]) for file in report["files"]] == [
+        ("README.md", 0),
+        ("a.jsonl", 2),
+        ("b.jsonl", 1),
+    ]
+    assert all(len(file["sha256"]) == 64 and file["bytes"] > 0 for file in report["files"])
+    told = {key: report[key] for key in ("uri", "domain", "license", "origin", "format")}
+    assert told == {
+        "uri": "file://mine",
+        "domain": "chat",
+        "license": "MIT",
+        "origin": "me",
+        "format": "openai",
+    }
+
+
+def test_fetching_twice_gives_the_same_bytes(here: Path) -> None:
+    fetch.main("mine")
+    first = (here / "reports/fetch/mine.json").read_bytes()
+    fetch.main("mine")
+    assert (here / "reports/fetch/mine.json").read_bytes() == first
+
+
+def test_a_source_without_rows_is_refused_and_the_old_one_stays(here: Path) -> None:
+    fetch.main("mine")
+    report = (here / "reports/fetch/mine.json").read_bytes()
+    for name in ("a.jsonl", "b.jsonl"):
+        (here / "mine" / name).unlink()
+    with pytest.raises(InputError, match=r"not one row of format 'openai' in 1 files \(README.md\)"):
+        fetch.main("mine")
+    assert (here / "data/raw/mine/b.jsonl").exists()
+    assert (here / "reports/fetch/mine.json").read_bytes() == report
+
+
+def test_an_unknown_source_names_the_nearest(here: Path) -> None:
+    with pytest.raises(InputError, match=r"'mime' is no source. Did you mean 'mine'\? Known: mine, model."):
+        fetch.main("mime")
+
+
+def test_a_secret_in_a_uri_is_in_no_report() -> None:
+    source = Source(uri="https://host/a.jsonl?sig=hunter2", format="openai", sha256="0" * 64)
+    assert fetch.describe(source) == {
+        "uri": "https://host/a.jsonl?...",
+        "domain": "unspecified",
+        "license": "unspecified",
+        "origin": "",
+        "sha256": "0" * 64,
+    }
+
+
+def test_the_model_is_published_with_its_digest_and_size(here: Path) -> None:
+    from tests.tiny import make_tiny_base
+
+    from sft.files import folder_digest
+
+    make_tiny_base(here / "model")
+    fetch.main("model")
+    report = read_json(here / "reports/fetch/model.json")
+    assert report["digest"] == folder_digest(here / "models/base")
+    assert report["parameters"] == 99_648
+    assert (
+        report["rows_in"]
+        == report["rows_out"]
+        == len(report["files"])
+        == len(list((here / "model").iterdir()))
+    )
+    assert [path.name for path in (here / "models").iterdir()] == ["base"]
+
+
+def test_a_model_that_cannot_be_read_publishes_nothing(here: Path) -> None:
+    (here / "model").mkdir()
+    (here / "model/pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(InputError, match="pickled weights"):
+        fetch.main("model")
+    assert not (here / "models/base").exists()
+    assert not (here / "reports").exists()
+
+
+def test_help_needs_no_heavy_import() -> None:
+    program = (
+        "import sys, runpy; sys.argv = ['fetch', '--help']\n"
+        "try: runpy.run_module('sft.stages.fetch', run_name='__main__')\n"
+        "except SystemExit as end: status = end.code\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'requests', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else status)\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--source" in done.stdout
+    assert time.monotonic() - started < 30

@@ -1,0 +1,125 @@
+"""filter: rows in = kept + rejected by reason, the refused are kept with evidence, too many stop the stage."""
+
+import json
+
+import pytest
+
+from sft.command import InputError
+from sft.data.formats import Row
+from sft.data.shards import read_rows
+from sft.files import read_json
+from sft.stages import filter as stage
+from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    link_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def give(project, *records):
+    write_jsonl(project / "data/raw/calls/calls.jsonl", list(records))
+
+
+def test_kept_and_rejected_rows_add_up_and_keep_their_place(project):
+    bad = {"messages": [{"role": "user", "content": "?"}]}
+    give(project, *tool_records(3), "{broken", bad, tool_records(1)[0], "[1]")
+    stage.main("calls")
+    report = read_json(project / "reports/filter/calls.json")
+    assert report["rows_in"] == 7
+    assert report["rows_out"] == 3
+    assert report["rejected"] == {"duplicate": 1, "last-turn-not-assistant": 1, "malformed-row": 2}
+    rejected = {json.loads(row["meta"])["where"]: row for row in read_rows(project / "data/filtered/calls", "rejected")}
+    assert list(rejected) == [f"calls.jsonl:{line}" for line in (4, 5, 6, 7)]
+    assert rejected["calls.jsonl:4"]["reason"] == "malformed-row"
+    assert "calls.jsonl:4" in rejected["calls.jsonl:4"]["evidence"]
+    assert "{broken" in rejected["calls.jsonl:4"]["messages"]
+    assert json.loads(rejected["calls.jsonl:5"]["messages"]) == bad["messages"]
+
+
+def test_a_kept_row_is_what_the_contract_says(project):
+    give(project, *tool_records(1))
+    stage.main("calls")
+    (row,) = read_rows(project / "data/filtered/calls", "kept")
+    assert list(row) == ["id", "messages", "tools", "meta"]
+    assert len(row["id"]) == 32
+    assert json.loads(row["messages"])[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris 0"}
+    assert json.loads(row["tools"])[0]["function"]["name"] == "get_weather"
+    assert json.loads(row["meta"]) == {
+        "source": "calls",
+        "domain": "tool-use",
+        "license": "unspecified",
+        "where": "calls.jsonl:1",
+    }
+
+
+def test_more_refused_than_allowed_stops_with_the_reasons_and_writes_nothing(project):
+    set_params(project, **{"filter.max_rejected": 0.2})
+    give(project, *tool_records(3), "{broken")
+    with pytest.raises(InputError, match=r"25\.0% of the rows are refused[\s\S]*1 malformed-row: calls\.jsonl:4"):
+        stage.main("calls")
+    assert not (project / "data/filtered").exists() or not list((project / "data/filtered").iterdir())
+    assert not (project / "reports/filter/calls.json").exists()
+
+
+def test_all_rows_refused_stops_whatever_is_allowed(project):
+    set_params(project, **{"filter.max_rejected": 1.0})
+    give(project, "{broken")
+    with pytest.raises(InputError, match="all rows are refused"):
+        stage.main("calls")
+
+
+def test_an_empty_source_stops(project):
+    give(project)
+    with pytest.raises(InputError, match="no rows"):
+        stage.main("calls")
+
+
+def test_a_source_that_is_not_fetched_says_what_to_run(project):
+    with pytest.raises(InputError, match="dvc repro fetch@calls"):
+        stage.main("calls")
+
+
+def test_a_source_that_is_not_in_the_blend_is_named_with_those_that_are(project):
+    with pytest.raises(InputError, match="nope: not in fetch.sources: calls, chats"):
+        stage.main("nope")
+
+
+def test_data_changed_since_fetch_is_noticed(project):
+    give(project, *tool_records(3))
+    (project / "reports/fetch").mkdir(parents=True)
+    (project / "reports/fetch/calls.json").write_text('{"rows_in": 4, "rows_out": 4, "rejected": {}}')
+    with pytest.raises(ValueError, match="says 4 rows were handed on, but 3 were found"):
+        stage.main("calls")
+
+
+def test_a_sample_has_the_asked_number_of_rows_from_all_over_the_source(project):
+    set_params(project, **{"filter.sample": 10})
+    give(project, *chat_records(200))
+    stage.main("calls")
+    report = read_json(project / "reports/filter/calls.json")
+    assert (report["rows_found"], report["rows_in"], report["sampled"]) == (200, 10, True)
+    lines = [int(json.loads(row["meta"])["where"].split(":")[1]) for row in read_rows(project / "data/filtered/calls", "kept")]
+    assert lines == sorted(lines)
+    assert max(lines) > 100
+
+
+def test_a_draw_larger_than_the_source_takes_all():
+    rows = [Row(where=str(n), record={}, fault="", raw="") for n in range(5)]
+    assert list(stage.draw(rows, 9, seed=1)) == rows
+
+
+def test_a_row_that_its_adapter_refuses_is_counted_under_that_reason(project):
+    give(project, *tool_records(2), {**tool_records(3)[2], "meta": {"refuse": "failed-rollout"}})
+    stage.main("calls")
+    assert read_json(project / "reports/filter/calls.json")["rejected"] == {"failed-rollout": 1}
+
+
+def test_text_that_utf8_cannot_hold_is_refused_and_kept_escaped(project):
+    give(project, *tool_records(2), '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "a"}]}')
+    stage.main("calls")
+    (row,) = read_rows(project / "data/filtered/calls", "rejected")
+    assert row["reason"] == "encoding-garbage"
+    assert "\\ud800" in row["messages"]

@@ -1,0 +1,199 @@
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft import files
+from sft.files import (
+    file_digest,
+    folder_digest,
+    folder_digests,
+    publish_file,
+    publish_folder,
+    read_json,
+    value_digest,
+    write_json,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_appears_with_all_its_files(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with publish_folder(target) as partial:
+        (partial / "sub").mkdir()
+        (partial / "sub" / "a").write_text("new")
+        assert not target.exists()
+    assert (target / "sub" / "a").read_text() == "new"
+    assert names(target.parent) == ["out"]
+
+
+def test_a_folder_is_replaced_not_merged(tmp_path):
+    target = tmp_path / "out"
+    for name in ("old", "new"):
+        with publish_folder(target) as partial:
+            (partial / name).touch()
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_system_that_cannot_exchange_gets_the_new_folder_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RENAME_EXCHANGE", 1 << 30)  # a flag that no kernel knows: EINVAL
+    target = tmp_path / "out"
+    for name in ("old", "new"):
+        with publish_folder(target) as partial:
+            (partial / name).touch()
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a fault"), OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()]
+)
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(type(error)), publish_folder(tmp_path / "folder") as partial:
+        (partial / "half").touch()
+        raise error
+    with pytest.raises(type(error)), publish_file(tmp_path / "file") as partial:
+        partial.write_text("half")
+        raise error
+    assert names(tmp_path) == ["file", "folder"]
+    assert names(tmp_path / "folder") == ["old"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f".out.partial-{ended.pid}").mkdir()
+    (tmp_path / f".out.partial-{ended.pid}" / "half").touch()
+    (tmp_path / f".out.partial-{os.getppid()}").mkdir()
+    (tmp_path / f".other.partial-{ended.pid}").touch()
+    with publish_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [f".other.partial-{ended.pid}", f".out.partial-{os.getppid()}", "out"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from sft.files import publish_file, publish_folder
+place = Path(sys.argv[1])
+for round in range(1_000_000):
+    with publish_folder(place / "folder") as partial:
+        for name in range(5):
+            (partial / str(name)).write_text(str(round) * 1000)
+    with publish_file(place / "file") as partial:
+        partial.write_text((str(round) + ".") * 1000)
+    if round == 0:
+        print("started", flush=True)
+"""
+
+
+def test_killed_at_any_moment_the_old_or_the_new_stands_whole(tmp_path):
+    draw = random.Random(1)
+    seen = set()
+    for _ in range(12):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"started\n"
+        time.sleep(draw.random() / 20)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        texts = [path.read_text() for path in sorted((tmp_path / "folder").iterdir())]
+        assert len(texts) == 5
+        assert len(set(texts)) == 1
+        parts = (tmp_path / "file").read_text().split(".")
+        assert parts.pop() == ""
+        assert len(parts) == 1000
+        assert len(set(parts)) == 1
+        seen.add(parts[0])
+    assert len(seen) > 1  # killed in different rounds, so not always at the same place
+    with publish_folder(tmp_path / "folder"), publish_file(tmp_path / "file") as file:
+        file.touch()
+    assert names(tmp_path) == ["file", "folder"]
+
+
+@given(JSON)
+def test_json_is_read_as_it_was_written(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: no text, and no file can hold it
+        return
+    write_json(path, value)
+    assert read_json(path) == value
+
+
+def test_json_has_the_same_bytes_whatever_the_order_of_its_keys(tmp_path):
+    write_json(tmp_path / "one", {"b": 1, "a": "é"})
+    write_json(tmp_path / "two", {"a": "é", "b": 1})
+    assert (
+        (tmp_path / "one").read_bytes()
+        == (tmp_path / "two").read_bytes()
+        == b'{\n  "a": "\xc3\xa9",\n  "b": 1\n}\n'
+    )
+
+
+def test_digests_stay_what_they_are(tmp_path):
+    """These values stand in reports, models and the names of runs: a change of them is a change of format."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x").write_bytes(b"abc")
+    (tmp_path / "a").write_bytes(b"")
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert file_digest(tmp_path / "b" / "x") == abc
+    assert list(folder_digests(tmp_path).items()) == [("a", empty), ("b/x", abc)]
+    assert folder_digest(tmp_path) == "9129793e2275e27ac56ad0b3f59adda2b33d22de69431567ef3b913db6f714a9"
+    assert (
+        value_digest({"b": [1, 2.5, None], "a": "é"})
+        == "d764fee2563da33e3d57334755404e635da33c995824b0adfabc4b6e1af4f608"
+    )
+
+
+def test_a_folder_s_digest_sees_names_contents_and_missing_files(tmp_path):
+    def digest(**contents: str) -> str:
+        with publish_folder(tmp_path / "out") as partial:
+            for name, text in contents.items():
+                (partial / name).write_text(text)
+        return folder_digest(tmp_path / "out")
+
+    folders = [{"a": "1", "b": "2"}, {"a": "2", "b": "1"}, {"a": "1"}, {"a": "1", "c": "2"}, {}]
+    assert len({digest(**folder) for folder in folders}) == len(folders)
+    assert digest(a="1", b="2") == digest(b="2", a="1")
+
+
+def test_a_digest_of_a_value_does_not_depend_on_the_process():
+    code = "from sft.files import value_digest; print(value_digest({'b': 'x', 'a': ['y']}))"
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(files.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("0", "1", "2")
+    }
+    assert digests == {value_digest({"a": ["y"], "b": "x"})}

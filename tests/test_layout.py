@@ -1,0 +1,325 @@
+"""The shape of the repository, held by reading its files.
+
+A stage has one name in every place, declares exactly the code and the params that it uses, and each outside
+world (Megatron, MLflow, params.yaml) is entered through one module. Each rule is a function from sources
+to faults, shown to find a fault in a small example before it is applied to the repository.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from sft.params import TRAIN_SECTIONS, Params
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src"
+STAGES = ["fetch", "filter", "prep", "pack", "train", "eval"]
+PER_SOURCE = {"fetch", "filter", "prep"}
+# What a class of import is for, and the only modules that may do it. cpu.py fills in what Megatron lacks on a
+# machine without a GPU: it has to reach into the modules that bridge.py uses.
+ONLY_HERE = {
+    "megatron": {"sft.model.bridge", "sft.model.cpu"},
+    "mlflow": {"sft.run.tracking"},
+    "ruamel": {"sft.params"},  # who reads YAML reads params.yaml
+    "yaml": set(),
+}
+
+
+# What the repository holds.
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module below src/, by dotted name; a package by its own name."""
+    found = {}
+    for path in sorted((SRC / "sft").rglob("*.py")):
+        parts = path.relative_to(SRC).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    assert len(found) > 10
+    return found
+
+
+def pipeline() -> dict[str, dict]:
+    """The stages of dvc.yaml; what a foreach group does stands in place of the group."""
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+def module_path(name: str) -> str:
+    return f"src/{name.replace('.', '/')}.py"
+
+
+# Rules: from sources to faults.
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names that a module imports, anywhere in it; `from a import b` gives a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "relative imports are not used here"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def closure(start: str, sources: dict[str, ast.Module]) -> set[str]:
+    """`start` and every module of `sources` that it imports, directly or not."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += [imported for imported in imports(sources[name]) if imported in sources]
+    return seen
+
+
+def packages(sources: dict[str, ast.Module]) -> set[str]:
+    return {name for name in sources if any(other.startswith(f"{name}.") for other in sources)}
+
+
+def loaded_sections(tree: ast.AST) -> set[str]:
+    """Sections of params.yaml that a module asks `load` for."""
+    sections: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load":
+            for argument in node.args:
+                if isinstance(argument, ast.Constant):
+                    sections.add(str(argument.value))
+                else:
+                    assert ast.unparse(argument) == "*TRAIN_SECTIONS", f"load({ast.unparse(argument)})"
+                    sections.update(TRAIN_SECTIONS)
+    return sections
+
+
+def foreign_imports(sources: dict[str, ast.Module]) -> list[str]:
+    return [
+        f"{name} imports {package}"
+        for name, tree in sources.items()
+        for package, allowed in ONLY_HERE.items()
+        if name not in allowed and any(imported.split(".")[0] == package for imported in imports(tree))
+    ]
+
+
+def forbidden(sources: dict[str, ast.Module]) -> list[str]:
+    """Catching everything, printing, unpickling, running a model's code."""
+    return [
+        f"{name}:{node.lineno}: {fault}"
+        for name, tree in sources.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler | ast.Call) and (fault := handler_or_call_fault(node))
+    ]
+
+
+def handler_or_call_fault(node: ast.ExceptHandler | ast.Call) -> str:
+    if isinstance(node, ast.ExceptHandler):
+        everything = node.type is None or re.search(r"\b(Base)?Exception\b", ast.unparse(node.type))
+        return "catches everything" if everything else ""
+    called = ast.unparse(node.func)
+    options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+    if called == "print":
+        return "prints"
+    if re.search(r"\bpickle\.loads?$", called) or options.get("weights_only") == "False":
+        return "unpickles"
+    if options.get("allow_pickle", "False") != "False" and called != "np.save":
+        return "may unpickle"
+    if options.get("trust_remote_code", "False") != "False":
+        return "runs code that a model brings"
+    return ""
+
+
+def make_targets(makefile: str) -> list[str]:
+    return re.findall(r"^([a-z]+):(?!=).*## ", makefile, re.MULTILINE)
+
+
+# The rules find faults.
+
+
+def parsed(**sources: str) -> dict[str, ast.Module]:
+    return {name.replace("_", "."): ast.parse(source) for name, source in sources.items()}
+
+
+def test_the_closure_follows_imports_in_functions_and_through_other_modules():
+    sources = parsed(
+        sft="'doc'",
+        sft_a="def f():\n    from sft import b",
+        sft_b="import sft.c",
+        sft_c="from sft.d import x",
+        sft_d="import json",
+        sft_unused="import sft.a",
+    )
+    assert closure("sft.a", sources) == {"sft", "sft.a", "sft.b", "sft.c", "sft.d"}
+    assert packages(sources) == {"sft"}
+
+
+def test_sections_are_read_from_the_calls_of_load():
+    assert loaded_sections(ast.parse("a, b = load('pack', 'fetch')")) == {"pack", "fetch"}
+    assert loaded_sections(ast.parse("load(*TRAIN_SECTIONS)")) == set(TRAIN_SECTIONS)
+    assert loaded_sections(ast.parse("json.load('pack')")) == set()
+
+
+def test_an_import_of_megatron_or_mlflow_elsewhere_is_found():
+    sources = parsed(
+        sft_model_bridge="import megatron.bridge", sft_other="def f():\n    from mlflow.data import x"
+    )
+    assert foreign_imports(sources) == ["sft.other imports mlflow"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n    f()\nexcept Exception:\n    pass",
+        "try:\n    f()\nexcept (OSError, BaseException):\n    pass",
+        "try:\n    f()\nexcept:\n    pass",
+        "print(1)",
+        "pickle.load(file)",
+        "torch.load(file, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(path, trust_remote_code=True)",
+    ],
+)
+def test_what_is_forbidden_is_found(source: str):
+    assert len(forbidden(parsed(sft_a=source))) == 1
+
+
+def test_what_is_allowed_is_not_reported():
+    assert (
+        forbidden(parsed(sft_a="try:\n    np.save(p, a, allow_pickle=True)\nexcept OSError:\n    say('x')"))
+        == []
+    )
+
+
+# The repository follows the rules.
+
+
+def test_a_stage_has_the_same_name_in_every_place_in_the_same_order():
+    in_dvc = [name for name in pipeline() if name != "fetch-model"]
+    in_params = [name for name in YAML(typ="safe").load(ROOT / "params.yaml") if name in STAGES]
+    in_make = [name for name in make_targets((ROOT / "Makefile").read_text()) if name in STAGES]
+    in_src = {path.stem for path in (SRC / "sft/stages").glob("*.py")} - {"__init__"}
+    in_tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/stages").glob("test_*.py")}
+    assert in_dvc == STAGES
+    assert in_params == STAGES
+    assert in_make == STAGES
+    assert in_src == set(STAGES)
+    assert in_tests >= set(STAGES)
+
+
+def test_params_yaml_holds_the_sections_of_the_schema_in_its_order():
+    assert list(YAML(typ="safe").load(ROOT / "params.yaml")) == list(Params.model_fields)
+
+
+def test_a_stage_is_called_by_its_module_with_this_checkout_s_code():
+    stages = pipeline()
+    for name, stage in stages.items():
+        module = name.removesuffix("-model")
+        source = (
+            " --source model" if name == "fetch-model" else " --source ${key}" if module in PER_SOURCE else ""
+        )
+        assert stage["cmd"] == f"PYTHONPATH=src python -m sft.stages.{module}{source}"
+    assert len(stages) == len(STAGES) + 1
+
+
+def test_the_deps_of_a_stage_are_its_import_closure_and_the_pins():
+    sources = modules()
+    for name, stage in pipeline().items():
+        needed = closure(f"sft.stages.{name.removesuffix('-model')}", sources) - packages(sources)
+        declared = {dep for dep in stage["deps"] if dep.startswith("src/")}
+        assert len(needed) > 3, name
+        assert declared == {module_path(module) for module in needed}, name
+        assert "requirements/run.txt" in stage["deps"], name
+        assert stage["deps"] == sorted(stage["deps"], key=lambda dep: dep.replace("$", " ")), name
+
+
+def test_packages_hold_nothing_but_a_docstring():
+    """So that they need not be deps of every stage."""
+    sources = modules()
+    assert len(packages(sources)) == 5
+    for name in packages(sources):
+        assert [type(node) for node in sources[name].body] == [ast.Expr], name
+        assert ast.get_docstring(sources[name]), name
+
+
+def test_a_stage_declares_the_params_that_its_module_loads():
+    sources = modules()
+    for name, stage in pipeline().items():
+        module = name.removesuffix("-model")
+        loaded = loaded_sections(sources[f"sft.stages.{module}"])
+        assert loaded, name
+        if "fetch" in loaded:  # a stage of one source sees that source only, the others see the blend
+            loaded.remove("fetch")
+            loaded.add(
+                "fetch.model"
+                if name == "fetch-model"
+                else "fetch.sources.${key}"
+                if module in PER_SOURCE
+                else "fetch.sources"
+            )
+        assert set(stage["params"]) == loaded, name
+
+
+def test_every_out_belongs_to_one_stage_and_is_read_later_or_is_the_end():
+    stages = pipeline()
+    outs = [
+        out if isinstance(out, str) else next(iter(out)) for stage in stages.values() for out in stage["outs"]
+    ]
+    deps = [dep for stage in stages.values() for dep in stage["deps"]]
+    assert len(outs) == len(set(outs)) > 5
+    for out in outs:
+        place = out.removesuffix("/${key}")
+        assert place.startswith("reports/") or any(dep.startswith(place) for dep in deps), out
+
+
+def test_reports_are_kept_in_git_and_everything_else_in_dvc():
+    looked_at = 0
+    for name, stage in pipeline().items():
+        for out in stage["metrics"] + stage.get("plots", []):
+            ((path, options),) = out.items()
+            assert path.startswith("reports/"), name
+            assert options["cache"] is False, name
+            looked_at += 1
+    assert looked_at >= len(STAGES)
+
+
+def test_megatron_mlflow_and_yaml_are_entered_by_one_module_each():
+    sources = modules()
+    assert foreign_imports(sources) == []
+    entered = {imported.split(".")[0] for tree in sources.values() for imported in imports(tree)}
+    assert set(ONLY_HERE) - {"yaml"} <= entered
+
+
+def test_nothing_forbidden_is_done():
+    assert forbidden(modules()) == []
+
+
+def test_every_module_says_what_it_is():
+    for name, tree in modules().items():
+        assert ast.get_docstring(tree), name
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    for name in modules():
+        assert not re.search(r"util|helper|common|manager|misc", name), name
+
+
+def test_every_module_has_a_test_file_in_the_same_place():
+    sources = modules()
+    looked_at = 0
+    for name in sources.keys() - packages(sources):
+        *folders, last = name.split(".")[1:]
+        path = ROOT.joinpath("tests", *folders, f"test_{last}.py")
+        assert path.exists(), path
+        looked_at += 1
+    assert looked_at > 10
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    assert sorted(make_targets(makefile)) == sorted(phony[1].split())

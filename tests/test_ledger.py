@@ -1,0 +1,61 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft.command import InputError
+from sft.files import read_json
+from sft.ledger import Ledger, check_handover
+
+
+def test_rows_are_counted_in_out_and_by_reason(tmp_path):
+    ledger = Ledger()
+    ledger.accept()
+    ledger.reject("too-long")
+    ledger.reject("duplicate")
+    ledger.reject("too-long")
+    written = ledger.write(tmp_path / "report.json", tokens=7)
+    assert written == {"rows_in": 4, "rows_out": 1, "rejected": {"duplicate": 1, "too-long": 2}, "tokens": 7}
+    assert read_json(tmp_path / "report.json") == written
+
+
+def test_reasons_stand_in_the_same_order_whatever_came_first(tmp_path):
+    for name, reasons in [("one", ["b", "a"]), ("two", ["a", "b"])]:
+        ledger = Ledger()
+        for reason in reasons:
+            ledger.reject(reason)
+        ledger.write(tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "ledger",
+    [Ledger(rows_in=2, rows_out=1), Ledger(rows_in=1, rows_out=2), Ledger(rows_in=0, rows_out=0 - 1)],
+)
+def test_a_ledger_that_does_not_balance_is_not_written(ledger, tmp_path):
+    with pytest.raises(AssertionError, match="does not balance"):
+        ledger.write(tmp_path / "report.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.lists(st.lists(st.sampled_from(["accept", "too-long", "duplicate"])), max_size=5))
+def test_ledgers_that_balance_add_up_to_one_that_balances(sources):
+    total = Ledger()
+    for rows in sources:
+        ledger = Ledger()
+        for row in rows:
+            if row == "accept":
+                ledger.accept()
+            else:
+                ledger.reject(row)
+        total.add(ledger)
+    total.check("the blend")
+    assert total.rows_in == sum(map(len, sources))
+    assert total.rows_out == sum(rows.count("accept") for rows in sources)
+
+
+def test_what_one_stage_hands_on_is_what_the_next_must_find(tmp_path):
+    report = tmp_path / "filter.json"
+    Ledger(rows_in=3, rows_out=3).write(report)
+    check_handover(report, 3)
+    with pytest.raises(InputError, match=r"filter\.json: says 3 rows.* but 2 were found.*rerun"):
+        check_handover(report, 2)
