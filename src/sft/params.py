@@ -21,7 +21,7 @@ from sft.command import InputError
 
 PARAMS = Path("params.yaml")
 
-# Names that other tools use for the same thing (Hugging Face, axolotl, LLaMA-Factory, ms-swift, open-instruct).
+# Names that Hugging Face, axolotl, LLaMA-Factory, ms-swift and open-instruct use for the same thing.
 FOREIGN_NAMES = {
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
@@ -335,7 +335,7 @@ def read(path: Path = PARAMS) -> Params:
 
 
 def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
-    """List the dotted names of all keys: `optimizer.lr`; a source's keys stand under `fetch.sources.<name>`."""
+    """List the dotted names of all keys: `optimizer.lr`; those of a source under `fetch.sources.<name>`."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
@@ -348,7 +348,7 @@ def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
 
 
 def suggest(key: str) -> str:
-    """Say which key was probably meant by the unknown dotted name `key`, as a sentence; empty if none is near.
+    """Say which key was probably meant by the unknown dotted name `key`; empty if none is near.
 
     >>> suggest("learning_rate")
     "Did you mean 'optimizer.lr'?"

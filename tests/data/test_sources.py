@@ -465,7 +465,8 @@ def from_hub(here: Path, web: Web, uri: str, **more: str) -> subprocess.Complete
         from sft.params import Source
         Path("target").mkdir()
         try:
-            for file in fetch_files(Source(uri={uri!r}, format="openai", revision={COMMIT!r}), Path("target")):
+            source = Source(uri={uri!r}, format="openai", revision={COMMIT!r})
+            for file in fetch_files(source, Path("target")):
                 print(file.path, file.bytes)
         except InputError as error:
             print("InputError", error)

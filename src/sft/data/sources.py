@@ -447,8 +447,8 @@ def _reason(error: BaseException) -> str:
     chain = [error]
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(inner)
-    cause = [link for link in chain if isinstance(link, OSError)][-1:] or [error]
-    return f"{type(cause[0]).__name__} {re.sub(r'[?#][^\s,)]*', '?...', redact(str(cause[0])))[:200]}"
+    cause = next((link for link in reversed(chain) if isinstance(link, OSError)), error)
+    return f"{type(cause).__name__} {re.sub(r'[?#][^\s,)]*', '?...', redact(str(cause)))[:200]}"
 
 
 def _forget(partial: Path) -> None:

@@ -7,7 +7,6 @@ resumed or reused. Another key: another run, in a folder of its own; nothing is 
 
 import ast
 import importlib.metadata
-import importlib.util
 import os
 import subprocess
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from sft.files import file_digest, value_digest
 
+PACKAGE = Path(__file__).parents[1]
 KEY_DIGITS = 16
 # Packages whose version can change a number in the model.
 DECISIVE_PACKAGES = ("torch", "megatron-core", "megatron-bridge", "transformers", "tokenizers", "numpy", "pyarrow")
@@ -69,29 +69,24 @@ def code_digest(module: str) -> str:
 
 
 def import_closure(module: str) -> dict[str, Path]:
-    """Return {name: file} of a module and of every `sft` module that it imports, directly or not."""
+    """Return {name: file} of a module and of every `sft` module that it imports, directly or not.
+
+    Read from the source, so that nothing is imported; imports inside functions count.
+    """
     closure: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        spec = importlib.util.find_spec(name) if name not in closure else None
-        if spec is None or spec.origin is None or spec.origin.endswith("__init__.py"):
+        file = PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        if name in closure or not file.is_file():
             continue
-        closure[name] = Path(spec.origin)
-        for node in ast.walk(ast.parse(closure[name].read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sft"):
-                waiting += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-                waiting = [name for name in waiting if _is_module(name)]
+        closure[name] = file
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sft":
+                waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names if alias.name.startswith("sft.")]
     return closure
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:

@@ -45,7 +45,7 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--faint)
 svg .value { fill: var(--ink); } svg .grid { stroke: var(--line); } svg .before { fill: var(--before); }
 svg .after { fill: var(--after); } svg path { fill: none; stroke: var(--after); stroke-width: 2; }
 svg path.validation { stroke: var(--good); stroke-dasharray: 5 4; }
-.legend span::before { content: ""; display: inline-block; width: .7em; height: .7em; margin: 0 .4em 0 1em;
+.legend span { margin-right: 1em; } .legend span::before { content: ""; display: inline-block; width: .7em; height: .7em; margin-right: .4em;
   border-radius: 2px; background: var(--before); } .legend span.after::before { background: var(--after); }
 .legend span.validation::before { background: var(--good); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -86,11 +86,11 @@ def render(
         ),
         "<h2>Tool calls and form, share of held-out prompts</h2>" + _legend(),
         _bars([(label, before[name], after[name]) for name, label in SHARES.items()], top=1.0),
-        '<p class="faint">A tool call is well-formed, then known, then fitting, then exact: each asks more than '
-        "the one before it.</p>",
+        "<p class='faint'>A tool call is well-formed, then known, then fitting, then exact: each asks more "
+        "than the one before it.</p>",
         "<h2>What was measured</h2>" + _counts(evaluation),
         "<h2>Answers</h2>",
-        *(_example(answer) for answer in _examples(answers)),
+        *(_example(answer, shown=not index) for index, answer in enumerate(_examples(answers))),
     ]
     if not answers:
         sections.append('<p class="faint">No prompts.</p>')
@@ -207,19 +207,19 @@ def _examples(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return tool[:num_tool] + chat[: EXAMPLES - num_tool]
 
 
-def _example(answer: Mapping[str, Any]) -> str:
+def _example(answer: Mapping[str, Any], shown: bool) -> str:
     panels = []
     for name in ("before", "after"):
         said = answer[name]
         fault = "" if "verdict" not in said else said["verdict"]["fault"] or "exact"
         notes = [note for note in (fault, "" if said["stopped"] else "cut at max_new_tokens") if note]
-        shown = f' <span class="faint">{_text(", ".join(notes))}</span>' if notes else ""
-        panels.append(f'<div class="{name}">{name}{shown}<pre>{_text(_cut(said["text"]))}</pre></div>')
+        noted = f' <span class="faint">{_text(", ".join(notes))}</span>' if notes else ""
+        panels.append(f'<div class="{name}">{name}{noted}<pre>{_text(_cut(said["text"]))}</pre></div>')
     question = answer["question"].strip()
     title = _text(question if len(question) <= 110 else question[:107] + "...")
     origin = _text(f"{answer['source']}, {answer['kind']}:")
     return (
-        f'<details><summary><span class="faint">{origin}</span> {title}</summary>'
+        f'<details{" open" if shown else ""}><summary><span class="faint">{origin}</span> {title}</summary>'
         f'<div class="pair">{"".join(panels)}</div>'
         f'<p class="faint">Reference</p><pre>{_text(_cut(_reference(answer["reference"])))}</pre></details>'
     )

@@ -8,6 +8,7 @@ determines the model; what describes an attempt stands in tags, because MLflow n
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ class Dataset:
 
     def as_mlflow(self) -> MetaDataset:
         """Return the data set as MLflow knows it; no data is read."""
-        source = mlflow.data.dataset_source_registry.resolve_dataset_source(self.source.as_uri())
+        with warnings.catch_warnings():  # that a folder is a folder by two of MLflow's names
+            warnings.simplefilter("ignore")
+            source = mlflow.data.dataset_source_registry.resolve_dataset_source(self.source.as_uri())
         return MetaDataset(source, name=self.name, digest=self.digest[:DIGEST_DIGITS])
 
 

@@ -311,8 +311,8 @@ def choose(
     if unseen:
         source, identity = min(unseen)
         raise InputError(
-            f"{FILTERED / source}: {len(unseen)} held-out conversations of data/packed are not there, such as "
-            f"{identity}. The data was changed between stages: rerun from filter on (dvc repro)."
+            f"{FILTERED / source}: {len(unseen)} held-out conversations of data/packed are not there, "
+            f"such as {identity}. The data was changed between stages: rerun from filter on (dvc repro)."
         )
     return segments, chosen["tool"] + chosen["chat"], left_out
 

@@ -40,17 +40,17 @@ def draw(rows: Iterable["Row"], number: int, seed: int) -> Iterator["Row"]:
 def judge(row: "Row", seen: set[str], max_chars: int) -> Conversation | Rejection:
     """Turn a raw row into a conversation that is kept, or say why it is refused."""
     if row.record is None:
-        return Rejection("malformed-row", f"{row.where}: {row.fault}")
+        return Rejection("malformed-row", row.fault)
     meta = row.record.get("meta") or {}
     if refuse := meta.get("refuse"):
-        return Rejection(refuse, f"{row.where}: {meta}")
+        return Rejection(refuse, _json(meta))
     conversation = normalise(row.record)
     if isinstance(conversation, Rejection):
         return conversation
     if rejection := check_structure(conversation, max_chars):
         return rejection
     if conversation.id in seen:
-        return Rejection("duplicate", f"{row.where}: the same conversation came before")
+        return Rejection("duplicate", "the same conversation came before")
     seen.add(conversation.id)
     return conversation
 
@@ -69,7 +69,7 @@ def stored(row: "Row", outcome: Conversation | Rejection, source: dict[str, str]
         "tools": None if tools is None else _json(tools),
         "meta": _json(meta),
         "reason": outcome.reason,
-        "evidence": _valid(outcome.evidence),
+        "evidence": _valid(f"{row.where}: {outcome.evidence}"),
     }
 
 

@@ -1,0 +1,102 @@
+"""Lineage: every thing that determines a model is in its key, and nothing else is."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sft.run import lineage
+from sft.run.lineage import Lineage, code_digest, git_state, import_closure, lineage_json, project_root
+
+ONE = Lineage(
+    data="d" * 64,
+    base_model="b" * 64,
+    params={"optimizer": {"lr": 1e-5}, "rng": {"seed": 1}},
+    code="c" * 64,
+    decisive_packages={"torch": "2.13.0"},
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "e" * 64},
+        {"base_model": "e" * 64},
+        {"params": {"optimizer": {"lr": 2e-5}, "rng": {"seed": 1}}},
+        {"code": "e" * 64},
+        {"decisive_packages": {"torch": "2.14.0"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_determines_the_model_changes_the_key(change):
+    assert replace(ONE, **change).key != ONE.key
+
+
+def test_the_key_does_not_depend_on_the_order_of_params():
+    assert replace(ONE, params={"rng": {"seed": 1}, "optimizer": {"lr": 1e-5}}).key == ONE.key
+    assert len(ONE.key) == 16
+
+
+def test_the_closure_holds_what_a_module_imports_at_any_depth_and_inside_functions():
+    closure = import_closure("sft.stages.train")
+    assert {
+        "sft.stages.train",
+        "sft.model.bridge",
+        "sft.model.cpu",
+        "sft.run.tracking",
+        "sft.params",
+        "sft.files",
+    } <= closure.keys()
+    assert not {"sft.stages.filter", "sft.data.chat", "sft.run.report"} & closure.keys()
+    assert all(path.is_file() for path in closure.values())
+
+
+def test_a_changed_module_changes_the_digest_of_those_that_import_it(tmp_path, monkeypatch):
+    module = tmp_path / "other.py"
+    module.write_text("x = 1\n")
+    before = code_digest("sft.ledger")
+    closure = {**import_closure("sft.ledger"), "sft.other": module}
+    monkeypatch.setattr(lineage, "import_closure", lambda name: closure)
+    first = code_digest("sft.ledger")
+    module.write_text("x = 2\n")
+    assert len({before, first, code_digest("sft.ledger")}) == 3
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+def test_git_state_is_dirty_by_code_and_not_by_what_the_pipeline_writes(tmp_path):
+    assert git_state(tmp_path) == (None, None)
+    git(tmp_path, "init")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-m", "one")
+    commit, dirty = git_state(tmp_path)
+    assert commit is not None
+    assert len(commit) == 40
+    assert dirty is False
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/pack.json").write_text("{}")
+    (tmp_path / "dvc.lock").write_text("")
+    assert git_state(tmp_path) == (commit, False)
+    (tmp_path / "code.py").write_text("x = 2\n")
+    assert git_state(tmp_path) == (commit, True)
+
+
+def test_lineage_json_leads_from_the_model_back(tmp_path):
+    written = lineage_json(ONE, "run-1", tmp_path)
+    assert written["lineage_key"] == ONE.key
+    assert written["mlflow_run_id"] == "run-1"
+    assert written["packages"]["torch"]
+    assert {"git_commit", "git_dirty", "data", "base_model", "params"} <= written.keys()
+
+
+def test_runs_stay_in_the_repository_when_dvc_works_in_a_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert project_root() == tmp_path
+    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
+    assert project_root() == Path("/elsewhere")

@@ -1,0 +1,103 @@
+"""Tracking: one run for a lineage key, its data as inputs, its model as a version, its true end."""
+
+import mlflow
+import pytest
+
+from sft.command import InputError
+from sft.run import tracking
+from sft.run.tracking import Dataset, Metrics, find_run, log_evaluation, open_run, register_model, true_status
+
+KEY = "0123456789abcdef"
+PARAMS = {"optimizer": {"lr": 1e-5}, "train": {"train_iters": 6}}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (tmp_path / "data").mkdir()
+    yield tmp_path
+    mlflow.set_tracking_uri(None)
+
+
+def start(store, key=KEY, tags=None):
+    data = Dataset("packed", "f" * 64, store / "data", "training", {"tokens": "12"})
+    return open_run(key, PARAMS, tags or {"git.commit": "a" * 40}, [data])
+
+
+def test_a_run_has_params_tags_and_data_and_is_found_again_by_its_key(store):
+    run_id = start(store)
+    assert start(store, tags={"git.commit": "b" * 40}) == run_id
+    assert start(store, key="f" * 16) != run_id
+    run = mlflow.get_run(run_id)
+    assert run.data.params == {"optimizer.lr": "1e-05", "train.train_iters": "6"}
+    assert run.data.tags["lineage_key"] == KEY
+    assert run.data.tags["git.commit"] == "b" * 40, "tags describe the last attempt"
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("packed", "f" * 12)
+    assert {"tokens": "12", "mlflow.data.context": "training"} == {tag.key: tag.value for tag in data.tags}
+    assert (store / "runs/mlflow.db").is_file()
+
+
+def test_a_run_ends_as_it_ended(store):
+    run_id = start(store)
+    assert mlflow.get_run(run_id).info.status == "RUNNING"
+    for error, status in ((RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")):
+        with pytest.raises(error), true_status(run_id):
+            raise error
+        assert mlflow.get_run(run_id).info.status == status
+    with true_status(run_id):
+        pass
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_step_that_the_run_has_is_not_written_twice_after_a_resume(store):
+    run_id = start(store)
+    first = Metrics(run_id)
+    for step in (1, 2, 3):
+        first.log(step, loss=1.0 / step)
+    resumed = Metrics(run_id)
+    for step in (3, 4):
+        resumed.log(step, loss=1.0 / step)
+    history = tracking.connect().get_metric_history(run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+
+
+def test_a_model_is_registered_once_and_leads_to_its_run(store):
+    run_id = start(store)
+    model = store / "models/final"
+    model.mkdir(parents=True)
+    (model / "lineage.json").write_text("{}")
+    version = register_model(run_id, model, {"lineage_key": KEY}, PARAMS)
+    assert register_model(run_id, model, {"lineage_key": KEY}, PARAMS) == version
+    registered = tracking.connect().get_model_version(tracking.REGISTERED_MODEL, version)
+    assert registered.run_id == run_id
+    assert registered.tags["lineage_key"] == KEY
+    assert registered.tags["path"] == str(model)
+    assert mlflow.get_run(run_id).outputs.model_outputs
+    (model / "lineage.json").write_text('{"other": 1}')
+    assert register_model(run_id, model, {"lineage_key": KEY}, PARAMS) != version
+
+
+def test_an_evaluation_goes_into_the_run_that_trained_the_model(store):
+    run_id = start(store)
+    report = store / "report.html"
+    report.write_text("<p>")
+    log_evaluation(KEY, {"after.loss": 0.5}, [report])
+    assert mlflow.get_run(run_id).data.metrics == {"after.loss": 0.5}
+    assert [item.path for item in tracking.connect().list_artifacts(run_id, "eval")] == ["eval/report.html"]
+    with pytest.raises(InputError, match="no run with lineage key ffff"):
+        log_evaluation("f" * 16, {}, [])
+
+
+def test_an_unknown_key_has_no_run(store):
+    assert find_run(tracking.connect(), KEY) is None
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"MLflow does not answer at http://\*\*\*@127\.0\.0\.1:9") as error:
+        tracking.connect()
+    assert "secret" not in str(error.value)
