@@ -39,6 +39,7 @@ if up_to_date; then exit 0; fi
 exec {lock}<requirements && flock "$lock" # a second make waits for the first
 if up_to_date; then exit 0; fi
 
+[[ ! -L .venv ]] || fail ".venv is a link to $(readlink -m .venv), which does not hold the pins: 'make setup' there."
 [[ "$(uname -sm)" == "Linux x86_64" ]] || fail "the pins are those of Linux x86_64, this is $(uname -sm)."
 
 if [[ ! -f .venv/.pins || ! -x .venv/bin/python ]] || ! grep -qsF "$(readlink -m .venv)" .venv/pyvenv.cfg; then

@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +28,19 @@ def tool_records(number: int) -> list[dict[str, Any]]:
     """Conversations that end in a call, the first of every four in a call, its result and an answer."""
     records = []
     for n in range(number):
-        call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": f"{CITIES[n % 8]} {n}"}}}
+        call = {
+            "type": "function",
+            "function": {"name": "get_weather", "arguments": {"city": f"{CITIES[n % 8]} {n}"}},
+        }
         messages: list[dict[str, Any]] = [
             {"role": "user", "content": f"Weather in {CITIES[n % 8]} {n}?"},
             {"role": "assistant", "content": None, "tool_calls": [call]},
         ]
         if n % 4 == 0:
-            messages += [{"role": "tool", "content": f"{n} C"}, {"role": "assistant", "content": f"It is {n} C."}]
+            messages += [
+                {"role": "tool", "content": f"{n} C"},
+                {"role": "assistant", "content": f"It is {n} C."},
+            ]
         records.append({"messages": messages, "tools": [WEATHER]})
     return records
 
@@ -112,3 +122,47 @@ def link_project(folder: Path) -> None:
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     (folder / "templates").symlink_to(ROOT / "templates")
     make_project(folder)
+
+
+def clone_project(folder: Path) -> None:
+    """Clone the repository as it stands (uncommitted work included) into a folder, with the tiny blend, committed."""
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.rmtree(folder / "reports", ignore_errors=True)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    make_project(folder)
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "tiny")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a user whose virtual environment is active; nothing of an outer DVC or MLflow."""
+    own = ("DVC_", "MLFLOW_", "SFT_", "PYTEST_", "CLUSTER")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    site = Path(kept.get("HOME", "/nonexistent"), ".cache", "nano3-sft-tests")
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@localhost",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@localhost",
+        "DVC_SITE_CACHE_DIR": str(site),
+        "DVC_NO_ANALYTICS": "1",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+def run(folder: Path, *command: str, fails: bool = False, **environ: str) -> str:
+    """Run a command in a folder; return what it prints. A status other than expected fails with the output."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(**environ), capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, f"{' '.join(command)}: status {done.returncode}\n{output}"
+    return done.stdout if not fails else output

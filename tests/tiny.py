@@ -37,7 +37,9 @@ def make_tiny_base(folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator([STORY], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
 
@@ -113,7 +115,11 @@ def read_ids(path: Path) -> list[list[int]]:
     """Read the token ids of packs back, in order."""
     import pyarrow.parquet as pq
 
-    return [row for shard in sorted(path.glob("*.parquet")) for row in pq.read_table(shard)["input_ids"].to_pylist()]
+    return [
+        row
+        for shard in sorted(path.glob("*.parquet"))
+        for row in pq.read_table(shard)["input_ids"].to_pylist()
+    ]
 
 
 def tiny_config(folder: Path) -> dict[str, Any]:

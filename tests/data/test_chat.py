@@ -21,7 +21,10 @@ TOOL = {
         "description": " The weather. ",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string", "description": "Where", "enum": ["Paris", "Zürich"]}, "days": {"type": "integer", "default": 1}},
+            "properties": {
+                "city": {"type": "string", "description": "Where", "enum": ["Paris", "Zürich"]},
+                "days": {"type": "integer", "default": 1},
+            },
             "required": ["city"],
             "additionalProperties": False,
         },
@@ -96,9 +99,9 @@ def test_tools_stand_in_the_system_turn_with_all_they_say(chat):
 def test_a_tool_call_is_written_argument_by_argument(chat):
     assert text(chat, [ASK, say("", tool_calls=[CALL, CALL])], [TOOL]).endswith(
         "<|im_start|>assistant\n<think></think>\n"
-        + 2 * "<tool_call>\n<function=get_weather>\n<parameter=city>\nZürich\n</parameter>\n<parameter=days>\n2\n"
-        "</parameter>\n</function>\n</tool_call>\n"
-        + "<|im_end|>\n"
+        + 2
+        * "<tool_call>\n<function=get_weather>\n<parameter=city>\nZürich\n</parameter>\n<parameter=days>\n2\n"
+        "</parameter>\n</function>\n</tool_call>\n" + "<|im_end|>\n"
     )
 
 
@@ -110,7 +113,9 @@ def test_results_that_follow_each_other_make_one_user_turn(chat):
 
 
 def test_the_generation_prompt_opens_or_closes_the_reasoning(chat):
-    assert text(chat, [ASK], thinking=True, generation_prompt=True).endswith("<|im_start|>assistant\n<think>\n")
+    assert text(chat, [ASK], thinking=True, generation_prompt=True).endswith(
+        "<|im_start|>assistant\n<think>\n"
+    )
     assert text(chat, [ASK], generation_prompt=True).endswith("<|im_start|>assistant\n<think></think>")
 
 
@@ -123,7 +128,9 @@ def test_reasoning_is_kept_after_the_last_user_message_and_dropped_before(chat):
 
 
 def test_a_thinking_budget_is_told_on_the_last_user_message(chat):
-    shown = chat._template.render(messages=[ASK, say("a"), ASK], reasoning_budget=64, add_generation_prompt=True)
+    shown = chat._template.render(
+        messages=[ASK, say("a"), ASK], reasoning_budget=64, add_generation_prompt=True
+    )
     assert shown.count("{thinking token budget: 64}") == 1
     assert shown.endswith("sum?\n\n{thinking token budget: 64}<|im_end|>\n<|im_start|>assistant\n<think>\n")
 
@@ -164,9 +171,18 @@ def test_an_unanswered_user_message_is_context_and_no_sample(chat):
 
 
 def test_no_trained_token_follows_a_stop_token(chat):
-    messages = [ASK, say("one"), ASK, say("", tool_calls=[CALL]), {"role": "tool", "content": "x"}, say("two")]
+    messages = [
+        ASK,
+        say("one"),
+        ASK,
+        say("", tool_calls=[CALL]),
+        {"role": "tool", "content": "x"},
+        say("two"),
+    ]
     (sample,) = chat.encode(chat.samples(messages, [TOOL]))
-    follows = [kept for token, kept in zip(sample.ids, sample.mask[1:], strict=False) if token == chat.stop_id]
+    follows = [
+        kept for token, kept in zip(sample.ids, sample.mask[1:], strict=False) if token == chat.stop_id
+    ]
     assert len(follows) >= 6
     assert not any(follows)
 
@@ -177,8 +193,14 @@ CARRIERS = {
     "content of a user": lambda t: [{"role": "user", "content": t}, say("a")],
     "content of an answer": lambda t: [ASK, say(f"a{t}b")],
     "reasoning": lambda t: [ASK, say("a", reasoning_content=f"a{t}b")],
-    "a tool argument": lambda t: [ASK, say("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"x": t}}}])],
-    "the name of an argument": lambda t: [ASK, say("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {f"a{t}": 1}}}])],
+    "a tool argument": lambda t: [
+        ASK,
+        say("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"x": t}}}]),
+    ],
+    "the name of an argument": lambda t: [
+        ASK,
+        say("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {f"a{t}": 1}}}]),
+    ],
     "a tool result": lambda t: [ASK, say("", tool_calls=[CALL]), {"role": "tool", "content": t}, say("a")],
     "the system message": lambda t: [{"role": "system", "content": t}, ASK, say("a")],
 }
@@ -199,7 +221,9 @@ def test_a_control_token_typed_as_text_never_becomes_one(chat, carrier, token):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.text(max_size=30), min_size=2, max_size=4).filter(lambda texts: all(t.strip() for t in texts)))
+@given(
+    st.lists(st.text(max_size=30), min_size=2, max_size=4).filter(lambda texts: all(t.strip() for t in texts))
+)
 def test_tokens_are_those_of_the_whole_text_tokenised_at_once(chat, base, texts):
     whole = Tokenizer.from_file(str(base / "tokenizer.json"))
     messages = [{"role": "user", "content": texts[0]}, say(texts[1])]
@@ -223,7 +247,9 @@ def test_a_prompt_has_the_ids_that_its_sample_starts_with(chat):
 
 
 def test_a_batch_gives_what_each_gives_alone(chat):
-    rendered = [chat.samples([ASK, say(word * n)], None)[0] for n, word in enumerate(["one ", "two ", "three "], 1)]
+    rendered = [
+        chat.samples([ASK, say(word * n)], None)[0] for n, word in enumerate(["one ", "two ", "three "], 1)
+    ]
     assert chat.encode(rendered) == [chat.encode([one])[0] for one in rendered]
 
 
@@ -235,7 +261,10 @@ REFUSED = [  # (what is wrong with it, the template, what the message says)
     ("not Jinja", "{% for", "not a Jinja template"),
     (
         "earlier answers are shortened",
-        "{% for m in messages %}" + TURN.replace("m.content", "(m.content if loop.last else m.content[:3])") + "{% endfor %}" + PROMPT,
+        "{% for m in messages %}"
+        + TURN.replace("m.content", "(m.content if loop.last else m.content[:3])")
+        + "{% endfor %}"
+        + PROMPT,
         "no exact loss mask",
     ),
     (
@@ -258,12 +287,16 @@ REFUSED = [  # (what is wrong with it, the template, what the message says)
 ]
 
 
-@pytest.mark.parametrize(("template", "says"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+@pytest.mark.parametrize(
+    ("template", "says"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
 def test_a_template_without_an_exact_mask_is_refused_when_it_is_loaded(base, tmp_path, template, says):
     config = base / "tokenizer_config.json"
     for file in base.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(config.read_text().replace("{", '{"bos_token": "<|endoftext|>",', 1))
+    (tmp_path / "tokenizer_config.json").write_text(
+        config.read_text().replace("{", '{"bos_token": "<|endoftext|>",', 1)
+    )
     path = tmp_path / "template.jinja"
     path.write_text(template)
     with pytest.raises(InputError, match=says):
@@ -283,7 +316,11 @@ def test_a_template_of_hugging_face_form_with_generation_marks_is_exact_too(base
 
 @pytest.mark.parametrize(
     "attack",
-    ["{{ messages.append(1) }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% include '/etc/passwd' %}"],
+    [
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% include '/etc/passwd' %}",
+    ],
 )
 def test_a_hostile_template_reaches_nothing(base, tmp_path, attack):
     path = tmp_path / "template.jinja"

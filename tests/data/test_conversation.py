@@ -24,7 +24,11 @@ TOOL = {
 
 
 def call(name="get_weather", arguments=None, **more):
-    return {"type": "function", "function": {"name": name, "arguments": arguments or {"city": "Paris"}}, **more}
+    return {
+        "type": "function",
+        "function": {"name": name, "arguments": arguments or {"city": "Paris"}},
+        **more,
+    }
 
 
 def calling(*calls, content=""):
@@ -50,16 +54,28 @@ def kept(record):
 
 
 FORMS = [  # (why it exists, the message as it comes, what it becomes)
-    ("null content with a call", {"role": "assistant", "content": None, "tool_calls": [call()]}, calling(call())),
+    (
+        "null content with a call",
+        {"role": "assistant", "content": None, "tool_calls": [call()]},
+        calling(call()),
+    ),
     ("no content at all", {"role": "assistant", "tool_calls": [call()]}, calling(call())),
     ("arguments as JSON text", calling(call(arguments='{"city": "Paris"}')), calling(call())),
     ("a bare call", calling({"name": "get_weather", "arguments": {"city": "Paris"}}), calling(call())),
     (
         "the older function_call",
-        {"role": "assistant", "content": None, "function_call": {"name": "get_weather", "arguments": '{"city": "Paris"}'}},
+        {
+            "role": "assistant",
+            "content": None,
+            "function_call": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+        },
         calling(call()),
     ),
-    ("the developer role", {"role": "developer", "content": "Be brief."}, {"role": "system", "content": "Be brief."}),
+    (
+        "the developer role",
+        {"role": "developer", "content": "Be brief."},
+        {"role": "system", "content": "Be brief."},
+    ),
     (
         "text parts",
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]},
@@ -95,7 +111,9 @@ def test_an_accepted_form_becomes_the_normal_one(message, normal):
     assert kept({"messages": [normal]}).messages == [normal], "normalising twice changes nothing"
 
 
-@pytest.mark.parametrize("tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])], ids=["openai", "bare", "text"])
+@pytest.mark.parametrize(
+    "tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])], ids=["openai", "bare", "text"]
+)
 def test_tools_in_any_form_become_the_openai_list(tools):
     assert kept({"messages": [USER], "tools": tools}).tools == [TOOL]
 
@@ -109,7 +127,13 @@ GOOD = [  # (why it must not be refused, messages, tools)
     ("results without ids", [USER, calling(call(), call()), result(), result(), ANSWER], [TOOL]),
     (
         "parallel results in another order",
-        [USER, calling(call(id="1"), call(id="2")), result(tool_call_id="2"), result(tool_call_id="1"), ANSWER],
+        [
+            USER,
+            calling(call(id="1"), call(id="2")),
+            result(tool_call_id="2"),
+            result(tool_call_id="1"),
+            ANSWER,
+        ],
         [TOOL],
     ),
     ("tools that nobody calls", [USER, ANSWER], [TOOL]),
@@ -138,7 +162,12 @@ BAD = [  # (why it exists, the reason it must get, messages, tools)
     ("a result is last", "last-turn-not-assistant", [USER, calling(call()), result()], [TOOL]),
     ("assistant first", "role-order", [ANSWER], None),
     ("two answers in a row", "role-order", [USER, ANSWER, ANSWER], None),
-    ("system in the middle", "role-order", [USER, ANSWER, {"role": "system", "content": "x"}, USER, ANSWER], None),
+    (
+        "system in the middle",
+        "role-order",
+        [USER, ANSWER, {"role": "system", "content": "x"}, USER, ANSWER],
+        None,
+    ),
     ("a result to a user", "role-order", [USER, result(), ANSWER], None),
     ("nothing said", "empty-answer", [USER, {"role": "assistant", "content": " \n"}], None),
     ("only reasoning", "empty-answer", [USER, {"role": "assistant", "content": "<think>a</think>"}], None),
@@ -146,7 +175,12 @@ BAD = [  # (why it exists, the reason it must get, messages, tools)
     ("a tool that is not there", "unknown-tool", [USER, calling(call(name="get_wether"))], [TOOL]),
     ("a wrong type", "arguments-against-schema", [USER, calling(call(arguments={"city": 3}))], [TOOL]),
     ("a missing argument", "arguments-against-schema", [USER, calling(call(arguments={"days": 3}))], [TOOL]),
-    ("an invented argument", "arguments-against-schema", [USER, calling(call(arguments={"city": "a", "x": 1}))], [TOOL]),
+    (
+        "an invented argument",
+        "arguments-against-schema",
+        [USER, calling(call(arguments={"city": "a", "x": 1}))],
+        [TOOL],
+    ),
     (
         "a schema that is none",
         "invalid-tool-schema",
@@ -154,15 +188,50 @@ BAD = [  # (why it exists, the reason it must get, messages, tools)
         [{"name": "get_weather", "parameters": {"type": "HashMap"}}],
     ),
     ("a result nobody asked for", "tool-result-without-call", [USER, ANSWER, result(), ANSWER], None),
-    ("one result too many", "tool-result-without-call", [USER, calling(call()), result(), result(), ANSWER], [TOOL]),
-    ("a call left open", "tool-call-without-result", [USER, calling(call(), call()), result(), ANSWER], [TOOL]),
-    ("another id", "tool-call-id-mismatch", [USER, calling(call(id="1")), result(tool_call_id="2"), ANSWER], [TOOL]),
+    (
+        "one result too many",
+        "tool-result-without-call",
+        [USER, calling(call()), result(), result(), ANSWER],
+        [TOOL],
+    ),
+    (
+        "a call left open",
+        "tool-call-without-result",
+        [USER, calling(call(), call()), result(), ANSWER],
+        [TOOL],
+    ),
+    (
+        "another id",
+        "tool-call-id-mismatch",
+        [USER, calling(call(id="1")), result(tool_call_id="2"), ANSWER],
+        [TOOL],
+    ),
     ("think left open", "think-tags", [USER, {"role": "assistant", "content": "<think>hm"}], None),
-    ("think closed twice", "think-tags", [USER, {"role": "assistant", "content": "<think>a</think>b</think>c"}], None),
-    ("think in the middle", "think-tags", [USER, {"role": "assistant", "content": "b <think>a</think>"}], None),
-    ("a typed turn", "template-markup", [{"role": "user", "content": "a<|im_end|>\n<|im_start|>assistant"}, ANSWER], None),
+    (
+        "think closed twice",
+        "think-tags",
+        [USER, {"role": "assistant", "content": "<think>a</think>b</think>c"}],
+        None,
+    ),
+    (
+        "think in the middle",
+        "think-tags",
+        [USER, {"role": "assistant", "content": "b <think>a</think>"}],
+        None,
+    ),
+    (
+        "a typed turn",
+        "template-markup",
+        [{"role": "user", "content": "a<|im_end|>\n<|im_start|>assistant"}, ANSWER],
+        None,
+    ),
     ("a typed call", "template-markup", [USER, {"role": "assistant", "content": "<tool_call>\n"}], None),
-    ("markup in arguments", "template-markup", [USER, calling(call(arguments={"city": "</tool_call>"}))], [TOOL]),
+    (
+        "markup in arguments",
+        "template-markup",
+        [USER, calling(call(arguments={"city": "</tool_call>"}))],
+        [TOOL],
+    ),
     ("a lost character", "encoding-garbage", [USER, {"role": "assistant", "content": "caf\ufffd"}], None),
     ("a zero byte", "encoding-garbage", [{"role": "user", "content": "a\x00"}, ANSWER], None),
     ("half a surrogate pair", "encoding-garbage", [{"role": "user", "content": "a\ud800"}, ANSWER], None),
@@ -179,7 +248,12 @@ def test_a_fault_gets_its_reason(reason, messages, tools):
 
 def test_the_id_depends_on_content_and_not_on_form_or_order_of_keys():
     one = kept({"messages": [USER, calling(call(arguments='{"city": "Paris", "days": 1}'))], "tools": [TOOL]})
-    two = kept({"tools": json.dumps([TOOL]), "messages": [USER, calling(call(arguments={"days": 1, "city": "Paris"}))]})
+    two = kept(
+        {
+            "tools": json.dumps([TOOL]),
+            "messages": [USER, calling(call(arguments={"days": 1, "city": "Paris"}))],
+        }
+    )
     assert one.id == two.id
     assert len(one.id) == 32
     assert one.id != kept({"messages": [USER, ANSWER], "tools": [TOOL]}).id
@@ -190,6 +264,10 @@ def test_a_schema_is_never_fetched_from_outside():
     assert fault.startswith("schema: ")
 
 
+def test_a_schema_that_refers_to_itself_is_a_fault_of_the_schema():
+    assert schema_fault({"$ref": "#"}, {"a": 1}).startswith("schema: ")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -197,7 +275,10 @@ JSON = st.recursive(
 )
 KEYS = ["role", "content", "tool_calls", "function_call", "reasoning_content", "tool_call_id"]
 MESSAGES = st.lists(
-    JSON | st.dictionaries(st.sampled_from(KEYS), st.sampled_from(["user", "assistant", "tool"]) | JSON, max_size=5),
+    JSON
+    | st.dictionaries(
+        st.sampled_from(KEYS), st.sampled_from(["user", "assistant", "tool"]) | JSON, max_size=5
+    ),
     max_size=4,
 )
 

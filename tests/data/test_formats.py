@@ -324,6 +324,17 @@ def test_nemo_gym_marks_rollouts_that_must_not_be_trained_on(
     assert record["meta"].get("refuse") == reason
 
 
+def test_a_thought_that_the_prompt_opened_becomes_reasoning(tmp_path: Path) -> None:
+    said = [{"type": "message", "role": "assistant", "content": "I add.\n</think>\nTwelve."}]
+    write_lines(tmp_path, "r.jsonl", rollout("Qwen/Qwen3-8B", 1.0, said))
+    (record,) = records(tmp_path, "nemo-gym")
+    assert record["messages"][-1] == {
+        "role": "assistant",
+        "content": "Twelve.",
+        "reasoning_content": "I add.",
+    }
+
+
 def test_an_image_in_a_rollout_is_a_fault(tmp_path: Path) -> None:
     shown = [{"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
     write_lines(tmp_path, "r.jsonl", rollout("Qwen/Qwen3-8B", 1.0, shown))

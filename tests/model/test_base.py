@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sft.command import InputError
 from sft.files import folder_digests
-from sft.model.base import MARKERS, check_base, count_parameters, isolate_markers, make_base
+from sft.model.base import MARKERS, check_base, count_parameters, digits_apart, isolate_markers, make_base
 
 TEXT = "The quick <think> brown > fox < jumps over >\n\nthe lazy dog. <tool_call> {1: 22} think tool_call "
 
@@ -260,3 +260,19 @@ def test_damaged_weights_are_refused(published: Path, tmp_path: Path) -> None:
     (source / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(InputError, match=r"model\.safetensors: damaged"):
         check_base(source)
+
+
+def test_digits_apart_gives_blanks_before_a_number_the_tokens_they_have_before_a_word():
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer, plain.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+    )
+    plain.train_from_iterator(["a\n\nb " * 9], trainer)
+    apart = Tokenizer.from_str(json.dumps(digits_apart(json.loads(plain.to_str()))))
+    assert apart.encode("a\n\n12").tokens == ["a", "\u010a\u010a", "1", "2"]
+    assert plain.encode("a\n\n12").tokens == ["a", "\u010a", "\u010a", "1", "2"]
+    assert apart.decode(apart.encode("a\n\n12").ids) == "a\n\n12"

@@ -62,13 +62,17 @@ def train_params(**changes: dict[str, Any]) -> bridge.TrainParams:
     for section, values in changes.items():
         sections[section] |= values
     types = {field.name: field.type for field in dataclasses.fields(bridge.TrainParams)}
-    return bridge.TrainParams(**{name: types[name].model_validate(values) for name, values in sections.items()})
+    return bridge.TrainParams(
+        **{name: types[name].model_validate(values) for name, values in sections.items()}
+    )
 
 
 # --- scenarios, each in its own process -----------------------------------------------------------------
 
 
-def run(folder: Path, name: str, params: bridge.TrainParams, at_step: Callable[[int], None] | None = None) -> None:
+def run(
+    folder: Path, name: str, params: bridge.TrainParams, at_step: Callable[[int], None] | None = None
+) -> None:
     """Train `folder/name`, reporting steps and validations in files beside it as they happen."""
     steps, validations = (folder / f"{name}.{kind}.jsonl" for kind in ("steps", "validations"))
 
@@ -165,7 +169,11 @@ def packed_logits(folder: Path) -> dict[str, float]:
         model.eval()
         behind, other, alone = logits([310, 311, 312, 313]), logits([5, 6, 7, 8]), logits([])
         first_matters = (behind - alone).abs().max(), (behind - other).abs().max()
-    return {"alone": float(first_matters[0]), "other first": float(first_matters[1]), "size": float(alone.abs().max())}
+    return {
+        "alone": float(first_matters[0]),
+        "other first": float(first_matters[1]),
+        "size": float(alone.abs().max()),
+    }
 
 
 def batches(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,10 @@ def test_kept_and_rejected_rows_add_up_and_keep_their_place(project):
     assert report["rows_in"] == 7
     assert report["rows_out"] == 3
     assert report["rejected"] == {"duplicate": 1, "last-turn-not-assistant": 1, "malformed-row": 2}
-    rejected = {json.loads(row["meta"])["where"]: row for row in read_rows(project / "data/filtered/calls", "rejected")}
+    rejected = {
+        json.loads(row["meta"])["where"]: row
+        for row in read_rows(project / "data/filtered/calls", "rejected")
+    }
     assert list(rejected) == [f"calls.jsonl:{line}" for line in (4, 5, 6, 7)]
     assert rejected["calls.jsonl:4"]["reason"] == "malformed-row"
     assert "calls.jsonl:4" in rejected["calls.jsonl:4"]["evidence"]
@@ -59,7 +62,9 @@ def test_a_kept_row_is_what_the_contract_says(project):
 def test_more_refused_than_allowed_stops_with_the_reasons_and_writes_nothing(project):
     set_params(project, **{"filter.max_rejected": 0.2})
     give(project, *tool_records(3), "{broken")
-    with pytest.raises(InputError, match=r"25\.0% of the rows are refused[\s\S]*1 malformed-row: calls\.jsonl:4"):
+    with pytest.raises(
+        InputError, match=r"25\.0% of the rows are refused[\s\S]*1 malformed-row: calls\.jsonl:4"
+    ):
         stage.main("calls")
     assert not (project / "data/filtered").exists() or not list((project / "data/filtered").iterdir())
     assert not (project / "reports/filter/calls.json").exists()
@@ -102,7 +107,10 @@ def test_a_sample_has_the_asked_number_of_rows_from_all_over_the_source(project)
     stage.main("calls")
     report = read_json(project / "reports/filter/calls.json")
     assert (report["rows_found"], report["rows_in"], report["sampled"]) == (200, 10, True)
-    lines = [int(json.loads(row["meta"])["where"].split(":")[1]) for row in read_rows(project / "data/filtered/calls", "kept")]
+    lines = [
+        int(json.loads(row["meta"])["where"].split(":")[1])
+        for row in read_rows(project / "data/filtered/calls", "kept")
+    ]
     assert lines == sorted(lines)
     assert max(lines) > 100
 

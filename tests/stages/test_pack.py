@@ -69,7 +69,12 @@ def segments(pack):
 def test_every_sample_is_in_one_pack_with_its_tokens_and_its_mask_shifted_once(project):
     stage.main()
     expected = prepared_samples(project)
-    found = {key: (ids, mask) for split in SPLITS for pack in packs(project, split) for key, ids, mask in segments(pack)}
+    found = {
+        key: (ids, mask)
+        for split in SPLITS
+        for pack in packs(project, split)
+        for key, ids, mask in segments(pack)
+    }
     assert len(expected) == 120
     assert found.keys() == expected.keys()
     for key, (ids, mask) in found.items():
@@ -92,7 +97,10 @@ def test_all_samples_of_a_conversation_are_in_one_split(project):
 
 def test_metadata_and_report_count_what_is_written(project):
     stage.main()
-    metadata, report = read_json(project / "data/packed/metadata.json"), read_json(project / "reports/pack.json")
+    metadata, report = (
+        read_json(project / "data/packed/metadata.json"),
+        read_json(project / "reports/pack.json"),
+    )
     for split in SPLITS:
         counted, found = metadata["splits"][split], packs(project, split)
         assert counted["packs"] == len(found) > 0
@@ -103,7 +111,10 @@ def test_metadata_and_report_count_what_is_written(project):
     assert report["tokens"] == report["tokens_in"] == sum(len(row["ids"]) for row in prepared)
     assert report["trained_tokens"] == sum(sum(row["mask"]) for row in prepared)
     assert (report["rows_in"], report["rows_out"], report["rejected"]) == (100, 100, {})
-    assert {name: source["domain"] for name, source in metadata["sources"].items()} == {"calls": "tool-use", "chats": "chat"}
+    assert {name: source["domain"] for name, source in metadata["sources"].items()} == {
+        "calls": "tool-use",
+        "chats": "chat",
+    }
     assert metadata["sources"]["chats"]["rejected_by_filter"] == {"duplicate": 1, "malformed-row": 1}
 
 
@@ -113,7 +124,8 @@ def test_npy_holds_the_same_rows_as_the_parquet_shards(project):
         rows = [dict(row) for row in np.load(project / "data/packed" / f"{split}.npy", allow_pickle=True)]
         assert rows
         assert rows == [
-            {name: pack[name] for name in ("input_ids", "loss_mask", "seq_start_id")} for pack in packs(project, split)
+            {name: pack[name] for name in ("input_ids", "loss_mask", "seq_start_id")}
+            for pack in packs(project, split)
         ]
 
 
@@ -136,7 +148,10 @@ def test_the_same_input_gives_the_same_bytes_and_another_seed_others(project):
 def test_samples_longer_than_a_pack_are_dropped_and_counted_by_source(project):
     set_params(project, **{"pack.pack_size": 100})
     stage.main()
-    metadata, report = read_json(project / "data/packed/metadata.json"), read_json(project / "reports/pack.json")
+    metadata, report = (
+        read_json(project / "data/packed/metadata.json"),
+        read_json(project / "reports/pack.json"),
+    )
     assert metadata["sources"]["calls"]["over_length"]["samples"] == 60
     assert report["rejected"]["over-length"] >= 60
     assert report["tokens"] + report["tokens_rejected"]["over-length"] == report["tokens_in"]

@@ -27,9 +27,14 @@ def project(tmp_path, monkeypatch):
 
 def test_samples_tokens_and_trained_tokens_are_counted_as_they_are_written(project):
     stage.main("chats")
-    report, rows = read_json(project / "reports/prep/chats.json"), list(read_rows(project / "data/prepared/chats"))
+    report, rows = (
+        read_json(project / "reports/prep/chats.json"),
+        list(read_rows(project / "data/prepared/chats")),
+    )
     assert (report["rows_in"], report["rows_out"], report["rejected"]) == (6, 6, {})
-    assert report["samples"] == len(rows) == 3 + 3 * 2, "three plain conversations, three of two reasoning turns"
+    assert report["samples"] == len(rows) == 3 + 3 * 2, (
+        "three plain conversations, three of two reasoning turns"
+    )
     assert report["tokens"] == sum(len(row["ids"]) for row in rows)
     assert report["trained_tokens"] == sum(sum(row["mask"]) for row in rows) > 0
     assert list(rows[0]) == ["conversation_id", "sample", "ids", "mask"]

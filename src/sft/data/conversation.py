@@ -337,6 +337,8 @@ def schema_fault(schema: Any, arguments: dict[str, Any]) -> str:
         error = jsonschema.exceptions.best_match(validator.iter_errors(arguments))
     except (jsonschema.exceptions.SchemaError, referencing.exceptions.Unresolvable) as fault:
         return f"schema: {str(fault).splitlines()[0][:EVIDENCE_CHARS]}"
+    except RecursionError:
+        return "schema: it refers to itself without end"
     if error is not None:
         place = ".".join(str(part) for part in error.absolute_path)
         return f"{place + ': ' if place else ''}{error.message}"[:EVIDENCE_CHARS]

@@ -487,12 +487,16 @@ def _append_items(messages: list[Json], items: list[Json]) -> None:
 
 def _add_to_turn(turn: Json, kind: str, item: Json) -> None:
     if kind == "reasoning":
-        thought = _text_of([*(item.get("summary") or []), *(item.get("content") or [])])
-        turn["reasoning_content"] = "\n\n".join(
-            filter(None, [turn.get("reasoning_content", ""), thought.strip()])
+        _extend(
+            turn, "reasoning_content", _text_of([*(item.get("summary") or []), *(item.get("content") or [])])
         )
     elif kind == "message":
-        turn["content"] = "\n\n".join(filter(None, [turn["content"], _text_of(item["content"]).strip()]))
+        text = _text_of(item["content"])
+        # Served without a reasoning parser, an answer begins inside the thought that the prompt has opened.
+        if text.count("</think>") == 1 and "<think>" not in text:
+            thought, _, text = text.partition("</think>")
+            _extend(turn, "reasoning_content", thought)
+        _extend(turn, "content", text)
     elif kind == "function_call":
         arguments = item.get("arguments") or {}
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
@@ -500,6 +504,10 @@ def _add_to_turn(turn: Json, kind: str, item: Json) -> None:
         calls.append(_call(item["call_id"], {"name": item["name"], "arguments": arguments}))
     else:
         raise ValueError(f"an item of type {kind!r} is no part of a chat")
+
+
+def _extend(turn: Json, key: str, text: str) -> None:
+    turn[key] = "\n\n".join(filter(None, [turn.get(key, ""), text.strip()]))
 
 
 def _text_of(content: str | list[Json] | None) -> str:

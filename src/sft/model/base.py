@@ -21,6 +21,9 @@ from sft.command import InputError
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npz"}
+# Names that GGUF gives to pre-tokenizers which part numbers into digits before they split words; what
+# transformers makes of a GGUF file leaves that out, and blanks before a digit get other ids.
+DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 # Keys of tokenizer_config.json that say how it was loaded, not what it is.
 LOADING_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash")
 
@@ -66,13 +69,7 @@ def isolate_markers(tokenizer: dict[str, Any]) -> dict[str, Any]:
     vocabulary = tokenizer["model"].get("vocab", {})
     missing = [marker for marker in MARKERS if marker not in added and marker not in vocabulary]
     present = tokenizer.get("pre_tokenizer")
-    steps = (
-        present["pretokenizers"]
-        if present and present["type"] == "Sequence"
-        else [present]
-        if present
-        else []
-    )
+    steps = [] if not present else present["pretokenizers"] if present["type"] == "Sequence" else [present]
     if not missing or any(step.get("add_prefix_space") or step["type"] == "Metaspace" for step in steps):
         return tokenizer
     split = {
@@ -83,6 +80,15 @@ def isolate_markers(tokenizer: dict[str, Any]) -> dict[str, Any]:
     }
     steps = [split, *(step for step in steps if step != split)]
     return {**tokenizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+
+
+def digits_apart(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer.json whose pre-tokenizer starts by making every digit a piece of its own."""
+    digits = {"type": "Digits", "individual_digits": True}
+    return {
+        **tokenizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, tokenizer["pre_tokenizer"]]},
+    }
 
 
 def check_base(folder: Path) -> None:
@@ -111,6 +117,7 @@ def count_parameters(folder: Path) -> int:
 
 
 def _from_gguf(file: Path, target: Path) -> None:
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -141,6 +148,9 @@ def _from_gguf(file: Path, target: Path) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(target)
+    field = gguf.GGUFReader(file).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() in DIGITS_APART:
+        _write(target / "tokenizer.json", digits_apart(_read(target / "tokenizer.json")))
     settings = _read(target / "tokenizer_config.json")
     _write(
         target / "tokenizer_config.json", {key: settings[key] for key in settings if key not in LOADING_KEYS}

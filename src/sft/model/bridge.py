@@ -264,7 +264,9 @@ def _check_packs(folder: Path, least: int, reason: str) -> None:
         raise InputError(f"{folder}: no *.parquet. Run the pack stage.")
     packs = sum(pq.read_metadata(shard).num_rows for shard in shards)
     if packs < least:
-        raise InputError(f"{folder}: {packs} packs, fewer than the {least} of one step (params.yaml: {reason})")
+        raise InputError(
+            f"{folder}: {packs} packs, fewer than the {least} of one step (params.yaml: {reason})"
+        )
 
 
 def _newest_whole(run: Path) -> Path | None:
@@ -391,7 +393,13 @@ def _quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
 
 
 def _config(
-    base: Path, start: Path, packed: Path, run: Path, params: TrainParams, pack_size: int, checkpoint: Path | None
+    base: Path,
+    start: Path,
+    packed: Path,
+    run: Path,
+    params: TrainParams,
+    pack_size: int,
+    checkpoint: Path | None,
 ) -> Any:
     """Build Bridge's ConfigContainer: params.yaml section by section, and what this program decides."""
     _, provider = _model(base, weights=False)
@@ -459,7 +467,10 @@ def _config(
             do_test=False,
         ),
         logger=c.LoggerConfig(
-            skip_train_metrics_log=True, log_throughput=False, logging_level=logging.WARNING, tensorboard_dir=None
+            skip_train_metrics_log=True,
+            log_throughput=False,
+            logging_level=logging.WARNING,
+            tensorboard_dir=None,
         ),
         tokenizer=TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(base)),
         checkpoint=c.CheckpointConfig(
@@ -504,11 +515,15 @@ class _Watch:
         manager.register("on_checkpoint_save", self.saved)
         return manager
 
-    def forward_step(self, state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
+    def forward_step(
+        self, state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False
+    ) -> Any:
         """Bridge's own step on a batch whose real tokens were counted."""
         from megatron.bridge.training.gpt_step import forward_step
 
-        batches = self.counted(data_iterator) if model.training and data_iterator is not None else data_iterator
+        batches = (
+            self.counted(data_iterator) if model.training and data_iterator is not None else data_iterator
+        )
         return forward_step(state, batches, model, return_schedule_plan)
 
     def counted(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

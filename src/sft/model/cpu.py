@@ -31,7 +31,10 @@ from torch.overrides import TorchFunctionMode
 # Package -> the modules of Bridge that import it unconditionally, for base classes and annotations only.
 STUBBED = {
     "transformer_engine": ("megatron.bridge.peft",),
-    "nvidia_resiliency_ext": ("megatron.bridge.training.pretrain", "megatron.bridge.training.inprocess_restart"),
+    "nvidia_resiliency_ext": (
+        "megatron.bridge.training.pretrain",
+        "megatron.bridge.training.inprocess_restart",
+    ),
 }
 # Switches of the model that ask for a CUDA kernel or for Transformer Engine.
 FUSIONS = (
@@ -54,7 +57,9 @@ def install() -> None:
         raise RuntimeError("sft.model.cpu hides the GPU from Megatron; this machine has one")
     if _installed():
         return
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # Megatron compiles small functions on import: slow here, gains nothing
+    os.environ["TORCHDYNAMO_DISABLE"] = (
+        "1"  # Megatron compiles small functions on import: slow here, gains nothing
+    )
     torch.set_flush_denormal(True)  # vanishing gradients become 0; denormal arithmetic is many times slower
     with import_stubs():
         for importers in STUBBED.values():
@@ -123,7 +128,12 @@ class PackedAttention(torch.nn.Module):
     """
 
     def __init__(
-        self, config: Any, *_: Any, attention_dropout: float | None = None, softmax_scale: float | None = None, **__: Any
+        self,
+        config: Any,
+        *_: Any,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **__: Any,
     ) -> None:
         super().__init__()
         self.scale = softmax_scale or 1 / math.sqrt(config.kv_channels)

@@ -18,7 +18,15 @@ from sft.files import file_digest, value_digest
 PACKAGE = Path(__file__).parents[1]
 KEY_DIGITS = 16
 # Packages whose version can change a number in the model.
-DECISIVE_PACKAGES = ("torch", "megatron-core", "megatron-bridge", "transformers", "tokenizers", "numpy", "pyarrow")
+DECISIVE_PACKAGES = (
+    "torch",
+    "megatron-core",
+    "megatron-bridge",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+)
 # What the pipeline itself writes while it runs: a change there does not make the code dirty.
 OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock")
 

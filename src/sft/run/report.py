@@ -45,7 +45,8 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--faint)
 svg .value { fill: var(--ink); } svg .grid { stroke: var(--line); } svg .before { fill: var(--before); }
 svg .after { fill: var(--after); } svg path { fill: none; stroke: var(--after); stroke-width: 2; }
 svg path.validation { stroke: var(--good); stroke-dasharray: 5 4; }
-.legend span { margin-right: 1em; } .legend span::before { content: ""; display: inline-block; width: .7em; height: .7em; margin-right: .4em;
+.legend span { margin-right: 1em; }
+.legend span::before { content: ""; display: inline-block; width: .7em; height: .7em; margin-right: .4em;
   border-radius: 2px; background: var(--before); } .legend span.after::before { background: var(--after); }
 .legend span.validation::before { background: var(--good); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }

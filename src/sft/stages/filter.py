@@ -90,7 +90,8 @@ def check_share(source: str, ledger: Ledger, examples: dict[str, str], params: F
     if ledger.rows_out and share <= params.max_rejected:
         return
     reasons = "\n".join(
-        f"  {count:6} {reason}: {examples[reason]}" for reason, count in ledger.rejected.most_common(TOP_REASONS)
+        f"  {count:6} {reason}: {examples[reason]}"
+        for reason, count in ledger.rejected.most_common(TOP_REASONS)
     )
     what = "all rows are" if ledger.rows_out == 0 else f"{share:.1%} of the rows are"
     raise InputError(
@@ -124,7 +125,10 @@ def main(source: str) -> None:
 
     rows = counted() if params.sample is None else draw(counted(), params.sample, params.seed)
     with publish_folder(Path("data/filtered", source)) as folder:
-        with ShardWriter(folder, "kept", CONVERSATIONS) as kept, ShardWriter(folder, "rejected", REJECTED) as rejected:
+        with (
+            ShardWriter(folder, "kept", CONVERSATIONS) as kept,
+            ShardWriter(folder, "rejected", REJECTED) as rejected,
+        ):
             for row in rows:
                 outcome = judge(row, seen, params.max_chars)
                 if isinstance(outcome, Conversation):
@@ -141,8 +145,10 @@ def main(source: str) -> None:
         Path(f"reports/filter/{source}.json"), **meta, rows_found=found, sampled=params.sample is not None
     )
     reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.rejected.most_common(TOP_REASONS))
-    say(f"[bold]{source}[/]: {ledger.rows_in} rows, {ledger.rows_out} kept, {ledger.rows_in - ledger.rows_out} rejected"
-        f"{' (' + reasons + ')' if reasons else ''}")
+    say(
+        f"[bold]{source}[/]: {ledger.rows_in} rows, {ledger.rows_out} kept, {ledger.rows_in - ledger.rows_out} rejected"
+        f"{' (' + reasons + ')' if reasons else ''}"
+    )
 
 
 if __name__ == "__main__":

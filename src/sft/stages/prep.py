@@ -30,7 +30,8 @@ def prepare(chat: Any, batch: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]
     from sft.data.conversation import Rejection
 
     rendered = [
-        chat.samples(json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None) for row in batch
+        chat.samples(json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None)
+        for row in batch
     ]
     texts = [text for texts in rendered if not isinstance(texts, Rejection) for text in texts]
     encoded = iter(chat.encode(texts))
@@ -48,7 +49,9 @@ def quantiles(lengths: list[int]) -> dict[str, int]:
     2
     """
     ordered = sorted(lengths)
-    return {f"p{round(q * 100)}": ordered[round(q * (len(ordered) - 1))] for q in QUANTILES} if ordered else {}
+    return (
+        {f"p{round(q * 100)}": ordered[round(q * (len(ordered) - 1))] for q in QUANTILES} if ordered else {}
+    )
 
 
 def main(source: str) -> None:
@@ -84,7 +87,12 @@ def main(source: str) -> None:
                         lengths.append(len(sample.ids))
                         trained += sum(sample.mask)
                         shards.write(
-                            {"conversation_id": conversation, "sample": number, "ids": sample.ids, "mask": sample.mask}
+                            {
+                                "conversation_id": conversation,
+                                "sample": number,
+                                "ids": sample.ids,
+                                "mask": sample.mask,
+                            }
                         )
         check_handover(Path(f"reports/filter/{source}.json"), ledger.rows_in)
         if not ledger.rows_out:

@@ -93,10 +93,15 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any]) -> str:
         "cluster": os.environ.get("CLUSTER") or "local",
     }
     datasets = [
-        tracking.Dataset("packed", lineage.data, PACKED.absolute(), "training", {"pack_size": str(metadata["pack_size"])})
+        tracking.Dataset(
+            "packed", lineage.data, PACKED.absolute(), "training", {"pack_size": str(metadata["pack_size"])}
+        )
     ]
     for name, counts in metadata["sources"].items():
-        described = {key: str(counts[key]) for key in ("domain", "license", "conversations", "tokens", "trained_tokens")}
+        described = {
+            key: str(counts[key])
+            for key in ("domain", "license", "conversations", "tokens", "trained_tokens")
+        }
         prepared = Path("data/prepared", name)
         digest = folder_digest(prepared) if prepared.is_dir() else lineage.data
         datasets.append(tracking.Dataset(name, digest, prepared.absolute(), "source", described))
@@ -165,10 +170,22 @@ class Journal:
     def step(self, step: "Step") -> None:
         """Write one training step down."""
         speed = step.tokens / step.seconds if step.seconds else math.nan
-        self._write({"iteration": step.iteration, "loss": step.loss, "lr": step.lr, "grad_norm": step.grad_norm,
-                     "tokens": step.tokens, "seconds": step.seconds})
+        self._write(
+            {
+                "iteration": step.iteration,
+                "loss": step.loss,
+                "lr": step.lr,
+                "grad_norm": step.grad_norm,
+                "tokens": step.tokens,
+                "seconds": step.seconds,
+            }
+        )
         self._metrics.log(
-            step.iteration, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm or 0.0, tokens_per_second=speed
+            step.iteration,
+            loss=step.loss,
+            lr=step.lr,
+            grad_norm=step.grad_norm or 0.0,
+            tokens_per_second=speed,
         )
         self._bar.update(self._task, completed=step.iteration, loss=f"{step.loss:.4f}", speed=f"{speed:,.0f}")
         every = max(1, self._iterations // 10)
@@ -179,7 +196,9 @@ class Journal:
         """Write one validation down."""
         self._write({"iteration": iteration, "validation_loss": loss})
         self._metrics.log(iteration, validation_loss=loss)
-        self._bar.console.print(f"step {iteration}/{self._iterations}: validation loss {loss:.4f}", highlight=False)
+        self._bar.console.print(
+            f"step {iteration}/{self._iterations}: validation loss {loss:.4f}", highlight=False
+        )
 
     def close(self) -> None:
         """Close the file and the line."""
@@ -210,7 +229,9 @@ def launch(run: Run, number: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
     done = subprocess.run([*command, "-m", "sft.stages.train", "--run", str(run.folder)], check=False)
     if done.returncode:
-        raise InputError(f"training ended with status {done.returncode}; its messages stand above, logs in {run.folder}")
+        raise InputError(
+            f"training ended with status {done.returncode}; its messages stand above, logs in {run.folder}"
+        )
 
 
 def export(run: Run, lineage: Lineage, checkpoint: Path) -> None:
@@ -255,7 +276,9 @@ def main() -> None:
     from sft.run import tracking
 
     if cluster := os.environ.get("CLUSTER"):
-        raise InputError(f"CLUSTER={cluster}: training on a cluster is not there yet; unset CLUSTER to train here")
+        raise InputError(
+            f"CLUSTER={cluster}: training on a cluster is not there yet; unset CLUSTER to train here"
+        )
     sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
     params = {name: section.model_dump() for name, section in sections.items()}
     metadata = check_inputs()
@@ -278,7 +301,9 @@ def main() -> None:
             launch(run, number) if number > 1 else train(run)
             checkpoint = bridge.final_checkpoint(run.folder, iterations)
             if checkpoint is None:
-                raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
+                raise InputError(
+                    f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun"
+                )
         else:
             say(f"this run is complete: exporting step {iterations} again, no step is trained")
         export(run, lineage, checkpoint)

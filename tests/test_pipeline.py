@@ -1,0 +1,272 @@
+"""The real pipeline with a tiny model: DVC, six stages, Megatron-Bridge, MLflow, from a clean clone.
+
+One project is run once and then changed, in the order of the tests: each builds on what DVC has cached.
+"""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from sft.files import folder_digests, read_json
+from tests.project import clone_project, run, set_params
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
+
+DATA_STAGES = {
+    "fetch@calls",
+    "fetch@chats",
+    "fetch-model",
+    "filter@calls",
+    "filter@chats",
+    "prep@calls",
+    "prep@chats",
+    "pack",
+}
+OUTPUTS = ("data/raw", "data/filtered", "data/prepared", "data/packed", "models/base", "models/final")
+
+
+def stages_run(output: str) -> set[str]:
+    """The stages that DVC says it ran."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project") / "clone"
+    folder.mkdir()
+    clone_project(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_run(project):
+    return run(project, "dvc", "repro")
+
+
+def test_a_clean_clone_runs_all_stages_to_an_evaluated_model(project, first_run):
+    assert stages_run(first_run) == {*DATA_STAGES, "train", "eval"}
+    evaluation = read_json(project / "reports/eval.json")
+    assert evaluation["before"].keys() == evaluation["after"].keys()
+    assert evaluation["after"]["loss"] < evaluation["before"]["loss"]
+    assert (project / "reports/report.html").stat().st_size > 1000
+    lineage = read_json(project / "models/final/lineage.json")
+    assert {
+        "lineage_key",
+        "git_commit",
+        "git_dirty",
+        "data",
+        "base_model",
+        "params",
+        "packages",
+        "mlflow_run_id",
+    } <= lineage.keys()
+    assert lineage["git_commit"] == run(project, "git", "rev-parse", "HEAD").strip()
+    assert lineage["git_dirty"] is False
+    assert (project / "models/final/chat_template.jinja").read_bytes() == (
+        project / "templates/nano3.jinja"
+    ).read_bytes()
+    assert (project / "runs" / lineage["lineage_key"] / "checkpoints").is_dir()
+
+
+def test_the_ledgers_of_all_stages_meet(project, first_run):
+    met = 0
+    for source in ("calls", "chats"):
+        fetched, filtered, prepared = (
+            read_json(project / f"reports/{stage}/{source}.json") for stage in ("fetch", "filter", "prep")
+        )
+        for report in (fetched, filtered, prepared):
+            assert report["rows_in"] == report["rows_out"] + sum(report["rejected"].values())
+        assert fetched["rows_out"] == filtered["rows_in"] > 0
+        assert filtered["rows_out"] == prepared["rows_in"] > 0
+        met += prepared["rows_out"]
+    packed, trained = read_json(project / "reports/pack.json"), read_json(project / "reports/train.json")
+    assert packed["rows_in"] == met == 100
+    assert trained["rows_in"] == packed["splits"]["training"]["packs"]
+
+
+def test_mlflow_shows_the_run_its_data_and_the_registered_model(project, first_run):
+    key = read_json(project / "models/final/lineage.json")["lineage_key"]
+    with sqlite3.connect(project / "runs/mlflow.db") as store:
+        (run_id,) = (
+            row[0]
+            for row in store.execute("select run_uuid from tags where key='lineage_key' and value=?", (key,))
+        )
+        steps = store.execute(
+            "select count(*) from metrics where run_uuid=? and key='loss'", (run_id,)
+        ).fetchone()[0]
+        inputs = {row[0] for row in store.execute("select name from datasets")}
+        versions = store.execute(
+            "select name, version from model_versions where run_id=?", (run_id,)
+        ).fetchall()
+        status = store.execute("select status from runs where run_uuid=?", (run_id,)).fetchone()[0]
+    assert steps == 6
+    assert inputs == {"packed", "calls", "chats"}
+    assert versions == [("nano3-sft", 1)]
+    assert status == "FINISHED"
+
+
+def test_a_second_run_does_nothing(project, first_run):
+    before = folder_digests(project / "reports")
+    output = run(project, "dvc", "repro")
+    assert stages_run(output) == set()
+    assert "Data and pipelines are up to date" in output
+    assert folder_digests(project / "reports") == before
+
+
+def test_another_clone_makes_the_same_bytes(project, first_run, tmp_path):
+    clone = tmp_path / "other place"
+    clone.mkdir()
+    clone_project(clone)
+    run(
+        clone, "dvc", "repro", "train", PYTHONHASHSEED="7", TZ="Asia/Tokyo", LC_ALL="C", RAYON_NUM_THREADS="1"
+    )
+    compared = 0
+    for output in OUTPUTS:
+        ours, theirs = folder_digests(project / output), folder_digests(clone / output)
+        (
+            ours.pop("lineage.json", None),
+            theirs.pop("lineage.json", None),
+        )  # names the commit and the MLflow run
+        assert ours == theirs
+        compared += len(ours)
+    assert compared > 20
+    for report in ("pack.json", "train.json", "train_loss.csv", "validation_loss.csv"):
+        assert (project / "reports" / report).read_bytes() == (clone / "reports" / report).read_bytes()
+    shutil.rmtree(clone)
+
+
+def test_another_learning_rate_reruns_train_and_eval_in_a_copy_that_leaves_runs_here(project, first_run):
+    keys = {path.name for path in (project / "runs").iterdir()}
+    output = run(project, "dvc", "exp", "run", "--temp", "-n", "slower", "-S", "optimizer.lr=1e-5")
+    assert stages_run(output) == {"train", "eval"}
+    assert len({path.name for path in (project / "runs").iterdir()} - keys) == 1, (
+        "its checkpoints are in runs/ here"
+    )
+    with sqlite3.connect(project / "runs/mlflow.db") as store:
+        rates = {row[0] for row in store.execute("select value from params where key='optimizer.lr'")}
+    assert rates == {"0.002", "1e-05"}
+    run(project, "git", "diff", "--exit-code", "params.yaml")
+
+
+def test_another_pack_size_from_the_queue_reruns_pack_train_and_eval(project, first_run):
+    run(project, "dvc", "exp", "run", "--queue", "-n", "larger", "-S", "pack.pack_size=496")
+    run(project, "dvc", "queue", "start", "--jobs", "1")
+    run(project, "dvc", "queue", "logs", "larger", "--follow")
+    assert stages_run(run(project, "dvc", "queue", "logs", "larger")) == {"pack", "train", "eval"}
+
+
+def test_exp_show_compares_params_and_metrics_of_the_experiments(project, first_run):
+    table = run(project, "dvc", "exp", "show", "--csv")
+    rows = table.splitlines()
+    assert any(line.split(",")[2:3] == ["slower"] or "slower" in line for line in rows)
+    assert any("larger" in line for line in rows)
+    header = rows[0].split(",")
+    assert {"optimizer.lr", "pack.pack_size", "after.loss", "validation_loss"} <= set(header)
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, first_run):
+    """The checkpoint of step 3 is what a kill after it leaves; the steps after it are done again, the same."""
+    key = read_json(project / "models/final/lineage.json")["lineage_key"]
+    folder = project / "runs" / key
+    losses = (project / "reports/train_loss.csv").read_bytes()
+    weights = (project / "models/final/model.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    crash = (
+        "import os, signal, sys\n"
+        "sys.argv = ['train']\n"
+        "from sft.model import bridge\n"
+        "from sft.stages import train\n"
+        "journal = train.Journal.step\n"
+        "def step(self, done):\n"
+        "    journal(self, done)\n"
+        "    if done.iteration == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train.Journal.step = step\n"
+        "train.main()\n"
+    )
+    run(project, "python", "-c", crash, fails=True, PYTHONPATH="src")
+    assert not (folder / "checkpoints/iter_0000006").exists()
+    run(project, "dvc", "repro", "--force", "--single-item", "train")
+    assert (project / "reports/train_loss.csv").read_bytes() == losses
+    assert (project / "models/final/model.safetensors").read_bytes() == weights
+
+
+# --- What reruns: each dependency and each param, touched alone ------------------------------------------
+
+TRAIN_PARAMS = (
+    "model",
+    "mixed_precision",
+    "optimizer",
+    "scheduler",
+    "train",
+    "validation",
+    "checkpoint",
+    "rng",
+)
+
+
+def changed(project: Path) -> set[str]:
+    """The stages that DVC would rerun first: those whose own dependencies or params changed."""
+    status = json.loads(run(project, "dvc", "status", "--json"))
+    return {stage for stage, changes in status.items() if changes}
+
+
+PARAMS = [
+    ("fetch.sources.calls.domain", "dialogue", {"fetch@calls", "filter@calls", "pack"}),
+    ("fetch.model.license", "BSD", {"fetch-model"}),
+    ("filter.max_chars", 399_999, {"filter@calls", "filter@chats"}),
+    ("pack.seed", 7, {"pack"}),
+    ("optimizer.lr", 3e-3, {"train"}),
+    ("rng.seed", 7, {"train"}),
+    ("checkpoint.save_interval", 6, {"train"}),
+    ("eval.seed", 7, {"eval"}),
+]
+
+
+@pytest.mark.parametrize(("param", "value", "stages"), PARAMS, ids=[case[0] for case in PARAMS])
+def test_a_param_reruns_its_stages_and_no_other(project, first_run, param, value, stages):
+    params = (project / "params.yaml").read_bytes()
+    set_params(project, **{param: value})
+    try:
+        assert changed(project) == stages
+    finally:
+        (project / "params.yaml").write_bytes(params)
+
+
+FILES = [
+    ("src/sft/data/sources.py", {"fetch@calls", "fetch@chats", "fetch-model"}),
+    ("src/sft/data/conversation.py", {"filter@calls", "filter@chats", "prep@calls", "prep@chats", "pack"}),
+    ("templates/nano3.jinja", {"prep@calls", "prep@chats"}),
+    ("src/sft/data/bins.py", {"pack"}),
+    ("src/sft/model/bridge.py", {"train"}),
+    ("src/sft/run/report.py", {"eval"}),
+    ("README.md", set()),
+    ("tests/project.py", set()),
+]
+
+
+@pytest.mark.parametrize(("name", "stages"), FILES, ids=[case[0] for case in FILES])
+def test_a_file_reruns_the_stages_that_use_it_and_no_other(project, first_run, name, stages):
+    content = (project / name).read_bytes()
+    (project / name).write_bytes(content + b"\n")
+    try:
+        found = changed(project)
+        # prep@... and eval share chat.py's imports; what is asked is that exactly the listed stages changed.
+        assert found - {"eval"} == stages - {"eval"}
+        assert ("eval" in found) == ("eval" in stages or name in {"src/sft/data/conversation.py"})
+    finally:
+        (project / name).write_bytes(content)
+
+
+def test_one_source_changed_reruns_that_source_and_what_follows(project, first_run):
+    params = (project / "params.yaml").read_bytes()
+    set_params(project, **{"filter.max_chars": 300})
+    try:
+        output = run(project, "dvc", "repro", "pack")
+        ran = stages_run(output)
+        assert {"filter@calls", "filter@chats"} <= ran
+        assert not {"fetch@calls", "fetch@chats", "fetch-model"} & ran
+    finally:
+        (project / "params.yaml").write_bytes(params)

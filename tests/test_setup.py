@@ -1,0 +1,319 @@
+"""Set-up, Make targets and pins, with stand-ins for uv and dvc that write down what they were asked."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REQUIREMENTS = ROOT / "requirements"
+
+# Makes what setup.sh then imports.
+UV = """#!/usr/bin/env bash
+echo "uv $*" >> "$LOG"
+if [[ "$1 $2" == "pip sync" ]]; then
+    [[ ! -e fail ]] || exit 1
+    for package in torch transformers mlflow dvc dvc/commands dvc/repo sft; do
+        mkdir -p .venv/lib/python3.12/site-packages/$package
+        touch .venv/lib/python3.12/site-packages/$package/__init__.py
+    done
+    touch .venv/lib/python3.12/site-packages/dvc/commands/repro.py
+    touch .venv/lib/python3.12/site-packages/dvc/repo/{reproduce,experiments}.py
+    exit 0
+fi
+[[ "$1" == pip ]]  # `uv python find` finds nothing
+"""
+PYTHON = """#!/usr/bin/env bash
+if [[ "$1 $2" == "-m venv" ]]; then echo "venv" >> "$LOG"; set -- -m venv --without-pip "${@:3}"; fi
+exec REAL "$@"
+"""
+RECORD = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >> "$LOG"\n'
+SHIM = "#!/usr/bin/env bash\necho 'pyenv: 3.12: command not found' >&2; exit 127\n"
+
+
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+class Sandbox:
+    """A folder with this repository's Makefile and set-up, and programs that are stand-ins."""
+
+    def __init__(self, folder: Path):
+        self.root = folder / "repository"
+        self.bin = folder / "bin"
+        self.log = folder / "log"
+        self.home = folder / "home"
+        shutil.copytree(REQUIREMENTS, self.root / "requirements")
+        for name in ("Makefile", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.root)
+        self.home.mkdir()
+
+    def run(self, *command: str) -> tuple[int, str, list[str]]:
+        """Exit status, messages, and what the stand-ins were asked."""
+        self.log.write_text("")
+        environment = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.home), "LOG": str(self.log)}
+        done = subprocess.run(
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=120
+        )
+        return done.returncode, done.stdout + done.stderr, self.log.read_text().splitlines()
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Sandbox:
+    sandbox = Sandbox(tmp_path)
+    real = Path(sys.prefix, "bin", "python")
+    write_program(sandbox.bin / "uv", UV)
+    write_program(sandbox.bin / "python3.12", PYTHON.replace("REAL", str(real)))
+    return sandbox
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Sandbox:
+    sandbox = Sandbox(tmp_path)
+    write_program(sandbox.root / "requirements" / "setup.sh", "#!/usr/bin/env bash\n")
+    for program in ("dvc", "mlflow", "pytest"):
+        write_program(sandbox.root / ".venv" / "bin" / program, RECORD)
+    return sandbox
+
+
+def test_setup_makes_the_environment_once(setup):
+    status, said, asked = setup.run("requirements/setup.sh")
+    assert status == 0, said
+    assert asked[0] == "uv python find --system 3.12"
+    assert asked[1] == "venv"
+    assert "requirements/run.txt requirements/dev.txt" in asked[2]
+    assert asked[3].endswith("--no-deps --no-build-isolation --editable .")
+    assert setup.run("requirements/setup.sh") == (0, "", [])
+
+
+def test_a_changed_pin_repeats_the_install_in_the_same_environment(setup):
+    setup.run("requirements/setup.sh")
+    with (setup.root / "requirements" / "dev.txt").open("a") as pins:
+        pins.write("six==1.17.0\n")
+    status, _, asked = setup.run("requirements/setup.sh")
+    assert status == 0
+    assert [line.split()[2] for line in asked] == ["sync", "install"]
+
+
+def test_a_set_up_that_failed_or_was_interrupted_is_begun_anew(setup):
+    (setup.root / "fail").touch()
+    assert setup.run("requirements/setup.sh")[0] != 0
+    (setup.root / "fail").unlink()
+    status, _, asked = setup.run("requirements/setup.sh")
+    assert (status, "venv" in asked) == (0, True)
+    assert setup.run("requirements/setup.sh")[2] == []
+
+
+def test_an_environment_that_was_moved_is_made_anew(setup):
+    setup.run("requirements/setup.sh")
+    setup.root = setup.root.rename(setup.root.with_name("elsewhere"))
+    status, _, asked = setup.run("requirements/setup.sh")
+    assert (status, "venv" in asked) == (0, True)
+
+
+def test_an_environment_that_does_not_work_is_not_taken_for_made(setup):
+    write_program(setup.bin / "uv", UV.replace("torch ", ""))
+    status, said, _ = setup.run("requirements/setup.sh")
+    assert status == 1
+    assert "No module named 'torch'" in said
+    assert "begin anew" in said
+    assert not (setup.root / ".venv" / ".pins").exists()
+
+
+def test_a_python_that_is_there_and_does_not_run_is_passed_over(setup):
+    shim = setup.home / ".pyenv" / "versions" / "3.12.1" / "bin" / "python"
+    write_program(shim, SHIM)
+    status, said, _ = setup.run("requirements/setup.sh")
+    assert status == 0, said
+
+
+def test_without_python_the_message_says_what_was_tried_and_what_to_do(setup):
+    for name in ("python3.12", "python3", "python"):
+        write_program(setup.bin / name, SHIM)
+    status, said, asked = setup.run("requirements/setup.sh")
+    assert status == 1
+    assert said.startswith(
+        "error: no Python 3.12 that can make a virtual environment; tried: python3.12 python3 python."
+    )
+    assert asked == ["uv python find --system 3.12"]
+
+
+def test_the_environment_of_another_checkout_is_never_changed(setup):
+    setup.run("requirements/setup.sh")
+    link = setup.root / ".venv"
+    link.rename(setup.home / "environment")
+    link.symlink_to(setup.home / "environment")
+    status, said, asked = setup.run("requirements/setup.sh")
+    assert (status, asked) == (1, [])
+    assert "is a link to" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ("repro", "dvc repro"),
+        ("repro FORCE=1", "dvc repro --force"),
+        ("repro SAMPLE=50", "dvc exp run --set-param filter.sample=50"),
+        ("repro SAMPLE=50 FORCE=1", "dvc exp run --set-param filter.sample=50 --force"),
+        ("fetch", "dvc repro fetch fetch-model"),
+        ("filter", "dvc repro filter"),
+        ("prep", "dvc repro prep"),
+        ("pack SAMPLE=5", "dvc exp run --set-param filter.sample=5 pack"),
+        ("train", "dvc repro train"),
+        ("eval", "dvc repro eval"),
+        ("test", "pytest"),
+    ],
+)
+def test_a_target_runs_what_it_says(make, arguments, asked):
+    status, said, log = make.run("make", *arguments.split())
+    assert status == 0, said
+    assert [line.strip() for line in log] == [asked]
+    assert ("git checkout params.yaml" in said) == ("SAMPLE" in arguments)
+
+
+@pytest.mark.parametrize("sample", ["0", "-1", "1.5", "all", "1 2", "007"])
+def test_a_sample_that_is_no_number_of_rows_is_refused(make, sample):
+    status, said, asked = make.run("make", "repro", f"SAMPLE={sample}")
+    assert (status, asked) == (2, [])
+    assert f"error: SAMPLE={sample}: expected a positive number of rows" in said
+
+
+@pytest.mark.parametrize("target", ["train", "repro"])
+def test_a_cluster_is_refused_and_never_ignored(make, target):
+    (make.root / "slurm" / "clusters").mkdir(parents=True)
+    (make.root / "slurm" / "clusters" / "lab.yaml").touch()
+    status, said, asked = make.run("make", target, "CLUSTER=mars")
+    assert (status, asked) == (2, [])
+    assert "error: CLUSTER=mars: clusters come with a later release" in said
+    assert "profiles here: lab" in said
+
+
+def test_dry_run_shows_the_command_and_runs_nothing(make):
+    status, said, asked = make.run("make", "-n", "repro", "SAMPLE=50")
+    assert (status, asked) == (0, [])
+    assert "dvc exp run --set-param filter.sample=50" in said
+
+
+def test_make_alone_lists_the_targets(make):
+    status, said, asked = make.run("make")
+    assert (status, asked) == (0, [])
+    assert "make repro " in said
+
+
+def test_mlflow_listens_on_loopback_with_jobs_and_pickles_off(make):
+    write_program(make.root / ".venv" / "bin" / "mlflow", RECORD + 'env | grep ^MLFLOW_ | sort >> "$LOG"\n')
+    status, said, asked = make.run("make", "mlflow", "PORT=5001")
+    assert status == 0, said
+    assert "--host 127.0.0.1 --port 5001" in asked[0]
+    assert "--allowed-hosts localhost:5001,127.0.0.1:5001" in asked[0]
+    assert asked[1:] == [
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false",
+    ]
+
+
+def test_dvc_s_site_cache_is_private(make):
+    make.run("make", "repro")
+    (cache,) = make.home.glob(".cache/nano3-sft/dvc")
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_clean_removes_what_the_pipeline_made_and_nothing_else(make):
+    files = (
+        "data/.gitignore",
+        "data/raw/x",
+        "data/mine.jsonl",
+        "runs/x",
+        "models/base/x",
+        ".dvc/cache/x",
+        "src/x",
+    )
+    for name in files:
+        (make.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (make.root / name).touch()
+    (make.root / "data" / ".gitignore").write_text("/raw\n")
+    (make.root / ".gitignore").write_text("/runs/\n/models/base\n/.dvc/cache\n/src/x\n")
+    make.run("git", "init", "-q")
+    status, said, _ = make.run("make", "clean")
+    assert status == 0, said
+    assert {name for name in files if not (make.root / name).exists()} == {
+        "data/raw/x",
+        "runs/x",
+        "models/base/x",
+    }
+    assert "Removing data/raw/" in said
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (REQUIREMENTS / name).read_text().splitlines()
+    found = dict(line.split("==") for line in lines)
+    assert len(found) == len(lines) > 20
+    return found
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def direct(name: str) -> set[str]:
+    lines = [line.split("#")[0].strip() for line in (REQUIREMENTS / name).read_text().splitlines()]
+    return {canonical(re.split(r"[\[<>=]", line)[0]) for line in lines if line}
+
+
+def test_every_pin_is_a_plain_name_and_version():
+    for file in ("run.txt", "dev.txt"):
+        for name, version in pins(file).items():
+            assert re.fullmatch(r"[a-z0-9-]+", name), name
+            assert re.fullmatch(r"[0-9][0-9a-z.]*", version), version
+
+
+def test_no_package_is_pinned_twice_and_every_direct_requirement_is_pinned():
+    run, dev = pins("run.txt"), pins("dev.txt")
+    assert not run.keys() & dev.keys()
+    assert direct("run.in") <= run.keys()
+    assert direct("dev.in") <= dev.keys()
+    assert "nvidia-resiliency-ext" not in run | dev
+
+
+def test_what_is_pinned_is_what_is_installed():
+    for name, version in {**pins("run.txt"), **pins("dev.txt")}.items():
+        assert importlib.metadata.version(name) == version, name
+
+
+def test_what_the_source_imports_is_a_direct_requirement():
+    distributions = importlib.metadata.packages_distributions()
+    required = direct("run.in")
+    looked_at = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            else:
+                continue
+            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"sft"}:
+                assert {canonical(name) for name in distributions[top]} & required, f"{path}: {top}"
+                looked_at.add(top)
+    assert len(looked_at) > 5
+
+
+def test_ci_runs_the_tests_from_anywhere_without_input(make, tmp_path):
+    write_program(make.root / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
+    write_program(make.root / ".venv" / "bin" / "pytest", RECORD + 'echo "$CI $(cat | wc -c)" >> "$LOG"\n')
+    status, said, asked = make.run("bash", "-c", f"cd / && {make.root / '.ci' / 'run'}")
+    assert status == 0, said
+    assert [line.strip() for line in asked] == ["pytest", "true 0"]
+
+
+def test_scripts_can_be_executed():
+    for path in (REQUIREMENTS / "setup.sh", ROOT / ".ci" / "run"):
+        assert os.access(path, os.X_OK), path
