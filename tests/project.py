@@ -6,11 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-
 from tests.tiny import make_tiny_base
 
 ROOT = Path(__file__).parents[1]
@@ -124,45 +124,73 @@ def link_project(folder: Path) -> None:
     make_project(folder)
 
 
-def clone_project(folder: Path) -> None:
-    """Clone the repository as it stands (uncommitted work included) into a folder, with the tiny blend, committed."""
+def clone_checkout(folder: Path) -> Path:
+    """Make a folder a git repository of one commit: this checkout with its uncommitted edits, its results left out.
+
+    Its .venv is a link to the environment that runs the tests, so that nothing is installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
     for name in filter(None, listed):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    shutil.rmtree(folder / "reports", ignore_errors=True)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    make_project(folder)
+    (folder / ".venv").symlink_to(sys.prefix)
     run(folder, "git", "init", "-q", "-b", "main")
+    (folder / ".git/info").mkdir(exist_ok=True)
+    (folder / ".git/info/exclude").write_text("/.venv\n")
+    commit(folder, "clone")
+    return folder
+
+
+def clone_project(folder: Path) -> Path:
+    """Clone the checkout into a folder, with the tiny blend and the tiny model, committed."""
+    clone_checkout(folder)
+    make_project(folder)
+    commit(folder, "tiny")
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit all that stands in a folder."""
     run(folder, "git", "add", "-A")
-    run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "tiny")
+    run(folder, "git", "commit", "-q", "-m", message)
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a user whose virtual environment is active; nothing of an outer DVC or MLflow."""
-    own = ("DVC_", "MLFLOW_", "SFT_", "PYTEST_", "CLUSTER")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    site = Path(kept.get("HOME", "/nonexistent"), ".cache", "nano3-sft-tests")
+    """The environment of a user whose virtual environment is active; nothing of an outer make, DVC or MLflow."""
+    outer = ("MAKE", "GIT_", "DVC_", "MLFLOW_", "SFT_", "PYTEST_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CLUSTER")
     return {
-        **kept,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}",
+        **{name: value for name, value in os.environ.items() if not name.startswith(outer)},
+        "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "DVC_SITE_CACHE_DIR": str(Path(tempfile.gettempdir(), f"nano3-sft-dvc-{os.getuid()}")),
+        "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_AUTHOR_NAME": "test",
-        "GIT_AUTHOR_EMAIL": "test@localhost",
+        "GIT_AUTHOR_EMAIL": "test@example.org",
         "GIT_COMMITTER_NAME": "test",
-        "GIT_COMMITTER_EMAIL": "test@localhost",
-        "DVC_SITE_CACHE_DIR": str(site),
-        "DVC_NO_ANALYTICS": "1",
+        "GIT_COMMITTER_EMAIL": "test@example.org",
         "OMP_NUM_THREADS": "1",
         **more,
     }
 
 
-def run(folder: Path, *command: str, fails: bool = False, **environ: str) -> str:
-    """Run a command in a folder; return what it prints. A status other than expected fails with the output."""
+def run(folder: Path, *command: str, fails: bool = False, timeout: float = 900, **environ: str) -> str:
+    """Run a command in a folder; return what it prints. An end other than expected fails with the output."""
     done = subprocess.run(
-        command, cwd=folder, env=environment(**environ), capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env=environment(**environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
     )
     output = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, f"{' '.join(command)}: status {done.returncode}\n{output}"
-    return done.stdout if not fails else output
+    assert (done.returncode != 0) == fails, f"{' '.join(command)}: status {done.returncode}\n{output[-10_000:]}"
+    return output if fails else done.stdout
+
+
+def run_script(folder: Path, script: str, **environ: str) -> str:
+    """Run a shell script, as documentation shows it, in a folder; it must end with 0."""
+    return run(folder, "bash", "-euo", "pipefail", "-c", script, **environ)

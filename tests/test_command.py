@@ -18,9 +18,7 @@ def one(source: str) -> None:
 '''
 
 
-def call(
-    tmp_path: Path, body: str = "pass", *arguments: str, call: str = "run_stage(main, __doc__)", **environment
-):
+def call(tmp_path: Path, body: str = "pass", *arguments: str, call: str = "run_stage(main, __doc__)", **environment):
     (tmp_path / "stage.py").write_text(STAGE.format(body=body, call=call))
     return subprocess.run(
         [sys.executable, "-m", "stage", *arguments],

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-from conftest import ROOT, clone_checkout, run_in
+from tests.project import ROOT, clone_checkout, run_script
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(
@@ -60,9 +59,7 @@ def commands(script: str) -> list[str]:
 
 
 def test_blocks_are_found_with_their_class_and_their_commands():
-    text = (
-        "a\n<!-- test: run -->\n```bash\nls # x\n```\n\n```console\n$ make\noutput\n```\n```python\nno\n```\n"
-    )
+    text = "a\n<!-- test: run -->\n```bash\nls # x\n```\n\n```console\n$ make\noutput\n```\n```python\nno\n```\n"
     assert list(shell_blocks("x.md", text)) == [
         Block("x.md:4", "run", "ls # x\n"),
         Block("x.md:8", "", "make\n"),
@@ -75,16 +72,16 @@ def test_the_first_words_of_lines_are_the_commands():
 
 def test_a_script_that_fails_fails_its_test(tmp_path):
     with pytest.raises(AssertionError, match="a message"):
-        run_in(tmp_path, "(echo a message; false) | cat\necho still here")
+        run_script(tmp_path, "(echo a message; false) | cat\necho still here")
 
 
 def test_a_dry_run_finds_what_does_not_exist_and_does_nothing(tmp_path):
     clone = clone_checkout(tmp_path / "clone")
-    run_in(clone, DRY + "make repro SAMPLE=50\ndvc repro train\nCLUSTER=x make train")
+    run_script(clone, DRY + "make repro SAMPLE=50\ndvc repro train\nCLUSTER=x make train")
     for wrong in ("make nothing", "dvc nothing"):
         with pytest.raises(AssertionError):
-            run_in(clone, DRY + wrong)
-    assert run_in(clone, "git status --porcelain").stdout == ""
+            run_script(clone, DRY + wrong)
+    assert run_script(clone, "git status --porcelain") == ""
 
 
 def test_the_readme_has_shell_blocks():
@@ -98,19 +95,19 @@ def test_every_shell_block_says_how_it_is_tested():
 
 @blocks_for("run")
 def test_what_is_said_to_run_runs_in_a_fresh_clone(script, tmp_path):
-    run_in(clone_checkout(tmp_path / "clone"), script)
+    run_script(clone_checkout(tmp_path / "clone"), script)
 
 
 @pytest.mark.pipeline
 @blocks_for("pipeline")
 def test_what_uses_the_pipeline_runs_in_a_tiny_one(script, tiny_project):
-    run_in(tiny_project, script)
+    run_script(tiny_project, script)
 
 
 @blocks_for("make-n")
 def test_what_takes_long_is_at_least_understood(script, tmp_path):
     assert set(commands(script)) <= {"make", "dvc"}
-    run_in(clone_checkout(tmp_path / "clone"), DRY + script)
+    run_script(clone_checkout(tmp_path / "clone"), DRY + script)
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
@@ -121,9 +118,7 @@ def test_links_to_files_lead_somewhere(page: Path):
 
 def test_every_make_target_that_is_mentioned_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    mentioned = {
-        name for page in PAGES for name in re.findall(r"`make ([a-z]+)", page.read_text(encoding="utf-8"))
-    }
+    mentioned = {name for page in PAGES for name in re.findall(r"`make ([a-z]+)", page.read_text(encoding="utf-8"))}
     for block in blocks_of_the_repository():
         mentioned.update(re.findall(r"\bmake ([a-z]+)", block.script))
     assert {"test", "repro"} <= mentioned <= targets

@@ -65,9 +65,7 @@ def test_a_file_system_that_cannot_exchange_gets_the_new_folder_too(tmp_path, mo
     assert names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("a fault"), OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()]
-)
+@pytest.mark.parametrize("error", [ValueError("a fault"), OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
 def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
@@ -151,11 +149,7 @@ def test_json_is_read_as_it_was_written(tmp_path_factory, value):
 def test_json_has_the_same_bytes_whatever_the_order_of_its_keys(tmp_path):
     write_json(tmp_path / "one", {"b": 1, "a": "é"})
     write_json(tmp_path / "two", {"a": "é", "b": 1})
-    assert (
-        (tmp_path / "one").read_bytes()
-        == (tmp_path / "two").read_bytes()
-        == b'{\n  "a": "\xc3\xa9",\n  "b": 1\n}\n'
-    )
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == b'{\n  "a": "\xc3\xa9",\n  "b": 1\n}\n'
 
 
 def test_digests_stay_what_they_are(tmp_path):

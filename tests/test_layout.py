@@ -164,9 +164,7 @@ def test_sections_are_read_from_the_calls_of_load():
 
 
 def test_an_import_of_megatron_or_mlflow_elsewhere_is_found():
-    sources = parsed(
-        sft_model_bridge="import megatron.bridge", sft_other="def f():\n    from mlflow.data import x"
-    )
+    sources = parsed(sft_model_bridge="import megatron.bridge", sft_other="def f():\n    from mlflow.data import x")
     assert foreign_imports(sources) == ["sft.other imports mlflow"]
 
 
@@ -188,10 +186,7 @@ def test_what_is_forbidden_is_found(source: str):
 
 
 def test_what_is_allowed_is_not_reported():
-    assert (
-        forbidden(parsed(sft_a="try:\n    np.save(p, a, allow_pickle=True)\nexcept OSError:\n    say('x')"))
-        == []
-    )
+    assert forbidden(parsed(sft_a="try:\n    np.save(p, a, allow_pickle=True)\nexcept OSError:\n    say('x')")) == []
 
 
 # The repository follows the rules.
@@ -218,9 +213,7 @@ def test_a_stage_is_called_by_its_module_with_this_checkout_s_code():
     stages = pipeline()
     for name, stage in stages.items():
         module = name.removesuffix("-model")
-        source = (
-            " --source model" if name == "fetch-model" else " --source ${key}" if module in PER_SOURCE else ""
-        )
+        source = " --source model" if name == "fetch-model" else " --source ${key}" if module in PER_SOURCE else ""
         assert stage["cmd"] == f"PYTHONPATH=src python -m sft.stages.{module}{source}"
     assert len(stages) == len(STAGES) + 1
 
@@ -265,9 +258,7 @@ def test_a_stage_declares_the_params_that_its_module_loads():
 
 def test_every_out_belongs_to_one_stage_and_is_read_later_or_is_the_end():
     stages = pipeline()
-    outs = [
-        out if isinstance(out, str) else next(iter(out)) for stage in stages.values() for out in stage["outs"]
-    ]
+    outs = [out if isinstance(out, str) else next(iter(out)) for stage in stages.values() for out in stage["outs"]]
     deps = [dep for stage in stages.values() for dep in stage["deps"]]
     assert len(outs) == len(set(outs)) > 5
     for out in outs:

@@ -145,9 +145,7 @@ def test_a_python_tag_is_refused_and_not_run(tmp_path, monkeypatch, value):
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
-    assert message(tmp_path / "params.yaml").startswith(
-        f"{tmp_path}/params.yaml: not found. Run in the folder"
-    )
+    assert message(tmp_path / "params.yaml").startswith(f"{tmp_path}/params.yaml: not found. Run in the folder")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from tests.project import clone_project, run, set_params
 
 from sft.files import folder_digests, read_json
-from tests.project import clone_project, run, set_params
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
 
@@ -35,10 +35,7 @@ def stages_run(output: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project") / "clone"
-    folder.mkdir()
-    clone_project(folder)
-    return folder
+    return clone_project(tmp_path_factory.mktemp("project") / "clone")
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +88,11 @@ def test_mlflow_shows_the_run_its_data_and_the_registered_model(project, first_r
     key = read_json(project / "models/final/lineage.json")["lineage_key"]
     with sqlite3.connect(project / "runs/mlflow.db") as store:
         (run_id,) = (
-            row[0]
-            for row in store.execute("select run_uuid from tags where key='lineage_key' and value=?", (key,))
+            row[0] for row in store.execute("select run_uuid from tags where key='lineage_key' and value=?", (key,))
         )
-        steps = store.execute(
-            "select count(*) from metrics where run_uuid=? and key='loss'", (run_id,)
-        ).fetchone()[0]
+        steps = store.execute("select count(*) from metrics where run_uuid=? and key='loss'", (run_id,)).fetchone()[0]
         inputs = {row[0] for row in store.execute("select name from datasets")}
-        versions = store.execute(
-            "select name, version from model_versions where run_id=?", (run_id,)
-        ).fetchall()
+        versions = store.execute("select name, version from model_versions where run_id=?", (run_id,)).fetchall()
         status = store.execute("select status from runs where run_uuid=?", (run_id,)).fetchone()[0]
     assert steps == 6
     assert inputs == {"packed", "calls", "chats"}
@@ -117,12 +109,8 @@ def test_a_second_run_does_nothing(project, first_run):
 
 
 def test_another_clone_makes_the_same_bytes(project, first_run, tmp_path):
-    clone = tmp_path / "other place"
-    clone.mkdir()
-    clone_project(clone)
-    run(
-        clone, "dvc", "repro", "train", PYTHONHASHSEED="7", TZ="Asia/Tokyo", LC_ALL="C", RAYON_NUM_THREADS="1"
-    )
+    clone = clone_project(tmp_path / "other place")
+    run(clone, "dvc", "repro", "train", PYTHONHASHSEED="7", TZ="Asia/Tokyo", LC_ALL="C", RAYON_NUM_THREADS="1")
     compared = 0
     for output in OUTPUTS:
         ours, theirs = folder_digests(project / output), folder_digests(clone / output)
@@ -142,9 +130,7 @@ def test_another_learning_rate_reruns_train_and_eval_in_a_copy_that_leaves_runs_
     keys = {path.name for path in (project / "runs").iterdir()}
     output = run(project, "dvc", "exp", "run", "--temp", "-n", "slower", "-S", "optimizer.lr=1e-5")
     assert stages_run(output) == {"train", "eval"}
-    assert len({path.name for path in (project / "runs").iterdir()} - keys) == 1, (
-        "its checkpoints are in runs/ here"
-    )
+    assert len({path.name for path in (project / "runs").iterdir()} - keys) == 1, "its checkpoints are in runs/ here"
     with sqlite3.connect(project / "runs/mlflow.db") as store:
         rates = {row[0] for row in store.execute("select value from params where key='optimizer.lr'")}
     assert rates == {"0.002", "1e-05"}

@@ -1,6 +1,5 @@
 """The smallest real model: what other tests train, export and read instead of a downloaded one."""
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +15,15 @@ ADDED_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 400
 EOS = 2  # <|im_end|>
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def make_tiny_base(folder: Path) -> None:
-    """Write a Llama of two layers, 117,248 parameters, and its byte-level BPE tokenizer: same bytes every time."""
+    """Write a Llama of two layers and its byte-level BPE tokenizer: the same bytes every time."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -37,9 +38,7 @@ def make_tiny_base(folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator([STORY], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
 
@@ -85,7 +84,7 @@ def write_packs(folder: Path, packs: Sequence[dict[str, Any]], shards: int = 1) 
 
 
 def make_pack(*samples: tuple[list[int], list[int]]) -> dict[str, list[int]]:
-    """Pack samples (prompt ids, answer ids): the answer and the stop token are trained, the mask shifted once."""
+    """Pack samples (prompt ids, answer ids): answer and stop token are trained, the mask is shifted once."""
     pack: dict[str, list[int]] = {"input_ids": [], "loss_mask": [], "seq_start_id": []}
     for prompt, answer in samples:
         ids = [*prompt, *answer, EOS]
@@ -109,19 +108,3 @@ def make_packs(count: int, size: int, seed: int) -> list[dict[str, list[int]]]:
             room -= len(prompt) + len(answer) + 1
         packs.append(make_pack(*samples))
     return packs
-
-
-def read_ids(path: Path) -> list[list[int]]:
-    """Read the token ids of packs back, in order."""
-    import pyarrow.parquet as pq
-
-    return [
-        row
-        for shard in sorted(path.glob("*.parquet"))
-        for row in pq.read_table(shard)["input_ids"].to_pylist()
-    ]
-
-
-def tiny_config(folder: Path) -> dict[str, Any]:
-    """Read config.json of a tiny base."""
-    return dict(json.loads((folder / "config.json").read_text()))

@@ -30,9 +30,7 @@ def run_stage(stage: Callable[[], None], doc: str | None) -> None:
 def run_source_stage(stage: Callable[[str], None], doc: str | None) -> None:
     """Run a stage that works on one source of the blend, named by --source."""
     parser = _parser(stage.__module__, doc)
-    parser.add_argument(
-        "--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml"
-    )
+    parser.add_argument("--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml")
     source = parser.parse_args().source
     _guard(f"{stage.__module__} {source}", lambda: stage(source))
 

@@ -65,9 +65,7 @@ def publish_file(target: Path) -> Iterator[Path]:
 def write_json(target: Path, value: Any) -> None:
     """Publish `value` as JSON with sorted keys, two spaces, and a final newline: same value, same bytes."""
     with publish_file(target) as partial:
-        partial.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

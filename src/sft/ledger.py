@@ -45,8 +45,7 @@ class Ledger:
         refused = sum(self.rejected.values())
         if self.rows_in != self.rows_out + refused:
             raise AssertionError(
-                f"{name}: the ledger does not balance: {self.rows_in} rows in, "
-                f"{self.rows_out} out, {refused} rejected"
+                f"{name}: the ledger does not balance: {self.rows_in} rows in, {self.rows_out} out, {refused} rejected"
             )
 
     def report(self) -> dict[str, Any]:

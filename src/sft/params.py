@@ -324,9 +324,7 @@ def read(path: Path = PARAMS) -> Params:
     except (YAMLError, UnicodeDecodeError) as error:  # characters that no YAML file holds
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(
-            f"{path}: expected sections ({', '.join(Params.model_fields)}), found {type(values).__name__}"
-        )
+        raise InputError(f"{path}: expected sections ({', '.join(Params.model_fields)}), found {type(values).__name__}")
     try:
         return Params.model_validate(values)
     except ValidationError as error:

@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from sft.data.bins import lower_bound, plan_bins
 
-LENGTHS = st.integers(8, 64).flatmap(
-    lambda size: st.tuples(st.lists(st.integers(1, size), max_size=80), st.just(size))
-)
+LENGTHS = st.integers(8, 64).flatmap(lambda size: st.tuples(st.lists(st.integers(1, size), max_size=80), st.just(size)))
 
 
 def test_the_longest_goes_first_each_to_the_fullest_bin_that_has_room():

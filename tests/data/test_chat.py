@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.tiny import make_tiny_base
 from tokenizers import Tokenizer
 
 from sft.command import InputError
 from sft.data.chat import ChatTemplate, Sample
 from sft.data.conversation import Rejection
-from tests.tiny import make_tiny_base
 
 NANO3 = Path(__file__).parents[2] / "templates" / "nano3.jinja"
 ASK = {"role": "user", "content": "What is the sum?"}
@@ -113,9 +113,7 @@ def test_results_that_follow_each_other_make_one_user_turn(chat):
 
 
 def test_the_generation_prompt_opens_or_closes_the_reasoning(chat):
-    assert text(chat, [ASK], thinking=True, generation_prompt=True).endswith(
-        "<|im_start|>assistant\n<think>\n"
-    )
+    assert text(chat, [ASK], thinking=True, generation_prompt=True).endswith("<|im_start|>assistant\n<think>\n")
     assert text(chat, [ASK], generation_prompt=True).endswith("<|im_start|>assistant\n<think></think>")
 
 
@@ -128,9 +126,7 @@ def test_reasoning_is_kept_after_the_last_user_message_and_dropped_before(chat):
 
 
 def test_a_thinking_budget_is_told_on_the_last_user_message(chat):
-    shown = chat._template.render(
-        messages=[ASK, say("a"), ASK], reasoning_budget=64, add_generation_prompt=True
-    )
+    shown = chat._template.render(messages=[ASK, say("a"), ASK], reasoning_budget=64, add_generation_prompt=True)
     assert shown.count("{thinking token budget: 64}") == 1
     assert shown.endswith("sum?\n\n{thinking token budget: 64}<|im_end|>\n<|im_start|>assistant\n<think>\n")
 
@@ -180,9 +176,7 @@ def test_no_trained_token_follows_a_stop_token(chat):
         say("two"),
     ]
     (sample,) = chat.encode(chat.samples(messages, [TOOL]))
-    follows = [
-        kept for token, kept in zip(sample.ids, sample.mask[1:], strict=False) if token == chat.stop_id
-    ]
+    follows = [kept for token, kept in zip(sample.ids, sample.mask[1:], strict=False) if token == chat.stop_id]
     assert len(follows) >= 6
     assert not any(follows)
 
@@ -221,9 +215,7 @@ def test_a_control_token_typed_as_text_never_becomes_one(chat, carrier, token):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(st.text(max_size=30), min_size=2, max_size=4).filter(lambda texts: all(t.strip() for t in texts))
-)
+@given(st.lists(st.text(max_size=30), min_size=2, max_size=4).filter(lambda texts: all(t.strip() for t in texts)))
 def test_tokens_are_those_of_the_whole_text_tokenised_at_once(chat, base, texts):
     whole = Tokenizer.from_file(str(base / "tokenizer.json"))
     messages = [{"role": "user", "content": texts[0]}, say(texts[1])]
@@ -247,9 +239,7 @@ def test_a_prompt_has_the_ids_that_its_sample_starts_with(chat):
 
 
 def test_a_batch_gives_what_each_gives_alone(chat):
-    rendered = [
-        chat.samples([ASK, say(word * n)], None)[0] for n, word in enumerate(["one ", "two ", "three "], 1)
-    ]
+    rendered = [chat.samples([ASK, say(word * n)], None)[0] for n, word in enumerate(["one ", "two ", "three "], 1)]
     assert chat.encode(rendered) == [chat.encode([one])[0] for one in rendered]
 
 
@@ -287,9 +277,7 @@ REFUSED = [  # (what is wrong with it, the template, what the message says)
 ]
 
 
-@pytest.mark.parametrize(
-    ("template", "says"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
-)
+@pytest.mark.parametrize(("template", "says"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_a_template_without_an_exact_mask_is_refused_when_it_is_loaded(base, tmp_path, template, says):
     config = base / "tokenizer_config.json"
     for file in base.iterdir():

@@ -111,9 +111,7 @@ def test_an_accepted_form_becomes_the_normal_one(message, normal):
     assert kept({"messages": [normal]}).messages == [normal], "normalising twice changes nothing"
 
 
-@pytest.mark.parametrize(
-    "tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])], ids=["openai", "bare", "text"]
-)
+@pytest.mark.parametrize("tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])], ids=["openai", "bare", "text"])
 def test_tools_in_any_form_become_the_openai_list(tools):
     assert kept({"messages": [USER], "tools": tools}).tools == [TOOL]
 
@@ -275,10 +273,7 @@ JSON = st.recursive(
 )
 KEYS = ["role", "content", "tool_calls", "function_call", "reasoning_content", "tool_call_id"]
 MESSAGES = st.lists(
-    JSON
-    | st.dictionaries(
-        st.sampled_from(KEYS), st.sampled_from(["user", "assistant", "tool"]) | JSON, max_size=5
-    ),
+    JSON | st.dictionaries(st.sampled_from(KEYS), st.sampled_from(["user", "assistant", "tool"]) | JSON, max_size=5),
     max_size=4,
 )
 

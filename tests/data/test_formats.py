@@ -108,9 +108,7 @@ def test_files_come_in_the_order_of_their_names_and_others_are_left_alone(tmp_pa
         (b'{"messages": [], "meta": 1}', "meta must be an object"),
     ],
 )
-def test_a_broken_row_is_a_fault_at_its_line_and_the_next_row_is_read(
-    tmp_path: Path, line: bytes, fault: str
-) -> None:
+def test_a_broken_row_is_a_fault_at_its_line_and_the_next_row_is_read(tmp_path: Path, line: bytes, fault: str) -> None:
     write(tmp_path, "a.jsonl", LINE + line + b"\n" + LINE)
     good, broken, next_good = read_rows(tmp_path, "openai")
     assert good.record == next_good.record == CHAT
@@ -120,9 +118,7 @@ def test_a_broken_row_is_a_fault_at_its_line_and_the_next_row_is_read(
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
-def test_a_cut_off_archive_gives_its_sound_rows_then_a_fault_never_silence(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_a_cut_off_archive_gives_its_sound_rows_then_a_fault_never_silence(tmp_path: Path, suffix: str) -> None:
     pack = gzip.compress if suffix == "gz" else zstandard.compress
     lines = "".join(json.dumps({"messages": [], "n": value_digest(n)}) + "\n" for n in range(4000))
     packed = pack(lines.encode())
@@ -171,9 +167,7 @@ def test_sharegpt_turns_and_calls_become_messages(tmp_path: Path) -> None:
         {"from": "observation", "value": "mild"},
         {"from": "gpt", "value": "It is mild."},
     ]
-    write_lines(
-        tmp_path, "a.jsonl", {"conversations": turns, "tools": '[{"name": "weather", "parameters": {}}]'}
-    )
+    write_lines(tmp_path, "a.jsonl", {"conversations": turns, "tools": '[{"name": "weather", "parameters": {}}]'})
     call = {
         "id": "call_2_0",
         "type": "function",

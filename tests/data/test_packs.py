@@ -15,9 +15,7 @@ def sample(ids: list[int], mask: list[int], number: int = 0) -> dict:
 
 
 def test_two_samples_in_a_pack_literally():
-    pack = build_pack(
-        [sample([5, 6, 7, STOP], [0, 0, 1, 1], 1), sample([8, 9, STOP], [0, 1, 1], 2)], 1, pad_id=0
-    )
+    pack = build_pack([sample([5, 6, 7, STOP], [0, 0, 1, 1], 1), sample([8, 9, STOP], [0, 1, 1], 2)], 1, pad_id=0)
     assert pack["input_ids"] == [5, 6, 7, STOP, 8, 9, STOP]
     assert pack["loss_mask"] == [0, 1, 1, 0, 1, 1, 0]
     assert pack["seq_start_id"] == [0, 4]
@@ -26,9 +24,7 @@ def test_two_samples_in_a_pack_literally():
 
 
 def test_samples_are_padded_to_the_multiple_that_the_layout_needs():
-    pack = build_pack(
-        [sample([5, 6, STOP], [0, 1, 1]), sample([7, 8, 9, 9, STOP], [0, 1, 1, 1, 1])], 4, pad_id=0
-    )
+    pack = build_pack([sample([5, 6, STOP], [0, 1, 1]), sample([7, 8, 9, 9, STOP], [0, 1, 1, 1, 1])], 4, pad_id=0)
     assert pack["input_ids"] == [5, 6, STOP, 0, 7, 8, 9, 9, STOP, 0, 0, 0]
     assert pack["seq_start_id"] == [0, 4]
     assert sum(pack["loss_mask"]) == 6

@@ -261,26 +261,20 @@ def test_a_host_that_does_not_answer_is_said_without_the_query(here: Path) -> No
         ("https:///a.bin", "names no file"),
     ],
 )
-def test_a_url_that_is_not_safe_is_refused_before_anything_is_asked(
-    here: Path, uri: str, reason: str
-) -> None:
+def test_a_url_that_is_not_safe_is_refused_before_anything_is_asked(here: Path, uri: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         fetch(uri, here, sha256="0" * 64)
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "target", ["http://example.org/a.bin", "file:///etc/passwd", "ftp://127.0.0.1/a.bin"]
-)
+@pytest.mark.parametrize("target", ["http://example.org/a.bin", "file:///etc/passwd", "ftp://127.0.0.1/a.bin"])
 def test_a_redirect_away_from_https_is_refused(here: Path, web: Web, target: str) -> None:
     web.redirects["/moved.bin"] = target
     with pytest.raises(InputError, match="only https"):
         fetch(f"{web.url}/moved.bin", here, sha256="0" * 64)
 
 
-@pytest.mark.parametrize(
-    "host", ["10.0.0.1", "169.254.169.254", "[::1]", "localhost", "2130706433", "0x7f.1"]
-)
+@pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254", "[::1]", "localhost", "2130706433", "0x7f.1"])
 def test_a_redirect_from_outside_to_an_inner_address_is_refused(host: str) -> None:
     from sft.data.sources import _check_url
 
@@ -328,9 +322,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_an_object_of_a_store_is_fetched_resumed_and_missed(here: Path, bucket: Any) -> None:
     (here / ".fetch-partial").mkdir()
     (here / ".fetch-partial" / sha256(BODY)).write_bytes(BODY[: 1 << 20])
-    assert fetch("s3://data/deep/a.bin", here, sha256=sha256(BODY)) == [
-        FetchedFile("a.bin", len(BODY), sha256(BODY))
-    ]
+    assert fetch("s3://data/deep/a.bin", here, sha256=sha256(BODY)) == [FetchedFile("a.bin", len(BODY), sha256(BODY))]
     (here / "target/a.bin").unlink()
     (here / "target").rmdir()
     with pytest.raises(InputError, match=r"s3://data/absent.bin: the store did not give it"):
@@ -348,9 +340,7 @@ def wheel(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tiny_data/rows/a.jsonl", "{}\n")
         archive.writestr("tiny_data/rows/b.jsonl", "{}\n{}\n")
-        archive.writestr(
-            "tiny_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n"
-        )
+        archive.writestr("tiny_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n")
         archive.writestr(
             "tiny_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
@@ -380,9 +370,7 @@ def test_a_version_that_is_not_there_says_what_pip_says(here: Path, wheel: Path)
         fetch("pypi://tiny-data==2.0/tiny_data", here, sha256="0" * 64)
 
 
-@pytest.mark.parametrize(
-    "uri", ["pypi://tiny-data/x", "pypi://--index-url==1/x", "pypi://a==1", "pypi://a>=1/x"]
-)
+@pytest.mark.parametrize("uri", ["pypi://tiny-data/x", "pypi://--index-url==1/x", "pypi://a==1", "pypi://a>=1/x"])
 def test_a_uri_of_another_shape_is_refused(here: Path, uri: str) -> None:
     with pytest.raises(InputError, match="expected pypi://name==version/path"):
         fetch(uri, here, sha256="0" * 64)
@@ -491,10 +479,7 @@ def test_files_of_a_commit_are_fetched_from_the_hub_and_checked(here: Path, web:
 
 def test_a_file_that_the_hub_does_not_have_names_the_nearest(here: Path, web: Web) -> None:
     web.hub = {"data/train.jsonl": b"{}\n"}
-    assert (
-        "no file 'train.jsonl'. Nearest: data/train.jsonl"
-        in from_hub(here, web, "hf://own/set/train.jsonl").stdout
-    )
+    assert "no file 'train.jsonl'. Nearest: data/train.jsonl" in from_hub(here, web, "hf://own/set/train.jsonl").stdout
 
 
 def test_a_hub_that_gives_another_file_than_its_commit_says_is_caught(here: Path, web: Web) -> None:

@@ -36,9 +36,7 @@ def build_tokenizer(*tokens: str) -> dict[str, Any]:
 
 PLAIN = Tokenizer.from_str(json.dumps(build_tokenizer()))
 ISOLATED = Tokenizer.from_str(json.dumps(isolate_markers(build_tokenizer())))
-PIECES = st.lists(
-    st.sampled_from([*MARKERS, "<", ">", "</", "think>", " ", "\n", "a", "é", "dog. "]), max_size=12
-)
+PIECES = st.lists(st.sampled_from([*MARKERS, "<", ">", "</", "think>", " ", "\n", "a", "é", "dog. "]), max_size=12)
 
 
 @given(st.text(max_size=40) | PIECES.map("".join))
@@ -99,9 +97,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.chat_template = "{{ messages }}"
     fast.save_pretrained(folder)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(
-        vocab_size=len(fast), eos_token_id=2, bos_token_id=1, tie_word_embeddings=True, **shape
-    )
+    config = LlamaConfig(vocab_size=len(fast), eos_token_id=2, bos_token_id=1, tie_word_embeddings=True, **shape)
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -179,9 +175,7 @@ def test_what_transformers_loads_cuts_at_the_markers(published: Path, tmp_path: 
     assert loaded.chat_template == "{{ messages }}"
 
 
-def test_a_gguf_file_becomes_a_folder_that_transformers_loads_with_the_right_end(
-    gguf: Path, tmp_path: Path
-) -> None:
+def test_a_gguf_file_becomes_a_folder_that_transformers_loads_with_the_right_end(gguf: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -248,9 +242,7 @@ def test_a_tokenizer_of_another_model_is_refused(published: Path, tmp_path: Path
     source = shutil.copytree(published, tmp_path / "in")
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     added = [{**tokenizer["added_tokens"][0], "id": 5000, "content": "<|extra|>"}]
-    (source / "tokenizer.json").write_text(
-        json.dumps({**tokenizer, "added_tokens": tokenizer["added_tokens"] + added})
-    )
+    (source / "tokenizer.json").write_text(json.dumps({**tokenizer, "added_tokens": tokenizer["added_tokens"] + added}))
     with pytest.raises(InputError, match="do not belong together"):
         check_base(source)
 

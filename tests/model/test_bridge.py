@@ -19,7 +19,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tiny
+import itertools
+
+from tests import tiny
 
 from sft import files
 from sft import params as p
@@ -62,17 +64,13 @@ def train_params(**changes: dict[str, Any]) -> bridge.TrainParams:
     for section, values in changes.items():
         sections[section] |= values
     types = {field.name: field.type for field in dataclasses.fields(bridge.TrainParams)}
-    return bridge.TrainParams(
-        **{name: types[name].model_validate(values) for name, values in sections.items()}
-    )
+    return bridge.TrainParams(**{name: types[name].model_validate(values) for name, values in sections.items()})
 
 
 # --- scenarios, each in its own process -----------------------------------------------------------------
 
 
-def run(
-    folder: Path, name: str, params: bridge.TrainParams, at_step: Callable[[int], None] | None = None
-) -> None:
+def run(folder: Path, name: str, params: bridge.TrainParams, at_step: Callable[[int], None] | None = None) -> None:
     """Train `folder/name`, reporting steps and validations in files beside it as they happen."""
     steps, validations = (folder / f"{name}.{kind}.jsonl" for kind in ("steps", "validations"))
 
@@ -151,7 +149,7 @@ def packed_logits(folder: Path) -> dict[str, float]:
     import torch
     from megatron.core.packed_seq_params import PackedSeqParams
 
-    converter, provider = bridge._model(folder / "final", weights=True)
+    _converter, provider = bridge._model(folder / "final", weights=True)
     second = list(range(300, 312))
 
     def logits(first: list[int]) -> torch.Tensor:
@@ -210,12 +208,16 @@ def batches(folder: Path) -> dict[str, Any]:
     return plain | {"trained": trained, "stored": sum(sum(row["loss_mask"]) for row in rows)}
 
 
-def ranks(folder: Path) -> None:
-    """Under torchrun: two data-parallel ranks, then two tensor-parallel ones."""
+def two_data(folder: Path) -> None:
+    """Under torchrun: two ranks, each with half of the packs of a step."""
     bridge.import_base(base=folder / "base", checkpoint=folder / "start")
-    model = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
-    run(folder, "two-data", train_params(model=model))
-    run(folder, "two-tensor", train_params(model=model | {"tensor_model_parallel_size": 2}))
+    run(folder, "two-data", train_params(model={"attention_dropout": 0.0, "hidden_dropout": 0.0}))
+
+
+def two_tensor(folder: Path) -> None:
+    """Under torchrun: two ranks, each with half of every matrix."""
+    halves = {"attention_dropout": 0.0, "hidden_dropout": 0.0, "tensor_model_parallel_size": 2}
+    run(folder, "two-tensor", train_params(model=halves))
 
 
 # --- what they showed -----------------------------------------------------------------------------------
@@ -230,7 +232,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert died.returncode == -signal.SIGKILL
     subprocess.run([sys.executable, program[0], "whole", program[1]], env=environment, check=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*torchrun, program[0], "ranks", program[1]], env=environment, check=True)
+    for scenario in ("two-data", "two-tensor"):
+        subprocess.run([*torchrun, program[0], scenario, program[1]], env=environment, check=True)
     return folder
 
 
@@ -332,7 +335,7 @@ def test_validation_loss_is_what_transformers_finds_for_each_sample_alone(lab: P
     total, trained = 0.0, 0
     for row in tiny.make_packs(4, PACK, seed=2):
         edges = [*row["seq_start_id"], len(row["input_ids"])]
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in itertools.pairwise(edges):
             ids = torch.tensor(row["input_ids"][begin:end])
             mask = torch.tensor(row["loss_mask"][begin : end - 1])
             with torch.no_grad():
@@ -487,4 +490,5 @@ def test_the_tiny_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"killed": killed, "whole": whole, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
+    scenarios = {"killed": killed, "whole": whole, "two-data": two_data, "two-tensor": two_tensor}
+    scenarios[sys.argv[1]](Path(sys.argv[2]))

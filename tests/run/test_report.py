@@ -61,9 +61,7 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.seen.add(tag)
-        self.references += [
-            value for name, value in attrs if name in ("src", "href") or name.startswith("on")
-        ]
+        self.references += [value for name, value in attrs if name in ("src", "href") or name.startswith("on")]
         if tag not in ("meta", "rect", "line", "path"):
             self.open.append(tag)
 

@@ -154,9 +154,7 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
     assert result["samples_by_domain"] == {"mathematics": 2, "tools": 2}
     assert (result["tool_prompts"], result["chat_prompts"], result["prompts_left_out"]) == (2, 2, {})
     assert result["tokens"] > 0
-    assert 4 < result["after"]["loss"] < 8, (
-        "an untrained model knows nothing of 400 tokens: about log 400 = 6"
-    )
+    assert 4 < result["after"]["loss"] < 8, "an untrained model knows nothing of 400 tokens: about log 400 = 6"
     assert result["after"]["tool_call_well_formed"] == 0.0
 
     answers = [json.loads(line) for line in (project / "reports" / "answers.jsonl").read_text().splitlines()]
@@ -226,9 +224,7 @@ def test_prompts_left_out_counts_those_that_rank_before_the_last_chosen_in_any_o
         chosen, left_out = stage.choose_prompts(rows, FixedTemplate(), PARAMS)
         assert [prompt.conversation_id for prompt in chosen["chat"]] == [by_rank[1], by_rank[3]]
         assert left_out == {"over-length": 2}
-    chosen, left_out = stage.choose_prompts(
-        rows, FixedTemplate(), PARAMS.model_copy(update={"chat_prompts": 20})
-    )
+    chosen, left_out = stage.choose_prompts(rows, FixedTemplate(), PARAMS.model_copy(update={"chat_prompts": 20}))
     assert (len(chosen["chat"]), left_out) == (5, {"over-length": 3})
 
 
@@ -282,7 +278,5 @@ def test_packs_are_cut_at_their_starts_and_the_choice_ignores_how_they_were_pack
 
 
 def test_metric_names_are_ones_that_mlflow_takes_and_nulls_are_left_out():
-    flat = stage.flat_metrics(
-        {"after": {"loss": 1.0, "fits": None, "loss_by_domain": {"math & code": 2}}, "tokens": 3}
-    )
+    flat = stage.flat_metrics({"after": {"loss": 1.0, "fits": None, "loss_by_domain": {"math & code": 2}}, "tokens": 3})
     assert flat == {"eval/after/loss": 1.0, "eval/after/loss_by_domain/math _ code": 2.0, "eval/tokens": 3.0}

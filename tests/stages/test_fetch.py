@@ -25,9 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine/README.md").write_text("# Mine\n")
     section = Fetch(
         model=BaseModelSource(uri="file://model"),
-        sources={
-            "mine": Source(uri="file://mine", format="openai", domain="chat", license="MIT", origin="me")
-        },
+        sources={"mine": Source(uri="file://mine", format="openai", domain="chat", license="MIT", origin="me")},
     )
     monkeypatch.setattr(fetch, "load", lambda name: section)
     return tmp_path
@@ -98,12 +96,7 @@ def test_the_model_is_published_with_its_digest_and_size(here: Path) -> None:
     report = read_json(here / "reports/fetch/model.json")
     assert report["digest"] == folder_digest(here / "models/base")
     assert report["parameters"] == 99_648
-    assert (
-        report["rows_in"]
-        == report["rows_out"]
-        == len(report["files"])
-        == len(list((here / "model").iterdir()))
-    )
+    assert report["rows_in"] == report["rows_out"] == len(report["files"]) == len(list((here / "model").iterdir()))
     assert [path.name for path in (here / "models").iterdir()] == ["base"]
 
 

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
 
 from sft.command import InputError
 from sft.data.formats import Row
 from sft.data.shards import read_rows
 from sft.files import read_json
 from sft.stages import filter as stage
-from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
 
 
 @pytest.fixture
@@ -32,10 +32,7 @@ def test_kept_and_rejected_rows_add_up_and_keep_their_place(project):
     assert report["rows_in"] == 7
     assert report["rows_out"] == 3
     assert report["rejected"] == {"duplicate": 1, "last-turn-not-assistant": 1, "malformed-row": 2}
-    rejected = {
-        json.loads(row["meta"])["where"]: row
-        for row in read_rows(project / "data/filtered/calls", "rejected")
-    }
+    rejected = {json.loads(row["meta"])["where"]: row for row in read_rows(project / "data/filtered/calls", "rejected")}
     assert list(rejected) == [f"calls.jsonl:{line}" for line in (4, 5, 6, 7)]
     assert rejected["calls.jsonl:4"]["reason"] == "malformed-row"
     assert "calls.jsonl:4" in rejected["calls.jsonl:4"]["evidence"]
@@ -62,9 +59,7 @@ def test_a_kept_row_is_what_the_contract_says(project):
 def test_more_refused_than_allowed_stops_with_the_reasons_and_writes_nothing(project):
     set_params(project, **{"filter.max_rejected": 0.2})
     give(project, *tool_records(3), "{broken")
-    with pytest.raises(
-        InputError, match=r"25\.0% of the rows are refused[\s\S]*1 malformed-row: calls\.jsonl:4"
-    ):
+    with pytest.raises(InputError, match=r"25\.0% of the rows are refused[\s\S]*1 malformed-row: calls\.jsonl:4"):
         stage.main("calls")
     assert not (project / "data/filtered").exists() or not list((project / "data/filtered").iterdir())
     assert not (project / "reports/filter/calls.json").exists()
@@ -89,7 +84,7 @@ def test_a_source_that_is_not_fetched_says_what_to_run(project):
 
 
 def test_a_source_that_is_not_in_the_blend_is_named_with_those_that_are(project):
-    with pytest.raises(InputError, match="nope: not in fetch.sources: calls, chats"):
+    with pytest.raises(InputError, match=r"nope: not in fetch\.sources: calls, chats"):
         stage.main("nope")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.project import link_project, set_params
 
 from sft.command import InputError
 from sft.data.shards import read_rows
@@ -12,7 +13,6 @@ from sft.files import folder_digest, read_json
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
 from sft.stages import prep as prep_stage
-from tests.project import link_project, set_params
 
 SPLITS = ("training", "validation", "test")
 
@@ -70,10 +70,7 @@ def test_every_sample_is_in_one_pack_with_its_tokens_and_its_mask_shifted_once(p
     stage.main()
     expected = prepared_samples(project)
     found = {
-        key: (ids, mask)
-        for split in SPLITS
-        for pack in packs(project, split)
-        for key, ids, mask in segments(pack)
+        key: (ids, mask) for split in SPLITS for pack in packs(project, split) for key, ids, mask in segments(pack)
     }
     assert len(expected) == 120
     assert found.keys() == expected.keys()
@@ -124,8 +121,7 @@ def test_npy_holds_the_same_rows_as_the_parquet_shards(project):
         rows = [dict(row) for row in np.load(project / "data/packed" / f"{split}.npy", allow_pickle=True)]
         assert rows
         assert rows == [
-            {name: pack[name] for name in ("input_ids", "loss_mask", "seq_start_id")}
-            for pack in packs(project, split)
+            {name: pack[name] for name in ("input_ids", "loss_mask", "seq_start_id")} for pack in packs(project, split)
         ]
 
 

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
 
 from sft.command import InputError
 from sft.data.shards import read_rows
 from sft.files import folder_digest, read_json
 from sft.stages import filter as filter_stage
 from sft.stages import prep as stage
-from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
 
 
 @pytest.fixture
@@ -32,9 +32,7 @@ def test_samples_tokens_and_trained_tokens_are_counted_as_they_are_written(proje
         list(read_rows(project / "data/prepared/chats")),
     )
     assert (report["rows_in"], report["rows_out"], report["rejected"]) == (6, 6, {})
-    assert report["samples"] == len(rows) == 3 + 3 * 2, (
-        "three plain conversations, three of two reasoning turns"
-    )
+    assert report["samples"] == len(rows) == 3 + 3 * 2, "three plain conversations, three of two reasoning turns"
     assert report["tokens"] == sum(len(row["ids"]) for row in rows)
     assert report["trained_tokens"] == sum(sum(row["mask"]) for row in rows) > 0
     assert list(rows[0]) == ["conversation_id", "sample", "ids", "mask"]

@@ -89,9 +89,7 @@ class ChatTemplate:
         tokenizer = Tokenizer.from_str(json.dumps(settings))
         content = Tokenizer.from_str(json.dumps({**settings, "added_tokens": []}))
         added = {token["content"]: int(token["id"]) for token in settings["added_tokens"]}
-        names = {
-            key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")
-        }
+        names = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
         stop = names["eos_token"]
         if stop not in added:
             raise InputError(
@@ -107,16 +105,12 @@ class ChatTemplate:
             _tokenizer=tokenizer,
             _content=content,
             _added=added,
-            _added_pattern=re.compile(
-                "|".join(re.escape(text) for text in sorted(added, key=len, reverse=True))
-            ),
+            _added_pattern=re.compile("|".join(re.escape(text) for text in sorted(added, key=len, reverse=True))),
         )
         object.__setattr__(chat, "drops_reasoning", _check(chat, str(path)))
         return chat
 
-    def render(
-        self, messages: list[Message], tools: Tools, *, thinking: bool, generation_prompt: bool
-    ) -> str:
+    def render(self, messages: list[Message], tools: Tools, *, thinking: bool, generation_prompt: bool) -> str:
         """Render messages to text. Raises jinja2.TemplateError where the template refuses or fails on them."""
         try:
             return self._template.render(
@@ -144,9 +138,7 @@ class ChatTemplate:
                 rendered = [self._render_sample(messages, tools, 0, guard)]
             else:
                 windows = _user_windows(messages)
-                rendered = [
-                    self._render_sample(messages[:end], tools, start, guard) for start, end in windows
-                ]
+                rendered = [self._render_sample(messages[:end], tools, start, guard) for start, end in windows]
         except jinja2.TemplateError as error:
             return Rejection("template-refuses", str(error)[:EVIDENCE_CHARS])
         for sample in rendered:
@@ -154,9 +146,7 @@ class ChatTemplate:
                 return sample
         return [sample for sample in rendered if isinstance(sample, Rendered)]
 
-    def _render_sample(
-        self, messages: list[Message], tools: Tools, first: int, guard: str
-    ) -> Rendered | Rejection:
+    def _render_sample(self, messages: list[Message], tools: Tools, first: int, guard: str) -> Rendered | Rejection:
         """Render one sample in which the assistant turns from message `first` on are trained."""
         trained = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
         reasoned = any("reasoning_content" in messages[i] for i in trained)
@@ -168,9 +158,7 @@ class ChatTemplate:
             turn = self.render(messages[: index + 1], tools, thinking=thinking, generation_prompt=False)
             for shorter, longer in ((prompt, turn), (turn, whole)):
                 if not longer.startswith(shorter):
-                    return Rejection(
-                        "template-mismatch", f"messages[{index}]: {_divergence(shorter, longer)}"
-                    )
+                    return Rejection("template-mismatch", f"messages[{index}]: {_divergence(shorter, longer)}")
             stop = turn.rfind(self.stop_token, len(prompt))
             if stop < 0:
                 return Rejection("no-stop-token", f"messages[{index}]: no {self.stop_token} ends the turn")
@@ -195,18 +183,14 @@ class ChatTemplate:
         pieces = [list(self._pieces(rendered)) for rendered in batch]
         texts = [piece.text for sample in pieces for piece in sample if piece.added is None]
         encodings = iter(self._content.encode_batch(texts, add_special_tokens=False))
-        return [
-            _assemble(rendered, sample, encodings) for rendered, sample in zip(batch, pieces, strict=True)
-        ]
+        return [_assemble(rendered, sample, encodings) for rendered, sample in zip(batch, pieces, strict=True)]
 
     def _pieces(self, rendered: Rendered) -> Iterator["_Piece"]:
         """Cut a text at its control tokens; every piece knows where it starts in the text without guards."""
         position = 0
         for found in self._added_pattern.finditer(rendered.text):
             if found.start() > position:
-                yield _Piece(
-                    rendered.text[position : found.start()].replace(rendered.guard, ""), position, None
-                )
+                yield _Piece(rendered.text[position : found.start()].replace(rendered.guard, ""), position, None)
             yield _Piece(found[0], found.start(), self._added[found[0]])
             position = found.end()
         if position < len(rendered.text):
@@ -241,9 +225,7 @@ def token_id(tokenizer_folder: Path, name: str, default: int | None = None) -> i
         if token["content"] == text:
             return int(token["id"])
     if default is None:
-        raise InputError(
-            f"{tokenizer_folder}: {name} is {text!r}, which is not a control token of the tokenizer"
-        )
+        raise InputError(f"{tokenizer_folder}: {name} is {text!r}, which is not a control token of the tokenizer")
     return default
 
 
@@ -311,7 +293,7 @@ def _divergence(shorter: str, longer: str) -> str:
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks of Hugging Face templates: accepted and without effect here."""
 
-    tags = {"generation"}  # noqa: RUF012: the name and form that jinja2 prescribes
+    tags = {"generation"}  # noqa: RUF012 (the form that jinja2 prescribes)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         """Give the body back as it is."""
@@ -324,9 +306,7 @@ def _compile(path: Path, source: str) -> jinja2.Template:
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
+    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     sandbox.globals["raise_exception"] = _refuse
     sandbox.globals["strftime_now"] = _no_clock
     try:
@@ -340,9 +320,7 @@ def _refuse(message: str) -> None:
 
 
 def _no_clock(_format: str) -> None:
-    raise jinja2.TemplateError(
-        "the template asks for today's date: the same data would give other tokens tomorrow"
-    )
+    raise jinja2.TemplateError("the template asks for today's date: the same data would give other tokens tomorrow")
 
 
 def _check(chat: ChatTemplate, name: str) -> bool:
@@ -370,9 +348,7 @@ def _check(chat: ChatTemplate, name: str) -> bool:
         raise InputError(f"{name}: the stop token {chat.stop_token} is not trained at the end of each answer")
     whole = chat._tokenizer.encode(rendered[0].text, add_special_tokens=False).ids
     if whole != sample.ids:
-        raise InputError(
-            f"{name}: this tokenizer gives other ids for a text cut at control tokens than for the whole"
-        )
+        raise InputError(f"{name}: this tokenizer gives other ids for a text cut at control tokens than for the whole")
     bos = chat._added.get(chat._variables.get("bos_token", ""))
     if sample.ids[:2] == [bos, bos]:
         raise InputError(f"{name}: a sample starts with two BOS tokens")

@@ -69,8 +69,7 @@ class Conversation:
         for message in self.messages:
             found += [message["content"], message.get("reasoning_content", "")]
             found += [
-                json.dumps(call["function"]["arguments"], ensure_ascii=False)
-                for call in message.get("tool_calls", [])
+                json.dumps(call["function"]["arguments"], ensure_ascii=False) for call in message.get("tool_calls", [])
             ]
         return found
 
@@ -85,9 +84,7 @@ def normalise(record: dict[str, Any]) -> Conversation | Rejection:
     """
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
-        return Rejection(
-            "malformed-row", f"messages: expected a list that is not empty, found {_short(messages)}"
-        )
+        return Rejection("malformed-row", f"messages: expected a list that is not empty, found {_short(messages)}")
     normal = []
     for index, message in enumerate(messages):
         result = _normalise_message(message)
@@ -102,9 +99,7 @@ def _normalise_message(message: Any) -> Message | Rejection:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         return Rejection("malformed-row", f"expected an object with a role, found {_short(message)}")
     if message["role"] not in ROLES:
-        return Rejection(
-            "unknown-role", f"found {_short(message['role'])}, expected one of {', '.join(ROLES)}"
-        )
+        return Rejection("unknown-role", f"found {_short(message['role'])}, expected one of {', '.join(ROLES)}")
     role = ROLES[message["role"]]
     content = _text(message.get("content"))
     reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
@@ -119,9 +114,7 @@ def _normalise_message(message: Any) -> Message | Rejection:
             reasoning, normal["content"] = inline[1], inline[2].lstrip()
         if reasoning.strip():
             normal["reasoning_content"] = reasoning.strip()
-        calls = message.get("tool_calls") or (
-            [message["function_call"]] if message.get("function_call") else []
-        )
+        calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
         if not isinstance(calls, list):
             return Rejection("malformed-row", f"tool_calls: expected a list, found {_short(calls)}")
         normal_calls = [_normalise_call(call) for call in calls]
@@ -145,11 +138,7 @@ def _text(content: Any) -> str | Rejection:
         for part in content:
             if isinstance(part, str):
                 texts.append(part)
-            elif (
-                isinstance(part, dict)
-                and part.get("type") in TEXT_PARTS
-                and isinstance(part.get("text"), str)
-            ):
+            elif isinstance(part, dict) and part.get("type") in TEXT_PARTS and isinstance(part.get("text"), str):
                 texts.append(part["text"])
             else:
                 return Rejection("non-text-content", f"content part {_short(part)}")
@@ -194,9 +183,7 @@ def _normalise_tools(tools: Any) -> list[dict[str, Any]] | Rejection | None:
     for index, tool in enumerate(tools):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            return Rejection(
-                "malformed-row", f"tools[{index}]: expected a function with a name, found {_short(tool)}"
-            )
+            return Rejection("malformed-row", f"tools[{index}]: expected a function with a name, found {_short(tool)}")
         normal.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
     return normal
 
@@ -206,7 +193,7 @@ def _normalise_tools(tools: Any) -> list[dict[str, Any]] | Rejection | None:
 
 def check_encoding(conversation: Conversation) -> Rejection | None:
     """Text that was decoded wrongly, or holds control characters."""
-    for text in conversation.texts() + [json.dumps(conversation.tools or [], ensure_ascii=False)]:
+    for text in [*conversation.texts(), json.dumps(conversation.tools or [], ensure_ascii=False)]:
         if found := GARBAGE.search(text):
             return Rejection("encoding-garbage", f"U+{ord(found[0]):04X} in {_around(text, found)}")
     return None
@@ -223,9 +210,7 @@ def check_roles(conversation: Conversation) -> Rejection | None:
     previous = ""
     for index, message in enumerate(conversation.messages):
         if previous not in before[message["role"]]:
-            return Rejection(
-                "role-order", f"messages[{index}]: {message['role']} after {previous or 'the start'}"
-            )
+            return Rejection("role-order", f"messages[{index}]: {message['role']} after {previous or 'the start'}")
         previous = message["role"]
     if previous != "assistant":
         return Rejection("last-turn-not-assistant", f"the last message is from {previous}")
@@ -249,9 +234,7 @@ def check_calls(conversation: Conversation) -> Rejection | None:
             if not tools:
                 return Rejection("tool-call-without-tools", f"messages[{index}] calls {name}")
             if name not in tools:
-                return Rejection(
-                    "unknown-tool", f"messages[{index}] calls {name}; tools: {', '.join(sorted(tools))}"
-                )
+                return Rejection("unknown-tool", f"messages[{index}] calls {name}; tools: {', '.join(sorted(tools))}")
             if fault := schema_fault(tools[name].get("parameters"), arguments):
                 reason = "invalid-tool-schema" if fault.startswith("schema: ") else "arguments-against-schema"
                 return Rejection(reason, f"messages[{index}] {name}: {fault}")
@@ -272,14 +255,10 @@ def check_results(conversation: Conversation) -> Rejection | None:
                 open_calls.remove(wanted)
             else:
                 known = ", ".join(str(call) for call in open_calls)
-                return Rejection(
-                    "tool-call-id-mismatch", f"messages[{index}] answers {wanted}; open calls: {known}"
-                )
+                return Rejection("tool-call-id-mismatch", f"messages[{index}] answers {wanted}; open calls: {known}")
         else:
             if open_calls:
-                return Rejection(
-                    "tool-call-without-result", f"messages[{index}]: {len(open_calls)} calls unanswered"
-                )
+                return Rejection("tool-call-without-result", f"messages[{index}]: {len(open_calls)} calls unanswered")
             open_calls = [call.get("id") for call in message.get("tool_calls", [])]
     return None
 
@@ -343,11 +322,7 @@ def schema_fault(schema: Any, arguments: dict[str, Any]) -> str:
         place = ".".join(str(part) for part in error.absolute_path)
         return f"{place + ': ' if place else ''}{error.message}"[:EVIDENCE_CHARS]
     known = schema.get("properties") if isinstance(schema, dict) else None
-    if (
-        isinstance(known, dict)
-        and not schema.get("additionalProperties")
-        and "patternProperties" not in schema
-    ):
+    if isinstance(known, dict) and not schema.get("additionalProperties") and "patternProperties" not in schema:
         unknown = sorted(set(arguments) - set(known))
         if unknown:
             return f"unknown arguments {', '.join(unknown)}; known: {', '.join(sorted(known)) or 'none'}"
@@ -359,9 +334,7 @@ def _validator(schema: str) -> Any:
     value = json.loads(schema)
     kind = jsonschema.validators.validator_for(value, default=jsonschema.Draft202012Validator)
     kind.check_schema(value)
-    return kind(
-        value, registry=referencing.Registry()
-    )  # an empty registry: no schema is fetched from outside
+    return kind(value, registry=referencing.Registry())  # an empty registry: no schema is fetched from outside
 
 
 def _short(value: Any) -> str:

@@ -270,9 +270,7 @@ def _openai(folder: Path) -> Iterator[Row]:
 
 
 def _openai_record(record: Json, where: str) -> Json:
-    decoded = {
-        key: json.loads(record[key]) for key in ("messages", "tools") if isinstance(record.get(key), str)
-    }
+    decoded = {key: json.loads(record[key]) for key in ("messages", "tools") if isinstance(record.get(key), str)}
     return {**record, **decoded}
 
 
@@ -332,9 +330,7 @@ def _call(id: str, call: Json) -> Json:
 def _tool(tool: Json) -> Json:
     """Bring a tool into OpenAI's form: the bare function is wrapped, other keys than its own are left out."""
     function = tool.get("function", tool)
-    kept = {
-        key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None
-    }
+    kept = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
     return {"type": "function", "function": {"name": function["name"], **kept}}
 
 
@@ -358,9 +354,7 @@ def _bfcl(folder: Path) -> Iterator[Row]:
     def convert(record: Json, where: str) -> Json:
         (messages,) = record["question"]
         meta: Json = {"bfcl_id": record["id"]}
-        tools = [
-            _tool({**tool, "parameters": _bfcl_schema(tool["parameters"])}) for tool in record["function"]
-        ]
+        tools = [_tool({**tool, "parameters": _bfcl_schema(tool["parameters"])}) for tool in record["function"]]
         calls = accepted.get(record["id"])
         if not calls:
             meta["refuse"] = NO_ANSWER
@@ -418,9 +412,7 @@ def _bfcl_value(accepted: list[Any], required: bool) -> Any:
 
 def _bfcl_object(value: Json) -> Json:
     chosen = {
-        key: accepted[0] if isinstance(accepted, list) else accepted
-        for key, accepted in value.items()
-        if accepted
+        key: accepted[0] if isinstance(accepted, list) else accepted for key, accepted in value.items() if accepted
     }
     return {key: item for key, item in chosen.items() if item != ""}
 
@@ -487,9 +479,7 @@ def _append_items(messages: list[Json], items: list[Json]) -> None:
 
 def _add_to_turn(turn: Json, kind: str, item: Json) -> None:
     if kind == "reasoning":
-        _extend(
-            turn, "reasoning_content", _text_of([*(item.get("summary") or []), *(item.get("content") or [])])
-        )
+        _extend(turn, "reasoning_content", _text_of([*(item.get("summary") or []), *(item.get("content") or [])]))
     elif kind == "message":
         text = _text_of(item["content"])
         # Served without a reasoning parser, an answer begins inside the thought that the prompt has opened.
@@ -530,16 +520,11 @@ def _champ(folder: Path) -> Iterator[Row]:
     for row in _objects(folder):
         problems = (row.record or {}).get("problems")
         if not isinstance(problems, dict):
-            yield (
-                row
-                if row.record is None
-                else replace(row, record=None, fault="not of this format: no problems")
-            )
+            yield (row if row.record is None else replace(row, record=None, fault="not of this format: no problems"))
             continue
         name = row.where.rpartition(":")[0]
         items = (
-            _object(item, f"{name}:{n}", json.dumps(item)[:RAW_CHARS])
-            for n, item in enumerate(problems.values(), 1)
+            _object(item, f"{name}:{n}", json.dumps(item)[:RAW_CHARS]) for n, item in enumerate(problems.values(), 1)
         )
         yield from _convert(items, convert)
 
@@ -572,9 +557,7 @@ def _django_po(folder: Path) -> Iterator[Row]:
         table = tables.setdefault(component, {}).setdefault(found.group(1), {})
         for number, entry in _po_entries(path):
             if isinstance(entry, str):
-                yield Row(
-                    f"{name}:{number}", None, "not of this format: expected a PO entry", entry[:RAW_CHARS]
-                )
+                yield Row(f"{name}:{number}", None, "not of this format: expected a PO entry", entry[:RAW_CHARS])
             else:
                 context, text, translation = entry
                 table[context, text] = (translation, f"{name}:{number}")
@@ -587,9 +570,7 @@ def _django_po(folder: Path) -> Iterator[Row]:
                     translation, where = by_language[code][context, text]
                     note = f" ({context})" if context else ""
                     question = f"Translate into {language}{note}:\n\n{text}"
-                    yield Row(
-                        where, {"messages": _exchange(question, translation), "meta": {"language": code}}
-                    )
+                    yield Row(where, {"messages": _exchange(question, translation), "meta": {"language": code}})
 
 
 def _po_entries(path: Path) -> Iterator[tuple[int, tuple[str, str, str] | str]]:
@@ -599,9 +580,7 @@ def _po_entries(path: Path) -> Iterator[tuple[int, tuple[str, str, str] | str]]:
     lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     for number, line in enumerate([*lines, ""], 1):
         line = line.strip()
-        quoted = re.fullmatch(
-            r'(?:(msgctxt|msgid|msgid_plural|msgstr(?:\[\d\])?)\s*)?"((?:[^"\\]|\\.)*)"', line
-        )
+        quoted = re.fullmatch(r'(?:(msgctxt|msgid|msgid_plural|msgstr(?:\[\d\])?)\s*)?"((?:[^"\\]|\\.)*)"', line)
         keyword = quoted.group(1) if quoted else None
         # An entry ends at an empty line, a comment, or the keyword that begins the next one.
         if not quoted or (keyword in {"msgctxt", "msgid"} and "msgstr" in fields):
@@ -612,9 +591,7 @@ def _po_entries(path: Path) -> Iterator[tuple[int, tuple[str, str, str] | str]]:
         if quoted and (keyword or current in fields):
             start = number if not fields else start
             current = keyword or current
-            text = re.sub(
-                r"\\(.)", lambda escape: PO_ESCAPES.get(escape.group(1), escape.group()), quoted.group(2)
-            )
+            text = re.sub(r"\\(.)", lambda escape: PO_ESCAPES.get(escape.group(1), escape.group()), quoted.group(2))
             fields[current] = fields.get(current, "") + text
         elif line and not line.startswith("#"):
             yield number, line

@@ -66,11 +66,7 @@ def pack_fault(pack: dict[str, Any], pack_size: int, stop_id: int) -> str:
         return f"{len(ids)} tokens, pack size {pack_size}"
     if len(mask) != len(ids):
         return f"{len(ids)} ids but {len(mask)} mask values"
-    if (
-        not starts
-        or starts[0] != 0
-        or any(a >= b for a, b in zip(starts, [*starts[1:], len(ids)], strict=True))
-    ):
+    if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)):
         return f"starts {starts} of {len(ids)} tokens"
     if not any(mask):
         return "no trained token"

@@ -83,9 +83,7 @@ class ShardWriter:
         self._finish_shard()
 
 
-def read_batches(
-    folder: Path, name: str = "", columns: list[str] | None = None
-) -> Iterator[list[dict[str, Any]]]:
+def read_batches(folder: Path, name: str = "", columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of the shards of a folder, in order, in batches of at most ROWS_PER_GROUP rows."""
     for path in shard_paths(folder, name):
         with pq.ParquetFile(path) as file:
@@ -103,7 +101,5 @@ def shard_paths(folder: Path, name: str = "") -> list[Path]:
     """List the shards of a folder in order; raises FileNotFoundError if there are none."""
     paths = sorted(folder.glob(f"{name}*.parquet"))
     if not paths:
-        raise FileNotFoundError(
-            2, "no Parquet shards: run the stage before this one", str(folder / f"{name}*.parquet")
-        )
+        raise FileNotFoundError(2, "no Parquet shards: run the stage before this one", str(folder / f"{name}*.parquet"))
     return paths

@@ -70,9 +70,7 @@ def fetch_files(source: Source | BaseModelSource, folder: Path) -> list[FetchedF
     """
     scheme, separator, _ = source.uri.partition("://")
     if not separator or scheme not in SCHEMES:
-        raise InputError(
-            f"{redact(source.uri)}: unknown scheme. Known: {', '.join(f'{s}://' for s in SCHEMES)}."
-        )
+        raise InputError(f"{redact(source.uri)}: unknown scheme. Known: {', '.join(f'{s}://' for s in SCHEMES)}.")
     SCHEMES[scheme](source, folder)
     digests = folder_digests(folder)
     return [FetchedFile(path, (folder / path).stat().st_size, digest) for path, digest in digests.items()]
@@ -107,9 +105,7 @@ def select(names: Iterable[str], path: str, where: str) -> dict[str, str]:
     chosen = {name: name[len(root) :] for name in names if wanted.fullmatch(name)}
     if not chosen:
         near = difflib.get_close_matches(path, names, n=5, cutoff=0.3) or names[:5]
-        raise InputError(
-            f"{redact(where)}: has no file {path!r}. Nearest: {', '.join(near) or 'none, it is empty'}."
-        )
+        raise InputError(f"{redact(where)}: has no file {path!r}. Nearest: {', '.join(near) or 'none, it is empty'}.")
     return chosen
 
 
@@ -160,9 +156,7 @@ def _safe_members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, 
     seen: set[str] = set()
     infos = archive.infolist()
     if len(infos) > MAX_MEMBERS or sum(info.compress_size for info in infos) > size:
-        raise InputError(
-            f"{redact(where)}: refused: {len(infos)} members that overlap or are more than {MAX_MEMBERS}"
-        )
+        raise InputError(f"{redact(where)}: refused: {len(infos)} members that overlap or are more than {MAX_MEMBERS}")
     for info in infos:
         name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
         folded = unicodedata.normalize("NFC", name).casefold()
@@ -174,15 +168,12 @@ def _safe_members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, 
             "is neither file nor folder": kind not in (0, stat.S_IFREG, stat.S_IFDIR),
             "stands there twice": folded in seen,
             "is encrypted": bool(info.flag_bits & 1),
-            "has an unknown compression": info.compress_type
-            not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+            "has an unknown compression": info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
             "unpacks to too much": info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size),
         }
         for fault, found in faults.items():
             if found:
-                raise InputError(
-                    f"{redact(where)}: archive refused: member {name[:200]!r} {fault}. Nothing was kept."
-                )
+                raise InputError(f"{redact(where)}: archive refused: member {name[:200]!r} {fault}. Nothing was kept.")
         seen.add(folded)
         if not info.is_dir():
             members[name] = info
@@ -233,9 +224,7 @@ def _fetch_file(source: Source | BaseModelSource, folder: Path) -> None:
         files = {file.relative_to(root).as_posix(): file for file in root.rglob("*") if file.is_file()}
         chosen = {files[name]: place for name, place in select(files, pattern, source.uri).items()}
     if source.sha256 is not None and len(chosen) != 1:
-        raise InputError(
-            f"{source.uri}: sha256 pins one file, but {len(chosen)} are named. Leave sha256 out."
-        )
+        raise InputError(f"{source.uri}: sha256 pins one file, but {len(chosen)} are named. Leave sha256 out.")
     for file, place in chosen.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / place)
@@ -251,9 +240,7 @@ def _fetch_hf(source: Source | BaseModelSource, folder: Path) -> None:
 
     named = re.fullmatch(r"hf://(datasets/|models/)?([\w.-]+/[\w.-]+)(?:/(.*))?", source.uri, re.ASCII)
     if named is None:
-        raise InputError(
-            f"{redact(source.uri)}: expected hf://owner/name[/path] or hf://models/owner/name[/path]"
-        )
+        raise InputError(f"{redact(source.uri)}: expected hf://owner/name[/path] or hf://models/owner/name[/path]")
     kind, repository, path = named.groups()
     if source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision) is None:
         raise InputError(
@@ -273,9 +260,7 @@ def _fetch_hf(source: Source | BaseModelSource, folder: Path) -> None:
         entries = huggingface_hub.HfApi().list_repo_tree(recursive=True, **remote)
         files = {entry.path: entry for entry in entries if isinstance(entry, huggingface_hub.RepoFile)}
         if is_model and not path:
-            files = {
-                name: file for name, file in files.items() if PurePosixPath(name).suffix in MODEL_SUFFIXES
-            }
+            files = {name: file for name, file in files.items() if PurePosixPath(name).suffix in MODEL_SUFFIXES}
         chosen = select(files, path or "", source.uri)
         exact = [re.sub(r"([*?[])", r"[\1]", name) for name in chosen]
         huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **remote)
@@ -309,9 +294,7 @@ def _fetch_remote_file(source: Source | BaseModelSource, folder: Path) -> None:
     url = urlsplit(source.uri)
     name = PurePosixPath(unquote(url.path)).name
     if not name or name in {".", ".."} or re.search(r"[\\\x00-\x1f]", name) or not url.hostname:
-        raise InputError(
-            f"{redact(source.uri)}: names no file; expected {url.scheme}://host-or-bucket/path/to/file"
-        )
+        raise InputError(f"{redact(source.uri)}: names no file; expected {url.scheme}://host-or-bucket/path/to/file")
     PARTIAL.mkdir(exist_ok=True)
     partial = PARTIAL / digest
     have = partial.stat().st_size if partial.exists() else 0
@@ -352,9 +335,7 @@ def _open_https(url: str, have: int) -> Remote:
     if answer.status_code == 416:  # the part is longer than the file: not a part of it
         return _open_https(url, 0)
     if not answer.ok:
-        raise InputError(
-            f"{redact(url)}: the server answers {answer.status_code} {answer.reason}. Nothing was kept."
-        )
+        raise InputError(f"{redact(url)}: the server answers {answer.status_code} {answer.reason}. Nothing was kept.")
     start = have if answer.status_code == 206 else 0
     length = answer.headers.get("Content-Length", "")
 
@@ -398,9 +379,7 @@ def _check_url(url: str, before: str | None = None) -> None:
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.username is not None or parts.password is not None:
-        raise InputError(
-            f"{redact(url)}: a user or password in a URL ends up in reports. Put it into ~/.netrc."
-        )
+        raise InputError(f"{redact(url)}: a user or password in a URL ends up in reports. Put it into ~/.netrc.")
     if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
         raise InputError(f"{redact(url)}: refused: only https (http only on 127.0.0.1, localhost and [::1])")
     if before is not None and _is_internal(host) and not _is_internal(urlsplit(before).hostname or ""):
@@ -433,9 +412,7 @@ def _check_digest(source: Source | BaseModelSource, path: Path) -> None:
 
 
 def _wrong_digest(uri: str, expected: str | None, found: str) -> InputError:
-    return InputError(
-        f"{redact(uri)}: wrong content: expected digest {expected}, found {found}. Nothing was kept."
-    )
+    return InputError(f"{redact(uri)}: wrong content: expected digest {expected}, found {found}. Nothing was kept.")
 
 
 def _interrupted(url: str, error: Exception) -> InputError:

@@ -15,9 +15,7 @@ def keyed_hash(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
 
 
-def split_conversations(
-    sources: dict[str, list[str]], validation: float, test: float, seed: int
-) -> dict[str, str]:
+def split_conversations(sources: dict[str, list[str]], validation: float, test: float, seed: int) -> dict[str, str]:
     """Assign a split to every conversation id; `sources` has the ids of each source.
 
     An id found in several sources gets one split, drawn in the first of them by name.

@@ -179,9 +179,7 @@ def judge(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Ve
     if any(call.name not in offered for call in calls):
         return Verdict(True, False, False, False, "unknown-function")
     typed = [_typed_arguments(call, offered[call.name]) for call in calls]
-    if not all(
-        arguments_fit(arguments, offered[call.name]) for call, arguments in zip(calls, typed, strict=True)
-    ):
+    if not all(arguments_fit(arguments, offered[call.name]) for call, arguments in zip(calls, typed, strict=True)):
         return Verdict(True, True, False, False, "arguments-do-not-fit")
     if len(calls) != len(reference_calls):
         return Verdict(True, True, True, False, "other-number-of-calls")

@@ -106,9 +106,7 @@ def check_base(folder: Path) -> None:
         )
     for token in eos if isinstance(eos, list) else [eos]:
         if not isinstance(token, int) or not 0 <= token < len(tokenizer):
-            raise InputError(
-                f"fetch.model: eos_token_id {token!r} of config.json is no token of the tokenizer"
-            )
+            raise InputError(f"fetch.model: eos_token_id {token!r} of config.json is no token of the tokenizer")
 
 
 def count_parameters(folder: Path) -> int:
@@ -128,9 +126,7 @@ def _from_gguf(file: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     loaded = AutoModelForCausalLM.from_pretrained(**place, trust_remote_code=False, dtype=torch.float32)
     config = loaded.config
-    if hasattr(
-        config, "quantization_config"
-    ):  # says that the weights are still quantised, and forbids to save
+    if hasattr(config, "quantization_config"):  # says that the weights are still quantised, and forbids to save
         del config.quantization_config
     config.name_or_path = ""
     model = type(loaded)(config)
@@ -152,16 +148,12 @@ def _from_gguf(file: Path, target: Path) -> None:
     if field is not None and field.contents() in DIGITS_APART:
         _write(target / "tokenizer.json", digits_apart(_read(target / "tokenizer.json")))
     settings = _read(target / "tokenizer_config.json")
-    _write(
-        target / "tokenizer_config.json", {key: settings[key] for key in settings if key not in LOADING_KEYS}
-    )
+    _write(target / "tokenizer_config.json", {key: settings[key] for key in settings if key not in LOADING_KEYS})
 
 
 def _embedding_rows(folder: Path) -> int:
     shapes = _tensor_shapes(folder)
-    found = [
-        shape for name, shape in shapes.items() if re.search(r"(embed_tokens|embeddings?|wte)\.weight$", name)
-    ]
+    found = [shape for name, shape in shapes.items() if re.search(r"(embed_tokens|embeddings?|wte)\.weight$", name)]
     if not found:
         raise InputError(f"fetch.model: no embedding among the {len(shapes)} tensors of *.safetensors")
     return max(shape[0] for shape in found)

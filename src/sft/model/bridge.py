@@ -1,20 +1,21 @@
 """The only module that talks to Megatron-Bridge: import, train, export.
 
-Hugging Face folder -> `import_base` -> Megatron checkpoint -> `train` (Bridge's `finetune()`) -> checkpoints of
-a run -> `export` -> Hugging Face folder. One process, or N under torchrun; a GPU, or the CPU through
-`sft.model.cpu`, which is imported nowhere else and only where there is no GPU.
+Hugging Face folder -> `import_base` -> Megatron checkpoint -> `train` (Bridge's `finetune()`) ->
+checkpoints of a run -> `export` -> Hugging Face folder. One process, or N under torchrun; a GPU, or the CPU
+through `sft.model.cpu`, which is imported nowhere else and only where there is no GPU.
 
 Guarantees:
 - A Megatron checkpoint is loaded only after its files agree with the manifest that this module wrote outside
   of it: loading torch_dist unpickles, so a foreign checkpoint could run code.
-- A killed run continues from its newest whole checkpoint and sees every pack that an unbroken run sees, in the
-  same order, also across an epoch edge.
+- A killed run goes on from its newest whole checkpoint and sees every pack that an unbroken run sees, in
+  the same order, with the same dropout, also across an epoch edge.
 - The loss is the mean over the trained tokens of a step, whatever their distribution over packs and ranks.
 
 A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, logs/bridge.log.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -28,12 +29,14 @@ from typing import Any, TextIO
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from sft import params as p
 from sft.command import InputError, say
-from sft.files import folder_digest, folder_digests, publish_folder, read_json, write_json
+from sft.files import folder_digest, folder_digests, publish_folder, read_json, value_digest, write_json
 
 BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
+_GROUPS = itertools.count()  # process groups of this process, in the order every rank makes them
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
@@ -107,7 +110,7 @@ def train(
     on_validation: Callable[[int, float], None],
     on_save: Callable[[int, Path], None] | None = None,
 ) -> None:
-    """Train from `start`, or from the newest whole checkpoint of `run`, to the last step; then nothing is left.
+    """Train from `start`, or from the newest whole checkpoint of `run`, to the last step.
 
     Args:
         base: Hugging Face folder: the geometry of the model and the tokenizer.
@@ -123,13 +126,14 @@ def train(
     Raises:  InputError: params, packs, layout or checkpoint do not fit, said before anything is built.
     """
     check(packed=packed, params=params)
-    with _process_group(params):
+    with _process_group():
         checkpoint = _everywhere(lambda: _newest_whole(run))
         if checkpoint == iteration_folder(run, params.train.train_iters):
             return
         if checkpoint is None:
             _everywhere(lambda: verify(start))
-        watch = _Watch(run, params.checkpoint.most_recent_k, sys.stdout, on_step, on_validation, on_save)
+        keep, seed = params.checkpoint.most_recent_k, params.rng.seed
+        watch = _Watch(run, keep, seed, sys.stdout, on_step, on_validation, on_save)
         with _quiet(run / "logs" / "bridge.log"):
             config = _config(base, start, packed, run, params, pack_size, checkpoint)
 
@@ -201,8 +205,8 @@ def verify(checkpoint: Path) -> None:
     fault = fault_of(checkpoint)
     if fault is not None:
         raise InputError(
-            f"{checkpoint}: {fault}. Loading a Megatron checkpoint can run code, so only one that agrees with "
-            f"the manifest this program wrote is loaded. Remove it and rerun: it is made again."
+            f"{checkpoint}: {fault}. Loading a Megatron checkpoint can run code, so only one that agrees "
+            "with the manifest this program wrote is loaded. Remove it and rerun: it is made again."
         )
 
 
@@ -212,19 +216,19 @@ def check(*, packed: Path, params: TrainParams) -> None:
     if not torch.cuda.is_available():
         if params.mixed_precision.name != "fp32":
             raise InputError(
-                f"params.yaml: mixed_precision.name is {params.mixed_precision.name}, and this machine has no GPU: "
-                "a step of bf16 does not finish in minutes on a CPU. Use fp32."
+                f"params.yaml: mixed_precision.name is {params.mixed_precision.name}, and this machine has no "
+                "GPU: a step of bf16 does not finish in minutes on a CPU. Use fp32."
             )
         if model.context_parallel_size > 1:
             raise InputError(
-                f"params.yaml: model.context_parallel_size is {model.context_parallel_size}, and this machine has "
-                "no GPU: only Transformer Engine splits a sample over ranks. Use 1."
+                f"params.yaml: model.context_parallel_size is {model.context_parallel_size}, and this machine "
+                "has no GPU: only Transformer Engine splits a sample over ranks. Use 1."
             )
     if model.pipeline_model_parallel_size > 2:
         raise InputError(
-            f"params.yaml: model.pipeline_model_parallel_size is {model.pipeline_model_parallel_size}: the middle "
-            "stages of Bridge 0.6 do not get the boundaries of packed samples (Megatron-Bridge #2952), so "
-            "samples would attend to each other. Use 1 or 2."
+            f"params.yaml: model.pipeline_model_parallel_size is {model.pipeline_model_parallel_size}: the "
+            "middle stages of Bridge 0.6 do not get the boundaries of packed samples (Megatron-Bridge #2952), "
+            "so samples would attend to each other. Use 1 or 2."
         )
     if model.sequence_parallel and model.tensor_model_parallel_size == 1:
         raise InputError("params.yaml: model.sequence_parallel needs model.tensor_model_parallel_size > 1")
@@ -232,20 +236,20 @@ def check(*, packed: Path, params: TrainParams) -> None:
     copy = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
     if ranks % copy:
         raise InputError(
-            f"{ranks} ranks were started, and one copy of the model takes {copy} (tensor x pipeline x context "
-            f"parallel size in params.yaml: model). Start a multiple of {copy}."
+            f"{ranks} ranks were started, and one copy of the model takes {copy} (params.yaml: model, tensor x "
+            f"pipeline x context parallel size). Start a multiple of {copy}."
         )
     at_once = ranks // copy * steps.micro_batch_size
     if steps.global_batch_size % at_once:
         raise InputError(
-            f"params.yaml: train.global_batch_size is {steps.global_batch_size}, not a multiple of the {at_once} "
-            f"packs that {ranks // copy} data-parallel ranks take at a time"
+            f"params.yaml: train.global_batch_size is {steps.global_batch_size}, not a multiple of the "
+            f"{at_once} packs that {ranks // copy} data-parallel ranks take at a time"
         )
     decay = params.scheduler.lr_decay_iters or steps.train_iters
     if params.scheduler.lr_warmup_iters >= decay:
         raise InputError(
-            f"params.yaml: scheduler.lr_warmup_iters is {params.scheduler.lr_warmup_iters}, not below the {decay} "
-            "steps of the schedule (scheduler.lr_decay_iters, or train.train_iters)"
+            f"params.yaml: scheduler.lr_warmup_iters is {params.scheduler.lr_warmup_iters}, not below the "
+            f"{decay} steps of the schedule (scheduler.lr_decay_iters, or train.train_iters)"
         )
     if params.rng.seed < 1:
         raise InputError(f"params.yaml: rng.seed is {params.rng.seed}: Megatron wants 1 or more")
@@ -264,9 +268,7 @@ def _check_packs(folder: Path, least: int, reason: str) -> None:
         raise InputError(f"{folder}: no *.parquet. Run the pack stage.")
     packs = sum(pq.read_metadata(shard).num_rows for shard in shards)
     if packs < least:
-        raise InputError(
-            f"{folder}: {packs} packs, fewer than the {least} of one step (params.yaml: {reason})"
-        )
+        raise InputError(f"{folder}: {packs} packs, fewer than the {least} of one step (params.yaml: {reason})")
 
 
 def _newest_whole(run: Path) -> Path | None:
@@ -338,7 +340,7 @@ def _one_process(provider: Any) -> Iterator[None]:
     """Give Megatron the process group it insists on, of this process alone; leave nothing behind."""
     from megatron.bridge.training.initialize import destroy_global_state
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         provider.finalize()
         provider.initialize_model_parallel(seed=1)
@@ -349,19 +351,19 @@ def _one_process(provider: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process_group(params: TrainParams) -> Iterator[None]:
-    """Join torchrun's ranks, or be the only one, without a port; share the cores of the machine among them."""
-    backend = "gloo" if _on_cpu() else "nccl"
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def _process_group() -> Iterator[None]:
+    """Join torchrun's ranks, or be the only one, without a port; share the machine's cores among them."""
+    store, rank, ranks = HashStore(), 0, 1
+    if "RANK" in os.environ:
+        store, rank, ranks = next(dist.rendezvous("env://"))
+        # torchrun's store outlives a group, and keys left by one group would hang the next.
+        store = PrefixStore(f"sft-{next(_GROUPS)}", store)
     if _on_cpu():
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores // ranks_here))))
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores))))
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if "RANK" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo" if _on_cpu() else "nccl", store=store, rank=rank, world_size=ranks)
     yield
     dist.destroy_process_group()  # not after an error: other ranks may be waiting in a collective
 
@@ -490,15 +492,17 @@ def _config(
 
 @dataclass
 class _Watch:
-    """What is seen of a run from outside: hooks that Bridge calls on every rank, telling the caller on the first."""
+    """What is seen of a run from outside: Bridge calls its hooks on every rank, the first tells the caller."""
 
     run: Path
     keep: int
+    seed: int
     terminal: TextIO
     on_step: Callable[[Step], None]
     on_validation: Callable[[int, float], None]
     on_save: Callable[[int, Path], None] | None
     tokens: int = 0
+    packs: int = 0
     lr: float = 0.0
     started: float = 0.0
     validated: int = -1
@@ -515,16 +519,19 @@ class _Watch:
         manager.register("on_checkpoint_save", self.saved)
         return manager
 
-    def forward_step(
-        self, state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False
-    ) -> Any:
-        """Bridge's own step on a batch whose real tokens were counted."""
+    def forward_step(self, state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
+        """Bridge's own step on one pack, whose real tokens are counted."""
         from megatron.bridge.training.gpt_step import forward_step
 
-        batches = (
-            self.counted(data_iterator) if model.training and data_iterator is not None else data_iterator
-        )
-        return forward_step(state, batches, model, return_schedule_plan)
+        if model.training and data_iterator is not None:
+            data_iterator = self.counted(data_iterator)
+        if model.training and _on_cpu():
+            # On a GPU dropout has a generator of its own. Here it shares one with the data loader, which
+            # draws from it whenever it starts over: at an epoch edge, and after a resume.
+            place = f"{self.seed}:{state.train_state.step}:{self.packs}"
+            torch.random.default_generator.manual_seed(int(value_digest(place)[:12], 16))
+        self.packs += 1
+        return forward_step(state, data_iterator, model, return_schedule_plan)
 
     def counted(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Pass batches on, adding up their tokens without padding."""
@@ -534,7 +541,7 @@ class _Watch:
 
     def step_starts(self, context: Any) -> None:
         """Note the time, and the learning rate before the scheduler moves it on."""
-        self.tokens, self.started = 0, time.perf_counter()
+        self.tokens, self.packs, self.started = 0, 0, time.perf_counter()
         self.lr = context.optimizer.param_groups[0]["lr"]
 
     def step_ends(self, context: Any) -> None:
@@ -551,9 +558,7 @@ class _Watch:
         if dist.get_rank() == 0:
             iteration = context.state.train_state.step + 1
             with contextlib.redirect_stdout(self.terminal):
-                self.on_step(
-                    Step(iteration, loss.item(), self.lr, float(context.grad_norm), int(tokens), seconds)
-                )
+                self.on_step(Step(iteration, loss.item(), self.lr, float(context.grad_norm), int(tokens), seconds))
 
     def validation_ends(self, context: Any) -> None:
         """Report the loss over the validation batches."""

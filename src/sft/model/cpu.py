@@ -57,9 +57,7 @@ def install() -> None:
         raise RuntimeError("sft.model.cpu hides the GPU from Megatron; this machine has one")
     if _installed():
         return
-    os.environ["TORCHDYNAMO_DISABLE"] = (
-        "1"  # Megatron compiles small functions on import: slow here, gains nothing
-    )
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # Megatron compiles small functions on import: slow here, gains nothing
     torch.set_flush_denormal(True)  # vanishing gradients become 0; denormal arithmetic is many times slower
     with import_stubs():
         for importers in STUBBED.values():
@@ -122,7 +120,7 @@ def layer_spec(config: Any) -> Any:
 
 
 class PackedAttention(torch.nn.Module):
-    """Causal attention within each sample of a pack: Megatron's own refuses packs ("use TEDotProductAttention").
+    """Causal attention within each sample of a pack; Megatron's own says "use TEDotProductAttention".
 
     Shapes: t tokens of the pack, s and b sequence and batch, h query heads, g key-value heads, d per head.
     """
@@ -148,7 +146,7 @@ class PackedAttention(torch.nn.Module):
         packed_seq_params: Any = None,
         **_: Any,
     ) -> torch.Tensor:
-        """Return the context: [t, h*d] of a pack [t, h, d], or [s, b, h*d] of plain sequences [s, b, h, d]."""
+        """Return the context: [t, h*d] of a pack [t, h, d], [s, b, h*d] of plain sequences [s, b, h, d]."""
         if packed_seq_params is None:
             attended = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
             return attended.permute(2, 0, 1, 3).flatten(-2)
@@ -163,9 +161,18 @@ class PackedAttention(torch.nn.Module):
         """[b, h, s, d], key and value [b, g, s, d] -> [b, h, s, d]."""
         dropout = self.dropout if self.training else 0.0
         grouped = key.shape[1] != query.shape[1]
-        return F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.scale, dropout_p=dropout, enable_gqa=grouped
-        )
+        with self._generator(dropout):
+            return F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=self.scale, dropout_p=dropout, enable_gqa=grouped
+            )
+
+    def _generator(self, dropout: float) -> contextlib.AbstractContextManager[None]:
+        """Draw from the generator of this tensor-parallel rank: its heads are not those of the others."""
+        if not dropout:
+            return contextlib.nullcontext()
+        from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+        return get_cuda_rng_tracker().fork()  # type: ignore[no-any-return]
 
 
 def _installed() -> bool:
@@ -181,13 +188,13 @@ def _redirect_cuda() -> None:
     """
     _CudaToCpu().__enter__()
     torch.Tensor.cuda = torch.nn.Module.cuda = _stay  # type: ignore[assignment, method-assign]
-    replaced = {
+    replaced: dict[str, Any] = {
         "current_device": lambda: 0,
         # Bridge's initialize.py seeds the tensor-parallel generators only where it counts a device.
         "device_count": lambda: 1,
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
-        "manual_seed": torch.manual_seed,
+        "manual_seed": torch.random.default_generator.manual_seed,
         "memory_stats": lambda *_, **__: collections.defaultdict(int),
     }
     replaced |= dict.fromkeys(("set_device", "synchronize", "empty_cache"), lambda *_, **__: None)

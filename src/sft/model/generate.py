@@ -94,9 +94,7 @@ def generate(
     return [answers[i] for i in range(len(prompts))]
 
 
-def held_out_loss(
-    model: Any, segments: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[tuple[float, int]]:
+def held_out_loss(model: Any, segments: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, int]]:
     """Return for every segment the summed negative log likelihood of its marked labels, and their number.
 
     A segment is (ids, marks); marks[i] says whether predicting ids[i + 1] counts, as in packed rows, so the

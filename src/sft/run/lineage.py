@@ -28,7 +28,7 @@ DECISIVE_PACKAGES = (
     "pyarrow",
 )
 # What the pipeline itself writes while it runs: a change there does not make the code dirty.
-OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock")
+OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock", ":(exclude,glob)**/.gitignore")
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,7 @@ def render(
         _cards(before, after),
         _curve(curve),
         "<h2>Held-out loss by domain</h2>" + _legend(),
-        _bars(
-            [
-                (domain, before["loss_by_domain"][domain], loss)
-                for domain, loss in after["loss_by_domain"].items()
-            ]
-        ),
+        _bars([(domain, before["loss_by_domain"][domain], loss) for domain, loss in after["loss_by_domain"].items()]),
         "<h2>Tool calls and form, share of held-out prompts</h2>" + _legend(),
         _bars([(label, before[name], after[name]) for name, label in SHARES.items()], top=1.0),
         "<p class='faint'>A tool call is well-formed, then known, then fitting, then exact: each asks more "
@@ -171,9 +166,7 @@ def _curve(curve: Sequence[Mapping[str, float]]) -> str:
         value = high - (high - low) * tick / TICKS
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
     parts.append(f'<text x="{left}" y="{top + height + 20}">{first:.0f}</text>')
-    parts.append(
-        f'<text x="{left + width}" y="{top + height + 20}" text-anchor="end">iteration {last:.0f}</text>'
-    )
+    parts.append(f'<text x="{left + width}" y="{top + height + 20}" text-anchor="end">iteration {last:.0f}</text>')
     for name in names:
         points = [
             f"{left + width * (point['iteration'] - first) / ((last - first) or 1):.1f} "

@@ -81,9 +81,7 @@ def find_run(client: mlflow.MlflowClient, lineage_key: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
-def open_run(
-    lineage_key: str, params: dict[str, Any], tags: dict[str, str], datasets: list["Dataset"]
-) -> str:
+def open_run(lineage_key: str, params: dict[str, Any], tags: dict[str, str], datasets: list["Dataset"]) -> str:
     """Find or make the run of a lineage key, write what determines the model and its data; return its id."""
     client = connect()
     run_id = find_run(client, lineage_key)

@@ -187,9 +187,7 @@ def answer_metrics(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         f"tool_call_{name}": _share([verdict[name] for verdict in verdicts])
         for name in ("well_formed", "known_function", "fits", "exact")
     }
-    return shares | {
-        name: _share([answer[name] for answer in answers]) for name in ("stopped", "think_balanced")
-    }
+    return shares | {name: _share([answer[name] for answer in answers]) for name in ("stopped", "think_balanced")}
 
 
 def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -257,10 +255,7 @@ def find_inputs() -> tuple[dict[str, Any], str]:
     wanted = {
         MODELS["before"] / "config.json": "fetch@model",
         PACKED / "metadata.json": "pack",
-        **{
-            final / name: "train"
-            for name in ("config.json", "tokenizer.json", "chat_template.jinja", "lineage.json")
-        },
+        **{final / name: "train" for name in ("config.json", "tokenizer.json", "chat_template.jinja", "lineage.json")},
     }
     for path, stage in wanted.items():
         if not path.is_file():
@@ -282,9 +277,7 @@ def choose(
     from sft.data.shards import read_rows
 
     held_out: dict[str, set[str]] = {source: set() for source in sorted(metadata["sources"])}
-    packs = itertools.chain.from_iterable(
-        read_rows(PACKED / split) for split in SPLITS if (PACKED / split).is_dir()
-    )
+    packs = itertools.chain.from_iterable(read_rows(PACKED / split) for split in SPLITS if (PACKED / split).is_dir())
 
     def noted() -> Iterator[Segment]:
         for segment in cut_packs(packs, params.seed):
@@ -329,9 +322,7 @@ def measure(
 
     model = generate.load_model(folder)
     every = [segment for kept in segments.values() for segment in kept]
-    ids = itertools.chain(
-        [chat.stop_id], *(segment.ids for segment in every), *(prompt.ids for prompt in prompts)
-    )
+    ids = itertools.chain([chat.stop_id], *(segment.ids for segment in every), *(prompt.ids for prompt in prompts))
     generate.check_ids(model, ids, str(folder))
     losses = iter(generate.held_out_loss(model, [(segment.ids, segment.marks) for segment in every]))
     by_domain = {domain: list(itertools.islice(losses, len(kept))) for domain, kept in segments.items()}

@@ -73,9 +73,7 @@ def fetch_model(source: BaseModelSource) -> None:
     listed = [asdict(file) for file in files]
     digest = folder_digest(BASE)
     ledger = Ledger(rows_in=len(files), rows_out=len(files))
-    ledger.write(
-        REPORTS / "model.json", files=listed, digest=digest, parameters=parameters, **describe(source)
-    )
+    ledger.write(REPORTS / "model.json", files=listed, digest=digest, parameters=parameters, **describe(source))
     say(f"model: {parameters:,} parameters from {_size(files)} -> {BASE}")
 
 

@@ -90,8 +90,7 @@ def check_share(source: str, ledger: Ledger, examples: dict[str, str], params: F
     if ledger.rows_out and share <= params.max_rejected:
         return
     reasons = "\n".join(
-        f"  {count:6} {reason}: {examples[reason]}"
-        for reason, count in ledger.rejected.most_common(TOP_REASONS)
+        f"  {count:6} {reason}: {examples[reason]}" for reason, count in ledger.rejected.most_common(TOP_REASONS)
     )
     what = "all rows are" if ledger.rows_out == 0 else f"{share:.1%} of the rows are"
     raise InputError(
@@ -114,7 +113,7 @@ def main(source: str) -> None:
     if not raw.is_dir():
         raise InputError(f"{raw}: not found. Run the fetch stage first: dvc repro fetch@{source}")
 
-    ledger, examples, seen = Ledger(), {}, set[str]()
+    ledger, examples, seen = Ledger(), dict[str, str](), set[str]()
     found = 0
 
     def counted() -> Iterator["Row"]:
@@ -141,9 +140,7 @@ def main(source: str) -> None:
         if Path(f"reports/fetch/{source}.json").exists():
             check_handover(Path(f"reports/fetch/{source}.json"), found)
         check_share(source, ledger, examples, params)
-    ledger.write(
-        Path(f"reports/filter/{source}.json"), **meta, rows_found=found, sampled=params.sample is not None
-    )
+    ledger.write(Path(f"reports/filter/{source}.json"), **meta, rows_found=found, sampled=params.sample is not None)
     reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.rejected.most_common(TOP_REASONS))
     say(
         f"[bold]{source}[/]: {ledger.rows_in} rows, {ledger.rows_out} kept, {ledger.rows_in - ledger.rows_out} rejected"

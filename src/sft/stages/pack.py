@@ -43,13 +43,11 @@ def read_samples(sources: list[str]) -> list[dict[str, Any]]:
     """Read the samples of all sources, in order, each with its source."""
     from sft.data.shards import read_rows
 
-    samples = []
+    samples: list[dict[str, Any]] = []
     for source in sources:
         report = Path(f"reports/prep/{source}.json")
         if not (PREPARED / source).is_dir() or not report.exists():
-            raise InputError(
-                f"{PREPARED / source}: not found. Run the prep stage first: dvc repro prep@{source}"
-            )
+            raise InputError(f"{PREPARED / source}: not found. Run the prep stage first: dvc repro prep@{source}")
         before = len(samples)
         samples += [{**row, "source": source} for row in read_rows(PREPARED / source)]
         expected = read_json(report)["samples"]
@@ -78,11 +76,10 @@ def fingerprints(sources: list[str]) -> dict[str, str]:
     return prints
 
 
-def keep_fitting(
-    samples: list[dict[str, Any]], params: Pack
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def keep_fitting(samples: list[dict[str, Any]], params: Pack) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Part the samples into those that fit a pack and those that are longer, by `pack.over_length`."""
-    fitting, longer = [], []
+    fitting: list[dict[str, Any]] = []
+    longer: list[dict[str, Any]] = []
     for sample in samples:
         fits = padded_length(len(sample["ids"]), params.pad_segments_to) <= params.pack_size
         (fitting if fits else longer).append(sample)
@@ -113,9 +110,7 @@ def plan(samples: list[dict[str, Any]], params: Pack) -> dict[str, SplitPlan]:
     return plans
 
 
-def write_split(
-    folder: Path, split: str, plan: SplitPlan, params: Pack, ids: dict[str, int], npy: bool
-) -> None:
+def write_split(folder: Path, split: str, plan: SplitPlan, params: Pack, ids: dict[str, int], npy: bool) -> None:
     """Build, check and write the packs of one split."""
     from sft.data.shards import PACKS, ShardWriter
 
@@ -164,9 +159,7 @@ def token_ids() -> dict[str, int]:
     return {"stop": stop, "pad": token_id(BASE, "pad_token", default=stop)}
 
 
-def account(
-    samples: list[dict[str, Any]], longer: list[dict[str, Any]], prep_rows: int
-) -> tuple[Ledger, Ledger]:
+def account(samples: list[dict[str, Any]], longer: list[dict[str, Any]], prep_rows: int) -> tuple[Ledger, Ledger]:
     """Return the ledgers of conversations and of samples."""
     kept = {(s["source"], s["conversation_id"]) for s in samples}
     lost = {(s["source"], s["conversation_id"]) for s in longer} - kept
@@ -189,9 +182,7 @@ def main() -> None:
     samples, longer = keep_fitting(everything, params)
     if not samples:
         raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
-    conversations, of_samples = account(
-        samples, longer, sum(report["rows_out"] for report in reports.values())
-    )
+    conversations, of_samples = account(samples, longer, sum(report["rows_out"] for report in reports.values()))
     plans = plan(samples, params)
     npy = sum(len(sample["ids"]) for sample in samples) <= params.npy_max_tokens
 
@@ -234,9 +225,7 @@ def main() -> None:
         trained_tokens=total["trained_tokens"],
         tokens_in=total["tokens"] + lost["tokens"],
         tokens_rejected={"over-length": lost["tokens"]} if longer else {},
-        splits={
-            split: {k: v for k, v in metadata["splits"][split].items() if k != "sources"} for split in SPLITS
-        },
+        splits={split: {k: v for k, v in metadata["splits"][split].items() if k != "sources"} for split in SPLITS},
     )
     for split, figures in report["splits"].items():
         efficiency = figures["packing_efficiency"]
@@ -245,12 +234,8 @@ def main() -> None:
             f"{params.pack_size}, {'-' if efficiency is None else format(efficiency, '.2%')} full"
         )
     if longer:
-        by_source = ", ".join(
-            f"{n} {name}" for name, n in sorted(Counter(s["source"] for s in longer).items())
-        )
-        say(
-            f"[yellow]over-length[/], dropped: {len(longer)} samples, {lost['tokens']:,} tokens ({by_source})"
-        )
+        by_source = ", ".join(f"{n} {name}" for name, n in sorted(Counter(s["source"] for s in longer).items()))
+        say(f"[yellow]over-length[/], dropped: {len(longer)} samples, {lost['tokens']:,} tokens ({by_source})")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ def prepare(chat: Any, batch: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]
     from sft.data.conversation import Rejection
 
     rendered = [
-        chat.samples(json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None)
-        for row in batch
+        chat.samples(json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None) for row in batch
     ]
     texts = [text for texts in rendered if not isinstance(texts, Rejection) for text in texts]
     encoded = iter(chat.encode(texts))
@@ -49,9 +48,7 @@ def quantiles(lengths: list[int]) -> dict[str, int]:
     2
     """
     ordered = sorted(lengths)
-    return (
-        {f"p{round(q * 100)}": ordered[round(q * (len(ordered) - 1))] for q in QUANTILES} if ordered else {}
-    )
+    return {f"p{round(q * 100)}": ordered[round(q * (len(ordered) - 1))] for q in QUANTILES} if ordered else {}
 
 
 def main(source: str) -> None:
@@ -111,7 +108,8 @@ def main(source: str) -> None:
         tokenizer_sha256=file_digest(BASE / "tokenizer.json"),
     )
     say(
-        f"[bold]{source}[/]: {report['rows_out']} conversations, {report['samples']} samples, {report['tokens']:,} tokens, "
+        f"[bold]{source}[/]: {report['rows_out']} conversations, {report['samples']} samples, "
+        f"{report['tokens']:,} tokens, "
         f"{trained / max(1, sum(lengths)):.1%} trained, median length {report['length_quantiles']['p50']}"
         f"{', rejected ' + str(report['rejected']) if report['rejected'] else ''}"
     )

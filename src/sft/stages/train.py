@@ -19,7 +19,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,8 +98,7 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any]) -> str:
     ]
     for name, counts in metadata["sources"].items():
         described = {
-            key: str(counts[key])
-            for key in ("domain", "license", "conversations", "tokens", "trained_tokens")
+            key: str(counts[key]) for key in ("domain", "license", "conversations", "tokens", "trained_tokens")
         }
         prepared = Path("data/prepared", name)
         digest = folder_digest(prepared) if prepared.is_dir() else lineage.data
@@ -126,12 +124,9 @@ def train(run: Run) -> None:
 
     params = bridge.TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
     metadata = read_json(run.packed / "metadata.json")
-    quiet: Callable[..., None] = lambda *values: None  # noqa: E731: other ranks have nothing to tell
-    on_step = on_validation = quiet
     journal = None
     if int(os.environ.get("RANK", "0")) == 0:
         journal = Journal(run.folder, params.train.train_iters, tracking.Metrics(run.run_id))
-        on_step, on_validation = journal.step, journal.validation
     try:
         bridge.train(
             base=run.base,
@@ -140,12 +135,16 @@ def train(run: Run) -> None:
             run=run.folder,
             params=params,
             pack_size=metadata["pack_size"],
-            on_step=on_step,
-            on_validation=on_validation,
+            on_step=journal.step if journal else _say_nothing,
+            on_validation=journal.validation if journal else _say_nothing,
         )
     finally:
         if journal:
             journal.close()
+
+
+def _say_nothing(*values: object) -> None:
+    """Take the place of the journal on ranks other than the first."""
 
 
 class Journal:
@@ -196,9 +195,7 @@ class Journal:
         """Write one validation down."""
         self._write({"iteration": iteration, "validation_loss": loss})
         self._metrics.log(iteration, validation_loss=loss)
-        self._bar.console.print(
-            f"step {iteration}/{self._iterations}: validation loss {loss:.4f}", highlight=False
-        )
+        self._bar.console.print(f"step {iteration}/{self._iterations}: validation loss {loss:.4f}", highlight=False)
 
     def close(self) -> None:
         """Close the file and the line."""
@@ -276,9 +273,7 @@ def main() -> None:
     from sft.run import tracking
 
     if cluster := os.environ.get("CLUSTER"):
-        raise InputError(
-            f"CLUSTER={cluster}: training on a cluster is not there yet; unset CLUSTER to train here"
-        )
+        raise InputError(f"CLUSTER={cluster}: training on a cluster is not there yet; unset CLUSTER to train here")
     sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
     params = {name: section.model_dump() for name, section in sections.items()}
     metadata = check_inputs()
@@ -301,9 +296,7 @@ def main() -> None:
             launch(run, number) if number > 1 else train(run)
             checkpoint = bridge.final_checkpoint(run.folder, iterations)
             if checkpoint is None:
-                raise InputError(
-                    f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun"
-                )
+                raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
         else:
             say(f"this run is complete: exporting step {iterations} again, no step is trained")
         export(run, lineage, checkpoint)

@@ -1,0 +1,118 @@
+"""Training speed: Megatron-Bridge's finetune() as the train stage calls it, against a plain transformers loop.
+
+Both train the model of models/base in fp32 on the same packs of data/packed, with as many threads as cores,
+clipped AdamW, samples kept apart by position; each run is a process of its own, the two in turn. Printed are
+tokens per second of the steps after the first two, peak memory of the process, and the ratio.
+
+    PYTHONPATH=src python bench/train.py [--steps 6] [--rounds 5]     in a folder where `dvc repro pack` has run
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+BASE, PACKED = Path("models/base"), Path("data/packed")
+WARM_UP_STEPS = 2
+
+
+def run_bridge(steps: int) -> list[tuple[int, float]]:
+    """Train through the product's own module; return (tokens, seconds) of each step."""
+    from sft.files import read_json
+    from sft.model import bridge
+    from sft.params import TRAIN_SECTIONS, load
+
+    sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
+    sections["train"] = sections["train"].model_copy(update={"train_iters": steps})
+    sections["validation"] = sections["validation"].model_copy(update={"eval_iters": 0})
+    sections["scheduler"] = sections["scheduler"].model_copy(update={"lr_warmup_iters": 1})
+    sections["checkpoint"] = sections["checkpoint"].model_copy(update={"save_interval": 10_000})
+    done = []
+    start = Path("runs/bench/base").absolute()
+    bridge.import_base(base=BASE.absolute(), checkpoint=start)
+    with tempfile.TemporaryDirectory() as folder:
+        bridge.train(
+            base=BASE.absolute(),
+            start=start,
+            packed=PACKED.absolute(),
+            run=Path(folder),
+            params=bridge.TrainParams(**sections),
+            pack_size=read_json(PACKED / "metadata.json")["pack_size"],
+            on_step=lambda step: done.append((step.tokens, step.seconds)),
+            on_validation=lambda *values: None,
+        )
+    return done
+
+
+def run_transformers(steps: int) -> list[tuple[int, float]]:
+    """Train in the loop that one writes by hand; return (tokens, seconds) of each step."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from sft.data.shards import read_rows
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, attn_implementation="sdpa").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0)
+    done = []
+    for pack, _ in zip(read_rows(PACKED / "training"), range(steps), strict=False):
+        begin = time.perf_counter()
+        ids = torch.tensor([pack["input_ids"]])
+        edges = [*pack["seq_start_id"], ids.shape[1]]
+        positions = torch.cat([torch.arange(end - start) for start, end in pairwise(edges)])[None]
+        kept = torch.tensor(pack["loss_mask"], dtype=torch.bool)
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+        targets = ids[0].roll(-1)
+        loss = torch.nn.functional.cross_entropy(logits[kept], targets[kept])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        done.append((ids.shape[1], time.perf_counter() - begin))
+    return done
+
+
+SIDES = {"bridge": run_bridge, "transformers": run_transformers}
+
+
+def main() -> None:
+    """Run both sides in turn and print what they did."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        steps = SIDES[options.side](options.steps)[WARM_UP_STEPS:]
+        speed = sum(tokens for tokens, _ in steps) / sum(seconds for _, seconds in steps)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"tokens_per_second": speed, "gib": memory}))
+        return
+    speeds: dict[str, list[float]] = {side: [] for side in SIDES}
+    memory = dict.fromkeys(SIDES, 0.0)
+    for number in range(options.rounds):
+        for side in SIDES:
+            command = [sys.executable, __file__, "--side", side, "--steps", str(options.steps)]
+            found = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            result = json.loads(found.stdout.splitlines()[-1])
+            speeds[side].append(result["tokens_per_second"])
+            memory[side] = max(memory[side], result["gib"])
+            print(f"round {number + 1} {side}: {result['tokens_per_second']:.0f} tokens/s, {result['gib']:.1f} GiB")
+    for side in SIDES:
+        low, high = min(speeds[side]), max(speeds[side])
+        print(
+            f"{side:14} {statistics.median(speeds[side]):6.0f} tokens/s [{low:.0f} .. {high:.0f}]  "
+            f"peak {memory[side]:.1f} GiB"
+        )
+    ratios = [ours / theirs for ours, theirs in zip(speeds["bridge"], speeds["transformers"], strict=True)]
+    print(f"bridge / transformers: {statistics.median(ratios):.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]")
+
+
+if __name__ == "__main__":
+    main()
