@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+
 from tests.tiny import make_tiny_base
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.project import clone_project, run, set_params
 
 from sft.files import folder_digests, read_json
+from tests.project import clone_project, run, set_params
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
 

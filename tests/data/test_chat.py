@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.tiny import make_tiny_base
 from tokenizers import Tokenizer
 
 from sft.command import InputError
 from sft.data.chat import ChatTemplate, Sample
 from sft.data.conversation import Rejection
+from tests.tiny import make_tiny_base
 
 NANO3 = Path(__file__).parents[2] / "templates" / "nano3.jinja"
 ASK = {"role": "user", "content": "What is the sum?"}

@@ -5,6 +5,7 @@ Megatron takes tens of seconds to import and cannot be left again, so this file 
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -17,16 +18,13 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import itertools
-
-from tests import tiny
-
 from sft import files
 from sft import params as p
 from sft.command import InputError
 from sft.model import bridge
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PACK = 128
 STEPS = 8
@@ -149,7 +147,7 @@ def packed_logits(folder: Path) -> dict[str, float]:
     import torch
     from megatron.core.packed_seq_params import PackedSeqParams
 
-    _converter, provider = bridge._model(folder / "final", weights=True)
+    _, provider = bridge._model(folder / "final", weights=True)
     second = list(range(300, 312))
 
     def logits(first: list[int]) -> torch.Tensor:
@@ -208,16 +206,12 @@ def batches(folder: Path) -> dict[str, Any]:
     return plain | {"trained": trained, "stored": sum(sum(row["loss_mask"]) for row in rows)}
 
 
-def two_data(folder: Path) -> None:
-    """Under torchrun: two ranks, each with half of the packs of a step."""
+def ranks(folder: Path) -> None:
+    """Under torchrun: two ranks, each with half of the packs, then each with half of every matrix."""
     bridge.import_base(base=folder / "base", checkpoint=folder / "start")
-    run(folder, "two-data", train_params(model={"attention_dropout": 0.0, "hidden_dropout": 0.0}))
-
-
-def two_tensor(folder: Path) -> None:
-    """Under torchrun: two ranks, each with half of every matrix."""
-    halves = {"attention_dropout": 0.0, "hidden_dropout": 0.0, "tensor_model_parallel_size": 2}
-    run(folder, "two-tensor", train_params(model=halves))
+    model = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
+    run(folder, "two-data", train_params(model=model))
+    run(folder, "two-tensor", train_params(model=model | {"tensor_model_parallel_size": 2}))
 
 
 # --- what they showed -----------------------------------------------------------------------------------
@@ -226,14 +220,15 @@ def two_tensor(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bridge")
-    program = [str(Path(__file__).resolve()), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    died = subprocess.run([sys.executable, program[0], "killed", program[1]], env=environment, check=False)
-    assert died.returncode == -signal.SIGKILL
-    subprocess.run([sys.executable, program[0], "whole", program[1]], env=environment, check=True)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for scenario in ("two-data", "two-tensor"):
-        subprocess.run([*torchrun, program[0], scenario, program[1]], env=environment, check=True)
+    program = str(Path(__file__).resolve())
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+
+    def start(*command: str) -> int:
+        return subprocess.run([sys.executable, *command, str(folder)], env=environment, timeout=600).returncode
+
+    assert start(program, "killed") == -signal.SIGKILL
+    assert start(program, "whole") == 0
+    assert start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program, "ranks") == 0
     return folder
 
 
@@ -300,7 +295,7 @@ def test_a_step_counts_the_tokens_of_its_packs_without_padding(lab: Path) -> Non
 
 @pytest.mark.pipeline
 def test_a_killed_run_goes_on_exactly_as_if_it_had_not_been_killed(lab: Path) -> None:
-    """Dropout is on: weights, moments, random state and data order are all as they were, over an epoch edge."""
+    """With dropout: weights, moments, random state and data order are as they were, over an epoch edge."""
     unbroken, killed_run = shown(lab, "unbroken"), shown(lab, "killed")
     assert [step[0] for step in killed_run] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
     assert killed_run[:KILLED_AT] == unbroken[:KILLED_AT]
@@ -490,5 +485,4 @@ def test_the_tiny_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    scenarios = {"killed": killed, "whole": whole, "two-data": two_data, "two-tensor": two_tensor}
-    scenarios[sys.argv[1]](Path(sys.argv[2]))
+    {"killed": killed, "whole": whole, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.tiny import make_tiny_base
 
 from sft.command import InputError
 from sft.data.chat import ChatTemplate
@@ -14,6 +13,7 @@ from sft.data.shards import CONVERSATIONS, PACKS, ShardWriter
 from sft.files import file_digest, folder_digests, write_json
 from sft.params import Eval
 from sft.stages import eval as stage
+from tests.tiny import make_tiny_base
 
 ROOT = Path(__file__).parents[2]
 TOOLS = [

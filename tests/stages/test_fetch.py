@@ -87,9 +87,8 @@ def test_a_secret_in_a_uri_is_in_no_report() -> None:
 
 
 def test_the_model_is_published_with_its_digest_and_size(here: Path) -> None:
-    from tests.tiny import make_tiny_base
-
     from sft.files import folder_digest
+    from tests.tiny import make_tiny_base
 
     make_tiny_base(here / "model")
     fetch.main("model")

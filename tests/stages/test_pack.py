@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.project import link_project, set_params
 
 from sft.command import InputError
 from sft.data.shards import read_rows
@@ -13,6 +12,7 @@ from sft.files import folder_digest, read_json
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
 from sft.stages import prep as prep_stage
+from tests.project import link_project, set_params
 
 SPLITS = ("training", "validation", "test")
 

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
 
 from sft.command import InputError
 from sft.data.shards import read_rows
 from sft.files import folder_digest, read_json
 from sft.stages import filter as filter_stage
 from sft.stages import prep as stage
+from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
 
 
 @pytest.fixture

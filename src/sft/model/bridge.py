@@ -29,7 +29,9 @@ from typing import Any, TextIO
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch import default_generator
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from sft import params as p
 from sft.command import InputError, say
@@ -353,9 +355,10 @@ def _one_process(provider: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _process_group() -> Iterator[None]:
     """Join torchrun's ranks, or be the only one, without a port; share the machine's cores among them."""
-    store, rank, ranks = HashStore(), 0, 1
+    store: Store = HashStore()
+    rank, ranks = 0, 1
     if "RANK" in os.environ:
-        store, rank, ranks = next(dist.rendezvous("env://"))
+        store, rank, ranks = next(rendezvous("env://"))
         # torchrun's store outlives a group, and keys left by one group would hang the next.
         store = PrefixStore(f"sft-{next(_GROUPS)}", store)
     if _on_cpu():
@@ -529,7 +532,7 @@ class _Watch:
             # On a GPU dropout has a generator of its own. Here it shares one with the data loader, which
             # draws from it whenever it starts over: at an epoch edge, and after a resume.
             place = f"{self.seed}:{state.train_state.step}:{self.packs}"
-            torch.random.default_generator.manual_seed(int(value_digest(place)[:12], 16))
+            default_generator.manual_seed(int(value_digest(place)[:12], 16))
         self.packs += 1
         return forward_step(state, data_iterator, model, return_schedule_plan)
 

@@ -194,7 +194,7 @@ def _redirect_cuda() -> None:
         "device_count": lambda: 1,
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
-        "manual_seed": torch.random.default_generator.manual_seed,
+        "manual_seed": torch.default_generator.manual_seed,
         "memory_stats": lambda *_, **__: collections.defaultdict(int),
     }
     replaced |= dict.fromkeys(("set_device", "synchronize", "empty_cache"), lambda *_, **__: None)
