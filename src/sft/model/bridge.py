@@ -38,6 +38,7 @@ from sft.command import InputError, say
 from sft.files import folder_digest, folder_digests, publish_folder, read_json, value_digest, write_json
 
 BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
+PROBES = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # loggers: "FP8… failed", "No CUDA"
 _GROUPS = itertools.count()  # process groups of this process, in the order every rank makes them
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
@@ -304,7 +305,9 @@ def _rank() -> int:
 
 
 def _ready() -> None:
-    """Make megatron.bridge importable on this machine."""
+    """Make megatron.bridge importable on this machine, without the harmless probes it logs."""
+    for name in PROBES:
+        logging.getLogger(name).disabled = True
     if _on_cpu():
         from sft.model import cpu
 
