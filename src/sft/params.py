@@ -230,7 +230,7 @@ class Validation(Section):
     eval_interval: Positive
     """Steps between two validations."""
     eval_iters: Annotated[int, Field(ge=0)]
-    """Batches of one validation; 0 = none."""
+    """Batches of one validation, the same each time, at most all of the split; 0 = none."""
 
 
 class Checkpoint(Section):

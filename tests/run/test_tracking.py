@@ -74,7 +74,7 @@ def test_a_model_is_registered_once_and_leads_to_its_run(store):
     registered = tracking.connect().get_model_version(tracking.REGISTERED_MODEL, version)
     assert registered.run_id == run_id
     assert registered.tags["lineage_key"] == KEY
-    assert registered.tags["path"] == str(model)
+    assert registered.tags["path"] == model.as_posix()
     assert mlflow.get_run(run_id).outputs.model_outputs
     (model / "lineage.json").write_text('{"other": 1}')
     assert register_model(run_id, model, {"lineage_key": KEY}, PARAMS) != version

@@ -11,6 +11,7 @@ without a marker.
 """
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -115,13 +116,12 @@ def count_parameters(folder: Path) -> int:
 
 
 def _from_gguf(file: Path, target: Path) -> None:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     loaded = AutoModelForCausalLM.from_pretrained(**place, trust_remote_code=False, dtype=torch.float32)

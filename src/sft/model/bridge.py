@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
@@ -138,7 +139,10 @@ def train(
         keep, seed = params.checkpoint.most_recent_k, params.rng.seed
         watch = _Watch(run, keep, seed, sys.stdout, on_step, on_validation, on_save)
         with _quiet(run / "logs" / "bridge.log"):
-            config = _config(base, start, packed, run, params, pack_size, checkpoint)
+            eval_iters = params.validation.eval_iters
+            if eval_iters:
+                eval_iters = _everywhere(lambda: _take_validation(packed, run, params))
+            config = _config(base, start, packed, run, params, pack_size, checkpoint, eval_iters)
 
             from megatron.bridge.training.finetune import finetune
 
@@ -274,6 +278,26 @@ def _check_packs(folder: Path, least: int, reason: str) -> None:
         raise InputError(f"{folder}: {packs} packs, fewer than the {least} of one step (params.yaml: {reason})")
 
 
+def _take_validation(packed: Path, run: Path, params: TrainParams) -> int:
+    """Copy the packs of one validation to the run, the first of the split; return how many batches they are.
+
+    Bridge goes on where the last validation stopped. With more packs than one takes, each would be over other
+    packs, and their losses could not be compared.
+    """
+    batch = params.train.global_batch_size
+    shards = sorted((packed / "validation").glob("*.parquet"))
+    iterations = min(params.validation.eval_iters, sum(pq.read_metadata(shard).num_rows for shard in shards) // batch)
+    taken: list[pa.RecordBatch] = []
+    for rows in (rows for shard in shards for rows in pq.ParquetFile(shard).iter_batches(batch_size=batch)):
+        missing = iterations * batch - sum(part.num_rows for part in taken)
+        if missing <= 0:
+            break
+        taken.append(rows.slice(0, missing))
+    with publish_folder(run / "validation") as folder:
+        pq.write_table(pa.Table.from_batches(taken), folder / "packs.parquet")
+    return iterations
+
+
 def _newest_whole(run: Path) -> Path | None:
     """Return the checkpoint to go on from. A torn one (killed while saving) is removed and said."""
     for checkpoint in sorted((run / "checkpoints").glob("iter_*"), reverse=True):
@@ -306,8 +330,11 @@ def _rank() -> int:
 
 def _ready() -> None:
     """Make megatron.bridge importable on this machine, without the harmless probes it logs."""
+    from transformers.utils import logging as transformers_logging
+
     for name in PROBES:
         logging.getLogger(name).disabled = True
+    transformers_logging.set_verbosity_error()  # deprecations in how Bridge calls it
     if _on_cpu():
         from sft.model import cpu
 
@@ -408,6 +435,7 @@ def _config(
     params: TrainParams,
     pack_size: int,
     checkpoint: Path | None,
+    eval_iters: int,
 ) -> Any:
     """Build Bridge's ConfigContainer: params.yaml section by section, and what this program decides."""
     _, provider = _model(base, weights=False)
@@ -423,7 +451,6 @@ def _config(
     # With stages of a pipeline or parts of a sample on several ranks, all must expect one length.
     fixed_length = context_parallel > 1 or params.model.pipeline_model_parallel_size > 1
     optimizer, steps = params.optimizer, params.train
-    validation = bool(params.validation.eval_iters)
     shard_optimizer = not _on_cpu()
     return c.ConfigContainer(
         model=provider,
@@ -433,9 +460,7 @@ def _config(
             global_batch_size=steps.global_batch_size,
             micro_batch_size=steps.micro_batch_size,
         ),
-        validation=c.ValidationConfig(
-            eval_interval=params.validation.eval_interval, eval_iters=params.validation.eval_iters
-        ),
+        validation=c.ValidationConfig(eval_interval=params.validation.eval_interval, eval_iters=eval_iters),
         optimizer=c.OptimizerConfig(
             optimizer="adam",
             **optimizer.model_dump(),
@@ -466,12 +491,12 @@ def _config(
             offline_packing_specs=PackedSequenceSpecs(
                 packed_sequence_size=pack_size,
                 packed_train_data_path=str(packed / "training"),
-                packed_val_data_path=str(packed / "validation") if validation else None,
+                packed_val_data_path=str(run / "validation") if eval_iters else None,
                 packed_metadata_path=str(packed / "metadata.json"),
                 pad_seq_to_mult=2 * context_parallel if context_parallel > 1 else 1,
             ),
             dataset_kwargs={"pad_to_max_length": True} if fixed_length else None,
-            do_validation=validation,
+            do_validation=eval_iters > 0,
             do_test=False,
         ),
         logger=c.LoggerConfig(

@@ -7,6 +7,7 @@ determines the model; what describes an attempt stands in tags, because MLflow n
 """
 
 import contextlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ EXPERIMENT = "nano3-sft"
 REGISTERED_MODEL = "nano3-sft"
 DIGEST_DIGITS = 12
 MOST_PARAM_CHARS = 6000
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table and every version that it makes
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def connect() -> mlflow.MlflowClient:
@@ -177,7 +181,7 @@ def register_model(run_id: str, model: Path, tags: dict[str, str], params: dict[
     for version in client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'"):
         if version.tags.get("lineage_json") == digest:
             return str(version.version)
-    tags = {**tags, "path": str(model.absolute()), "lineage_json": digest}
+    tags = {**tags, "path": model.as_posix(), "lineage_json": digest}
     logged = mlflow.create_external_model(
         name=REGISTERED_MODEL,
         source_run_id=run_id,

@@ -93,7 +93,7 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any]) -> str:
     }
     datasets = [
         tracking.Dataset(
-            "packed", lineage.data, PACKED.absolute(), "training", {"pack_size": str(metadata["pack_size"])}
+            "packed", lineage.data, project_root() / PACKED, "training", {"pack_size": str(metadata["pack_size"])}
         )
     ]
     for name, counts in metadata["sources"].items():
@@ -102,7 +102,7 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any]) -> str:
         }
         prepared = Path("data/prepared", name)
         digest = folder_digest(prepared) if prepared.is_dir() else lineage.data
-        datasets.append(tracking.Dataset(name, digest, prepared.absolute(), "source", described))
+        datasets.append(tracking.Dataset(name, digest, project_root() / prepared, "source", described))
     return tracking.open_run(lineage.key, lineage.params, tags, datasets)
 
 
