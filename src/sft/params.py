@@ -108,6 +108,8 @@ class Source(Section):
     """Digest of the downloaded file (of the wheel for pypi://); required for all but file:// and hf://."""
     revision: str | None = None
     """hf:// only: a commit, 40 hex digits."""
+    rows: Positive | None = None
+    """Rows taken, drawn by hash: how much of the blend the source is; null = all."""
 
 
 class BaseModelSource(Section):

@@ -110,6 +110,14 @@ def test_a_sample_has_the_asked_number_of_rows_from_all_over_the_source(project)
     assert max(lines) > 100
 
 
+def test_a_source_can_be_a_smaller_part_of_the_blend_without_being_a_sampled_run(project):
+    set_params(project, **{"fetch.sources.calls.rows": 4, "filter.sample": None})
+    give(project, *tool_records(20))
+    stage.main("calls")
+    report = read_json(project / "reports/filter/calls.json")
+    assert (report["rows_found"], report["rows_in"], report["sampled"]) == (20, 4, False)
+
+
 def test_a_draw_larger_than_the_source_takes_all():
     rows = [Row(where=str(n), record={}, fault="", raw="") for n in range(5)]
     assert list(stage.draw(rows, 9, seed=1)) == rows

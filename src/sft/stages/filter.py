@@ -5,7 +5,7 @@ data/raw/<source>/  ->  data/filtered/<source>/kept-*.parquet      id, messages,
                         reports/filter/<source>.json               the ledger
 
 Rows are brought into normal form and checked (sft.data.conversation). Rows in = rows kept + rows rejected
-by reason. Above `filter.max_rejected` the stage stops and writes nothing.
+by reason; rows in are all rows found, or as many as `rows` of the source or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
 """
 
 import hashlib
@@ -122,7 +122,8 @@ def main(source: str) -> None:
             found += 1
             yield row
 
-    rows = counted() if params.sample is None else draw(counted(), params.sample, params.seed)
+    limits = [limit for limit in (described.rows, params.sample) if limit is not None]
+    rows = draw(counted(), min(limits), params.seed) if limits else counted()
     with publish_folder(Path("data/filtered", source)) as folder:
         with (
             ShardWriter(folder, "kept", CONVERSATIONS) as kept,
