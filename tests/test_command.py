@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,28 @@ def test_help_of_a_stage_needs_no_heavy_import(stage):
     )
     assert done.returncode == 0, done.stderr
     assert "usage: " in done.stdout
+
+
+def test_a_process_tied_to_its_parent_does_not_outlive_a_kill(tmp_path):
+    child = (
+        "import time; from sft.command import end_with_parent; end_with_parent()\n"
+        "print('tied', flush=True); time.sleep(60)"
+    )
+    parent = (
+        "import os, signal, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True)\n"
+        "print(child.stdout.readline().strip(), child.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=False, timeout=60)
+    tied, pid = done.stdout.split()
+    assert (tied, done.returncode) == ("tied", -9)
+    deadline = time.monotonic() + 10
+    while (
+        Path(f"/proc/{pid}/cmdline").exists()
+        and Path(f"/proc/{pid}/cmdline").read_bytes()
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    cmdline = Path(f"/proc/{pid}/cmdline")
+    assert not cmdline.exists() or not cmdline.read_bytes(), "gone, or a zombie that init will fetch"

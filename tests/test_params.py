@@ -199,3 +199,11 @@ def test_held_out_shares_that_leave_nothing_to_train_on_are_refused(tmp_path):
 def test_params_cannot_be_changed_after_they_are_read():
     with pytest.raises(ValueError, match="frozen"):
         load("optimizer", path=DEFAULT).lr = 1.0
+
+
+def test_a_rate_that_would_rise_is_refused_where_megatron_only_asserts(tmp_path):
+    assert "min_lr 1.0 is above lr" in message(changed(tmp_path, "min_lr: .*", "min_lr: 1.0"))
+
+
+def test_the_learning_rate_of_the_manual_fits_the_default_params(tmp_path):
+    assert read(changed(tmp_path, "  lr: .*", "  lr: 1e-05")).optimizer.lr == 1e-5

@@ -7,14 +7,17 @@ a fault of this program and prints its traceback.
 """
 
 import argparse
+import ctypes
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from rich.console import Console
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+PR_SET_PDEATHSIG = 1
 
 
 class InputError(ValueError):
@@ -38,6 +41,11 @@ def run_source_stage(stage: Callable[[str], None], doc: str | None) -> None:
 def say(*parts: object) -> None:
     """Print a line for people: rich markup is read, colour only on a terminal."""
     Console(highlight=False, emoji=False, soft_wrap=True).print(*parts)
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it ends, also by SIGKILL (Linux prctl 2)."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _parser(module: str, doc: str | None) -> argparse.ArgumentParser:

@@ -206,6 +206,12 @@ class Optimizer(Section):
     adam_eps: Annotated[float, Field(gt=0)]
     clip_grad: Annotated[float, Field(ge=0)]
 
+    @model_validator(mode="after")
+    def _lr_does_not_rise(self) -> "Optimizer":
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}: the rate falls from lr to min_lr")
+        return self
+
 
 class Scheduler(Section):
     """Learning rate over steps."""

@@ -56,12 +56,12 @@ def test_an_unknown_format_is_refused_and_the_nearest_named(tmp_path: Path) -> N
     [
         ("a.jsonl", LINE),
         ("a.ndjson", LINE),
-        ("a.jsonl.gz", gzip.compress(LINE)),
+        ("a.jsonl.gz", gzip.compress(LINE, mtime=0)),
         ("a.jsonl.zst", zstandard.compress(LINE)),
         ("a.json", json.dumps(CHAT, indent=2).encode()),
         ("a.json", json.dumps([CHAT]).encode()),
         ("a.json", b"\xef\xbb\xbf" + LINE),
-        ("a.json.gz", gzip.compress(json.dumps([CHAT]).encode())),
+        ("a.json.gz", gzip.compress(json.dumps([CHAT]).encode(), mtime=0)),
         ("deep/er/a.jsonl", b"\n" + LINE + b"\r\n"),
     ],
 )

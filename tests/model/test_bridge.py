@@ -387,7 +387,12 @@ def test_two_ranks_train_as_one_does(lab: Path, name: str) -> None:
 def test_bridge_is_heard_in_its_log_alone(lab: Path) -> None:
     assert "Starting training loop at iteration" in (lab / "unbroken" / "logs" / "bridge.log").read_text()
     assert sorted(path.name for path in (lab / "packed").iterdir()) == ["training", "validation"]
-    assert sorted(path.name for path in (lab / "unbroken").iterdir()) == ["checkpoints", "logs", "manifests"]
+    assert sorted(path.name for path in (lab / "unbroken").iterdir()) == [
+        "checkpoints",
+        "logs",
+        "manifests",
+        "validation",
+    ]
 
 
 # --- without Megatron -----------------------------------------------------------------------------------

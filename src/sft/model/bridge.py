@@ -17,12 +17,14 @@ A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, logs/bri
 import contextlib
 import itertools
 import logging
+import multiprocessing
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,7 +37,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from sft import params as p
-from sft.command import InputError, say
+from sft.command import InputError, end_with_parent, say
 from sft.files import folder_digest, folder_digests, publish_folder, read_json, value_digest, write_json
 
 BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
@@ -138,6 +140,7 @@ def train(
             _everywhere(lambda: verify(start))
         keep, seed = params.checkpoint.most_recent_k, params.rng.seed
         watch = _Watch(run, keep, seed, sys.stdout, on_step, on_validation, on_save)
+        _tie_writer_to_this_process()
         with _quiet(run / "logs" / "bridge.log"):
             eval_iters = params.validation.eval_iters
             if eval_iters:
@@ -286,7 +289,9 @@ def _take_validation(packed: Path, run: Path, params: TrainParams) -> int:
     """
     batch = params.train.global_batch_size
     shards = sorted((packed / "validation").glob("*.parquet"))
-    iterations = min(params.validation.eval_iters, sum(pq.read_metadata(shard).num_rows for shard in shards) // batch)
+    iterations: int = min(
+        params.validation.eval_iters, sum(pq.read_metadata(shard).num_rows for shard in shards) // batch
+    )
     taken: list[pa.RecordBatch] = []
     for rows in (rows for shard in shards for rows in pq.ParquetFile(shard).iter_batches(batch_size=batch)):
         missing = iterations * batch - sum(part.num_rows for part in taken)
@@ -340,6 +345,19 @@ def _ready() -> None:
 
         cpu.install()
     _skip_helper_build()
+
+
+def _tie_writer_to_this_process() -> None:
+    """Let the process that Megatron starts to collect what was saved end with this one, however this one ends.
+
+    Started by Megatron it would outlive a kill, and hold open the pipes that others read this one's output from.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(end_with_parent)
+        filesystem_async._results_queue = manager.Queue()
 
 
 def _skip_helper_build() -> None:

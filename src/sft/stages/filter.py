@@ -5,7 +5,8 @@ data/raw/<source>/  ->  data/filtered/<source>/kept-*.parquet      id, messages,
                         reports/filter/<source>.json               the ledger
 
 Rows are brought into normal form and checked (sft.data.conversation). Rows in = rows kept + rows rejected
-by reason; rows in are all rows found, or as many as `rows` of the source or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
+by reason. Rows in are all rows found, or as many as `rows` of the source or `filter.sample` say, drawn by
+hash. Above `filter.max_rejected` the stage stops and writes nothing.
 """
 
 import hashlib
