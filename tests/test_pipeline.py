@@ -100,6 +100,37 @@ def test_mlflow_shows_the_run_its_data_and_the_registered_model(project, first_r
     assert status == "FINISHED"
 
 
+READ_BY_BRIDGE = """
+import json
+from pathlib import Path
+from sft.model import cpu
+cpu.install()
+from megatron.bridge.data.packing.gpt_sft import GPTSFTPackedDataset
+from megatron.bridge.data.packing.parquet import GPTSFTPackedParquetDataset
+from megatron.bridge.training.tokenizers.config import TokenizerConfig
+from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
+tokenizer = build_tokenizer(TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model="models/base"))
+options = dict(tokenizer=tokenizer, max_seq_length=512, memmap_workers=1, prompt_template="{input} {output}",
+               label_key="output", truncation_field="input")
+def batches(packs):
+    for index in range(len(packs)):
+        batch = packs.collate_fn([packs[index]])
+        yield {k: v.tolist() if hasattr(v, "tolist") else v for k, v in batch.items()}
+found = {}
+for split in ("training", "validation", "test"):
+    parquet = list(batches(GPTSFTPackedParquetDataset(file_path=f"data/packed/{split}", **options)))
+    npy = list(batches(GPTSFTPackedDataset(file_path=f"data/packed/{split}.npy", **options)))
+    found[split] = [len(parquet), parquet == npy, sum(sum(batch["loss_mask"][0]) for batch in parquet)]
+print(json.dumps(found))
+"""
+
+
+def test_bridge_s_own_loaders_read_both_forms_alike_and_train_exactly_the_tokens_that_are_counted(project, first_run):
+    found = json.loads(run(project, "python", "-c", READ_BY_BRIDGE, PYTHONPATH="src").splitlines()[-1])
+    splits = read_json(project / "data/packed/metadata.json")["splits"]
+    assert found == {split: [splits[split]["packs"], True, splits[split]["trained_tokens"]] for split in splits}
+
+
 def test_a_second_run_does_nothing(project, first_run):
     before = folder_digests(project / "reports")
     output = run(project, "dvc", "repro")

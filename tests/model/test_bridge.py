@@ -21,6 +21,7 @@ import pytest
 from sft import files
 from sft import params as p
 from sft.command import InputError
+from sft.data.packs import write_npy
 from sft.model import bridge
 from tests import tiny
 
@@ -174,7 +175,6 @@ def packed_logits(folder: Path) -> dict[str, float]:
 
 def batches(folder: Path) -> dict[str, Any]:
     """Read the training packs through Bridge's own dataset classes, from Parquet and from .npy."""
-    import numpy as np
     from megatron.bridge.data.packing.gpt_sft import GPTSFTPackedDataset
     from megatron.bridge.data.packing.parquet import GPTSFTPackedParquetDataset
     from megatron.bridge.training.tokenizers.config import TokenizerConfig
@@ -190,7 +190,7 @@ def batches(folder: Path) -> dict[str, Any]:
         "truncation_field": "input",
     }
     rows = tiny.make_packs(PACKS, PACK, seed=1)
-    np.save(folder / "training.npy", np.array(rows, dtype=object), allow_pickle=True)
+    write_npy(folder / "training.npy", rows)
     sets = {
         "parquet": GPTSFTPackedParquetDataset(file_path=str(folder / "packed" / "training"), **options),
         "npy": GPTSFTPackedDataset(file_path=str(folder / "training.npy"), **options),
