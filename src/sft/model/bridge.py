@@ -140,8 +140,8 @@ def train(
             _everywhere(lambda: verify(start))
         keep, seed = params.checkpoint.most_recent_k, params.rng.seed
         watch = _Watch(run, keep, seed, sys.stdout, on_step, on_validation, on_save)
-        _tie_writer_to_this_process()
         with _quiet(run / "logs" / "bridge.log"):
+            _tie_writer_to_this_process()
             eval_iters = params.validation.eval_iters
             if eval_iters:
                 eval_iters = _everywhere(lambda: _take_validation(packed, run, params))
@@ -352,6 +352,7 @@ def _tie_writer_to_this_process() -> None:
 
     Started by Megatron it would outlive a kill, and hold open the pipes that others read this one's output from.
     """
+    _ready()  # before the first import of Megatron
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     if filesystem_async._results_queue is None:
