@@ -9,7 +9,6 @@ by reason. Rows in are all rows found, or as many as `rows` of the source or `fi
 hash. Above `filter.max_rejected` the stage stops and writes nothing.
 """
 
-import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.command import InputError, run_source_stage, say
 from sft.data.conversation import Conversation, Rejection, check_structure, normalise
+from sft.data.splits import keyed_hash
 from sft.files import publish_folder, value_digest
 from sft.ledger import Ledger, check_handover
 from sft.params import Filter, load
@@ -32,7 +32,7 @@ def draw(rows: Iterable["Row"], number: int, seed: int) -> Iterator["Row"]:
     """Draw `number` rows by a keyed hash of their position, in their order; memory holds only those."""
 
     def key(item: tuple[int, "Row"]) -> str:
-        return hashlib.sha256(f"{seed}:{item[0]}".encode()).hexdigest()
+        return keyed_hash(seed, str(item[0]))
 
     for _, row in sorted(heapq.nsmallest(number, enumerate(rows), key=key), key=lambda item: item[0]):
         yield row
