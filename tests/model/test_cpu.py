@@ -78,6 +78,44 @@ def test_sequences_without_packing_attend_each_on_its_own() -> None:
         torch.testing.assert_close(found[:, index], alone, rtol=0, atol=1e-6)
 
 
+def head_and_loss() -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
+    """A head over 11 words, and 6 tokens of 2 sequences [s, b, hidden] with labels [b, s]."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        head, hidden = torch.nn.Linear(WIDTH, 11), torch.randn(6, 2, WIDTH)
+        return head, hidden, torch.randint(11, (2, 6))
+
+
+def losses(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """As Megatron's compute_language_model_loss: labels [b, s], logits [s, b, words] -> [b, s]."""
+    return F.cross_entropy(logits.permute(1, 2, 0), labels, reduction="none")
+
+
+def test_the_loss_and_its_gradient_are_those_of_all_logits_where_a_token_is_trained() -> None:
+    head, hidden, labels = head_and_loss()
+    mask = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0]])
+    found = {}
+    for name in ("all", "trained"):
+        inputs = hidden.clone().requires_grad_()
+        if name == "all":
+            loss = losses(labels, head(inputs))
+        else:
+            marked = cpu.mark_untrained({"labels": labels, "loss_mask": mask})["labels"]
+            loss = cpu.trained_loss(
+                hidden_states=inputs,
+                output_layer=lambda x, weight: (head(x), None),
+                output_weight=None,
+                labels=marked,
+                compute_language_model_loss=losses,
+                scale_logits=lambda logits: logits,
+            )
+        (loss * mask).sum().backward()
+        found[name] = (loss * mask, inputs.grad)
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert found["all"][0].count_nonzero() == 4
+
+
 def test_only_the_named_importers_see_a_stub() -> None:
     real = builtins.__import__
     with cpu.import_stubs():

@@ -562,6 +562,7 @@ class _Watch:
         from megatron.bridge.training.callbacks import CallbackManager
 
         manager = CallbackManager()
+        manager.register("on_train_start", self.training_starts)
         manager.register("on_train_step_start", self.step_starts)
         manager.register("on_train_step_end", self.step_ends)
         manager.register("on_eval_end", self.validation_ends)
@@ -575,6 +576,10 @@ class _Watch:
 
         if model.training and data_iterator is not None:
             data_iterator = self.counted(data_iterator)
+        if _on_cpu() and data_iterator is not None and not model.config.sequence_parallel:
+            from sft.model import cpu
+
+            data_iterator = map(cpu.mark_untrained, data_iterator)
         if model.training and _on_cpu():
             # On a GPU dropout has a generator of its own. Here it shares one with the data loader, which
             # draws from it whenever it starts over: at an epoch edge, and after a resume.
@@ -588,6 +593,13 @@ class _Watch:
         for batch in batches:
             self.tokens += sum(batch["token_count"])
             yield batch
+
+    def training_starts(self, context: Any) -> None:
+        """Make the most of a CPU."""
+        if _on_cpu():
+            from sft.model import cpu
+
+            cpu.fuse(context.optimizer)
 
     def step_starts(self, context: Any) -> None:
         """Note the time, and the learning rate before the scheduler moves it on."""
