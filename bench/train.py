@@ -25,7 +25,7 @@ WARM_UP_STEPS = 2
 def run_bridge(steps: int) -> list[tuple[int, float]]:
     """Train through the product's own module; return (tokens, seconds) of each step."""
     from sft.files import read_json
-    from sft.model import bridge
+    from sft.model import bridge, refusals
     from sft.params import TRAIN_SECTIONS, load
 
     sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
@@ -42,7 +42,7 @@ def run_bridge(steps: int) -> list[tuple[int, float]]:
             start=start,
             packed=PACKED.absolute(),
             run=Path(folder),
-            params=bridge.TrainParams(**sections),
+            params=refusals.TrainParams(**sections),
             pack_size=read_json(PACKED / "metadata.json")["pack_size"],
             on_step=lambda step: done.append((step.tokens, step.seconds)),
             on_validation=lambda *values: None,

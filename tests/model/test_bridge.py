@@ -19,10 +19,8 @@ from typing import Any
 import pytest
 
 from sft import files
-from sft import params as p
-from sft.command import InputError
 from sft.data.packs import write_npy
-from sft.model import bridge
+from sft.model import bridge, checkpoints, refusals
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +32,7 @@ KILLED_AT = 5
 SAVED_EVERY = 2
 
 
-def train_params(**changes: dict[str, Any]) -> bridge.TrainParams:
+def train_params(**changes: dict[str, Any]) -> refusals.TrainParams:
     sections: dict[str, dict[str, Any]] = {
         "model": {
             "tensor_model_parallel_size": 1,
@@ -62,14 +60,14 @@ def train_params(**changes: dict[str, Any]) -> bridge.TrainParams:
     }
     for section, values in changes.items():
         sections[section] |= values
-    types = {field.name: field.type for field in dataclasses.fields(bridge.TrainParams)}
-    return bridge.TrainParams(**{name: types[name].model_validate(values) for name, values in sections.items()})
+    types = {field.name: field.type for field in dataclasses.fields(refusals.TrainParams)}
+    return refusals.TrainParams(**{name: types[name].model_validate(values) for name, values in sections.items()})
 
 
 # --- scenarios, each in its own process -----------------------------------------------------------------
 
 
-def run(folder: Path, name: str, params: bridge.TrainParams, at_step: Callable[[int], None] | None = None) -> None:
+def run(folder: Path, name: str, params: refusals.TrainParams, at_step: Callable[[int], None] | None = None) -> None:
     """Train `folder/name`, reporting steps and validations in files beside it as they happen."""
     steps, validations = (folder / f"{name}.{kind}.jsonl" for kind in ("steps", "validations"))
 
@@ -131,7 +129,7 @@ def whole(folder: Path) -> None:
         run(folder, name, train_params())
     run(folder, "unbroken", train_params())  # complete: nothing more happens
 
-    final = bridge.final_checkpoint(folder / "unbroken", STEPS)
+    final = checkpoints.final_checkpoint(folder / "unbroken", STEPS)
     report["final"] = None if final is None else final.name
     assert final is not None
     bridge.export(checkpoint=final, base=folder / "base", target=folder / "final")
@@ -318,7 +316,7 @@ def test_the_newest_checkpoints_stay_each_with_its_manifest(lab: Path) -> None:
     assert sorted(path.name for path in (lab / "unbroken" / "checkpoints").glob("iter_*")) == kept
     assert sorted(path.stem for path in (lab / "unbroken" / "manifests").iterdir()) == kept
     assert files.read_json(lab / "whole.json")["final"] == "iter_0000008"
-    assert bridge.final_checkpoint(lab / "unbroken", STEPS + 1) is None
+    assert checkpoints.final_checkpoint(lab / "unbroken", STEPS + 1) is None
 
 
 @pytest.mark.pipeline
@@ -393,92 +391,6 @@ def test_bridge_is_heard_in_its_log_alone(lab: Path) -> None:
         "manifests",
         "validation",
     ]
-
-
-# --- without Megatron -----------------------------------------------------------------------------------
-
-
-def checkpoint_of(folder: Path) -> Path:
-    checkpoint = bridge.iteration_folder(folder, 2)
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "weights").write_bytes(b"w" * 100)
-    (checkpoint / ".metadata").write_bytes(b"m")
-    files.write_json(bridge.manifest_of(checkpoint), files.folder_digests(checkpoint))
-    return checkpoint
-
-
-def test_a_checkpoint_as_it_was_written_is_the_final_one(tmp_path: Path) -> None:
-    checkpoint = checkpoint_of(tmp_path)
-    bridge.verify(checkpoint)
-    assert bridge.final_checkpoint(tmp_path, 2) == checkpoint
-    assert bridge.final_checkpoint(tmp_path, 3) is None
-
-
-@pytest.mark.parametrize(
-    ("harm", "fault"),
-    [
-        (lambda checkpoint: (checkpoint / ".metadata").write_bytes(b"evil"), ".metadata is changed"),
-        (lambda checkpoint: (checkpoint / "weights").unlink(), "weights is missing"),
-        (lambda checkpoint: (checkpoint / "more").write_bytes(b""), "more is unknown"),
-        (lambda checkpoint: bridge.manifest_of(checkpoint).unlink(), "no manifest"),
-        (lambda checkpoint: shutil.rmtree(checkpoint), "not found"),
-    ],
-)
-def test_a_checkpoint_that_this_program_did_not_write_is_refused(
-    tmp_path: Path, harm: Callable[[Path], object], fault: str
-) -> None:
-    checkpoint = checkpoint_of(tmp_path)
-    harm(checkpoint)
-    with pytest.raises(InputError, match=fault):
-        bridge.verify(checkpoint)
-    assert bridge.final_checkpoint(tmp_path, 2) is None
-
-
-def test_a_manifest_lies_outside_of_its_checkpoint() -> None:
-    assert bridge.manifest_of(Path("run/checkpoints/iter_0000012")) == Path("run/manifests/iter_0000012.json")
-    assert bridge.manifest_of(Path("start")) == Path("start.manifest.json")
-
-
-@pytest.mark.parametrize(
-    ("changes", "ranks", "packs", "message"),
-    [
-        ({"mixed_precision": {"name": "bf16_mixed"}}, 1, 4, "mixed_precision.name is bf16_mixed.*Use fp32"),
-        ({"model": {"context_parallel_size": 2}}, 2, 4, "context_parallel_size is 2.*Use 1"),
-        ({"model": {"pipeline_model_parallel_size": 4}}, 4, 4, "pipeline_model_parallel_size is 4.*2952"),
-        ({"model": {"sequence_parallel": True}}, 1, 4, "sequence_parallel needs"),
-        ({"model": {"tensor_model_parallel_size": 2}}, 3, 4, "3 ranks were started.*takes 2"),
-        ({}, 4, 4, "global_batch_size is 2, not a multiple of the 4"),
-        ({"scheduler": {"lr_warmup_iters": STEPS}}, 1, 4, "lr_warmup_iters is 8"),
-        ({"rng": {"seed": 0}}, 1, 4, "rng.seed is 0"),
-        ({}, 1, 1, "validation: 1 packs, fewer than the 2.*wait forever"),
-        ({"train": {"global_batch_size": 10}}, 1, 10, "training: 7 packs, fewer than the 10"),
-        ({}, 1, None, r"validation: no \*.parquet.*pack stage"),
-    ],
-)
-def test_what_bridge_would_crash_or_hang_on_is_refused_first(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, dict[str, Any]],
-    ranks: int,
-    packs: int | None,
-    message: str,
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setenv("WORLD_SIZE", str(ranks))
-    tiny.write_packs(tmp_path / "training", tiny.make_packs(PACKS, 32, seed=1))
-    if packs is not None:
-        tiny.write_packs(tmp_path / "validation", tiny.make_packs(packs, 32, seed=2))
-    with pytest.raises(InputError, match=message):
-        bridge.check(packed=tmp_path, params=train_params(**changes))
-
-
-def test_without_validation_no_validation_packs_are_wanted(tmp_path: Path) -> None:
-    tiny.write_packs(tmp_path / "training", tiny.make_packs(PACKS, 32, seed=1))
-    bridge.check(packed=tmp_path, params=train_params(validation={"eval_iters": 0}))
-
-
-def test_params_of_training_are_the_sections_of_training() -> None:
-    assert tuple(field.name for field in dataclasses.fields(bridge.TrainParams)) == p.TRAIN_SECTIONS
 
 
 def test_the_tiny_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:

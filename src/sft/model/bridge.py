@@ -5,13 +5,12 @@ checkpoints of a run -> `export` -> Hugging Face folder. One process, or N under
 through `sft.model.cpu`, which is imported nowhere else and only where there is no GPU.
 
 Guarantees:
-- A Megatron checkpoint is loaded only after its files agree with the manifest that this module wrote outside
-  of it: loading torch_dist unpickles, so a foreign checkpoint could run code.
+- A Megatron checkpoint is loaded only after its files agree with their manifest (sft.model.checkpoints).
 - A killed run goes on from its newest whole checkpoint and sees every pack that an unbroken run sees, in
   the same order, with the same dropout, also across an epoch edge.
 - The loss is the mean over the trained tokens of a step, whatever their distribution over packs and ranks.
 
-A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, logs/bridge.log.
+A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validation/, logs/bridge.log.
 """
 
 import contextlib
@@ -36,28 +35,14 @@ from torch import default_generator
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from sft import params as p
-from sft.command import InputError, end_with_parent, say
+from sft.command import end_with_parent
 from sft.files import folder_digest, folder_digests, publish_folder, read_json, value_digest, write_json
+from sft.model import checkpoints, refusals
 
 BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
 PROBES = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # loggers: "FP8… failed", "No CUDA"
 _GROUPS = itertools.count()  # process groups of this process, in the order every rank makes them
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-
-
-@dataclass(frozen=True)
-class TrainParams:
-    """The sections of params.yaml that the train stage reads."""
-
-    model: p.Model
-    mixed_precision: p.MixedPrecision
-    optimizer: p.Optimizer
-    scheduler: p.Scheduler
-    train: p.Train
-    validation: p.Validation
-    checkpoint: p.Checkpoint
-    rng: p.Rng
 
 
 @dataclass(frozen=True)
@@ -84,14 +69,14 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
 
     Raises:  InputError: the checkpoint's files are not those that were written.
     """
-    manifest = manifest_of(checkpoint)
+    manifest = checkpoints.manifest_of(checkpoint)
     if _rank() != 0:
         while not manifest.exists():
             time.sleep(0.5)
         return
     origin = {"base": folder_digest(base)}
     if manifest.exists():
-        verify(checkpoint)
+        checkpoints.verify(checkpoint)
         if read_json(checkpoint / BASE_DIGEST) == origin:
             return
         manifest.unlink()
@@ -110,11 +95,10 @@ def train(
     start: Path,
     packed: Path,
     run: Path,
-    params: TrainParams,
+    params: refusals.TrainParams,
     pack_size: int,
     on_step: Callable[[Step], None],
     on_validation: Callable[[int, float], None],
-    on_save: Callable[[int, Path], None] | None = None,
 ) -> None:
     """Train from `start`, or from the newest whole checkpoint of `run`, to the last step.
 
@@ -127,19 +111,18 @@ def train(
         pack_size: Longest pack, in tokens.
         on_step: Called after each step, on the first rank.
         on_validation: Called with the step and the loss over validation tokens, on the first rank.
-        on_save: Called with the step and the folder of a saved checkpoint, on the first rank.
 
     Raises:  InputError: params, packs, layout or checkpoint do not fit, said before anything is built.
     """
-    check(packed=packed, params=params)
+    refusals.check(packed=packed, params=params)
     with _process_group():
-        checkpoint = _everywhere(lambda: _newest_whole(run))
-        if checkpoint == iteration_folder(run, params.train.train_iters):
+        checkpoint = _everywhere(lambda: checkpoints.newest_whole(run))
+        if checkpoint == checkpoints.iteration_folder(run, params.train.train_iters):
             return
         if checkpoint is None:
-            _everywhere(lambda: verify(start))
+            _everywhere(lambda: checkpoints.verify(start))
         keep, seed = params.checkpoint.most_recent_k, params.rng.seed
-        watch = _Watch(run, keep, seed, sys.stdout, on_step, on_validation, on_save)
+        watch = _Watch(run, keep, seed, sys.stdout, on_step, on_validation)
         with _quiet(run / "logs" / "bridge.log"):
             _tie_writer_to_this_process()
             eval_iters = params.validation.eval_iters
@@ -161,7 +144,7 @@ def export(*, checkpoint: Path, base: Path, target: Path) -> None:
     """
     if _rank() != 0:
         return
-    verify(checkpoint)
+    checkpoints.verify(checkpoint)
     with publish_folder(target) as partial, _quiet():
         bridge, provider = _model(base, weights=False)
 
@@ -176,112 +159,7 @@ def export(*, checkpoint: Path, base: Path, target: Path) -> None:
                 shutil.copyfile(path, partial / path.name)
 
 
-def final_checkpoint(run: Path, iterations: int) -> Path | None:
-    """Return the checkpoint of the last step if the run is complete and the checkpoint whole, else None."""
-    checkpoint = iteration_folder(run, iterations)
-    return checkpoint if fault_of(checkpoint) is None else None
-
-
-def iteration_folder(run: Path, iteration: int) -> Path:
-    """Name the checkpoint of a step, as Bridge does."""
-    return run / "checkpoints" / f"iter_{iteration:07d}"
-
-
-def manifest_of(checkpoint: Path) -> Path:
-    """Name the manifest of a checkpoint: outside of it, since it says what belongs in it."""
-    if checkpoint.name.startswith("iter_"):
-        return checkpoint.parent.parent / "manifests" / f"{checkpoint.name}.json"
-    return checkpoint.with_name(f"{checkpoint.name}.manifest.json")
-
-
-def fault_of(checkpoint: Path) -> str | None:
-    """Say what differs between a checkpoint and its manifest; None: it is whole."""
-    manifest = manifest_of(checkpoint)
-    if not checkpoint.is_dir():
-        return "not found"
-    if not manifest.exists():
-        return f"no manifest {manifest}"
-    expected, found = read_json(manifest), folder_digests(checkpoint)
-    different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-    if not different:
-        return None
-    name = different[0]
-    state = "missing" if name not in found else "unknown" if name not in expected else "changed"
-    return f"{name} is {state}" + (f", and {len(different) - 1} more files differ" if different[1:] else "")
-
-
-def verify(checkpoint: Path) -> None:
-    """Refuse a checkpoint that is not, file by file, what this program wrote. Raises InputError."""
-    fault = fault_of(checkpoint)
-    if fault is not None:
-        raise InputError(
-            f"{checkpoint}: {fault}. Loading a Megatron checkpoint can run code, so only one that agrees "
-            "with the manifest this program wrote is loaded. Remove it and rerun: it is made again."
-        )
-
-
-def check(*, packed: Path, params: TrainParams) -> None:
-    """Refuse what Bridge would crash or hang on, before anything is built. Raises InputError."""
-    model, steps, validation = params.model, params.train, params.validation
-    if not torch.cuda.is_available():
-        if params.mixed_precision.name != "fp32":
-            raise InputError(
-                f"params.yaml: mixed_precision.name is {params.mixed_precision.name}, and this machine has no "
-                "GPU: a step of bf16 does not finish in minutes on a CPU. Use fp32."
-            )
-        if model.context_parallel_size > 1:
-            raise InputError(
-                f"params.yaml: model.context_parallel_size is {model.context_parallel_size}, and this machine "
-                "has no GPU: only Transformer Engine splits a sample over ranks. Use 1."
-            )
-    if model.pipeline_model_parallel_size > 2:
-        raise InputError(
-            f"params.yaml: model.pipeline_model_parallel_size is {model.pipeline_model_parallel_size}: the "
-            "middle stages of Bridge 0.6 do not get the boundaries of packed samples (Megatron-Bridge #2952), "
-            "so samples would attend to each other. Use 1 or 2."
-        )
-    if model.sequence_parallel and model.tensor_model_parallel_size == 1:
-        raise InputError("params.yaml: model.sequence_parallel needs model.tensor_model_parallel_size > 1")
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    copy = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
-    if ranks % copy:
-        raise InputError(
-            f"{ranks} ranks were started, and one copy of the model takes {copy} (params.yaml: model, tensor x "
-            f"pipeline x context parallel size). Start a multiple of {copy}."
-        )
-    at_once = ranks // copy * steps.micro_batch_size
-    if steps.global_batch_size % at_once:
-        raise InputError(
-            f"params.yaml: train.global_batch_size is {steps.global_batch_size}, not a multiple of the "
-            f"{at_once} packs that {ranks // copy} data-parallel ranks take at a time"
-        )
-    decay = params.scheduler.lr_decay_iters or steps.train_iters
-    if params.scheduler.lr_warmup_iters >= decay:
-        raise InputError(
-            f"params.yaml: scheduler.lr_warmup_iters is {params.scheduler.lr_warmup_iters}, not below the "
-            f"{decay} steps of the schedule (scheduler.lr_decay_iters, or train.train_iters)"
-        )
-    if params.rng.seed < 1:
-        raise InputError(f"params.yaml: rng.seed is {params.rng.seed}: Megatron wants 1 or more")
-    _check_packs(packed / "training", steps.global_batch_size, "train.global_batch_size")
-    if validation.eval_iters:
-        _check_packs(
-            packed / "validation",
-            steps.global_batch_size,
-            "train.global_batch_size; Bridge would wait forever. Or set validation.eval_iters to 0",
-        )
-
-
-def _check_packs(folder: Path, least: int, reason: str) -> None:
-    shards = sorted(folder.glob("*.parquet"))
-    if not shards:
-        raise InputError(f"{folder}: no *.parquet. Run the pack stage.")
-    packs = sum(pq.read_metadata(shard).num_rows for shard in shards)
-    if packs < least:
-        raise InputError(f"{folder}: {packs} packs, fewer than the {least} of one step (params.yaml: {reason})")
-
-
-def _take_validation(packed: Path, run: Path, params: TrainParams) -> int:
+def _take_validation(packed: Path, run: Path, params: refusals.TrainParams) -> int:
     """Copy the packs of one validation to the run, the first of the split; return how many batches they are.
 
     Bridge goes on where the last validation stopped. With more packs than one takes, each would be over other
@@ -301,23 +179,6 @@ def _take_validation(packed: Path, run: Path, params: TrainParams) -> int:
     with publish_folder(run / "validation") as folder:
         pq.write_table(pa.Table.from_batches(taken), folder / "packs.parquet")
     return iterations
-
-
-def _newest_whole(run: Path) -> Path | None:
-    """Return the checkpoint to go on from. A torn one (killed while saving) is removed and said."""
-    for checkpoint in sorted((run / "checkpoints").glob("iter_*"), reverse=True):
-        fault = fault_of(checkpoint)
-        if fault is None:
-            return checkpoint
-        say(f"{checkpoint} is torn ({fault}): removed, going on from the one before it")
-        _remove(checkpoint)
-    return None
-
-
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; killed half-way, it counts as torn, for its manifest goes first."""
-    manifest_of(checkpoint).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
 
 
 def _weights_folder(start: Path) -> Path:
@@ -451,7 +312,7 @@ def _config(
     start: Path,
     packed: Path,
     run: Path,
-    params: TrainParams,
+    params: refusals.TrainParams,
     pack_size: int,
     checkpoint: Path | None,
     eval_iters: int,
@@ -550,7 +411,6 @@ class _Watch:
     terminal: TextIO
     on_step: Callable[[Step], None]
     on_validation: Callable[[int, float], None]
-    on_save: Callable[[int, Path], None] | None
     tokens: int = 0
     packs: int = 0
     lr: float = 0.0
@@ -635,14 +495,6 @@ class _Watch:
             context.state.train_state.do_valid = False
 
     def saved(self, context: Any) -> None:
-        """Write the manifest of the checkpoint that was saved, then remove the oldest."""
-        if dist.get_rank() != 0:
-            return
-        iteration = context.state.train_state.step
-        checkpoint = iteration_folder(self.run, iteration)
-        write_json(manifest_of(checkpoint), folder_digests(checkpoint))
-        for old in sorted(checkpoint.parent.glob("iter_*"))[: -self.keep]:
-            _remove(old)
-        if self.on_save is not None:
-            with contextlib.redirect_stdout(self.terminal):
-                self.on_save(iteration, checkpoint)
+        """Tell what the checkpoint that was just saved consists of, and remove the oldest."""
+        if dist.get_rank() == 0:
+            checkpoints.keep(self.run, context.state.train_state.step, self.keep)

@@ -119,10 +119,10 @@ def processes() -> int:
 
 def train(run: Run) -> None:
     """Train on this rank: the same call on a laptop and on every rank of a cluster."""
-    from sft.model import bridge
+    from sft.model import bridge, refusals
     from sft.run import tracking
 
-    params = bridge.TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
+    params = refusals.TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
     metadata = read_json(run.packed / "metadata.json")
     journal = None
     if int(os.environ.get("RANK", "0")) == 0:
@@ -269,7 +269,7 @@ def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> d
 
 def main() -> None:
     """Prepare, train, export, register."""
-    from sft.model import bridge
+    from sft.model import bridge, checkpoints
     from sft.run import tracking
 
     if cluster := os.environ.get("CLUSTER"):
@@ -289,12 +289,12 @@ def main() -> None:
     run_id = open_tracked_run(lineage, metadata)
     run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute(), run_id)
     with tracking.true_status(run_id):
-        checkpoint = bridge.final_checkpoint(run.folder, iterations)
+        checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
         if checkpoint is None:
             write_json(run.folder / "run.json", {name: str(value) for name, value in asdict(run).items()})
             number = processes()
             launch(run, number) if number > 1 else train(run)
-            checkpoint = bridge.final_checkpoint(run.folder, iterations)
+            checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
             if checkpoint is None:
                 raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
         else:
