@@ -8,7 +8,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # DVC keeps pickles in its site cache, and its default place is writable by every user of the machine.
 export DVC_SITE_CACHE_DIR := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nano3-sft/dvc
-unexport PYTHONPATH PYTHONHOME          # the environment is .venv, nothing else
+unexport PYTHONPATH PYTHONHOME          # the environment is .venv, which knows src/
 unexport PYTHONDONTWRITEBYTECODE        # without .pyc files every call of dvc takes twice as long
 
 PORT ?= 5000
@@ -29,12 +29,12 @@ no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per sour
 no_cluster = error: CLUSTER=$(CLUSTER): clusters come with a later release (slurm/README.md); profiles here: \
     $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
 
-.PHONY: help setup repro fetch filter prep pack train eval test check format mlflow show clean pins
+.PHONY: help setup repro fetch filter prep pack train eval show rejected mlflow clean test check format pins
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 	    /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	    /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	    /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 ##@ The pipeline (SAMPLE=50: only so many rows per source; FORCE=1: also what has not changed)
 repro: setup ## Run every stage whose inputs changed
@@ -59,8 +59,13 @@ eval: setup ## Measure before and after, up to here
 	$(call stages,eval)
 
 ##@ Results
-show: setup ## Table of experiments: params and metrics that differ
-	dvc exp show --only-changed --no-pager --drop '^(data|models|src|requirements|templates|reports)/'
+show: setup ## Table of experiments; with SAMPLE=3 (or validation:3, or an id) a pack as trained (HTML=page.html)
+	$(if $(SAMPLE),python -m sft.run.sample --sample '$(SAMPLE)' $(if $(HTML),--html '$(HTML)'),\
+	    dvc exp show --only-changed --no-pager --drop '^(data|models|src|requirements|templates|filters|reports)/')
+
+rejected: setup ## What was refused and why (SOURCE= REASON= NUMBER=5 FROM=0)
+	python -m sft.run.rejected $(if $(SOURCE),--source '$(SOURCE)') $(if $(REASON),--reason '$(REASON)') \
+	    $(if $(NUMBER),--number '$(NUMBER)') $(if $(FROM),--from '$(FROM)')
 
 mlflow: setup ## Runs and registered models in the browser (PORT=5000)
 	@mkdir -p runs

@@ -21,6 +21,7 @@ from sft.files import (
     publish_file,
     publish_folder,
     read_json,
+    shipped,
     value_digest,
     write_json,
 )
@@ -193,3 +194,12 @@ def test_a_digest_of_a_value_does_not_depend_on_the_process():
         for seed in ("0", "1", "2")
     }
     assert digests == {value_digest({"a": ["y"], "b": "x"})}
+
+
+def test_a_file_of_this_folder_goes_before_the_one_that_the_repository_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped("templates/nano3.jinja").read_text().startswith("{#-")
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/nano3.jinja").write_text("mine")
+    assert shipped("templates/nano3.jinja").read_text() == "mine"
+    assert shipped("nowhere.jinja") == Path("nowhere.jinja")

@@ -26,16 +26,16 @@ class InputError(ValueError):
 
 def run_stage(stage: Callable[[], None], doc: str | None) -> None:
     """Run a stage that takes no source: parse no arguments but --help, then end as the module says."""
-    _parser(stage.__module__, doc).parse_args()
-    _guard(stage.__module__, stage)
+    parser_of(stage.__module__, doc).parse_args()
+    guard(stage.__module__, stage)
 
 
 def run_source_stage(stage: Callable[[str], None], doc: str | None) -> None:
     """Run a stage that works on one source of the blend, named by --source."""
-    parser = _parser(stage.__module__, doc)
+    parser = parser_of(stage.__module__, doc)
     parser.add_argument("--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml")
     source = parser.parse_args().source
-    _guard(f"{stage.__module__} {source}", lambda: stage(source))
+    guard(f"{stage.__module__} {source}", lambda: stage(source))
 
 
 def say(*parts: object) -> None:
@@ -48,7 +48,8 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+def parser_of(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser that describes a program by its module's docstring."""
     spec = sys.modules["__main__"].__spec__
     name = spec.name if spec is not None else module
     return argparse.ArgumentParser(
@@ -56,7 +57,8 @@ def _parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     )
 
 
-def _guard(name: str, stage: Callable[[], None]) -> None:
+def guard(name: str, stage: Callable[[], None]) -> None:
+    """Run what a program does, and end as the module says."""
     try:
         stage()
     except InputError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 20
+REPOSITORY = Path(__file__).parents[2]
 # renameat2(2), which Python's os does not offer.
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -71,6 +72,16 @@ def write_json(target: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file that a stage wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def shipped(name: str) -> Path:
+    """Return a file that params.yaml names: of this folder, or else of the repository that this code is part of.
+
+    So a stage runs in any folder that holds a params.yaml.
+    """
+    path = Path(name)
+    ours = REPOSITORY / name
+    return ours if not path.exists() and ours.exists() else path
 
 
 def file_digest(path: Path) -> str:

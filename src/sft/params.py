@@ -91,40 +91,50 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Source(Section):
-    """One source of the blend."""
+class Download(Section):
+    """Something published, and what pins it: the base model, and what every source is."""
 
     uri: str
     """Where: pypi:// hf:// https:// s3:// file://."""
-    format: str
-    """How its records become conversations: a name of sft.data.formats."""
-    domain: str = "unspecified"
-    """Data domain, as it stands in reports."""
-    license: str = "unspecified"
-    """Licence of the data, as it stands in reports and in the model's card."""
-    origin: str = ""
-    """Who made the data and where it is described."""
     sha256: Digest | None = None
     """Digest of the downloaded file (of the wheel for pypi://); required for all but file:// and hf://."""
     revision: str | None = None
     """hf:// only: a commit, 40 hex digits."""
-    rows: Positive | None = None
-    """Rows taken, drawn by hash: how much of the blend the source is; null = all."""
-
-
-class BaseModelSource(Section):
-    """The model to start from."""
-
-    uri: str
-    sha256: Digest | None = None
-    revision: str | None = None
     license: str = "unspecified"
+    """Licence, as it stands in reports and in the model's card."""
+    origin: str = ""
+    """Who made it and where it is described."""
+
+
+class Source(Download):
+    """One source of the blend."""
+
+    format: str
+    """How its records become conversations: a name of sft.data.formats."""
+    domain: str = "unspecified"
+    """Data domain, as it stands in reports."""
+    fields: dict[str, str] = {}
+    """Our field -> theirs, where a source names them otherwise: {messages: conversation.turns}."""
+    where: dict[str, list[str]] = {}
+    """Field of the record -> accepted values; rows with other values are refused and counted. Off by default."""
+    rows: Positive | None = None
+    """Rows taken, drawn by hash; null = all."""
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the blend, in trained tokens of the training split; for all sources or for none."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """How often the source is seen in an epoch of the blend: 0.5 = half of it, 2.0 = twice; null = 1."""
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> "Source":
+        if self.share is not None and self.epochs is not None:
+            raise ValueError("share and epochs both say how much of the source is seen: give one")
+        return self
 
 
 class Fetch(Section):
     """The blend and the base model."""
 
-    model: BaseModelSource
+    model: Download
     sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")], Source]
 
     @model_validator(mode="after")
@@ -136,8 +146,53 @@ class Fetch(Section):
         return self
 
 
+class Repetition(Section):
+    """When something comes too often in what a model wrote (sft.data.repetition)."""
+
+    min_letters: Positive
+    """A stretch with fewer letters is no loop."""
+    density: Share
+    """Share of a stretch, in letters, that is made of repeated items."""
+    line_repeats: Positive
+    """How often a line or sentence comes in a stretch; over all turns together, twice as often."""
+    ngram: Positive
+    """Words in a sequence."""
+    ngram_repeats: Positive
+    """How often a sequence of words comes in a window."""
+    window: Positive
+    """Words in a window."""
+    numbered_repeats: Positive
+    """How often a sequence of words comes that is the same but for its numbers."""
+    run_chars: Positive
+    """Length from which a few characters over and over, with nothing between, are a loop."""
+    counted: Positive
+    """Numbers in a row that only count on, from which they are a loop."""
+    turn_repeats: Positive
+    """How often the same message is answered by the same action."""
+
+
+class JudgeParams(Section):
+    """A language model that judges every conversation that the rules keep (sft.data.judge)."""
+
+    model: str | None
+    """Its name at the endpoint that SFT_JUDGE_URL names; null = no judge."""
+    rubric: str
+    """What it is asked: a .md file in filters/."""
+    min_score: Annotated[int, Field(ge=1, le=5)]
+    """A conversation with a lower score is refused."""
+    max_tokens: Positive
+    """Where its answer is cut."""
+    max_prompt_chars: Positive
+    """A longer conversation is a failure, `too-long`: rubric and conversation, in characters."""
+    on_failure: Literal["stop", "keep", "reject"]
+    """What happens to a conversation without a verdict."""
+    budget_requests: Positive | None
+    budget_tokens: Positive | None
+    """Most requests and tokens for a source in one run; what was judged until then stays judged."""
+
+
 class Filter(Section):
-    """Which rows are refused."""
+    """Which rows are refused; a filter that is null or false is off."""
 
     sample: Positive | None
     """Rows taken per source, drawn by hash; null = all. A sampled run never takes an alias."""
@@ -146,6 +201,38 @@ class Filter(Section):
     """Share of refused rows per source above which the stage stops."""
     max_chars: Positive
     """Longest conversation, in characters of all its messages."""
+    max_message_chars: Positive | None
+    """Longest message; null = as long as the conversation may be."""
+    repetition: Repetition | None
+    """Loops in reasoning, answers, and the whole."""
+    narrative: str | None
+    """Patterns of political and nationalistic narrative: a .toml file in filters/."""
+    consistency: bool
+    """Actions against goals, tools and results, by rules."""
+    near_duplicates: Share | None
+    """Similarity from which a conversation repeats one of its source; null = equal ones only."""
+    judge: JudgeParams
+    """A language model's judgement."""
+
+
+class Reasoning(Section):
+    """In which part of the conversations the model learns to reason less, or not at all."""
+
+    strip: Share
+    """Share of the conversations with reasoning that lose it."""
+    truncate: Share
+    """Share whose reasoning is cut to a budget."""
+    budgets: list[Positive]
+    """Budgets in tokens, one drawn for each such conversation."""
+    seed: int
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "Reasoning":
+        if self.strip + self.truncate > 1:
+            raise ValueError(f"strip {self.strip} + truncate {self.truncate} are more than all conversations")
+        if self.truncate and not self.budgets:
+            raise ValueError("truncate needs budgets: a list of numbers of tokens")
+        return self
 
 
 class Prep(Section):
@@ -153,6 +240,7 @@ class Prep(Section):
 
     template: str
     """A .jinja file: ours, or models/base/chat_template.jinja, the one that the base model brings."""
+    reasoning: Reasoning
 
 
 class Pack(Section):
@@ -160,8 +248,10 @@ class Pack(Section):
 
     pack_size: Positive
     """Tokens in a pack."""
-    over_length: Literal["drop", "error"]
-    """What happens to a sample longer than a pack: dropped and counted, or an error."""
+    over_length: Literal["drop", "error", "cut-at-turn"]
+    """A sample longer than a pack: dropped and counted, an error, or cut behind the last whole turn that fits."""
+    near_duplicates: Share | None
+    """Similarity from which conversations of two sources are duplicates; null = equal ones only."""
     validation: Annotated[float, Field(ge=0, lt=1)]
     test: Annotated[float, Field(ge=0, lt=1)]
     """Shares of conversations held out, per source."""

@@ -1,12 +1,13 @@
-"""Conversations: every accepted form comes to one, every fault has its reason."""
+"""Conversations: every accepted form comes to one; the verdicts on whole rows stand in test_fixtures.py."""
 
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sft.data.conversation import Conversation, Rejection, check_structure, normalise, schema_fault
+from sft.data.conversation import Conversation, Rejection, normalise
+from sft.data.structure import check_structure
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 ANSWER = {"role": "assistant", "content": "Mild."}
@@ -33,18 +34,6 @@ def call(name="get_weather", arguments=None, **more):
 
 def calling(*calls, content=""):
     return {"role": "assistant", "content": content, "tool_calls": list(calls)}
-
-
-def result(content="12 C", **more):
-    return {"role": "tool", "content": content, **more}
-
-
-def verdict(messages, tools=None, max_chars=10_000):
-    """The reason for which a record is refused; empty if it is kept."""
-    outcome = normalise({"messages": messages, "tools": tools})
-    rejection = outcome if isinstance(outcome, Rejection) else check_structure(outcome, max_chars)
-    assert rejection is None or rejection.evidence, "a rejection shows what was found"
-    return rejection.reason if rejection else ""
 
 
 def kept(record):
@@ -116,132 +105,30 @@ def test_tools_in_any_form_become_the_openai_list(tools):
     assert kept({"messages": [USER], "tools": tools}).tools == [TOOL]
 
 
-GOOD = [  # (why it must not be refused, messages, tools)
-    ("plain", [USER, ANSWER], None),
-    ("system first", [{"role": "system", "content": ""}, USER, ANSWER], None),
-    ("two user messages in a row", [USER, USER, ANSWER], None),
-    ("ends in a call", [USER, calling(call())], [TOOL]),
-    ("call and result", [USER, calling(call(id="1")), result(tool_call_id="1"), ANSWER], [TOOL]),
-    ("results without ids", [USER, calling(call(), call()), result(), result(), ANSWER], [TOOL]),
-    (
-        "parallel results in another order",
-        [
-            USER,
-            calling(call(id="1"), call(id="2")),
-            result(tool_call_id="2"),
-            result(tool_call_id="1"),
-            ANSWER,
-        ],
-        [TOOL],
-    ),
-    ("tools that nobody calls", [USER, ANSWER], [TOOL]),
-    ("text about thinking", [USER, {"role": "assistant", "content": "I think <b>so</b> & <thinking>"}], None),
-    ("emoji and scripts", [USER, {"role": "assistant", "content": "温和 👍 mild"}], None),
-]
-
-
-@pytest.mark.parametrize(("messages", "tools"), [case[1:] for case in GOOD], ids=[case[0] for case in GOOD])
-def test_a_sound_conversation_is_kept(messages, tools):
-    assert verdict(messages, tools) == ""
-
-
-BAD = [  # (why it exists, the reason it must get, messages, tools)
-    ("no messages", "malformed-row", [], None),
-    ("a message that is text", "malformed-row", ["hi"], None),
-    ("a role that is a number", "malformed-row", [{"role": 1, "content": "a"}], None),
-    ("content that is a number", "malformed-row", [{"role": "user", "content": 3}, ANSWER], None),
-    ("tools that are a number", "malformed-row", [USER, ANSWER], 3),
-    ("a tool without a name", "malformed-row", [USER, ANSWER], [{"type": "function"}]),
-    ("an image", "non-text-content", [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER], None),
-    ("a role of another tool", "unknown-role", [{"role": "critic", "content": "a"}, ANSWER], None),
-    ("cut arguments", "arguments-not-json", [USER, calling(call(arguments='{"city": '))], [TOOL]),
-    ("arguments in a list", "arguments-not-object", [USER, calling(call(arguments="[1]"))], [TOOL]),
-    ("nobody answers", "last-turn-not-assistant", [USER], None),
-    ("a result is last", "last-turn-not-assistant", [USER, calling(call()), result()], [TOOL]),
-    ("assistant first", "role-order", [ANSWER], None),
-    ("two answers in a row", "role-order", [USER, ANSWER, ANSWER], None),
-    (
-        "system in the middle",
-        "role-order",
-        [USER, ANSWER, {"role": "system", "content": "x"}, USER, ANSWER],
-        None,
-    ),
-    ("a result to a user", "role-order", [USER, result(), ANSWER], None),
-    ("nothing said", "empty-answer", [USER, {"role": "assistant", "content": " \n"}], None),
-    ("only reasoning", "empty-answer", [USER, {"role": "assistant", "content": "<think>a</think>"}], None),
-    ("a call without tools", "tool-call-without-tools", [USER, calling(call())], None),
-    ("a tool that is not there", "unknown-tool", [USER, calling(call(name="get_wether"))], [TOOL]),
-    ("a wrong type", "arguments-against-schema", [USER, calling(call(arguments={"city": 3}))], [TOOL]),
-    ("a missing argument", "arguments-against-schema", [USER, calling(call(arguments={"days": 3}))], [TOOL]),
-    (
-        "an invented argument",
-        "arguments-against-schema",
-        [USER, calling(call(arguments={"city": "a", "x": 1}))],
-        [TOOL],
-    ),
-    (
-        "a schema that is none",
-        "invalid-tool-schema",
-        [USER, calling(call())],
-        [{"name": "get_weather", "parameters": {"type": "HashMap"}}],
-    ),
-    ("a result nobody asked for", "tool-result-without-call", [USER, ANSWER, result(), ANSWER], None),
-    (
-        "one result too many",
-        "tool-result-without-call",
-        [USER, calling(call()), result(), result(), ANSWER],
-        [TOOL],
-    ),
-    (
-        "a call left open",
-        "tool-call-without-result",
-        [USER, calling(call(), call()), result(), ANSWER],
-        [TOOL],
-    ),
-    (
-        "another id",
-        "tool-call-id-mismatch",
-        [USER, calling(call(id="1")), result(tool_call_id="2"), ANSWER],
-        [TOOL],
-    ),
-    ("think left open", "think-tags", [USER, {"role": "assistant", "content": "<think>hm"}], None),
-    (
-        "think closed twice",
-        "think-tags",
-        [USER, {"role": "assistant", "content": "<think>a</think>b</think>c"}],
-        None,
-    ),
-    (
-        "think in the middle",
-        "think-tags",
-        [USER, {"role": "assistant", "content": "b <think>a</think>"}],
-        None,
-    ),
-    (
-        "a typed turn",
-        "template-markup",
-        [{"role": "user", "content": "a<|im_end|>\n<|im_start|>assistant"}, ANSWER],
-        None,
-    ),
-    ("a typed call", "template-markup", [USER, {"role": "assistant", "content": "<tool_call>\n"}], None),
-    (
-        "markup in arguments",
-        "template-markup",
-        [USER, calling(call(arguments={"city": "</tool_call>"}))],
-        [TOOL],
-    ),
-    ("a lost character", "encoding-garbage", [USER, {"role": "assistant", "content": "caf\ufffd"}], None),
-    ("a zero byte", "encoding-garbage", [{"role": "user", "content": "a\x00"}, ANSWER], None),
-    ("half a surrogate pair", "encoding-garbage", [{"role": "user", "content": "a\ud800"}, ANSWER], None),
-    ("too long", "too-long", [{"role": "user", "content": "a" * 20_000}, ANSWER], None),
-]
+@pytest.mark.parametrize(
+    ("more", "kept_as"),
+    [
+        ({"loss": True}, {}),
+        ({"loss": False}, {"loss": False}),
+        ({"weight": 0}, {"loss": False}),
+        ({"weight": 1}, {}),
+        ({"loss": False, "weight": 0}, {"loss": False}),
+        ({"loss": None, "weight": None}, {}),
+    ],
+)
+def test_only_an_answer_that_is_not_trained_says_so(more, kept_as):
+    assert kept({"messages": [USER, {**ANSWER, **more}]}).messages == [USER, {**ANSWER, **kept_as}]
+    assert kept({"messages": [{**USER, **more}, ANSWER]}).messages == [USER, ANSWER]
 
 
 @pytest.mark.parametrize(
-    ("reason", "messages", "tools"), [case[1:] for case in BAD], ids=[f"{case[1]}: {case[0]}" for case in BAD]
+    "more", [{"loss": "no"}, {"loss": 0}, {"weight": True}, {"weight": 2}, {"loss": True, "weight": 0}]
 )
-def test_a_fault_gets_its_reason(reason, messages, tools):
-    assert verdict(messages, tools) == reason
+def test_a_loss_that_is_none_is_refused_whoever_has_it(more):
+    for message in (USER, ANSWER):
+        outcome = normalise({"messages": [{**message, **more}]})
+        assert isinstance(outcome, Rejection)
+        assert outcome.reason == "malformed-row"
 
 
 def test_the_id_depends_on_content_and_not_on_form_or_order_of_keys():
@@ -257,33 +144,75 @@ def test_the_id_depends_on_content_and_not_on_form_or_order_of_keys():
     assert one.id != kept({"messages": [USER, ANSWER], "tools": [TOOL]}).id
 
 
-def test_a_schema_is_never_fetched_from_outside():
-    fault = schema_fault({"$ref": "http://127.0.0.1:9/schema.json"}, {"a": 1})
-    assert fault.startswith("schema: ")
-
-
-def test_a_schema_that_refers_to_itself_is_a_fault_of_the_schema():
-    assert schema_fault({"$ref": "#"}, {"a": 1}).startswith("schema: ")
-
-
+TEXTS = st.text(max_size=6) | st.lists(
+    st.sampled_from(["<think>", "</think>", " ", "\n", "a", "b", "<think></think>"]), max_size=6
+).map("".join)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = ["role", "content", "tool_calls", "function_call", "reasoning_content", "tool_call_id"]
-MESSAGES = st.lists(
-    JSON | st.dictionaries(st.sampled_from(KEYS), st.sampled_from(["user", "assistant", "tool"]) | JSON, max_size=5),
-    max_size=4,
+ARGUMENTS = JSON | st.dictionaries(st.text(max_size=4), JSON, max_size=2).map(json.dumps)
+CALLS = st.fixed_dictionaries(
+    {"function": st.fixed_dictionaries({"name": st.sampled_from(["get_weather", "f", ""]), "arguments": ARGUMENTS})},
+    optional={"id": st.text(max_size=3) | st.integers() | JSON},
+)
+PARTS = st.lists(TEXTS | st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": TEXTS}), max_size=3)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant", "assistant", "tool", "function"])},
+    optional={
+        "content": st.none() | TEXTS | PARTS,
+        "reasoning_content": TEXTS,
+        "reasoning": TEXTS | JSON,
+        "refusal": st.none() | TEXTS,
+        "tool_calls": st.none() | st.lists(CALLS, max_size=2) | JSON,
+        "function_call": st.none() | CALLS,
+        "tool_call_id": st.text(max_size=3) | JSON,
+        "loss": st.none() | st.booleans() | JSON,
+        "weight": st.none() | st.sampled_from([0, 1]) | JSON,
+    },
+)
+TOOLS = (
+    st.none()
+    | st.just([TOOL])
+    | st.just(json.dumps([TOOL]))
+    | st.lists(st.dictionaries(TEXTS, JSON), max_size=2)
+    | JSON
 )
 
 
-@given(st.fixed_dictionaries({"messages": JSON | MESSAGES, "tools": JSON | st.just([TOOL])}))
+@settings(max_examples=300, deadline=None)
+@given(st.fixed_dictionaries({"messages": st.lists(MESSAGES | JSON, max_size=4) | JSON, "tools": TOOLS}))
 def test_no_record_crashes_and_normalising_is_idempotent(record):
     outcome = normalise(record)
     if isinstance(outcome, Rejection):
         assert outcome.reason
+        assert outcome.evidence
         return
+    event("normalised")
     check_structure(outcome, 1000)
-    again = normalise({"messages": outcome.messages, "tools": outcome.tools})
-    assert again == outcome
+    assert normalise({"messages": outcome.messages, "tools": outcome.tools}) == outcome
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(MESSAGES, min_size=1, max_size=4))
+def test_normal_form_is_what_it_says(messages):
+    outcome = normalise({"messages": messages})
+    if isinstance(outcome, Rejection):
+        return
+    for message in outcome.messages:
+        assert message["role"] in {"system", "user", "assistant", "tool"}
+        assert isinstance(message["content"], str)
+        assert message.get("loss", False) is False
+        assert message.keys() <= {"role", "content"} | OPTIONAL[message["role"]]
+        assert message.get("reasoning_content", "x").strip() == message.get("reasoning_content", "x") != ""
+        for call in message.get("tool_calls", [{"function": {"arguments": {}}}]):
+            assert isinstance(call["function"]["arguments"], dict)
+
+
+OPTIONAL = {
+    "system": set(),
+    "user": set(),
+    "assistant": {"reasoning_content", "tool_calls", "loss"},
+    "tool": {"tool_call_id"},
+}

@@ -21,7 +21,7 @@ import pytest
 
 from sft.command import InputError
 from sft.data.sources import FetchedFile, extract_zip, fetch_files, redact, select
-from sft.params import BaseModelSource, Source
+from sft.params import Download, Source
 
 BODY = bytes(range(256)) * 8192  # 2 MiB
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -506,4 +506,4 @@ def test_a_branch_or_tag_is_refused(here: Path, revision: str | None) -> None:
 def test_a_base_model_may_be_a_file(here: Path) -> None:
     (here / "m.gguf").write_bytes(b"GGUF")
     (here / "target").mkdir()
-    assert fetch_files(BaseModelSource(uri="file://m.gguf"), here / "target")[0].path == "m.gguf"
+    assert fetch_files(Download(uri="file://m.gguf"), here / "target")[0].path == "m.gguf"

@@ -10,7 +10,7 @@ import pytest
 
 from sft.command import InputError
 from sft.files import read_json
-from sft.params import BaseModelSource, Fetch, Source
+from sft.params import Download, Fetch, Source
 from sft.stages import fetch
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"
@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine/b.jsonl").write_text(CHAT)
     (tmp_path / "mine/README.md").write_text("# Mine\n")
     section = Fetch(
-        model=BaseModelSource(uri="file://model"),
+        model=Download(uri="file://model"),
         sources={"mine": Source(uri="file://mine", format="openai", domain="chat", license="MIT", origin="me")},
     )
     monkeypatch.setattr(fetch, "load", lambda name: section)

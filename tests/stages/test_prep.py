@@ -5,11 +5,17 @@ import json
 import pytest
 
 from sft.command import InputError
-from sft.data.shards import read_rows
-from sft.files import folder_digest, read_json
-from sft.stages import filter as filter_stage
+from sft.data.conversation import Conversation, normalise
+from sft.data.shards import CONVERSATIONS, ShardWriter, read_rows
+from sft.files import folder_digest, read_json, write_json
 from sft.stages import prep as stage
-from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
+from tests.project import chat_records, link_project, set_params, tool_records
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ALL_KEPT = {"prep.reasoning.strip": 0.0, "prep.reasoning.truncate": 0.0}
 
 
 @pytest.fixture
@@ -18,24 +24,40 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "inputs/model").rename(tmp_path / "models/base")
-    write_jsonl(tmp_path / "data/raw/calls/a.jsonl", tool_records(8))
-    write_jsonl(tmp_path / "data/raw/chats/a.jsonl", chat_records(6))
-    filter_stage.main("calls")
-    filter_stage.main("chats")
+    set_params(tmp_path, **ALL_KEPT)
+    write_filtered(tmp_path, "calls", tool_records(8))
+    write_filtered(tmp_path, "chats", chat_records(6))
     return tmp_path
 
 
+def write_filtered(project, source, records):
+    """Write what the filter stage would hand on."""
+    folder = project / "data/filtered" / source
+    for path in folder.glob("*"):
+        path.unlink()
+    with ShardWriter(folder, "kept", CONVERSATIONS) as kept:
+        for record in records:
+            conversation = normalise(record)
+            assert isinstance(conversation, Conversation)
+            tools = json.dumps(conversation.tools) if conversation.tools else None
+            messages = json.dumps(conversation.messages)
+            kept.write({"id": conversation.id, "messages": messages, "tools": tools, "meta": "{}"})
+    write_json(project / f"reports/filter/{source}.json", {"rows_out": len(records)})
+
+
+def prepared(project, source):
+    stage.main(source)
+    return read_json(project / f"reports/prep/{source}.json"), list(read_rows(project / f"data/prepared/{source}"))
+
+
 def test_samples_tokens_and_trained_tokens_are_counted_as_they_are_written(project):
-    stage.main("chats")
-    report, rows = (
-        read_json(project / "reports/prep/chats.json"),
-        list(read_rows(project / "data/prepared/chats")),
-    )
+    report, rows = prepared(project, "chats")
     assert (report["rows_in"], report["rows_out"], report["rejected"]) == (6, 6, {})
     assert report["samples"] == len(rows) == 3 + 3 * 2, "three plain conversations, three of two reasoning turns"
     assert report["tokens"] == sum(len(row["ids"]) for row in rows)
     assert report["trained_tokens"] == sum(sum(row["mask"]) for row in rows) > 0
-    assert list(rows[0]) == ["conversation_id", "sample", "ids", "mask"]
+    assert list(rows[0]) == ["conversation_id", "sample", "ids", "mask", "turn_ends"]
+    assert report["reasoning"] == {"none": 3, "kept": 3, "stripped": 0, "truncated": 0, "tokens_removed": 0}
     by_conversation: dict[str, list[int]] = {}
     for row in rows:
         by_conversation.setdefault(row["conversation_id"], []).append(row["sample"])
@@ -49,18 +71,92 @@ def test_the_same_input_gives_the_same_bytes(project):
     assert folder_digest(project / "data/prepared/calls") == first
 
 
-def test_a_conversation_that_the_template_refuses_is_counted_with_evidence(project):
-    template = project / "picky.jinja"
-    template.write_text(
-        "{% for m in messages %}{% if 'Oslo' in m.content %}{{ raise_exception('no Oslo') }}{% endif %}"
-        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
+def test_turns_end_behind_the_last_trained_token_of_each(project):
+    _, rows = prepared(project, "chats")
+    assert [len(row["turn_ends"]) for row in rows if row["sample"] == 0].count(2) == 3, "the plain conversations"
+    for row in rows:
+        stops = [i + 1 for i, kept in enumerate(row["mask"]) if kept and not (row["mask"] + [0])[i + 1]]
+        assert row["turn_ends"] == stops
+        assert {row["ids"][end - 1] for end in row["turn_ends"]} == {2}
+
+
+def test_reasoning_is_stripped_and_what_goes_is_counted(project):
+    before, _ = prepared(project, "chats")
+    set_params(project, **{"prep.reasoning.strip": 1.0})
+    after, rows = prepared(project, "chats")
+    assert after["reasoning"]["stripped"] == 3
+    assert (before["samples"], after["samples"]) == (9, 6), "without reasoning a conversation is one sample"
+    assert after["reasoning"]["tokens_removed"] == 6 * 5, "six answers thought five tokens each: 1, and, 1."
+    assert all(len(row["turn_ends"]) == 2 for row in rows)
+
+
+def test_reasoning_is_cut_to_a_budget_that_the_prompt_tells(project):
+    from sft.data.tokenizer import SafeTokenizer
+
+    set_params(project, **{"prep.reasoning.truncate": 1.0, "prep.reasoning.budgets": [2]})
+    report, rows = prepared(project, "chats")
+    assert (report["reasoning"]["truncated"], report["reasoning"]["none"]) == (3, 3)
+    decode = SafeTokenizer.load(project / "models/base").decode
+    told = [decode(row["ids"]) for row in rows if "{thinking token budget: 2}" in decode(row["ids"])]
+    assert len(told) == 6, "both samples of the three conversations with reasoning"
+    trained = [decode([i for i, kept in zip(row["ids"], row["mask"], strict=True) if kept]) for row in rows]
+    cut = [text for text in trained if "</think>" in text]
+    assert len(cut) == 6
+    assert all(len(text.partition("\n</think>")[0]) < len("1 and 1.") for text in cut)
+    assert {text.partition("</think>\n")[2][:4] for text in cut} == {"2<|i", "4<|i", "6<|i", "Yes,"}
+
+
+def test_a_row_is_prepared_alike_whatever_rows_are_beside_it(project):
+    shares = {"strip": 0.4, "truncate": 0.4, "budgets": [2, 3]}
+    set_params(project, **{f"prep.reasoning.{name}": value for name, value in shares.items()})
+    _, rows = prepared(project, "chats")
+    write_filtered(project, "chats", list(reversed(chat_records(5))))
+    _, fewer = prepared(project, "chats")
+    by_name = {(row["conversation_id"], row["sample"]): row for row in rows}
+    assert len(fewer) >= 5
+    assert all(by_name[row["conversation_id"], row["sample"]] == row for row in fewer)
+
+
+def test_a_conversation_that_cannot_be_rendered_is_counted_with_evidence(project):
+    refuses = "{% if '4' in m.content %}{{ raise_exception('no 4') }}{% endif %}"
+    (project / "picky.jinja").write_text(CHATML.replace("{{ m.content", refuses + "{{ m.content"))
     set_params(project, **{"prep.template": "picky.jinja"})
-    stage.main("calls")
-    assert read_json(project / "reports/prep/calls.json")["rejected"] == {"template-refuses": 1}
-    (line,) = (project / "data/prepared/calls/rejected.jsonl").read_text().splitlines()
-    assert json.loads(line)["evidence"] == "no Oslo"
+    report, _ = prepared(project, "chats")
+    assert report["rejected"] == {"template-drops-text": 2, "template-refuses": 2}
+    lines = [json.loads(line) for line in (project / "data/prepared/chats/rejected.jsonl").read_text().splitlines()]
+    assert {line["evidence"] for line in lines} == {
+        "no 4",
+        "messages[1].reasoning_content is not in the rendered turn",
+    }
+
+
+def test_a_conversation_in_which_nothing_is_trained_is_counted_and_a_silent_turn_too(project):
+    records = chat_records(6)
+    for record, silent in ((0, (1, 3)), (2, (1,))):
+        for index in silent:
+            records[record]["messages"][index]["loss"] = False
+    write_filtered(project, "chats", records)
+    report, rows = prepared(project, "chats")
+    assert (report["rejected"], report["untrained_turns"]) == ({"nothing-trained": 1}, 1)
+    assert all(sum(row["mask"]) for row in rows)
+    assert sorted(len(row["turn_ends"]) for row in rows) == [1] * 7 + [2]
+
+
+def test_a_hostile_template_stops_the_stage_with_one_error_and_nothing_written(project):
+    (project / "hostile.jinja").write_text(
+        CHATML + "{% if 'Sure?' in messages | string %}{{ 'a' * 10000000000 }}{% endif %}"
+    )
+    set_params(project, **{"prep.template": "hostile.jinja"})
+    with pytest.raises(InputError, match=r"hostile\.jinja: the chat template used more than 1024 MiB of memory"):
+        stage.main("chats")
+    assert not (project / "data/prepared/chats").exists()
+
+
+def test_a_template_that_renders_no_row_stops_the_stage(project):
+    (project / "chatml.jinja").write_text(CHATML)
+    set_params(project, **{"prep.template": "chatml.jinja"})
+    with pytest.raises(InputError, match=r"no conversation of 8 can be rendered .*template-drops-text': 8"):
+        stage.main("calls")
 
 
 def test_a_ledger_that_does_not_meet_the_one_before_stops_the_stage(project):

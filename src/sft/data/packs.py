@@ -37,14 +37,25 @@ def padded_length(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
+def cut_length(turn_ends: Sequence[int], pack_size: int, multiple: int) -> int:
+    """Return the length of a sample cut behind the last trained turn that fits a pack; 0 if not even the first fits.
+
+    `turn_ends` has the index behind the stop token of each trained turn, so that every turn that is kept is whole.
+
+    >>> cut_length([10, 25, 40], pack_size=32, multiple=8), cut_length([40], pack_size=32, multiple=8)
+    (25, 0)
+    """
+    return max((end for end in turn_ends if padded_length(end, multiple) <= pack_size), default=0)
+
+
 def build_pack(samples: Sequence[dict[str, Any]], multiple: int, pad_id: int) -> dict[str, Any]:
     """Join samples into a pack.
 
-    `samples` have ids, mask, conversation_id, sample, source. Each is padded at its end to a multiple of
-    `multiple` with `pad_id`, which is never trained.
+    `samples` have ids, mask, conversation_id, sample, source, repeat. Each is padded at its end to a multiple
+    of `multiple` with `pad_id`, which is never trained.
 
     >>> pack = build_pack([{"ids": [7, 8, 9], "mask": [0, 1, 1], "conversation_id": "c", "sample": 0,
-    ...                     "source": "s"}], multiple=4, pad_id=0)
+    ...                     "source": "s", "repeat": 0}], multiple=4, pad_id=0)
     >>> pack["input_ids"], pack["loss_mask"], pack["seq_start_id"]
     ([7, 8, 9, 0], [1, 1, 0, 0], [0])
     """
@@ -54,7 +65,7 @@ def build_pack(samples: Sequence[dict[str, Any]], multiple: int, pad_id: int) ->
         pack["seq_start_id"].append(len(pack["input_ids"]))
         pack["input_ids"] += list(sample["ids"]) + [pad_id] * padding
         pack["loss_mask"] += align_mask(sample["mask"]) + [0] * padding
-    for name in ("conversation_id", "sample", "source"):
+    for name in ("conversation_id", "sample", "source", "repeat"):
         pack[name] = [sample[name] for sample in samples]
     return pack
 

@@ -19,12 +19,14 @@ CONVERSATIONS = pa.schema(
     [("id", pa.string()), ("messages", pa.string()), ("tools", pa.string()), ("meta", pa.string())]
 )
 REJECTED = CONVERSATIONS.append(pa.field("reason", pa.string())).append(pa.field("evidence", pa.string()))
+SIGNATURES = pa.schema([("id", pa.string()), ("signature", pa.binary())])
 SAMPLES = pa.schema(
     [
         ("conversation_id", pa.string()),
         ("sample", pa.int32()),
         ("ids", pa.list_(pa.int32())),
         ("mask", pa.list_(pa.uint8())),
+        ("turn_ends", pa.list_(pa.int32())),
     ]
 )
 PACKS = pa.schema(
@@ -35,6 +37,7 @@ PACKS = pa.schema(
         ("conversation_id", pa.list_(pa.string())),
         ("sample", pa.list_(pa.int32())),
         ("source", pa.list_(pa.string())),
+        ("repeat", pa.list_(pa.int32())),
     ]
 )
 

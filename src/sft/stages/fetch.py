@@ -21,22 +21,23 @@ from sft.data.formats import read_rows
 from sft.data.sources import FetchedFile, fetch_files, redact
 from sft.files import folder_digest, publish_folder
 from sft.ledger import Ledger
-from sft.params import BaseModelSource, Fetch, Source, load
+from sft.params import Download, Fetch, Source, load
 
 RAW = Path("data/raw")
 BASE = Path("models/base")
 REPORTS = Path("reports/fetch")
 
 
-def describe(source: Source | BaseModelSource) -> dict[str, Any]:
+def describe(source: Download) -> dict[str, Any]:
     """Return what a report says about where data comes from; nothing secret."""
     told = source.model_dump(include={"domain", "license", "origin", "revision", "sha256"}, exclude_none=True)
     return {"uri": redact(source.uri), **told}
 
 
-def count_rows(folder: Path, format: str) -> Counter[str]:
+def count_rows(folder: Path, source: Source) -> Counter[str]:
     """Return the number of rows, sound or faulty, by the file that they stand in."""
-    return Counter(row.where.rpartition(":")[0] for row in read_rows(folder, format))
+    rows = read_rows(folder, source.format, source.fields, source.where)
+    return Counter(row.where.rpartition(":")[0] for row in rows)
 
 
 def fetch_source(name: str, source: Source) -> None:
@@ -46,7 +47,7 @@ def fetch_source(name: str, source: Source) -> None:
     """
     with publish_folder(RAW / name) as folder:
         files = fetch_files(source, folder)
-        rows = count_rows(folder, source.format)
+        rows = count_rows(folder, source)
         if not rows:
             named = ", ".join(file.path for file in files[:5])
             raise InputError(
@@ -59,7 +60,7 @@ def fetch_source(name: str, source: Source) -> None:
     say(f"{name}: {rows.total():,} rows in {_size(files)} -> {RAW / name}")
 
 
-def fetch_model(source: BaseModelSource) -> None:
+def fetch_model(source: Download) -> None:
     """Publish models/base/ and its report. Raises InputError."""
     from sft.model.base import count_parameters, make_base
 
@@ -82,12 +83,13 @@ def main(name: str) -> None:
     section: Fetch = load("fetch")
     if name == "model":
         fetch_model(section.model)
-        return
-    if name not in section.sources:
-        near = difflib.get_close_matches(name, [*section.sources, "model"], n=1)
+    elif name in section.sources:
+        fetch_source(name, section.sources[name])
+    else:
+        known = [*section.sources, "model"]
+        near = difflib.get_close_matches(name, known, n=1)
         meant = f"Did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"{name!r} is no source. {meant}Known: {', '.join([*section.sources, 'model'])}.")
-    fetch_source(name, section.sources[name])
+        raise InputError(f"{name!r} is no source. {meant}Known: {', '.join(known)}.")
 
 
 def _size(files: list[FetchedFile]) -> str:

@@ -1,29 +1,43 @@
 """filter: raw rows -> conversations that are fit to train on, and the refused ones with their reasons.
 
-data/raw/<source>/  ->  data/filtered/<source>/kept-*.parquet      id, messages, tools, meta (JSON text)
-                        data/filtered/<source>/rejected-*.parquet  the same, reason, evidence
-                        reports/filter/<source>.json               the ledger
+data/raw/<source>/, filters/
+    ->  data/filtered/<source>/kept-*.parquet        id, messages, tools, meta (JSON text)
+        data/filtered/<source>/rejected-*.parquet    the same, reason, evidence
+        data/filtered/<source>/signatures-*.parquet  id, signature: by which pack finds near-duplicates
+        reports/filter/<source>.json                 the ledger
 
-Rows are brought into normal form and checked (sft.data.conversation). Rows in = rows kept + rows rejected
-by reason. Rows in are all rows found, or as many as `rows` of the source or `filter.sample` say, drawn by
-hash. Above `filter.max_rejected` the stage stops and writes nothing.
+A row is brought into normal form, then asked in this order: its structure, loops, narrative, consistency,
+duplicates within the source, and last, where one is named, a language model. The first "no" is its reason.
+Rows in = rows kept + rows rejected by reason. Rows in are all rows found, or as many as `rows` of the source
+or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
 """
 
+import contextlib
 import heapq
 import json
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.command import InputError, run_source_stage, say
-from sft.data.conversation import Conversation, Rejection, check_structure, normalise
+from sft.data.consistency import check_consistency
+from sft.data.conversation import Conversation, Rejection, normalise
+from sft.data.duplicates import NearDuplicates, check_near_duplicate, signature
+from sft.data.narrative import NarrativePatterns, check_narrative
+from sft.data.repetition import RepetitionLimits, check_repetition
 from sft.data.splits import keyed_hash
-from sft.files import publish_folder, value_digest
+from sft.data.structure import check_structure
+from sft.files import publish_folder, shipped, value_digest
 from sft.ledger import Ledger, check_handover
 from sft.params import Filter, load
+from sft.run.lineage import project_root
 
 if TYPE_CHECKING:
     from sft.data.formats import Row
+    from sft.data.judge import Judge
+
+Check = Callable[[Conversation], Rejection | None]
 
 TOP_REASONS = 5
 
@@ -38,7 +52,39 @@ def draw(rows: Iterable["Row"], number: int, seed: int) -> Iterator["Row"]:
         yield row
 
 
-def judge(row: "Row", seen: set[str], max_chars: int) -> Conversation | Rejection:
+def checks(params: Filter) -> list[Check]:
+    """Return what looks at one conversation alone, in order."""
+    asked: list[Check] = [lambda c: check_structure(c, params.max_chars, params.max_message_chars)]
+    if params.repetition is not None:
+        limits = RepetitionLimits(**params.repetition.model_dump())
+        asked.append(lambda c: check_repetition(c, limits))
+    if params.narrative is not None:
+        patterns = NarrativePatterns.load(shipped(params.narrative))
+        asked.append(lambda c: check_narrative(c, patterns))
+    if params.consistency:
+        asked.append(check_consistency)
+    return asked
+
+
+class Duplicates:
+    """What was kept of a source so far: a conversation that is equal or similar to it is refused."""
+
+    def __init__(self, near: float | None) -> None:
+        self._ids: set[str] = set()
+        self._near = None if near is None else NearDuplicates(near)
+
+    def check(self, conversation: Conversation, sketch: bytes) -> Rejection | None:
+        """Return why the conversation is a duplicate, or remember it."""
+        conversation_id = conversation.id
+        if conversation_id in self._ids:
+            return Rejection("duplicate", f"the same conversation came before: {conversation_id}")
+        if self._near is not None and (rejection := check_near_duplicate(self._near, conversation_id, sketch)):
+            return rejection
+        self._ids.add(conversation_id)
+        return None
+
+
+def examine(row: "Row", asked: list[Check], duplicates: Duplicates) -> Conversation | Rejection:
     """Turn a raw row into a conversation that is kept, or say why it is refused."""
     if row.record is None:
         return Rejection("malformed-row", row.fault)
@@ -48,12 +94,32 @@ def judge(row: "Row", seen: set[str], max_chars: int) -> Conversation | Rejectio
     conversation = normalise(row.record)
     if isinstance(conversation, Rejection):
         return conversation
-    if rejection := check_structure(conversation, max_chars):
-        return rejection
-    if conversation.id in seen:
-        return Rejection("duplicate", "the same conversation came before")
-    seen.add(conversation.id)
-    return conversation
+    for check in asked:
+        if rejection := check(conversation):
+            return rejection
+    return duplicates.check(conversation, signature(conversation)) or conversation
+
+
+def judged(
+    outcomes: Iterable[tuple["Row", Conversation | Rejection]], judge: "Judge", params: Filter
+) -> Iterator[tuple["Row", Conversation | Rejection]]:
+    """Let the judge look at what was kept so far; everything stays in its order."""
+    from sft.data.verdicts import rejection_of
+
+    waiting = deque[tuple["Row", Conversation | Rejection]]()
+
+    def kept() -> Iterator[Conversation]:
+        for row, outcome in outcomes:
+            waiting.append((row, outcome))
+            if isinstance(outcome, Conversation):
+                yield outcome
+
+    for verdict in judge.verdicts(kept()):
+        while isinstance(waiting[0][1], Rejection):
+            yield waiting.popleft()
+        row, conversation = waiting.popleft()
+        yield row, rejection_of(verdict, params.judge) or conversation
+    yield from waiting
 
 
 def stored(row: "Row", outcome: Conversation | Rejection, source: dict[str, str]) -> dict[str, str | None]:
@@ -103,7 +169,7 @@ def check_share(source: str, ledger: Ledger, examples: dict[str, str], params: F
 def main(source: str) -> None:
     """Filter one source."""
     from sft.data.formats import read_rows
-    from sft.data.shards import CONVERSATIONS, REJECTED, ShardWriter
+    from sft.data.shards import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter
 
     params, fetch = load("filter", "fetch")
     if source not in fetch.sources:
@@ -114,27 +180,36 @@ def main(source: str) -> None:
     if not raw.is_dir():
         raise InputError(f"{raw}: not found. Run the fetch stage first: dvc repro fetch@{source}")
 
-    ledger, examples, seen = Ledger(), dict[str, str](), set[str]()
-    found = 0
+    ledger, examples, found = Ledger(), dict[str, str](), 0
+    asked, duplicates = checks(params), Duplicates(params.near_duplicates)
 
     def counted() -> Iterator["Row"]:
         nonlocal found
-        for row in read_rows(raw, described.format):
+        for row in read_rows(raw, described.format, described.fields, described.where):
             found += 1
             yield row
 
     limits = [limit for limit in (described.rows, params.sample) if limit is not None]
     rows = draw(counted(), min(limits), params.seed) if limits else counted()
-    with publish_folder(Path("data/filtered", source)) as folder:
+    outcomes: Iterable[tuple[Row, Conversation | Rejection]] = ((row, examine(row, asked, duplicates)) for row in rows)
+    more: dict[str, Any] = {"sampled": params.sample is not None}
+    with publish_folder(Path("data/filtered", source)) as folder, contextlib.ExitStack() as stack:
+        judge = None
+        if params.judge.model is not None:
+            from sft.data.judge import Judge
+
+            judge = stack.enter_context(Judge.load(params.judge, project_root() / "runs" / "judge"))
+            outcomes = judged(outcomes, judge, params)
         with (
             ShardWriter(folder, "kept", CONVERSATIONS) as kept,
             ShardWriter(folder, "rejected", REJECTED) as rejected,
+            ShardWriter(folder, "signatures", SIGNATURES) as signatures,
         ):
-            for row in rows:
-                outcome = judge(row, seen, params.max_chars)
+            for row, outcome in outcomes:
                 if isinstance(outcome, Conversation):
                     ledger.accept()
                     kept.write(stored(row, outcome, meta))
+                    signatures.write({"id": outcome.id, "signature": signature(outcome)})
                 else:
                     ledger.reject(outcome.reason)
                     examples.setdefault(outcome.reason, f"{row.where}: {outcome.evidence}")
@@ -142,7 +217,10 @@ def main(source: str) -> None:
         if Path(f"reports/fetch/{source}.json").exists():
             check_handover(Path(f"reports/fetch/{source}.json"), found)
         check_share(source, ledger, examples, params)
-    ledger.write(Path(f"reports/filter/{source}.json"), **meta, rows_found=found, sampled=params.sample is not None)
+        if judge is not None:
+            more["judge"] = judge.report()
+            say(f"[bold]{source}[/], judge: {judge.usage}")
+    ledger.write(Path(f"reports/filter/{source}.json"), **meta, rows_found=found, **more)
     reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.rejected.most_common(TOP_REASONS))
     say(
         f"[bold]{source}[/]: {ledger.rows_in} rows, {ledger.rows_out} kept, {ledger.rows_in - ledger.rows_out} rejected"

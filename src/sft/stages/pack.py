@@ -1,55 +1,100 @@
 """pack: samples of all sources -> packed sequences, split for training, validation and test.
 
-data/prepared/<source>/*.parquet, models/base (tokenizer)
+data/prepared/<source>/*.parquet, data/filtered/<source>/signatures-*.parquet, models/base (tokenizer)
     ->  data/packed/{training,validation,test}/*.parquet   input_ids, loss_mask (shifted), seq_start_id
         data/packed/{training,validation,test}.npy         the same rows, for sets that fit in memory
-        data/packed/metadata.json                          counts, fingerprints, digests, seeds
+        data/packed/metadata.json                          counts, mixture, fingerprints, digests, seeds
+        data/packed/rejected.jsonl                         id, source, reason, evidence
         data/packed/chat_template.jinja                    the template that all sources were rendered with
-        reports/pack.json                                  the ledger
+        reports/pack.json                                  the ledger, lengths, what was lost by source and domain
+        reports/mixture.csv                                the mixture, asked and achieved
 
-Held out by hash of the conversation, per source; packed best-fit over the whole split; packs in a seeded
-order. A sample longer than a pack follows `pack.over_length` and is counted by source.
+In this order: a sample longer than a pack follows `pack.over_length`; what an earlier source of params.yaml
+has too is dropped; conversations are held out by hash, per source, duplicates on one side; those of the
+training split are drawn or repeated until the blend is the one asked for; samples are packed best-fit over
+the whole split, copies of a conversation never into one pack; packs stand in a seeded order.
+
+Whatever is taken away is counted by reason: tokens in + tokens repeated = tokens packed + tokens rejected.
 """
 
+import csv
+import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft.command import InputError, run_stage, say
-from sft.data.bins import lower_bound, plan_bins
-from sft.data.packs import build_pack, pack_fault, padded_length, write_npy
-from sft.data.splits import SPLITS, keyed_hash, split_conversations
-from sft.files import file_digest, folder_digest, publish_folder, read_json, write_json
+from sft.data.bins import length_quantiles, lower_bound, plan_bins
+from sft.data.blend import check_asked, describe_mixture, mixture_by_domain, plan_epochs, plan_repeats
+from sft.data.packs import build_pack, cut_length, pack_fault, padded_length, write_npy
+from sft.data.splits import SPLITS, keyed_hash, settle_duplicates, split_conversations
+from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
 from sft.ledger import Ledger
-from sft.params import Pack, load
+from sft.params import Pack, Source, load
 
 BASE = Path("models/base")
+FILTERED = Path("data/filtered")
 PREPARED = Path("data/prepared")
 PACKED = Path("data/packed")
+MIXTURE = Path("reports/mixture.csv")
+CUT = "cut"
+"""The reason under which tokens stand that a kept sample lost; all others take whole samples."""
+NOT_DRAWN = "not-drawn"
+
+Sample = dict[str, Any]
+"""A row of data/prepared, its source, and `trained`: how many of its tokens are trained."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sample that is not packed, or the part of one that was cut off."""
+
+    source: str
+    conversation: str
+    sample: int
+    reason: str
+    tokens: int
+    trained_tokens: int
+    evidence: str = ""
 
 
 @dataclass(frozen=True)
 class SplitPlan:
     """The packs of one split, before any is built."""
 
-    samples: list[dict[str, Any]]
+    samples: list[Sample]
+    """Each copy of a repeated sample by itself, numbered by `repeat`."""
     bins: list[list[int]]
     """Indices into samples."""
 
 
-def read_samples(sources: list[str]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class BlendPlan:
+    """What of the samples is packed where, and what is not."""
+
+    splits: dict[str, SplitPlan]
+    losses: list[Loss]
+    available: dict[str, int]
+    """Trained tokens of the training split by source, every conversation once."""
+    epochs: dict[str, float]
+    """How often the training split of each source is seen."""
+
+
+def read_samples(sources: Iterable[str]) -> list[Sample]:
     """Read the samples of all sources, in order, each with its source."""
     from sft.data.shards import read_rows
 
-    samples: list[dict[str, Any]] = []
+    samples: list[Sample] = []
     for source in sources:
         report = Path(f"reports/prep/{source}.json")
         if not (PREPARED / source).is_dir() or not report.exists():
             raise InputError(f"{PREPARED / source}: not found. Run the prep stage first: dvc repro prep@{source}")
         before = len(samples)
-        samples += [{**row, "source": source} for row in read_rows(PREPARED / source)]
+        for row in read_rows(PREPARED / source):  # nothing predicts a first token, so it is never trained
+            samples.append({**row, "source": source, "trained": sum(row["mask"][1:])})
         expected = read_json(report)["samples"]
         if len(samples) - before != expected:
             raise InputError(
@@ -59,7 +104,7 @@ def read_samples(sources: list[str]) -> list[dict[str, Any]]:
     return samples
 
 
-def fingerprints(sources: list[str]) -> dict[str, str]:
+def fingerprints(sources: Iterable[str]) -> dict[str, str]:
     """Return the digests of template and tokenizer that every source was prepared with."""
     found = {source: read_json(Path(f"reports/prep/{source}.json")) for source in sources}
     prints = {}
@@ -76,38 +121,136 @@ def fingerprints(sources: list[str]) -> dict[str, str]:
     return prints
 
 
-def keep_fitting(samples: list[dict[str, Any]], params: Pack) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Part the samples into those that fit a pack and those that are longer, by `pack.over_length`."""
-    fitting: list[dict[str, Any]] = []
-    longer: list[dict[str, Any]] = []
+def lose(sample: Sample, reason: str, evidence: str = "") -> Loss:
+    """Return the loss of a whole sample."""
+    identity = sample["source"], sample["conversation_id"], sample["sample"]
+    return Loss(*identity, reason, len(sample["ids"]), sample["trained"], evidence)
+
+
+def fit_samples(samples: Iterable[Sample], params: Pack) -> tuple[list[Sample], list[Loss]]:
+    """Keep the samples that fit a pack and have something to train; longer ones follow `pack.over_length`."""
+    kept: list[Sample] = []
+    losses: list[Loss] = []
     for sample in samples:
-        fits = padded_length(len(sample["ids"]), params.pad_segments_to) <= params.pack_size
-        (fitting if fits else longer).append(sample)
-    if longer and params.over_length == "error":
-        worst = max(longer, key=lambda sample: len(sample["ids"]))
+        length, end = len(sample["ids"]), len(sample["ids"])
+        too_long = padded_length(length, params.pad_segments_to) > params.pack_size
+        name = f"{sample['source']}, conversation {sample['conversation_id']}, sample {sample['sample']}"
+        if too_long and params.over_length == "error":
+            raise InputError(
+                f"{PREPARED}: {name} has {length} tokens, pack.pack_size allows {params.pack_size}. Raise "
+                "pack.pack_size, or set pack.over_length to drop or cut-at-turn: what is lost is counted by source."
+            )
+        if too_long and params.over_length == "cut-at-turn":
+            if sample.get("turn_ends") is None:
+                raise InputError(
+                    f"{PREPARED}: {name} does not say where its turns end (turn_ends). Run: dvc repro prep"
+                )
+            end = cut_length(sample["turn_ends"], params.pack_size, params.pad_segments_to)
+        if too_long and (end == 0 or end == length):
+            losses.append(lose(sample, "over-length", f"sample {sample['sample']}: {length} tokens"))
+        elif not (trained := sum(sample["mask"][1:end])):
+            losses.append(lose(sample, "untrained", f"sample {sample['sample']}: none of {length} tokens is trained"))
+        elif too_long:
+            kept.append({**sample, "ids": sample["ids"][:end], "mask": sample["mask"][:end], "trained": trained})
+            identity = sample["source"], sample["conversation_id"], sample["sample"]
+            losses.append(Loss(*identity, CUT, length - end, sample["trained"] - trained))
+        else:
+            kept.append(sample)
+    return kept, losses
+
+
+def find_clusters(conversations: Sequence[tuple[str, str]], threshold: float) -> dict[str, str]:
+    """Cluster conversations, (source, id), whose signatures are at least this similar."""
+    from sft.data.duplicates import clusters
+    from sft.data.shards import read_rows
+
+    found: dict[str, bytes] = {}
+    for source in dict.fromkeys(source for source, _ in conversations):
+        for row in read_rows(FILTERED / source, "signatures-", ["id", "signature"]):
+            found.setdefault(row["id"], row["signature"])
+    ids = dict.fromkeys(conversation for _, conversation in conversations)
+    if missing := [conversation for conversation in ids if conversation not in found]:
         raise InputError(
-            f"{len(longer)} samples are longer than pack.pack_size {params.pack_size} tokens; the longest has "
-            f"{len(worst['ids'])} ({worst['source']}, conversation {worst['conversation_id']}). "
-            "Raise pack.pack_size, or set pack.over_length to drop: they are counted by source."
+            f"{FILTERED}: {len(missing)} of {len(ids)} prepared conversations have no signature, such as {missing[0]}. "
+            "Run the filter stage again: dvc repro filter prep"
         )
-    return fitting, longer
+    return clusters([(conversation, found[conversation]) for conversation in ids], threshold)
 
 
-def plan(samples: list[dict[str, Any]], params: Pack) -> dict[str, SplitPlan]:
-    """Choose split, bin and order of every sample; depends on ids and lengths, not on the order of reading."""
-    conversations: dict[str, list[str]] = {}
+def drop_duplicates(
+    samples: Sequence[Sample], near_duplicates: float | None
+) -> tuple[list[Sample], list[Loss], dict[str, str]]:
+    """Keep of conversations that several sources have those of the first; return also who belongs together."""
+    conversations = list(dict.fromkeys((sample["source"], sample["conversation_id"]) for sample in samples))
+    clusters = {} if near_duplicates is None else find_clusters(conversations, near_duplicates)
+    lost, groups = settle_duplicates(conversations, clusters)
+    by_conversation = {(duplicate.source, duplicate.conversation): duplicate for duplicate in lost}
+    kept: list[Sample] = []
+    losses: list[Loss] = []
     for sample in samples:
-        conversations.setdefault(sample["source"], []).append(sample["conversation_id"])
-    splits = split_conversations(conversations, params.validation, params.test, params.seed)
-    plans = {}
-    for split in SPLITS:
-        own = [sample for sample in samples if splits[sample["conversation_id"]] == split]
-        own.sort(key=lambda s: keyed_hash(params.seed, f"{s['source']}:{s['conversation_id']}:{s['sample']}"))
-        lengths = [padded_length(len(sample["ids"]), params.pad_segments_to) for sample in own]
-        bins = plan_bins(lengths, params.pack_size)
-        bins.sort(key=lambda members: keyed_hash(params.seed, f"pack:{min(members)}"))
-        plans[split] = SplitPlan(own, [sorted(members) for members in bins])
-    return plans
+        duplicate = by_conversation.get((sample["source"], sample["conversation_id"]))
+        if duplicate is None:
+            kept.append(sample)
+        else:
+            losses.append(lose(sample, duplicate.reason, f"{duplicate.kept} of {duplicate.kept_source} is kept"))
+    return kept, losses, groups
+
+
+def plan_blend(everything: Sequence[Sample], sources: Mapping[str, Source], params: Pack) -> BlendPlan:
+    """Choose what is packed, in which split, how often; the order of reading decides nothing but who wins."""
+    fitting, losses = fit_samples(everything, params)
+    if not fitting:
+        raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
+    samples, duplicates, groups = drop_duplicates(fitting, params.near_duplicates)
+    sizes: dict[str, Counter[str]] = {source: Counter() for source in sources}
+    for sample in samples:
+        sizes[sample["source"]][sample["conversation_id"]] += sample["trained"]
+    splits = split_conversations(sizes, params.validation, params.test, params.seed, groups)
+
+    training = {
+        source: [(conversation, trained) for conversation, trained in own.items() if splits[conversation] == "training"]
+        for source, own in sizes.items()
+    }
+    shares = {source: described.share for source, described in sources.items()}
+    epochs = {source: described.epochs for source, described in sources.items()}
+    times = {
+        conversation: number
+        for own in plan_repeats(training, shares, epochs, params.seed).values()
+        for conversation, number in own.items()
+    }
+    available = {source: sum(trained for _, trained in own) for source, own in training.items()}
+    return BlendPlan(
+        {split: plan_split(samples, split, splits, times, params) for split in SPLITS},
+        losses + duplicates + [lose(s, NOT_DRAWN) for s in samples if times.get(s["conversation_id"]) == 0],
+        available,
+        plan_epochs(available, shares, epochs),
+    )
+
+
+def plan_split(
+    samples: Iterable[Sample], split: str, splits: Mapping[str, str], times: Mapping[str, int], params: Pack
+) -> SplitPlan:
+    """Choose bin and order of every sample of a split; `times` says how often a conversation of training is in."""
+    own = [
+        {**sample, "repeat": repeat}
+        for sample in samples
+        if splits[sample["conversation_id"]] == split
+        for repeat in range(times.get(sample["conversation_id"], 1))
+    ]
+    own.sort(key=lambda sample: (keyed_hash(params.seed, _name(sample)), sample["repeat"]))
+    lengths = [padded_length(len(sample["ids"]), params.pad_segments_to) for sample in own]
+    copies = {
+        index: (sample["conversation_id"], sample["repeat"])
+        for index, sample in enumerate(own)
+        if times.get(sample["conversation_id"], 1) > 1
+    }
+    bins = plan_bins(lengths, params.pack_size, copies)
+    bins.sort(key=lambda members: keyed_hash(params.seed, f"pack:{min(members)}"))
+    return SplitPlan(own, [sorted(members) for members in bins])
+
+
+def _name(sample: Sample) -> str:
+    return f"{sample['source']}:{sample['conversation_id']}:{sample['sample']}"
 
 
 def write_split(folder: Path, split: str, plan: SplitPlan, params: Pack, ids: dict[str, int], npy: bool) -> None:
@@ -127,13 +270,42 @@ def write_split(folder: Path, split: str, plan: SplitPlan, params: Pack, ids: di
         write_npy(folder / f"{split}.npy", packs)
 
 
-def count(samples: list[dict[str, Any]]) -> dict[str, int]:
-    """Count conversations, samples, tokens and trained tokens."""
+def write_rejected(path: Path, losses: Iterable[Loss]) -> None:
+    """Write what was refused, a line each, in the order of the ids; not what only the draw left out."""
+    refused = (loss for loss in losses if loss.reason not in (CUT, NOT_DRAWN))
+    with path.open("w", encoding="utf-8") as file:
+        for loss in sorted(refused, key=lambda loss: (loss.source, loss.conversation, loss.sample)):
+            line = {name: getattr(loss, name) for name in ("source", "reason", "evidence")}
+            file.write(json.dumps({"id": loss.conversation, **line}, ensure_ascii=False) + "\n")
+
+
+def write_mixture(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the mixture as a table for `dvc plots`."""
+    with publish_file(MIXTURE) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def count(samples: Sequence[Sample]) -> dict[str, int]:
+    """Count conversations once; their samples, tokens and trained tokens as often as they are there."""
     return {
         "conversations": len({(sample["source"], sample["conversation_id"]) for sample in samples}),
         "samples": len(samples),
         "tokens": sum(len(sample["ids"]) for sample in samples),
-        "trained_tokens": sum(sum(sample["mask"]) for sample in samples),
+        "trained_tokens": sum(sample["trained"] for sample in samples),
+    }
+
+
+def count_losses(losses: Sequence[Loss]) -> dict[str, dict[str, int]]:
+    """Count samples, tokens and trained tokens by reason."""
+    return {
+        reason: {
+            "samples": sum(loss.reason == reason for loss in losses),
+            "tokens": sum(loss.tokens for loss in losses if loss.reason == reason),
+            "trained_tokens": sum(loss.trained_tokens for loss in losses if loss.reason == reason),
+        }
+        for reason in sorted({loss.reason for loss in losses})
     }
 
 
@@ -151,91 +323,138 @@ def describe_split(plan: SplitPlan, params: Pack) -> dict[str, Any]:
     }
 
 
+def describe_sources(
+    packed: Sequence[Sample], losses: Sequence[Loss], fetched: Mapping[str, Source]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is packed and what was lost, and why, of every source and of every domain."""
+    sources = {
+        source: {
+            "domain": described.domain,
+            "license": described.license,
+            **count([s for s in packed if s["source"] == source]),
+            "lost": count_losses([loss for loss in losses if loss.source == source]),
+            "rejected_by_prep": read_json(Path(f"reports/prep/{source}.json"))["rejected"],
+            "rejected_by_filter": read_json(Path(f"reports/filter/{source}.json"))["rejected"],
+        }
+        for source, described in fetched.items()
+    }
+    domains = {
+        domain: {
+            **count([s for s in packed if fetched[s["source"]].domain == domain]),
+            "lost": count_losses([loss for loss in losses if fetched[loss.source].domain == domain]),
+        }
+        for domain in sorted({described.domain for described in fetched.values()})
+    }
+    return sources, domains
+
+
 def token_ids() -> dict[str, int]:
     """Return the ids of the padding and of the stop token of models/base."""
-    from sft.data.chat import token_id
+    from sft.data.tokenizer import token_id
 
     stop = token_id(BASE, "eos_token")
     return {"stop": stop, "pad": token_id(BASE, "pad_token", default=stop)}
 
 
-def account(samples: list[dict[str, Any]], longer: list[dict[str, Any]], prep_rows: int) -> tuple[Ledger, Ledger]:
-    """Return the ledgers of conversations and of samples."""
-    kept = {(s["source"], s["conversation_id"]) for s in samples}
-    lost = {(s["source"], s["conversation_id"]) for s in longer} - kept
-    conversations = Ledger(prep_rows, len(kept), Counter({"over-length": len(lost)} if lost else {}))
-    of_samples = Ledger(
-        len(samples) + len(longer), len(samples), Counter({"over-length": len(longer)} if longer else {})
-    )
-    conversations.check("pack, conversations")
-    of_samples.check("pack, samples")
-    return conversations, of_samples
+def account(
+    everything: Sequence[Sample], packed: Sequence[Sample], losses: Sequence[Loss], prep_rows: int
+) -> tuple[Ledger, dict[str, Any]]:
+    """Return the ledger of conversations, and what else the report says of samples, tokens and trained tokens.
+
+    A conversation is rejected when no sample of it is packed, for the reason for which the last one went.
+    """
+    kept = {(s["source"], s["conversation_id"]) for s in packed}
+    whole = [loss for loss in losses if loss.reason != CUT]
+    gone = {(loss.source, loss.conversation): loss.reason for loss in whole}
+    conversations = Ledger(prep_rows, len(kept), Counter(reason for who, reason in gone.items() if who not in kept))
+    once, repeated = [s for s in packed if not s["repeat"]], count([s for s in packed if s["repeat"]])
+    samples = Ledger(len(everything), len(once), Counter(loss.reason for loss in whole))
+    samples.check("pack, samples")
+
+    came, went, lost = count(everything), count(packed), count_losses(losses)
+    report: dict[str, Any] = {"samples": samples.report(), "repeated": repeated}
+    for unit in ("tokens", "trained_tokens"):
+        rejected = {reason: counts[unit] for reason, counts in lost.items()}
+        Ledger(came[unit] + repeated[unit], went[unit], Counter(rejected)).check(f"pack, {unit}")
+        report |= {unit: went[unit], f"{unit}_in": came[unit], f"{unit}_rejected": rejected}
+    return conversations, report
+
+
+def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
+    """Say how full the packs are and what was lost."""
+    for split, figures in report["splits"].items():
+        efficiency = figures["packing_efficiency"]
+        say(
+            f"[bold]{split}[/]: {figures['conversations']} conversations, {figures['packs']} packs of "
+            f"{pack_size}, {'-' if efficiency is None else format(efficiency, '.2%')} full"
+        )
+    by_reason: dict[str, list[str]] = {}
+    for source, lost in report["lost"]["sources"].items():
+        for reason, counts in lost.items():
+            by_reason.setdefault(reason, []).append(f"{counts['samples']} {source}")
+    for reason, sources in sorted(by_reason.items()):
+        tokens = report["tokens_rejected"][reason]
+        say(f"[yellow]{reason}[/]: {tokens:,} tokens, samples by source: {', '.join(sources)}")
+    if report["repeated"]["samples"]:
+        say(f"repeated: {report['repeated']['samples']} samples, {report['repeated']['tokens']:,} tokens")
 
 
 def main() -> None:
     """Pack the blend."""
     params, fetch = load("pack", "fetch")
-    sources = sorted(fetch.sources)
-    everything = read_samples(sources)
-    prints, ids = fingerprints(sources), token_ids()
-    reports = {source: read_json(Path(f"reports/prep/{source}.json")) for source in sources}
-    samples, longer = keep_fitting(everything, params)
-    if not samples:
-        raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
-    conversations, of_samples = account(samples, longer, sum(report["rows_out"] for report in reports.values()))
-    plans = plan(samples, params)
-    npy = sum(len(sample["ids"]) for sample in samples) <= params.npy_max_tokens
+    fetched = fetch.sources
+    check_asked({s: d.share for s, d in fetched.items()}, {s: d.epochs for s, d in fetched.items()})
+    everything = read_samples(fetched)
+    prints, ids = fingerprints(fetched), token_ids()
+    plan = plan_blend(everything, fetched, params)
+    packed = [sample for split in SPLITS for sample in plan.splits[split].samples]
+    conversations, balance = account(
+        everything, packed, plan.losses, sum(read_json(Path(f"reports/prep/{s}.json"))["rows_out"] for s in fetched)
+    )
+    npy = balance["tokens"] <= params.npy_max_tokens
+    splits = {split: describe_split(plan.splits[split], params) for split in SPLITS}
+    sources, domains = describe_sources(packed, plan.losses, fetched)
+    nothing = {"tokens": 0, "trained_tokens": 0}
+    mixture = describe_mixture(
+        plan.available,
+        {source: splits["training"]["sources"].get(source, nothing) for source in fetched},
+        {source: described.domain for source, described in fetched.items()},
+        plan.epochs,
+    )
 
     with publish_folder(PACKED) as folder:
-        shutil.copyfile(PREPARED / sources[0] / "chat_template.jinja", folder / "chat_template.jinja")
+        shutil.copyfile(PREPARED / next(iter(fetched)) / "chat_template.jinja", folder / "chat_template.jinja")
         for split in SPLITS:
-            write_split(folder, split, plans[split], params, ids, npy)
+            write_split(folder, split, plan.splits[split], params, ids, npy)
+        write_rejected(folder / "rejected.jsonl", plan.losses)
         metadata = {
             "pack_size": params.pack_size,
             "pad_segments_to": params.pad_segments_to,
             "seed": params.seed,
-            "sampled": any(read_json(Path(f"reports/filter/{source}.json"))["sampled"] for source in sources),
+            "sampled": any(read_json(Path(f"reports/filter/{source}.json"))["sampled"] for source in fetched),
             "npy": npy,
             **prints,
-            "splits": {split: describe_split(plans[split], params) for split in SPLITS},
-            "sources": {
-                source: {
-                    "domain": fetch.sources[source].domain,
-                    "license": fetch.sources[source].license,
-                    **count([s for s in samples if s["source"] == source]),
-                    "over_length": count([s for s in longer if s["source"] == source]),
-                    "rejected_by_prep": reports[source]["rejected"],
-                    "rejected_by_filter": read_json(Path(f"reports/filter/{source}.json"))["rejected"],
-                }
-                for source in sources
-            },
-            "domains": {
-                domain: count([s for s in samples if fetch.sources[s["source"]].domain == domain])
-                for domain in sorted({fetch.sources[source].domain for source in sources})
-            },
+            "splits": splits,
+            "sources": sources,
+            "domains": domains,
+            "mixture": {"sources": {row["source"]: row for row in mixture}, "domains": mixture_by_domain(mixture)},
             "digests": {split: folder_digest(folder / split) for split in SPLITS},
         }
         write_json(folder / "metadata.json", metadata)
-    total = count(samples)
-    lost = count(longer)
+    write_mixture(mixture)
     report = conversations.write(
         Path("reports/pack.json"),
-        samples=of_samples.report(),
-        tokens=total["tokens"],
-        trained_tokens=total["trained_tokens"],
-        tokens_in=total["tokens"] + lost["tokens"],
-        tokens_rejected={"over-length": lost["tokens"]} if longer else {},
-        splits={split: {k: v for k, v in metadata["splits"][split].items() if k != "sources"} for split in SPLITS},
+        **balance,
+        splits={split: {k: v for k, v in splits[split].items() if k != "sources"} for split in SPLITS},
+        lost={
+            "sources": {source: described["lost"] for source, described in sources.items()},
+            "domains": {domain: described["lost"] for domain, described in domains.items()},
+        },
+        length_quantiles={
+            source: length_quantiles([len(s["ids"]) for s in everything if s["source"] == source]) for source in fetched
+        },
     )
-    for split, figures in report["splits"].items():
-        efficiency = figures["packing_efficiency"]
-        say(
-            f"[bold]{split}[/]: {figures['conversations']} conversations, {figures['packs']} packs of "
-            f"{params.pack_size}, {'-' if efficiency is None else format(efficiency, '.2%')} full"
-        )
-    if longer:
-        by_source = ", ".join(f"{n} {name}" for name, n in sorted(Counter(s["source"] for s in longer).items()))
-        say(f"[yellow]over-length[/], dropped: {len(longer)} samples, {lost['tokens']:,} tokens ({by_source})")
+    say_what_happened(report, params.pack_size)
 
 
 if __name__ == "__main__":

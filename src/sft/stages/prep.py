@@ -1,44 +1,61 @@
 """prep: conversations -> samples: token ids and the loss mask that belongs to them.
 
 data/filtered/<source>/kept-*.parquet, models/base (tokenizer), the chat template
-    ->  data/prepared/<source>/*.parquet       conversation_id, sample, ids, mask (1 = trained; not shifted)
+    ->  data/prepared/<source>/*.parquet       conversation_id, sample, ids, mask (1 = trained; not shifted),
+                                               turn_ends (index behind the stop token of each trained turn)
         data/prepared/<source>/rejected.jsonl  conversations that cannot be rendered, with reason and evidence
         data/prepared/<source>/chat_template.jinja  the template they were rendered with
-        reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths
+        reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths, reasoning removed
 
 The template is checked before a token is written (sft.data.chat): a template without an exact mask stops
-the stage.
+the stage. A share of the conversations loses its reasoning, or some of it (sft.data.reasoning).
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft.command import InputError, run_source_stage, say
 from sft.files import file_digest, publish_folder
 from sft.ledger import Ledger, check_handover
-from sft.params import load
+from sft.params import Reasoning, load
 
 BASE = Path("models/base")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+# Conversations rendered under one limit of memory, and tokenised in one call.
+CONVERSATIONS_PER_BATCH = 64
 
 
-def prepare(chat: Any, batch: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield (conversation id, its samples or the rejection) for a batch of filtered rows, in order."""
+class Prepared(NamedTuple):
+    """What became of one filtered row."""
+
+    conversation: str
+    """Its id."""
+    outcome: Any
+    """Its samples (sft.data.tokenizer.Sample), or the Rejection."""
+    controlled: Any
+    """Its messages as trained (sft.data.reasoning.Controlled)."""
+
+
+def prepare(chat: Any, rows: list[dict[str, Any]], reasoning: Reasoning) -> Iterator[Prepared]:
+    """Prepare filtered rows, in order; `chat` is a ChatTemplate."""
     from sft.data.conversation import Rejection
+    from sft.data.reasoning import control
 
-    rendered = [
-        chat.samples(json.loads(row["messages"]), json.loads(row["tools"]) if row["tools"] else None) for row in batch
-    ]
-    texts = [text for texts in rendered if not isinstance(texts, Rejection) for text in texts]
-    encoded = iter(chat.encode(texts))
-    for row, outcome in zip(batch, rendered, strict=True):
+    controlled = [control(row["id"], json.loads(row["messages"]), reasoning, chat.tokenizer.ranges) for row in rows]
+    tools = [json.loads(row["tools"]) if row["tools"] else None for row in rows]
+    rendered = chat.samples_of_batch(
+        [(each.messages, these, each.budget) for each, these in zip(controlled, tools, strict=True)]
+    )
+    encoded = iter(chat.encode([text for texts in rendered if not isinstance(texts, Rejection) for text in texts]))
+    for row, outcome, each in zip(rows, rendered, controlled, strict=True):
         if not isinstance(outcome, Rejection):
             samples = [next(encoded) for _ in outcome]
             outcome = next((sample for sample in samples if isinstance(sample, Rejection)), samples)
-        yield row["id"], outcome
+        yield Prepared(row["id"], outcome, each)
 
 
 def quantiles(lengths: list[int]) -> dict[str, int]:
@@ -55,7 +72,8 @@ def main(source: str) -> None:
     """Prepare one source."""
     from sft.data.chat import ChatTemplate
     from sft.data.conversation import Rejection
-    from sft.data.shards import SAMPLES, ShardWriter, read_batches
+    from sft.data.reasoning import ReasoningCounts
+    from sft.data.shards import SAMPLES, ShardWriter, read_rows
 
     params = load("prep")
     filtered = Path("data/filtered", source)
@@ -65,32 +83,28 @@ def main(source: str) -> None:
         raise InputError(f"{BASE}: not found. Run the fetch stage first: dvc repro fetch-model")
     chat = ChatTemplate.load(params.template, BASE)
 
-    ledger, lengths, trained = Ledger(), list[int](), 0
+    ledger, lengths, trained, silent = Ledger(), list[int](), 0, 0
+    reasoning = ReasoningCounts()
     with publish_folder(Path("data/prepared", source)) as folder:
         (folder / "chat_template.jinja").write_text(chat.source, encoding="utf-8")
         with (
             ShardWriter(folder, "samples", SAMPLES) as shards,
             (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
         ):
-            for batch in read_batches(filtered, "kept"):
-                for conversation, outcome in prepare(chat, batch):
+            for rows in itertools.batched(read_rows(filtered, "kept"), CONVERSATIONS_PER_BATCH):
+                for conversation, outcome, controlled in prepare(chat, list(rows), params.reasoning):
                     if isinstance(outcome, Rejection):
                         ledger.reject(outcome.reason)
                         line = {"id": conversation, "reason": outcome.reason, "evidence": outcome.evidence}
                         rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
                         continue
                     ledger.accept()
+                    reasoning.add(controlled)
+                    silent += sum(message.get("loss") is False for message in controlled.messages)
                     for number, sample in enumerate(outcome):
                         lengths.append(len(sample.ids))
                         trained += sum(sample.mask)
-                        shards.write(
-                            {
-                                "conversation_id": conversation,
-                                "sample": number,
-                                "ids": sample.ids,
-                                "mask": sample.mask,
-                            }
-                        )
+                        shards.write({"conversation_id": conversation, "sample": number, **sample._asdict()})
         check_handover(Path(f"reports/filter/{source}.json"), ledger.rows_in)
         if not ledger.rows_out:
             raise InputError(
@@ -102,6 +116,8 @@ def main(source: str) -> None:
         samples=len(lengths),
         tokens=sum(lengths),
         trained_tokens=trained,
+        untrained_turns=silent,
+        reasoning=reasoning.report(),
         length_quantiles=quantiles(lengths),
         template=params.template,
         template_sha256=hashlib.sha256(chat.source.encode()).hexdigest(),

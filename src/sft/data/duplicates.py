@@ -1,0 +1,290 @@
+"""Near-duplicates: conversations that ask nearly the same and are answered nearly the same.
+
+`signature` sketches a conversation in SIGNATURE_BYTES bytes; `NearDuplicates` finds, among those added so far,
+the earliest that is similar; `clusters` groups all that are similar, directly or through others.
+
+Two conversations are as similar as the less similar of their two sides, what was asked (user turns, tool
+results) and what was answered (assistant turns: reasoning, content, calls); and not at all where the numbers
+in user and assistant turns differ. So the same question with another answer, another question to the same
+tools, and the same exercise with other numbers are all kept. System prompts and tool lists do not count:
+templates share them. Similarity of a side is the Jaccard index of its word shingles, estimated by MinHash; a
+side of few words is similar only to its equal.
+
+Same conversation, same bytes: whatever the machine, process or hash seed. Other versions of rensa or other
+constants give other signatures, and those must not be compared.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sft.data.conversation import Conversation, Rejection
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# Chosen on the "choose" half of tests/labelled/duplicates.jsonl.
+SHINGLE_WORDS = 3
+# A side of fewer words has too few shingles for a share of them to mean much.
+FEWEST_WORDS = 16
+# MinHash slots of a side, a byte each: the standard error of the estimate is at most 0.045.
+SLOTS = 128
+NUMBERS_BYTES = 8
+SIGNATURE_BYTES = NUMBERS_BYTES + 2 * SLOTS
+MINHASH_SEED = 1234
+# Two different slots have the same byte so often.
+CHANCE = 1 / 256
+# An index finds this share of the pairs that are exactly as similar as its threshold on both sides, and more of
+# the others; each band costs 12 bytes of memory per conversation.
+RECALL = 0.99
+MOST_BANDS = 18
+# Conversations that the index keeps in a dictionary before it sorts them into arrays.
+RECENT = 4096
+ID_CHARS = 32
+MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: spreads the keys of bands
+
+# Scripts that write no space between words, by the ranges of their letters: each of those is a word.
+SPACELESS = (
+    range(0x0E00, 0x0F00),  # Thai, Lao
+    range(0x1000, 0x10A0),  # Myanmar
+    range(0x1780, 0x1800),  # Khmer
+    range(0x3040, 0x3100),  # Hiragana, Katakana
+    range(0x3400, 0xA000),  # Han
+    range(0xF900, 0xFB00),  # Han, compatibility
+    range(0x20000, 0x32000),  # Han, extensions
+)
+
+
+class _Letters(dict[int, str]):
+    """What each character is in words: letters, marks and digits stay, without case; all others part words."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        if unicodedata.category(letter)[0] == "L" and any(code in script for script in SPACELESS):
+            self[code] = f" {letter}"
+        else:
+            self[code] = letter.casefold() if unicodedata.category(letter)[0] in "LMN" else " "
+        return self[code]
+
+
+LETTERS = _Letters()
+
+
+@dataclass(frozen=True)
+class Match:
+    """A conversation that is similar to one that was looked for."""
+
+    winner: str
+    """Its id."""
+    similarity: float
+    """From the threshold to 1."""
+
+
+def words(text: str) -> list[str]:
+    """Split text into words: NFKC, without case, punctuation and spaces.
+
+    >>> words("It's NEW: snake_case, 3.5 km!")
+    ['it', 's', 'new', 'snake', 'case', '3', '5', 'km']
+    """
+    return (text if text.isascii() else unicodedata.normalize("NFKC", text)).translate(LETTERS).split()
+
+
+def sides(conversation: Conversation) -> tuple[str, str, str]:
+    """Return what was asked, what was answered, and what tools said, as text."""
+    asked, answered, results = list[str](), list[str](), list[str]()
+    for message in conversation.messages:
+        if message["role"] == "assistant":
+            answered += [message.get("reasoning_content", ""), message["content"]]
+            for call in message.get("tool_calls", []):
+                function = call["function"]
+                answered += [function["name"], json.dumps(function["arguments"], sort_keys=True, ensure_ascii=False)]
+        elif message["role"] == "user":
+            asked.append(message["content"])
+        elif message["role"] == "tool":
+            results.append(message["content"])
+    return "\n".join(asked), "\n".join(answered), "\n".join(results)
+
+
+def signature(conversation: Conversation) -> bytes:
+    """Sketch a conversation: the numbers in it, what was asked, what was answered."""
+    asked, answered, results = sides(conversation)
+    asked_words, answered_words = words(asked), words(answered)
+    numbers = "\n".join(" ".join(filter(_is_number, found)) for found in (asked_words, answered_words))
+    return (
+        hashlib.blake2b(numbers.encode(), digest_size=NUMBERS_BYTES).digest()
+        + _sketch(f"{asked}\n{results}", asked_words + words(results))
+        + _sketch(answered, answered_words)
+    )
+
+
+def _is_number(word: str) -> bool:
+    return not word.isalpha() and any(map(str.isdigit, word))
+
+
+def _sketch(text: str, found: list[str]) -> bytes:
+    """Return the low byte of each MinHash slot of the shingles of a text with the words `found`."""
+    from rensa import RMinHash
+
+    if len(found) < FEWEST_WORDS:  # punctuation counts here: x + 1 is not x - 1
+        shingles = ["\0" + " ".join(unicodedata.normalize("NFKC", text).casefold().split())]
+    else:
+        shingles = list(map(" ".join, zip(*(found[start:] for start in range(SHINGLE_WORDS)), strict=False)))
+    minhash = RMinHash(num_perm=SLOTS, seed=MINHASH_SEED)
+    minhash.update(shingles)
+    return bytes([slot & 0xFF for slot in minhash.digest()])
+
+
+def banding(threshold: float) -> tuple[int, int]:
+    """Return (slots of each side in a band, bands): as selective as RECALL and MOST_BANDS allow.
+
+    >>> banding(0.8)
+    (3, 16)
+    """
+    best = (1, SLOTS)
+    for slots in range(1, SLOTS + 1):
+        same = threshold ** (2 * slots)
+        bands = next((n for n in range(1, min(MOST_BANDS, SLOTS // slots) + 1) if 1 - (1 - same) ** n >= RECALL), None)
+        if bands is not None:
+            best = (slots, bands)
+    return best
+
+
+class NearDuplicates:
+    """An index of signatures that finds those similar to a given one by locality-sensitive hashing.
+
+    Each signature is filed under a key per band of slots. Similar ones share a key with near certainty; all that
+    share one are compared, slot by slot. Memory: 264 bytes of signature, 32 of id, 12 per band.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        import numpy as np
+
+        self._threshold = threshold
+        self._slots, self._bands = banding(threshold)
+        self._powers = np.array([pow(MULTIPLIER, power, 1 << 64) for power in range(2 * self._slots)], np.uint64)
+        self._band_keys = np.arange(1, self._bands + 1, dtype=np.uint64) * self._powers[-1] * self._powers[-1]
+        self._size = 0
+        self._ids = np.empty(RECENT, f"S{ID_CHARS}")
+        self._signatures = np.empty((RECENT, SIGNATURE_BYTES), np.uint8)
+        self._recent: dict[int, list[int]] = {}
+        self._recent_keys: list[npt.NDArray[np.uint64]] = []
+        # Keys in order with the row of each; every run is more than twice as long as the next.
+        self._runs: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]] = []
+
+    def add(self, conversation_id: str, sketch: bytes) -> None:
+        """Add a conversation, to be found from now on."""
+        import numpy as np
+
+        encoded = conversation_id.encode("ascii")
+        if not 0 < len(encoded) <= ID_CHARS:
+            raise ValueError(f"id {conversation_id!r}: expected 1 to {ID_CHARS} characters")
+        if self._size == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
+            self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)])
+        row = np.frombuffer(sketch, np.uint8)
+        self._ids[self._size], self._signatures[self._size] = encoded, row
+        keys = self._keys(row)
+        for key in keys.tolist():
+            self._recent.setdefault(key, []).append(self._size)
+        self._recent_keys.append(keys)
+        self._size += 1
+        if len(self._recent_keys) == RECENT:
+            self._sort_recent()
+
+    def find(self, sketch: bytes) -> Match | None:
+        """Return the earliest conversation added that is similar."""
+        rows, similarities = self.similar(sketch)
+        return Match(self.id(int(rows[0])), float(similarities[0])) if len(rows) else None
+
+    def similar(self, sketch: bytes) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]":
+        """Return all similar conversations: their numbers in order of adding, and their similarities."""
+        import numpy as np
+
+        row = np.frombuffer(sketch, np.uint8)
+        keys = self._keys(row)
+        found = [np.array(self._recent[key], np.uint32) for key in keys.tolist() if key in self._recent]
+        for run_keys, run_rows in self._runs:
+            first, last = np.searchsorted(run_keys, keys), np.searchsorted(run_keys, keys, "right")
+            found += [run_rows[first[band] : last[band]] for band in np.flatnonzero(first < last)]
+        if not found:
+            return np.empty(0, np.uint32), np.empty(0)
+        rows = np.unique(np.concatenate(found))
+        same = self._signatures[rows] == row
+        share = same[:, NUMBERS_BYTES:].reshape(-1, 2, SLOTS).mean(axis=2).min(axis=1)
+        similarity = np.where(same[:, :NUMBERS_BYTES].all(axis=1), (share - CHANCE) / (1 - CHANCE), 0)
+        enough = similarity >= self._threshold
+        return rows[enough], similarity[enough]
+
+    def id(self, row: int) -> str:
+        """Return the id of the conversation added as number `row`."""
+        return bytes(self._ids[row]).decode("ascii")
+
+    def _keys(self, row: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint64]":
+        """Return a key for each band: of its place, its slots on both sides, and the signature's numbers."""
+        import numpy as np
+
+        used = row[NUMBERS_BYTES:].reshape(2, SLOTS)[:, : self._slots * self._bands]
+        slots = used.reshape(2, self._bands, self._slots).swapaxes(0, 1).reshape(self._bands, -1)
+        keys: npt.NDArray[np.uint64] = slots.astype(np.uint64) @ self._powers + self._band_keys
+        keys ^= row[:NUMBERS_BYTES].view("<u8")
+        return keys
+
+    def _sort_recent(self) -> None:
+        """Turn the dictionary into a sorted run, and join runs of like size: a few runs, whatever the number."""
+        import numpy as np
+
+        first = self._size - len(self._recent_keys)
+        rows = np.repeat(np.arange(first, self._size, dtype=np.uint32), self._bands)
+        self._runs.append(_sorted_run(np.concatenate(self._recent_keys), rows))
+        self._recent, self._recent_keys = {}, []
+        while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
+            (late_keys, late_rows), (keys, rows) = self._runs.pop(), self._runs.pop()
+            self._runs.append(_sorted_run(np.concatenate([keys, late_keys]), np.concatenate([rows, late_rows])))
+
+
+def _sorted_run(
+    keys: "npt.NDArray[np.uint64]", rows: "npt.NDArray[np.uint32]"
+) -> "tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]":
+    order = keys.argsort(kind="stable")
+    return keys[order], rows[order]
+
+
+def check_near_duplicate(known: NearDuplicates, conversation_id: str, sketch: bytes) -> Rejection | None:
+    """Refuse a conversation that is similar to an earlier one; add it to the known ones if it is not."""
+    if match := known.find(sketch):
+        return Rejection("near-duplicate", f"{match.similarity:.2f} similar to {match.winner}, which came before")
+    known.add(conversation_id, sketch)
+    return None
+
+
+def clusters(signatures: Iterable[tuple[str, bytes]], threshold: float) -> dict[str, str]:
+    """Group conversations that are similar, directly or through others: each id with the first id of its group.
+
+    Ids are distinct. Who is in a group does not depend on the order of the conversations, who is first does.
+    """
+    index, first, ids = NearDuplicates(threshold), list[int](), list[str]()  # of each conversation in the index
+
+    def root(row: int) -> int:
+        while first[row] != row:
+            first[row] = first[first[row]]
+            row = first[row]
+        return row
+
+    groups: dict[str, int] = {}
+    for conversation_id, sketch in signatures:
+        rows, similarities = index.similar(sketch)
+        joined = [root(row) for row in rows.tolist()]
+        # What equals one in the index has all its neighbours too, and need not be in it.
+        if not (len(rows) and similarities.max() == 1):
+            joined.append(len(ids))
+            first.append(len(ids))
+            ids.append(conversation_id)
+            index.add(conversation_id, sketch)
+        for row in joined:
+            first[row] = min(joined)
+        groups[conversation_id] = min(joined)
+    return {conversation_id: ids[root(row)] for conversation_id, row in groups.items()}

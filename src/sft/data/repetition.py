@@ -1,0 +1,353 @@
+"""Repetition: conversations in which the model got stuck, and would teach it.
+
+A conversation -> None, or a rejection with the repeated text, how often it comes and where. Judged is what
+is trained: the reasoning, the answer and the long arguments of every assistant turn, each apart, then all
+turns together. Text of users and tools never is. Four things are looked for, all by exact counting:
+
+    lines       a line or sentence, again and again: loops of sentences and of paragraphs, A-B-A-B
+    words       a sequence of words, again and again inside a window; also with a number that changes
+    characters  a few characters over and over: aaaa, !!!!, 0 0 0 0; and numbers that only count on
+    turns       the same message answered with the same action, again and again
+
+One measure serves lines, words and turns: a *stretch* reaches over `repeats` occurrences of one item, and
+nearly all in it are items that come so often. A refrain between verses, a row of a table or a case of a
+proof comes as often, but what stands between does not. Time is linear in the text.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from operator import sub
+from typing import Any
+
+from sft.data.conversation import Conversation, Message, Rejection
+
+# A window of so many words is looked at closely when at most half of them are distinct.
+SCREEN_WORDS = 60
+# Without spaces (Chinese, Thai) a word as long as this, in UTF-8 bytes, is taken character by character.
+LONGEST_WORD = 48
+# Shorter lines ("}", "return x", "yes") are no evidence of a loop; the words in them may be.
+SHORTEST_LINE = 16
+# A loop with a changing number is one of words: more digits in it than this share, and it is data.
+NUMBERED_DIGITS = 0.15
+# Units of a loop of characters: the divisors of COMMON_PERIOD up to 12, so that one comparison finds them all.
+COMMON_PERIOD, PERIODS = 60, (1, 2, 3, 4, 5, 6, 10, 12)
+PROBE_CHARS, PROBE_STEP = 32, 128
+EVIDENCE_CHARS = 160
+
+DIGITS = b"0123456789"
+# Same length out as in: small letters and digits stay, punctuation becomes a space. Bytes above 127 stay.
+WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in bytes(range(256)).lower())
+NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
+WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
+SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？", "।")  # noqa: RUF001
+NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
+
+
+@dataclass(frozen=True)
+class RepetitionLimits:
+    """When something comes too often. Chosen on the labelled set: see bench/filters.py."""
+
+    min_letters: int = 300
+    """A stretch with fewer letters, in UTF-8 bytes, is no loop."""
+    density: float = 0.8
+    """Share of a stretch, in letters, that is made of repeated items."""
+    line_repeats: int = 4
+    """How often a line or sentence comes in a stretch; over all turns together, twice as often."""
+    ngram: int = 6
+    """Words in a sequence."""
+    ngram_repeats: int = 5
+    """How often a sequence of words comes in a window."""
+    window: int = 240
+    """Words in a window."""
+    numbered_repeats: int = 16
+    """How often a sequence of words comes that is the same but for its numbers."""
+    run_chars: int = 500
+    """Length from which a few characters over and over, with nothing between, are a loop."""
+    counted: int = 300
+    """Numbers in a row that only count on, from which they are a loop."""
+    turn_repeats: int = 6
+    """How often the same message is answered by the same action."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Items start <= i < end of a sequence, in which `first` and `second` are the nearest two of one item."""
+
+    start: int
+    end: int
+    first: int
+    second: int
+    repeats: int
+    """How often that item comes in the stretch."""
+
+
+def check_repetition(conversation: Conversation, limits: RepetitionLimits) -> Rejection | None:
+    """Return the first loop of a conversation, or None."""
+    turns = [
+        (index, message)
+        for index, message in enumerate(conversation.messages)
+        if message["role"] == "assistant" and message.get("loss") is not False
+    ]
+    texts = [(index, kind, text) for index, message in turns for kind, text in trained_texts(message)]
+    for index, kind, text in texts:
+        if len(text.encode("utf-8", "surrogatepass")) >= limits.min_letters and (loop := find_loop(text, limits)):
+            return Rejection(f"repetition-{kind}", f"messages[{index}] {loop}")
+    if len(turns) > 1 and (loop := find_line_loop("\n".join(text for *_, text in texts), limits, 2)):
+        return Rejection("repetition-trajectory", f"all turns together: {loop}")
+    if loop := find_turn_loop(conversation.messages, [index for index, _ in turns], limits):
+        return Rejection("repetition-trajectory", loop)
+    return None
+
+
+def trained_texts(message: Message) -> Iterator[tuple[str, str]]:
+    """Yield (reasoning or answer, text) for what a turn says and for the arguments of its calls."""
+    if reasoning := message.get("reasoning_content"):
+        yield "reasoning", reasoning
+    if message["content"]:
+        yield "answer", message["content"]
+    for call in message.get("tool_calls", []):
+        yield "answer", json.dumps(call["function"]["arguments"], ensure_ascii=False).replace("\\n", "\n")
+
+
+def find_loop(text: str, limits: RepetitionLimits) -> str:
+    """Describe the first loop in a text, the cheapest kinds to find first; empty if there is none."""
+    return find_line_loop(text, limits) or find_word_loop(text, limits) or find_run(text, limits)
+
+
+def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
+    """Find lines or sentences that come back `times` x line_repeats times, with little else between."""
+    marked = text
+    for mark in SENTENCE_ENDS:
+        marked = marked.replace(mark, mark[:-1] + "\n")  # as long as before: places stay
+    lines = marked.split("\n")
+    repeats = limits.line_repeats * times
+    if len(lines) < repeats or len(lines) - len(set(lines)) < repeats - 1:
+        return ""
+    keys = [line.strip() if len(line) >= SHORTEST_LINE else None for line in lines]
+    stretch = find_stretch(
+        keys, lambda: [_letters(line) for line in lines], repeats, len(keys), limits.density, limits.min_letters
+    )
+    if stretch is None:
+        return ""
+    starts = [0, *accumulate(len(line) + 1 for line in lines)]
+    unit = text[starts[stretch.first] : starts[stretch.second]]
+    return _describe(unit, stretch.repeats, starts[stretch.start], starts[stretch.end] - 1)
+
+
+def find_word_loop(text: str, limits: RepetitionLimits) -> str:
+    """Find a sequence of words that comes back inside a window, as it is or with another number in it."""
+    data = text.encode("utf-8", "surrogatepass")
+    plain = data.translate(WORDS_WITHOUT_NUMBERS)
+    words = _words(plain)
+    for first, last in _poor_regions(words):
+        if _sequence_stretch(words[first:last], limits.ngram_repeats, limits) is None:
+            continue
+        starts = _starts(plain, words)
+        if loop := _word_loop(data, starts[first], starts[last], limits):
+            return loop
+    return ""
+
+
+def _word_loop(data: bytes, begin: int, stop: int, limits: RepetitionLimits) -> str:
+    """Look closely at the bytes begin <= i < stop of a text."""
+    for table, repeats in ((WORDS, limits.ngram_repeats), (WORDS_WITHOUT_NUMBERS, limits.numbered_repeats)):
+        plain = data[begin:stop].translate(table)
+        words = _words(plain)
+        stretch = _sequence_stretch(words, repeats, limits)
+        if stretch is None:
+            continue
+        starts = [begin + start for start in _starts(plain, words)]
+        start, end = starts[stretch.start], starts[min(stretch.end + limits.ngram - 1, len(words))]
+        digits = (end - start) - len(data[start:end].translate(None, DIGITS))
+        if table is WORDS or digits <= NUMBERED_DIGITS * (end - start):
+            unit, before, whole = (
+                data[a:b].decode("utf-8", "replace")
+                for a, b in ((starts[stretch.first], starts[stretch.second]), (0, start), (start, end))
+            )
+            return _describe(unit, stretch.repeats, len(before), len(before) + len(whole))
+    return ""
+
+
+def _poor_regions(words: list[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield where a text has few distinct words, with a window to either side."""
+    first = last = -1
+    for place in range(0, max(1, len(words) - SCREEN_WORDS // 2), SCREEN_WORDS // 2):
+        window = words[place : place + SCREEN_WORDS]
+        if len(set(window)) * 2 <= len(window):
+            if first >= 0 and place - SCREEN_WORDS > last:
+                yield first, last
+                first = -1
+            first = max(0, place - SCREEN_WORDS) if first < 0 else first
+            last = min(len(words), place + 2 * SCREEN_WORDS)
+    if first >= 0:
+        yield first, last
+
+
+def _sequence_stretch(words: list[bytes], repeats: int, limits: RepetitionLimits) -> Stretch | None:
+    sequences = list(zip(*(words[i:] for i in range(limits.ngram)), strict=False))
+    window = limits.window * repeats // limits.ngram_repeats
+    return find_stretch(sequences, lambda: _word_letters(words), repeats, window, limits.density, limits.min_letters)
+
+
+def find_run(text: str, limits: RepetitionLimits) -> str:
+    """Find a few characters over and over with nothing between, or numbers that only count on."""
+    for probe in range(0, len(text) - COMMON_PERIOD - PROBE_CHARS, PROBE_STEP):
+        if text[probe : probe + PROBE_CHARS] == text[probe + COMMON_PERIOD : probe + COMMON_PERIOD + PROBE_CHARS]:
+            for period in PERIODS:
+                start, end = _periodic(text, probe, period)
+                if end - start >= limits.run_chars:
+                    return _describe(text[start : start + period], (end - start) // period, start, end)
+    if len(text) - len(text.encode("utf-8", "surrogatepass").translate(None, DIGITS)) >= limits.counted:
+        return _count_on(text, limits.counted)
+    return ""
+
+
+def find_turn_loop(messages: Sequence[Message], turns: Sequence[int], limits: RepetitionLimits) -> str:
+    """Find actions that answer the same message again and again; `turns` are indices of assistant messages.
+
+    A page that is turned gives another result, and another answer to the same call is progress: only the
+    same message followed by the same action is a step in a circle.
+    """
+    actions: list[Hashable] = []
+    places: list[int] = []
+    for index in turns:
+        before = messages[index - 1]["content"] if index else ""
+        for action in _actions(messages[index]):
+            actions.append((before, action))
+            places.append(index)
+    stretch = find_stretch(actions, lambda: [1] * len(actions), limits.turn_repeats, len(actions), limits.density, 0)
+    if stretch is None:
+        return ""
+    repeated = messages[places[stretch.first]]
+    shown = " | ".join(_actions(repeated))[:EVIDENCE_CHARS]
+    return f"messages[{places[stretch.start]}..{places[stretch.end - 1]}]: {stretch.repeats} times {shown!r}"
+
+
+def find_stretch(
+    keys: Sequence[Hashable],
+    weigh: Callable[[], Sequence[int]],
+    repeats: int,
+    window: int,
+    density: float,
+    min_letters: int,
+) -> Stretch | None:
+    """Return the first stretch that is a loop: see the head of this file.
+
+    Args:  keys: what is compared; None is never repeated. weigh: gives the letters of each position, for
+    as many positions at least; called only if needed. repeats, window: so many occurrences of one key
+    within so many positions.
+    """
+    if len(keys) < repeats:
+        return None
+    often = {key for key, count in Counter(keys).items() if count >= repeats and key is not None}
+    if not often:
+        return None
+    places = defaultdict(list)
+    for position, key in enumerate(keys):
+        if key in often:
+            places[key].append(position)
+    weights = weigh()[: len(keys)]
+    total = [0, *accumulate(weights)]
+    repeated = [0, *accumulate(w if key in often else 0 for w, key in zip(weights, keys, strict=True))]
+    opened = [0] * (len(keys) + 1)
+    for found in places.values():
+        for start, last in zip(found, found[repeats - 1 :], strict=False):
+            end = last + 1
+            dense = repeated[end] - repeated[start] >= density * (total[end] - total[start])
+            if end - start <= window and dense:
+                opened[start] += 1
+                opened[end] -= 1
+    depth = list(accumulate(opened))
+    edges = [i for i in range(len(depth)) if (depth[i] > 0) != (i > 0 and depth[i - 1] > 0)]
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        if total[end] - total[start] >= min_letters:
+            counts = Counter(key for key in keys[start:end] if key in often)
+            item, count = max(counts.items(), key=lambda entry: entry[1])  # the first of equals
+            inside = [place for place in places[item] if start <= place < end]
+            first, second = min(pairwise(inside), key=lambda pair: pair[1] - pair[0])
+            return Stretch(start, end, first, second, count)
+    return None
+
+
+def _words(plain: bytes) -> list[bytes]:
+    """Split at spaces; what is long and not ASCII is a text without spaces, taken character by character."""
+    words = plain.split()
+    if plain.isascii() or len(max(words, key=len, default=b"")) < LONGEST_WORD:
+        return words
+    cut = []
+    for word in words:
+        if len(word) < LONGEST_WORD or word.isascii():
+            cut.append(word)
+        else:
+            cut += [character.encode("utf-8", "surrogatepass") for character in word.decode("utf-8", "surrogatepass")]
+    return cut
+
+
+def _starts(plain: bytes, words: list[bytes]) -> list[int]:
+    """Return where each word starts, in bytes, and the end."""
+    starts, position = [], 0
+    for word in words:
+        position = plain.index(word, position)
+        starts.append(position)
+        position += len(word)
+    return [*starts, len(plain)]
+
+
+def _letters(text: str) -> int:
+    """Count letters, in UTF-8 bytes: a Chinese character says as much as three letters."""
+    if text.isascii():
+        return len(text.encode().translate(None, NOT_LETTERS))
+    return sum(len(character.encode("utf-8", "replace")) for character in text if character.isalpha())
+
+
+def _word_letters(words: list[bytes]) -> list[int]:
+    letters = {word: _letters(word.decode("utf-8", "replace")) for word in set(words)}
+    return [letters[word] for word in words]
+
+
+def _periodic(text: str, probe: int, period: int) -> tuple[int, int]:
+    """Return how far around `probe` a text repeats itself after `period` characters."""
+    start = end = probe
+    while start > 0 and text[start - 1] == text[start - 1 + period]:
+        start -= 1
+    while end + period < len(text) and text[end] == text[end + period]:
+        end += 1
+    return start, end + period
+
+
+def _count_on(text: str, counted: int) -> str:
+    """Describe numbers in a row, no letter between, that grow or shrink by the same step."""
+    numbers = [int(number[-18:]) for number in NUMBERS.findall(text)]
+    steps = list(map(sub, numbers[1:], numbers))
+    for probe in range(0, len(steps) - counted // 2, counted // 2):  # every run of `counted` numbers holds a probe
+        step = steps[probe]
+        if step and steps[probe : probe + counted // 2] == [step] * (counted // 2):
+            start = end = probe
+            while start > 0 and steps[start - 1] == step:
+                start -= 1
+            while end < len(steps) and steps[end] == step:
+                end += 1
+            found = list(NUMBERS.finditer(text))[start : end + 1]
+            between = text[found[0].start() : found[-1].end()]
+            if len(found) >= counted and not LETTER.search(between):
+                shown = text[found[0].start() : found[3].end()]
+                return _describe(shown, len(found), found[0].start(), found[-1].end())
+    return ""
+
+
+def _actions(message: Message) -> list[str]:
+    """Return what a turn does: its calls, or what it says."""
+    calls: list[Any] = [call["function"] for call in message.get("tool_calls", [])]
+    if not calls:
+        return [message["content"]]
+    return [f"{call['name']} {json.dumps(call['arguments'], sort_keys=True, ensure_ascii=False)}" for call in calls]
+
+
+def _describe(unit: str, repeats: int, start: int, end: int) -> str:
+    shown = unit.strip() or unit
+    shown = shown if len(shown) <= EVIDENCE_CHARS else shown[: EVIDENCE_CHARS - 3] + "..."
+    return f"characters {start} to {end}: {repeats} times {shown!r}"

@@ -1,0 +1,73 @@
+"""JSON from outside, read strictly: what one reader forgives, the next one reads otherwise.
+
+`parse(text)` gives the value or raises ValueError with what is wrong. Refused, beyond what JSON forbids: NaN
+and Infinity, numbers that no float holds, a key that stands twice in an object, half of a surrogate pair, and
+more than MAX_DEPTH levels. What passes can be written as JSON and UTF-8 again, and be walked recursively.
+"""
+
+import json
+import math
+from typing import Any, NoReturn
+
+# Chats and the schemas of their tools stay below 30 levels; jsonschema makes some 10 calls for each.
+MAX_DEPTH = 64
+
+
+def parse(text: str | bytes) -> Any:
+    """Read JSON text; bytes are UTF-8, with or without a byte order mark.
+
+    Raises:  ValueError: what is wrong; UnicodeDecodeError, which is a ValueError: not UTF-8.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        value = _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError(f"nested too deeply: more than {MAX_DEPTH} levels") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"nested too deeply: more than {MAX_DEPTH} levels")
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("half of a surrogate pair, which no text can hold") from error
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Say whether more lists and objects than that stand in each other, without recursion.
+
+    >>> _is_deeper([{"a": []}], 3), _is_deeper([{"a": []}], 2)
+    (False, True)
+    """
+    layer = [value]
+    for _ in range(levels):
+        layer = [inner for outer in layer if isinstance(outer, dict | list) for inner in _inside(outer)]
+    return any(isinstance(item, dict | list) for item in layer)
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:80]!r} stands twice in an object")
+    return value
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits[:80]} is larger than a float can be")
+    return number
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse)

@@ -1,0 +1,155 @@
+"""Template: a chat template as a function from messages to text, sandboxed and held to limits.
+
+A template may come with a model from anywhere: it is code from outside. The sandbox keeps it from everything
+but what it is given; two limits keep it from exhausting the machine. While templates are compiled or run, this
+process may take MEMORY_BYTES more of address space, and CPU_SECONDS for one text; past them the stage ends with
+one InputError. The limits hold in this process, so rendering needs no second one and no copies.
+
+What a template sees is what `transformers` gives it, less what would make the same data other text tomorrow:
+the clock and random choice. Linux, main thread.
+"""
+
+import contextlib
+import json
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from sft.command import InputError
+
+MEMORY_BYTES = 1 << 30
+CPU_SECONDS = 15
+LONGEST_TEXT = 1 << 24  # characters; what is longer would exhaust the tokenizer
+# What the expressions of a template raise on data that it does not expect.
+TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+NO_CLOCK = "the template asks for today's date: the same data would give other tokens tomorrow"
+
+
+class Template:
+    """A compiled chat template."""
+
+    def __init__(self, path: Path) -> None:
+        """Read and compile the .jinja file at `path`.
+
+        Raises:  InputError: no such file, or no template that can be compiled within the limits.
+        """
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such chat template. prep.template is a .jinja file: templates/nano3.jinja is ours, "
+                "models/base/chat_template.jinja the one that the base model brings, if it brings one."
+            )
+        self.name = str(path)
+        try:
+            self.source = path.read_text(encoding="utf-8")
+            with limited(self.name):
+                self._template = _Sandbox().from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(f"{path}:{error.lineno}: not a Jinja template: {error.message}") from error
+        except (jinja2.TemplateError, SyntaxError, *TEMPLATE_FAULTS) as error:
+            raise InputError(
+                f"{path}: not a Jinja template: {type(error).__name__}: {error}"
+            ) from error  # or not UTF-8
+
+    def render(self, **variables: Any) -> str:
+        """Render to text; held to limits within `limited`.
+
+        Raises:  jinja2.TemplateError: the template refuses the variables, or fails on them.
+        """
+        _grant_time()
+        try:
+            text = self._template.render(**variables)
+        except TEMPLATE_FAULTS as error:
+            raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
+        if len(text) > LONGEST_TEXT:
+            raise _ExhaustedError(f"a text of {len(text):,} characters")
+        return text
+
+
+class _ExhaustedError(Exception):
+    """A template used up a limit; not a kind of error that templates are expected to raise."""
+
+
+@contextlib.contextmanager
+def limited(name: str) -> Iterator[None]:
+    """Limit what compiling and rendering may use until the block ends.
+
+    Raises:  InputError: the template called `name` used up a limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    bound = pages * resource.getpagesize() + MEMORY_BYTES
+    former = signal.signal(signal.SIGPROF, _out_of_time)
+    resource.setrlimit(resource.RLIMIT_AS, (bound if soft == resource.RLIM_INFINITY else min(soft, bound), hard))
+    try:
+        _grant_time()
+        yield
+    except (MemoryError, _ExhaustedError) as error:
+        used = str(error) or f"more than {MEMORY_BYTES >> 20} MiB of memory"
+        raise InputError(
+            f"{name}: the chat template used {used}. A template is a few loops over messages: this one is broken or "
+            "hostile. Choose another prep.template."
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGPROF, former)
+
+
+def _grant_time() -> None:
+    """Start the CPU time of one text anew, where it is limited."""
+    if signal.getsignal(signal.SIGPROF) is _out_of_time:  # else the signal would end the process
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS, 1)  # and each second: Jinja's compiler swallows some errors
+
+
+def _out_of_time(_signal: int, _frame: Any) -> None:
+    raise _ExhaustedError(f"more than {CPU_SECONDS} s of CPU time for one text")
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks: accepted and without effect, because the mask comes from rendering turns."""
+
+    tags = {"generation"}  # noqa: RUF012 (the form that jinja2 prescribes)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Give the body back as it is."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The environment that `transformers` gives to chat templates, without clock and chance."""
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        del self.filters["random"], self.globals["lipsum"]
+        self.filters["tojson"] = _to_json
+        self.globals["raise_exception"] = _refuse
+        self.globals["strftime_now"] = jinja2.Undefined(hint=NO_CLOCK)  # not `defined`: some then have a fixed date
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Look up `message.role`: as the sandbox does, but without raising for each key; rendering is twice as fast."""
+        if type(obj) is dict and not hasattr(dict, attribute):
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,109 @@
+"""Every labelled conversation, read from a file as a source would be, gets the verdict it must get.
+
+tests/labelled/conversations.jsonl: id, why, format; the row as `record`, `line` (text, perhaps in another
+`encoding`) or `parts` ([text, times] joined); perhaps `fields`, `where`, `max_chars`; `expect`, a reason or
+"kept"; perhaps `kept_as`, the normal form; `near`, the reason that a kept row almost deserves.
+"""
+
+import ast
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.data import conversation, structure
+from sft.data.conversation import Conversation, Rejection, normalise
+from sft.data.formats import read_rows
+from sft.data.rows import REFUSALS
+from sft.data.structure import check_structure
+
+LABELLED = Path(__file__).parents[1] / "labelled/conversations.jsonl"
+FIXTURES = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+MAX_CHARS, MAX_MESSAGE_CHARS = 20_000, 15_000
+# A sound row before the one in question, so that a row without the fields is one among others.
+SOUND = {
+    "openai": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    "alpaca": {"prompt": "a", "completion": "b"},
+}
+
+
+def line_of(fixture: dict[str, Any]) -> bytes:
+    if "parts" in fixture:
+        return "".join(text * times for text, times in fixture["parts"]).encode()
+    if "line" in fixture:
+        return str(fixture["line"]).encode(fixture.get("encoding", "utf-8"))
+    return json.dumps(fixture["record"]).encode()
+
+
+def judge(fixture: dict[str, Any], folder: Path) -> Conversation | Rejection:
+    mapped = {key: fixture[key] for key in ("fields", "where") if key in fixture}
+    sound = [] if mapped else [SOUND[fixture["format"]]] if fixture["format"] in SOUND else []
+    lines = [*(json.dumps(record).encode() for record in sound), line_of(fixture)]
+    (folder / "a.jsonl").write_bytes(b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines))
+    rows = list(read_rows(folder, fixture["format"], **mapped))
+    assert len(rows) == len(lines), "every line is one row"
+    if rows[-1].record is None:
+        return Rejection("malformed-row", rows[-1].fault)
+    if refusal := (rows[-1].record.get("meta") or {}).get("refuse"):
+        return Rejection(refusal, json.dumps(rows[-1].record["meta"]))
+    outcome = normalise(rows[-1].record)
+    if isinstance(outcome, Rejection):
+        return outcome
+    return (
+        check_structure(outcome, fixture.get("max_chars", MAX_CHARS), fixture.get("max_chars", MAX_MESSAGE_CHARS))
+        or outcome
+    )
+
+
+@pytest.mark.parametrize("fixture", FIXTURES, ids=[fixture["id"] for fixture in FIXTURES])
+def test_a_labelled_conversation_gets_its_verdict(fixture: dict[str, Any], tmp_path: Path) -> None:
+    outcome = judge(fixture, tmp_path)
+    if isinstance(outcome, Rejection):
+        assert (outcome.reason, outcome.evidence != "") == (fixture["expect"], True), outcome.evidence
+        return
+    assert fixture["expect"] == "kept", fixture["why"]
+    normal = {"messages": outcome.messages, "tools": outcome.tools}
+    if "kept_as" in fixture:
+        assert normal == {"tools": None, **fixture["kept_as"]}
+    assert normalise(normal) == outcome, "normalising twice changes nothing"
+
+
+def test_what_is_kept_can_be_written_as_json_and_utf8(tmp_path: Path) -> None:
+    kept = [outcome for fixture in FIXTURES if isinstance(outcome := judge(fixture, tmp_path), Conversation)]
+    for outcome in kept:
+        text = json.dumps([outcome.messages, outcome.tools], ensure_ascii=False, allow_nan=False)
+        assert json.loads(text.encode().decode()) == [outcome.messages, outcome.tools]
+        assert len(outcome.id) == 32
+    assert len(kept) > 60
+
+
+def reasons() -> set[str]:
+    """Every reason that normalising or a check may give, read from their source."""
+    found = set(REFUSALS)
+    for module in (conversation, structure):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"[a-z]+(-[a-z]+)+", str(node.value)):
+                found.add(str(node.value))
+    return found | {"malformed-row"}
+
+
+def test_every_reason_has_two_fixtures_and_a_near_miss_that_is_kept() -> None:
+    expected = Counter(fixture["expect"] for fixture in FIXTURES)
+    near = Counter(fixture["near"] for fixture in FIXTURES if "near" in fixture)
+    assert len(FIXTURES) >= 120
+    assert len({fixture["id"] for fixture in FIXTURES}) == len(FIXTURES)
+    assert all(fixture["why"] for fixture in FIXTURES)
+    assert all(fixture["expect"] == "kept" for fixture in FIXTURES if "near" in fixture or "kept_as" in fixture)
+    assert len(reasons()) > 25
+    assert set(expected) - {"kept"} == reasons()
+    assert {reason: expected[reason] for reason in reasons() if expected[reason] < 2} == {}
+    assert reasons() - set(near) == set()
+
+
+def test_the_nine_ways_in_which_the_published_code_errs_each_have_a_fixture() -> None:
+    named = {match[1] for fixture in FIXTURES if (match := re.match(r"published-([a-i])\b", fixture["id"]))}
+    assert named == set("abcdefghi")
