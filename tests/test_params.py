@@ -99,7 +99,7 @@ def test_every_translation_leads_to_a_key_that_exists():
         ("optimizer.lr", ".inf", "finite", "inf (float)"),
         ("optimizer.lr", "-1.0", "greater than 0", "-1.0 (float)"),
         ("optimizer.lr", "high", "valid number", "'high' (str)"),
-        ("pack.over_length", "cut", "'drop' or 'error'", "'cut' (str)"),
+        ("pack.over_length", "cut", "'drop', 'error' or 'cut-at-turn'", "'cut' (str)"),
         ("model.sequence_parallel", "no", "boolean", "'no' (str)"),
     ],
 )

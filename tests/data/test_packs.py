@@ -5,13 +5,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.packs import align_mask, build_pack, pack_fault, write_npy
+from sft.command import InputError
+from sft.data.packs import CUT, align_mask, build_pack, count, count_losses, fit_samples, pack_fault, write_npy
 
 STOP = 2
 
 
 def sample(ids: list[int], mask: list[int], number: int = 0) -> dict:
-    return {"ids": ids, "mask": mask, "conversation_id": f"c{number}", "sample": number, "source": "s"}
+    return {"ids": ids, "mask": mask, "conversation_id": f"c{number}", "sample": number, "source": "s", "repeat": 0}
+
+
+def prepared(*turns: tuple[int, int], number: int = 0) -> dict:
+    """A sample of turns, each so many tokens of prompt and so many trained."""
+    ids, mask, ends = [], [], []
+    for prompt, answer in turns:
+        ids += [5] * prompt + [7] * (answer - 1) + [STOP] * bool(answer)
+        mask += [0] * prompt + [1] * answer
+        ends += [len(ids)] if answer else []
+    return {**sample(ids, mask, number), "turn_ends": ends, "trained": sum(mask)}
 
 
 def test_two_samples_in_a_pack_literally():
@@ -70,3 +81,60 @@ def test_npy_holds_dicts_of_lists_of_int_and_the_same_bytes_each_time(tmp_path):
     assert [dict(row) for row in loaded] == [
         {"input_ids": [5, 6, STOP], "loss_mask": [1, 1, 0], "seq_start_id": [0]}
     ] * 2
+
+
+def test_a_long_sample_is_cut_behind_the_last_trained_turn_that_fits():
+    long = prepared((3, 2), (2, 3), (4, 4))
+    ((kept,), (loss,)) = fit_samples([long], "cut-at-turn", pack_size=12, multiple=1)
+    assert kept["ids"] == long["ids"][:10] == [5, 5, 5, 7, STOP, 5, 5, 7, 7, STOP]
+    assert (kept["mask"], kept["trained"]) == ([0, 0, 0, 1, 1, 0, 0, 1, 1, 1], 5)
+    assert (loss.reason, loss.tokens, loss.trained_tokens) == (CUT, 8, 4)
+
+
+def test_the_padding_that_a_cut_sample_needs_counts_as_well():
+    ((kept,), _) = fit_samples([prepared((3, 2), (2, 3), (4, 4))], "cut-at-turn", pack_size=11, multiple=4)
+    assert len(kept["ids"]) == 5, "10 tokens are padded to 12"
+
+
+def test_what_is_too_long_for_its_first_trained_turn_is_over_length_under_every_policy_that_goes_on():
+    long, short = prepared((9, 4), (1, 1)), prepared((2, 2), number=1)
+    for policy in ("drop", "cut-at-turn"):
+        kept, losses = fit_samples([long, short], policy, pack_size=12, multiple=1)
+        assert kept == [short]
+        assert [(loss.conversation, loss.reason, loss.tokens) for loss in losses] == [("c0", "over-length", 15)]
+        assert losses[0].evidence == "sample 0: 15 tokens of 12"
+
+
+def test_error_names_the_first_sample_that_is_too_long_its_length_and_what_to_do():
+    samples = [prepared((2, 2)), prepared((9, 4), number=1), prepared((90, 4), number=2)]
+    with pytest.raises(InputError, match=r"^s, conversation c1, sample 1: 13 tokens, .* 12\. Raise pack.pack_size, or"):
+        fit_samples(samples, "error", pack_size=12, multiple=1)
+
+
+def test_a_sample_without_a_trained_token_that_anything_predicts_is_lost_as_untrained():
+    kept, losses = fit_samples([prepared((5, 0)), sample([7, 5], [1, 0], 1) | {"trained": 0}], "drop", 12, 1)
+    assert kept == []
+    assert [loss.reason for loss in losses] == ["untrained", "untrained"]
+
+
+def test_data_that_does_not_say_where_turns_end_cannot_be_cut():
+    old = {name: value for name, value in prepared((9, 4)).items() if name != "turn_ends"}
+    with pytest.raises(InputError, match="dvc repro prep"):
+        fit_samples([old], "cut-at-turn", pack_size=12, multiple=1)
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), min_size=1, max_size=5), max_size=12),
+    st.sampled_from(["drop", "cut-at-turn"]),
+    st.sampled_from([1, 4]),
+)
+def test_tokens_in_are_tokens_kept_and_tokens_lost(conversations, policy, multiple):
+    samples = [prepared(*turns, number=number) for number, turns in enumerate(conversations)]
+    kept, losses = fit_samples(samples, policy, pack_size=16, multiple=multiple)
+    came, stayed, lost = count(samples), count(kept), count_losses(losses)
+    for unit in ("tokens", "trained_tokens"):
+        assert came[unit] == stayed[unit] + sum(counts[unit] for counts in lost.values())
+    assert came["samples"] == stayed["samples"] + sum(loss.reason != CUT for loss in losses)
+    for one in kept:
+        assert len(build_pack([one], multiple, pad_id=0)["input_ids"]) <= 16
+        assert len(one["ids"]) in {*one["turn_ends"], len(samples[one["sample"]]["ids"])}

@@ -7,7 +7,10 @@ from sft.data.shards import SAMPLES, ShardWriter, read_batches, read_rows
 
 
 def rows(number: int) -> list[dict]:
-    return [{"conversation_id": f"c{n}", "sample": n % 3, "ids": [n, n + 1], "mask": [0, 1]} for n in range(number)]
+    return [
+        {"conversation_id": f"c{n}", "sample": n % 3, "ids": [n, n + 1], "mask": [0, 1], "turn_ends": [2]}
+        for n in range(number)
+    ]
 
 
 def write(folder, number):

@@ -1,18 +1,26 @@
 """pack: what comes in goes out or is counted, split by conversation, packed without a broken promise."""
 
+import csv
 import json
+import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sft.command import InputError
-from sft.data.shards import read_rows
-from sft.files import folder_digest, read_json
+from sft.data.conversation import Conversation
+from sft.data.duplicates import signature
+from sft.data.shards import SAMPLES, SIGNATURES, ShardWriter, read_rows
+from sft.files import file_digest, folder_digest, read_json, write_json
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
 from sft.stages import prep as prep_stage
-from tests.project import link_project, set_params
+from tests.project import ROOT, link_project, run, set_params
+from tests.tiny import EOS
 
 SPLITS = ("training", "validation", "test")
 
@@ -57,6 +65,15 @@ def prepared_samples(project):
 
 def packs(project, split):
     return list(read_rows(project / "data/packed" / split))
+
+
+def rejected(project):
+    return [json.loads(line) for line in (project / "data/packed/rejected.jsonl").read_text().splitlines()]
+
+
+def mixture(project):
+    with (project / "reports/mixture.csv").open() as file:
+        return {row["source"]: row for row in csv.DictReader(file)}
 
 
 def segments(pack):
@@ -141,24 +158,50 @@ def test_the_same_input_gives_the_same_bytes_and_another_seed_others(project):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_samples_longer_than_a_pack_are_dropped_and_counted_by_source(project):
-    set_params(project, **{"pack.pack_size": 100})
+def test_samples_longer_than_a_pack_are_dropped_and_counted_by_source_and_domain(project):
+    set_params(project, **{"pack.pack_size": 100, "pack.over_length": "drop"})
     stage.main()
-    metadata, report = (
-        read_json(project / "data/packed/metadata.json"),
-        read_json(project / "reports/pack.json"),
-    )
-    assert metadata["sources"]["calls"]["over_length"]["samples"] == 60
-    assert report["rejected"]["over-length"] >= 60
-    assert report["tokens"] + report["tokens_rejected"]["over-length"] == report["tokens_in"]
+    report = read_json(project / "reports/pack.json")
+    lost = report["lost"]["sources"]["calls"]["over-length"]
+    assert lost["samples"] == 60
+    assert report["lost"]["domains"]["tool-use"] == report["lost"]["sources"]["calls"]
+    assert report["lost"]["sources"]["chats"] == {}
+    assert report["tokens"] + lost["tokens"] == report["tokens_in"]
     assert report["rows_in"] == report["rows_out"] + report["rejected"]["over-length"] == 100
+    assert report["length_quantiles"]["calls"]["p0"] > 100 >= report["length_quantiles"]["chats"]["p100"]
+    lines = rejected(project)
+    assert len(lines) == 60
+    assert all(line.keys() == {"id", "source", "reason", "evidence"} for line in lines)
+    assert lines[0]["evidence"] == f"sample 0: {report['length_quantiles']['calls']['p0']} tokens of 100"
 
 
-def test_samples_longer_than_a_pack_can_be_an_error_that_names_the_longest(project):
+def test_samples_longer_than_a_pack_can_be_an_error_that_names_the_first(project):
     set_params(project, **{"pack.pack_size": 100, "pack.over_length": "error"})
-    with pytest.raises(InputError, match=r"longest has 4\d\d \(calls, conversation [0-9a-f]{32}\)"):
+    first = next(iter(read_rows(project / "data/prepared/calls")))
+    with pytest.raises(InputError, match=f"calls, conversation {first['conversation_id']}, sample 0: 4\\d\\d tokens"):
         stage.main()
     assert not (project / "data/packed").exists()
+
+
+def test_samples_longer_than_a_pack_can_be_cut_behind_their_last_whole_turn(project):
+    set_params(project, **{"pack.pack_size": 440, "pack.over_length": "cut-at-turn"})
+    stage.main()
+    expected, cut = prepared_samples(project), 0
+    for split in SPLITS:
+        for pack in packs(project, split):
+            for key, ids, mask in segments(pack):
+                whole = expected[key]
+                assert ids == whole["ids"][: len(ids)]
+                assert mask == [*whole["mask"][1 : len(ids)], 0]
+                assert len(ids) in {*whole["turn_ends"], len(whole["ids"])}
+                cut += len(ids) < len(whole["ids"])
+    report = read_json(project / "reports/pack.json")
+    assert cut == report["lost"]["sources"]["calls"]["cut"]["samples"] > 0
+    for unit in ("tokens", "trained_tokens"):
+        assert report[f"{unit}_rejected"]["cut"] == report["lost"]["domains"]["tool-use"]["cut"][unit] > 0
+        assert report[f"{unit}_in"] == report[unit] + sum(report[f"{unit}_rejected"].values())
+    assert "cut" not in report["rejected"]
+    assert "cut" not in {line["reason"] for line in rejected(project)}
 
 
 def test_a_pack_size_that_no_sample_fits_stops(project):
@@ -196,3 +239,243 @@ def test_a_source_that_is_not_prepared_says_what_to_run(project):
     set_params(project, **{"fetch.sources": {"other": {"uri": "file://x.jsonl", "format": "openai"}}})
     with pytest.raises(InputError, match="dvc repro prep@other"):
         stage.main()
+
+
+def test_where_nothing_is_asked_the_mixture_is_what_there_is(project):
+    stage.main()
+    counted = read_json(project / "data/packed/metadata.json")["splits"]["training"]["sources"]
+    for source, row in mixture(project).items():
+        assert list(row) == [
+            "source",
+            "domain",
+            "epochs",
+            "asked_share",
+            "tokens",
+            "trained_tokens",
+            "achieved_share",
+        ]
+        assert row["asked_share"] == row["achieved_share"]
+        assert (int(row["tokens"]), row["epochs"]) == (counted[source]["tokens"], "1.0")
+    assert len(counted) == 2
+
+
+def test_epochs_repeat_training_only_mark_the_copies_and_keep_them_in_different_packs(project):
+    stage.main()
+    once = read_json(project / "reports/pack.json")
+    set_params(project, **{"fetch.sources.chats.epochs": 2.5})
+    stage.main()
+    report, found = read_json(project / "reports/pack.json"), {}
+    for split in SPLITS:
+        for pack in packs(project, split):
+            copies = list(zip(pack["conversation_id"], pack["sample"], pack["repeat"], strict=True))
+            assert len({(conversation, repeat) for conversation, _, repeat in copies}) == len(
+                {conversation for conversation, _, _ in copies}
+            )
+            for source, copy in zip(pack["source"], copies, strict=True):
+                found.setdefault((split, source), []).append(copy)
+    assert {repeat for _, _, repeat in found["training", "chats"]} == {0, 1, 2}
+    for (split, source), copies in found.items():
+        assert len(copies) == len(set(copies))
+        if (split, source) != ("training", "chats"):
+            assert {repeat for _, _, repeat in copies} == {0}
+    assert report["rows_out"] == once["rows_out"] == 100
+    assert report["tokens"] == once["tokens"] + report["repeated"]["tokens"]
+    assert report["repeated"]["samples"] == sum(repeat > 0 for _, _, repeat in found["training", "chats"])
+    for split in ("validation", "test"):
+        assert report["splits"][split] == once["splits"][split]
+
+
+def test_shares_are_reached_without_repeating_and_what_is_not_drawn_is_counted(project):
+    set_params(project, **{"fetch.sources.calls.share": 0.75, "fetch.sources.chats.share": 0.25})
+    stage.main()
+    report, rows = read_json(project / "reports/pack.json"), mixture(project)
+    assert [rows[source]["asked_share"] for source in ("calls", "chats")] == ["0.75", "0.25"]
+    assert [float(rows[source]["achieved_share"]) for source in ("calls", "chats")] == pytest.approx(
+        [0.75, 0.25], abs=0.02
+    )
+    assert report["repeated"]["samples"] == 0
+    assert report["rows_in"] == report["rows_out"] + report["rejected"]["not-drawn"]
+    assert report["tokens_in"] == report["tokens"] + report["tokens_rejected"]["not-drawn"]
+    assert report["rejected"]["not-drawn"] > 0
+    assert rejected(project) == [], "they are fit: counted, not listed"
+    domains = read_json(project / "data/packed/metadata.json")["mixture"]["domains"]
+    assert {name: domain["asked_share"] for name, domain in domains.items()} == {"tool-use": 0.75, "chat": 0.25}
+
+
+def test_shares_of_some_sources_only_stop_before_anything_is_read(project):
+    set_params(project, **{"fetch.sources.calls.share": 1.0})
+    with pytest.raises(InputError, match="calls have a share, chats have none"):
+        stage.main()
+
+
+# Made-up sources: conversations of a fixed pool, so that the same id means the same tokens wherever it is.
+
+
+def made_up(number: int) -> list[dict]:
+    """The samples of conversation `number`: one or two, each of up to four turns."""
+    drawn = random.Random(number)
+    samples = []
+    for place in range(drawn.choice([1, 1, 2])):
+        ids, mask, ends = [], [], []
+        for _ in range(drawn.randint(1, 4)):
+            prompt, answer = drawn.randint(1, 20), drawn.randint(1, 12)
+            ids += [5 + number] * prompt + [9] * (answer - 1) + [EOS]
+            mask += [0] * prompt + [1] * answer
+            ends.append(len(ids))
+        samples.append({"conversation_id": f"c{number}", "sample": place, "ids": ids, "mask": mask, "turn_ends": ends})
+    return samples
+
+
+def lay_out(folder: Path, sources: dict[str, list[int]]) -> list[dict]:
+    """Write prepared data and the reports before it, as prep leaves them; return all samples with their source."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    everything = []
+    for source, numbers in sources.items():
+        samples = [sample for number in numbers for sample in made_up(number)]
+        with ShardWriter(folder / "data/prepared" / source, "samples", SAMPLES) as shards:
+            for sample in samples:
+                shards.write(sample)
+        (folder / "data/prepared" / source / "chat_template.jinja").write_text("template")
+        prints = {"template_sha256": "0", "tokenizer_sha256": file_digest(folder / "models/base/tokenizer.json")}
+        counts = {"rows_out": len(numbers), "samples": len(samples), "rejected": {}}
+        write_json(folder / f"reports/prep/{source}.json", {**counts, **prints})
+        write_json(folder / f"reports/filter/{source}.json", {"sampled": False, "rejected": {}})
+        everything += [{**sample, "source": source} for sample in samples]
+    return everything
+
+
+def sources_in_params(folder: Path, sources: dict[str, dict]) -> None:
+    described = {"uri": "file://x.jsonl", "format": "openai"}
+    set_params(folder, **{"fetch.sources": {source: {**described, **more} for source, more in sources.items()}})
+
+
+@pytest.fixture
+def bare(project, monkeypatch):
+    """A project whose prepared data each test lays out; quick, and nothing is said."""
+    (project / "data/prepared").unlink()
+    for name in ("filter", "prep"):
+        (project / "reports" / name).unlink()
+    monkeypatch.setattr(stage, "say", lambda *parts: None)
+    set_params(project, **{"pack.pack_size": 64, "pack.npy_max_tokens": 0})
+    return project
+
+
+NUMBERS = st.lists(st.integers(0, 39), min_size=3, max_size=15, unique=True)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), NUMBERS, min_size=1),
+    st.sampled_from(["drop", "cut-at-turn"]),
+    st.sampled_from([1, 8]),
+    st.lists(st.sampled_from([None, 0.4, 1.0, 2.3]), min_size=3, max_size=3),
+)
+def test_whatever_comes_is_packed_or_counted_and_stands_on_one_side(bare, sources, policy, multiple, epochs):
+    everything = lay_out(bare, sources)
+    sources_in_params(bare, {name: {"epochs": often} for name, often in zip(sources, epochs, strict=False)})
+    set_params(bare, **{"pack.over_length": policy, "pack.pad_segments_to": multiple})
+    stage.main()
+
+    report, sides, found = read_json(bare / "reports/pack.json"), {}, []
+    whole = {(one["source"], one["conversation_id"], one["sample"]): one for one in everything}
+    for split in SPLITS:
+        for pack in packs(bare, split):
+            assert 0 < sum(pack["loss_mask"])
+            assert len(pack["input_ids"]) <= 64
+            for (key, _, mask), repeat in zip(segments(pack), pack["repeat"], strict=True):
+                sides.setdefault(key[1], set()).add((split, key[0]))
+                found.append((*key, repeat, sum(mask)))
+    assert found
+    assert all(len(side) == 1 for side in sides.values()), "one split, and one source"
+    assert len({copy[:4] for copy in found}) == len(found)
+
+    assert report["rows_in"] == sum(map(len, sources.values())) == report["rows_out"] + sum(report["rejected"].values())
+    assert report["rows_out"] == len({copy[:2] for copy in found})
+    samples = report["samples"]
+    assert samples["rows_in"] == len(everything) == samples["rows_out"] + sum(samples["rejected"].values())
+    assert samples["rows_out"] == len({copy[:3] for copy in found}) == len(found) - report["repeated"]["samples"]
+    for unit, name in (("tokens", "ids"), ("trained_tokens", "mask")):
+        assert report[f"{unit}_in"] == sum(len(one["ids"]) if name == "ids" else sum(one["mask"]) for one in everything)
+        went = report[unit] + sum(report[f"{unit}_rejected"].values())
+        assert report[f"{unit}_in"] + report["repeated"][unit] == went
+        by_source = [lost.values() for lost in report["lost"]["sources"].values()]
+        assert sum(counts[unit] for lost in by_source for counts in lost) == sum(report[f"{unit}_rejected"].values())
+    assert report["trained_tokens"] == sum(copy[4] for copy in found)
+    for source, number, sample, *_ in found:
+        assert (source, number, sample) in whole
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(40)), st.permutations(["a", "b", "c"]))
+def test_the_order_of_rows_and_of_sources_changes_no_byte_where_nothing_is_a_duplicate(bare, numbers, names):
+    digests = []
+    for order, own in ((["a", "b", "c"], sorted(numbers)), (names, numbers)):
+        lay_out(bare, {name: [n for n in own if n % 3 == "abc".index(name)] for name in order})
+        sources_in_params(bare, {name: {"epochs": 1.5 if name == "b" else None} for name in order})
+        stage.main()
+        digests.append((folder_digest(bare / "data/packed"), file_digest(bare / "reports/pack.json")))
+    assert digests[0] == digests[1]
+
+
+def test_a_conversation_of_several_sources_stays_with_the_first_in_params_and_the_evidence_is_kept(bare):
+    lay_out(bare, {"a": list(range(10)), "b": list(range(5, 15))})
+    sources_in_params(bare, {"b": {}, "a": {}})
+    set_params(bare, **{"pack.pack_size": 256})
+    stage.main()
+    report = read_json(bare / "reports/pack.json")
+    assert (report["rows_in"], report["rows_out"], report["rejected"]) == (20, 15, {"duplicate": 5})
+    assert list(report["lost"]["sources"]["a"]) == ["duplicate"]
+    assert report["lost"]["sources"]["b"] == {}
+    lines = {line["id"]: line for line in rejected(bare)}
+    assert lines.keys() == {f"c{n}" for n in range(5, 10)}
+    assert lines["c5"] == {"id": "c5", "source": "a", "reason": "duplicate", "evidence": "c5 of b is kept"}
+
+
+def test_near_duplicates_of_an_earlier_source_go_and_those_inside_a_source_are_on_one_side(bare):
+    """Conversations 2n and 2n + 1 of source a are alike; 20 to 24 of b are like 0, 2, 4, 6 and 8 of a."""
+    lay_out(bare, {"a": list(range(20)), "b": list(range(20, 30))})
+    story = [random.Random(n).choices([f"word{'abcdefghij'[i % 10]}{i}x" for i in range(500)], k=80) for n in range(40)]
+    texts = {n: " ".join(story[n // 2]) for n in range(20)} | {n: " ".join(story[n]) for n in range(25, 30)}
+    texts |= {20 + n: texts[2 * n] for n in range(5)}
+    for source, numbers in (("a", range(20)), ("b", range(20, 30))):
+        with ShardWriter(bare / "data/filtered" / source, "signatures", SIGNATURES) as shards:
+            for n in numbers:
+                turns = [{"role": "user", "content": texts[n]}, {"role": "assistant", "content": texts[n] + "!" * n}]
+                shards.write({"id": f"c{n}", "signature": signature(Conversation(turns, None))})
+    sources_in_params(bare, {"a": {}, "b": {}})
+    set_params(bare, **{"pack.pack_size": 256, "pack.near_duplicates": 0.8, "pack.validation": 0.2, "pack.test": 0.2})
+    stage.main()
+    sides = {
+        conversation: split
+        for split in SPLITS
+        for pack in packs(bare, split)
+        for conversation in pack["conversation_id"]
+    }
+    assert sides.keys() == {f"c{n}" for n in (*range(20), *range(25, 30))}
+    assert all(sides[f"c{2 * n}"] == sides[f"c{2 * n + 1}"] for n in range(10))
+    assert set(sides.values()) == set(SPLITS)
+    lines = rejected(bare)
+    assert [line["id"] for line in lines] == [f"c{n}" for n in range(20, 25)]
+    assert lines[1] == {"id": "c21", "source": "b", "reason": "near-duplicate", "evidence": "c2 of a is kept"}
+    assert read_json(bare / "reports/pack.json")["rejected"] == {"near-duplicate": 5}
+
+
+def test_conversations_without_a_signature_cannot_be_compared_and_say_what_to_run(bare):
+    lay_out(bare, {"a": list(range(10))})
+    with ShardWriter(bare / "data/filtered/a", "signatures", SIGNATURES):
+        pass
+    sources_in_params(bare, {"a": {}})
+    set_params(bare, **{"pack.near_duplicates": 0.8})
+    with pytest.raises(InputError, match="conversations have no signature.*dvc repro filter"):
+        stage.main()
+
+
+def test_another_process_with_another_hash_seed_writes_the_same_bytes(bare):
+    lay_out(bare, {"a": list(range(20)), "b": list(range(15, 40))})
+    sources_in_params(bare, {"a": {"epochs": 1.5}, "b": {"epochs": 0.5}})
+    digests = set()
+    for seed in ("0", "7"):
+        run(bare, "python", "-m", "sft.stages.pack", PYTHONPATH=str(ROOT / "src"), PYTHONHASHSEED=seed)
+        reports = [file_digest(bare / "reports" / name) for name in ("pack.json", "mixture.csv")]
+        digests.add((folder_digest(bare / "data/packed"), *reports))
+    assert len(digests) == 1

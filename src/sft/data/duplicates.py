@@ -19,7 +19,7 @@ import json
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sft.data.conversation import Conversation, Rejection
 
@@ -183,8 +183,7 @@ class NearDuplicates:
         if not 0 < len(encoded) <= ID_CHARS:
             raise ValueError(f"id {conversation_id!r}: expected 1 to {ID_CHARS} characters")
         if self._size == len(self._ids):
-            self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
-            self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)])
+            self._ids, self._signatures = _doubled(self._ids), _doubled(self._signatures)
         row = np.frombuffer(sketch, np.uint8)
         self._ids[self._size], self._signatures[self._size] = encoded, row
         keys = self._keys(row)
@@ -214,8 +213,8 @@ class NearDuplicates:
             return np.empty(0, np.uint32), np.empty(0)
         rows = np.unique(np.concatenate(found))
         same = self._signatures[rows] == row
-        share = same[:, NUMBERS_BYTES:].reshape(-1, 2, SLOTS).mean(axis=2).min(axis=1)
-        similarity = np.where(same[:, :NUMBERS_BYTES].all(axis=1), (share - CHANCE) / (1 - CHANCE), 0)
+        slots = same[:, NUMBERS_BYTES:].view(np.uint8).reshape(-1, 2, SLOTS).sum(axis=2, dtype=np.uint8).min(axis=1)
+        similarity = (slots / SLOTS - CHANCE) / (1 - CHANCE) * same[:, :NUMBERS_BYTES].all(axis=1)
         enough = similarity >= self._threshold
         return rows[enough], similarity[enough]
 
@@ -244,6 +243,14 @@ class NearDuplicates:
         while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
             (late_keys, late_rows), (keys, rows) = self._runs.pop(), self._runs.pop()
             self._runs.append(_sorted_run(np.concatenate([keys, late_keys]), np.concatenate([rows, late_rows])))
+
+
+def _doubled[T: "npt.NDArray[Any]"](array: T) -> T:
+    import numpy as np
+
+    longer = np.empty((2 * len(array), *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array  # the rest takes no memory until it is written
+    return longer
 
 
 def _sorted_run(

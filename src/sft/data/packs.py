@@ -1,31 +1,71 @@
-"""Packs: rows of several samples, as Megatron-Bridge reads them.
+"""Packs: which samples fit one, and rows of several samples as Megatron-Bridge reads them.
+
+What does not fit is a `Loss` with its reason: over-length, or untrained where nothing is left to learn from.
 
 `loss_mask` is stored shifted once to the label: `loss_mask[i]` says whether predicting `input_ids[i + 1]`
 counts. That is done in `align_mask`, called by `build_pack`, and nowhere else. `seq_start_id` has the start
 of each sample, the first 0; what lies between a sample's last token and the next start is its padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sft.command import InputError
 
-def align_mask(mask: Sequence[int]) -> list[int]:
-    """Move a token mask onto the positions that predict those tokens.
+CUT = "cut"
+"""The reason under which tokens stand that a kept sample lost; all others take whole samples."""
 
-    Shapes:  mask, result: (T,), T = tokens in one sample; values 0 or 1.
-    Result[i] says whether predicting token i+1 counts; the last is always 0.
-    Raises:  ValueError: an empty sample.
-    Source:  next-token loss; Megatron-Bridge 0.6.2 data/packing/gpt_sft.py reads the mask as stored.
+Sample = dict[str, Any]
+"""A row of data/prepared, its source, and `trained`: how many of its tokens are trained."""
 
-    >>> align_mask([0, 0, 1, 1])
-    [0, 1, 1, 0]
-    """
-    if not len(mask):
-        raise ValueError("an empty sample has no mask")
-    return [int(value) for value in mask[1:]] + [0]
+
+@dataclass(frozen=True)
+class Loss:
+    """A sample that is not packed, or the part of one that was cut off."""
+
+    source: str
+    conversation: str
+    sample: int
+    reason: str
+    tokens: int
+    trained_tokens: int
+    evidence: str = ""
+
+
+def lose(sample: Sample, reason: str, evidence: str = "") -> Loss:
+    """Return the loss of a whole sample."""
+    return Loss(*_identity(sample), reason, len(sample["ids"]), sample["trained"], evidence)
+
+
+def _identity(sample: Sample) -> tuple[str, str, int]:
+    return sample["source"], sample["conversation_id"], sample["sample"]
+
+
+def count(samples: Iterable[Sample]) -> dict[str, int]:
+    """Count conversations once; their samples, tokens and trained tokens as often as they are there."""
+    counts = {"conversations": 0, "samples": 0, "tokens": 0, "trained_tokens": 0}
+    seen: set[tuple[str, str]] = set()
+    for sample in samples:
+        seen.add(_identity(sample)[:2])
+        counts["samples"] += 1
+        counts["tokens"] += len(sample["ids"])
+        counts["trained_tokens"] += sample["trained"]
+    return {**counts, "conversations": len(seen)}
+
+
+def count_losses(losses: Iterable[Loss]) -> dict[str, dict[str, int]]:
+    """Count samples, tokens and trained tokens by reason."""
+    reasons: dict[str, dict[str, int]] = {}
+    for loss in losses:
+        counts = reasons.setdefault(loss.reason, {"samples": 0, "tokens": 0, "trained_tokens": 0})
+        counts["samples"] += 1
+        counts["tokens"] += loss.tokens
+        counts["trained_tokens"] += loss.trained_tokens
+    return dict(sorted(reasons.items()))
 
 
 def padded_length(length: int, multiple: int) -> int:
@@ -48,7 +88,60 @@ def cut_length(turn_ends: Sequence[int], pack_size: int, multiple: int) -> int:
     return max((end for end in turn_ends if padded_length(end, multiple) <= pack_size), default=0)
 
 
-def build_pack(samples: Sequence[dict[str, Any]], multiple: int, pad_id: int) -> dict[str, Any]:
+def fit_samples(
+    samples: Iterable[Sample], over_length: str, pack_size: int, multiple: int
+) -> tuple[list[Sample], list[Loss]]:
+    """Keep the samples that fit a pack and have something to train; longer ones follow `over_length`.
+
+    Policies:  drop, cut-at-turn (keep the trained turns that fit, whole), error.
+    Raises:    InputError: a sample that is too long under `error`, or does not say where its turns end.
+    """
+    kept: list[Sample] = []
+    losses: list[Loss] = []
+    for sample in samples:
+        length = end = len(sample["ids"])
+        name = f"{sample['source']}, conversation {sample['conversation_id']}, sample {sample['sample']}"
+        if padded_length(length, multiple) > pack_size:
+            if over_length == "error":
+                raise InputError(
+                    f"{name}: {length} tokens, pack.pack_size allows {pack_size}. Raise pack.pack_size, or set "
+                    "pack.over_length to drop or cut-at-turn: what is lost is counted by source."
+                )
+            end = 0
+            if over_length == "cut-at-turn":
+                if sample.get("turn_ends") is None:
+                    raise InputError(f"{name}: does not say where its turns end (turn_ends). Run: dvc repro prep")
+                end = cut_length(sample["turn_ends"], pack_size, multiple)
+        trained = sum(sample["mask"][1:end])
+        if not end:
+            losses.append(lose(sample, "over-length", f"sample {sample['sample']}: {length} tokens of {pack_size}"))
+        elif not trained:
+            losses.append(lose(sample, "untrained", f"sample {sample['sample']}: none of {length} tokens is trained"))
+        elif end < length:
+            kept.append({**sample, "ids": sample["ids"][:end], "mask": sample["mask"][:end], "trained": trained})
+            losses.append(Loss(*_identity(sample), CUT, length - end, sample["trained"] - trained))
+        else:
+            kept.append(sample)
+    return kept, losses
+
+
+def align_mask(mask: Sequence[int]) -> list[int]:
+    """Move a token mask onto the positions that predict those tokens.
+
+    Shapes:  mask, result: (T,), T = tokens in one sample; values 0 or 1.
+    Result[i] says whether predicting token i+1 counts; the last is always 0.
+    Raises:  ValueError: an empty sample.
+    Source:  next-token loss; Megatron-Bridge 0.6.2 data/packing/gpt_sft.py reads the mask as stored.
+
+    >>> align_mask([0, 0, 1, 1])
+    [0, 1, 1, 0]
+    """
+    if not len(mask):
+        raise ValueError("an empty sample has no mask")
+    return [int(value) for value in mask[1:]] + [0]
+
+
+def build_pack(samples: Sequence[Sample], multiple: int, pad_id: int) -> dict[str, Any]:
     """Join samples into a pack.
 
     `samples` have ids, mask, conversation_id, sample, source, repeat. Each is padded at its end to a multiple

@@ -19,23 +19,24 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from operator import sub
 from typing import Any
 
 from sft.data.conversation import Conversation, Message, Rejection
 
-# A window of so many words is looked at closely when at most half of them are distinct.
-SCREEN_WORDS = 60
+# A window of so many words is looked at closely when at most half of them are distinct, and at most this share
+# of its sequences of three.
+SCREEN_WORDS, SCREEN_SEQUENCES = 60, 0.6
 # Without spaces (Chinese, Thai) a word as long as this, in UTF-8 bytes, is taken character by character.
 LONGEST_WORD = 48
 # Shorter lines ("}", "return x", "yes") are no evidence of a loop; the words in them may be.
 SHORTEST_LINE = 16
 # A loop with a changing number is one of words: more digits in it than this share, and it is data.
-NUMBERED_DIGITS = 0.15
+NUMBERED_DIGITS = 0.1
 # Units of a loop of characters: the divisors of COMMON_PERIOD up to 12, so that one comparison finds them all.
 COMMON_PERIOD, PERIODS = 60, (1, 2, 3, 4, 5, 6, 10, 12)
-PROBE_CHARS, PROBE_STEP = 32, 128
+PROBE_CHARS = 32
 EVIDENCE_CHARS = 160
 
 DIGITS = b"0123456789"
@@ -43,33 +44,35 @@ DIGITS = b"0123456789"
 WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in bytes(range(256)).lower())
 NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
-SENTENCE_ENDS = (". ", "! ", "? ", "。", "！", "？", "।")  # noqa: RUF001
+SENTENCE_ENDS = (". ", "! ", "? ")
+OTHER_SENTENCE_ENDS = ("。", "！", "？", "।")  # noqa: RUF001
+CHARACTER = re.compile(rb"[\xc0-\xff][\x80-\xbf]*|[\x00-\x7f]")  # of UTF-8
 NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
 
 
 @dataclass(frozen=True)
 class RepetitionLimits:
-    """When something comes too often. Chosen on the labelled set: see bench/filters.py."""
+    """When something comes too often: filter.repetition of params.yaml. bench/filters.py measures it."""
 
-    min_letters: int = 300
+    min_letters: int
     """A stretch with fewer letters, in UTF-8 bytes, is no loop."""
-    density: float = 0.8
+    density: float
     """Share of a stretch, in letters, that is made of repeated items."""
-    line_repeats: int = 4
+    line_repeats: int
     """How often a line or sentence comes in a stretch; over all turns together, twice as often."""
-    ngram: int = 6
+    ngram: int
     """Words in a sequence."""
-    ngram_repeats: int = 5
+    ngram_repeats: int
     """How often a sequence of words comes in a window."""
-    window: int = 240
+    window: int
     """Words in a window."""
-    numbered_repeats: int = 16
+    numbered_repeats: int
     """How often a sequence of words comes that is the same but for its numbers."""
-    run_chars: int = 500
+    run_chars: int
     """Length from which a few characters over and over, with nothing between, are a loop."""
-    counted: int = 300
+    counted: int
     """Numbers in a row that only count on, from which they are a loop."""
-    turn_repeats: int = 6
+    turn_repeats: int
     """How often the same message is answered by the same action."""
 
 
@@ -121,11 +124,12 @@ def find_loop(text: str, limits: RepetitionLimits) -> str:
 def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
     """Find lines or sentences that come back `times` x line_repeats times, with little else between."""
     marked = text
-    for mark in SENTENCE_ENDS:
+    for mark in SENTENCE_ENDS if text.isascii() else SENTENCE_ENDS + OTHER_SENTENCE_ENDS:
         marked = marked.replace(mark, mark[:-1] + "\n")  # as long as before: places stay
     lines = marked.split("\n")
     repeats = limits.line_repeats * times
-    if len(lines) < repeats or len(lines) - len(set(lines)) < repeats - 1:
+    long = [line for line in lines if len(line) >= SHORTEST_LINE]
+    if len(long) - len(set(long)) < repeats - 1:
         return ""
     keys = [line.strip() if len(line) >= SHORTEST_LINE else None for line in lines]
     stretch = find_stretch(
@@ -143,12 +147,12 @@ def find_word_loop(text: str, limits: RepetitionLimits) -> str:
     data = text.encode("utf-8", "surrogatepass")
     plain = data.translate(WORDS_WITHOUT_NUMBERS)
     words = _words(plain)
+    starts: list[int] = []
     for first, last in _poor_regions(words):
-        if _sequence_stretch(words[first:last], limits.ngram_repeats, limits) is None:
-            continue
-        starts = _starts(plain, words)
-        if loop := _word_loop(data, starts[first], starts[last], limits):
-            return loop
+        if _sequence_stretch(words[first:last], limits.ngram_repeats, limits):
+            starts = starts or _starts(plain, words)
+            if loop := _word_loop(data, starts[first], starts[last], limits):
+                return loop
     return ""
 
 
@@ -177,7 +181,7 @@ def _poor_regions(words: list[bytes]) -> Iterator[tuple[int, int]]:
     first = last = -1
     for place in range(0, max(1, len(words) - SCREEN_WORDS // 2), SCREEN_WORDS // 2):
         window = words[place : place + SCREEN_WORDS]
-        if len(set(window)) * 2 <= len(window):
+        if len(set(window)) * 2 <= len(window) and _turns_round(window):
             if first >= 0 and place - SCREEN_WORDS > last:
                 yield first, last
                 first = -1
@@ -185,6 +189,11 @@ def _poor_regions(words: list[bytes]) -> Iterator[tuple[int, int]]:
             last = min(len(words), place + 2 * SCREEN_WORDS)
     if first >= 0:
         yield first, last
+
+
+def _turns_round(window: list[bytes]) -> bool:
+    """Say whether a window is poor in sequences too, not only in words: a table is not, a loop is."""
+    return len(set(zip(window, window[1:], window[2:], strict=False))) <= SCREEN_SEQUENCES * len(window)
 
 
 def _sequence_stretch(words: list[bytes], repeats: int, limits: RepetitionLimits) -> Stretch | None:
@@ -195,13 +204,15 @@ def _sequence_stretch(words: list[bytes], repeats: int, limits: RepetitionLimits
 
 def find_run(text: str, limits: RepetitionLimits) -> str:
     """Find a few characters over and over with nothing between, or numbers that only count on."""
-    for probe in range(0, len(text) - COMMON_PERIOD - PROBE_CHARS, PROBE_STEP):
+    step = max(1, limits.run_chars - COMMON_PERIOD - PROBE_CHARS)  # every run that is long enough holds a probe
+    for probe in range(0, len(text) - COMMON_PERIOD - PROBE_CHARS + 1, step):
         if text[probe : probe + PROBE_CHARS] == text[probe + COMMON_PERIOD : probe + COMMON_PERIOD + PROBE_CHARS]:
             for period in PERIODS:
                 start, end = _periodic(text, probe, period)
                 if end - start >= limits.run_chars:
                     return _describe(text[start : start + period], (end - start) // period, start, end)
-    if len(text) - len(text.encode("utf-8", "surrogatepass").translate(None, DIGITS)) >= limits.counted:
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) - len(data.translate(None, DIGITS)) >= limits.counted:
         return _count_on(text, limits.counted)
     return ""
 
@@ -283,7 +294,7 @@ def _words(plain: bytes) -> list[bytes]:
         if len(word) < LONGEST_WORD or word.isascii():
             cut.append(word)
         else:
-            cut += [character.encode("utf-8", "surrogatepass") for character in word.decode("utf-8", "surrogatepass")]
+            cut += CHARACTER.findall(word)
     return cut
 
 
@@ -323,19 +334,19 @@ def _count_on(text: str, counted: int) -> str:
     """Describe numbers in a row, no letter between, that grow or shrink by the same step."""
     numbers = [int(number[-18:]) for number in NUMBERS.findall(text)]
     steps = list(map(sub, numbers[1:], numbers))
-    for probe in range(0, len(steps) - counted // 2, counted // 2):  # every run of `counted` numbers holds a probe
-        step = steps[probe]
-        if step and steps[probe : probe + counted // 2] == [step] * (counted // 2):
-            start = end = probe
-            while start > 0 and steps[start - 1] == step:
-                start -= 1
-            while end < len(steps) and steps[end] == step:
-                end += 1
-            found = list(NUMBERS.finditer(text))[start : end + 1]
-            between = text[found[0].start() : found[-1].end()]
-            if len(found) >= counted and not LETTER.search(between):
-                shown = text[found[0].start() : found[3].end()]
-                return _describe(shown, len(found), found[0].start(), found[-1].end())
+    end = 0
+    for probe in range(0, len(steps), counted // 2):  # every run that is long enough holds a probe
+        if probe < end or not steps[probe]:
+            continue
+        start = end = probe
+        while start > 0 and steps[start - 1] == steps[probe]:
+            start -= 1
+        while end < len(steps) and steps[end] == steps[probe]:
+            end += 1
+        if end - start + 1 >= counted:
+            run = list(islice(NUMBERS.finditer(text), start, end + 1))
+            if not LETTER.search(text, run[0].start(), run[-1].end()):
+                return _describe(text[run[0].start() : run[3].end()], len(run), run[0].start(), run[-1].end())
     return ""
 
 

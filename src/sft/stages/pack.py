@@ -29,7 +29,19 @@ from typing import Any
 from sft.command import InputError, run_stage, say
 from sft.data.bins import length_quantiles, lower_bound, plan_bins
 from sft.data.blend import check_asked, describe_mixture, mixture_by_domain, plan_epochs, plan_repeats
-from sft.data.packs import build_pack, cut_length, pack_fault, padded_length, write_npy
+from sft.data.packs import (
+    CUT,
+    Loss,
+    Sample,
+    build_pack,
+    count,
+    count_losses,
+    fit_samples,
+    lose,
+    pack_fault,
+    padded_length,
+    write_npy,
+)
 from sft.data.splits import SPLITS, keyed_hash, settle_duplicates, split_conversations
 from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
 from sft.ledger import Ledger
@@ -40,25 +52,8 @@ FILTERED = Path("data/filtered")
 PREPARED = Path("data/prepared")
 PACKED = Path("data/packed")
 MIXTURE = Path("reports/mixture.csv")
-CUT = "cut"
-"""The reason under which tokens stand that a kept sample lost; all others take whole samples."""
 NOT_DRAWN = "not-drawn"
-
-Sample = dict[str, Any]
-"""A row of data/prepared, its source, and `trained`: how many of its tokens are trained."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A sample that is not packed, or the part of one that was cut off."""
-
-    source: str
-    conversation: str
-    sample: int
-    reason: str
-    tokens: int
-    trained_tokens: int
-    evidence: str = ""
+"""The reason of a fit conversation of the training split that the blend has no room for: counted, not listed."""
 
 
 @dataclass(frozen=True)
@@ -121,44 +116,6 @@ def fingerprints(sources: Iterable[str]) -> dict[str, str]:
     return prints
 
 
-def lose(sample: Sample, reason: str, evidence: str = "") -> Loss:
-    """Return the loss of a whole sample."""
-    identity = sample["source"], sample["conversation_id"], sample["sample"]
-    return Loss(*identity, reason, len(sample["ids"]), sample["trained"], evidence)
-
-
-def fit_samples(samples: Iterable[Sample], params: Pack) -> tuple[list[Sample], list[Loss]]:
-    """Keep the samples that fit a pack and have something to train; longer ones follow `pack.over_length`."""
-    kept: list[Sample] = []
-    losses: list[Loss] = []
-    for sample in samples:
-        length, end = len(sample["ids"]), len(sample["ids"])
-        too_long = padded_length(length, params.pad_segments_to) > params.pack_size
-        name = f"{sample['source']}, conversation {sample['conversation_id']}, sample {sample['sample']}"
-        if too_long and params.over_length == "error":
-            raise InputError(
-                f"{PREPARED}: {name} has {length} tokens, pack.pack_size allows {params.pack_size}. Raise "
-                "pack.pack_size, or set pack.over_length to drop or cut-at-turn: what is lost is counted by source."
-            )
-        if too_long and params.over_length == "cut-at-turn":
-            if sample.get("turn_ends") is None:
-                raise InputError(
-                    f"{PREPARED}: {name} does not say where its turns end (turn_ends). Run: dvc repro prep"
-                )
-            end = cut_length(sample["turn_ends"], params.pack_size, params.pad_segments_to)
-        if too_long and (end == 0 or end == length):
-            losses.append(lose(sample, "over-length", f"sample {sample['sample']}: {length} tokens"))
-        elif not (trained := sum(sample["mask"][1:end])):
-            losses.append(lose(sample, "untrained", f"sample {sample['sample']}: none of {length} tokens is trained"))
-        elif too_long:
-            kept.append({**sample, "ids": sample["ids"][:end], "mask": sample["mask"][:end], "trained": trained})
-            identity = sample["source"], sample["conversation_id"], sample["sample"]
-            losses.append(Loss(*identity, CUT, length - end, sample["trained"] - trained))
-        else:
-            kept.append(sample)
-    return kept, losses
-
-
 def find_clusters(conversations: Sequence[tuple[str, str]], threshold: float) -> dict[str, str]:
     """Cluster conversations, (source, id), whose signatures are at least this similar."""
     from sft.data.duplicates import clusters
@@ -198,7 +155,7 @@ def drop_duplicates(
 
 def plan_blend(everything: Sequence[Sample], sources: Mapping[str, Source], params: Pack) -> BlendPlan:
     """Choose what is packed, in which split, how often; the order of reading decides nothing but who wins."""
-    fitting, losses = fit_samples(everything, params)
+    fitting, losses = fit_samples(everything, params.over_length, params.pack_size, params.pad_segments_to)
     if not fitting:
         raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
     samples, duplicates, groups = drop_duplicates(fitting, params.near_duplicates)
@@ -285,28 +242,6 @@ def write_mixture(rows: Sequence[Mapping[str, Any]]) -> None:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-
-
-def count(samples: Sequence[Sample]) -> dict[str, int]:
-    """Count conversations once; their samples, tokens and trained tokens as often as they are there."""
-    return {
-        "conversations": len({(sample["source"], sample["conversation_id"]) for sample in samples}),
-        "samples": len(samples),
-        "tokens": sum(len(sample["ids"]) for sample in samples),
-        "trained_tokens": sum(sample["trained"] for sample in samples),
-    }
-
-
-def count_losses(losses: Sequence[Loss]) -> dict[str, dict[str, int]]:
-    """Count samples, tokens and trained tokens by reason."""
-    return {
-        reason: {
-            "samples": sum(loss.reason == reason for loss in losses),
-            "tokens": sum(loss.tokens for loss in losses if loss.reason == reason),
-            "trained_tokens": sum(loss.trained_tokens for loss in losses if loss.reason == reason),
-        }
-        for reason in sorted({loss.reason for loss in losses})
-    }
 
 
 def describe_split(plan: SplitPlan, params: Pack) -> dict[str, Any]:
