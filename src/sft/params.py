@@ -153,21 +153,21 @@ class Repetition(Section):
     """A stretch with fewer letters is no loop."""
     density: Share
     """Share of a stretch, in letters, that is made of repeated items."""
-    line_repeats: Positive
+    line_repeats: Annotated[int, Field(ge=2)]
     """How often a line or sentence comes in a stretch; over all turns together, twice as often."""
     ngram: Positive
     """Words in a sequence."""
-    ngram_repeats: Positive
+    ngram_repeats: Annotated[int, Field(ge=2)]
     """How often a sequence of words comes in a window."""
     window: Positive
     """Words in a window."""
-    numbered_repeats: Positive
+    numbered_repeats: Annotated[int, Field(ge=2)]
     """How often a sequence of words comes that is the same but for its numbers."""
-    run_chars: Positive
+    run_chars: Annotated[int, Field(ge=100)]
     """Length from which a few characters over and over, with nothing between, are a loop."""
-    counted: Positive
+    counted: Annotated[int, Field(ge=10)]
     """Numbers in a row that only count on, from which they are a loop."""
-    turn_repeats: Positive
+    turn_repeats: Annotated[int, Field(ge=2)]
     """How often the same message is answered by the same action."""
 
 

@@ -39,7 +39,7 @@ MINHASH_SEED = 1234
 # Two different slots have the same byte so often.
 CHANCE = 1 / 256
 # An index finds this share of the pairs that are exactly as similar as its threshold on both sides, and more of
-# the others; each band costs 12 bytes of memory per conversation.
+# the others; each band costs 8 bytes of memory per conversation.
 RECALL = 0.99
 MOST_BANDS = 18
 # Conversations that the index keeps in a dictionary before it sorts them into arrays.
@@ -157,7 +157,7 @@ class NearDuplicates:
     """An index of signatures that finds those similar to a given one by locality-sensitive hashing.
 
     Each signature is filed under a key per band of slots. Similar ones share a key with near certainty; all that
-    share one are compared, slot by slot. Memory: 264 bytes of signature, 32 of id, 12 per band.
+    share one are compared, slot by slot. Memory: 264 bytes of signature, 32 of id, 8 per band.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -171,9 +171,9 @@ class NearDuplicates:
         self._ids = np.empty(RECENT, f"S{ID_CHARS}")
         self._signatures = np.empty((RECENT, SIGNATURE_BYTES), np.uint8)
         self._recent: dict[int, list[int]] = {}
-        self._recent_keys: list[npt.NDArray[np.uint64]] = []
+        self._recent_keys: list[npt.NDArray[np.uint32]] = []
         # Keys in order with the row of each; every run is more than twice as long as the next.
-        self._runs: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]] = []
+        self._runs: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]] = []
 
     def add(self, conversation_id: str, sketch: bytes) -> None:
         """Add a conversation, to be found from now on."""
@@ -222,15 +222,14 @@ class NearDuplicates:
         """Return the id of the conversation added as number `row`."""
         return bytes(self._ids[row]).decode("ascii")
 
-    def _keys(self, row: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint64]":
+    def _keys(self, row: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint32]":
         """Return a key for each band: of its place, its slots on both sides, and the signature's numbers."""
         import numpy as np
 
         used = row[NUMBERS_BYTES:].reshape(2, SLOTS)[:, : self._slots * self._bands]
         slots = used.reshape(2, self._bands, self._slots).swapaxes(0, 1).reshape(self._bands, -1)
-        keys: npt.NDArray[np.uint64] = slots.astype(np.uint64) @ self._powers + self._band_keys
-        keys ^= row[:NUMBERS_BYTES].view("<u8")
-        return keys
+        keys = slots.astype(np.uint64) @ self._powers + self._band_keys ^ row[:NUMBERS_BYTES].view("<u8")
+        return (keys * np.uint64(MULTIPLIER) >> np.uint64(32)).astype(np.uint32)
 
     def _sort_recent(self) -> None:
         """Turn the dictionary into a sorted run, and join runs of like size: a few runs, whatever the number."""
@@ -245,7 +244,7 @@ class NearDuplicates:
             self._runs.append(_sorted_run(np.concatenate([keys, late_keys]), np.concatenate([rows, late_rows])))
 
 
-def _doubled[T: "npt.NDArray[Any]"](array: T) -> T:
+def _doubled(array: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
     import numpy as np
 
     longer = np.empty((2 * len(array), *array.shape[1:]), array.dtype)
@@ -254,8 +253,8 @@ def _doubled[T: "npt.NDArray[Any]"](array: T) -> T:
 
 
 def _sorted_run(
-    keys: "npt.NDArray[np.uint64]", rows: "npt.NDArray[np.uint32]"
-) -> "tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]":
+    keys: "npt.NDArray[np.uint32]", rows: "npt.NDArray[np.uint32]"
+) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]":
     order = keys.argsort(kind="stable")
     return keys[order], rows[order]
 

@@ -21,15 +21,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from operator import sub
-from typing import Any
 
 from sft.data.conversation import Conversation, Message, Rejection
 
 # A window of so many words is looked at closely when at most half of them are distinct, and at most this share
 # of its sequences of three.
 SCREEN_WORDS, SCREEN_SEQUENCES = 60, 0.6
-# Without spaces (Chinese, Thai) a word as long as this, in UTF-8 bytes, is taken character by character.
-LONGEST_WORD = 48
+# Without spaces (Chinese, Thai) a word as long as this, in characters, is taken character by character.
+LONGEST_WORD = 20
 # Shorter lines ("}", "return x", "yes") are no evidence of a loop; the words in them may be.
 SHORTEST_LINE = 16
 # A loop with a changing number is one of words: more digits in it than this share, and it is data.
@@ -46,7 +45,6 @@ NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
 SENTENCE_ENDS = (". ", "! ", "? ")
 OTHER_SENTENCE_ENDS = ("。", "！", "？", "।")  # noqa: RUF001
-CHARACTER = re.compile(rb"[\xc0-\xff][\x80-\xbf]*|[\x00-\x7f]")  # of UTF-8
 NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
 
 
@@ -96,24 +94,28 @@ def check_repetition(conversation: Conversation, limits: RepetitionLimits) -> Re
         if message["role"] == "assistant" and message.get("loss") is not False
     ]
     texts = [(index, kind, text) for index, message in turns for kind, text in trained_texts(message)]
+    shortest = min(limits.min_letters, limits.run_chars, limits.counted)
     for index, kind, text in texts:
-        if len(text.encode("utf-8", "surrogatepass")) >= limits.min_letters and (loop := find_loop(text, limits)):
-            return Rejection(f"repetition-{kind}", f"messages[{index}] {loop}")
-    if len(turns) > 1 and (loop := find_line_loop("\n".join(text for *_, text in texts), limits, 2)):
-        return Rejection("repetition-trajectory", f"all turns together: {loop}")
+        if len(text.encode("utf-8", "surrogatepass")) >= shortest and (loop := find_loop(text, limits)):
+            reason = "repetition-reasoning" if kind == "reasoning" else "repetition-answer"
+            return Rejection(reason, f"messages[{index}] {kind}, {loop}")
+    if len(turns) > 1:  # a call counts as what stands between, never as a repeated line: actions are judged below
+        lines = [text if kind != "call" else f"{index}: {text.replace('\n', ' ')}" for index, kind, text in texts]
+        if loop := find_line_loop("\n".join(lines), limits, 2):
+            return Rejection("repetition-trajectory", f"all turns in a row, {loop}")
     if loop := find_turn_loop(conversation.messages, [index for index, _ in turns], limits):
         return Rejection("repetition-trajectory", loop)
     return None
 
 
 def trained_texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Yield (reasoning or answer, text) for what a turn says and for the arguments of its calls."""
+    """Yield (kind, text) of a turn: its reasoning, its answer, and the arguments of each call."""
     if reasoning := message.get("reasoning_content"):
         yield "reasoning", reasoning
     if message["content"]:
         yield "answer", message["content"]
     for call in message.get("tool_calls", []):
-        yield "answer", json.dumps(call["function"]["arguments"], ensure_ascii=False).replace("\\n", "\n")
+        yield "call", json.dumps(call["function"]["arguments"], ensure_ascii=False).replace("\\n", "\n")
 
 
 def find_loop(text: str, limits: RepetitionLimits) -> str:
@@ -144,44 +146,37 @@ def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
 
 def find_word_loop(text: str, limits: RepetitionLimits) -> str:
     """Find a sequence of words that comes back inside a window, as it is or with another number in it."""
-    data = text.encode("utf-8", "surrogatepass")
-    plain = data.translate(WORDS_WITHOUT_NUMBERS)
+    plain = _plain(text, WORDS_WITHOUT_NUMBERS)
     words = _words(plain)
     starts: list[int] = []
     for first, last in _poor_regions(words):
         if _sequence_stretch(words[first:last], limits.ngram_repeats, limits):
             starts = starts or _starts(plain, words)
-            if loop := _word_loop(data, starts[first], starts[last], limits):
+            if loop := _word_loop(text, starts[first], starts[last], limits):
                 return loop
     return ""
 
 
-def _word_loop(data: bytes, begin: int, stop: int, limits: RepetitionLimits) -> str:
-    """Look closely at the bytes begin <= i < stop of a text."""
+def _word_loop(text: str, begin: int, stop: int, limits: RepetitionLimits) -> str:
+    """Look closely at the characters begin <= i < stop of a text."""
     for table, repeats in ((WORDS, limits.ngram_repeats), (WORDS_WITHOUT_NUMBERS, limits.numbered_repeats)):
-        plain = data[begin:stop].translate(table)
+        plain = _plain(text[begin:stop], table)
         words = _words(plain)
-        stretch = _sequence_stretch(words, repeats, limits)
-        if stretch is None:
-            continue
-        starts = [begin + start for start in _starts(plain, words)]
-        start, end = starts[stretch.start], starts[min(stretch.end + limits.ngram - 1, len(words))]
-        digits = (end - start) - len(data[start:end].translate(None, DIGITS))
-        if table is WORDS or digits <= NUMBERED_DIGITS * (end - start):
-            unit, before, whole = (
-                data[a:b].decode("utf-8", "replace")
-                for a, b in ((starts[stretch.first], starts[stretch.second]), (0, start), (start, end))
-            )
-            return _describe(unit, stretch.repeats, len(before), len(before) + len(whole))
+        if stretch := _sequence_stretch(words, repeats, limits):
+            starts = [begin + start for start in _starts(plain, words)]
+            start, end = starts[stretch.start], starts[min(stretch.end + limits.ngram - 1, len(words))]
+            digits = sum(map(text[start:end].count, "0123456789"))
+            if table is WORDS or digits <= NUMBERED_DIGITS * (end - start):
+                return _describe(text[starts[stretch.first] : starts[stretch.second]], stretch.repeats, start, end)
     return ""
 
 
-def _poor_regions(words: list[bytes]) -> Iterator[tuple[int, int]]:
+def _poor_regions(words: list[str]) -> Iterator[tuple[int, int]]:
     """Yield where a text has few distinct words, with a window to either side."""
     first = last = -1
     for place in range(0, max(1, len(words) - SCREEN_WORDS // 2), SCREEN_WORDS // 2):
         window = words[place : place + SCREEN_WORDS]
-        if len(set(window)) * 2 <= len(window) and _turns_round(window):
+        if len(set(window)) <= len(window) // 2 and _has_few_sequences(window):
             if first >= 0 and place - SCREEN_WORDS > last:
                 yield first, last
                 first = -1
@@ -191,12 +186,12 @@ def _poor_regions(words: list[bytes]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def _turns_round(window: list[bytes]) -> bool:
-    """Say whether a window is poor in sequences too, not only in words: a table is not, a loop is."""
+def _has_few_sequences(window: list[str]) -> bool:
+    """Say whether a window with few distinct words has few sequences of them too: a loop has, a table has not."""
     return len(set(zip(window, window[1:], window[2:], strict=False))) <= SCREEN_SEQUENCES * len(window)
 
 
-def _sequence_stretch(words: list[bytes], repeats: int, limits: RepetitionLimits) -> Stretch | None:
+def _sequence_stretch(words: list[str], repeats: int, limits: RepetitionLimits) -> Stretch | None:
     sequences = list(zip(*(words[i:] for i in range(limits.ngram)), strict=False))
     window = limits.window * repeats // limits.ngram_repeats
     return find_stretch(sequences, lambda: _word_letters(words), repeats, window, limits.density, limits.min_letters)
@@ -223,19 +218,19 @@ def find_turn_loop(messages: Sequence[Message], turns: Sequence[int], limits: Re
     A page that is turned gives another result, and another answer to the same call is progress: only the
     same message followed by the same action is a step in a circle.
     """
-    actions: list[Hashable] = []
-    places: list[int] = []
-    for index in turns:
-        before = messages[index - 1]["content"] if index else ""
-        for action in _actions(messages[index]):
-            actions.append((before, action))
-            places.append(index)
+    if sum(len(messages[index].get("tool_calls", "1")) for index in turns) < limits.turn_repeats:
+        return ""
+    steps = [
+        (index, (messages[index - 1]["content"] if index else "", action))
+        for index in turns
+        for action in _actions(messages[index])
+    ]
+    places, actions = [index for index, _ in steps], [action for _, action in steps]
     stretch = find_stretch(actions, lambda: [1] * len(actions), limits.turn_repeats, len(actions), limits.density, 0)
     if stretch is None:
         return ""
-    repeated = messages[places[stretch.first]]
-    shown = " | ".join(_actions(repeated))[:EVIDENCE_CHARS]
-    return f"messages[{places[stretch.start]}..{places[stretch.end - 1]}]: {stretch.repeats} times {shown!r}"
+    first, last = places[stretch.start], places[stretch.end - 1]
+    return f"messages[{first}] to messages[{last}]: {stretch.repeats} times {_shown(actions[stretch.first][1])}"
 
 
 def find_stretch(
@@ -284,22 +279,27 @@ def find_stretch(
     return None
 
 
-def _words(plain: bytes) -> list[bytes]:
+def _plain(text: str, table: bytes) -> str:
+    """Return a text as long as before, in small letters and without punctuation, as far as it is ASCII."""
+    return text.encode("utf-8", "surrogatepass").translate(table).decode("utf-8", "surrogatepass")
+
+
+def _words(plain: str) -> list[str]:
     """Split at spaces; what is long and not ASCII is a text without spaces, taken character by character."""
     words = plain.split()
-    if plain.isascii() or len(max(words, key=len, default=b"")) < LONGEST_WORD:
+    if plain.isascii():
         return words
-    cut = []
+    cut: list[str] = []
     for word in words:
         if len(word) < LONGEST_WORD or word.isascii():
             cut.append(word)
         else:
-            cut += CHARACTER.findall(word)
+            cut += word
     return cut
 
 
-def _starts(plain: bytes, words: list[bytes]) -> list[int]:
-    """Return where each word starts, in bytes, and the end."""
+def _starts(plain: str, words: list[str]) -> list[int]:
+    """Return where each word starts, and the end."""
     starts, position = [], 0
     for word in words:
         position = plain.index(word, position)
@@ -315,8 +315,8 @@ def _letters(text: str) -> int:
     return sum(len(character.encode("utf-8", "replace")) for character in text if character.isalpha())
 
 
-def _word_letters(words: list[bytes]) -> list[int]:
-    letters = {word: _letters(word.decode("utf-8", "replace")) for word in set(words)}
+def _word_letters(words: list[str]) -> list[int]:
+    letters = {word: _letters(word) for word in set(words)}
     return [letters[word] for word in words]
 
 
@@ -335,7 +335,7 @@ def _count_on(text: str, counted: int) -> str:
     numbers = [int(number[-18:]) for number in NUMBERS.findall(text)]
     steps = list(map(sub, numbers[1:], numbers))
     end = 0
-    for probe in range(0, len(steps), counted // 2):  # every run that is long enough holds a probe
+    for probe in range(0, len(steps), max(1, counted // 2)):  # every run that is long enough holds a probe
         if probe < end or not steps[probe]:
             continue
         start = end = probe
@@ -346,19 +346,21 @@ def _count_on(text: str, counted: int) -> str:
         if end - start + 1 >= counted:
             run = list(islice(NUMBERS.finditer(text), start, end + 1))
             if not LETTER.search(text, run[0].start(), run[-1].end()):
-                return _describe(text[run[0].start() : run[3].end()], len(run), run[0].start(), run[-1].end())
+                return _describe(text[run[0].start() : run[:4][-1].end()], len(run), run[0].start(), run[-1].end())
     return ""
 
 
 def _actions(message: Message) -> list[str]:
     """Return what a turn does: its calls, or what it says."""
-    calls: list[Any] = [call["function"] for call in message.get("tool_calls", [])]
+    calls = [call["function"] for call in message.get("tool_calls", [])]
     if not calls:
         return [message["content"]]
     return [f"{call['name']} {json.dumps(call['arguments'], sort_keys=True, ensure_ascii=False)}" for call in calls]
 
 
 def _describe(unit: str, repeats: int, start: int, end: int) -> str:
-    shown = unit.strip() or unit
-    shown = shown if len(shown) <= EVIDENCE_CHARS else shown[: EVIDENCE_CHARS - 3] + "..."
-    return f"characters {start} to {end}: {repeats} times {shown!r}"
+    return f"characters {start} to {end}: {repeats} times {_shown(unit.strip() or unit)}"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "...")
