@@ -1,112 +1,254 @@
-"""Near-duplicates: what asks and answers nearly the same is found, what only looks alike is not."""
+"""Near-duplicates: what is similar and what is not, on every machine, at every size of the index."""
 
+import json
+import os
+import random
 import subprocess
 import sys
+import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sft.data.conversation import Conversation
-from sft.data.duplicates import SIGNATURE_BYTES, NearDuplicates, check_near_duplicate, clusters, signature
-
-ASKED = (
-    "Please explain to a beginner how photosynthesis works in green plants, which parts of the leaf take part in it, "
-    "and why it matters for the animals that live nearby."
+from sft.data.conversation import Conversation, normalise
+from sft.data.duplicates import (
+    NUMBERS_BYTES,
+    RECALL,
+    RECENT,
+    SIGNATURE_BYTES,
+    SLOTS,
+    Match,
+    NearDuplicates,
+    banding,
+    check_near_duplicate,
+    clusters,
+    signature,
+    words,
 )
-ANSWERED = (
-    "Green plants take in water and carbon dioxide. In the chloroplasts of the leaf the light of the sun splits the "
-    "water, oxygen leaves through small pores, and sugar is built that feeds the plant and whoever eats it later."
-)
+from tests.project import ROOT
+
+THRESHOLD = 0.8
+LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/duplicates.jsonl").read_text("utf-8").splitlines()]
+# What words in common cannot tell, by name, so that a change for better or worse shows.
+MISSED = {"british-or-american", "paraphrase", "step-numbers-added", "short-and-reworded"}
+FALSE_ALARMS = {"boilerplate-asked-for", "long-instruction-short-input"}
+
+QUESTION = "Why do cats purr when they are stroked, and do they do it at other times as well, for example when ill?"
+ANSWER = "Cats purr when they are content, but also when they are in pain or afraid, because it seems to calm them."
 
 
-def chat(asked: str = ASKED, answered: str = ANSWERED, system: str = "", tools: list | None = None) -> Conversation:
-    first = [{"role": "system", "content": system}] if system else []
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-    return Conversation([*first, *turns], tools)
+def talk(question=QUESTION, answer=ANSWER, **more):
+    outcome = normalise(
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **more}]}
+    )
+    assert isinstance(outcome, Conversation), outcome
+    return outcome
 
 
-def found(conversation: Conversation, known: Conversation, threshold: float = 0.8) -> bool:
+def found(one, other, threshold=THRESHOLD):
     index = NearDuplicates(threshold)
-    index.add(known.id, signature(known))
-    return index.find(signature(conversation)) is not None
+    index.add("one", signature(one))
+    return index.find(signature(other))
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        chat(),
-        chat(asked=ASKED.upper()),
-        chat(asked=f"  {ASKED}\n"),
-        chat(answered=ANSWERED.replace("later", "afterwards")),
-        chat(system="You are a patient teacher."),
-        chat(tools=[{"type": "function", "function": {"name": "search"}}]),
-    ],
-)
-def test_case_spaces_a_word_the_system_prompt_and_tools_make_no_other_conversation(other):
-    assert found(other, chat())
+def similar_by(share, sketch, seed=0):
+    """Another signature that has this share of the slots of each side in common."""
+    changed = bytearray(sketch)
+    for side in (0, 1):
+        for slot in random.Random(seed + side).sample(range(SLOTS), SLOTS - round(share * SLOTS)):
+            changed[NUMBERS_BYTES + side * SLOTS + slot] ^= 1
+    return bytes(changed)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        chat(answered="I would rather talk about the migration of birds, which is just as interesting: " * 2),
-        chat(
-            asked="Why do the leaves of trees turn red and yellow in autumn, and what happens to them in winter there?"
-        ),
-        chat(asked=f"{ASKED} Use 5 sentences."),
-    ],
-)
-def test_another_answer_another_question_or_other_numbers_are_another_conversation(other):
-    assert not found(other, chat())
+def random_sketches(number, seed=0):
+    drawn = random.Random(seed)
+    return [drawn.randbytes(SIGNATURE_BYTES) for _ in range(number)]
+
+
+@pytest.mark.parametrize("pair", LABELLED, ids=lambda pair: pair["id"])
+def test_a_labelled_pair_gets_its_verdict_or_is_known_to_be_too_hard(pair):
+    verdict = "near-duplicate" if found(normalise(pair["a"]), normalise(pair["b"])) else None
+    assert (verdict == pair["expect"]) == (pair["id"] not in MISSED | FALSE_ALARMS)
+
+
+def test_precision_and_recall_on_the_labelled_pairs_are_as_documented():
+    for half in ("choose", "prove"):
+        pairs = [pair for pair in LABELLED if pair["half"] == half]
+        hits = [pair for pair in pairs if found(normalise(pair["a"]), normalise(pair["b"]))]
+        right = [pair for pair in hits if pair["expect"]]
+        assert len(pairs) == 27
+        assert (len(right), len(hits), sum(bool(pair["expect"]) for pair in pairs)) == (11, 12, 13)
+
+
+def test_a_signature_is_these_bytes_on_every_machine():
+    ascii_only = signature(talk())
+    assert len(ascii_only) == SIGNATURE_BYTES
+    assert (ascii_only[:12].hex(), ascii_only[-4:].hex()) == ("5030c2a8db49e9c6a9bf0ea8", "99f240f0")
+    mixed = signature(talk("Größe: 42 ㎞?", "漢字 " * 9 + "कहानी ไทย \uff26\uff35\uff2c\uff2c Ünïcode"))
+    assert (mixed[:12].hex(), mixed[-4:].hex()) == ("1eaaeafa98861e09dc8f0f13", "5402b5d8")
+
+
+def test_a_signature_does_not_depend_on_the_process():
+    code = (
+        "from sft.data.conversation import Conversation as C; from sft.data.duplicates import signature\n"
+        f"print(signature(C({talk().messages!r}, None)).hex())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.strip()
+        for seed in ("0", "4711")
+    }
+    assert printed == {signature(talk()).hex()}
+
+
+def test_numbers_tell_conversations_apart_however_long_they_are():
+    long = "They went up the hill together and down again on the other side, as they always did. " * 3
+    places = ["the mill", "the bridge", "the old oak", "the church", "the well", "the ford"]
+    story = " ".join(f"At {place}, {long}" for place in places)
+    assert found(talk(story + " It was 7 o'clock."), talk(story + " It was 7 o'clock!")) == Match("one", 1.0)
+    assert found(talk(story + " It was 7 o'clock."), talk(story + " It was 8 o'clock.")) is None
 
 
 def test_short_texts_are_similar_only_to_their_equals():
-    assert found(chat("What is the sky?", "It is blue."), chat("what is the  SKY?", "It is blue."))
-    assert not found(chat("What is the sky?", "It is blue."), chat("What is the sea?", "It is blue."))
+    assert found(talk("What is the sky?", "It is blue."), talk("what is the  SKY?", "It is blue.")) == Match("one", 1.0)
+    assert found(talk("What is the sky?", "It is blue."), talk("What is the sea?", "It is blue.")) is None
+    assert found(talk("Simplify x + 1 + x.", "It depends."), talk("Simplify x - 1 + x.", "It depends.")) is None
 
 
-def test_the_earliest_of_several_wins_and_the_evidence_names_it():
-    index = NearDuplicates(0.8)
-    first, second = chat(), chat(answered=ANSWERED.replace("later", "soon"))
-    assert check_near_duplicate(index, first.id, signature(first)) is None
-    rejection = check_near_duplicate(index, second.id, signature(second))
-    assert rejection is not None
-    assert rejection.reason == "near-duplicate"
-    assert first.id in rejection.evidence
-
-
-def test_clusters_join_what_is_similar_through_others_and_leave_the_rest_alone():
-    same, alone = chat(), chat("What is the sky?", "It is blue.")
-    near = chat(asked=ASKED.lower(), answered=ANSWERED + " ")
-    groups = clusters([(c.id, signature(c)) for c in (same, alone, near)], 0.8)
-    assert groups[near.id] == groups[same.id] == same.id
-    assert groups[alone.id] == alone.id
-
-
-def test_many_others_hide_nothing():
-    index = NearDuplicates(0.8)
-    for number in range(5_000):
-        words = " ".join(f"w{number * 40 + n}x" for n in range(40)).translate(str.maketrans("0123456789", "abcdefghij"))
-        index.add(f"{number:032x}", signature(chat(words, words)))
-    assert index.find(signature(chat())) is None
-    known = chat(answered=ANSWERED.replace("later", "soon"))
-    index.add(known.id, signature(known))
-    match = index.find(signature(chat()))
-    assert match is not None
-    assert 0.8 <= match.similarity < 1
-
-
-def test_a_signature_is_the_same_in_every_process():
-    program = (
-        "from tests.data.test_duplicates import chat; from sft.data.duplicates import signature;"
-        "print(signature(chat()).hex())"
+def test_system_prompts_and_tool_lists_do_not_count():
+    plain = talk()
+    dressed = Conversation(
+        [{"role": "system", "content": "You are a vet."}, *plain.messages],
+        [{"type": "function", "function": {"name": "search"}}],
     )
-    for seed in ("0", "1"):
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "src:.", "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == signature(chat()).hex()
-    assert len(signature(chat())) == SIGNATURE_BYTES
+    assert found(plain, dressed) == Match("one", 1.0)
+    assert plain.id != dressed.id
+
+
+def test_reasoning_is_part_of_the_answer():
+    one = talk(reasoning_content="Purring is often taken for contentment, but vets hear it from hurt animals as well.")
+    other = talk(reasoning_content="Stay brief. Mention pain, fear, calm. The user wants to know the other times, too.")
+    assert found(one, one) == Match("one", 1.0)
+    assert found(one, other) is None
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_words_have_no_case_no_punctuation_and_no_compatibility_forms(text):
+    split = words(text)
+    assert all(word and not any(map(str.isspace, word)) for word in split)
+    assert all(unicodedata.category(letter)[0] in "LMN" for word in split for letter in word)
+    assert words(unicodedata.normalize("NFKC", text)) == split
+
+
+def test_words_are_the_same_whatever_stands_beside_them():
+    text = "It's 3.5 km to Rome_2; don't STOP!"
+    assert words(text) == ["it", "s", "3", "5", "km", "to", "rome", "2", "don", "t", "stop"]
+    assert words(text + " é") == [*words(text), "é"]
+
+
+def test_scripts_without_spaces_have_a_word_per_letter():
+    assert words("我喜欢猫。") == ["我", "喜", "欢", "猫"]
+    assert words("ใช่ ok") == ["ใ", "ช่", "ok"]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
+def test_bands_find_what_is_as_similar_as_the_threshold(threshold):
+    slots, bands = banding(threshold)
+    assert slots * bands <= SLOTS
+    assert 1 - (1 - threshold ** (2 * slots)) ** bands >= RECALL
+    sketches = random_sketches(300)
+    index = NearDuplicates(threshold)
+    for number, sketch in enumerate(sketches):
+        index.add(str(number), sketch)
+    hits = [index.find(similar_by(min(1, threshold + 0.01), sketch, seed)) for seed, sketch in enumerate(sketches)]
+    assert sum(hit is not None and hit.winner == str(number) for number, hit in enumerate(hits)) >= RECALL * 300
+
+
+def test_every_candidate_is_compared():
+    sketch = random_sketches(1)[0]
+    index = NearDuplicates(THRESHOLD)
+    index.add("one", sketch)
+    below = [index.find(similar_by(0.7, sketch, seed)) for seed in range(50)]
+    above = [index.find(similar_by(0.85, sketch, seed)) for seed in range(50)]
+    assert below == [None] * 50
+    assert all(match and match.similarity == pytest.approx(0.85, abs=0.01) for match in above)
+
+
+def test_both_sides_must_be_similar():
+    one, other = random_sketches(2)
+    half = NUMBERS_BYTES + SLOTS
+    index = NearDuplicates(THRESHOLD)
+    index.add("one", one)
+    assert index.find(one) == Match("one", 1.0)
+    assert index.find(one[:half] + other[half:]) is None
+    assert index.find(one[:NUMBERS_BYTES] + other[NUMBERS_BYTES:half] + one[half:]) is None
+    assert index.find(other[:NUMBERS_BYTES] + one[NUMBERS_BYTES:]) is None
+
+
+def test_an_index_that_has_sorted_its_runs_finds_what_it_found_before():
+    sketches = random_sketches(2 * RECENT + 100)
+    index = NearDuplicates(THRESHOLD)
+    for number, sketch in enumerate(sketches):
+        index.add(f"{number:032x}", sketch)
+    for number in (0, RECENT - 1, RECENT, 2 * RECENT - 1, 2 * RECENT, 2 * RECENT + 99):
+        assert index.find(similar_by(0.9, sketches[number])) == Match(f"{number:032x}", pytest.approx(0.9, abs=0.01))
+    assert index.find(random_sketches(1, seed=1)[0]) is None
+
+
+def test_the_earliest_of_several_wins():
+    sketch = random_sketches(1)[0]
+    index = NearDuplicates(THRESHOLD)
+    for name, share in (("first", 0.9), ("second", 1.0)):
+        index.add(name, similar_by(share, sketch))
+    assert index.find(sketch) == Match("first", pytest.approx(0.9, abs=0.01))
+
+
+def test_what_is_refused_is_not_compared_with():
+    near = signature(talk(answer=ANSWER + " Vets know this."))
+    index = NearDuplicates(THRESHOLD)
+    assert check_near_duplicate(index, "a" * 32, signature(talk())) is None
+    refused = check_near_duplicate(index, "b" * 32, near)
+    assert refused is not None
+    assert (refused.reason, refused.evidence) == ("near-duplicate", f"0.84 similar to {'a' * 32}, which came before")
+    assert check_near_duplicate(index, "c" * 32, near) == refused
+
+
+def test_an_id_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="expected 1 to 32 characters"):
+        NearDuplicates(THRESHOLD).add("x" * 33, bytes(SIGNATURE_BYTES))
+
+
+def chain():
+    """Signatures of which each is similar to the next only."""
+    sketch = bytearray(random_sketches(1)[0])
+    made = []
+    for step in range(4):
+        made.append((f"chain-{step}", bytes(sketch)))
+        for slot in range(step * 20, step * 20 + 20):
+            sketch[NUMBERS_BYTES + slot] ^= 1
+    return made
+
+
+def test_clusters_join_what_is_similar_through_others():
+    alone = ("alone", random_sketches(1, seed=5)[0])
+    again = ("again", chain()[2][1])
+    grouped = clusters([*chain(), alone, again], THRESHOLD)
+    assert grouped == {
+        **dict.fromkeys(["chain-0", "chain-1", "chain-2", "chain-3", "again"], "chain-0"),
+        "alone": "alone",
+    }
+
+
+@given(st.permutations([*chain(), *[(f"other-{n}", sketch) for n, sketch in enumerate(random_sketches(3, seed=9))]]))
+def test_who_is_in_a_cluster_does_not_depend_on_the_order(pairs):
+    grouped = clusters(pairs, THRESHOLD)
+    order = [name for name, _ in pairs]
+    assert {name for name, _ in chain()} == {name for name in order if grouped[name] == grouped["chain-0"]}
+    assert grouped["chain-0"] == next(name for name in order if name.startswith("chain"))
+    assert all(grouped[f"other-{n}"] == f"other-{n}" for n in range(3))
