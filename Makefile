@@ -29,7 +29,7 @@ no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per sour
 no_cluster = error: CLUSTER=$(CLUSTER): clusters come with a later release (slurm/README.md); profiles here: \
     $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
 
-.PHONY: help setup repro fetch filter prep pack train eval show rejected mlflow clean test check format pins
+.PHONY: help setup repro fetch filter prep pack train eval show rejected lineage reproduce compare mlflow clean test check format pins
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -66,6 +66,17 @@ show: setup ## Table of experiments; with SAMPLE=3 (or validation:3, or an id) a
 rejected: setup ## What was refused and why (SOURCE= REASON= NUMBER=5 FROM=0)
 	python -m sft.run.rejected $(if $(SOURCE),--source '$(SOURCE)') $(if $(REASON),--reason '$(REASON)') \
 	    $(if $(NUMBER),--number '$(NUMBER)') $(if $(FROM),--from '$(FROM)')
+
+lineage: setup ## From a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= JSON= CARD=)
+	python -m sft.run.chain $(if $(MODEL),--model '$(MODEL)') $(if $(HTML),--html '$(HTML)') \
+	    $(if $(JSON),--json '$(JSON)') $(if $(CARD),--card '$(CARD)')
+
+reproduce: setup ## Build a model again from its commit and data, and compare stage by stage (MODEL= UNTIL= DATA=)
+	python -m sft.run.reproduce $(if $(MODEL),--model '$(MODEL)') $(if $(UNTIL),--until '$(UNTIL)') \
+	    $(if $(DATA),--data '$(DATA)')
+
+compare: setup ## Two runs side by side: params, data, code, metrics, curves, answers (A= B= HTML=)
+	python -m sft.run.compare --a '$(A)' --b '$(B)' $(if $(HTML),--html '$(HTML)')
 
 mlflow: setup ## Runs and registered models in the browser (PORT=5000)
 	@mkdir -p runs

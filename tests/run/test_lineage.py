@@ -1,13 +1,25 @@
 """Lineage: every thing that determines a model is in its key, and nothing else is."""
 
+import hashlib
+import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sft.files import file_digest, write_json
 from sft.run import lineage
-from sft.run.lineage import Lineage, code_digest, git_state, import_closure, lineage_json, project_root
+from sft.run.lineage import (
+    EVAL_RECORDS,
+    Lineage,
+    code_digest,
+    git_state,
+    import_closure,
+    lineage_json,
+    project_root,
+    records,
+)
 
 ONE = Lineage(
     data="d" * 64,
@@ -86,12 +98,53 @@ def test_git_state_is_dirty_by_code_and_not_by_what_the_pipeline_writes(tmp_path
     assert git_state(tmp_path) == (commit, True)
 
 
+def make_packed(folder: Path) -> None:
+    counts = {"domain": "chat", "license": "MIT", "conversations": 1, "tokens": 2, "trained_tokens": 1}
+    write_json(folder / "data/packed/metadata.json", {"sources": {"chats": counts}})
+    write_json(folder / "reports/fetch/chats.json", {"uri": "file://x", "sha256": "f", "rows_out": 3, "license": "MIT"})
+    write_json(folder / "reports/filter/chats.json", {"rows_out": 2, "rejected": {"no-answer": 1}})
+    write_json(folder / "reports/eval.json", {})
+
+
 def test_lineage_json_leads_from_the_model_back(tmp_path):
-    written = lineage_json(ONE, "run-1", tmp_path)
+    make_packed(tmp_path)
+    written = lineage_json(ONE, "run-1", tmp_path, b"changes")
     assert written["lineage_key"] == ONE.key
     assert written["mlflow_run_id"] == "run-1"
     assert written["packages"]["torch"]
     assert {"git_commit", "git_dirty", "data", "base_model", "params"} <= written.keys()
+    assert written["patch"] == hashlib.sha256(b"changes").hexdigest()
+    assert lineage_json(ONE, "run-1", tmp_path)["patch"] is None
+    assert written["sources"]["chats"]["uri"] == "file://x"
+    assert written["sources"]["chats"]["rows"] == 3
+    assert written["sources"]["chats"]["rejected"] == {"no-answer": 1}
+    assert written["hardware"].keys() == {"machine", "processor", "threads", "gpus"}
+    assert json.loads(json.dumps(written)) == written
+
+
+def test_lineage_json_names_the_reports_of_the_data_and_not_those_that_come_later(tmp_path):
+    make_packed(tmp_path)
+    named = lineage_json(ONE, "run-1", tmp_path)["records"]
+    assert named.keys() == {"data/packed/metadata.json", "reports/fetch/chats.json", "reports/filter/chats.json"}
+    assert named["reports/fetch/chats.json"] == file_digest(tmp_path / "reports/fetch/chats.json")
+
+
+def test_the_records_of_a_run_are_found_by_their_places(tmp_path):
+    make_packed(tmp_path)
+    (tmp_path / "dvc.lock").write_text("")
+    assert records(tmp_path).keys() >= {"dvc.lock", "reports/fetch/chats.json"}
+    assert records(tmp_path, EVAL_RECORDS).keys() == {"dvc.lock", "reports/eval.json"}
+
+
+def test_a_module_that_only_tells_of_a_model_is_not_in_the_key(tmp_path, monkeypatch):
+    module = tmp_path / "card.py"
+    module.write_text("x = 1\n")
+    monkeypatch.setattr(lineage, "import_closure", lambda name: {"sft.run.card": module, "sft.ledger": module})
+    monkeypatch.setattr(lineage, "file_digest", lambda path: path.read_text())
+    with_card = code_digest("sft.ledger")
+    monkeypatch.setattr(lineage, "import_closure", lambda name: {"sft.ledger": module})
+    assert code_digest("sft.ledger") == with_card
+    assert {"sft.run.card", "sft.run.patch"} <= lineage.TELLING
 
 
 def test_runs_stay_in_the_repository_when_dvc_works_in_a_copy(tmp_path, monkeypatch):

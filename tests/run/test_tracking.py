@@ -101,3 +101,53 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(store, monk
     with pytest.raises(InputError, match=r"MLflow does not answer at http://\*\*\*@127\.0\.0\.1:9") as error:
         tracking.connect()
     assert "secret" not in str(error.value)
+
+
+def test_texts_that_tell_of_a_run_keep_their_places(store, tmp_path):
+    run_id = start(store)
+    (store / "reports").mkdir()
+    (store / "reports/pack.json").write_text("{}")
+    (store / "params.yaml").write_text("a: 1\n")
+    assert tracking.fetch_records(run_id, tmp_path / "none") == tmp_path / "none/records"
+    places = {"reports/pack.json": store / "reports/pack.json", "params.yaml": store / "params.yaml"}
+    tracking.log_records(run_id, places)
+    brought = tracking.fetch_records(run_id, tmp_path / "brought")
+    assert {path.relative_to(brought).as_posix() for path in brought.rglob("*") if path.is_file()} == places.keys()
+    (store / "reports/pack.json").write_text('{"rows_in": 1}')
+    tracking.log_records(run_id, {"reports/pack.json": store / "reports/pack.json"})
+    again = tracking.fetch_records(run_id, tmp_path / "again")
+    assert (again / "reports/pack.json").read_text() == '{"rows_in": 1}'
+    assert (again / "params.yaml").exists()
+
+
+def test_an_evaluation_brings_its_records(store, tmp_path, monkeypatch):
+    run_id = start(store)
+    (store / "reports").mkdir()
+    (store / "reports/eval.json").write_text("{}")
+    log_evaluation(KEY, {}, [])
+    assert (tracking.fetch_records(run_id, tmp_path / "brought") / "reports/eval.json").exists()
+
+
+def test_a_run_is_looked_up_by_any_of_its_names(store):
+    run_id = start(store)
+    model = store / "model"
+    model.mkdir()
+    (model / "lineage.json").write_text("{}")
+    version = register_model(run_id, model, {"lineage_key": KEY}, PARAMS)
+    name = tracking.REGISTERED_MODEL
+    tracking.connect().set_registered_model_alias(name, "candidate", version)
+    for asked in (run_id, KEY, f"{name}/{version}", f"{name}@candidate"):
+        found = tracking.look_up(asked)
+        assert found.run_id == run_id, asked
+        assert found.facts["versions"] == [f"{name}/{version}"]
+        assert found.version["lineage_key"] == KEY
+    for unknown in ("0" * 32, "0" * 16, f"{name}/9", f"{name}@none", "none/1", "models/final", "main"):
+        assert tracking.look_up(unknown) is None, unknown
+
+
+def test_without_a_store_there_is_nothing_to_ask_and_none_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert not tracking.has_store()
+    assert list(tmp_path.iterdir()) == []

@@ -6,14 +6,17 @@ resumed or reused. Another key: another run, in a folder of its own; nothing is 
 """
 
 import ast
+import hashlib
 import importlib.metadata
 import os
+import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.files import file_digest, value_digest
+from sft.files import file_digest, read_json, value_digest
 
 PACKAGE = Path(__file__).parents[1]
 KEY_DIGITS = 16
@@ -27,6 +30,29 @@ DECISIVE_PACKAGES = (
     "numpy",
     "pyarrow",
 )
+# Modules that tell of a model and cannot change it: an edit of theirs starts no other run.
+TELLING = {"sft.run.card", "sft.run.patch"}
+# What of the reports says where the data of a source comes from, and what became of it.
+ORIGIN = ("uri", "revision", "sha256", "license", "origin", "domain")
+# The texts that tell of a training and of an evaluation; a run in MLflow keeps them.
+DATA_RECORDS = (
+    "params.yaml",
+    "dvc.yaml",
+    "requirements/run.txt",
+    "data/packed/metadata.json",
+    "reports/pack.json",
+    *(f"reports/{stage}/*.json" for stage in ("fetch", "filter", "prep")),
+)
+TRAIN_RECORDS = (
+    *DATA_RECORDS,
+    "dvc.lock",
+    "reports/train.json",
+    "reports/train_loss.csv",
+    "reports/validation_loss.csv",
+    "models/final/lineage.json",
+    "models/final/README.md",
+)
+EVAL_RECORDS = ("dvc.lock", "reports/eval.json", "reports/answers.jsonl")
 # What the pipeline itself writes while it runs: a change there does not make the code dirty.
 OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock", ":(exclude,glob)**/.gitignore")
 
@@ -72,8 +98,9 @@ def all_packages() -> dict[str, str]:
 
 
 def code_digest(module: str) -> str:
-    """Return the digest of a module of this package and of all that it imports from it, at any depth."""
-    return value_digest({name: file_digest(path) for name, path in sorted(import_closure(module).items())})
+    """Return the digest of a module of this package and of all that it imports from it, at any depth, less TELLING."""
+    closure = sorted(import_closure(module).items())
+    return value_digest({name: file_digest(path) for name, path in closure if name not in TELLING})
 
 
 def import_closure(module: str) -> dict[str, Path]:
@@ -111,17 +138,75 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def lineage_json(lineage: Lineage, run_id: str, folder: Path) -> dict[str, Any]:
-    """Return what stands in models/final/lineage.json: the way from the model back to data, code and run."""
+def hardware() -> dict[str, Any]:
+    """Return what of this machine can change a sum: processor, threads, GPUs. Not part of the key."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    return {
+        "machine": platform.machine(),
+        "processor": named[1].strip() if named else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "gpus": _gpus(),
+    }
+
+
+def _gpus() -> list[str]:
+    """Return the names of the GPUs, by their driver: on a CPU, training makes torch tell of one that is not there."""
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return []
+
+
+def records(folder: Path, patterns: tuple[str, ...] = TRAIN_RECORDS) -> dict[str, Path]:
+    """Return the texts that tell of a run, by their place below `folder`, those that are there."""
+    found = {path.relative_to(folder).as_posix(): path for pattern in patterns for path in folder.glob(pattern)}
+    return dict(sorted(found.items()))
+
+
+def sources(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the sources of the packed data by name: where each comes from, its licence, rows at every stage."""
+    packed = read_json(folder / "data/packed/metadata.json")["sources"]
+    return {name: _source(folder, name, counts) for name, counts in packed.items()}
+
+
+def _source(folder: Path, name: str, counts: dict[str, Any]) -> dict[str, Any]:
+    told = {key: counts[key] for key in ("domain", "license", "conversations", "tokens", "trained_tokens")}
+    fetched, filtered = (folder / "reports" / stage / f"{name}.json" for stage in ("fetch", "filter"))
+    if fetched.exists():
+        report = read_json(fetched)
+        told |= {key: report[key] for key in ORIGIN if key in report} | {"rows": report["rows_out"]}
+    if filtered.exists():
+        report = read_json(filtered)
+        told |= {"kept": report["rows_out"], "rejected": report["rejected"]}
+    return told
+
+
+def lineage_json(lineage: Lineage, run_id: str, folder: Path, patch: bytes | None = None) -> dict[str, Any]:
+    """Return what stands in models/final/lineage.json: the way from the model back to data, code and run.
+
+    `patch` is what `sft.run.patch` says of the work tree, taken when training began. The stage that exports
+    adds `files`: the digests of all other files of the model.
+    """
     commit, dirty = git_state(folder)
+    made = {
+        path: file for path, file in records(folder, DATA_RECORDS).items() if path.startswith(("data/", "reports/"))
+    }
     return {
         "lineage_key": lineage.key,
         "git_commit": commit,
         "git_dirty": dirty,
+        "patch": None if patch is None else hashlib.sha256(patch).hexdigest(),
         "data": lineage.data,
         "base_model": lineage.base_model,
         "params": lineage.params,
         "code": lineage.code,
         "packages": all_packages(),
+        "hardware": hardware(),
+        "sources": sources(folder),
+        "records": {path: file_digest(file) for path, file in made.items()},
         "mlflow_run_id": run_id,
     }

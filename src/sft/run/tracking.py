@@ -9,8 +9,13 @@ determines the model; what describes an attempt stands in tags, because MLflow n
 import contextlib
 import logging
 import os
+import re
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +26,15 @@ from mlflow.exceptions import MlflowException
 
 from sft.command import InputError
 from sft.files import file_digest
-from sft.run.lineage import project_root
+from sft.run.lineage import EVAL_RECORDS, project_root, records
 
 EXPERIMENT = "nano3-sft"
 REGISTERED_MODEL = "nano3-sft"
 DIGEST_DIGITS = 12
 MOST_PARAM_CHARS = 6000
+# What the store answers for a run, a version, and an alias that it does not have.
+UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+RECORDS = "records"  # the folder of a run's artifacts that holds the texts that tell of it
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table and every version that it makes
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -37,10 +45,10 @@ def connect() -> mlflow.MlflowClient:
 
     Raises:  InputError: the store does not answer.
     """
-    root = project_root()
-    local = f"sqlite:///{root / 'runs' / 'mlflow.db'}"
+    root, local = project_root(), _local()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or local
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     (root / "runs").mkdir(exist_ok=True)
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
@@ -55,6 +63,11 @@ def connect() -> mlflow.MlflowClient:
         ) from error
     mlflow.set_experiment(EXPERIMENT)
     return client
+
+
+def _local() -> str:
+    """Return the location of the store that needs no server."""
+    return f"sqlite:///{project_root() / 'runs' / 'mlflow.db'}"
 
 
 def without_secret(text: str) -> str:
@@ -170,6 +183,90 @@ def log_files(run_id: str, files: list[Path], folder: str) -> None:
             client.log_artifact(run_id, str(path), folder)
 
 
+def log_records(run_id: str, files: dict[str, Path]) -> None:
+    """Attach texts that tell of a run (`sft.run.lineage.records`), each at its place below the folder RECORDS."""
+    with tempfile.TemporaryDirectory() as staged:
+        for place, file in files.items():
+            (Path(staged) / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, Path(staged) / place)
+        connect().log_artifacts(run_id, staged, RECORDS)
+
+
+def fetch_records(run_id: str, target: Path) -> Path:
+    """Bring the texts that tell of a run into `target`; return the folder that holds them, maybe empty."""
+    client = connect()
+    folder = target / RECORDS
+    folder.mkdir(parents=True)
+    if client.list_artifacts(run_id, RECORDS):
+        client.download_artifacts(run_id, RECORDS, str(target))
+    return folder
+
+
+def has_store() -> bool:
+    """Whether there is a store to ask: a server that is named, or runs/mlflow.db."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (project_root() / "runs" / "mlflow.db").exists()
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A run as the store knows it."""
+
+    run_id: str
+    facts: dict[str, Any]
+    """Status, start in UTC, metrics, tags, and versions of the registered model."""
+    version: dict[str, str] | None
+    """Tags of the version that was asked for, or of the run's latest."""
+
+
+def look_up(name: str) -> Tracked | None:
+    """Find a run by its id, by the lineage key, or by a version of a registered model (name/version, name@alias).
+
+    Returns None where the name has another form, or nothing of it is in the store.
+    """
+    client = connect()
+    version = None
+    if named := re.fullmatch(r"([\w.-]+)(?:/(\d+)|@([\w.-]+))", name):
+        model, number, alias = named.groups()
+        version = _known(
+            lambda: (
+                client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
+            )
+        )
+        run_id = version.run_id if version else None
+    elif re.fullmatch("[0-9a-f]{16}", name):
+        run_id = find_run(client, name)
+    else:
+        run_id = name if re.fullmatch("[0-9a-f]{32}", name) else None
+    run = _known(lambda: client.get_run(run_id)) if run_id else None
+    if run is None:
+        return None
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    newest = max(versions, key=lambda one: int(one.version), default=None)
+    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds")
+    facts = {
+        "run": run_id,
+        "store": "runs/mlflow.db"
+        if mlflow.get_tracking_uri() == _local()
+        else without_secret(mlflow.get_tracking_uri()),
+        "status": run.info.status,
+        "started": started,
+        "versions": [f"{one.name}/{one.version}" for one in sorted(versions, key=lambda one: int(one.version))],
+        "metrics": dict(sorted(run.data.metrics.items())),
+    }
+    tagged = version or newest
+    return Tracked(str(run_id), facts, dict(tagged.tags) if tagged else None)
+
+
+def _known(ask: Callable[[], Any]) -> Any:
+    """Return what the store answers, None where it knows no such thing."""
+    try:
+        return ask()
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN:
+            raise
+        return None
+
+
 def register_model(run_id: str, model: Path, tags: dict[str, str], params: dict[str, Any]) -> str:
     """Register the exported model of a run as a new version; return the version.
 
@@ -195,7 +292,7 @@ def register_model(run_id: str, model: Path, tags: dict[str, str], params: dict[
 
 
 def log_evaluation(lineage_key: str, metrics: dict[str, float], files: list[Path]) -> None:
-    """Add the metrics and reports of an evaluation to the run of a lineage key.
+    """Add the metrics, reports and records of an evaluation to the run of a lineage key.
 
     Raises:  InputError: the store has no such run.
     """
@@ -210,3 +307,4 @@ def log_evaluation(lineage_key: str, metrics: dict[str, float], files: list[Path
         client.log_metric(run_id, name, value)
     for path in files:
         client.log_artifact(run_id, str(path), "eval")
+    log_records(run_id, records(Path.cwd(), EVAL_RECORDS))

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.command import InputError, run_stage, say
-from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
+from sft.files import file_digest, folder_digest, folder_digests, publish_file, publish_folder, read_json, write_json
 from sft.ledger import Ledger
 from sft.params import TRAIN_SECTIONS, load
-from sft.run.lineage import Lineage, code_digest, git_state, lineage_json, package_versions, project_root
+from sft.run import card
+from sft.run.lineage import Lineage, code_digest, git_state, lineage_json, package_versions, project_root, records
+from sft.run.patch import dirty_patch, keep_patch
 
 if TYPE_CHECKING:
     from sft.model.bridge import Step
@@ -231,14 +233,17 @@ def launch(run: Run, number: int) -> None:
         )
 
 
-def export(run: Run, lineage: Lineage, checkpoint: Path) -> None:
-    """Publish models/final: weights, tokenizer, the chat template it was trained on, lineage.json."""
+def export(run: Run, lineage: Lineage, checkpoint: Path, patch: bytes | None) -> None:
+    """Publish models/final: weights, tokenizer, the chat template it was trained on, README.md, lineage.json."""
     from sft.model import bridge
 
     with publish_folder(FINAL) as folder:
         bridge.export(checkpoint=checkpoint, base=run.base, target=folder)
         (folder / "chat_template.jinja").write_bytes((run.packed / "chat_template.jinja").read_bytes())
-        write_json(folder / "lineage.json", lineage_json(lineage, run.run_id, Path.cwd()))
+        told = lineage_json(lineage, run.run_id, Path.cwd(), patch)
+        text = card.render(told, lambda path: read_json(Path(path)) if Path(path).exists() else {})
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        write_json(folder / "lineage.json", {**told, "files": folder_digests(folder)})
 
 
 def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -278,6 +283,7 @@ def main() -> None:
     params = {name: section.model_dump() for name, section in sections.items()}
     metadata = check_inputs()
     lineage = find_lineage(params)
+    patch = dirty_patch(Path.cwd())
     runs = project_root() / "runs"
     iterations, batch = sections["train"].train_iters, sections["train"].global_batch_size
     say(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
@@ -288,6 +294,7 @@ def main() -> None:
         bridge.import_base(base=BASE.absolute(), checkpoint=imported)
     run_id = open_tracked_run(lineage, metadata)
     run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute(), run_id)
+    kept = [keep_patch(patch, run.folder)] if patch else []
     with tracking.true_status(run_id):
         checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
         if checkpoint is None:
@@ -299,13 +306,11 @@ def main() -> None:
                 raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
         else:
             say(f"this run is complete: exporting step {iterations} again, no step is trained")
-        export(run, lineage, checkpoint)
+        export(run, lineage, checkpoint, patch)
         metrics = report(run, iterations, batch, metadata)
         tags = {"lineage_key": lineage.key, "data": lineage.data, "base_model": lineage.base_model}
         version = tracking.register_model(run_id, FINAL, tags, params)
-        reports = [Path("reports/train.json"), Path("reports/train_loss.csv"), Path("reports/pack.json")]
-        texts = [Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock"), FINAL / "lineage.json"]
-        tracking.log_files(run_id, [*reports, *texts, PACKED / "metadata.json"], "lineage")
+        tracking.log_records(run_id, {**records(Path.cwd()), **{path.name: path for path in kept}})
     say(
         f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; "
         f"models/final is version {version} of {tracking.REGISTERED_MODEL} in MLflow, run {run_id}"

@@ -1,0 +1,198 @@
+"""Records: the texts that tell of one training (lock, reports, lineage.json), wherever they are.
+
+A model is named by its folder, by a version in MLflow (name/version or name@alias), by the id of a run, by a
+lineage key, or by a git revision or DVC experiment; what is found is one thing to read from. What git and the
+folder lack, DVC's cache may hold: dvc.lock names it. Nothing is changed.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft.command import InputError
+from sft.run.patch import patch_name
+
+FINAL = "models/final"
+LINEAGE = f"{FINAL}/lineage.json"
+LOCK = "dvc.lock"
+Read = Callable[[str], bytes | None]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What tells of one training."""
+
+    name: str
+    """As it was asked for."""
+    root: Path
+    """The project: its git repository has the commit, its cache may have the data."""
+    read: Read
+    """Bytes of a file, by its place in the project; None where nobody has it."""
+    folder: Path | None = None
+    """The project whose files on disk belong to this training: what can be verified."""
+    run: dict[str, Any] | None = None
+    """What MLflow knows of the run."""
+    version: dict[str, str] | None = None
+    """Tags of the registered version."""
+
+    def json(self, path: str) -> Any:
+        """Return the value of a JSON file, {} where it is missing."""
+        content = self.read(path)
+        return {} if content is None else json.loads(content)
+
+    def text(self, path: str) -> str:
+        """Return a text, "" where it is missing."""
+        return (self.read(path) or b"").decode("utf-8")
+
+    @functools.cached_property
+    def lock(self) -> dict[str, Any]:
+        """The stages of dvc.lock."""
+        return parse_lock(self.read(LOCK))
+
+    @functools.cached_property
+    def lineage(self) -> dict[str, Any]:
+        """lineage.json of the model."""
+        return dict(self.json(LINEAGE))
+
+    def patch(self) -> bytes | None:
+        """Return the uncommitted changes that the model was trained with, where somebody kept them."""
+        if not (digest := self.lineage.get("patch")):
+            return None
+        kept = self.root / "runs" / self.lineage["lineage_key"] / patch_name(digest)
+        return kept.read_bytes() if kept.exists() else self.read(patch_name(digest))
+
+
+def find(name: str, root: Path, scratch: Path) -> Records:
+    """Find what tells of a model, a run, a revision or an experiment; `scratch` takes what has to be brought.
+
+    Raises:  InputError: nothing has that name.
+    """
+    found = _in_folder(name, root) or _in_mlflow(name, root, scratch) or _in_git(name, root)
+    if found is None:
+        raise InputError(
+            f"{name!r}: no folder with a lineage.json, no version, run or lineage key in MLflow, no git revision and "
+            f"no DVC experiment in {root}. Name a model as in models/final, nano3-sft/1, nano3-sft@champion; "
+            "`make mlflow` and `make show` list what there is."
+        )
+    return found
+
+
+def of_folder(
+    root: Path, name: str = FINAL, run: dict[str, Any] | None = None, version: dict[str, str] | None = None
+) -> Records:
+    """Return the records of the project in a folder."""
+    return Records(
+        name, root, _with_cache(root, lambda path: _bytes(root / path)), folder=root, run=run, version=version
+    )
+
+
+def parse_lock(content: bytes | None) -> dict[str, Any]:
+    """Return the stages of a dvc.lock; {} of none. DVC's own reader reads it."""
+    from dvc.utils.serialize import parse_yaml
+
+    return dict(parse_yaml(content.decode("utf-8"), LOCK)["stages"]) if content else {}
+
+
+def outs(lock: dict[str, Any]) -> dict[str, str]:
+    """Return the digests (md5, .dir for folders) of all that stages make, by path, in order of the stages."""
+    return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", [])}
+
+
+def _in_folder(name: str, root: Path) -> Records | None:
+    model = (root / name).absolute()
+    if not (model / "lineage.json").is_file():
+        return None
+    if model.parts[-2:] == ("models", "final"):
+        return of_folder(model.parents[1], name, *_tracked(model))
+    # A copy of a model, as from a hub: it brings lineage.json and its own files, nothing else.
+    prefix = f"{FINAL}/"
+    return Records(
+        name, root, lambda path: _bytes(model / path.removeprefix(prefix)) if path.startswith(prefix) else None
+    )
+
+
+def _tracked(model: Path) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+    """What MLflow knows of the run of a model's folder; a project without a store has none."""
+    from sft.run import tracking
+
+    run_id = json.loads((model / "lineage.json").read_text(encoding="utf-8")).get("mlflow_run_id")
+    tracked = tracking.look_up(run_id) if run_id and tracking.has_store() else None
+    return (tracked.facts, tracked.version) if tracked else (None, None)
+
+
+def _in_mlflow(name: str, root: Path, scratch: Path) -> Records | None:
+    from sft.run import tracking
+
+    tracked = tracking.look_up(name) if tracking.has_store() else None
+    if tracked is None:
+        return None
+    here = _bytes(root / LINEAGE)
+    if here is not None and json.loads(here)["mlflow_run_id"] == tracked.run_id:
+        return of_folder(root, name, tracked.facts, tracked.version)
+    folder = tracking.fetch_records(tracked.run_id, Path(tempfile.mkdtemp(dir=scratch)))
+    return Records(
+        name, root, _with_cache(root, lambda path: _bytes(folder / path)), None, tracked.facts, tracked.version
+    )
+
+
+def _in_git(name: str, root: Path) -> Records | None:
+    experiments = _git(root, "for-each-ref", "--format=%(refname)", "refs/exps") or b""
+    named = [ref for ref in experiments.decode().split() if ref.rpartition("/")[2] == name]
+    commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{[*named, name][0]}^{{commit}}")
+    if commit is None:
+        return None
+    revision = commit.decode().strip()
+    return Records(name, root, _with_cache(root, lambda path: _git(root, "show", f"{revision}:./{path}")))
+
+
+def _with_cache(root: Path, read: Read) -> Read:
+    """Read, and what is not there from DVC's cache, by the digest that dvc.lock has for it."""
+    known = functools.cache(lambda: outs(parse_lock(read(LOCK))))
+
+    def anywhere(path: str) -> bytes | None:
+        content = read(path)
+        if content is not None or path == LOCK:
+            return content
+        for out, md5 in known().items():
+            if out == path:
+                return _bytes(cached(root, md5))
+            if path.startswith(f"{out}/") and md5.endswith(".dir"):
+                listed = listing(root, md5) or {}
+                inner = listed.get(path.removeprefix(f"{out}/"))
+                return _bytes(cached(root, inner)) if inner else None
+        return None
+
+    return anywhere
+
+
+def listing(root: Path, md5: str) -> dict[str, str] | None:
+    """Return {path: md5} of the files of a folder that DVC's cache knows; None where it does not."""
+    content = _bytes(cached(root, md5))
+    return None if content is None else {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
+
+
+def cached(root: Path, md5: str) -> Path:
+    """Return where DVC's cache keeps an object."""
+    return _cache_folder(root) / "files/md5" / md5[:2] / md5[2:]
+
+
+@functools.cache
+def _cache_folder(root: Path) -> Path:
+    asked = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(asked, cwd=root, check=False, capture_output=True, text=True)
+    return Path(done.stdout.strip()) if done.returncode == 0 else root / ".dvc/cache"
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    done = subprocess.run(["git", "-C", str(root), *arguments], check=False, capture_output=True)
+    return done.stdout if done.returncode == 0 else None
