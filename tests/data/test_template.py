@@ -138,7 +138,7 @@ EXHAUSTING = [
     ("CPU time", "{% for i in range(99999) %}{% set x = ('a' * 100000).count('b') %}{% endfor %}"),
     ("CPU time", "{{ ('a ' * n * 1000000) | wordwrap(1) | length }}"),
     ("CPU time", "{{ (n ** 99999999) % 7 }}"),
-    ("CPU time", "{{ " + "~".join(["1"] * 20000) + " }}"),
+    ("CPU time", "{{ " + "~".join(["1"] * 150_000) + " }}"),
     ("characters", "{{ 'a' * n * 1000000 }}"),
 ]
 
