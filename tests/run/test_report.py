@@ -1,5 +1,6 @@
 """Run with: pytest tests/run/test_report.py"""
 
+import re
 from html.parser import HTMLParser
 
 from sft.run.report import SHARES, render
@@ -103,6 +104,18 @@ def test_a_curve_of_one_value_and_a_loss_of_zero_can_be_drawn():
     page = render(numbers, [], [{"iteration": 5, "loss": 1.0}, {"iteration": 6, "loss": 1.0}], "key")
     assert "nan" not in page
     assert "Loss while training" in page
+
+
+def test_a_single_validation_can_be_seen_and_steps_have_their_mean():
+    curve = [{"iteration": step, "loss": float(step % 2)} for step in range(48)]
+    page = render(evaluation(), [], [*curve, {"iteration": 48, "loss": 1.0, "validation_loss": 0.5}], "key")
+    assert page.count("<circle") == 1
+    heights = {
+        name: {point.split()[1] for point in re.search(rf'<path class="{name}" d="M([^"]+)"', page)[1].split(" L")}
+        for name in ("step", "loss")
+    }
+    assert heights["step"] == {"14.0", "234.0"}
+    assert "124.0" in heights["loss"]
 
 
 def test_a_long_answer_is_shortened_and_says_by_how_much():

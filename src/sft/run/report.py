@@ -21,6 +21,8 @@ EXAMPLES = 6
 SHOWN_CHARS = 1_200
 LABEL_CHARS = 26
 TICKS = 4
+SMOOTH_SHARE = 12
+"""The running mean is over a twelfth of the steps: packs of one step are of other domains than those of the next."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --faint: #667085; --line: #dfe3ea; --page: #fbfbfc;
@@ -44,7 +46,8 @@ code, pre { font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospace; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--faint); font-size: 12px; }
 svg .value { fill: var(--ink); } svg .grid { stroke: var(--line); } svg .before { fill: var(--before); }
 svg .after { fill: var(--after); } svg path { fill: none; stroke: var(--after); stroke-width: 2; }
-svg path.validation { stroke: var(--good); stroke-dasharray: 5 4; }
+svg path.step { stroke-width: 1; opacity: .35; } svg path.validation { stroke: var(--good); stroke-dasharray: 5 4; }
+svg circle { fill: var(--good); }
 .legend span { margin-right: 1em; }
 .legend span::before { content: ""; display: inline-block; width: .7em; height: .7em; margin-right: .4em;
   border-radius: 2px; background: var(--before); } .legend span.after::before { background: var(--after); }
@@ -150,7 +153,7 @@ def _bars(rows: Sequence[tuple[str, float | None, float | None]], top: float | N
 
 
 def _curve(curve: Sequence[Mapping[str, float]]) -> str:
-    """Draw the loss over iterations; nothing where there is no curve."""
+    """Draw the loss of each step, its running mean, and validations; nothing where there is no curve."""
     if len(curve) < 2:
         return ""
     left, top, width, height = 56, 14, 660, 220
@@ -167,18 +170,37 @@ def _curve(curve: Sequence[Mapping[str, float]]) -> str:
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
     parts.append(f'<text x="{left}" y="{top + height + 20}">{first:.0f}</text>')
     parts.append(f'<text x="{left + width}" y="{top + height + 20}" text-anchor="end">iteration {last:.0f}</text>')
-    for name in names:
-        points = [
-            f"{left + width * (point['iteration'] - first) / ((last - first) or 1):.1f} "
-            f"{top + height * (high - point[name]) / (high - low):.1f}"
-            for point in curve
-            if name in point
-        ]
-        parts.append(f'<path class="{name.removesuffix("_loss")}" d="M{" L".join(points)}"/>')
-    legend = '<span class="after">training</span>'
+
+    def place(iteration: float, value: float) -> tuple[str, str]:
+        x = left + width * (iteration - first) / ((last - first) or 1)
+        return f"{x:.1f}", f"{top + height * (high - value) / (high - low):.1f}"
+
+    steps = [(point["iteration"], point["loss"]) for point in curve if "loss" in point]
+    validations = [(point["iteration"], point["validation_loss"]) for point in curve if "validation_loss" in point]
+    lines = {"step": steps, "loss": running_mean(steps, len(steps) // SMOOTH_SHARE), "validation": validations}
+    for name, points in lines.items():
+        if points:
+            path = " L".join(" ".join(place(*point)) for point in points)
+            parts.append(f'<path class="{name}" d="M{path}"/>')
+    for x, y in (place(*point) for point in validations):
+        parts.append(f'<circle cx="{x}" cy="{y}" r="3.5"/>')
+    legend = '<span class="after">training, each step and the running mean</span>'
     legend += '<span class="validation">validation</span>' if len(names) > 1 else ""
     svg = f'<div class="plot">{"".join(parts)}</svg></div>'
     return f'<h2>Loss while training</h2><p class="legend faint">{legend}</p>{svg}'
+
+
+def running_mean(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
+    """Mean of each value and up to `window` - 1 before it.
+
+    >>> running_mean([(1, 4.0), (2, 2.0), (3, 0.0)], 2)
+    [(1, 4.0), (2, 3.0), (3, 1.0)]
+    """
+    means = []
+    for index, (iteration, _) in enumerate(points):
+        taken = [value for _, value in points[max(0, index + 1 - max(1, window)) : index + 1]]
+        means.append((iteration, sum(taken) / len(taken)))
+    return means
 
 
 def _counts(evaluation: Mapping[str, Any]) -> str:
