@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -286,9 +287,15 @@ def test_what_is_pinned_is_what_is_installed():
         assert importlib.metadata.version(name) == version, name
 
 
+def extras() -> set[str]:
+    """What pyproject.toml offers as extras: imported where somebody asks for it."""
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return {canonical(re.split(r"[\[<>=]", line)[0]) for lines in optional.values() for line in lines}
+
+
 def test_what_the_source_imports_is_a_direct_requirement():
     distributions = importlib.metadata.packages_distributions()
-    required = direct("run.in")
+    required = direct("run.in") | extras()
     looked_at = set()
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
