@@ -122,10 +122,9 @@ def make_project(folder: Path) -> None:
 
 
 def link_project(folder: Path) -> None:
-    """Make a folder in which stages run: params.yaml and templates of the repository, a tiny blend."""
+    """Make a folder in which stages run: params.yaml of the repository, a tiny blend, nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    (folder / "templates").symlink_to(ROOT / "templates")
     make_project(folder)
 
 

@@ -34,7 +34,7 @@ from sft.data.verdicts import (
     read_rubric,
     request_of,
 )
-from sft.files import value_digest
+from sft.files import shipped, value_digest
 
 if TYPE_CHECKING:
     from sft.params import JudgeParams
@@ -88,7 +88,7 @@ class Judge:
     @classmethod
     def load(cls, params: "JudgeParams", cache: Path, backoff_s: float = BACKOFF_S) -> "Judge":
         """Read rubric and environment, open the cache in the folder `cache`. Raises InputError."""
-        return cls(params, read_rubric(Path(params.rubric)), VerdictCache(cache), backoff_s)
+        return cls(params, read_rubric(shipped(params.rubric)), VerdictCache(cache), backoff_s)
 
     def __enter__(self) -> Self:
         return self

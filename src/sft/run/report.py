@@ -182,8 +182,9 @@ def _curve(curve: Sequence[Mapping[str, float]]) -> str:
         if points:
             path = " L".join(" ".join(place(*point)) for point in points)
             parts.append(f'<path class="{name}" d="M{path}"/>')
-    for x, y in (place(*point) for point in validations):
-        parts.append(f'<circle cx="{x}" cy="{y}" r="3.5"/>')
+    for point in validations:
+        at = place(*point)
+        parts.append(f'<circle cx="{at[0]}" cy="{at[1]}" r="3.5"/>')
     legend = '<span class="after">training, each step and the running mean</span>'
     legend += '<span class="validation">validation</span>' if len(names) > 1 else ""
     svg = f'<div class="plot">{"".join(parts)}</svg></div>'

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.command import InputError, run_source_stage, say
-from sft.files import file_digest, publish_folder
+from sft.files import file_digest, publish_folder, shipped
 from sft.ledger import Ledger, check_handover
 from sft.params import Reasoning, load
 
@@ -81,7 +81,7 @@ def main(source: str) -> None:
         raise InputError(f"{filtered}: not found. Run the filter stage first: dvc repro filter@{source}")
     if not BASE.is_dir():
         raise InputError(f"{BASE}: not found. Run the fetch stage first: dvc repro fetch-model")
-    chat = ChatTemplate.load(params.template, BASE)
+    chat = ChatTemplate.load(str(shipped(params.template)), BASE)
 
     ledger, lengths, trained, silent = Ledger(), list[int](), 0, 0
     reasoning = ReasoningCounts()
