@@ -1,16 +1,31 @@
 """Bins: every sample once, no bin too full, and few of them."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.bins import length_quantiles, lower_bound, plan_bins
+from sft.data import bins as compiled
+from sft.data.bins import length_quantiles, lower_bound
 
 LENGTHS = st.integers(8, 64).flatmap(lambda size: st.tuples(st.lists(st.integers(1, size), max_size=80), st.just(size)))
 
 
+def plan_bins(lengths, capacity, copies=None):
+    """Bins as lists; `copies` has the conversation and the copy of each repeated sample."""
+    numbers = (None, None)
+    if copies is not None:
+        names = sorted({name for name, _ in copies.values()})
+        both = [copies.get(index) for index in range(len(lengths))]
+        conversations = np.array([names.index(one[0]) if one else -1 for one in both], np.int32)
+        numbers = conversations, np.array([one[1] if one else 0 for one in both], np.int32)
+    planned = compiled.plan_bins(np.array(lengths, np.int32), capacity, *numbers)
+    assert len(planned) == len(planned.firsts())
+    return [planned.members[planned.starts[n] : planned.starts[n + 1]].tolist() for n in range(len(planned))]
+
+
 def test_the_longest_goes_first_each_to_the_fullest_bin_that_has_room():
-    assert plan_bins([3, 5, 2, 4], capacity=7) == [[1, 2], [3, 0]]
+    assert plan_bins([3, 5, 2, 4], capacity=7) == [[1, 2], [0, 3]]
 
 
 def test_a_sample_of_exactly_a_pack_fills_one():
@@ -39,7 +54,7 @@ def test_every_sample_is_in_exactly_one_bin_and_no_bin_overflows(case):
 def test_bins_are_at_most_eleven_ninths_of_the_fewest_possible(case):
     lengths, capacity = case
     bins = plan_bins(lengths, capacity)
-    assert lower_bound(lengths, capacity) <= len(bins)
+    assert lower_bound(np.array(lengths, np.int32), capacity) <= len(bins)
     # No two bins could be joined: best-fit never leaves that undone.
     fill = sorted(sum(lengths[i] for i in members) for members in bins)
     assert len(fill) < 2 or fill[0] + fill[1] > capacity
@@ -47,8 +62,27 @@ def test_bins_are_at_most_eleven_ninths_of_the_fewest_possible(case):
 
 def test_ten_thousand_short_samples_pack_within_a_tenth_of_a_percent_of_the_bound():
     lengths = [1 + (i * 7919) % 900 for i in range(10_000)]
-    bins = plan_bins(lengths, 4096)
-    assert lower_bound(lengths, 4096) <= len(bins) <= lower_bound(lengths, 4096) * 1.001 + 1
+    bins, bound = plan_bins(lengths, 4096), lower_bound(np.array(lengths), 4096)
+    assert bound <= len(bins) <= bound * 1.001 + 1
+
+
+@pytest.mark.parametrize("capacity", [63, 64, 4095, 4096, 4097, 262_144, 300_000])
+def test_a_pair_that_fills_a_bin_finds_each_other_whatever_the_size(capacity):
+    short = [1, 2, capacity // 3]
+    lengths = [capacity - length for length in short] + short
+    assert plan_bins(lengths, capacity) == [[0, 3], [1, 4], [2, 5]]
+
+
+@given(LENGTHS, st.randoms(use_true_random=False))
+def test_bins_taken_in_another_order_are_the_same_bins(case, random):
+    lengths, capacity = case
+    bins = compiled.plan_bins(np.array(lengths, np.int32), capacity)
+    order = random.sample(range(len(bins)), len(bins))
+    moved = bins.take(np.array(order, np.int64))
+    before, after = (
+        [each.members[each.starts[n] : each.starts[n + 1]].tolist() for n in range(len(each))] for each in (bins, moved)
+    )
+    assert after == [before[place] for place in order]
 
 
 def test_copies_of_a_conversation_are_never_in_one_bin_and_samples_of_one_copy_may_be():
@@ -74,7 +108,7 @@ def test_whatever_is_repeated_copies_are_apart_and_nothing_is_lost(case, times):
 
 
 def test_quantiles_are_lengths_that_occur():
-    assert length_quantiles([10, 40, 20, 30, 50]) == {
+    assert length_quantiles(np.array([10, 40, 20, 30, 50])) == {
         "p0": 10,
         "p25": 20,
         "p50": 30,
@@ -83,4 +117,4 @@ def test_quantiles_are_lengths_that_occur():
         "p99": 50,
         "p100": 50,
     }
-    assert length_quantiles([]) == {}
+    assert length_quantiles(np.array([], np.int32)) == {}

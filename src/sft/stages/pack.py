@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from sft.command import InputError, run_stage, say
-from sft.data.bins import length_quantiles, lower_bound, plan_bins
 from sft.data.blend import check_asked, describe_mixture, mixture_by_domain, plan_epochs, plan_repeats
 from sft.data.packs import (
     CUT,
@@ -188,6 +187,10 @@ def plan_split(
     samples: Iterable[Sample], split: str, splits: Mapping[str, str], times: Mapping[str, int], params: Pack
 ) -> SplitPlan:
     """Choose bin and order of every sample of a split; `times` says how often a conversation of training is in."""
+    import numpy as np
+
+    from sft.data.bins import plan_bins
+
     own = [
         {**sample, "repeat": repeat}
         for sample in samples
@@ -195,15 +198,14 @@ def plan_split(
         for repeat in range(times.get(sample["conversation_id"], 1))
     ]
     own.sort(key=lambda sample: (keyed_hash(params.seed, _name(sample)), sample["repeat"]))
-    lengths = [padded_length(len(sample["ids"]), params.pad_segments_to) for sample in own]
-    copies = {
-        index: (sample["conversation_id"], sample["repeat"])
-        for index, sample in enumerate(own)
-        if times.get(sample["conversation_id"], 1) > 1
-    }
-    bins = plan_bins(lengths, params.pack_size, copies)
-    bins.sort(key=lambda members: keyed_hash(params.seed, f"pack:{min(members)}"))
-    return SplitPlan(own, [sorted(members) for members in bins])
+    lengths = np.array([padded_length(len(sample["ids"]), params.pad_segments_to) for sample in own], np.int32)
+    numbers = {conversation: number for number, (conversation, seen) in enumerate(times.items()) if seen > 1}
+    repeated = np.array([numbers.get(sample["conversation_id"], -1) for sample in own], np.int32)
+    bins = plan_bins(lengths, params.pack_size, repeated, np.array([sample["repeat"] for sample in own], np.int32))
+    order = sorted(range(len(bins)), key=lambda place: keyed_hash(params.seed, f"pack:{bins.firsts()[place]}"))
+    ordered = bins.take(np.array(order, np.int64))
+    members = np.split(ordered.members, ordered.starts[1:-1]) if len(bins) else []
+    return SplitPlan(own, [one.tolist() for one in members])
 
 
 def _name(sample: Sample) -> str:
@@ -246,13 +248,17 @@ def write_mixture(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def describe_split(plan: SplitPlan, params: Pack) -> dict[str, Any]:
     """Return the counts of one split, its efficiency, and its counts by source."""
+    import numpy as np
+
+    from sft.data.bins import lower_bound
+
     tokens = count(plan.samples)["tokens"]
     room = len(plan.bins) * params.pack_size
     names = sorted({sample["source"] for sample in plan.samples})
     return {
         **count(plan.samples),
         "packs": len(plan.bins),
-        "fewest_packs": lower_bound([len(sample["ids"]) for sample in plan.samples], params.pack_size),
+        "fewest_packs": lower_bound(np.array([len(sample["ids"]) for sample in plan.samples]), params.pack_size),
         "packing_efficiency": round(tokens / room, 6) if room else None,
         "sources": {name: count([s for s in plan.samples if s["source"] == name]) for name in names},
     }
@@ -336,6 +342,10 @@ def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
 
 def main() -> None:
     """Pack the blend."""
+    import numpy as np
+
+    from sft.data.bins import length_quantiles
+
     params, fetch = load("pack", "fetch")
     fetched = fetch.sources
     check_asked({s: d.share for s, d in fetched.items()}, {s: d.epochs for s, d in fetched.items()})
@@ -386,7 +396,8 @@ def main() -> None:
             "domains": {domain: described["lost"] for domain, described in domains.items()},
         },
         length_quantiles={
-            source: length_quantiles([len(s["ids"]) for s in everything if s["source"] == source]) for source in fetched
+            source: length_quantiles(np.array([len(s["ids"]) for s in everything if s["source"] == source]))
+            for source in fetched
         },
     )
     say_what_happened(report, params.pack_size)
