@@ -1,0 +1,66 @@
+"""Benchmarks: what they measure on is made the same way every time, and is what it says it is."""
+
+import importlib.util
+import itertools
+import json
+import sys
+
+import pytest
+
+from sft.data.conversation import Conversation, normalise
+from sft.data.structure import check_structure
+from tests.project import ROOT
+
+
+def load(name):
+    """Import a program of bench/ by its file."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"bench/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def corpus(monkeypatch):
+    corpus = load("corpus")
+    text = {
+        "prose": [f"Paragraph {n}: " + "it says what it says. " * (n % 60) for n in range(500)],
+        "code": [f"def f{n}(x):\n    return x + {n}" for n in range(100)],
+    }
+    monkeypatch.setattr(corpus, "gather", lambda: text)
+    return corpus
+
+
+def test_a_corpus_is_the_same_each_time_and_a_smaller_one_is_its_beginning(corpus, tmp_path):
+    corpus.write_corpus(tmp_path / "a.jsonl", 40)
+    corpus.write_corpus(tmp_path / "b.jsonl", 60)
+    lines = (tmp_path / "b.jsonl").read_bytes().splitlines()
+    assert (tmp_path / "a.jsonl").read_bytes().splitlines() == lines[:40]
+    assert len(set(lines)) == 60
+
+
+def test_a_corpus_has_the_shape_that_it_promises_and_every_row_is_sound(corpus):
+    making = corpus.Conversations()
+    records = [making.make(number) for number in range(600)]
+    for record in records:
+        conversation = normalise(record)
+        assert isinstance(conversation, Conversation)
+        assert check_structure(conversation, 400_000, None) is None
+    reasons, calls, several = (
+        sum(any(key in message for message in record["messages"]) for record in records) / len(records)
+        for key in ("reasoning_content", "tool_calls", "tool_call_id")
+    )
+    assert 0.25 < reasons < 0.42
+    assert 0.08 < calls == several < 0.2
+    assert sum(len(record["messages"]) > 4 for record in records) > 100
+    lengths = sorted(len(json.dumps(record)) / corpus.CHARS_PER_TOKEN for record in records)
+    assert 500 < lengths[300] < 1100
+    assert lengths[-1] > 6 * lengths[300]
+
+
+def test_text_of_manual_pages_comes_without_its_markup_and_once(corpus):
+    page = ".TH LS 1\n.SH NAME\nls \\- list the contents of a \\fIdirectory\\fR, sorted by name\n\nshort\n"
+    found = corpus._unique(itertools.chain(corpus._paragraphs([page]), corpus._paragraphs([page])), 10_000)
+    assert found == ["ls  list the contents of a directory, sorted by name"]
+    assert corpus._unique(["a <think> b", "a broken \ufffd b", "a whole b"], 10_000) == ["a whole b"]
