@@ -41,7 +41,7 @@ repro: setup ## Run every stage whose inputs changed
 	$(call stages,)
 
 fetch: setup ## Download sources and base model, up to here
-	$(call stages,fetch fetch-model)
+	$(call stages,fetch fetch-model fetch-benchmarks)
 
 filter: setup ## Normalise and filter conversations, up to here
 	$(call stages,filter)

@@ -1,9 +1,10 @@
 """Filters: precision, recall and speed of each on its labelled set, with the thresholds of params.yaml.
 
-tests/labelled/<filter>.jsonl has one conversation a line with the reason for which it must be refused, or
-null. Thresholds are chosen on the rows of one half (`choose`) and proven on the other (`prove`). A refusal
-counts as right only when its reason is the expected one. Speed is measured over a corpus made here, seeded:
-prose, code, tables, tool calls, Chinese, and one loop in a hundred.
+tests/labelled/<filter>.jsonl has a conversation a line with the reason for which it must be refused, or null;
+`structure` is measured on rows of raw files, `duplicates` on pairs. Thresholds are chosen on one half (`choose`)
+and proven on the other (`prove`); structure has none. A refusal counts as right only when its reason is the
+expected one. Speed is measured over a corpus made here, seeded: prose, code, tables, tool calls, Chinese, and one
+loop in a hundred.
 
     PYTHONPATH=src python bench/filters.py [NAME ...] [--rounds 5]
 """
@@ -14,6 +15,7 @@ import itertools
 import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,33 +23,66 @@ from pathlib import Path
 from typing import Any
 
 from sft.data.consistency import check_consistency
+from sft.data.contamination import Benchmarks, check_contamination
 from sft.data.conversation import Conversation, Rejection, normalise
+from sft.data.duplicates import NearDuplicates, check_near_duplicate, signature
+from sft.data.formats import read_rows
 from sft.data.narrative import NarrativePatterns, check_narrative
 from sft.data.repetition import RepetitionLimits, check_repetition
-from sft.params import load
+from sft.data.structure import check_structure
+from sft.params import Filter, load
 
 ROOT = Path(__file__).parents[1]
+LABELLED = ROOT / "tests/labelled"
 HALVES = ("choose", "prove")
-CONVERSATIONS, CHARS, SEED = 500, 4096, 1234
+CONVERSATIONS, CHARS, ITEMS, SEED = 500, 4096, 2_000, 1234
+# Limits of the labelled rows of structure: small, so that the rows are.
+MAX_CHARS, MAX_MESSAGE_CHARS = 20_000, 15_000
+# A sound row before the one in question, so that a row without the fields is one among others.
+SOUND = {
+    "openai": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    "alpaca": {"prompt": "a", "completion": "b"},
+}
 
+Json = dict[str, Any]
 Check = Callable[[Conversation], Rejection | None]
 
 
 @functools.cache
+def params() -> Filter:
+    """Return the thresholds of params.yaml."""
+    section: Filter = load("filter", path=ROOT / "params.yaml")
+    return section
+
+
+@functools.cache
 def _repetition_limits() -> RepetitionLimits:
-    return RepetitionLimits(**load("filter", path=ROOT / "params.yaml").repetition.model_dump())
+    return RepetitionLimits(**params().repetition.model_dump())
 
 
 @functools.cache
 def _narrative_patterns() -> NarrativePatterns:
-    return NarrativePatterns.load(ROOT / load("filter", path=ROOT / "params.yaml").narrative)
+    return NarrativePatterns.load(ROOT / params().narrative)
+
+
+@functools.cache
+def _labelled_items() -> Benchmarks:
+    items = [
+        ("labelled", f"{row['id']}/{n}", text) for row in rows("contamination") for n, text in enumerate(row["items"])
+    ]
+    return Benchmarks(items, params().contamination.n)
 
 
 FILTERS: dict[str, Check] = {
     "repetition": lambda conversation: check_repetition(conversation, _repetition_limits()),
     "narrative": lambda conversation: check_narrative(conversation, _narrative_patterns()),
     "consistency": check_consistency,
+    "contamination": lambda conversation: check_contamination(
+        conversation, _labelled_items(), params().contamination.ratio
+    ),
 }
+NAMES = ("structure", *FILTERS, "duplicates")
 
 
 @dataclass
@@ -73,22 +108,73 @@ class Measure:
         return self.right / (self.right + len(self.missed)) if self.right or self.missed else 1.0
 
 
-def labelled(name: str) -> Iterator[tuple[dict[str, Any], Conversation]]:
-    """Yield the rows of a labelled set, each with its conversation in normal form."""
-    for line in (ROOT / f"tests/labelled/{name}.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+def rows(name: str) -> list[Json]:
+    """Return the rows of a labelled set."""
+    return [json.loads(line) for line in (LABELLED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def labelled(name: str) -> Iterator[tuple[Json, Conversation]]:
+    """Yield the rows of a labelled set of conversations, each with its conversation in normal form."""
+    for row in rows(name):
         conversation = normalise(row["conversation"])
         if isinstance(conversation, Rejection):
             raise ValueError(f"{name}: {row['id']}: no conversation: {conversation}")
         yield row, conversation
 
 
+def read_fixture(fixture: Json, folder: Path) -> Conversation | Rejection:
+    """Read a row of tests/labelled/conversations.jsonl from a file, as a source would be, and check its structure."""
+    mapped = {key: fixture[key] for key in ("fields", "where") if key in fixture}
+    sound = [SOUND[fixture["format"]]] if not mapped and fixture["format"] in SOUND else []
+    lines = [*(json.dumps(record).encode() for record in sound), _line(fixture)]
+    (folder / "a.jsonl").write_bytes(b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines))
+    found = list(read_rows(folder, fixture["format"], **mapped))
+    if len(found) != len(lines):
+        raise ValueError(f"{fixture['id']}: {len(found)} rows of {len(lines)} lines")
+    if found[-1].record is None:
+        return Rejection("malformed-row", found[-1].fault)
+    if refusal := (found[-1].record.get("meta") or {}).get("refuse"):
+        return Rejection(refusal, json.dumps(found[-1].record["meta"]))
+    outcome = normalise(found[-1].record)
+    if isinstance(outcome, Rejection):
+        return outcome
+    limits = (fixture.get("max_chars", MAX_CHARS), fixture.get("max_chars", MAX_MESSAGE_CHARS))
+    return check_structure(outcome, *limits) or outcome
+
+
+def _line(fixture: Json) -> bytes:
+    if "parts" in fixture:
+        return "".join(text * times for text, times in fixture["parts"]).encode()
+    if "line" in fixture:
+        return str(fixture["line"]).encode(fixture.get("encoding", "utf-8"))
+    return json.dumps(fixture["record"]).encode()
+
+
+def verdicts(name: str) -> Iterator[tuple[Json, str | None, str | None]]:
+    """Yield each row of a filter's labelled set with the reason expected and the reason found."""
+    if name == "structure":
+        with tempfile.TemporaryDirectory() as folder:
+            for row in rows("conversations"):
+                outcome = read_fixture(row, Path(folder))
+                expected = None if row["expect"] == "kept" else row["expect"]
+                yield row, expected, outcome.reason if isinstance(outcome, Rejection) else None
+    elif name == "duplicates":
+        for row in rows("duplicates"):
+            index, found = NearDuplicates(params().near_duplicates), None
+            for conversation in map(normalise, (row["a"], row["b"])):
+                found = check_near_duplicate(index, conversation.id, signature(conversation))
+            yield row, row["expect"], found and found.reason
+    else:
+        for row, conversation in labelled(name):
+            found = FILTERS[name](conversation)
+            yield row, row["expect"], found and found.reason
+
+
 def measure(name: str) -> dict[str, Measure]:
     """Measure a filter on the halves of its labelled set."""
-    measures = {half: Measure() for half in HALVES}
-    for row, conversation in labelled(name):
-        rejection = FILTERS[name](conversation)
-        reason, expected, found = rejection and rejection.reason, row["expect"], measures[row["half"]]
+    measures: dict[str, Measure] = {}
+    for row, expected, reason in verdicts(name):
+        found = measures.setdefault(row.get("half", "all"), Measure())
         found.rows += 1
         found.right += reason == expected is not None
         if reason != expected:
@@ -161,30 +247,55 @@ def conversations_per_second(check: Check, conversations: list[Conversation], ro
     return statistics.median(speeds)
 
 
+def checks_to_time(conversations: list[Conversation]) -> dict[str, Check]:
+    """Return what is timed: each filter; contamination looks for ITEMS texts, one in ten out of the corpus."""
+    texts = [text for conversation in conversations for _, text in conversation.parts() if len(text) > CHARS // 16]
+    items = [
+        text[: CHARS // 16] if number % 10 == 0 else " ".join(reversed(text[: CHARS // 16].split()))
+        for number, text in zip(range(ITEMS), itertools.cycle(texts), strict=False)
+    ]
+    index = Benchmarks([("made", f"{n}", f"{text} {n}") for n, text in enumerate(items)], params().contamination.n)
+
+    def near_duplicate(conversation: Conversation) -> Rejection | None:
+        return check_near_duplicate(seen, conversation.id, signature(conversation))
+
+    seen = NearDuplicates(params().near_duplicates)
+    return {
+        "structure": lambda conversation: check_structure(conversation, params().max_chars),
+        **FILTERS,
+        "contamination": lambda conversation: check_contamination(conversation, index, params().contamination.ratio),
+        "duplicates": near_duplicate,
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"filters, of {', '.join(FILTERS)}; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"filters, of {', '.join(NAMES)}; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(FILTERS):
-        parser.error(f"no filter {', '.join(sorted(unknown))}; there are {', '.join(FILTERS)}")
+    if unknown := set(arguments.names) - set(NAMES):
+        parser.error(f"no filter {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    names = arguments.names or NAMES
     conversations = corpus()
-    chars = sum(len(text) for conversation in conversations for text in conversation.texts()) / len(conversations)
-    print(f"{'filter':12} {'half':7} {'rows':>4}  precision  recall   not as labelled")
-    for name in arguments.names or FILTERS:
+    chars = sum(len(text) for conversation in conversations for _, text in conversation.parts()) / len(conversations)
+    print(f"{'filter':13} {'half':7} {'rows':>4} {'refused':>7}  precision  recall   not as labelled")
+    for name in names:
         for half, found in measure(name).items():
             faults = [f"+{one}" for one in found.too_much] + [f"-{one}" for one in found.missed]
             print(
-                f"{name:12} {half:7} {found.rows:4}  {found.precision:9.3f}  {found.recall:6.3f}"
+                f"{name:13} {half:7} {found.rows:4} {found.right:7}  {found.precision:9.3f}  {found.recall:6.3f}"
                 f"   {' '.join(faults) or 'none'}"
             )
-    print("+ refused but should not be, or for another reason; - not refused for the reason that it should be\n")
-    for name in arguments.names or FILTERS:
-        speed = conversations_per_second(FILTERS[name], conversations, arguments.rounds)
-        print(f"{name:12} {speed:8,.0f} conversations of {chars:,.0f} characters per CPU-second")
-    limits = asdict(_repetition_limits())
-    print(f"thresholds of repetition: {', '.join(f'{key} {value}' for key, value in limits.items())}")
+    print("refused: for the expected reason; + refused but should not be, or for another reason; - not refused\n")
+    checks, seconds = checks_to_time(conversations), 0.0
+    for name in names:
+        speed = conversations_per_second(checks[name], conversations, arguments.rounds)
+        seconds += 1 / speed
+        print(f"{name:13} {speed:8,.0f} conversations of {chars:,.0f} characters per CPU-second")
+    print(f"{'together':13} {1 / seconds:8,.0f}")
+    limits = ", ".join(f"{key} {value}" for key, value in asdict(_repetition_limits()).items())
+    print(f"thresholds of repetition: {limits}")
 
 
 if __name__ == "__main__":

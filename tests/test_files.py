@@ -18,6 +18,7 @@ from sft.files import (
     file_digest,
     folder_digest,
     folder_digests,
+    project_root,
     publish_file,
     publish_folder,
     read_json,
@@ -203,3 +204,11 @@ def test_a_file_of_this_folder_goes_before_the_one_that_the_repository_ships(tmp
     (tmp_path / "templates/nano3.jinja").write_text("mine")
     assert shipped("templates/nano3.jinja").read_text() == "mine"
     assert shipped("nowhere.jinja") == Path("nowhere.jinja")
+
+
+def test_runs_stay_in_the_repository_when_dvc_works_in_a_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert project_root() == tmp_path
+    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
+    assert project_root() == Path("/elsewhere")

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 STAGES = ["fetch", "filter", "prep", "pack", "train", "eval"]
 PER_SOURCE = {"fetch", "filter", "prep"}
+EXTRA = {"fetch-model", "fetch-benchmarks"}
 # What a class of import is for, and the only modules that may do it. cpu.py fills in what Megatron lacks on a
 # machine without a GPU: it has to reach into the modules that bridge.py uses.
 ONLY_HERE = {
@@ -193,7 +194,7 @@ def test_what_is_allowed_is_not_reported():
 
 
 def test_a_stage_has_the_same_name_in_every_place_in_the_same_order():
-    in_dvc = [name for name in pipeline() if name != "fetch-model"]
+    in_dvc = [name for name in pipeline() if name not in EXTRA]
     in_params = [name for name in YAML(typ="safe").load(ROOT / "params.yaml") if name in STAGES]
     in_make = [name for name in make_targets((ROOT / "Makefile").read_text()) if name in STAGES]
     in_src = {path.stem for path in (SRC / "sft/stages").glob("*.py")} - {"__init__"}
@@ -212,16 +213,16 @@ def test_params_yaml_holds_the_sections_of_the_schema_in_its_order():
 def test_a_stage_is_called_by_its_module_with_this_checkout_s_code():
     stages = pipeline()
     for name, stage in stages.items():
-        module = name.removesuffix("-model")
-        source = " --source model" if name == "fetch-model" else " --source ${key}" if module in PER_SOURCE else ""
+        module, _, extra = name.partition("-")
+        source = f" --source {extra}" if extra else " --source ${key}" if module in PER_SOURCE else ""
         assert stage["cmd"] == f"PYTHONPATH=src python -m sft.stages.{module}{source}"
-    assert len(stages) == len(STAGES) + 1
+    assert len(stages) == len(STAGES) + len(EXTRA)
 
 
 def test_the_deps_of_a_stage_are_its_import_closure_and_the_pins():
     sources = modules()
     for name, stage in pipeline().items():
-        needed = closure(f"sft.stages.{name.removesuffix('-model')}", sources) - packages(sources)
+        needed = closure(f"sft.stages.{name.partition('-')[0]}", sources) - packages(sources)
         declared = {dep for dep in stage["deps"] if dep.startswith("src/")}
         assert len(needed) > 3, name
         assert declared == {module_path(module) for module in needed}, name
@@ -241,17 +242,13 @@ def test_packages_hold_nothing_but_a_docstring():
 def test_a_stage_declares_the_params_that_its_module_loads():
     sources = modules()
     for name, stage in pipeline().items():
-        module = name.removesuffix("-model")
+        module, _, extra = name.partition("-")
         loaded = loaded_sections(sources[f"sft.stages.{module}"])
         assert loaded, name
         if "fetch" in loaded:  # a stage of one source sees that source only, the others see the blend
             loaded.remove("fetch")
             loaded.add(
-                "fetch.model"
-                if name == "fetch-model"
-                else "fetch.sources.${key}"
-                if module in PER_SOURCE
-                else "fetch.sources"
+                f"fetch.{extra}" if extra else "fetch.sources.${key}" if module in PER_SOURCE else "fetch.sources"
             )
         assert set(stage["params"]) == loaded, name
 

@@ -19,6 +19,7 @@ DATA_STAGES = {
     "fetch@calls",
     "fetch@chats",
     "fetch-model",
+    "fetch-benchmarks",
     "filter@calls",
     "filter@chats",
     "prep@calls",
@@ -232,6 +233,7 @@ def changed(project: Path) -> set[str]:
 PARAMS = [
     ("fetch.sources.calls.domain", "dialogue", {"fetch@calls", "filter@calls", "pack"}),
     ("fetch.model.license", "BSD", {"fetch-model"}),
+    ("fetch.benchmarks", {"mine": {"uri": "file://inputs/calls.jsonl"}}, {"fetch-benchmarks"}),
     ("filter.max_chars", 399_999, {"filter@calls", "filter@chats"}),
     ("pack.seed", 7, {"pack"}),
     ("optimizer.lr", 3e-3, {"train"}),
@@ -252,7 +254,7 @@ def test_a_param_reruns_its_stages_and_no_other(project, first_run, param, value
 
 
 FILES = [
-    ("src/sft/data/sources.py", {"fetch@calls", "fetch@chats", "fetch-model"}),
+    ("src/sft/data/sources.py", {"fetch@calls", "fetch@chats", "fetch-model", "fetch-benchmarks"}),
     ("src/sft/data/conversation.py", {"filter@calls", "filter@chats", "prep@calls", "prep@chats", "pack"}),
     ("templates/nano3.jinja", {"prep@calls", "prep@chats"}),
     ("src/sft/data/bins.py", {"pack"}),
@@ -283,6 +285,6 @@ def test_one_source_changed_reruns_that_source_and_what_follows(project, first_r
         output = run(project, "dvc", "repro", "pack")
         ran = stages_run(output)
         assert {"filter@calls", "filter@chats"} <= ran
-        assert not {"fetch@calls", "fetch@chats", "fetch-model"} & ran
+        assert not {"fetch@calls", "fetch@chats", "fetch-model", "fetch-benchmarks"} & ran
     finally:
         (project / "params.yaml").write_bytes(params)

@@ -162,7 +162,7 @@ def test_the_environment_of_another_checkout_is_never_changed(setup):
         ("repro FORCE=1", "dvc repro --force"),
         ("repro SAMPLE=50", "dvc exp run --set-param filter.sample=50"),
         ("repro SAMPLE=50 FORCE=1", "dvc exp run --set-param filter.sample=50 --force"),
-        ("fetch", "dvc repro fetch fetch-model"),
+        ("fetch", "dvc repro fetch fetch-model fetch-benchmarks"),
         ("filter", "dvc repro filter"),
         ("prep", "dvc repro prep"),
         ("pack SAMPLE=5", "dvc exp run --set-param filter.sample=5 pack"),

@@ -84,6 +84,14 @@ def shipped(name: str) -> Path:
     return ours if not path.exists() and ours.exists() else path
 
 
+def project_root() -> Path:
+    """The folder that holds runs/: the repository itself, also for experiments that DVC runs in a copy.
+
+    DVC sets DVC_ROOT to the original repository even where it runs a stage in a temporary one.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
+
+
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file, as 64 hex digits."""
     digest = hashlib.sha256()

@@ -83,6 +83,7 @@ FOREIGN_NOTES = {
 Share = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
 
 
 class Section(BaseModel):
@@ -131,18 +132,28 @@ class Source(Download):
         return self
 
 
+class Benchmark(Download):
+    """An evaluation set: what its items ask must not be trained on."""
+
+    fields: dict[str, str] = {}
+    """Our field -> theirs, where a set names its question otherwise: {question: frage}."""
+
+
 class Fetch(Section):
-    """The blend and the base model."""
+    """The base model, the evaluation sets and the blend."""
 
     model: Download
-    sources: dict[Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")], Source]
+    benchmarks: dict[Name, Benchmark] = {}
+    """Evaluation sets whose items filter.contamination looks for."""
+    sources: dict[Name, Source]
 
     @model_validator(mode="after")
     def _sources_are_named(self) -> "Fetch":
         if not self.sources:
             raise ValueError("fetch.sources is empty: name at least one source")
-        if "model" in self.sources:
-            raise ValueError("a source cannot be called 'model': that name is the base model's")
+        for name, what in (("model", "the base model's"), ("benchmarks", "that of the evaluation sets")):
+            if name in self.sources:
+                raise ValueError(f"a source cannot be called {name!r}: that name is {what}")
         return self
 
 
@@ -169,6 +180,15 @@ class Repetition(Section):
     """Numbers in a row that only count on, from which they are a loop."""
     turn_repeats: Annotated[int, Field(ge=2)]
     """How often the same message is answered by the same action."""
+
+
+class Contamination(Section):
+    """When a conversation holds an item of an evaluation set (sft.data.contamination)."""
+
+    n: Annotated[int, Field(ge=8)]
+    """Words in an n-gram."""
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    """Share of the n-grams of an item in one message from which the conversation is refused."""
 
 
 class JudgeParams(Section):
@@ -211,6 +231,8 @@ class Filter(Section):
     """Actions against goals, tools and results, by rules."""
     near_duplicates: Share | None
     """Similarity from which a conversation repeats one of its source; null = equal ones only."""
+    contamination: Contamination | None
+    """Items of the evaluation sets of fetch.benchmarks."""
     judge: JudgeParams
     """A language model's judgement."""
 
@@ -252,6 +274,8 @@ class Pack(Section):
     """A sample longer than a pack: dropped and counted, an error, or cut behind the last whole turn that fits."""
     near_duplicates: Share | None
     """Similarity from which conversations of two sources are duplicates; null = equal ones only."""
+    precedence: list[Name]
+    """Sources that keep what others have too, the first wins; those not named follow by name."""
     validation: Annotated[float, Field(ge=0, lt=1)]
     test: Annotated[float, Field(ge=0, lt=1)]
     """Shares of conversations held out, per source."""

@@ -13,55 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.filters import read_fixture
 
 from sft.data import conversation, structure
 from sft.data.conversation import Conversation, Rejection, normalise
-from sft.data.formats import read_rows
 from sft.data.rows import REFUSALS
-from sft.data.structure import check_structure
 
 LABELLED = Path(__file__).parents[1] / "labelled/conversations.jsonl"
 FIXTURES = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
-MAX_CHARS, MAX_MESSAGE_CHARS = 20_000, 15_000
-# A sound row before the one in question, so that a row without the fields is one among others.
-SOUND = {
-    "openai": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-    "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-    "alpaca": {"prompt": "a", "completion": "b"},
-}
-
-
-def line_of(fixture: dict[str, Any]) -> bytes:
-    if "parts" in fixture:
-        return "".join(text * times for text, times in fixture["parts"]).encode()
-    if "line" in fixture:
-        return str(fixture["line"]).encode(fixture.get("encoding", "utf-8"))
-    return json.dumps(fixture["record"]).encode()
-
-
-def judge(fixture: dict[str, Any], folder: Path) -> Conversation | Rejection:
-    mapped = {key: fixture[key] for key in ("fields", "where") if key in fixture}
-    sound = [] if mapped else [SOUND[fixture["format"]]] if fixture["format"] in SOUND else []
-    lines = [*(json.dumps(record).encode() for record in sound), line_of(fixture)]
-    (folder / "a.jsonl").write_bytes(b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines))
-    rows = list(read_rows(folder, fixture["format"], **mapped))
-    assert len(rows) == len(lines), "every line is one row"
-    if rows[-1].record is None:
-        return Rejection("malformed-row", rows[-1].fault)
-    if refusal := (rows[-1].record.get("meta") or {}).get("refuse"):
-        return Rejection(refusal, json.dumps(rows[-1].record["meta"]))
-    outcome = normalise(rows[-1].record)
-    if isinstance(outcome, Rejection):
-        return outcome
-    return (
-        check_structure(outcome, fixture.get("max_chars", MAX_CHARS), fixture.get("max_chars", MAX_MESSAGE_CHARS))
-        or outcome
-    )
 
 
 @pytest.mark.parametrize("fixture", FIXTURES, ids=[fixture["id"] for fixture in FIXTURES])
 def test_a_labelled_conversation_gets_its_verdict(fixture: dict[str, Any], tmp_path: Path) -> None:
-    outcome = judge(fixture, tmp_path)
+    outcome = read_fixture(fixture, tmp_path)
     if isinstance(outcome, Rejection):
         assert (outcome.reason, outcome.evidence != "") == (fixture["expect"], True), outcome.evidence
         return
@@ -73,7 +37,7 @@ def test_a_labelled_conversation_gets_its_verdict(fixture: dict[str, Any], tmp_p
 
 
 def test_what_is_kept_can_be_written_as_json_and_utf8(tmp_path: Path) -> None:
-    kept = [outcome for fixture in FIXTURES if isinstance(outcome := judge(fixture, tmp_path), Conversation)]
+    kept = [outcome for fixture in FIXTURES if isinstance(outcome := read_fixture(fixture, tmp_path), Conversation)]
     for outcome in kept:
         text = json.dumps([outcome.messages, outcome.tools], ensure_ascii=False, allow_nan=False)
         assert json.loads(text.encode().decode()) == [outcome.messages, outcome.tools]

@@ -1,9 +1,11 @@
 """Splits: exact counts, stable sides, nobody on two sides."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.data.splits import SPLITS, held_out, settle_duplicates, split_conversations
+from sft.command import InputError
+from sft.data.splits import SPLITS, by_precedence, held_out, settle_duplicates, split_conversations
 
 IDS = [f"conversation-{n}" for n in range(1000)]
 
@@ -129,3 +131,18 @@ def test_near_duplicates_inside_the_first_source_are_kept_together():
         ("c", "near-duplicate", "x"),
     ]
     assert groups == {"like x": "x"}
+
+
+def test_precedence_comes_first_and_all_others_follow_by_name_whatever_their_order():
+    for order in ("abc", "cab"):
+        assert by_precedence(order, []) == ["a", "b", "c"]
+        assert by_precedence(order, ["c", "a"]) == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("precedence", "fault"),
+    [(["chat"], "'chat' is no source. Did you mean 'chats'"), (["chats", "chats"], "'chats' stands there twice")],
+)
+def test_precedence_that_names_no_source_or_one_twice_is_refused(precedence, fault):
+    with pytest.raises(InputError, match=fault):
+        by_precedence(["calls", "chats"], precedence)

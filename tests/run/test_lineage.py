@@ -17,7 +17,6 @@ from sft.run.lineage import (
     git_state,
     import_closure,
     lineage_json,
-    project_root,
     records,
 )
 
@@ -145,11 +144,3 @@ def test_a_module_that_only_tells_of_a_model_is_not_in_the_key(tmp_path, monkeyp
     monkeypatch.setattr(lineage, "import_closure", lambda name: {"sft.ledger": module})
     assert code_digest("sft.ledger") == with_card
     assert {"sft.run.card", "sft.run.patch"} <= lineage.TELLING
-
-
-def test_runs_stay_in_the_repository_when_dvc_works_in_a_copy(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    assert project_root() == tmp_path
-    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
-    assert project_root() == Path("/elsewhere")

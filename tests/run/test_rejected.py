@@ -211,6 +211,11 @@ def test_hostile_text_reaches_neither_the_terminal_nor_a_pipe_as_it_came(project
         ("'tab\\there'", "a tab\there", ["tab\there"]),
         ("the same 13 words: Alpha beta, gamma…", "x alpha BETA gamma", []),
         ("'Alpha beta, gamma…delta eps'", "x alpha BETA gamma. no delta eps", ["alpha BETA gamma", "delta eps"]),
+        (
+            "gsm: 92% of a.json:3 in messages[0]: 'seven hives. In spr ... mer: how many'",
+            "Solve: Seven hives in spring and in summer - how many jars?",
+            ["Seven hives in spr", "mer - how many"],
+        ),
         ('{"reward": 0.0, "environment": "maze"}', "reward in the maze environment", []),
         ("'all'", "he calls", []),
         ("'}}'", "{{}}", ["}}"]),

@@ -10,7 +10,7 @@ import pytest
 
 from sft.command import InputError
 from sft.files import read_json
-from sft.params import Download, Fetch, Source
+from sft.params import Benchmark, Download, Fetch, Source
 from sft.stages import fetch
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"
@@ -71,7 +71,7 @@ def test_a_source_without_rows_is_refused_and_the_old_one_stays(here: Path) -> N
 
 
 def test_an_unknown_source_names_the_nearest(here: Path) -> None:
-    with pytest.raises(InputError, match=r"'mime' is no source. Did you mean 'mine'\? Known: mine, model."):
+    with pytest.raises(InputError, match=r"'mime' is no source. Did you mean 'mine'\? Known: mine, model, benchmarks"):
         fetch.main("mime")
 
 
@@ -106,6 +106,58 @@ def test_a_model_that_cannot_be_read_publishes_nothing(here: Path) -> None:
         fetch.main("model")
     assert not (here / "models/base").exists()
     assert not (here / "reports").exists()
+
+
+def name_benchmarks(monkeypatch: pytest.MonkeyPatch, **uris: str) -> None:
+    section = Fetch(
+        model=Download(uri="file://model"),
+        benchmarks={name: Benchmark(uri=uri, fields={"question": "frage"}) for name, uri in uris.items()},
+        sources={"mine": Source(uri="file://mine", format="openai")},
+    )
+    monkeypatch.setattr(fetch, "load", lambda name: section)
+
+
+def test_what_evaluation_sets_ask_is_published_in_the_order_of_their_names(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "z.jsonl").write_text('{"frage": "Was?"}\n')
+    (here / "a.jsonl").write_text('{"frage": "Who?"}\n{"turns": ["One.", "Two."]}\n')
+    name_benchmarks(monkeypatch, later="file://z.jsonl", first="file://a.jsonl")
+    fetch.main("benchmarks")
+    items = [json.loads(line) for line in (here / "data/benchmarks/items.jsonl").read_text().splitlines()]
+    assert [tuple(item.values()) for item in items] == [
+        ("first", "a.jsonl:1", "Who?"),
+        ("first", "a.jsonl:2", "One."),
+        ("first", "a.jsonl:2", "Two."),
+        ("later", "z.jsonl:1", "Was?"),
+    ]
+    assert [path.name for path in (here / "data/benchmarks").iterdir()] == ["items.jsonl"]
+    report = read_json(here / "reports/fetch/benchmarks.json")
+    assert (report["rows_in"], report["rows_out"]) == (4, 4)
+    assert {name: told["texts"] for name, told in report["benchmarks"].items()} == {"first": 3, "later": 1}
+    assert len(report["benchmarks"]["first"]["files"][0]["sha256"]) == 64
+
+
+def test_without_evaluation_sets_there_are_no_items(here: Path) -> None:
+    fetch.main("benchmarks")
+    assert (here / "data/benchmarks/items.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.jsonl", '{"antwort": "Das."}\n', r"fetch\.benchmarks\.first: a\.jsonl:1: a record without a question"),
+        ("a.csv", "frage\nWas?\n", r"fetch\.benchmarks\.first: file://a\.csv: not one item in 1 files \(a\.csv\)"),
+    ],
+)
+def test_an_evaluation_set_that_cannot_be_read_whole_publishes_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, fault: str
+) -> None:
+    (here / name).write_text(content)
+    name_benchmarks(monkeypatch, first=f"file://{name}")
+    with pytest.raises(InputError, match=fault):
+        fetch.main("benchmarks")
+    assert not (here / "data/benchmarks").exists()
 
 
 def test_help_needs_no_heavy_import() -> None:

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from sft.command import InputError
+from sft.data.duplicates import signature
 from sft.data.formats import Row
 from sft.data.shards import read_rows
 from sft.files import read_json
+from sft.stages import fetch
 from sft.stages import filter as stage
 from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
 
@@ -136,3 +138,60 @@ def test_text_that_utf8_cannot_hold_is_refused_and_kept_as_it_came(project):
     (row,) = read_rows(project / "data/filtered/calls", "rejected")
     assert row["reason"] in {"encoding-garbage", "malformed-row"}
     assert "\\ud800" in row["messages"]
+
+
+ITEM = "A beekeeper has seven hives, and each hive gives her four jars of honey in spring and three in summer."
+
+
+def name_benchmarks(project, **items):
+    """Name evaluation sets of one item each, and bring them as the fetch stage does."""
+    for name, text in items.items():
+        write_jsonl(project / f"inputs/{name}.jsonl", [{"question": text}])
+    uris = {name: {"uri": f"file://inputs/{name}.jsonl"} for name in items}
+    set_params(project, **{"fetch.benchmarks": uris, "filter.max_rejected": 0.9})
+    fetch.main("benchmarks")
+
+
+def asking(text):
+    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Forty-nine."}]}
+
+
+def test_a_conversation_that_holds_an_item_of_an_evaluation_set_is_refused_and_counted_by_set(project):
+    name_benchmarks(project, hives=ITEM, rivers="Name the longest river that flows through five countries of Europe.")
+    give(project, *tool_records(2), asking(f"Solve this: {ITEM.upper()}"))
+    stage.main("calls")
+    report = read_json(project / "reports/filter/calls.json")
+    assert report["rejected"] == {"contaminated": 1}
+    assert report["contaminated_by"] == {"hives": 1, "rivers": 0}
+    (row,) = read_rows(project / "data/filtered/calls", "rejected")
+    assert row["evidence"].startswith("calls.jsonl:3: hives: 100% of hives.jsonl:1 in messages[0]: 'A BEEKEEPER HAS")
+
+
+def test_without_evaluation_sets_or_with_the_check_off_nothing_is_compared(project):
+    give(project, *tool_records(2), asking(ITEM))
+    stage.main("calls")
+    assert "contaminated_by" not in read_json(project / "reports/filter/calls.json")
+    name_benchmarks(project, hives=ITEM)
+    set_params(project, **{"filter.contamination": None})
+    stage.main("calls")
+    assert read_json(project / "reports/filter/calls.json")["rejected"] == {}
+
+
+@pytest.mark.parametrize("declared", [{"hives": {"uri": "file://a"}}, {"rivers": {"uri": "file://a"}}])
+def test_evaluation_sets_that_are_not_the_declared_ones_stop_the_stage(project, declared):
+    if "rivers" in declared:
+        name_benchmarks(project, hives=ITEM)
+    give(project, *tool_records(2))
+    set_params(project, **{"fetch.benchmarks": declared})
+    with pytest.raises(InputError, match=r"fetch\.benchmarks names (hives|rivers)\. Run the fetch stage first"):
+        stage.main("calls")
+
+
+def test_a_kept_conversation_is_sketched_once(project, monkeypatch):
+    sketched = []
+    monkeypatch.setattr(stage, "signature", lambda c: sketched.append(c.id) or signature(c))
+    give(project, *tool_records(5))
+    stage.main("calls")
+    rows = list(read_rows(project / "data/filtered/calls", "signatures"))
+    assert [row["id"] for row in rows] == sketched
+    assert len(sketched) == 5

@@ -379,7 +379,9 @@ def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], **pa
         for number in numbers
         for sample in POOL[number]
     ]
-    pack = Pack(pack_size=64, near_duplicates=None, validation=0.1, test=0.1, npy_max_tokens=0, seed=1, **params)
+    pack = Pack(
+        pack_size=64, near_duplicates=None, precedence=[], validation=0.1, test=0.1, npy_max_tokens=0, seed=1, **params
+    )
     return stage.plan_blend(everything, described, pack), everything
 
 
@@ -436,10 +438,26 @@ def test_the_order_of_rows_and_of_sources_changes_nothing_where_nothing_is_a_dup
     assert len(plans[0].splits["training"].bins) > 3
 
 
-def test_a_conversation_of_several_sources_stays_with_the_first_in_params_and_the_evidence_is_kept(bare):
+def test_who_keeps_what_several_sources_have_is_what_precedence_says_then_the_name_never_the_order_of_sources(bare):
     lay_out(bare, {"a": list(range(10)), "b": list(range(5, 15))})
-    sources_in_params(bare, {"b": {}, "a": {}})
-    set_params(bare, **{"pack.pack_size": 256})
+    keepers = {}
+    for order in ("ab", "ba"):
+        for precedence in ([], ["b"]):
+            sources_in_params(bare, {name: {} for name in order})
+            set_params(bare, **{"pack.pack_size": 256, "pack.precedence": precedence})
+            stage.main()
+            (evidence,) = {line["evidence"][len("c5 ") :] for line in rejected(bare)}
+            keepers[order, *precedence] = (evidence, folder_digest(bare / "data/packed"))
+    assert keepers["ab",] == keepers["ba",]
+    assert keepers["ab", "b"] == keepers["ba", "b"]
+    assert keepers["ab",][0] == "of a is kept"
+    assert keepers["ab", "b"][0] == "of b is kept"
+
+
+def test_a_conversation_of_several_sources_stays_with_one_and_the_evidence_is_kept(bare):
+    lay_out(bare, {"a": list(range(10)), "b": list(range(5, 15))})
+    sources_in_params(bare, {"a": {}, "b": {}})
+    set_params(bare, **{"pack.pack_size": 256, "pack.precedence": ["b"]})
     stage.main()
     report = read_json(bare / "reports/pack.json")
     assert (report["rows_in"], report["rows_out"], report["rejected"]) == (20, 15, {"duplicate": 5})

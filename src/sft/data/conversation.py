@@ -11,6 +11,7 @@ assistant turn that is not to be trained, false; tools [{"type": "function", "fu
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +56,16 @@ class Conversation:
         """A hash of the content: 32 hex digits, the same wherever the conversation is found."""
         return value_digest({"messages": self.messages, "tools": self.tools})[:32]
 
-    def texts(self) -> list[str]:
-        """All text that people or models wrote: contents, reasoning, arguments as JSON."""
-        found = []
-        for message in self.messages:
-            found += [message["content"], message.get("reasoning_content", "")]
-            found += [
-                json.dumps(call["function"]["arguments"], ensure_ascii=False) for call in message.get("tool_calls", [])
-            ]
-        return found
+    def parts(self) -> Iterator[tuple[int, str]]:
+        """Yield all text that people or models wrote, each with the index of its message.
+
+        Contents, reasoning, arguments as JSON.
+        """
+        for index, message in enumerate(self.messages):
+            yield index, message["content"]
+            yield index, message.get("reasoning_content", "")
+            for call in message.get("tool_calls", []):
+                yield index, json.dumps(call["function"]["arguments"], ensure_ascii=False)
 
 
 def normalise(record: dict[str, Any]) -> Conversation | Rejection:

@@ -38,7 +38,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from sft.command import InputError
 from sft.files import BLOCK_BYTES, file_digest, folder_digests, value_digest
-from sft.params import Download, Source
+from sft.params import Benchmark, Download, Source
 
 PARTIAL = Path(".fetch-partial")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -247,7 +247,7 @@ def _fetch_hf(source: Download, folder: Path) -> None:
             f"{source.uri}: revision is {source.revision!r}; expected a commit, 40 hex digits. A branch or "
             "tag may move: the same params would then name other data. The hub lists the commits."
         )
-    is_model = kind == "models/" or (kind is None and not isinstance(source, Source))
+    is_model = kind == "models/" or (kind is None and not isinstance(source, Source | Benchmark))
     remote: dict[str, Any] = {
         "repo_id": repository,
         "repo_type": "model" if is_model else "dataset",

@@ -3,12 +3,15 @@
 By a keyed hash of the conversation id, inside each source, with exact counts: the same conversation is on
 the same side whatever else is in the blend, and a source of three or more conversations has all splits.
 Conversations that are near-duplicates of each other are one group, on one side; across sources only the
-first source keeps its own.
+first source by `pack.precedence` keeps its own.
 """
 
+import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from sft.command import InputError
 
 SPLITS = ("training", "validation", "test")
 FEWEST_TO_SPLIT = 3
@@ -30,6 +33,25 @@ class Duplicate:
 def keyed_hash(seed: int, text: str) -> str:
     """Return a hash that orders texts anew for each seed, the same on every machine."""
     return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+
+
+def by_precedence(sources: Iterable[str], precedence: Sequence[str]) -> list[str]:
+    """Order sources by who keeps a conversation that several have: those in `precedence`, then the others by name.
+
+    Raises:  InputError: `precedence` names what is no source, or one twice.
+
+    >>> by_precedence(["b", "c", "a"], ["c"])
+    ['c', 'a', 'b']
+    """
+    names = sorted(sources)
+    for place, name in enumerate(precedence):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            meant = f"Did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"pack.precedence: {name!r} is no source. {meant}Sources: {', '.join(names)}.")
+        if name in precedence[:place]:
+            raise InputError(f"pack.precedence: {name!r} stands there twice. Name each source once.")
+    return [*precedence, *(name for name in names if name not in precedence)]
 
 
 def settle_duplicates(

@@ -8,7 +8,6 @@ resumed or reused. Another key: another run, in a folder of its own; nothing is 
 import ast
 import hashlib
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -76,14 +75,6 @@ class Lineage:
     def key(self) -> str:
         """The lineage key: it names the run's folder and tags the run in MLflow."""
         return value_digest(asdict(self))[:KEY_DIGITS]
-
-
-def project_root() -> Path:
-    """The folder that holds runs/: the repository itself, also for experiments that DVC runs in a copy.
-
-    DVC sets DVC_ROOT to the original repository even where it runs a stage in a temporary one.
-    """
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
 
 
 def package_versions(names: tuple[str, ...] = DECISIVE_PACKAGES) -> dict[str, str]:

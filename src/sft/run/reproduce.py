@@ -86,14 +86,23 @@ def make_worktree(records: Records) -> Path:
     return place
 
 
+def stage_of(name: str) -> str:
+    """Return the stage that a name in dvc.lock belongs to.
+
+    >>> stage_of("filter@chats"), stage_of("fetch-model"), stage_of("pack")
+    ('filter', 'fetch', 'pack')
+    """
+    return name.partition("@")[0].partition("-")[0]
+
+
 def rebuild(records: Records, place: Path, data: str, until: str) -> None:
     """Run the stages in a worktree. Raises InputError where one fails."""
     wanted = STAGES[: STAGES.index(until) + 1]
     if data == REFETCH:
-        targets = ["fetch", "fetch-model"] if until == "fetch" else [until]
+        targets = ["fetch", "fetch-model", "fetch-benchmarks"] if until == "fetch" else [until]
         _dvc(place, "repro", "--force", *targets)
         return
-    names = [name for name in records.lock if name.partition("@")[0].removesuffix("-model") in STAGES]
+    names = [name for name in records.lock if stage_of(name) in STAGES]
     brought = [out["path"] for name in names if name.startswith("fetch") for out in records.lock[name]["outs"]]
     if not brought:
         raise InputError(f"{records.name}: no {LOCK} is recorded that names the data. Use --data {REFETCH}")
@@ -126,7 +135,7 @@ def compare(recorded: Records, rebuilt: Records, until: str = STAGES[-1]) -> lis
     compared: list[Compared] = []
     names = dict.fromkeys([*recorded.lock, *rebuilt.lock])
     for stage in STAGES[: STAGES.index(until) + 1]:
-        for name in (name for name in names if name.partition("@")[0].removesuffix("-model") == stage):
+        for name in (name for name in names if stage_of(name) == stage):
             compared += _stage(name, recorded, rebuilt)
     return compared
 

@@ -25,8 +25,8 @@ from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
 from sft.command import InputError
-from sft.files import file_digest
-from sft.run.lineage import EVAL_RECORDS, project_root, records
+from sft.files import file_digest, project_root
+from sft.run.lineage import EVAL_RECORDS, records
 
 EXPERIMENT = "nano3-sft"
 REGISTERED_MODEL = "nano3-sft"

@@ -1,30 +1,35 @@
-"""Bring one source of the blend, or the base model, from where it is published.
+"""Bring one source of the blend, the base model, or the evaluation sets, from where they are published.
 
 fetch.sources.<name>  ->  data/raw/<name>/ as published, never edited    reports/fetch/<name>.json
 fetch.model           ->  models/base/     in Hugging Face's layout      reports/fetch/model.json
+fetch.benchmarks      ->  data/benchmarks/items.jsonl, what they ask     reports/fetch/benchmarks.json
 
 Everything is pinned: by sha256 or, on the hub, by commit. The report names every file with its size, digest
 and number of rows. An output appears whole or not at all; a rerun after an interruption goes on.
 
-    python -m sft.stages.fetch --source NAME|model
+    python -m sft.stages.fetch --source NAME|model|benchmarks
 """
 
 import difflib
+import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sft.command import InputError, run_source_stage, say
+from sft.data.benchmarks import read_items
 from sft.data.formats import read_rows
 from sft.data.sources import FetchedFile, fetch_files, redact
 from sft.files import folder_digest, publish_folder
 from sft.ledger import Ledger
-from sft.params import Download, Fetch, Source, load
+from sft.params import Benchmark, Download, Fetch, Source, load
 
 RAW = Path("data/raw")
 BASE = Path("models/base")
+BENCHMARKS = Path("data/benchmarks")
 REPORTS = Path("reports/fetch")
 
 
@@ -78,15 +83,48 @@ def fetch_model(source: Download) -> None:
     say(f"model: {parameters:,} parameters from {_size(files)} -> {BASE}")
 
 
+def fetch_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
+    """Publish data/benchmarks/: benchmark, item and text of all that the evaluation sets ask; and its report.
+
+    Raises:  InputError: what fetch_files raises; a set that asks nothing, or a record of it that cannot be read.
+    """
+    sets, files = {}, list[FetchedFile]()
+    with publish_folder(BENCHMARKS) as folder, (folder / "items.jsonl").open("w", encoding="utf-8") as items:
+        for name, benchmark in sorted(benchmarks.items()):
+            fetched = folder / "fetched"
+            fetched.mkdir()
+            files += (own := fetch_files(benchmark, fetched))
+            texts = 0
+            try:
+                for item, text in read_items(fetched, benchmark.fields):
+                    texts += 1
+                    items.write(json.dumps({"benchmark": name, "item": item, "text": text}, ensure_ascii=False) + "\n")
+            except InputError as error:
+                raise InputError(f"fetch.benchmarks.{name}: {error}") from None
+            if not texts:
+                named = ", ".join(file.path for file in own[:5])
+                raise InputError(
+                    f"fetch.benchmarks.{name}: {redact(benchmark.uri)}: not one item in {len(own)} files ({named}). "
+                    "Expected .jsonl, .json or .parquet. Check the path."
+                )
+            sets[name] = {"files": [asdict(file) for file in own], "texts": texts, **describe(benchmark)}
+            shutil.rmtree(fetched)
+    total = sum(told["texts"] for told in sets.values())
+    Ledger(rows_in=total, rows_out=total).write(REPORTS / "benchmarks.json", benchmarks=sets)
+    say(f"benchmarks: {total:,} texts of {len(sets)} evaluation sets from {_size(files)} -> {BENCHMARKS}")
+
+
 def main(name: str) -> None:
     """Fetch what `name` stands for in params.yaml."""
     section: Fetch = load("fetch")
     if name == "model":
         fetch_model(section.model)
+    elif name == "benchmarks":
+        fetch_benchmarks(section.benchmarks)
     elif name in section.sources:
         fetch_source(name, section.sources[name])
     else:
-        known = [*section.sources, "model"]
+        known = [*section.sources, "model", "benchmarks"]
         near = difflib.get_close_matches(name, known, n=1)
         meant = f"Did you mean {near[0]!r}? " if near else ""
         raise InputError(f"{name!r} is no source. {meant}Known: {', '.join(known)}.")

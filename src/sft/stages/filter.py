@@ -1,13 +1,14 @@
 """filter: raw rows -> conversations that are fit to train on, and the refused ones with their reasons.
 
-data/raw/<source>/, filters/
+data/raw/<source>/, filters/, data/benchmarks/
     ->  data/filtered/<source>/kept-*.parquet        id, messages, tools, meta (JSON text)
         data/filtered/<source>/rejected-*.parquet    the same, reason, evidence
         data/filtered/<source>/signatures-*.parquet  id, signature: by which pack finds near-duplicates
         reports/filter/<source>.json                 the ledger
 
-A row is brought into normal form, then asked in this order: its structure, loops, narrative, consistency,
-duplicates within the source, and last, where one is named, a language model. The first "no" is its reason.
+A row is brought into normal form, then asked in this order: its structure, loops, narrative, consistency, items
+of evaluation sets, duplicates within the source, and last, where one is named, a language model. The first "no"
+is its reason.
 Rows in = rows kept + rows rejected by reason. Rows in are all rows found, or as many as `rows` of the source
 or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
 """
@@ -18,20 +19,20 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft.command import InputError, run_source_stage, say
 from sft.data.consistency import check_consistency
+from sft.data.contamination import CONTAMINATED, Benchmarks, check_contamination
 from sft.data.conversation import Conversation, Rejection, normalise
 from sft.data.duplicates import NearDuplicates, check_near_duplicate, signature
 from sft.data.narrative import NarrativePatterns, check_narrative
 from sft.data.repetition import RepetitionLimits, check_repetition
 from sft.data.splits import keyed_hash
 from sft.data.structure import check_structure
-from sft.files import publish_folder, shipped, value_digest
+from sft.files import project_root, publish_folder, shipped, value_digest
 from sft.ledger import Ledger, check_handover
 from sft.params import Filter, load
-from sft.run.lineage import project_root
 
 if TYPE_CHECKING:
     from sft.data.formats import Row
@@ -39,7 +40,19 @@ if TYPE_CHECKING:
 
 Check = Callable[[Conversation], Rejection | None]
 
+BENCHMARKS = Path("data/benchmarks/items.jsonl")
 TOP_REASONS = 5
+
+
+class Kept(NamedTuple):
+    """A conversation that nothing speaks against so far."""
+
+    conversation: Conversation
+    id: str
+    signature: bytes
+
+
+Outcome = Kept | Rejection
 
 
 def draw(rows: Iterable["Row"], number: int, seed: int) -> Iterator["Row"]:
@@ -52,7 +65,26 @@ def draw(rows: Iterable["Row"], number: int, seed: int) -> Iterator["Row"]:
         yield row
 
 
-def checks(params: Filter) -> list[Check]:
+def load_benchmarks(declared: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Return (benchmark, item, text) of all that the evaluation sets of these names ask.
+
+    Raises:  InputError: the fetch stage has not brought exactly these.
+    """
+    names = set(declared)
+    if not names:
+        return []
+    found: list[dict[str, str]] = []
+    if BENCHMARKS.exists():
+        found = [json.loads(line) for line in BENCHMARKS.read_text(encoding="utf-8").splitlines()]
+    if (there := {item["benchmark"] for item in found}) != names:
+        raise InputError(
+            f"{BENCHMARKS}: has {', '.join(sorted(there)) or 'no evaluation sets'}, but fetch.benchmarks names "
+            f"{', '.join(sorted(names))}. Run the fetch stage first: dvc repro fetch-benchmarks"
+        )
+    return [(item["benchmark"], item["item"], item["text"]) for item in found]
+
+
+def checks(params: Filter, benchmarks: list[tuple[str, str, str]]) -> list[Check]:
     """Return what looks at one conversation alone, in order."""
     asked: list[Check] = [lambda c: check_structure(c, params.max_chars, params.max_message_chars)]
     if params.repetition is not None:
@@ -63,6 +95,9 @@ def checks(params: Filter) -> list[Check]:
         asked.append(lambda c: check_narrative(c, patterns))
     if params.consistency:
         asked.append(check_consistency)
+    if params.contamination is not None and benchmarks:
+        index, ratio = Benchmarks(benchmarks, params.contamination.n), params.contamination.ratio
+        asked.append(lambda c: check_contamination(c, index, ratio))
     return asked
 
 
@@ -73,19 +108,18 @@ class Duplicates:
         self._ids: set[str] = set()
         self._near = None if near is None else NearDuplicates(near)
 
-    def check(self, conversation: Conversation, sketch: bytes) -> Rejection | None:
+    def check(self, kept: Kept) -> Rejection | None:
         """Return why the conversation is a duplicate, or remember it."""
-        conversation_id = conversation.id
-        if conversation_id in self._ids:
-            return Rejection("duplicate", f"the same conversation came before: {conversation_id}")
-        if self._near is not None and (rejection := check_near_duplicate(self._near, conversation_id, sketch)):
+        if kept.id in self._ids:
+            return Rejection("duplicate", f"the same conversation came before: {kept.id}")
+        if self._near is not None and (rejection := check_near_duplicate(self._near, kept.id, kept.signature)):
             return rejection
-        self._ids.add(conversation_id)
+        self._ids.add(kept.id)
         return None
 
 
-def examine(row: "Row", asked: list[Check], duplicates: Duplicates) -> Conversation | Rejection:
-    """Turn a raw row into a conversation that is kept, or say why it is refused."""
+def examine(row: "Row", asked: list[Check]) -> Outcome:
+    """Turn a raw row into a conversation, or say why it is refused, whatever the other rows are."""
     if row.record is None:
         return Rejection("malformed-row", row.fault)
     meta = row.record.get("meta") or {}
@@ -97,43 +131,44 @@ def examine(row: "Row", asked: list[Check], duplicates: Duplicates) -> Conversat
     for check in asked:
         if rejection := check(conversation):
             return rejection
-    return duplicates.check(conversation, signature(conversation)) or conversation
+    return Kept(conversation, conversation.id, signature(conversation))
 
 
 def judged(
-    outcomes: Iterable[tuple["Row", Conversation | Rejection]], judge: "Judge", params: Filter
-) -> Iterator[tuple["Row", Conversation | Rejection]]:
+    outcomes: Iterable[tuple["Row", Outcome]], judge: "Judge", params: Filter
+) -> Iterator[tuple["Row", Outcome]]:
     """Let the judge look at what was kept so far; everything stays in its order."""
     from sft.data.verdicts import rejection_of
 
-    waiting = deque[tuple["Row", Conversation | Rejection]]()
+    waiting = deque[tuple["Row", Outcome]]()
 
     def kept() -> Iterator[Conversation]:
         for row, outcome in outcomes:
             waiting.append((row, outcome))
-            if isinstance(outcome, Conversation):
-                yield outcome
+            if isinstance(outcome, Kept):
+                yield outcome.conversation
 
     for verdict in judge.verdicts(kept()):
         while isinstance(waiting[0][1], Rejection):
             yield waiting.popleft()
-        row, conversation = waiting.popleft()
-        yield row, rejection_of(verdict, params.judge) or conversation
+        row, outcome = waiting.popleft()
+        yield row, rejection_of(verdict, params.judge) or outcome
     yield from waiting
 
 
-def stored(row: "Row", outcome: Conversation | Rejection, source: dict[str, str]) -> dict[str, str | None]:
+def stored(row: "Row", outcome: Outcome, source: dict[str, str]) -> dict[str, str | None]:
     """Return the Parquet row of an outcome: what was kept, or what was refused, as it came, and why."""
     meta = {**source, "where": row.where}
-    if isinstance(outcome, Conversation):
-        tools = None if outcome.tools is None else _json(outcome.tools)
-        return {"id": outcome.id, "messages": _json(outcome.messages), "tools": tools, "meta": _json(meta)}
+    if isinstance(outcome, Kept):
+        said = outcome.conversation
+        tools = None if said.tools is None else _json(said.tools)
+        return {"id": outcome.id, "messages": _json(said.messages), "tools": tools, "meta": _json(meta)}
     record = row.record if row.record is not None else {"raw": row.raw}
-    messages, tools = record.get("messages", record), record.get("tools")
+    given = record.get("tools")
     return {
         "id": value_digest(record)[:32],
-        "messages": _json(messages),
-        "tools": None if tools is None else _json(tools),
+        "messages": _json(record.get("messages", record)),
+        "tools": None if given is None else _json(given),
         "meta": _json(meta),
         "reason": outcome.reason,
         "evidence": _valid(f"{row.where}: {outcome.evidence}"),
@@ -181,7 +216,9 @@ def main(source: str) -> None:
         raise InputError(f"{raw}: not found. Run the fetch stage first: dvc repro fetch@{source}")
 
     ledger, examples, found = Ledger(), dict[str, str](), 0
-    asked, duplicates = checks(params), Duplicates(params.near_duplicates)
+    benchmarks = load_benchmarks(fetch.benchmarks)
+    asked, duplicates = checks(params, benchmarks), Duplicates(params.near_duplicates)
+    contaminated = dict.fromkeys(sorted(fetch.benchmarks), 0)
 
     def counted() -> Iterator["Row"]:
         nonlocal found
@@ -191,7 +228,11 @@ def main(source: str) -> None:
 
     limits = [limit for limit in (described.rows, params.sample) if limit is not None]
     rows = draw(counted(), min(limits), params.seed) if limits else counted()
-    outcomes: Iterable[tuple[Row, Conversation | Rejection]] = ((row, examine(row, asked, duplicates)) for row in rows)
+    examined = ((row, examine(row, asked)) for row in rows)
+    outcomes: Iterable[tuple[Row, Outcome]] = (
+        (row, (duplicates.check(outcome) if isinstance(outcome, Kept) else None) or outcome)
+        for row, outcome in examined
+    )
     more: dict[str, Any] = {"sampled": params.sample is not None}
     with publish_folder(Path("data/filtered", source)) as folder, contextlib.ExitStack() as stack:
         judge = None
@@ -206,17 +247,21 @@ def main(source: str) -> None:
             ShardWriter(folder, "signatures", SIGNATURES) as signatures,
         ):
             for row, outcome in outcomes:
-                if isinstance(outcome, Conversation):
+                if isinstance(outcome, Kept):
                     ledger.accept()
                     kept.write(stored(row, outcome, meta))
-                    signatures.write({"id": outcome.id, "signature": signature(outcome)})
+                    signatures.write({"id": outcome.id, "signature": outcome.signature})
                 else:
                     ledger.reject(outcome.reason)
+                    if outcome.reason == CONTAMINATED:
+                        contaminated[outcome.evidence.partition(":")[0]] += 1
                     examples.setdefault(outcome.reason, f"{row.where}: {outcome.evidence}")
                     rejected.write(stored(row, outcome, meta))
         if Path(f"reports/fetch/{source}.json").exists():
             check_handover(Path(f"reports/fetch/{source}.json"), found)
         check_share(source, ledger, examples, params)
+        if contaminated:
+            more["contaminated_by"] = contaminated
         if judge is not None:
             more["judge"] = judge.report()
             say(f"[bold]{source}[/], judge: {judge.usage}")

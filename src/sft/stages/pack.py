@@ -9,10 +9,10 @@ data/prepared/<source>/*.parquet, data/filtered/<source>/signatures-*.parquet, m
         reports/pack.json                                  the ledger, lengths, what was lost by source and domain
         reports/mixture.csv                                the mixture, asked and achieved
 
-In this order: a sample longer than a pack follows `pack.over_length`; what an earlier source of params.yaml
-has too is dropped; conversations are held out by hash, per source, duplicates on one side; those of the
-training split are drawn or repeated until the blend is the one asked for; samples are packed best-fit over
-the whole split, copies of a conversation never into one pack; packs stand in a seeded order.
+In this order: a sample longer than a pack follows `pack.over_length`; what a source before it (by
+`pack.precedence`) has too is dropped; conversations are held out by hash, per source, duplicates on one side;
+those of the training split are drawn or repeated until the blend is the one asked for; samples are packed
+best-fit over the whole split, copies of a conversation never into one pack; packs stand in a seeded order.
 
 Whatever is taken away is counted by reason: tokens in + tokens repeated = tokens packed + tokens rejected.
 """
@@ -41,7 +41,7 @@ from sft.data.packs import (
     padded_length,
     write_npy,
 )
-from sft.data.splits import SPLITS, keyed_hash, settle_duplicates, split_conversations
+from sft.data.splits import SPLITS, by_precedence, keyed_hash, settle_duplicates, split_conversations
 from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
 from sft.ledger import Ledger
 from sft.params import Pack, Source, load
@@ -347,7 +347,7 @@ def main() -> None:
     from sft.data.bins import length_quantiles
 
     params, fetch = load("pack", "fetch")
-    fetched = fetch.sources
+    fetched = {name: fetch.sources[name] for name in by_precedence(fetch.sources, params.precedence)}
     check_asked({s: d.share for s, d in fetched.items()}, {s: d.epochs for s, d in fetched.items()})
     everything = read_samples(fetched)
     prints, ids = fingerprints(fetched), token_ids()

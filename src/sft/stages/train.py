@@ -24,11 +24,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.command import InputError, run_stage, say
-from sft.files import file_digest, folder_digest, folder_digests, publish_file, publish_folder, read_json, write_json
+from sft.files import (
+    file_digest,
+    folder_digest,
+    folder_digests,
+    project_root,
+    publish_file,
+    publish_folder,
+    read_json,
+    write_json,
+)
 from sft.ledger import Ledger
 from sft.params import TRAIN_SECTIONS, load
 from sft.run import card
-from sft.run.lineage import Lineage, code_digest, git_state, lineage_json, package_versions, project_root, records
+from sft.run.lineage import Lineage, code_digest, git_state, lineage_json, package_versions, records
 from sft.run.patch import dirty_patch, keep_patch
 
 if TYPE_CHECKING:
