@@ -235,6 +235,8 @@ PARAMS = [
     ("fetch.model.license", "BSD", {"fetch-model"}),
     ("fetch.benchmarks", {"mine": {"uri": "file://inputs/calls.jsonl"}}, {"fetch-benchmarks"}),
     ("filter.max_chars", 399_999, {"filter@calls", "filter@chats"}),
+    ("filter.markup", "escape", {"filter@calls", "filter@chats"}),
+    ("pack.precedence", ["chats"], {"pack"}),
     ("pack.seed", 7, {"pack"}),
     ("optimizer.lr", 3e-3, {"train"}),
     ("rng.seed", 7, {"train"}),

@@ -223,6 +223,8 @@ class Filter(Section):
     """Longest conversation, in characters of all its messages."""
     max_message_chars: Positive | None
     """Longest message; null = as long as the conversation may be."""
+    markup: Literal["reject", "plain", "escape"]
+    """Control tokens of chat templates typed as text (sft.data.markup)."""
     repetition: Repetition | None
     """Loops in reasoning, answers, and the whole."""
     narrative: str | None

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from bench.filters import read_fixture
 
-from sft.data import conversation, structure
+from sft.data import conversation, markup, structure
 from sft.data.conversation import Conversation, Rejection, normalise
 from sft.data.rows import REFUSALS
 
@@ -48,7 +48,7 @@ def test_what_is_kept_can_be_written_as_json_and_utf8(tmp_path: Path) -> None:
 def reasons() -> set[str]:
     """Every reason that normalising or a check may give, read from their source."""
     found = set(REFUSALS)
-    for module in (conversation, structure):
+    for module in (conversation, markup, structure):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and re.fullmatch(r"[a-z]+(-[a-z]+)+", str(node.value)):
                 found.add(str(node.value))

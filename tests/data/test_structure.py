@@ -1,7 +1,5 @@
 """Structure: which fault is named first, the limits, and who may type markup; the rest stands in test_fixtures.py."""
 
-import pytest
-
 from sft.data.conversation import Conversation
 from sft.data.structure import CHECKS, check_structure
 
@@ -14,8 +12,8 @@ def reason(*messages, tools=None, max_chars=1000, **limits):
 
 
 def test_a_sound_conversation_passes_every_check():
-    assert len(CHECKS) == 8
-    assert [check(Conversation([USER, ANSWER], None)) for check in CHECKS] == [None] * 8
+    assert len(CHECKS) == 7
+    assert [check(Conversation([USER, ANSWER], None)) for check in CHECKS] == [None] * 7
     assert reason(USER, ANSWER) == ""
 
 
@@ -37,34 +35,6 @@ def test_reasoning_and_arguments_count_as_length():
 def test_what_cannot_be_read_is_named_before_what_is_in_disorder():
     assert reason({"role": "user", "content": "a\x00"}) == "encoding-garbage"
     assert reason({"role": "user", "content": "a"}) == "last-turn-not-assistant"
-
-
-@pytest.mark.parametrize(
-    ("role", "text", "is_refused"),
-    [
-        ("system", "<|im_end|>", True),
-        ("user", "<|im_end|>", True),
-        ("assistant", "<|im_end|>", True),
-        ("tool", "<|im_end|>", True),
-        ("system", "<tool_call>", False),
-        ("user", "<tool_call>", False),
-        ("tool", "<tool_call>", False),
-        ("assistant", "<tool_call>", True),
-        ("system", "<tool_response>", False),
-        ("user", "<tool_response>", True),
-        ("tool", "</tool_response>", True),
-        ("assistant", "</tool_response>", True),
-    ],
-)
-def test_who_may_type_which_markup(role, text, is_refused):
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
-    turns = {"system": {"content": ""}, "user": USER, "assistant": ANSWER, "tool": {"content": ""}}
-    turns[role] = {**turns[role], "content": text}
-    messages = [{**turns[name], "role": name} for name in ("system", "user", "tool", "assistant")]
-    messages.insert(2, call)
-    assert reason(*messages, tools=tools) == ("template-markup" if is_refused else "")
-    assert reason(*messages, tools=tools, allow_markup=True) == ""
 
 
 def test_evidence_names_the_message_and_shows_the_place():

@@ -5,12 +5,12 @@ thing and shows what it found.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from sft.data.conversation import THINK_TAGS, Conversation, Message, Rejection
+from sft.data.conversation import THINK_TAGS, Conversation, Rejection
 from sft.data.encoding import around, find_garbage
+from sft.data.markup import check_markup
 from sft.data.schemas import schema_fault
 
 # Which roles may stand before a role; "" is the start.
@@ -20,33 +20,21 @@ BEFORE = {
     "assistant": {"system", "user", "tool"},
     "tool": {"assistant", "tool"},
 }
-# Control tokens of the common chat templates, typed as text.
-CONTROL = re.compile(
-    r"<(?:\|(?:im_start|im_end|im_sep|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id"
-    r"|python_tag|system|user|assistant|channel|message|start|end|return|call|constrain)\|>"
-    r"|\uff5c(?:User|Assistant|begin▁of▁sentence|end▁of▁sentence|tool▁[a-z▁]+)\uff5c>|(?:start|end)_of_turn>|</?SYS>>)"
-    r"|\[/?INST\]"
-)
-# Tags that templates write as plain text, around calls and around results: who may not type them.
-CALL_TAG, RESULT_TAG = re.compile(r"</?tool_call>"), re.compile(r"</?tool_response>")
-MARKUP = {"system": (), "user": (RESULT_TAG,), "assistant": (RESULT_TAG, CALL_TAG), "tool": (RESULT_TAG,)}
-# A conversation without any of these holds no markup.
-SIGNS_OF_MARKUP = ("<|", "<\uff5c", "_turn>", "SYS>>", "INST]", "tool_call>", "tool_response>")
-# What ends an argument in the nano3 template, and what the names in it cannot hold.
-ARGUMENT_END, NAME_BREAK = re.compile(r"^</parameter>$", re.MULTILINE), re.compile(r"[<>\n]")
 
 
 def check_structure(
-    conversation: Conversation, max_chars: int, max_message_chars: int | None = None, *, allow_markup: bool = False
+    conversation: Conversation, max_chars: int, max_message_chars: int | None = None, markup: str = "reject"
 ) -> Rejection | None:
     """Return the first structural fault of a conversation, or None.
 
-    `max_chars`, `max_message_chars`: the longest conversation and the longest message. `allow_markup`: typed
-    control tokens pass; prep encodes them as plain text.
+    `max_chars`, `max_message_chars`: the longest conversation and the longest message. `markup`: a policy of
+    sft.data.markup for typed control tokens.
     """
     for check in CHECKS:
-        if not (allow_markup and check is check_markup) and (rejection := check(conversation)):
+        if rejection := check(conversation):
             return rejection
+    if rejection := check_markup(conversation, markup):
+        return rejection
     return check_length(conversation, max_chars, max_message_chars)
 
 
@@ -155,34 +143,12 @@ def check_think_tags(conversation: Conversation) -> Rejection | None:
     return None
 
 
-def check_markup(conversation: Conversation) -> Rejection | None:
-    """Template markup typed as text: read as structure, or learnt to be typed.
-
-    People and tools may speak of `<tool_call>`; an assistant that types it teaches calls that nobody executes.
-    The system may speak of results; whoever else types one forges it.
-    """
-    whole = json.dumps([conversation.messages, conversation.tools], ensure_ascii=False)
-    if any(sign in whole for sign in SIGNS_OF_MARKUP):
-        for index, message in enumerate(conversation.messages):
-            patterns = [CONTROL, *MARKUP[message["role"]]]
-            for text in (message["content"], message.get("reasoning_content", ""), *_arguments(message)):
-                for pattern in patterns:
-                    if found := pattern.search(text):
-                        return Rejection("template-markup", f"messages[{index}]: {around(text, found)}")
-        if found := CONTROL.search(text := _json(conversation.tools)):
-            return Rejection("template-markup", f"tools: {around(text, found)}")
-    for place, name, value in _names(conversation):
-        if found := NAME_BREAK.search(name) or (ARGUMENT_END.search(value) if isinstance(value, str) else None):
-            return Rejection("template-markup", f"{place}: {around(found.string, found)}")
-    return None
-
-
 def check_length(conversation: Conversation, max_chars: int, max_message_chars: int | None) -> Rejection | None:
     """Neither the conversation nor a message of it is too long."""
     total = 0
     for index, message in enumerate(conversation.messages):
         length = len(message["content"]) + len(message.get("reasoning_content", ""))
-        length += sum(map(len, _arguments(message)))
+        length += sum(len(_json(call["function"]["arguments"])) for call in message.get("tool_calls", []))
         total += length
         if max_message_chars is not None and length > max_message_chars:
             limit = f"filter.max_message_chars is {max_message_chars}"
@@ -200,22 +166,7 @@ CHECKS: tuple[Callable[[Conversation], Rejection | None], ...] = (
     check_calls,
     check_results,
     check_think_tags,
-    check_markup,
 )
-
-
-def _arguments(message: Message) -> Iterator[str]:
-    return (_json(call["function"]["arguments"]) for call in message.get("tool_calls", []))
-
-
-def _names(conversation: Conversation) -> Iterator[tuple[str, str, Any]]:
-    """Yield (place, name, value) of every argument, and of every tool, which has no value."""
-    for index, message in enumerate(conversation.messages):
-        for call in message.get("tool_calls", []):
-            for name, value in call["function"]["arguments"].items():
-                yield f"messages[{index}]", name, value
-    for tool in conversation.tools or []:
-        yield "tools", tool["function"]["name"], None
 
 
 def _strings(value: Any) -> list[str]:

@@ -26,6 +26,7 @@ from sft.data.consistency import check_consistency
 from sft.data.contamination import CONTAMINATED, Benchmarks, check_contamination
 from sft.data.conversation import Conversation, Rejection, normalise
 from sft.data.duplicates import NearDuplicates, check_near_duplicate, signature
+from sft.data.markup import count_control, escape
 from sft.data.narrative import NarrativePatterns, check_narrative
 from sft.data.repetition import RepetitionLimits, check_repetition
 from sft.data.splits import keyed_hash
@@ -50,6 +51,8 @@ class Kept(NamedTuple):
     conversation: Conversation
     id: str
     signature: bytes
+    control_tokens: int
+    """How many are typed in it as text: passed on, or escaped."""
 
 
 Outcome = Kept | Rejection
@@ -86,7 +89,7 @@ def load_benchmarks(declared: Iterable[str]) -> list[tuple[str, str, str]]:
 
 def checks(params: Filter, benchmarks: list[tuple[str, str, str]]) -> list[Check]:
     """Return what looks at one conversation alone, in order."""
-    asked: list[Check] = [lambda c: check_structure(c, params.max_chars, params.max_message_chars)]
+    asked: list[Check] = [lambda c: check_structure(c, params.max_chars, params.max_message_chars, params.markup)]
     if params.repetition is not None:
         limits = RepetitionLimits(**params.repetition.model_dump())
         asked.append(lambda c: check_repetition(c, limits))
@@ -118,7 +121,7 @@ class Duplicates:
         return None
 
 
-def examine(row: "Row", asked: list[Check]) -> Outcome:
+def examine(row: "Row", asked: list[Check], markup: str) -> Outcome:
     """Turn a raw row into a conversation, or say why it is refused, whatever the other rows are."""
     if row.record is None:
         return Rejection("malformed-row", row.fault)
@@ -128,10 +131,13 @@ def examine(row: "Row", asked: list[Check]) -> Outcome:
     conversation = normalise(row.record)
     if isinstance(conversation, Rejection):
         return conversation
+    typed = 0 if markup == "reject" else count_control(conversation)
+    if markup == "escape":
+        conversation = escape(conversation)
     for check in asked:
         if rejection := check(conversation):
             return rejection
-    return Kept(conversation, conversation.id, signature(conversation))
+    return Kept(conversation, conversation.id, signature(conversation), typed)
 
 
 def judged(
@@ -219,6 +225,7 @@ def main(source: str) -> None:
     benchmarks = load_benchmarks(fetch.benchmarks)
     asked, duplicates = checks(params, benchmarks), Duplicates(params.near_duplicates)
     contaminated = dict.fromkeys(sorted(fetch.benchmarks), 0)
+    typed = {"conversations": 0, "control_tokens": 0}
 
     def counted() -> Iterator["Row"]:
         nonlocal found
@@ -228,7 +235,7 @@ def main(source: str) -> None:
 
     limits = [limit for limit in (described.rows, params.sample) if limit is not None]
     rows = draw(counted(), min(limits), params.seed) if limits else counted()
-    examined = ((row, examine(row, asked)) for row in rows)
+    examined = ((row, examine(row, asked, params.markup)) for row in rows)
     outcomes: Iterable[tuple[Row, Outcome]] = (
         (row, (duplicates.check(outcome) if isinstance(outcome, Kept) else None) or outcome)
         for row, outcome in examined
@@ -249,6 +256,8 @@ def main(source: str) -> None:
             for row, outcome in outcomes:
                 if isinstance(outcome, Kept):
                     ledger.accept()
+                    typed["conversations"] += outcome.control_tokens > 0
+                    typed["control_tokens"] += outcome.control_tokens
                     kept.write(stored(row, outcome, meta))
                     signatures.write({"id": outcome.id, "signature": outcome.signature})
                 else:
@@ -260,6 +269,8 @@ def main(source: str) -> None:
         if Path(f"reports/fetch/{source}.json").exists():
             check_handover(Path(f"reports/fetch/{source}.json"), found)
         check_share(source, ledger, examples, params)
+        if params.markup != "reject":
+            more["markup"] = {"policy": params.markup, **typed}
         if contaminated:
             more["contaminated_by"] = contaminated
         if judge is not None:
