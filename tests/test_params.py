@@ -185,6 +185,15 @@ def test_a_mistake_in_a_source_is_explained_like_any_other(tmp_path):
     assert "fetch.sources.mine.format: missing" in found
 
 
+def test_a_misspelt_domain_is_refused_with_the_right_one_and_one_s_own_is_as_good(tmp_path):
+    def params(domain):
+        source = f"  sources:\n    mine: {{uri: file://x.jsonl, format: openai, domain: {domain}}}\n"
+        return changed(tmp_path, "  sources:\n", source)
+
+    assert "domain 'multi-lingual': Did you mean 'multilingual'?" in message(params("multi-lingual"))
+    assert load("fetch", path=params("my-shop")).sources["mine"].domain == "my-shop"
+
+
 def test_a_source_needs_nothing_but_a_place_and_a_format(tmp_path):
     path = changed(tmp_path, "  sources:\n", "  sources:\n    mine: {uri: file://x.jsonl, format: openai}\n")
     assert load("fetch", path=path).sources["mine"].domain == "unspecified"

@@ -18,6 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
 
 from sft.command import InputError
+from sft.data.domains import suggest as suggest_domain
 
 PARAMS = Path("params.yaml")
 
@@ -113,7 +114,7 @@ class Source(Download):
     format: str
     """How its records become conversations: a name of sft.data.formats."""
     domain: str = "unspecified"
-    """Data domain, as it stands in reports."""
+    """Data domain, as it stands in reports: one of sft.data.domains, or one of your own."""
     fields: dict[str, str] = {}
     """Our field -> theirs, where a source names them otherwise: {messages: conversation.turns}."""
     where: dict[str, list[str]] = {}
@@ -124,6 +125,12 @@ class Source(Download):
     """Share of the blend, in trained tokens of the training split; for all sources or for none."""
     epochs: Annotated[float, Field(gt=0)] | None = None
     """How often the source is seen in an epoch of the blend: 0.5 = half of it, 2.0 = twice; null = 1."""
+
+    @model_validator(mode="after")
+    def _known_or_own_domain(self) -> "Source":
+        if meant := suggest_domain(self.domain):
+            raise ValueError(f"domain {self.domain!r}: {meant} A domain of your own needs a name that is less like it")
+        return self
 
     @model_validator(mode="after")
     def _one_measure(self) -> "Source":

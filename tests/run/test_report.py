@@ -45,6 +45,11 @@ def answer(kind, text):
     }
 
 
+DOMAINS = {
+    "chat": {"conversations": 3, "tokens": 400, "trained_tokens": 30},
+    HOSTILE: {"conversations": 1, "tokens": 100, "trained_tokens": 10},
+}
+
 CURVE = [
     {"iteration": 1, "loss": 2.0},
     {"iteration": 2, "loss": 1.0, "validation_loss": 1.5},
@@ -74,7 +79,7 @@ class Elements(HTMLParser):
 
 
 def test_hostile_text_stays_text_wherever_it_stands():
-    page = render(evaluation(), [answer("tool", HOSTILE), answer("chat", HOSTILE)], CURVE, HOSTILE)
+    page = render(evaluation(), [answer("tool", HOSTILE), answer("chat", HOSTILE)], CURVE, HOSTILE, DOMAINS)
     elements = Elements(page)
     assert page.count("&lt;script&gt;") >= 10
     assert elements.seen.isdisjoint({"script", "img", "link", "iframe"})
@@ -84,14 +89,14 @@ def test_hostile_text_stays_text_wherever_it_stands():
 
 
 def test_the_page_shows_before_and_after_and_every_count():
-    page = render(evaluation(), [answer("tool", "What now?")], CURVE, "k3y")
+    page = render(evaluation(), [answer("tool", "What now?")], CURVE, "k3y", DOMAINS)
     for shown in ("2.500", "1.250", "12,345", "prompts left out: over-length", "k3y", "What now?", "no-call"):
         assert shown in page
     assert "cut at max_new_tokens" in page
 
 
 def test_what_was_not_measured_is_said_to_be_so():
-    page = render(evaluation(share=None), [], [], "key")
+    page = render(evaluation(share=None), [], [], "key", {})
     assert page.count("no prompts") == 2 * len(SHARES)
     assert "Loss while training" not in page
     assert "No prompts." in page
@@ -101,14 +106,14 @@ def test_a_curve_of_one_value_and_a_loss_of_zero_can_be_drawn():
     numbers = evaluation()
     for name in ("before", "after"):
         numbers[name]["loss_by_domain"] = {"chat": 0.0}
-    page = render(numbers, [], [{"iteration": 5, "loss": 1.0}, {"iteration": 6, "loss": 1.0}], "key")
+    page = render(numbers, [], [{"iteration": 5, "loss": 1.0}, {"iteration": 6, "loss": 1.0}], "key", {})
     assert "nan" not in page
     assert "Loss while training" in page
 
 
 def test_a_single_validation_can_be_seen_and_steps_have_their_mean():
     curve = [{"iteration": step, "loss": float(step % 2)} for step in range(48)]
-    page = render(evaluation(), [], [*curve, {"iteration": 48, "loss": 1.0, "validation_loss": 0.5}], "key")
+    page = render(evaluation(), [], [*curve, {"iteration": 48, "loss": 1.0, "validation_loss": 0.5}], "key", {})
     assert page.count("<circle") == 1
     heights = {
         name: {point.split()[1] for point in re.search(rf'<path class="{name}" d="M([^"]+)"', page)[1].split(" L")}
@@ -119,11 +124,24 @@ def test_a_single_validation_can_be_seen_and_steps_have_their_mean():
 
 
 def test_a_long_answer_is_shortened_and_says_by_how_much():
-    page = render(evaluation(), [answer("chat", "a" * 1_500)], CURVE, "key")
+    page = render(evaluation(), [answer("chat", "a" * 1_500)], CURVE, "key", {})
     assert "[300 more characters]" in page
     assert "a" * 1_201 not in page
 
 
 def test_the_same_inputs_give_the_same_page():
-    inputs = (evaluation(), [answer("tool", "a")], CURVE, "key")
+    inputs = (evaluation(), [answer("tool", "a")], CURVE, "key", {})
     assert render(*inputs) == render(*inputs)
+
+
+def test_all_fourteen_domains_have_a_name_and_a_place_and_ones_own_comes_behind_them():
+    page = render(evaluation(), [], [], "key", DOMAINS)
+    rows = re.findall(r"<tr><td>(.*?)</td><td class=\"faint\">(.*?)</td>(.*?)</tr>", page)
+    assert len(rows) == 15
+    cells = {name: re.findall(r"<td>(.*?)</td>", rest) for name, _, rest in rows}
+    assert cells["General chat"] == ["3", "400", "30", "75.0%"]
+    assert cells["Safety"] == ["-", "-", "-", "-"]
+    assert all(described for _, described, _ in rows)
+    assert list(cells)[-1].startswith("&lt;script&gt;")
+    bars = re.findall(r'text-anchor="end">([^<]*)</text>', page.partition("Held-out loss by domain")[2])
+    assert bars[0] == "General chat"

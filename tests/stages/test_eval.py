@@ -103,6 +103,9 @@ def write_project(folder, sources):
         packed / "metadata.json",
         {
             "sources": {source: {"domain": domain} for source, (domain, _) in sources.items()},
+            "domains": {
+                domain: {"conversations": 1, "tokens": 9, "trained_tokens": 3} for domain, _ in sources.values()
+            },
             "tokenizer_sha256": file_digest(final / "tokenizer.json"),
         },
     )

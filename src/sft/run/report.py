@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft.data.domains import BY_SLUG, describe, in_order
+
 TOOL_SHARES = {
     "tool_call_well_formed": "well-formed",
     "tool_call_known_function": "known function",
@@ -69,11 +71,13 @@ def render(
     answers: Sequence[Mapping[str, Any]],
     curve: Sequence[Mapping[str, float]],
     lineage_key: str,
+    domains: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Render the page.
 
     `evaluation` is reports/eval.json, `answers` the rows of reports/answers.jsonl, `curve` the points of the
-    training: iteration, loss and, where it was measured, validation_loss.
+    training: iteration, loss and, where it was measured, validation_loss; `domains` counts what was packed, by
+    domain (data/packed/metadata.json).
     """
     before, after = evaluation["before"], evaluation["after"]
     sections = [
@@ -82,12 +86,18 @@ def render(
         _cards(before, after),
         _curve(curve),
         "<h2>Held-out loss by domain</h2>" + _legend(),
-        _bars([(domain, before["loss_by_domain"][domain], loss) for domain, loss in after["loss_by_domain"].items()]),
+        _bars(
+            [
+                (describe(domain).name, before["loss_by_domain"][domain], after["loss_by_domain"][domain])
+                for domain in in_order(after["loss_by_domain"])
+            ]
+        ),
         "<h2>Tool calls and form, share of held-out prompts</h2>" + _legend(),
         _bars([(label, before[name], after[name]) for name, label in SHARES.items()], top=1.0),
         "<p class='faint'>A tool call is well-formed, then known, then fitting, then exact: each asks more "
         "than the one before it.</p>",
         "<h2>What was measured</h2>" + _counts(evaluation),
+        "<h2>What the data is</h2>" + _domains(domains),
         "<h2>Answers</h2>",
         *(_example(answer, shown=not index) for index, answer in enumerate(_examples(answers))),
     ]
@@ -214,6 +224,23 @@ def _counts(evaluation: Mapping[str, Any]) -> str:
     ]
     cells = "".join(f"<tr><td>{_text(name)}</td><td>{number(count)}</td></tr>" for name, count in rows)
     return f"<table>{cells}</table>"
+
+
+def _domains(domains: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table what was packed by domain: the recipe's fourteen, also those without data, then the user's own."""
+    total = sum(counts["trained_tokens"] for counts in domains.values()) or 1
+    heads = ("domain", "what it is", "conversations", "tokens", "trained", "share of trained")
+    rows = ["".join(f"<th>{head}</th>" for head in heads)]
+    for slug in in_order({*BY_SLUG, *domains}):
+        known = describe(slug)
+        cells = [f"<td>{_text(known.name)}</td>", f'<td class="faint">{_text(known.description)}</td>']
+        counts = domains.get(slug)
+        shown = ["-"] * 4
+        if counts:
+            shown = [number(counts[name]) for name in ("conversations", "tokens", "trained_tokens")]
+            shown.append(f"{counts['trained_tokens'] / total:.1%}")
+        rows.append("".join([*cells, *(f"<td>{one}</td>" for one in shown)]))
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def _examples(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

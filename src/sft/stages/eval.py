@@ -379,7 +379,7 @@ def main() -> None:
     }
     rows = answer_rows(prompts, measured["before"][1], measured["after"][1])
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
-    page = report.render(evaluation, rows, read_curve(CURVES), lineage_key)
+    page = report.render(evaluation, rows, read_curve(CURVES), lineage_key, metadata["domains"])
     for path, text in ((ANSWERS, "".join(lines)), (REPORT, page)):
         with publish_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
