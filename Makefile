@@ -29,12 +29,12 @@ no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per sour
 no_cluster = error: CLUSTER=$(CLUSTER): clusters come with a later release (slurm/README.md); profiles here: \
     $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
 
-.PHONY: help setup repro fetch filter prep pack train eval show rejected lineage reproduce compare mlflow clean test check format pins
+.PHONY: help setup repro fetch filter prep pack train eval show rejected lineage reproduce compare mlflow mlflow-server deliver clean test check format pins
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 	    /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	    /^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	    /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 ##@ The pipeline (SAMPLE=50: only so many rows per source; FORCE=1: also what has not changed)
 repro: setup ## Run every stage whose inputs changed
@@ -79,12 +79,14 @@ compare: setup ## Two runs side by side: params, data, code, metrics, curves, an
 	python -m sft.run.compare --a '$(A)' --b '$(B)' $(if $(HTML),--html '$(HTML)')
 
 mlflow: setup ## Runs and registered models in the browser (PORT=5000)
-	@mkdir -p runs
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
-	mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-	    --allowed-hosts "localhost:$(PORT),127.0.0.1:$(PORT)" \
-	    --backend-store-uri "sqlite:///$(CURDIR)/runs/mlflow.db" \
-	    --artifacts-destination "$(CURDIR)/runs/mlflow-artifacts"
+	python -m sft.run.server --port $(PORT)
+
+mlflow-server: setup ## A tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
+	python -m sft.run.server --port $(PORT) $(if $(STORE),--store '$(STORE)') \
+	    $(if $(ARTIFACTS),--artifacts '$(ARTIFACTS)') $(if $(FOLDER),--folder '$(FOLDER)')
+
+deliver: setup ## Tell MLflow what waits for it: after a server was away, or another store is named
+	python -m sft.run.deliver
 
 clean: ## Remove what the pipeline made in data/, models/ and runs/; DVC's cache stays
 	git clean -fdX -- data models runs

@@ -117,6 +117,7 @@ def make_project(folder: Path) -> None:
             "eval.chat_prompts": 2,
             "eval.max_prompt_tokens": 480,
             "eval.max_new_tokens": 8,
+            "eval.gate.min_tool_call_fits": None,
         },
     )
 

@@ -135,7 +135,7 @@ def handler_or_call_fault(node: ast.ExceptHandler | ast.Call) -> str:
 
 
 def make_targets(makefile: str) -> list[str]:
-    return re.findall(r"^([a-z]+):(?!=).*## ", makefile, re.MULTILINE)
+    return re.findall(r"^([a-z-]+):(?!=).*## ", makefile, re.MULTILINE)
 
 
 # The rules find faults.

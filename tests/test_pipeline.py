@@ -94,11 +94,23 @@ def test_mlflow_shows_the_run_its_data_and_the_registered_model(project, first_r
         steps = store.execute("select count(*) from metrics where run_uuid=? and key='loss'", (run_id,)).fetchone()[0]
         inputs = {row[0] for row in store.execute("select name from datasets")}
         versions = store.execute("select name, version from model_versions where run_id=?", (run_id,)).fetchall()
-        status = store.execute("select status from runs where run_uuid=?", (run_id,)).fetchone()[0]
+        statuses = dict(store.execute("select name, status from runs").fetchall())
+        params = dict(store.execute("select key, value from params where run_uuid=?", (run_id,)).fetchall())
+        aliases = dict(store.execute("select alias, version from registered_model_aliases").fetchall())
+        machine = store.execute("select count(*) from metrics where key like 'system/%'").fetchone()[0]
     assert steps == 6
-    assert inputs == {"packed", "calls", "chats"}
+    assert inputs == {"packed", "calls", "chats", "held-out"}
     assert versions == [("nano3-sft", 1)]
-    assert status == "FINISHED"
+    assert statuses == {f"sft-{key}": "FINISHED", "attempt-1": "FINISHED", "evaluation": "FINISHED"}
+    assert {"optimizer.lr": "0.002", "pack.pack_size": "512", "filter.seed": "1234"}.items() <= params.items()
+    assert {"data", "base_model", "code", "packages.torch"} <= params.keys()
+    assert aliases == {"candidate": 1, "champion": 1}
+    assert machine > 0
+    records = project / "runs/mlflow-artifacts" / run_id / "artifacts/records"
+    for name in ("params.yaml", "dvc.lock", "environment.txt", "effective_config.yaml", "reports/eval.json"):
+        assert (records / name).stat().st_size > 100, name
+    assert "torch==" in (records / "environment.txt").read_text()
+    assert "global_batch_size: 2" in (records / "effective_config.yaml").read_text()
 
 
 READ_BY_BRIDGE = """

@@ -21,6 +21,8 @@ from sft.command import InputError
 from sft.data.domains import suggest as suggest_domain
 
 PARAMS = Path("params.yaml")
+LOCK = Path("dvc.lock")
+DATA_SECTIONS = ("filter", "prep", "pack")
 
 # Names that Hugging Face, axolotl, LLaMA-Factory, ms-swift and open-instruct use for the same thing.
 FOREIGN_NAMES = {
@@ -381,6 +383,17 @@ class Rng(Section):
     seed: int
 
 
+class Gate(Section):
+    """What a model has to hold to become a candidate, by its evaluation (sft.stages.eval)."""
+
+    max_loss_ratio: Annotated[float, Field(gt=0)]
+    """Held-out loss after training over that before."""
+    max_domain_loss_ratio: Annotated[float, Field(gt=0)] | None
+    """The same for each domain; null = not asked."""
+    min_tool_call_fits: Share | None
+    """Share of tool calls whose arguments fit; null = not asked, also where there are no prompts for it."""
+
+
 class Eval(Section):
     """What is measured before and after."""
 
@@ -397,6 +410,8 @@ class Eval(Section):
     batch_size: Positive
     """Prompts generated together."""
     seed: int
+    gate: Gate
+    """Passed: the model is candidate in MLflow, and champion if it is better than that."""
 
 
 class Params(Section):
@@ -427,6 +442,19 @@ TRAIN_SECTIONS = (
     "checkpoint",
     "rng",
 )
+
+
+def ran_with(lock: Path = LOCK) -> dict[str, Any]:
+    """Return the params by which DVC ran the stages that make the data, by section; {} where it did not run them.
+
+    Only to be told of: what a stage does depends on what it loads.
+    """
+    ran: dict[str, Any] = {}
+    if lock.exists():
+        for stage in YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {}).values():
+            params = stage.get("params", {}).get(str(PARAMS), {})
+            ran |= {name: params[name] for name in DATA_SECTIONS if name in params}
+    return ran
 
 
 def load(*sections: str, path: Path = PARAMS) -> Any:

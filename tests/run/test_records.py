@@ -10,6 +10,7 @@ import pytest
 from sft.command import InputError
 from sft.run import tracking
 from sft.run.lineage import records as texts_of
+from sft.run.outbox import RECORDS, Dataset, add_model, open_run
 from sft.run.patch import keep_patch
 from sft.run.records import LINEAGE, find, of_folder
 from tests.recorded import commit_all, make_recorded
@@ -66,25 +67,29 @@ def test_a_revision_and_an_experiment_are_read_from_git_and_the_cache(project, t
 def test_a_run_is_found_by_id_key_version_and_alias_also_when_the_folder_has_moved_on(project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)
     told = of_folder(project).lineage
-    run_id = tracking.open_run(told["lineage_key"], told["params"], {}, [])
-    changes = keep_patch(b"changes", project / "runs")
-    tracking.log_records(run_id, {**texts_of(project), changes.name: changes})
-    version = tracking.register_model(run_id, Path("models/final"), {}, {})
-    tracking.connect().set_registered_model_alias(tracking.REGISTERED_MODEL, "champion", version)
+    run = project / "runs" / told["lineage_key"]
+    data = [Dataset("packed", told["data"], "file:///packed", "training", {})]
+    box = open_run(run, told["params"], {}, data)
+    changes = keep_patch(b"changes", run)
+    box.attach(RECORDS, {**texts_of(project), changes.name: changes})
+    add_model(box, Path("models/final"), {})
+    run_id, version = (getattr(tracking.deliver(run), name) for name in ("run_id", "version"))
+    tracking.connect().set_registered_model_alias(tracking.REGISTERED_MODEL, "champion", version.split("/")[1])
     make_recorded(tmp_path / "other", lr=2e-3)
     for name in ("models", "dvc.lock"):  # the folder now holds another model
         shutil.rmtree(project / name) if (project / name).is_dir() else (project / name).unlink()
         source = tmp_path / "other" / name
         shutil.copytree(source, project / name) if source.is_dir() else shutil.copy(source, project / name)
     model = tracking.REGISTERED_MODEL
-    for name in (run_id, told["lineage_key"], f"{model}/{version}", f"{model}@champion"):
+    changes.unlink()
+    for name in (run_id, told["lineage_key"], version, f"{model}@champion"):
         records = find(name, project, tmp_path)
         assert records.lineage["lineage_key"] == told["lineage_key"], name
         assert records.folder is None
         assert records.run["run"] == run_id
         assert records.version["lineage_json"]
         assert records.json("reports/filter/calls.json")["rejected"] == {"no-answer": 1}
-        assert records.read(changes.name) == b"changes"
+        assert records.read(changes.name) == b"changes", "MLflow has it too"
     mlflow.set_tracking_uri(None)
 
 

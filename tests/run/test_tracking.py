@@ -1,153 +1,434 @@
-"""Tracking: one run for a lineage key, its data as inputs, its model as a version, its true end."""
+"""Tracking: each thing once in a store, whatever happened to it meanwhile. The server is a real one."""
+
+import json
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
 
 import mlflow
 import pytest
 
 from sft.command import InputError
-from sft.run import tracking
-from sft.run.tracking import Dataset, Metrics, find_run, log_evaluation, open_run, register_model, true_status
+from sft.files import file_digest
+from sft.run import outbox, tracking
+from sft.run.outbox import Dataset, Metrics, Outbox, open_run, true_status
+from sft.run.tracking import CANDIDATE, CHAMPION, EXPERIMENT, REGISTERED_MODEL, SAMPLED, deliver, look_up
+from tests.servers import mlflow_server
 
 KEY = "0123456789abcdef"
 PARAMS = {"optimizer": {"lr": 1e-5}, "train": {"train_iters": 6}}
+DATA = Dataset("packed", "f" * 64, "file:///data/packed", "training", {"tokens": "12"})
+SOURCE = Dataset("calls", "e" * 64, "file:///data/calls", "source", {"license": "MIT", "rows": "9", "tokens": "12"})
+HELD_OUT = Dataset("held-out", "d" * 64, "file:///data/packed", "evaluation", {"chat": "4"})
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        shutil.copyfile(server.folder / "mlflow.db", server.folder / "empty.db")
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _outside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    (tmp_path / "data").mkdir()
-    yield tmp_path
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "EVERY", 0.1)
+    yield
     mlflow.set_tracking_uri(None)
 
 
-def start(store, key=KEY, tags=None):
-    data = Dataset("packed", "f" * 64, store / "data", "training", {"tokens": "12"})
-    return open_run(key, PARAMS, tags or {"git.commit": "a" * 40}, [data])
+@pytest.fixture
+def store(server, tmp_path, monkeypatch):
+    """The store that needs no server, its tables made (which takes MLflow ten seconds)."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs").mkdir()
+    shutil.copyfile(server.folder / "empty.db", tmp_path / "runs/mlflow.db")
+    return tmp_path
 
 
-def test_a_run_has_params_tags_and_data_and_is_found_again_by_its_key(store):
-    run_id = start(store)
-    assert start(store, tags={"git.commit": "b" * 40}) == run_id
-    assert start(store, key="f" * 16) != run_id
-    run = mlflow.get_run(run_id)
+@pytest.fixture
+def served(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    return server
+
+
+def begin(folder, key=KEY, sampled=False, **tags):
+    return open_run(folder / "runs" / key, PARAMS, tags, [DATA, SOURCE], sampled=sampled)
+
+
+def exported(folder, key=KEY, parent=None, more=""):
+    """A model as training leaves it."""
+    model = folder / "models/final"
+    model.mkdir(parents=True, exist_ok=True)
+    told = {"lineage_key": key, "data": DATA.digest, "base_model": "b", "code": "c", "git_commit": "a" * 40}
+    (model / "lineage.json").write_text(json.dumps({**told, "params": PARAMS, "parent": parent, "more": more}))
+    return model
+
+
+def evaluate(box, loss, passed=True, held_out=HELD_OUT):
+    box.add(
+        "evaluation", tags={}, params={"eval.seed": "1"}, metrics={"eval/after/loss": loss}, passed=passed, loss=loss,
+        dataset=held_out.__dict__,
+    )  # fmt: skip
+
+
+def history(run_id, name="loss"):
+    return [(metric.step, metric.value) for metric in tracking.connect().get_metric_history(run_id, name)]
+
+
+def children(run_id):
+    client = tracking.connect()
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return {run.info.run_name: run for run in found}
+
+
+# --- What a store shows ---------------------------------------------------------------------------------
+
+
+def test_a_whole_run_stands_in_a_real_server_with_all_its_links(tmp_path, served):
+    box = begin(tmp_path, cluster="local")
+    with true_status(box):
+        Metrics(box).log(1, loss=2.0)
+        box.add("system", attempt=1, step=0, values={"system/cpu_utilization_percentage": 50.0})
+        outbox.add_model(box, exported(tmp_path), {"train_loss": 0.5, "validation_loss": None})
+        report = tmp_path / "pack.json"
+        report.write_text("{}")
+        box.attach("records", {"reports/pack.json": report})
+    evaluate(box, 0.4)
+    told = deliver(box.folder.parent)
+    assert (told.waiting, told.reason, told.aliases) == (0, None, [CANDIDATE, CHAMPION])
+
+    client = tracking.connect()
+    run = client.get_run(told.run_id)
+    assert run.info.status == "FINISHED"
     assert run.data.params == {"optimizer.lr": "1e-05", "train.train_iters": "6"}
     assert run.data.tags["lineage_key"] == KEY
-    assert run.data.tags["git.commit"] == "b" * 40, "tags describe the last attempt"
-    (data,) = run.inputs.dataset_inputs
-    assert (data.dataset.name, data.dataset.digest) == ("packed", "f" * 12)
-    assert {"tokens": "12", "mlflow.data.context": "training"} == {tag.key: tag.value for tag in data.tags}
-    assert (store / "runs/mlflow.db").is_file()
+    assert run.data.metrics == {"loss": 2.0, "train_loss": 0.5, "eval/after/loss": 0.4}
+    inputs = {one.dataset.name: one for one in run.inputs.dataset_inputs}
+    assert {name: one.dataset.digest for name, one in inputs.items()} == {"packed": "f" * 12, "calls": "e" * 12}
+    assert {tag.key: tag.value for tag in inputs["calls"].tags} == {**SOURCE.tags, "mlflow.data.context": "source"}
+    assert [item.path for item in client.list_artifacts(told.run_id, "records")] == ["records/reports"]
+
+    runs = children(told.run_id)
+    assert sorted(runs) == ["attempt-1", "evaluation"]
+    assert runs["attempt-1"].data.tags["cluster"] == "local"
+    assert runs["attempt-1"].data.metrics == {"system/cpu_utilization_percentage": 50.0}
+    assert runs["evaluation"].data.params == {"eval.seed": "1"}
+    assert [one.dataset.name for one in runs["evaluation"].inputs.dataset_inputs] == ["held-out"]
+
+    name, number = told.version.split("/")
+    version = client.get_model_version(name, number)
+    assert (name, version.run_id, version.tags["data.calls"]) == (REGISTERED_MODEL, told.run_id, SOURCE.digest)
+    assert version.tags["lineage_json"] == file_digest(tmp_path / "models/final/lineage.json")
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert model.source_run_id == told.run_id
+    assert {(metric.key, metric.dataset_name) for metric in model.metrics} >= {
+        ("train_loss", "packed"), ("eval/after/loss", "held-out"),
+    }  # fmt: skip
+    assert [one.model_id for one in client.get_run(runs["evaluation"].info.run_id).inputs.model_inputs] == [
+        output.model_id
+    ]
 
 
-def test_a_run_ends_as_it_ended(store):
-    run_id = start(store)
-    assert mlflow.get_run(run_id).info.status == "RUNNING"
-    for error, status in ((RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")):
-        with pytest.raises(error), true_status(run_id):
-            raise error
-        assert mlflow.get_run(run_id).info.status == status
-    with true_status(run_id):
-        pass
-    assert mlflow.get_run(run_id).info.status == "FINISHED"
+def test_a_requeue_goes_on_in_the_run_as_another_attempt(tmp_path, store):
+    box = begin(tmp_path, cluster="one")
+    Metrics(box).log(1, loss=2.0)
+    first = deliver(box.folder.parent)
+    assert tracking.connect().get_run(first.run_id).info.status == "RUNNING"
+    again = begin(tmp_path, cluster="two")  # the first attempt was killed without a word
+    Metrics(again).log(1, loss=9.0)
+    Metrics(again).log(2, loss=1.0)
+    with pytest.raises(RuntimeError), true_status(again):
+        raise RuntimeError
+    assert deliver(box.folder.parent).run_id == first.run_id
+    assert history(first.run_id) == [(1, 2.0), (2, 1.0)]
+    runs = children(first.run_id)
+    assert {name: run.info.status for name, run in runs.items()} == {"attempt-1": "KILLED", "attempt-2": "FAILED"}
+    run = tracking.connect().get_run(first.run_id)
+    assert (run.info.status, run.data.tags["cluster"]) == ("FAILED", "two")
+    assert list(json.loads((box.folder / "delivered.json").read_text())) == ["runs/mlflow.db"]
 
 
-def test_a_step_that_the_run_has_is_not_written_twice_after_a_resume(store):
-    run_id = start(store)
-    first = Metrics(run_id)
+def test_a_version_names_the_version_that_its_training_started_from(tmp_path, store):
+    box = begin(tmp_path)
+    outbox.add_model(box, exported(tmp_path), {})
+    first = deliver(box.folder.parent).version
+    other = begin(tmp_path, key="f" * 16)
+    outbox.add_model(other, exported(tmp_path, key="f" * 16, parent=KEY), {})
+    second = deliver(other.folder.parent).version
+    tags = tracking.connect().get_model_version(*second.split("/")).tags
+    assert (tags["parent"], first != second) == (first, True)
+
+
+def test_a_model_is_registered_once(tmp_path, store):
+    box = begin(tmp_path)
+    for more in ("one", "one", "two"):
+        outbox.add_model(box, exported(tmp_path, more=more), {})
+    deliver(box.folder.parent)
+    assert look_up(KEY).facts["versions"] == [f"{REGISTERED_MODEL}/1", f"{REGISTERED_MODEL}/2"]
+
+
+# --- Aliases --------------------------------------------------------------------------------------------
+
+
+def run_with_loss(folder, key, loss, **more):
+    box = begin(folder, key=key)
+    outbox.add_model(box, exported(folder, key=key), {})
+    evaluate(box, loss, **more)
+    return deliver(box.folder.parent)
+
+
+def aliases():
+    model = tracking.connect().get_registered_model(REGISTERED_MODEL)
+    return dict(model.aliases)
+
+
+def test_only_a_model_that_passed_the_gate_takes_an_alias_and_only_a_better_one_is_champion(tmp_path, store):
+    failed = run_with_loss(tmp_path, "0" * 16, 0.1, passed=False)
+    assert (failed.aliases, failed.note, aliases()) == ([], "the gate was not passed", {})
+    assert run_with_loss(tmp_path, "1" * 16, 0.5).aliases == [CANDIDATE, CHAMPION]
+    worse = run_with_loss(tmp_path, "2" * 16, 0.6)
+    assert (worse.aliases, worse.note) == ([CANDIDATE], "champion stays nano3-sft/2: its held-out loss is 0.5")
+    elsewhere = Dataset("held-out", "c" * 64, "file:///x", "evaluation", {})
+    other = run_with_loss(tmp_path, "3" * 16, 0.1, held_out=elsewhere)
+    assert other.aliases == [CANDIDATE]
+    assert "measured on other held-out data" in other.note
+    assert run_with_loss(tmp_path, "4" * 16, 0.4).aliases == [CANDIDATE, CHAMPION]
+    assert aliases() == {CANDIDATE: 5, CHAMPION: 5}
+
+
+def test_a_run_on_a_sample_is_kept_apart_and_never_takes_an_alias(tmp_path, store):
+    box = begin(tmp_path, sampled=True)
+    outbox.add_model(box, exported(tmp_path), {})
+    evaluate(box, 0.1)
+    told = deliver(box.folder.parent)
+    assert (told.version, told.aliases, told.note) == (
+        f"{SAMPLED}/1",
+        [],
+        "a run on a sample of the data takes no alias",
+    )
+    client = tracking.connect()
+    experiment = client.get_experiment(client.get_run(told.run_id).info.experiment_id)
+    assert experiment.name == SAMPLED != EXPERIMENT
+    assert not client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
+    assert look_up(KEY).run_id == told.run_id
+
+
+# --- A store that is away, slow, or another -------------------------------------------------------------
+
+
+def test_a_server_that_stops_and_starts_again_has_every_step_once_and_in_order(server, tmp_path, monkeypatch, capsys):
+    (tmp_path / "server").mkdir()
+    shutil.copyfile(server.folder / "empty.db", tmp_path / "server/mlflow.db")
+    with mlflow_server(tmp_path / "server") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        box = begin(tmp_path)
+        run, metrics = box.folder.parent, Metrics(box)
+        step = 0
+        with true_status(box), tracking.delivering(run):
+
+            def train(steps):
+                nonlocal step
+                for _ in range(steps):
+                    step += 1
+                    metrics.log(step, loss=1 / step, lr=0.1)
+                    time.sleep(0.005)
+
+            train(50)
+            wait_until(lambda: tracking.run_id(run) and box.waiting(server.url) == 0)
+            server.stop()
+            train(50)
+            wait_until(lambda: "does not answer" in capsys.readouterr().out)
+            assert box.waiting(server.url) > 0
+            server.start()
+            train(50)
+        told = deliver(run)
+        assert (told.waiting, told.reason) == (0, None)
+        assert history(told.run_id) == [(step, 1 / step) for step in range(1, 151)]
+        assert len(history(told.run_id, "lr")) == 150
+        assert tracking.connect().get_run(told.run_id).info.status == "FINISHED"
+    assert step == 150
+
+
+def wait_until(holds, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_server_that_is_away_from_beginning_to_end_is_told_later(tmp_path, served, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr3t-word@127.0.0.1:9")
+    box = begin(tmp_path)
+    run = box.folder.parent
+    tracking.greet(run)
+    with tracking.told_in_the_end(run) as ending, true_status(box):
+        monkeypatch.setattr(tracking, "PATIENCE", 0)
+        Metrics(box).log(1, loss=2.0)
+        assert tracking.run_id(run) is None
+    assert "entries wait in runs/" in ending.text
+    assert "s3cr3t-word" not in ending.text + "".join(
+        path.read_text() for path in box.folder.iterdir() if path.is_file()
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
+    told = deliver(run)
+    assert told.waiting == 0
+    assert history(told.run_id) == [(1, 2.0)]
+
+
+def test_an_answer_that_was_lost_makes_no_second_entry(tmp_path, store):
+    """As after a kill between what the store was told and the note of it: everything is told again."""
+    box = begin(tmp_path)
+    with true_status(box):
+        for step in (1, 2):
+            Metrics(box).log(step, loss=1 / step)
+        outbox.add_model(box, exported(tmp_path), {"train_loss": 0.5})
+    evaluate(box, 0.4)
+    first = deliver(box.folder.parent)
+    before = everything(first.run_id)
+    for kept in (0, len(list(box.read())) // 2):
+        state = box.delivered(tracking.store_name())
+        box.note(tracking.store_name(), {**state, "bytes": [0, *(end for end, _ in box.read())][kept]})
+        assert deliver(box.folder.parent).run_id == first.run_id
+        assert everything(first.run_id) == before
+    (box.folder / "delivered.json").unlink()
+    assert deliver(box.folder.parent).run_id == first.run_id
+    assert everything(first.run_id) == before
+
+
+def everything(run_id):
+    client = tracking.connect()
+    run, runs = client.get_run(run_id), children(run_id)
+    model_ids = [one.model_id for one in run.outputs.model_outputs]
+    return (
+        run.info.status, history(run_id), run.data.metrics, run.data.tags, sorted(runs),
+        [(one.info.status, one.data.metrics) for _, one in sorted(runs.items())],
+        len(run.inputs.dataset_inputs), model_ids, look_up(KEY).facts["versions"],
+        [len(client.get_logged_model(one).metrics) for one in model_ids], dict(aliases()),
+    )  # fmt: skip
+
+
+def test_steps_that_another_copy_of_the_run_told_are_not_told_again(tmp_path, store):
+    box = begin(tmp_path)
+    for step in (1, 2):
+        Metrics(box).log(step, loss=1 / step)
+    first = deliver(box.folder.parent)
+    (tmp_path / "runs" / KEY).rename(tmp_path / "lost")
+    again = begin(tmp_path)
     for step in (1, 2, 3):
-        first.log(step, loss=1.0 / step)
-    resumed = Metrics(run_id)
-    for step in (3, 4):
-        resumed.log(step, loss=1.0 / step)
-    history = tracking.connect().get_metric_history(run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+        Metrics(again).log(step, loss=9.0)
+    assert deliver(again.folder.parent).run_id == first.run_id
+    assert history(first.run_id) == [(1, 1.0), (2, 0.5), (3, 9.0)]
 
 
-def test_a_model_is_registered_once_and_leads_to_its_run(store):
-    run_id = start(store)
-    model = store / "models/final"
-    model.mkdir(parents=True)
-    (model / "lineage.json").write_text("{}")
-    version = register_model(run_id, model, {"lineage_key": KEY}, PARAMS)
-    assert register_model(run_id, model, {"lineage_key": KEY}, PARAMS) == version
-    registered = tracking.connect().get_model_version(tracking.REGISTERED_MODEL, version)
-    assert registered.run_id == run_id
-    assert registered.tags["lineage_key"] == KEY
-    assert registered.tags["path"] == model.as_posix()
-    assert mlflow.get_run(run_id).outputs.model_outputs
-    (model / "lineage.json").write_text('{"other": 1}')
-    assert register_model(run_id, model, {"lineage_key": KEY}, PARAMS) != version
+def test_another_store_gets_the_whole_story(tmp_path, store, server, monkeypatch):
+    box = begin(tmp_path, key="a" * 16)
+    Metrics(box).log(1, loss=1.0)
+    here = deliver(box.folder.parent)
+    Metrics(box).log(2, loss=0.5)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    there = deliver(box.folder.parent)
+    assert (here.store, there.store) == ("runs/mlflow.db", server.url)
+    assert history(there.run_id) == [(1, 1.0), (2, 0.5)]
 
 
-def test_an_evaluation_goes_into_the_run_that_trained_the_model(store):
-    run_id = start(store)
-    report = store / "report.html"
-    report.write_text("<p>")
-    log_evaluation(KEY, {"after.loss": 0.5}, [report])
-    assert mlflow.get_run(run_id).data.metrics == {"after.loss": 0.5}
-    assert [item.path for item in tracking.connect().list_artifacts(run_id, "eval")] == ["eval/report.html"]
-    with pytest.raises(InputError, match="no run with lineage key ffff"):
-        log_evaluation("f" * 16, {}, [])
+def test_a_server_that_refuses_is_said_before_training_begins(tmp_path, served, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url.replace("127.0.0.1", "127.0.0.2"))
+    box = begin(tmp_path)
+    with pytest.raises(InputError, match=r"refuses|does not answer"):
+        tracking.connect()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{served.url}/nothing-here")
+    with pytest.raises(InputError, match="refuses"):
+        tracking.greet(box.folder.parent)
 
 
-def test_an_unknown_key_has_no_run(store):
-    assert find_run(tracking.connect(), KEY) is None
+def test_a_slow_server_does_not_hold_up_a_step(tmp_path, store, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(tracking, "_tell_all", lambda box, name: answered.wait(30))
+    box = begin(tmp_path)
+    metrics = Metrics(box)
+    with tracking.delivering(box.folder.parent):
+        wait_until(lambda: any(one.name == "mlflow" for one in threading.enumerate()))
+        time.sleep(0.3)
+        for step in range(100):
+            metrics.log(step, loss=1.0)
+        assert not answered.is_set(), "the steps did not wait for it"
+    answered.set()
 
 
-def test_a_server_that_does_not_answer_is_named_without_its_password(store, monkeypatch):
+def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=r"MLflow does not answer at http://\*\*\*@127\.0\.0\.1:9") as error:
         tracking.connect()
     assert "secret" not in str(error.value)
 
 
-def test_texts_that_tell_of_a_run_keep_their_places(store, tmp_path):
-    run_id = start(store)
-    (store / "reports").mkdir()
-    (store / "reports/pack.json").write_text("{}")
-    (store / "params.yaml").write_text("a: 1\n")
+def test_the_machine_is_sampled_while_a_block_runs(tmp_path, store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    box = begin(tmp_path)
+    with tracking.delivering(box.folder.parent):
+        time.sleep(0.5)
+    told = deliver(box.folder.parent)
+    measured = children(told.run_id)["attempt-1"].data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= measured.keys()
+
+
+# --- Looking up, and the server itself -------------------------------------------------------------------
+
+
+def test_texts_that_tell_of_a_run_keep_their_places_and_are_replaced(tmp_path, store):
+    box = begin(tmp_path)
+    report, params = tmp_path / "pack.json", tmp_path / "params.yaml"
+    report.write_text("{}")
+    params.write_text("a: 1\n")
+    run_id = deliver(box.folder.parent).run_id
     assert tracking.fetch_records(run_id, tmp_path / "none") == tmp_path / "none/records"
-    places = {"reports/pack.json": store / "reports/pack.json", "params.yaml": store / "params.yaml"}
-    tracking.log_records(run_id, places)
+    box.attach("records", {"reports/pack.json": report, "params.yaml": params})
+    report.write_text('{"rows_in": 1}')
+    box.attach("records", {"reports/pack.json": report})
+    deliver(box.folder.parent)
     brought = tracking.fetch_records(run_id, tmp_path / "brought")
-    assert {path.relative_to(brought).as_posix() for path in brought.rglob("*") if path.is_file()} == places.keys()
-    (store / "reports/pack.json").write_text('{"rows_in": 1}')
-    tracking.log_records(run_id, {"reports/pack.json": store / "reports/pack.json"})
-    again = tracking.fetch_records(run_id, tmp_path / "again")
-    assert (again / "reports/pack.json").read_text() == '{"rows_in": 1}'
-    assert (again / "params.yaml").exists()
+    assert (brought / "reports/pack.json").read_text() == '{"rows_in": 1}'
+    assert (brought / "params.yaml").read_text() == "a: 1\n"
 
 
-def test_an_evaluation_brings_its_records(store, tmp_path, monkeypatch):
-    run_id = start(store)
-    (store / "reports").mkdir()
-    (store / "reports/eval.json").write_text("{}")
-    log_evaluation(KEY, {}, [])
-    assert (tracking.fetch_records(run_id, tmp_path / "brought") / "reports/eval.json").exists()
-
-
-def test_a_run_is_looked_up_by_any_of_its_names(store):
-    run_id = start(store)
-    model = store / "model"
-    model.mkdir()
-    (model / "lineage.json").write_text("{}")
-    version = register_model(run_id, model, {"lineage_key": KEY}, PARAMS)
-    name = tracking.REGISTERED_MODEL
-    tracking.connect().set_registered_model_alias(name, "candidate", version)
-    for asked in (run_id, KEY, f"{name}/{version}", f"{name}@candidate"):
-        found = tracking.look_up(asked)
-        assert found.run_id == run_id, asked
-        assert found.facts["versions"] == [f"{name}/{version}"]
+def test_a_run_is_looked_up_by_any_of_its_names(tmp_path, store):
+    box = begin(tmp_path)
+    outbox.add_model(box, exported(tmp_path), {})
+    evaluate(box, 0.4)
+    told = deliver(box.folder.parent)
+    child = children(told.run_id)["attempt-1"].info.run_id
+    name = REGISTERED_MODEL
+    for asked in (told.run_id, child, KEY, f"{name}/1", f"{name}@candidate"):
+        found = look_up(asked)
+        assert found.run_id == told.run_id, asked
+        assert found.facts["versions"] == [f"{name}/1"]
         assert found.version["lineage_key"] == KEY
     for unknown in ("0" * 32, "0" * 16, f"{name}/9", f"{name}@none", "none/1", "models/final", "main"):
-        assert tracking.look_up(unknown) is None, unknown
+        assert look_up(unknown) is None, unknown
 
 
 def test_without_a_store_there_is_nothing_to_ask_and_none_is_made(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
     assert not tracking.has_store()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_outbox_without_its_run_says_so(tmp_path, store):
+    Outbox(tmp_path / "runs/key").add("metrics", step=1, values={"loss": 1.0})
+    with pytest.raises(KeyError):
+        deliver(tmp_path / "runs/key")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80"])
+def test_the_server_answers_to_its_own_names_only(server, host):
+    request = urllib.request.Request(f"{server.url}/api/2.0/mlflow/experiments/search", headers={"Host": host})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 403

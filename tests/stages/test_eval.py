@@ -11,7 +11,7 @@ from sft.data.chat import ChatTemplate
 from sft.data.packs import build_pack
 from sft.data.shards import CONVERSATIONS, PACKS, ShardWriter
 from sft.files import file_digest, folder_digests, write_json
-from sft.params import Eval
+from sft.params import Eval, Gate
 from sft.stages import eval as stage
 from tests.tiny import make_tiny_base
 
@@ -37,6 +37,7 @@ PARAMS = Eval(
     max_new_tokens=6,
     batch_size=3,
     seed=1,
+    gate=Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=0.5),
 )
 
 
@@ -84,7 +85,8 @@ def write_project(folder, sources):
         make_tiny_base(folder / "models" / name)
     final = folder / "models" / "final"
     shutil.copyfile(ROOT / "templates" / "nano3.jinja", final / "chat_template.jinja")
-    write_json(final / "lineage.json", {"lineage_key": "0123abcd"})
+    told = {"lineage_key": "0123456789abcdef", "git_commit": "a" * 40, "git_dirty": False, "params": {}, "sources": {}}
+    write_json(final / "lineage.json", {**told, **dict.fromkeys(("data", "base_model", "code"), "d")})
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     chat = ChatTemplate.load(str(final / "chat_template.jinja"), final)
     packed = folder / "data" / "packed"
@@ -115,17 +117,8 @@ def write_project(folder, sources):
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
-
-
-def note_run(lineage_key):
-    """Make the MLflow run that training leaves."""
-    from sft.run import tracking
-
-    client = tracking.connect()
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
-    return client, client.create_run(experiment, tags={"lineage_key": lineage_key}).info.run_id
 
 
 def use_small_params(folder):
@@ -147,7 +140,6 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
     (project / "reports").mkdir()
     (project / "reports" / "train_loss.csv").write_text("iteration,loss,lr\n1,2.0,0.1\n2,1.0,0.1\n")
     (project / "reports" / "validation_loss.csv").write_text("iteration,validation_loss\n2,1.5\n")
-    client, run_id = note_run("0123abcd")
     stage.main()
     first = folder_digests(project / "reports")
 
@@ -165,17 +157,63 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
     assert all("verdict" in answer["after"] for answer in answers[:2])
     assert "Loss while training" in (project / "reports" / "report.html").read_text()
 
-    metrics = client.get_run(run_id).data.metrics
+    assert result["gate"] == {"passed": False, "failures": ["arguments fit: 0.0, at least 0.5"]}
+    card = (project / "reports" / "card.md").read_text()
+    assert card.startswith("---\nlicense: ")
+    assert "| held-out loss: tools |" in card
+
+    from sft.run import tracking
+
+    found = tracking.look_up("0123456789abcdef")  # trained elsewhere: its lineage.json says what it is
+    metrics = found.facts["metrics"]
     assert metrics["eval/after/loss_by_domain/tools"] == result["after"]["loss_by_domain"]["tools"]
+    assert (found.version["eval.gate"], found.version["eval.loss"]) == ("failed", str(result["after"]["loss"]))
     stage.main()
     assert folder_digests(project / "reports") == first
-    assert {"answers.jsonl", "eval.json", "report.html"} <= set(first)
+    assert {"answers.jsonl", "card.md", "eval.json", "report.html"} <= set(first)
+
+
+def test_a_store_that_is_away_does_not_stop_an_evaluation(project, monkeypatch, capsys):
+    from sft.run import tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "PATIENCE", 0)
+    write_project(project, {"sums": ("mathematics", CHATS)})
+    use_small_params(project)
+    stage.main()
+    assert "entries wait in runs/0123456789abcdef/mlflow" in capsys.readouterr().out
+    assert (project / "reports/eval.json").exists()
+
+
+def measured(loss, domain, fits):
+    return {"loss": loss, "loss_by_domain": {"a": domain}, "tool_call_fits": fits}
+
+
+@pytest.mark.parametrize(
+    ("after", "gate", "failures"),
+    [
+        (measured(1.0, 1.0, 0.5), (1.0, 1.0, 0.5), []),
+        (measured(1.1, 1.0, 0.5), (1.0, 1.0, 0.5), ["loss: 1.1 after, at most 1.0 x 1.0"]),
+        (measured(1.0, 1.3, 0.5), (1.0, 1.25, 0.5), ["loss, a: 1.3 after, at most 1.25 x 1.0"]),
+        (measured(1.0, 9.0, 0.5), (1.0, None, 0.5), []),
+        (measured(1.0, 1.0, 0.4), (1.0, 1.0, 0.5), ["arguments fit: 0.4, at least 0.5"]),
+        (measured(1.0, 1.0, None), (1.0, 1.0, 0.5), []),
+        (measured(1.0, 1.0, 0.0), (1.0, 1.0, None), []),
+        (measured(2.0, 2.0, 0.0), (1.5, 1.5, 0.5), [
+            "loss: 2.0 after, at most 1.5 x 1.0", "loss, a: 2.0 after, at most 1.5 x 1.0",
+            "arguments fit: 0.0, at least 0.5",
+        ]),
+    ],
+)  # fmt: skip
+def test_the_gate_says_all_that_is_not_held(after, gate, failures):
+    names = ("max_loss_ratio", "max_domain_loss_ratio", "min_tool_call_fits")
+    assert stage.gate_failures(measured(1.0, 1.0, 0.0), after, Gate(**dict(zip(names, gate, strict=True)))) == failures
 
 
 def test_without_tool_prompts_the_shares_are_null_and_said_to_be_so(project, capsys):
     write_project(project, {"sums": ("mathematics", CHATS)})
     use_small_params(project)
-    note_run("0123abcd")
     stage.main()
     result = json.loads((project / "reports" / "eval.json").read_text())
     assert result["after"]["tool_call_exact"] is None
@@ -281,5 +319,6 @@ def test_packs_are_cut_at_their_starts_and_the_choice_ignores_how_they_were_pack
 
 
 def test_metric_names_are_ones_that_mlflow_takes_and_nulls_are_left_out():
-    flat = stage.flat_metrics({"after": {"loss": 1.0, "fits": None, "loss_by_domain": {"math & code": 2}}, "tokens": 3})
+    measured = {"loss": 1.0, "fits": None, "loss_by_domain": {"math & code": 2}}
+    flat = stage.flat_metrics({"after": measured, "tokens": 3, "gate": {"failures": ["text"]}})
     assert flat == {"eval/after/loss": 1.0, "eval/after/loss_by_domain/math _ code": 2.0, "eval/tokens": 3.0}

@@ -26,7 +26,7 @@ def project(tmp_path, monkeypatch):
 
 
 def run_of(folder: Path) -> stage.Run:
-    return stage.Run("k" * 16, folder, folder, folder, folder, "run-1")
+    return stage.Run("k" * 16, folder, folder, folder, folder)
 
 
 def write_steps(folder: Path, *lines: dict | str) -> None:

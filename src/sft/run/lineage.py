@@ -30,7 +30,7 @@ DECISIVE_PACKAGES = (
     "pyarrow",
 )
 # Modules that tell of a model and cannot change it: an edit of theirs starts no other run.
-TELLING = {"sft.run.card", "sft.run.patch"}
+TELLING = {"sft.run.card", "sft.run.outbox", "sft.run.patch", "sft.run.tracking"}
 # What of the reports says where the data of a source comes from, and what became of it.
 ORIGIN = ("uri", "revision", "sha256", "license", "origin", "domain")
 # The texts that tell of a training and of an evaluation; a run in MLflow keeps them.
@@ -51,7 +51,7 @@ TRAIN_RECORDS = (
     "models/final/lineage.json",
     "models/final/README.md",
 )
-EVAL_RECORDS = ("dvc.lock", "reports/eval.json", "reports/answers.jsonl")
+EVAL_RECORDS = ("dvc.lock", "reports/eval.json", "reports/answers.jsonl", "reports/card.md")
 # What the pipeline itself writes while it runs: a change there does not make the code dirty.
 OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock", ":(exclude,glob)**/.gitignore")
 
@@ -76,6 +76,11 @@ class Lineage:
         """The lineage key: it names the run's folder and tags the run in MLflow."""
         return value_digest(asdict(self))[:KEY_DIGITS]
 
+    def determining(self) -> dict[str, Any]:
+        """What determines the model, as the store of runs shows it: params, and digests of what they apply to."""
+        digests = {"data": self.data, "base_model": self.base_model, "code": self.code}
+        return {**self.params, **digests, "packages": self.decisive_packages}
+
 
 def package_versions(names: tuple[str, ...] = DECISIVE_PACKAGES) -> dict[str, str]:
     """Return the installed versions of packages, by name."""
@@ -86,6 +91,22 @@ def all_packages() -> dict[str, str]:
     """Return the versions of everything that is installed, in order of name."""
     found = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
     return dict(sorted(found.items()))
+
+
+def environment_text() -> str:
+    """Return what is installed as lines of pins, for whoever wants to install the same."""
+    pins = [f"{name}=={version}" for name, version in all_packages().items()]
+    return "\n".join([f"# Python {platform.python_version()}, {platform.machine()}", *pins]) + "\n"
+
+
+def parent_key(params: dict[str, Any], folder: Path) -> str | None:
+    """Return the lineage key of the model that the training started from, where that is one of ours."""
+    start = params.get("checkpoint", {}).get("pretrained_checkpoint")
+    if start:
+        found = re.search(r"(?:^|/)runs/([0-9a-f]{16})/", start)
+        return found[1] if found else None
+    base = folder / "models/base/lineage.json"
+    return str(read_json(base)["lineage_key"]) if base.exists() else None
 
 
 def code_digest(module: str) -> str:
@@ -176,11 +197,12 @@ def _source(folder: Path, name: str, counts: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-def lineage_json(lineage: Lineage, run_id: str, folder: Path, patch: bytes | None = None) -> dict[str, Any]:
+def lineage_json(lineage: Lineage, run_id: str | None, folder: Path, patch: bytes | None = None) -> dict[str, Any]:
     """Return what stands in models/final/lineage.json: the way from the model back to data, code and run.
 
     `patch` is what `sft.run.patch` says of the work tree, taken when training began. The stage that exports
-    adds `files`: the digests of all other files of the model.
+    adds `files`: the digests of all other files of the model. `mlflow_run_id` is null where MLflow could not be
+    reached from the start of the training to its end; its run is found by the lineage key.
     """
     commit, dirty = git_state(folder)
     made = {
@@ -193,10 +215,12 @@ def lineage_json(lineage: Lineage, run_id: str, folder: Path, patch: bytes | Non
         "patch": None if patch is None else hashlib.sha256(patch).hexdigest(),
         "data": lineage.data,
         "base_model": lineage.base_model,
+        "parent": parent_key(lineage.params, folder),
         "params": lineage.params,
         "code": lineage.code,
         "packages": all_packages(),
         "hardware": hardware(),
+        "sampled": read_json(folder / "data/packed/metadata.json").get("sampled", False),
         "sources": sources(folder),
         "records": {path: file_digest(file) for path, file in made.items()},
         "mlflow_run_id": run_id,

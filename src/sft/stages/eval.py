@@ -4,10 +4,12 @@ models/base, models/final, data/packed/{validation,test}, data/filtered (the sam
     ->  reports/eval.json      before and after: loss by domain, shares of right tool calls; counts
         reports/answers.jsonl  every prompt's answers, before and after, with the verdict
         reports/report.html    the same for people
+        reports/card.md        the model card with the evaluation, ready for a hub
 
 Both models get the same token ids: the template and the tokenizer that the final model was trained with.
 What is measured is chosen by hash of seed and conversation id, so it stays the same when data is added
-elsewhere; prompts left out are counted by reason. MLflow is told as well.
+elsewhere; prompts left out are counted by reason. MLflow is told as well; the gate (params: eval.gate) decides
+whether the model becomes `candidate` there, and `champion` if it is better on the same held-out data.
 """
 
 import bisect
@@ -28,9 +30,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from sft.command import InputError, run_stage, say
-from sft.files import file_digest, publish_file, read_json, write_json
-from sft.params import Eval, load
-from sft.run import report
+from sft.files import file_digest, project_root, publish_file, read_json, value_digest, write_json
+from sft.params import Eval, Gate, load
+from sft.run import card, outbox, report
+from sft.run.lineage import EVAL_RECORDS, git_state, records
 
 MODELS = {"before": Path("models/base"), "after": Path("models/final")}
 PACKED = Path("data/packed")
@@ -38,6 +41,7 @@ FILTERED = Path("data/filtered")
 SPLITS = ("validation", "test")
 CURVES = (Path("reports/train_loss.csv"), Path("reports/validation_loss.csv"))
 EVAL, ANSWERS, REPORT = (Path("reports", name) for name in ("eval.json", "answers.jsonl", "report.html"))
+CARD = Path("reports/card.md")
 DIGITS = 6
 NOT_A_METRIC_NAME = re.compile(r"[^\w./ -]", re.ASCII)
 
@@ -191,18 +195,34 @@ def answer_metrics(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Name every number of eval.json as MLflow takes it: `eval/after/loss_by_domain/chat`; nulls left out."""
+    """Name every number of eval.json as MLflow takes it: `eval/after/loss_by_domain/chat`; nulls and texts left out."""
     flat: dict[str, float] = {}
 
     def walk(name: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 walk(f"{name}/{NOT_A_METRIC_NAME.sub('_', key)}", item)
-        elif value is not None:
+        elif isinstance(value, int | float):
             flat[name] = float(value)
 
     walk("eval", dict(evaluation))
     return flat
+
+
+def gate_failures(before: Mapping[str, Any], after: Mapping[str, Any], gate: Gate) -> list[str]:
+    """Say what of the gate a model does not hold; nothing: it passes."""
+    failures = []
+    domains = after["loss_by_domain"]
+    ratios = {"loss": (after["loss"], before["loss"], gate.max_loss_ratio)} | {
+        f"loss, {name}": (domains[name], before["loss_by_domain"][name], gate.max_domain_loss_ratio) for name in domains
+    }
+    for name, (now, was, most) in ratios.items():
+        if most is not None and now > was * most:
+            failures.append(f"{name}: {now} after, at most {most} x {was}")
+    least, fits = gate.min_tool_call_fits, after["tool_call_fits"]
+    if least is not None and fits is not None and fits < least:
+        failures.append(f"arguments fit: {fits}, at least {least}")
+    return failures
 
 
 def comparison_table(evaluation: Mapping[str, Any]) -> Table:
@@ -359,6 +379,25 @@ def answer_rows(
     ]
 
 
+def tell(evaluation: Mapping[str, Any], held_out: outbox.Dataset, params: Eval) -> Path:
+    """Write down for MLflow what was measured of the final model; return the folder of its run."""
+    final = MODELS["after"]
+    run = project_root() / "runs" / str(read_json(final / "lineage.json")["lineage_key"])
+    box = outbox.open_model(run, final)
+    box.attach("eval", {path.name: path for path in (EVAL, ANSWERS, REPORT, CARD)})
+    box.attach(outbox.RECORDS, records(Path.cwd(), EVAL_RECORDS))
+    box.add(
+        "evaluation",
+        tags={"git.commit": str(git_state(Path.cwd())[0])},
+        params=outbox.as_params({"eval": params.model_dump()}),
+        metrics=flat_metrics(evaluation),
+        dataset=dataclasses.asdict(held_out),
+        passed=evaluation["gate"]["passed"],
+        loss=evaluation["after"]["loss"],
+    )
+    return run
+
+
 def main() -> None:
     """Measure both models and report."""
     from sft.data.chat import ChatTemplate
@@ -369,8 +408,10 @@ def main() -> None:
     segments, prompts, left_out = choose(metadata, params, chat)
     measured = {name: measure(folder, segments, prompts, chat, params) for name, folder in MODELS.items()}
 
+    failures = gate_failures(measured["before"][0], measured["after"][0], params.gate)
     evaluation = {
         **{name: metrics for name, (metrics, _) in measured.items()},
+        "gate": {"passed": not failures, "failures": failures},
         "tool_prompts": sum(prompt.kind == "tool" for prompt in prompts),
         "chat_prompts": sum(prompt.kind == "chat" for prompt in prompts),
         "prompts_left_out": dict(sorted(left_out.items())),
@@ -380,16 +421,32 @@ def main() -> None:
     rows = answer_rows(prompts, measured["before"][1], measured["after"][1])
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
     page = report.render(evaluation, rows, read_curve(CURVES), lineage_key, metadata["domains"])
-    for path, text in ((ANSWERS, "".join(lines)), (REPORT, page)):
+    told = read_json(MODELS["after"] / "lineage.json")
+    model_card = card.render(told, lambda path: read_json(Path(path)) if Path(path).exists() else {}, evaluation)
+    for path, text in ((ANSWERS, "".join(lines)), (REPORT, page), (CARD, model_card)):
         with publish_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
     write_json(EVAL, evaluation)
 
     from sft.run import tracking
 
-    tracking.log_evaluation(lineage_key, flat_metrics(evaluation), [EVAL, ANSWERS, REPORT])
-    say(comparison_table(evaluation))
-    say(f"{len(prompts)} prompts, {evaluation['tokens']} held-out tokens; see {REPORT}")
+    # What is measured: the samples, the prompts, and how. Only numbers of the same can be compared.
+    chosen = {
+        "segments": {domain: [segment.ids for segment in kept] for domain, kept in segments.items()},
+        "prompts": [prompt.ids for prompt in prompts],
+        "params": {name: value for name, value in params.model_dump().items() if name not in ("gate", "batch_size")},
+    }
+    counts = {domain: str(len(kept)) for domain, kept in segments.items()}
+    place = PACKED.absolute().as_uri()
+    held_out = outbox.Dataset(
+        "held-out", value_digest(chosen), place, "evaluation", {**counts, "prompts": str(len(prompts))}
+    )
+    run = tell(evaluation, held_out, params)
+    with tracking.told_in_the_end(run) as ending:
+        say(comparison_table(evaluation))
+    for failure in failures:
+        say(f"gate: {escape(failure)}")
+    say(f"{len(prompts)} prompts, {evaluation['tokens']} held-out tokens; see {REPORT}. {ending.text}")
 
 
 if __name__ == "__main__":

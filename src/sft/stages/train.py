@@ -12,6 +12,7 @@ finished one is exported again without a step.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import math
@@ -35,9 +36,18 @@ from sft.files import (
     write_json,
 )
 from sft.ledger import Ledger
-from sft.params import TRAIN_SECTIONS, load
-from sft.run import card
-from sft.run.lineage import Lineage, code_digest, git_state, lineage_json, package_versions, records
+from sft.params import TRAIN_SECTIONS, load, ran_with
+from sft.run import card, outbox
+from sft.run.lineage import (
+    Lineage,
+    code_digest,
+    environment_text,
+    git_state,
+    lineage_json,
+    package_versions,
+    records,
+    sources,
+)
 from sft.run.patch import dirty_patch, keep_patch
 
 if TYPE_CHECKING:
@@ -58,8 +68,6 @@ class Run:
     start: Path
     """Megatron checkpoint to start from."""
     packed: Path
-    run_id: str
-    """MLflow run."""
 
 
 def check_inputs() -> dict[str, Any]:
@@ -88,10 +96,8 @@ def find_lineage(params: dict[str, Any]) -> Lineage:
     )
 
 
-def open_tracked_run(lineage: Lineage, metadata: dict[str, Any]) -> str:
-    """Find or make the MLflow run, with the data as its inputs; return its id."""
-    from sft.run import tracking
-
+def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -> outbox.Outbox:
+    """Begin an attempt at the run in a folder, for MLflow: what determines the model, its data, the attempt."""
     commit, dirty = git_state(Path.cwd())
     lock = Path("dvc.lock")
     tags = {
@@ -102,19 +108,14 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any]) -> str:
         "data.sampled": str(metadata["sampled"]).lower(),
         "cluster": os.environ.get("CLUSTER") or "local",
     }
-    datasets = [
-        tracking.Dataset(
-            "packed", lineage.data, project_root() / PACKED, "training", {"pack_size": str(metadata["pack_size"])}
-        )
-    ]
-    for name, counts in metadata["sources"].items():
-        described = {
-            key: str(counts[key]) for key in ("domain", "license", "conversations", "tokens", "trained_tokens")
-        }
+    place, told = (project_root() / PACKED).as_uri(), {"pack_size": str(metadata["pack_size"])}
+    datasets = [outbox.Dataset("packed", lineage.data, place, "training", told)]
+    for name, source in sources(Path.cwd()).items():
         prepared = Path("data/prepared", name)
         digest = folder_digest(prepared) if prepared.is_dir() else lineage.data
-        datasets.append(tracking.Dataset(name, digest, project_root() / prepared, "source", described))
-    return tracking.open_run(lineage.key, lineage.params, tags, datasets)
+        told = {key: str(value) for key, value in source.items() if isinstance(value, str | int)}
+        datasets.append(outbox.Dataset(name, digest, (project_root() / prepared).as_uri(), "source", told))
+    return outbox.open_run(folder, {**lineage.determining(), **ran_with()}, tags, datasets, sampled=metadata["sampled"])
 
 
 def processes() -> int:
@@ -135,10 +136,12 @@ def train(run: Run) -> None:
 
     params = refusals.TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
     metadata = read_json(run.packed / "metadata.json")
-    journal = None
-    if int(os.environ.get("RANK", "0")) == 0:
-        journal = Journal(run.folder, params.train.train_iters, tracking.Metrics(run.run_id))
-    try:
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if int(os.environ.get("RANK", "0")) == 0:
+            metrics = outbox.Metrics(outbox.Outbox(run.folder))
+            journal = stack.enter_context(contextlib.closing(Journal(run.folder, params.train.train_iters, metrics)))
+            stack.enter_context(tracking.delivering(run.folder))
         bridge.train(
             base=run.base,
             start=run.start,
@@ -149,9 +152,6 @@ def train(run: Run) -> None:
             on_step=journal.step if journal else _say_nothing,
             on_validation=journal.validation if journal else _say_nothing,
         )
-    finally:
-        if journal:
-            journal.close()
 
 
 def _say_nothing(*values: object) -> None:
@@ -242,17 +242,29 @@ def launch(run: Run, number: int) -> None:
         )
 
 
-def export(run: Run, lineage: Lineage, checkpoint: Path, patch: bytes | None) -> None:
+def export(run: Run, lineage: Lineage, checkpoint: Path, patch: bytes | None, run_id: str | None) -> None:
     """Publish models/final: weights, tokenizer, the chat template it was trained on, README.md, lineage.json."""
     from sft.model import bridge
 
     with publish_folder(FINAL) as folder:
         bridge.export(checkpoint=checkpoint, base=run.base, target=folder)
         (folder / "chat_template.jinja").write_bytes((run.packed / "chat_template.jinja").read_bytes())
-        told = lineage_json(lineage, run.run_id, Path.cwd(), patch)
+        told = lineage_json(lineage, run_id, Path.cwd(), patch)
         text = card.render(told, lambda path: read_json(Path(path)) if Path(path).exists() else {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         write_json(folder / "lineage.json", {**told, "files": folder_digests(folder)})
+
+
+def environment(folder: Path, checkpoint: Path) -> list[Path]:
+    """Write down what is installed and Bridge's whole configuration, as they were; return the files."""
+    installed, config = folder / "environment.txt", folder / "effective_config.yaml"
+    for path, text in (
+        (installed, environment_text()),
+        (config, (checkpoint / "run_config.yaml").read_text(encoding="utf-8")),
+    ):
+        with publish_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return [installed, config]
 
 
 def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -301,10 +313,11 @@ def main() -> None:
     imported = Path(start).absolute() if start else runs / "imports" / lineage.base_model[:16]
     if not start:
         bridge.import_base(base=BASE.absolute(), checkpoint=imported)
-    run_id = open_tracked_run(lineage, metadata)
-    run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute(), run_id)
+    run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute())
+    box = open_tracked_run(lineage, metadata, run.folder)
     kept = [keep_patch(patch, run.folder)] if patch else []
-    with tracking.true_status(run_id):
+    with tracking.told_in_the_end(run.folder) as told, outbox.true_status(box):
+        tracking.greet(run.folder)
         checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
         if checkpoint is None:
             write_json(run.folder / "run.json", {name: str(value) for name, value in asdict(run).items()})
@@ -315,22 +328,19 @@ def main() -> None:
                 raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
         else:
             say(f"this run is complete: exporting step {iterations} again, no step is trained")
-        export(run, lineage, checkpoint, patch)
+        export(run, lineage, checkpoint, patch, tracking.run_id(run.folder))
         metrics = report(run, iterations, batch, metadata)
-        tags = {"lineage_key": lineage.key, "data": lineage.data, "base_model": lineage.base_model}
-        version = tracking.register_model(run_id, FINAL, tags, params)
-        tracking.log_records(run_id, {**records(Path.cwd()), **{path.name: path for path in kept}})
-    say(
-        f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; "
-        f"models/final is version {version} of {tracking.REGISTERED_MODEL} in MLflow, run {run_id}"
-    )
+        outbox.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
+        kept += environment(run.folder, checkpoint)
+        box.attach(outbox.RECORDS, {**records(Path.cwd()), **{path.name: path for path in kept}})
+    say(f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; {told.text}")
 
 
 def _rank(folder: Path) -> None:
     """Train as one rank of several."""
     record = read_json(folder / "run.json")
     paths = {name: Path(record[name]) for name in ("folder", "base", "start", "packed")}
-    train(Run(key=record["key"], run_id=record["run_id"], **paths))
+    train(Run(key=record["key"], **paths))
 
 
 if __name__ == "__main__":
