@@ -1,21 +1,19 @@
 """Executor: the same results whoever works, and every way in which a worker can fail, with real processes."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor as ThreadPool
-from pathlib import Path
 
 import pytest
 
 from sft import executor
 from sft.command import InputError
 from sft.executor import WorkerError, cores, map_shards, worker_count
+from tests.cluster import Cluster, alive, wait_until
 from tests.project import ROOT
 
 WORK = '''
@@ -85,20 +83,6 @@ def work(tmp_path, monkeypatch):
 
     yield shard_work
     sys.modules.pop("shard_work", None)
-
-
-def alive(pid):
-    try:
-        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
@@ -197,46 +181,10 @@ def test_by_default_there_are_as_many_workers_as_cores(monkeypatch):
 # --- Dask -------------------------------------------------------------------------------------------------
 
 
-class Cluster:
-    """A real scheduler and workers on loopback."""
-
-    def __init__(self, folder):
-        self.folder, self.file, self.processes = folder, folder / "scheduler.json", []
-        self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(self.file), "--no-dashboard")
-        wait_until(self.file.exists)
-        self.address = json.loads(self.file.read_text())["address"].replace("tcp://", "dask://")
-
-    def add_worker(self, *options):
-        return self._start(
-            "worker", self.address.replace("dask://", "tcp://"), "--nthreads", "1", "--no-dashboard", *options
-        )
-
-    def _start(self, command, *options):
-        local = ["--host", "127.0.0.1"] + (["--local-directory", str(self.folder)] if command == "worker" else [])
-        process = subprocess.Popen(
-            [Path(sys.prefix, "bin", "dask"), command, *options, *local],
-            cwd=self.folder,
-            stdout=(self.folder / "dask.log").open("a"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.processes.append(process)
-        return process
-
-    def close(self):
-        for process in self.processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
 @pytest.fixture
-def cluster(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("dask")
-    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "5s")
-    cluster = Cluster(folder)
-    yield cluster
-    cluster.close()
+def cluster(tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("dask")) as cluster:
+        yield cluster
 
 
 def test_a_cluster_gives_the_same_results_and_a_killed_worker_costs_its_shards(

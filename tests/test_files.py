@@ -87,13 +87,20 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    (tmp_path / f".out.partial-{ended.pid}").mkdir()
-    (tmp_path / f".out.partial-{ended.pid}" / "half").touch()
-    (tmp_path / f".out.partial-{os.getppid()}").mkdir()
-    (tmp_path / f".other.partial-{ended.pid}").touch()
+    here = os.uname().nodename
+    (tmp_path / f".out.partial-{here}-{ended.pid}").mkdir()
+    (tmp_path / f".out.partial-{here}-{ended.pid}" / "half").touch()
+    (tmp_path / f".out.partial-{here}-{os.getppid()}").mkdir()
+    (tmp_path / f".out.partial-elsewhere-{ended.pid}").mkdir()
+    (tmp_path / f".other.partial-{here}-{ended.pid}").touch()
     with publish_folder(tmp_path / "out"):
         pass
-    assert names(tmp_path) == [f".other.partial-{ended.pid}", f".out.partial-{os.getppid()}", "out"]
+    assert set(names(tmp_path)) == {
+        f".other.partial-{here}-{ended.pid}",
+        f".out.partial-elsewhere-{ended.pid}",
+        f".out.partial-{here}-{os.getppid()}",
+        "out",
+    }
 
 
 WRITER = """

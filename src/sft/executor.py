@@ -107,11 +107,21 @@ def map_shards(work: Work, shards: Sequence[Any], what: str) -> list[Any]:
 
 def working_on(rows: str) -> None:
     """Say which rows the work is at, so that a process that is killed is a message that names them."""
-    global _at
-    _at = rows
+    global _at, _row
+    _at, _row = rows, ""
     if _replies is not None:
         _replies.write(json.dumps({"at": rows}) + "\n")
         _replies.flush()
+
+
+def at_row(row: str) -> None:
+    """Note which of them it is at: for exceptions, and cheap enough to be called for every row."""
+    global _row
+    _row = row
+
+
+def _place() -> str:
+    return f"at {_at}" + (f", {_row}" if _row else "")
 
 
 # --- The driver -------------------------------------------------------------------------------------------
@@ -323,7 +333,7 @@ class _Child:
 
 # --- The child ------------------------------------------------------------------------------------------------
 
-_at = ""
+_at = _row = ""
 _replies: TextIO | None = None
 
 
@@ -363,7 +373,7 @@ def _reply(value: dict[str, Any]) -> None:
 
 def _reply_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Hand on any other exception, with the rows it came from; this process then ends."""
-    error.add_note(f"at {_at}")
+    error.add_note(_place())
     _reply({"traceback": "".join(traceback.format_exception(kind, error, trace))})
 
 
@@ -371,11 +381,11 @@ class _NamingPlace:
     """Adds to an exception of the work the rows it came from."""
 
     def __enter__(self) -> None:
-        global _at
-        _at = "the start"
+        global _at, _row
+        _at, _row = "the start", ""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            error.add_note(f"at {_at}")
+            error.add_note(_place())

@@ -49,6 +49,20 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`, on its disk, that is gone when the block ends: for files of workers."""
+    target = target.with_name(f"{target.name}-scratch")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    scratch = _partial_name(target)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def publish_file(target: Path) -> Iterator[Path]:
     """Yield a path to write; it becomes `target` when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +137,7 @@ def value_digest(value: Any) -> str:
 
 
 def _partial_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial-{os.getpid()}")
+    return target.with_name(f".{target.name}.partial-{os.uname().nodename}-{os.getpid()}")
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -143,8 +157,8 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what a killed process left beside `target`; what a living one writes stays."""
-    for path in target.parent.glob(f".{target.name}.partial-*"):
+    """Remove what a killed process of this machine left beside `target`; what a living one writes stays."""
+    for path in target.parent.glob(f".{target.name}.partial-{os.uname().nodename}-*"):
         pid = path.name.rpartition("-")[2]
         if pid.isdecimal() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid():
             continue

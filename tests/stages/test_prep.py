@@ -1,15 +1,24 @@
 """prep: samples with masks, the same bytes each time, and a ledger that meets the one before."""
 
 import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from sft.command import InputError
+from sft.data import shards
 from sft.data.conversation import Conversation, normalise
 from sft.data.shards import CONVERSATIONS, ShardWriter, read_rows
 from sft.files import folder_digest, read_json, write_json
 from sft.stages import prep as stage
-from tests.project import chat_records, link_project, set_params, tool_records
+from tests.cluster import Cluster, wait_until
+from tests.project import ROOT, chat_records, link_project, set_params, tool_records
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -173,3 +182,157 @@ def test_what_is_missing_says_which_stage_makes_it(project):
     (project / "models/base").rename(project / "elsewhere")
     with pytest.raises(InputError, match="dvc repro fetch-model"):
         stage.main("calls")
+
+
+# --- Workers, and what can happen to them -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def stretches(project, monkeypatch):
+    """A source of nine stretches; two workers."""
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 20)
+    write_filtered(project, "many", chat_records(180))
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("SFT_WORKERS", "2")
+    monkeypatch.delenv("SFT_EXECUTOR", raising=False)
+    assert len(shards.plan_stretches(project / "data/filtered/many", "kept")) == 9
+    return project
+
+
+def digest(project):
+    return folder_digest(project / "data/prepared/many"), (project / "reports/prep/many.json").read_bytes()
+
+
+def alone(project, monkeypatch):
+    """The result of one process; nothing is left of the run."""
+    with monkeypatch.context() as patch:
+        patch.setenv("SFT_WORKERS", "1")
+        stage.main("many")
+    found = digest(project)
+    shutil.rmtree(project / "data/prepared")
+    return found
+
+
+def start(project, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sft.stages.prep", "--source", "many"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def children(process):
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def nothing_half_written(project):
+    return [path.name for path in (project / "data/prepared").glob("*") if path.name != "many"] == []
+
+
+def test_the_bytes_do_not_depend_on_the_workers(stretches, monkeypatch):
+    expected = alone(stretches, monkeypatch)
+    stage.main("many")
+    assert digest(stretches) == expected
+    assert len(list((stretches / "data/prepared/many").glob("*.parquet"))) == 9
+    monkeypatch.setenv("SFT_FASTOKENS", "0")
+    monkeypatch.setattr(stage, "FEWEST_FOR_FASTOKENS", 0)
+    stage.main("many")
+    assert digest(stretches) == expected
+
+
+def test_nor_on_a_cluster_that_loses_a_worker(stretches, monkeypatch, tmp_path_factory):
+    expected = alone(stretches, monkeypatch)
+    with Cluster(tmp_path_factory.mktemp("dask")) as cluster:
+        first, _ = cluster.add_worker("--no-nanny"), cluster.add_worker("--no-nanny")
+        driver = start(stretches, SFT_EXECUTOR=cluster.address)
+        wait_until(lambda: list((stretches / "data/prepared").glob(".many-scratch*/*/samples*")))
+        os.killpg(first.pid, signal.SIGKILL)
+        said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+    assert "Dask: " in said
+    assert digest(stretches) == expected
+    assert nothing_half_written(stretches)
+
+
+def test_a_killed_worker_costs_its_stretch_only(stretches, monkeypatch):
+    expected = alone(stretches, monkeypatch)
+    driver = start(stretches)
+    wait_until(lambda: list((stretches / "data/prepared").glob(".many-scratch*/*/samples*")))
+    os.kill(children(driver)[0], signal.SIGKILL)
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+    assert digest(stretches) == expected
+
+
+def test_killed_at_any_moment_nothing_is_taken_for_whole_and_the_rerun_gives_the_same_bytes(stretches, monkeypatch):
+    expected = alone(stretches, monkeypatch)
+    (stretches / "reports/prep/many.json").unlink()
+    draw, killed = random.Random(5), 0
+    for _ in range(4):
+        driver = start(stretches)
+        wait_until(lambda: list((stretches / "data/prepared").glob(".many.partial*")))
+        time.sleep(draw.uniform(0, 4))
+        driver.kill()
+        driver.communicate()
+        killed += not (stretches / "data/prepared/many").exists()
+        if (stretches / "data/prepared/many").exists():
+            assert folder_digest(stretches / "data/prepared/many") == expected[0]
+            shutil.rmtree(stretches / "data/prepared/many")
+    assert killed
+    stage.main("many")
+    assert digest(stretches) == expected
+    assert nothing_half_written(stretches)
+
+
+def test_two_runs_at_once_both_end_whole(stretches, monkeypatch):
+    expected = alone(stretches, monkeypatch)
+    runs = [start(stretches) for _ in range(2)]
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert digest(stretches) == expected
+    assert nothing_half_written(stretches)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_file_that_cannot_be_written_to_its_end_stops_the_stage_and_leaves_what_was_there(
+    stretches, monkeypatch, workers
+):
+    expected = alone(stretches, monkeypatch)
+    limited = f"ulimit -f 4; exec {sys.executable} -m sft.stages.prep --source many"  # files of at most 4 KiB
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "SFT_WORKERS": workers,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", "-c", limited], cwd=stretches, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert "File too large" in done.stderr
+        assert nothing_half_written(stretches)
+        if not (stretches / "data/prepared/many").exists():
+            stage.main("many")
+    assert digest(stretches) == expected
+
+
+def test_a_poison_row_is_an_error_that_names_it(stretches, monkeypatch):
+    write_filtered(stretches, "many", chat_records(180))
+    rows = list(read_rows(stretches / "data/filtered/many", "kept"))
+    rows[77]["messages"] = '[{"role": "user"'
+    (stretches / "data/filtered/many/kept-00000.parquet").unlink()
+    with ShardWriter(stretches / "data/filtered/many", "kept", CONVERSATIONS) as kept:
+        for row in rows:
+            kept.write(row)
+    with pytest.raises(InputError, match=f"conversation {rows[77]['id']}: not JSON"):
+        stage.main("many")
+    assert not (stretches / "data/prepared/many").exists()

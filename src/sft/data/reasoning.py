@@ -57,14 +57,17 @@ def control(conversation: str, messages: list[Message], params: Reasoning, range
     A conversation drawn to be cut gets one of the budgets that its longest reasoning exceeds; where it exceeds
     none, all is kept.
     """
-    lengths = [len(ranges(turn["reasoning_content"])) for turn in messages if "reasoning_content" in turn]
-    if not lengths:
+    thoughts = [turn["reasoning_content"] for turn in messages if "reasoning_content" in turn]
+    if not thoughts:
         return Controlled(messages, "none", None, 0)
     place = _draw(params.seed, f"reasoning:{conversation}")
+    if place >= params.strip + params.truncate:  # most of them: before any token is counted
+        return Controlled(messages, "kept", None, 0)
+    lengths = [len(ranges(thought)) for thought in thoughts]
     if place < params.strip:
         return Controlled([_without(turn) for turn in messages], "stripped", None, sum(lengths))
     budgets = sorted(budget for budget in params.budgets if budget < max(lengths))
-    if place >= params.strip + params.truncate or not budgets:
+    if not budgets:
         return Controlled(messages, "kept", None, 0)
     budget = budgets[int(_draw(params.seed, f"budget:{conversation}") * len(budgets))]
     cut = [_cut(turn, budget, ranges) for turn in messages]

@@ -10,14 +10,17 @@ tokens. So ordinary text gets the ids that the plain tokenizer gives, and pieces
 import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from sft.command import InputError
 from sft.data.conversation import Rejection
+from sft.data.engine import Engine
+from sft.data.pieces import UNTRAINED, Pieces, Samples
 
 PRIVATE_USE = range(0xE000, 0xF8FF)
 # Keys of calls and tools that templates look up by name; they are ours, and stay as they are.
@@ -44,38 +47,36 @@ class Sample(NamedTuple):
     """Index behind the stop token of each trained turn, ascending: a cut there leaves whole turns."""
 
 
-@dataclass(frozen=True)
 class SafeTokenizer:
     """A tokenizer that takes structure from templates and nothing but text from content."""
 
-    special: dict[str, str]
-    """Text of bos_token, eos_token, pad_token, unk_token: those that there are."""
-    control: dict[str, int]
-    """Id of each control token, by its text."""
-    _whole: Tokenizer
-    _content: Tokenizer
-    _pattern: re.Pattern[str]
-    _parts: "_Parts"
+    def __init__(self, settings: dict[str, Any], config: dict[str, Any]) -> None:
+        """Make it from what tokenizer.json and tokenizer_config.json hold."""
+        settings = {**settings, "post_processor": None, "truncation": None, "padding": None}  # adds and cuts nothing
+        tokens = settings["added_tokens"]
+        # Runs of blanks and single characters are text that a vocabulary happens to hold as added tokens.
+        self.control = {token["content"]: int(token["id"]) for token in tokens if len(token["content"].strip()) > 1}
+        """Id of each control token, by its text."""
+        names = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        self.special = {key: text for key, text in names.items() if text}
+        """Text of bos_token, eos_token, pad_token, unk_token: those that there are."""
+        self.engine = Engine(
+            {**settings, "added_tokens": [token for token in tokens if token["content"] not in self.control]}
+        )
+        """Encodes content: knows no control tokens."""
+        self._settings = settings
+        self.pattern = re.compile(_any_of(self.control))
+        """Finds control tokens in rendered text."""
+        self._parts = _Parts.of(self.control)
 
     @staticmethod
     def load(folder: Path) -> "SafeTokenizer":
         """Load tokenizer.json and tokenizer_config.json of a Hugging Face folder."""
-        settings, config = _read(folder)
-        settings["post_processor"] = None  # keeps offsets whole, adds nothing
-        settings["truncation"] = settings["padding"] = None
-        tokens = settings["added_tokens"]
-        # Runs of blanks and single characters are text that a vocabulary happens to hold as added tokens.
-        control = {token["content"]: int(token["id"]) for token in tokens if len(token["content"].strip()) > 1}
-        texts = [token for token in tokens if token["content"] not in control]
-        names = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        return SafeTokenizer(
-            special={key: text for key, text in names.items() if text},
-            control=control,
-            _whole=Tokenizer.from_str(json.dumps(settings)),
-            _content=Tokenizer.from_str(json.dumps({**settings, "added_tokens": texts})),
-            _pattern=re.compile("|".join(re.escape(text) for text in sorted(control, key=len, reverse=True)) or "(?!)"),
-            _parts=_Parts.of(control),
-        )
+        return SafeTokenizer(*_read(folder))
+
+    @cached_property
+    def _whole(self) -> Tokenizer:
+        return Tokenizer.from_str(json.dumps(self._settings))
 
     def shield(self, value: Any, guard: str) -> Any:
         """Put the guard wherever a text in a JSON-like value could become a control token."""
@@ -92,36 +93,75 @@ class SafeTokenizer:
 
     def _shield_text(self, text: str, guard: str) -> str:
         """Break what is a control token, and at the ends what could become one with what stands beside it."""
-        parts, bare = self._parts, text.strip()
-        if bare not in parts.inner and not parts.brackets.search(bare):
+        parts, bare, longest = self._parts, text.strip(), self._parts.lengths.stop
+        if not any(bracket in bare for bracket in parts.brackets) and not (len(bare) < longest and bare in parts.inner):
             return text
-        text = self._pattern.sub(lambda found: found[0][0] + guard + found[0][1:], text)
+        text = self.pattern.sub(lambda found: found[0][0] + guard + found[0][1:], text)
         bare = text.strip()
-        if bare in parts.inner or any(bare[:length] in parts.closing for length in parts.lengths):
+        head, tail = bare[:longest], bare[-longest:]
+        starts = any(bracket in head for bracket in parts.brackets)  # each part that closes a token ends with one
+        if head in parts.inner or (starts and any(head[:length] in parts.closing for length in parts.lengths)):
             start = len(text) - len(text.lstrip())  # inside the blanks: a template may trim them
             text = text[:start] + guard + text[start:]
-        if any(bare[-length:] in parts.opening for length in parts.lengths):
+        ends = any(bracket in tail for bracket in parts.brackets)
+        if ends and any(tail[-length:] in parts.opening for length in parts.lengths):
             end = len(text.rstrip())
             text = text[:end] + guard + text[end:]
         return text
 
     def encode(self, batch: list[Rendered]) -> list[Sample | Rejection]:
         """Tokenise a batch of rendered samples: one call of the tokenizer for all of their text."""
-        pieces = [list(self._pieces(rendered)) for rendered in batch]
-        texts = [piece.text for sample in pieces for piece in sample if piece.control is None]
-        encodings = iter(self._content.encode_batch(texts, add_special_tokens=False))
-        return [_assemble(rendered, sample, encodings) for rendered, sample in zip(batch, pieces, strict=True)]
+        pieces = Pieces()
+        refused = {index: fault for index, rendered in enumerate(batch) if (fault := self.cut(rendered, pieces))}
+        encoded = samples_of(pieces.encode(self.engine))
+        return [refused[index] if index in refused else next(encoded) for index in range(len(batch))]
 
-    def _pieces(self, rendered: Rendered) -> Iterator["_Piece"]:
-        """Cut a text at its control tokens."""
-        position = 0
-        for found in self._pattern.finditer(rendered.text):
-            if found.start() > position:
-                yield _Piece(rendered.text[position : found.start()].replace(rendered.guard, ""), position, None)
-            yield _Piece(found[0], found.start(), self.control[found[0]])
-            position = found.end()
-        if position < len(rendered.text):
-            yield _Piece(rendered.text[position:].replace(rendered.guard, ""), position, None)
+    def cut(self, rendered: Rendered, pieces: Pieces) -> Rejection | None:
+        """Cut a text at its control tokens and add it to `pieces` as a sample, or say why it cannot be one.
+
+        A span that begins or ends inside a control token, or ends inside a text, is no span.
+        """
+        text, guard, position = rendered.text, rendered.guard, 0
+        spans, nowhere = iter(rendered.spans), (len(text) + 1, len(text) + 1)
+        start, end = next(spans, nowhere)
+        matches = [(found.start(), found.end()) for found in self.pattern.finditer(text)]
+        for before, behind in [*matches, (len(text), len(text))]:
+            plain, place = text[position:before].replace(guard, ""), UNTRAINED
+            if start < before and position < end:
+                if end < before:
+                    pieces.forget(len(pieces.sizes))
+                    return _crossing(text[position:before])
+                place = len(text[position : max(position, start)].replace(guard, ""))
+                if end == before:
+                    pieces.add(plain, place, end=1)
+                    plain, place = "", UNTRAINED
+                    start, end = next(spans, nowhere)
+            if before < behind:
+                run, trained = (self.control[text[before:behind]],), start < behind and before < end
+                if trained and not (start <= before and behind <= end):
+                    pieces.forget(len(pieces.sizes))
+                    return _crossing(text[before:behind])
+                ends = trained and end == behind
+                pieces.add(plain, place, run, int(trained), end=2 if ends else 0)
+                if ends:
+                    start, end = next(spans, nowhere)
+            elif plain:
+                pieces.add(plain, place)
+            position = behind
+        pieces.finish()
+        return None
+
+    def literal(self, text: str) -> "Literal":
+        """Cut a text that a template writes at its first and behind its last control token."""
+        matches = list(self.pattern.finditer(text))
+        if not matches:
+            return Literal(text, (), "")
+        run: list[int] = []
+        for found, following in zip(matches, [*matches[1:], None], strict=True):
+            run.append(self.control[found[0]])
+            if following and following.start() > found.end():
+                run += self.engine.encode([text[found.end() : following.start()]])[0].tolist()
+        return Literal(text[: matches[0].start()], tuple(run), text[matches[-1].end() :])
 
     def whole_ids(self, text: str) -> list[int]:
         """Tokenise a text as the plain tokenizer does, whoever wrote what looks like structure in it."""
@@ -130,12 +170,46 @@ class SafeTokenizer:
 
     def ranges(self, text: str) -> list[tuple[int, int]]:
         """Say which characters of a content each of its tokens covers; tokens may share a character."""
-        offsets: list[tuple[int, int]] = self._content.encode(text, add_special_tokens=False).offsets
-        return offsets
+        return self.engine.ranges(text)
 
     def decode(self, ids: list[int]) -> str:
         """Turn ids into text; control tokens stay, as text."""
         return str(self._whole.decode(ids, skip_special_tokens=False))
+
+
+class Literal(NamedTuple):
+    """A text of a template, cut at its control tokens."""
+
+    head: str
+    run: tuple[int, ...]
+    """The ids from its first control token to its last."""
+    tail: str
+
+
+def samples_of(columns: Samples) -> Iterator[Sample | Rejection]:
+    """Yield samples one by one."""
+    ends, turns = np.cumsum(columns.sizes).tolist(), np.cumsum(columns.turns).tolist()
+    for index, (start, end, turn, turn_end) in enumerate(zip([0, *ends], ends, [0, *turns], turns, strict=False)):
+        rows = columns.ids[start:end], columns.mask[start:end], columns.turn_ends[turn:turn_end]
+        yield columns.refused.get(index) or Sample(*(row.tolist() for row in rows))
+
+
+def _crossing(token: str) -> Rejection:
+    return Rejection("token-crosses-mask", f"token {token!r} is part prompt, part answer")
+
+
+def _any_of(texts: Collection[str]) -> str:
+    """Return a pattern for the longest of some texts that starts at a place: it fails at the first wrong character."""
+    if not texts:
+        return "(?!)"
+    following: dict[str, list[str]] = {}
+    for text in sorted(texts, key=len, reverse=True):
+        following.setdefault(text[:1], []).append(text[1:])
+    ends = following.pop("", None) is not None
+    branches = [re.escape(first) + (_any_of(rest) if rest != [""] else "") for first, rest in following.items()]
+    if not branches:
+        return ""
+    return f"(?:{'|'.join(branches)})" + ("?" if ends else "")
 
 
 class _Parts(NamedTuple):
@@ -149,7 +223,7 @@ class _Parts(NamedTuple):
     """Without outer punctuation, which a template writes around a text: `im_end`, `|im_end|`."""
     lengths: range
     """Of the closing and opening ones."""
-    brackets: re.Pattern[str]
+    brackets: str
     """The first and last characters of control tokens: a text without them is an inner part or none."""
 
     @staticmethod
@@ -161,18 +235,9 @@ class _Parts(NamedTuple):
             if found := PUNCTUATED.fullmatch(token):
                 starts, stops = range(1, found.end(1) + 1), range(found.start(2), len(token))
                 inner.update(token[start:stop] for start in starts for stop in stops)
-        ends = sorted({re.escape(character) for token in tokens for character in (token[0], token[-1])})
+        ends = "".join(sorted({character for token in tokens for character in (token[0], token[-1])}))
         lengths = range(1, max(map(len, tokens), default=1))
-        return _Parts(closing, opening, frozenset(inner - {""}), lengths, re.compile("|".join(ends) or "(?!)"))
-
-
-class _Piece(NamedTuple):
-    text: str
-    """Without guards."""
-    start: int
-    """Where it starts in the rendered text, guards counted."""
-    control: int | None
-    """The id of a control token; None for text."""
+        return _Parts(closing, opening, frozenset(inner - {""}), lengths, ends)
 
 
 def guard_for(value: Any) -> str:
@@ -182,42 +247,6 @@ def guard_for(value: Any) -> str:
         if chr(code) not in text:
             return chr(code)
     raise InputError("a conversation uses every private-use character; it cannot be text")
-
-
-def _assemble(rendered: Rendered, pieces: list[_Piece], encodings: Iterator[Any]) -> Sample | Rejection:
-    """Put the ids of the pieces together, mark the trained ones, and note where trained turns end."""
-    spans = [(_plain(rendered, start), _plain(rendered, end)) for start, end in rendered.spans]
-    ids: list[int] = []
-    mask: list[int] = []
-    turn_ends: list[int] = []
-    crossing = None
-    for piece in pieces:
-        start = _plain(rendered, piece.start)
-        end = start + len(piece.text)
-        near = [(a, b) for a, b in spans if a < end and start < b]
-        if piece.control is not None:
-            tokens, offsets = [piece.control], [(0, len(piece.text))]
-        else:
-            encoding = next(encodings)
-            tokens, offsets = encoding.ids, encoding.offsets if near else []
-        ids += tokens
-        if not near:
-            mask += [0] * len(tokens)
-        elif near[-1][1] == end:
-            turn_ends.append(len(ids))
-        for begin, stop in ((start + a, start + b) for a, b in offsets if near):
-            inside = any(a <= begin and stop <= b for a, b in near)
-            mask.append(int(inside))
-            if not inside and any(begin < edge < stop for span in near for edge in span):
-                crossing = rendered.text.replace(rendered.guard, "")[begin:stop]
-    if crossing is not None:  # after the loop, so that every encoding is taken
-        return Rejection("token-crosses-mask", f"token {crossing!r} is part prompt, part answer")
-    return Sample(ids, mask, turn_ends)
-
-
-def _plain(rendered: Rendered, position: int) -> int:
-    """Turn a position in the rendered text into one in the text without guards."""
-    return position - rendered.text.count(rendered.guard, 0, position)
 
 
 def token_id(folder: Path, name: str, default: int | None = None) -> int:

@@ -11,122 +11,150 @@ The template is checked before a token is written (sft.data.chat): a template wi
 the stage. A share of the conversations loses its reasoning, or some of it (sft.data.reasoning).
 """
 
+import functools
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sft.command import InputError, run_source_stage, say
-from sft.files import file_digest, publish_folder, shipped
+from sft.executor import map_shards, working_on
+from sft.files import file_digest, publish_folder, scratch_folder, shipped
 from sft.ledger import Ledger, check_handover
 from sft.params import Reasoning, load
 
 BASE = Path("models/base")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-# Conversations rendered under one limit of memory, and tokenised in one call.
-CONVERSATIONS_PER_BATCH = 64
+# Conversations tokenised in one call.
+CONVERSATIONS_PER_BATCH = 250
+# From so many conversations on, the time to load and try the faster tokenizer is won back.
+FEWEST_FOR_FASTOKENS = 500
+# Conversations of each stretch whose ids are compared with those of the reference.
+COMPARED = 4
 
 
-class Prepared(NamedTuple):
-    """What became of one filtered row."""
+@functools.cache
+def load_chat(template: str, quick: bool) -> Any:
+    """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
+    from sft.data.chat import ChatTemplate
 
-    conversation: str
-    """Its id."""
-    outcome: Any
-    """Its samples (sft.data.tokenizer.Sample), or the Rejection."""
-    controlled: Any
-    """Its messages as trained (sft.data.reasoning.Controlled)."""
-
-
-def prepare(chat: Any, rows: list[dict[str, Any]], reasoning: Reasoning) -> Iterator[Prepared]:
-    """Prepare filtered rows, in order; `chat` is a ChatTemplate."""
-    from sft.data.conversation import Rejection
-    from sft.data.reasoning import control
-
-    controlled = [control(row["id"], json.loads(row["messages"]), reasoning, chat.tokenizer.ranges) for row in rows]
-    tools = [json.loads(row["tools"]) if row["tools"] else None for row in rows]
-    rendered = chat.samples_of_batch(
-        [(each.messages, these, each.budget) for each, these in zip(controlled, tools, strict=True)]
-    )
-    encoded = iter(chat.encode([text for texts in rendered if not isinstance(texts, Rejection) for text in texts]))
-    for row, outcome, each in zip(rows, rendered, controlled, strict=True):
-        if not isinstance(outcome, Rejection):
-            samples = [next(encoded) for _ in outcome]
-            outcome = next((sample for sample in samples if isinstance(sample, Rejection)), samples)
-        yield Prepared(row["id"], outcome, each)
+    chat = ChatTemplate.load(template, BASE)
+    if quick and os.environ.get("SFT_FASTOKENS") != "0":
+        chat.tokenizer.engine.quicken([])
+    return chat
 
 
-def quantiles(lengths: list[int]) -> dict[str, int]:
-    """Return quantiles of sample lengths in tokens, by the nearest rank.
+def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
+    """Prepare a stretch of filtered rows: what a worker does.
 
-    >>> quantiles([1, 2, 3])["p50"]
+    Writes samples and rejected rows into a new folder in task["scratch"]; returns its name, and counts.
+    """
+    from sft.data.prepared import prepare
+    from sft.data.shards import SAMPLES, ShardWriter, Stretch, read_stretch
+
+    stretch, reasoning = Stretch(*task["stretch"]), Reasoning(**task["reasoning"])
+    chat = load_chat(task["template"], task["quick"])
+    folder, row = Path(tempfile.mkdtemp(dir=task["scratch"])), stretch.first_row
+    counts: dict[str, Counter[Any]] = {}
+    with (
+        ShardWriter(folder, f"samples-{task['number']:05d}", SAMPLES) as shards,
+        (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
+    ):
+        for rows in read_stretch(stretch, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools"]):
+            working_on(f"{stretch.path}, rows {row} to {row + len(rows['id']) - 1}")
+            done = prepare(chat, rows, reasoning, COMPARED if row == stretch.first_row else 0)
+            shards.write_table(done.samples)
+            rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in done.rejected)
+            for name, counter in done.counts.items():
+                counts.setdefault(name, Counter()).update(counter)
+            row += len(rows["id"])
+    return {"folder": folder.name, "rows": row - stretch.first_row, "counts": counts}
+
+
+def gather(results: list[dict[str, Any]], scratch: Path, folder: Path) -> dict[str, Counter[Any]]:
+    """Move what the workers wrote into one folder, in order; return their counts, added up."""
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths")}
+    with (folder / "rejected.jsonl").open("wb") as rejected:
+        for result in results:
+            counts["rows"]["in"] += result["rows"]
+            for name, counter in result["counts"].items():
+                counts[name].update(counter)
+            for path in sorted((scratch / result["folder"]).glob("*.parquet")):
+                path.rename(folder / path.name)
+            rejected.write((scratch / result["folder"] / "rejected.jsonl").read_bytes())
+    return counts
+
+
+def quantiles(lengths: Mapping[int, int]) -> dict[str, int]:
+    """Return quantiles of sample lengths in tokens, by the nearest rank; `lengths` says how many have each.
+
+    >>> quantiles({1: 1, 2: 1, 3: 1})["p50"]
     2
     """
-    ordered = sorted(lengths)
-    return {f"p{round(q * 100)}": ordered[round(q * (len(ordered) - 1))] for q in QUANTILES} if ordered else {}
+    total, reached, found = sum(lengths.values()), 0, dict[str, int]()
+    for length in sorted(lengths):
+        reached += lengths[length]
+        for share in QUANTILES:
+            if round(share * (total - 1)) < reached:
+                found.setdefault(f"p{round(share * 100)}", length)
+    return found
 
 
 def main(source: str) -> None:
     """Prepare one source."""
-    from sft.data.chat import ChatTemplate
-    from sft.data.conversation import Rejection
     from sft.data.reasoning import ReasoningCounts
-    from sft.data.shards import SAMPLES, ShardWriter, read_rows
+    from sft.data.shards import plan_stretches
 
     params = load("prep")
-    filtered = Path("data/filtered", source)
+    filtered, target = Path("data/filtered", source), Path("data/prepared", source)
     if not filtered.is_dir():
         raise InputError(f"{filtered}: not found. Run the filter stage first: dvc repro filter@{source}")
     if not BASE.is_dir():
         raise InputError(f"{BASE}: not found. Run the fetch stage first: dvc repro fetch-model")
-    chat = ChatTemplate.load(str(shipped(params.template)), BASE)
-
-    ledger, lengths, trained, silent = Ledger(), list[int](), 0, 0
-    reasoning = ReasoningCounts()
-    with publish_folder(Path("data/prepared", source)) as folder:
-        (folder / "chat_template.jinja").write_text(chat.source, encoding="utf-8")
-        with (
-            ShardWriter(folder, "samples", SAMPLES) as shards,
-            (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
-        ):
-            for rows in itertools.batched(read_rows(filtered, "kept"), CONVERSATIONS_PER_BATCH):
-                for conversation, outcome, controlled in prepare(chat, list(rows), params.reasoning):
-                    if isinstance(outcome, Rejection):
-                        ledger.reject(outcome.reason)
-                        line = {"id": conversation, "reason": outcome.reason, "evidence": outcome.evidence}
-                        rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
-                        continue
-                    ledger.accept()
-                    reasoning.add(controlled)
-                    silent += sum(message.get("loss") is False for message in controlled.messages)
-                    for number, sample in enumerate(outcome):
-                        lengths.append(len(sample.ids))
-                        trained += sum(sample.mask)
-                        shards.write({"conversation_id": conversation, "sample": number, **sample._asdict()})
+    template = shipped(params.template)
+    stretches = plan_stretches(filtered, "kept")
+    quick = sum(stretch.rows for stretch in stretches) >= FEWEST_FOR_FASTOKENS
+    with publish_folder(target) as folder, scratch_folder(target) as scratch:
+        what = {
+            "template": str(template),
+            "reasoning": params.reasoning.model_dump(),
+            "quick": quick,
+            "scratch": str(scratch),
+        }
+        tasks = [{**what, "number": number, "stretch": stretch} for number, stretch in enumerate(stretches)]
+        counts = gather(map_shards(prepare_stretch, tasks, f"prep {source}"), scratch, folder)
+        rows, lengths = counts["rows"], {int(length): number for length, number in counts["lengths"].items()}
+        ledger = Ledger(rows["in"], rows["out"], counts["rejected"])
         check_handover(Path(f"reports/filter/{source}.json"), ledger.rows_in)
         if not ledger.rows_out:
             raise InputError(
                 f"{filtered}: no conversation of {ledger.rows_in} can be rendered with {params.template}: "
                 f"{dict(ledger.rejected)}. Choose another prep.template."
             )
+        ledger.check(f"prep {source}")
+        text = template.read_text(encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    tokens = sum(length * number for length, number in lengths.items())
     report = ledger.write(
         Path(f"reports/prep/{source}.json"),
-        samples=len(lengths),
-        tokens=sum(lengths),
-        trained_tokens=trained,
-        untrained_turns=silent,
-        reasoning=reasoning.report(),
+        samples=sum(lengths.values()),
+        tokens=tokens,
+        trained_tokens=rows["trained"],
+        untrained_turns=rows["untrained_turns"],
+        reasoning=ReasoningCounts(counts["reasoning"], rows["reasoning_removed"]).report(),
         length_quantiles=quantiles(lengths),
         template=params.template,
-        template_sha256=hashlib.sha256(chat.source.encode()).hexdigest(),
+        template_sha256=hashlib.sha256(text.encode()).hexdigest(),
         tokenizer_sha256=file_digest(BASE / "tokenizer.json"),
     )
     say(
         f"[bold]{source}[/]: {report['rows_out']} conversations, {report['samples']} samples, "
         f"{report['tokens']:,} tokens, "
-        f"{trained / max(1, sum(lengths)):.1%} trained, median length {report['length_quantiles']['p50']}"
+        f"{rows['trained'] / max(1, tokens):.1%} trained, median length {report['length_quantiles']['p50']}"
         f"{', rejected ' + str(report['rejected']) if report['rejected'] else ''}"
     )
 
