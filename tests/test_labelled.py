@@ -11,7 +11,7 @@ FLOORS = {
     "narrative": (0.95, 0.95),
     "consistency": (0.95, 0.95),
     "contamination": (1.0, 0.75),
-    "duplicates": (0.85, 0.8),
+    "duplicates": (0.85, 0.75),
 }
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sft.command import InputError
 from sft.data.contamination import FEWEST_WORDS, MOST_ITEMS, SHOWN_CHARS, Benchmarks, check_contamination, quote
 from sft.data.conversation import Conversation, normalise
-from sft.data.duplicates import words
+from sft.data.words import words
 from tests.project import ROOT
 
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/contamination.jsonl").read_text("utf-8").splitlines()]

@@ -57,15 +57,17 @@ class Conversation:
         return value_digest({"messages": self.messages, "tools": self.tools})[:32]
 
     def parts(self) -> Iterator[tuple[int, str]]:
-        """Yield all text that people or models wrote, each with the index of its message.
+        """Yield all text that people, models and tools wrote, each with the index of its message.
 
-        Contents, reasoning, arguments as JSON.
+        Contents, reasoning, names and arguments (JSON, keys in order) of calls.
         """
         for index, message in enumerate(self.messages):
             yield index, message["content"]
-            yield index, message.get("reasoning_content", "")
-            for call in message.get("tool_calls", []):
-                yield index, json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            if "reasoning_content" in message:
+                yield index, message["reasoning_content"]
+            for call in message.get("tool_calls", ()):
+                yield index, call["function"]["name"]
+                yield index, json.dumps(call["function"]["arguments"], sort_keys=True, ensure_ascii=False)
 
 
 def normalise(record: dict[str, Any]) -> Conversation | Rejection:

@@ -1,6 +1,6 @@
 """Near-duplicates: conversations that ask nearly the same and are answered nearly the same.
 
-`signature` sketches a conversation in SIGNATURE_BYTES bytes; `NearDuplicates` finds, among those added so far,
+`signatures` sketches conversations in SIGNATURE_BYTES bytes each; `NearDuplicates` finds, among those added so far,
 the earliest that is similar; `clusters` groups all that are similar, directly or through others.
 
 Two conversations are as similar as the less similar of their two sides, what was asked (user turns, tool
@@ -15,13 +15,13 @@ constants give other signatures, and those must not be compared.
 """
 
 import hashlib
-import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft.data.conversation import Conversation, Rejection
+from sft.data.words import MULTIPLIERS, WordHashes, hash_words, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,33 +46,6 @@ MOST_BANDS = 18
 # Conversations that the index keeps in a dictionary before it sorts them into arrays.
 RECENT = 4096
 ID_CHARS = 32
-MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: spreads the keys of bands
-
-# Scripts that write no space between words, by the ranges of their letters: each of those is a word.
-SPACELESS = (
-    range(0x0E00, 0x0F00),  # Thai, Lao
-    range(0x1000, 0x10A0),  # Myanmar
-    range(0x1780, 0x1800),  # Khmer
-    range(0x3040, 0x3100),  # Hiragana, Katakana
-    range(0x3400, 0xA000),  # Han
-    range(0xF900, 0xFB00),  # Han, compatibility
-    range(0x20000, 0x32000),  # Han, extensions
-)
-
-
-class _Letters(dict[int, str]):
-    """What each character is in words: letters, marks and digits stay, without case; all others part words."""
-
-    def __missing__(self, code: int) -> str:
-        letter = chr(code)
-        if unicodedata.category(letter)[0] == "L" and any(code in script for script in SPACELESS):
-            self[code] = f" {letter}"
-        else:
-            self[code] = letter.casefold() if unicodedata.category(letter)[0] in "LMN" else " "
-        return self[code]
-
-
-LETTERS = _Letters()
 
 
 @dataclass(frozen=True)
@@ -85,62 +58,58 @@ class Match:
     """From the threshold to 1."""
 
 
-def words(text: str) -> list[str]:
-    """Split text into words: NFKC, without case, punctuation and spaces.
-
-    >>> words("It's NEW: snake_case, 3.5 km!")
-    ['it', 's', 'new', 'snake', 'case', '3', '5', 'km']
-    """
-    if text.isascii():
-        return text.translate(LETTERS).split()
-    # Line by line, because other text takes four times as long, and many lines are ASCII still.
-    lines = [line if line.isascii() else unicodedata.normalize("NFKC", line) for line in text.split("\n")]
-    return [word for line in lines for word in line.translate(LETTERS).split()]
-
-
-def sides(conversation: Conversation) -> tuple[str, str, str]:
-    """Return what was asked, what was answered, and what tools said, as text."""
-    asked, answered, results = list[str](), list[str](), list[str]()
-    for message in conversation.messages:
-        if message["role"] == "assistant":
-            answered += [message.get("reasoning_content", ""), message["content"]]
-            for call in message.get("tool_calls", []):
-                function = call["function"]
-                answered += [function["name"], json.dumps(function["arguments"], sort_keys=True, ensure_ascii=False)]
-        elif message["role"] == "user":
-            asked.append(message["content"])
-        elif message["role"] == "tool":
-            results.append(message["content"])
-    return "\n".join(asked), "\n".join(answered), "\n".join(results)
-
-
 def signature(conversation: Conversation) -> bytes:
     """Sketch a conversation: the numbers in it, what was asked, what was answered."""
-    asked, answered, results = sides(conversation)
-    asked_words, answered_words = words(asked), words(answered)
-    numbers = "\n".join(" ".join(filter(_is_number, found)) for found in (asked_words, answered_words))
-    return (
-        hashlib.blake2b(numbers.encode(), digest_size=NUMBERS_BYTES).digest()
-        + _sketch(f"{asked}\n{results}", asked_words + words(results))
-        + _sketch(answered, answered_words)
-    )
+    parts = list(conversation.parts())
+    return signatures([conversation], [parts], hash_words([text for _, text in parts]))[0]
 
 
-def _is_number(word: str) -> bool:
-    return not word.isalpha() and any(map(str.isdigit, word))
-
-
-def _sketch(text: str, found: list[str]) -> bytes:
-    """Return the low byte of each MinHash slot of the shingles of a text with the words `found`."""
+def signatures(
+    conversations: Sequence[Conversation], parts: Sequence[Sequence[tuple[int, str]]], found: WordHashes
+) -> list[bytes]:
+    """Sketch conversations; `parts` are theirs (Conversation.parts), `found` the words of all these in order."""
+    import numpy as np
     from rensa import RMinHash
 
-    if len(found) < FEWEST_WORDS:  # punctuation counts here: x + 1 is not x - 1
-        shingles = ["\0" + " ".join(unicodedata.normalize("NFKC", text).casefold().split())]
-    else:
-        shingles = list(map(" ".join, zip(*(found[start:] for start in range(SHINGLE_WORDS)), strict=False)))
-    minhash = RMinHash(num_perm=SLOTS, seed=MINHASH_SEED)
-    minhash.update(shingles)
-    return bytes([slot & 0xFF for slot in minhash.digest()])
+    numbers: list[bytes] = []
+    shingles: list[npt.NDArray[np.uint64]] = []
+    place = 0
+    for conversation, own in zip(conversations, parts, strict=True):
+        # By who speaks: user and assistant, whose numbers count, and tools, whose results are part of the question.
+        said: dict[str, list[int]] = {"user": [], "assistant": [], "tool": [], "system": []}
+        for number, (message, _) in enumerate(own):
+            said[conversation.messages[message]["role"]].append(number)
+        spans = {role: [(found.starts[place + n], found.starts[place + n + 1]) for n in said[role]] for role in said}
+        digest = hashlib.blake2b(digest_size=NUMBERS_BYTES)
+        for role in ("user", "assistant"):
+            for start, end in spans[role]:
+                digest.update(found.hashes[start:end][found.numbers[start:end]].astype("<u8").tobytes())
+            digest.update(b"|")
+        numbers.append(digest.digest())
+        for roles in (("user", "tool"), ("assistant",)):
+            side = [found.hashes[start:end] for role in roles for start, end in spans[role]]
+            texts = [own[n][1] for role in roles for n in said[role]]
+            shingles.append(_shingles(np.concatenate(side) if side else np.empty(0, np.uint64), texts))
+        place += len(own)
+    offsets = np.concatenate([np.zeros(1, np.uint64), np.cumsum([len(one) for one in shingles], dtype=np.uint64)])
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(shingles), offsets, SLOTS, MINHASH_SEED)
+    slots = np.array(matrix.to_rows(), np.uint32).astype(np.uint8).reshape(-1, 2 * SLOTS)
+    return [one + row.tobytes() for one, row in zip(numbers, slots, strict=True)]
+
+
+def _shingles(hashes: "npt.NDArray[np.uint64]", texts: list[str]) -> "npt.NDArray[np.uint64]":
+    """Return a number for each sequence of SHINGLE_WORDS words; of few words one for all, punctuation and all."""
+    import numpy as np
+
+    if len(hashes) < FEWEST_WORDS:  # punctuation counts here: x + 1 is not x - 1
+        plain = " ".join(unicodedata.normalize("NFKC", "\n".join(texts)).casefold().split())
+        digest = hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return np.frombuffer(digest, "<u8").astype(np.uint64)
+    total = hashes[: 1 - SHINGLE_WORDS].copy()
+    for word in range(1, SHINGLE_WORDS):
+        total *= np.uint64(MULTIPLIERS[0])
+        total += hashes[word : len(hashes) - SHINGLE_WORDS + 1 + word]
+    return spread(total)
 
 
 def banding(threshold: float) -> tuple[int, int]:
@@ -170,7 +139,7 @@ class NearDuplicates:
 
         self._threshold = threshold
         self._slots, self._bands = banding(threshold)
-        self._powers = np.array([pow(MULTIPLIER, power, 1 << 64) for power in range(2 * self._slots)], np.uint64)
+        self._powers = np.array([pow(MULTIPLIERS[0], power, 1 << 64) for power in range(2 * self._slots)], np.uint64)
         self._band_keys = np.arange(1, self._bands + 1, dtype=np.uint64) * self._powers[-1] * self._powers[-1]
         self._size = 0
         self._ids = np.empty(RECENT, f"S{ID_CHARS}")
@@ -234,7 +203,7 @@ class NearDuplicates:
         used = row[NUMBERS_BYTES:].reshape(2, SLOTS)[:, : self._slots * self._bands]
         slots = used.reshape(2, self._bands, self._slots).swapaxes(0, 1).reshape(self._bands, -1)
         keys = slots.astype(np.uint64) @ self._powers + self._band_keys ^ row[:NUMBERS_BYTES].view("<u8")
-        high: npt.NDArray[np.uint32] = (keys * np.uint64(MULTIPLIER) >> np.uint64(32)).astype(np.uint32)
+        high: npt.NDArray[np.uint32] = (keys * np.uint64(MULTIPLIERS[0]) >> np.uint64(32)).astype(np.uint32)
         return high
 
     def _sort_recent(self) -> None:

@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
+
 from sft.data.conversation import Conversation, Message, Rejection
 from sft.data.encoding import around
 
@@ -31,7 +33,10 @@ CONTROL = re.compile(
 CALL_TAG, RESULT_TAG = re.compile(r"</?tool_call>"), re.compile(r"</?tool_response>")
 MARKUP = {"system": (), "user": (RESULT_TAG,), "assistant": (RESULT_TAG, CALL_TAG), "tool": (RESULT_TAG,)}
 # A conversation without any of these holds no markup.
-SIGNS_OF_MARKUP = ("<|", "<\uff5c", "_turn>", "SYS>>", "INST]", "tool_call>", "tool_response>", "</parameter>")
+SIGNS_OF_MARKUP = tuple(
+    sign.encode()
+    for sign in ("<|", "<\uff5c", "_turn>", "SYS>>", "INST]", "tool_call>", "tool_response>", "</parameter>")
+)
 # What ends an argument in the nano3 template, and what the names in it cannot hold.
 ARGUMENT_END, NAME_BREAK = re.compile(r"^</parameter>$", re.MULTILINE), re.compile(r"[<>\n]")
 
@@ -60,8 +65,17 @@ def check_markup(conversation: Conversation, policy: str = "reject") -> Rejectio
 
 def has_signs(conversation: Conversation) -> bool:
     """Say whether a conversation may hold markup: quickly, for most hold none."""
-    whole = json.dumps([conversation.messages, conversation.tools], ensure_ascii=False)
+    whole = dump(conversation)
     return any(sign in whole for sign in SIGNS_OF_MARKUP)
+
+
+def dump(conversation: Conversation) -> bytes:
+    """Return all of a conversation as JSON, in UTF-8, control characters escaped: to be searched."""
+    whole = [conversation.messages, conversation.tools]
+    try:
+        return orjson.dumps(whole)
+    except TypeError:  # lone surrogates, and numbers of more than 64 bits
+        return json.dumps(whole, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def count_control(conversation: Conversation) -> int:

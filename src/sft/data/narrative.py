@@ -16,7 +16,7 @@ most optional, and no more than REACH characters on either side of a literal are
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +130,8 @@ class NarrativePatterns:
     patterns: tuple[Pattern, ...]
     tasks: tuple[Task, ...]
     quotations: tuple[re.Pattern[str], ...]
+    screen: str
+    """A regex that is in every text in which a pattern can match: one of all literals."""
 
     @classmethod
     def load(cls, path: Path) -> "NarrativePatterns":
@@ -151,6 +153,7 @@ class NarrativePatterns:
             patterns,
             tuple(_compile_task(path, content, entry) for entry in content.tasks),
             tuple(_compile_quotation(path, pair) for pair in content.quotation.pairs),
+            "|".join(re.escape(literal) for literal in sorted({one for p in patterns for one, _ in p.literals})),
         )
         names = [task.name for task in content.tasks] + [entry.name for entry in content.patterns]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -192,13 +195,43 @@ class NarrativePatterns:
 
 def check_narrative(conversation: Conversation, patterns: NarrativePatterns) -> Rejection | None:
     """Political or nationalistic speech in the assistant's own voice, in answers or in reasoning."""
+    return _first_hit(conversation, _spoken(conversation), patterns)
+
+
+def check_narratives(conversations: Sequence[Conversation], patterns: NarrativePatterns) -> list[Rejection | None]:
+    """Check many conversations: first for all literals in all texts at once, by one automaton; few texts remain."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    spoken = [(number, place) for number, one in enumerate(conversations) for place in _spoken(one)]
+    flat = pa.array(
+        [_flatten(text)[1].encode("utf-8", "surrogatepass") for _, (_, _, text) in spoken], pa.large_binary()
+    )
+    held = pc.match_substring_regex(flat, patterns.screen).to_pylist()
+    suspect: dict[int, list[tuple[int, str, str]]] = {}
+    for (number, place), holds in zip(spoken, held, strict=True):
+        if holds:
+            suspect.setdefault(number, []).append(place)
+    return [_first_hit(one, suspect.get(number, ()), patterns) for number, one in enumerate(conversations)]
+
+
+def _first_hit(
+    conversation: Conversation, spoken: Iterable[tuple[int, str, str]], patterns: NarrativePatterns
+) -> Rejection | None:
+    for index, field, text in spoken:
+        if hit := patterns.find(text, conversation.messages[:index]):
+            pattern, words, around = hit
+            return Rejection("narrative", f"messages[{index}].{field}: {pattern.name}: {words!r} in {around!r}")
+    return None
+
+
+def _spoken(conversation: Conversation) -> Iterator[tuple[int, str, str]]:
+    """Yield what the assistant reasons and answers, with the index of its message and the name of the field."""
     for index, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
             for field in ("reasoning_content", "content"):
-                if hit := patterns.find(message.get(field, ""), conversation.messages[:index]):
-                    pattern, words, around = hit
-                    return Rejection("narrative", f"messages[{index}].{field}: {pattern.name}: {words!r} in {around!r}")
-    return None
+                if text := message.get(field):
+                    yield index, field, text
 
 
 def _flatten(text: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sft.data.conversation import THINK_TAGS, Conversation, Rejection
 from sft.data.encoding import around, find_garbage
-from sft.data.markup import check_markup
+from sft.data.markup import check_markup, dump
 from sft.data.schemas import schema_fault
 
 # Which roles may stand before a role; "" is the start.
@@ -40,8 +40,8 @@ def check_structure(
 
 def check_encoding(conversation: Conversation) -> Rejection | None:
     """Text that was decoded wrongly, or that holds characters which nobody sees."""
-    whole = json.dumps([conversation.messages, conversation.tools])
-    if "\\u" not in whole and "\x7f" not in whole:  # ASCII without control characters
+    whole = dump(conversation)
+    if whole.isascii() and b"\\u" not in whole and b"\x7f" not in whole:  # ASCII without control characters
         return None
     written, returned = [("tools", text) for text in _strings(conversation.tools)], list[tuple[str, str]]()
     for index, message in enumerate(conversation.messages):

@@ -15,23 +15,20 @@ or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage sto
 
 import contextlib
 import heapq
+import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sft.command import InputError, run_source_stage, say
-from sft.data.consistency import check_consistency
-from sft.data.contamination import CONTAMINATED, Benchmarks, check_contamination
-from sft.data.conversation import Conversation, Rejection, normalise
-from sft.data.duplicates import NearDuplicates, check_near_duplicate, signature
-from sft.data.markup import count_control, escape
-from sft.data.narrative import NarrativePatterns, check_narrative
-from sft.data.repetition import RepetitionLimits, check_repetition
+from sft.data.checks import ROWS_AT_ONCE, Checks, Kept, Outcome
+from sft.data.contamination import CONTAMINATED
+from sft.data.conversation import Conversation, Rejection
+from sft.data.duplicates import NearDuplicates, check_near_duplicate
 from sft.data.splits import keyed_hash
-from sft.data.structure import check_structure
-from sft.files import project_root, publish_folder, shipped, value_digest
+from sft.files import project_root, publish_folder, value_digest
 from sft.ledger import Ledger, check_handover
 from sft.params import Filter, load
 
@@ -39,23 +36,8 @@ if TYPE_CHECKING:
     from sft.data.formats import Row
     from sft.data.judge import Judge
 
-Check = Callable[[Conversation], Rejection | None]
-
 BENCHMARKS = Path("data/benchmarks/items.jsonl")
 TOP_REASONS = 5
-
-
-class Kept(NamedTuple):
-    """A conversation that nothing speaks against so far."""
-
-    conversation: Conversation
-    id: str
-    signature: bytes
-    control_tokens: int
-    """How many are typed in it as text: passed on, or escaped."""
-
-
-Outcome = Kept | Rejection
 
 
 def draw(rows: Iterable["Row"], number: int, seed: int) -> Iterator["Row"]:
@@ -87,23 +69,6 @@ def load_benchmarks(declared: Iterable[str]) -> list[tuple[str, str, str]]:
     return [(item["benchmark"], item["item"], item["text"]) for item in found]
 
 
-def checks(params: Filter, benchmarks: list[tuple[str, str, str]]) -> list[Check]:
-    """Return what looks at one conversation alone, in order."""
-    asked: list[Check] = [lambda c: check_structure(c, params.max_chars, params.max_message_chars, params.markup)]
-    if params.repetition is not None:
-        limits = RepetitionLimits(**params.repetition.model_dump())
-        asked.append(lambda c: check_repetition(c, limits))
-    if params.narrative is not None:
-        patterns = NarrativePatterns.load(shipped(params.narrative))
-        asked.append(lambda c: check_narrative(c, patterns))
-    if params.consistency:
-        asked.append(check_consistency)
-    if params.contamination is not None and benchmarks:
-        index, ratio = Benchmarks(benchmarks, params.contamination.n), params.contamination.ratio
-        asked.append(lambda c: check_contamination(c, index, ratio))
-    return asked
-
-
 class Duplicates:
     """What was kept of a source so far: a conversation that is equal or similar to it is refused."""
 
@@ -121,23 +86,16 @@ class Duplicates:
         return None
 
 
-def examine(row: "Row", asked: list[Check], markup: str) -> Outcome:
-    """Turn a raw row into a conversation, or say why it is refused, whatever the other rows are."""
-    if row.record is None:
-        return Rejection("malformed-row", row.fault)
-    meta = row.record.get("meta") or {}
-    if refuse := meta.get("refuse"):
-        return Rejection(refuse, _json(meta))
-    conversation = normalise(row.record)
-    if isinstance(conversation, Rejection):
-        return conversation
-    typed = 0 if markup == "reject" else count_control(conversation)
-    if markup == "escape":
-        conversation = escape(conversation)
-    for check in asked:
-        if rejection := check(conversation):
-            return rejection
-    return Kept(conversation, conversation.id, signature(conversation), typed)
+def examined(rows: Iterable["Row"], checks: Checks) -> Iterator[tuple["Row", Outcome]]:
+    """Yield every row with what its own checks say."""
+    for batch in itertools.batched(rows, ROWS_AT_ONCE):
+        yield from zip(batch, checks.examine(batch), strict=True)
+
+
+def settled(outcomes: Iterable[tuple["Row", Outcome]], duplicates: Duplicates) -> Iterator[tuple["Row", Outcome]]:
+    """Yield every row with what the rows before it say as well."""
+    for row, outcome in outcomes:
+        yield row, (duplicates.check(outcome) if isinstance(outcome, Kept) else None) or outcome
 
 
 def judged(
@@ -222,8 +180,7 @@ def main(source: str) -> None:
         raise InputError(f"{raw}: not found. Run the fetch stage first: dvc repro fetch@{source}")
 
     ledger, examples, found = Ledger(), dict[str, str](), 0
-    benchmarks = load_benchmarks(fetch.benchmarks)
-    asked, duplicates = checks(params, benchmarks), Duplicates(params.near_duplicates)
+    checks = Checks(params, load_benchmarks(fetch.benchmarks))
     contaminated = dict.fromkeys(sorted(fetch.benchmarks), 0)
     typed = {"conversations": 0, "control_tokens": 0}
 
@@ -235,11 +192,7 @@ def main(source: str) -> None:
 
     limits = [limit for limit in (described.rows, params.sample) if limit is not None]
     rows = draw(counted(), min(limits), params.seed) if limits else counted()
-    examined = ((row, examine(row, asked, params.markup)) for row in rows)
-    outcomes: Iterable[tuple[Row, Outcome]] = (
-        (row, (duplicates.check(outcome) if isinstance(outcome, Kept) else None) or outcome)
-        for row, outcome in examined
-    )
+    outcomes = settled(examined(rows, checks), Duplicates(params.near_duplicates))
     more: dict[str, Any] = {"sampled": params.sample is not None}
     with publish_folder(Path("data/filtered", source)) as folder, contextlib.ExitStack() as stack:
         judge = None
