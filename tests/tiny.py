@@ -66,9 +66,11 @@ def make_tiny_base(folder: Path) -> None:
 
 
 def write_packs(folder: Path, packs: Sequence[dict[str, Any]], shards: int = 1) -> None:
-    """Write packs (input_ids, loss_mask, seq_start_id, and columns of one's own) as Parquet, in order."""
+    """Write packs (input_ids, loss_mask, seq_start_id, and columns of one's own) as pack does, in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from sft.data.shuffle import PARQUET
 
     types = {
         "input_ids": pa.list_(pa.int32()),
@@ -80,7 +82,7 @@ def write_packs(folder: Path, packs: Sequence[dict[str, Any]], shards: int = 1) 
     for shard in range(shards):
         rows = packs[shard * size : (shard + 1) * size]
         columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
-        pq.write_table(pa.table(columns), folder / f"{shard:05d}.parquet")
+        pq.write_table(pa.table(columns), folder / f"{shard:05d}.parquet", **PARQUET)
 
 
 def make_pack(*samples: tuple[list[int], list[int]]) -> dict[str, list[int]]:
@@ -108,3 +110,35 @@ def make_packs(count: int, size: int, seed: int) -> list[dict[str, list[int]]]:
             room -= len(prompt) + len(answer) + 1
         packs.append(make_pack(*samples))
     return packs
+
+
+def pack_samples(samples: Sequence[dict[str, Any]], multiple: int, pad_id: int) -> dict[str, Any]:
+    """Join samples (ids, mask, conversation_id, sample, source, repeat) into one pack, as a row of data/packed."""
+    import numpy as np
+
+    from sft.data.packs import build_packs
+
+    parts = [
+        (place, np.array(sample["ids"], np.int32), np.array(sample["mask"], np.uint8))
+        for place, sample in enumerate(samples)
+    ]
+    lengths = np.array([len(sample["ids"]) for sample in samples])
+    columns = build_packs(parts, lengths, np.array([0, len(samples)]), multiple, pad_id).columns()
+    row = {name: column.to_pylist()[0] for name, column in columns.items()}
+    names = ("conversation_id", "sample", "source", "repeat")
+    return row | {name: [sample[name] for sample in samples] for name in names}
+
+
+def made_up(number: int) -> list[dict[str, Any]]:
+    """Make up the samples of conversation `number`: one or two, each of up to four turns, as prep writes them."""
+    drawn = random.Random(number)
+    samples = []
+    for place in range(drawn.choice([1, 1, 2])):
+        ids, mask, ends = [], [], []
+        for _ in range(drawn.randint(1, 4)):
+            prompt, answer = drawn.randint(1, 20), drawn.randint(1, 12)
+            ids += [5 + number] * prompt + [9] * (answer - 1) + [EOS]
+            mask += [0] * prompt + [1] * answer
+            ends.append(len(ids))
+        samples.append({"conversation_id": f"c{number}", "sample": place, "ids": ids, "mask": mask, "turn_ends": ends})
+    return samples

@@ -1,5 +1,8 @@
 """Blend: shares and epochs in trained tokens, whole epochs first, parts drawn without replacement."""
 
+import random
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,46 +11,45 @@ from sft.command import InputError
 from sft.data.blend import check_asked, describe_mixture, draw_part, mixture_by_domain, plan_epochs, plan_repeats
 
 NOTHING = {"a": None, "b": None}
-SIZES = {"a": [(f"a{n}", 10) for n in range(100)], "b": [(f"b{n}", 30) for n in range(100)]}
-
-
-def seen(times: dict[str, dict[str, int]], source: str) -> int:
-    sizes = dict(SIZES[source])
-    return sum(sizes[conversation] * number for conversation, number in times[source].items())
-
-
-def test_where_nothing_is_asked_every_conversation_is_seen_once():
-    times = plan_repeats(SIZES, NOTHING, NOTHING, seed=1)
-    assert {number for own in times.values() for number in own.values()} == {1}
-    assert sum(map(len, times.values())) == 200
+TOKENS, HASHES = np.full(100, 10), np.array(random.Random(1).sample(range(10**6), 100), np.uint64)
 
 
 def test_two_and_a_half_epochs_are_two_of_everything_and_a_drawn_half_once_more():
-    times = plan_repeats(SIZES, NOTHING, {"a": 2.5, "b": None}, seed=1)["a"]
-    assert sorted(times.values()) == [2] * 50 + [3] * 50
+    assert sorted(plan_repeats(TOKENS, HASHES, 2.5)) == [2] * 50 + [3] * 50
 
 
 def test_less_than_an_epoch_is_a_part_of_which_nothing_comes_twice():
-    times = plan_repeats(SIZES, NOTHING, {"a": 0.3, "b": None}, seed=1)["a"]
-    assert sorted(times.values()) == [0] * 70 + [1] * 30
+    assert sorted(plan_repeats(TOKENS, HASHES, 0.3)) == [0] * 70 + [1] * 30
+
+
+def test_an_epoch_is_everything_once_and_none_is_nothing():
+    assert plan_repeats(TOKENS, HASHES, 1.0).tolist() == [1] * 100
+    assert plan_repeats(TOKENS[:0], HASHES[:0], 1.0).tolist() == []
 
 
 def test_shares_are_of_trained_tokens_and_the_scarcest_source_is_used_once_and_whole():
-    times = plan_repeats(SIZES, {"a": 0.5, "b": 0.5}, NOTHING, seed=1)
-    assert set(times["a"].values()) == {1}
-    assert seen(times, "a") == 1000
-    assert sorted(times["b"].values()) == [0] * 67 + [1] * 33, "990 tokens are nearer to 1000 than 1020"
+    assert plan_epochs({"a": 1000, "b": 3000}, {"a": 0.5, "b": 0.5}, NOTHING) == {"a": 1.0, "b": pytest.approx(1 / 3)}
 
 
-def test_a_larger_part_contains_the_smaller_and_another_seed_draws_another():
-    small, large, other = (draw_part(SIZES["a"], tokens, seed, True) for tokens, seed in ((200, 1), (700, 1), (200, 2)))
+def test_a_part_ends_at_the_conversation_that_comes_nearest():
+    assert sum(plan_repeats(np.full(100, 30), HASHES, 1 / 3)) == 33, "990 tokens are nearer to 1000 than 1020"
+    assert draw_part(np.array([10, 30, 10]), np.array([3, 1, 2], np.uint64), 34, True).tolist() == [1]
+    assert draw_part(np.array([10, 30, 10]), np.array([3, 1, 2], np.uint64), 35, True).tolist() == [1, 2]
+
+
+def test_a_larger_part_contains_the_smaller_and_other_hashes_draw_others():
+    small, large, other = (
+        set(draw_part(TOKENS, hashes, tokens, True).tolist())
+        for tokens, hashes in ((200, HASHES), (700, HASHES), (200, HASHES[::-1]))
+    )
     assert (len(small), len(large), len(other)) == (20, 70, 20)
     assert small < large
     assert small != other
 
 
 def test_the_smallest_part_of_a_source_is_one_conversation():
-    assert sum(plan_repeats(SIZES, NOTHING, {"a": 0.0001, "b": None}, seed=1)["a"].values()) == 1
+    assert sum(plan_repeats(TOKENS, HASHES, 0.0001)) == 1
+    assert sum(plan_repeats(TOKENS, HASHES, 2.0001)) == 200
 
 
 @pytest.mark.parametrize(
@@ -89,29 +91,32 @@ def test_the_mixture_sets_what_was_asked_beside_what_came_of_it_by_source_and_do
 
 
 CONVERSATIONS = st.lists(st.integers(1, 50), min_size=1, max_size=30).map(
-    lambda sizes: [(f"c{n}", tokens) for n, tokens in enumerate(sizes)]
+    lambda sizes: (np.array(sizes), np.array(random.Random(len(sizes)).sample(range(999), len(sizes)), np.uint64))
 )
 
 
 @given(CONVERSATIONS, st.floats(0.01, 5))
 def test_what_is_seen_is_within_half_a_conversation_of_what_was_asked(conversations, epochs):
-    (times,) = plan_repeats({"a": conversations}, {"a": None}, {"a": epochs}, seed=1).values()
-    sizes = dict(conversations)
-    longest, total = max(sizes.values()), sum(sizes.values())
-    found = sum(sizes[conversation] * number for conversation, number in times.items())
-    assert times.keys() == sizes.keys()
-    assert set(times.values()) <= {int(epochs), int(epochs) + 1}
-    assert abs(found - epochs * total) <= longest / 2 + 1e-6 or sum(times.values()) == 1
+    sizes, _ = conversations
+    times = plan_repeats(*conversations, epochs)
+    assert set(times.tolist()) <= {int(epochs), int(epochs) + 1}
+    assert abs(sizes @ times - epochs * sizes.sum()) <= sizes.max() / 2 + 1e-6 or times.sum() == 1
 
 
 @given(CONVERSATIONS, CONVERSATIONS, st.floats(0.05, 0.95))
 def test_shares_never_repeat_and_use_some_source_up(first, second, share):
-    times = plan_repeats({"a": first, "b": second}, {"a": share, "b": 1 - share}, NOTHING, seed=1)
-    assert {number for own in times.values() for number in own.values()} <= {0, 1}
-    assert any(set(own.values()) == {1} for own in times.values())
+    both = {"a": first, "b": second}
+    totals = {name: int(own[0].sum()) for name, own in both.items()}
+    epochs = plan_epochs(totals, {"a": share, "b": 1 - share}, NOTHING)
+    times = {name: set(plan_repeats(*own, epochs[name]).tolist()) for name, own in both.items()}
+    assert times["a"] | times["b"] <= {0, 1}
+    assert {1} in times.values()
 
 
-@given(st.permutations(SIZES["a"][:20]))
+@given(st.permutations(range(20)))
 def test_the_order_of_reading_draws_nobody_else(shuffled):
-    asked = {"a": None}, {"a": 1.4}, 3
-    assert plan_repeats({"a": shuffled}, *asked) == plan_repeats({"a": SIZES["a"][:20]}, *asked)
+    order = np.array(shuffled)
+    assert (
+        plan_repeats(TOKENS[order], HASHES[order], 1.4).tolist()
+        == plan_repeats(TOKENS[:20], HASHES[:20], 1.4)[order].tolist()
+    )

@@ -7,8 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sft.data.conversation import Conversation, normalise
 from sft.data.duplicates import (
@@ -21,7 +19,6 @@ from sft.data.duplicates import (
     NearDuplicates,
     banding,
     check_near_duplicate,
-    clusters,
     signature,
 )
 from tests.project import ROOT
@@ -201,33 +198,3 @@ def test_what_is_refused_is_not_compared_with():
 def test_an_id_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="expected 1 to 32 characters"):
         NearDuplicates(THRESHOLD).add("x" * 33, bytes(SIGNATURE_BYTES))
-
-
-def chain():
-    """Signatures of which each is similar to the next only."""
-    sketch = bytearray(random_sketches(1)[0])
-    made = []
-    for step in range(4):
-        made.append((f"chain-{step}", bytes(sketch)))
-        for slot in range(step * 20, step * 20 + 20):
-            sketch[NUMBERS_BYTES + slot] ^= 1
-    return made
-
-
-def test_clusters_join_what_is_similar_through_others():
-    alone = ("alone", random_sketches(1, seed=5)[0])
-    again = ("again", chain()[2][1])
-    grouped = clusters([*chain(), alone, again], THRESHOLD)
-    assert grouped == {
-        **dict.fromkeys(["chain-0", "chain-1", "chain-2", "chain-3", "again"], "chain-0"),
-        "alone": "alone",
-    }
-
-
-@given(st.permutations([*chain(), *[(f"other-{n}", sketch) for n, sketch in enumerate(random_sketches(3, seed=9))]]))
-def test_who_is_in_a_cluster_does_not_depend_on_the_order(pairs):
-    grouped = clusters(pairs, THRESHOLD)
-    order = [name for name, _ in pairs]
-    assert {name for name, _ in chain()} == {name for name in order if grouped[name] == grouped["chain-0"]}
-    assert grouped["chain-0"] == next(name for name in order if name.startswith("chain"))
-    assert all(grouped[f"other-{n}"] == f"other-{n}" for n in range(3))

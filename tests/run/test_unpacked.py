@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.command import InputError
-from sft.data.packs import build_pack
 from sft.data.shards import PACKS, ShardWriter
 from sft.data.splits import SPLITS
 from sft.files import file_digest, write_json
 from sft.run.unpacked import Place, locate, pieces, read_pack, samples, unpack
-from tests.tiny import ADDED_TOKENS, EOS, STORY, VOCABULARY
+from tests.tiny import ADDED_TOKENS, EOS, STORY, VOCABULARY, pack_samples
 
 PAD = 0
 IDS = {name: f"{name * 6}{'0' * 26}" for name in "abc"}
@@ -28,7 +27,7 @@ def write_packed(folder, splits, multiple=1):
     for split in SPLITS:
         with ShardWriter(folder / split, "packs", PACKS) as shards:
             for members in splits.get(split, []):
-                pack = build_pack([{"repeat": 0, **member} for member in members], multiple, PAD)
+                pack = pack_samples([{"repeat": 0, **member} for member in members], multiple, PAD)
                 shards.write(pack)
 
 
@@ -129,7 +128,7 @@ def test_a_token_that_the_tokenizer_does_not_know_is_named(tokenizer):
 
 @pytest.mark.parametrize("mask", [(0, 1, 1), (0, 0, 1), (0, 1, 0), (0, 0, 0)])
 def test_a_token_is_trained_if_its_sample_said_so_before_packing(tokenizer, mask):
-    pack = build_pack([sample("a", mask=mask, repeat=0), sample("b", mask=(0, 1, 0), repeat=0)], 1, PAD)
+    pack = pack_samples([sample("a", mask=mask, repeat=0), sample("b", mask=(0, 1, 0), repeat=0)], 1, PAD)
     first, second = samples(pack, None, tokenizer, 1)
     assert [int(piece.is_trained) for piece in first.pieces] == list(mask)
     assert [int(piece.is_trained) for piece in second.pieces] == [0, 1, 0]
@@ -137,7 +136,7 @@ def test_a_token_is_trained_if_its_sample_said_so_before_packing(tokenizer, mask
 
 
 def test_padding_is_one_piece_that_is_not_counted(tokenizer):
-    pack = build_pack([sample("a", repeat=0), sample("b", ids=(300, PAD), mask=(0, 1), repeat=0)], 4, PAD)
+    pack = pack_samples([sample("a", repeat=0), sample("b", ids=(300, PAD), mask=(0, 1), repeat=0)], 4, PAD)
     first, second = samples(pack, None, tokenizer, 4)
     assert first.pieces[-1][:3] == (3, [PAD], "padding, 1 token")
     assert (first.tokens, second.tokens, second.trained) == (3, 2, 1)  # a trained token is none, whatever its id

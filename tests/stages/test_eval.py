@@ -8,12 +8,11 @@ import pytest
 
 from sft.command import InputError
 from sft.data.chat import ChatTemplate
-from sft.data.packs import build_pack
 from sft.data.shards import CONVERSATIONS, PACKS, ShardWriter
 from sft.files import file_digest, folder_digests, write_json
 from sft.params import Eval, Gate
 from sft.stages import eval as stage
-from tests.tiny import make_tiny_base
+from tests.tiny import make_tiny_base, pack_samples
 
 ROOT = Path(__file__).parents[2]
 TOOLS = [
@@ -76,7 +75,7 @@ def pack_rows(chat, source, rows):
         for sample in chat.encode(chat.samples(json.loads(filtered["messages"]), tools)):
             identity = {"conversation_id": filtered["id"], "sample": 0, "source": source, "repeat": 0}
             samples.append({"ids": sample.ids, "mask": sample.mask, **identity})
-    return build_pack(samples, multiple=4, pad_id=0)
+    return pack_samples(samples, multiple=4, pad_id=0)
 
 
 def write_project(folder, sources):

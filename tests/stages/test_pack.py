@@ -2,27 +2,22 @@
 
 import csv
 import json
-import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sft.command import InputError
 from sft.data.conversation import Conversation
 from sft.data.duplicates import signature
-from sft.data.packs import build_pack, pack_fault
 from sft.data.shards import SAMPLES, SIGNATURES, ShardWriter, read_rows
 from sft.files import file_digest, folder_digest, read_json, write_json
-from sft.params import Pack, Source
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
 from sft.stages import prep as prep_stage
 from tests.project import ROOT, link_project, run, set_params
-from tests.tiny import EOS
+from tests.tiny import made_up
 
 SPLITS = ("training", "validation", "test")
 LETTERS = str.maketrans("0123456789", "abcdefghij")
@@ -317,21 +312,6 @@ def test_shares_of_some_sources_only_stop_before_anything_is_read(project):
 # Made-up sources: conversations of a fixed pool, so that the same id means the same tokens wherever it is.
 
 
-def made_up(number: int) -> list[dict]:
-    """The samples of conversation `number`: one or two, each of up to four turns."""
-    drawn = random.Random(number)
-    samples = []
-    for place in range(drawn.choice([1, 1, 2])):
-        ids, mask, ends = [], [], []
-        for _ in range(drawn.randint(1, 4)):
-            prompt, answer = drawn.randint(1, 20), drawn.randint(1, 12)
-            ids += [5 + number] * prompt + [9] * (answer - 1) + [EOS]
-            mask += [0] * prompt + [1] * answer
-            ends.append(len(ids))
-        samples.append({"conversation_id": f"c{number}", "sample": place, "ids": ids, "mask": mask, "turn_ends": ends})
-    return samples
-
-
 def lay_out(folder: Path, sources: dict[str, list[int]]) -> list[dict]:
     """Write prepared data and the reports before it, as prep leaves them; return all samples with their source."""
     shutil.rmtree(folder / "data", ignore_errors=True)
@@ -364,78 +344,6 @@ def bare(project, monkeypatch):
     monkeypatch.setattr(stage, "say", lambda *parts: None)
     set_params(project, **{"pack.pack_size": 64, "pack.npy_max_tokens": 0})
     return project
-
-
-NUMBERS = st.lists(st.integers(0, 39), min_size=3, max_size=15, unique=True)
-POOL = {number: made_up(number) for number in range(40)}
-
-
-def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], **params):
-    """What pack plans for made-up sources, and all samples that it had."""
-    described = {s: Source(uri="file://x.jsonl", format="openai", epochs=epochs[s]) for s in sources}
-    everything = [
-        {**sample, "source": source, "trained": sum(sample["mask"])}
-        for source, numbers in sources.items()
-        for number in numbers
-        for sample in POOL[number]
-    ]
-    pack = Pack(
-        pack_size=64, near_duplicates=None, precedence=[], validation=0.1, test=0.1, npy_max_tokens=0, seed=1, **params
-    )
-    return stage.plan_blend(everything, described, pack), everything
-
-
-@settings(deadline=None)
-@given(
-    st.dictionaries(st.sampled_from(["a", "b", "c"]), NUMBERS, min_size=1),
-    st.sampled_from(["drop", "cut-at-turn"]),
-    st.sampled_from([1, 8]),
-    st.fixed_dictionaries({source: st.sampled_from([None, 0.4, 1.0, 2.3]) for source in "abc"}),
-)
-def test_whatever_comes_is_packed_or_counted_and_stands_on_one_side(sources, policy, multiple, epochs):
-    plan, everything = planned(sources, epochs, over_length=policy, pad_segments_to=multiple)
-    rows = sum(map(len, sources.values()))
-    packed = [sample for split in SPLITS for sample in plan.splits[split].samples]
-    sides: dict[str, set[tuple[str, str]]] = {}
-    for split in SPLITS:
-        own = plan.splits[split]
-        assert sorted(index for members in own.bins for index in members) == list(range(len(own.samples)))
-        for members in own.bins:
-            pack = build_pack([own.samples[index] for index in members], multiple, pad_id=0)
-            assert pack_fault(pack, 64, EOS) == ""
-            copies = set(zip(pack["conversation_id"], pack["repeat"], strict=True))
-            assert len(copies) == len(set(pack["conversation_id"]))
-            assert split == "training" or set(pack["repeat"]) == {0}
-        for sample in own.samples:
-            sides.setdefault(sample["conversation_id"], set()).add((split, sample["source"]))
-    assert sides
-    assert all(len(side) == 1 for side in sides.values()), "one split, and one source"
-
-    ledger, report = stage.account(everything, packed, plan.losses, rows)
-    ledger.check("conversations")
-    assert ledger.rows_out == len(sides)
-    for unit, column in (("tokens", "ids"), ("trained_tokens", "mask")):
-        came, went = (
-            sum(len(sample["ids"]) if column == "ids" else sum(sample["mask"]) for sample in samples)
-            for samples in (everything, packed)
-        )
-        assert (report[f"{unit}_in"], report[unit]) == (came, went)
-        assert came + report["repeated"][unit] == went + sum(report[f"{unit}_rejected"].values())
-    assert report["samples"]["rows_in"] == len(everything)
-    assert report["samples"]["rows_out"] + report["repeated"]["samples"] == len(packed)
-
-
-@settings(deadline=None)
-@given(st.permutations(range(40)), st.permutations("abc"))
-def test_the_order_of_rows_and_of_sources_changes_nothing_where_nothing_is_a_duplicate(numbers, names):
-    epochs, policy = {"a": None, "b": 1.5, "c": 0.5}, {"over_length": "cut-at-turn", "pad_segments_to": 1}
-    plans = [
-        planned({name: [n for n in order if n % 3 == "abc".index(name)] for name in own}, epochs, **policy)[0]
-        for order, own in ((range(40), "abc"), (numbers, names))
-    ]
-    assert plans[0].splits == plans[1].splits
-    assert sorted(map(repr, plans[0].losses)) == sorted(map(repr, plans[1].losses))
-    assert len(plans[0].splits["training"].bins) > 3
 
 
 def test_who_keeps_what_several_sources_have_is_what_precedence_says_then_the_name_never_the_order_of_sources(bare):

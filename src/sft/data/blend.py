@@ -17,8 +17,14 @@ contains its smaller ones. A part ends at a whole conversation, at the one that 
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from sft.command import InputError
-from sft.data.splits import keyed_hash
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
 
 SHARES_TOLERANCE = 1e-6  # what adding decimal fractions in floating point costs, and a typo does not
 SHARE_DIGITS = 6
@@ -68,46 +74,36 @@ def plan_epochs(
     return {source: min(1.0, share / whole * total / trained_tokens[source]) for source, share in asked.items()}
 
 
-def plan_repeats(
-    sizes: Mapping[str, Sequence[tuple[str, int]]],
-    shares: Mapping[str, float | None],
-    epochs: Mapping[str, float | None],
-    seed: int,
-) -> dict[str, dict[str, int]]:
-    """Say how many times each conversation is seen: source -> conversation id -> times, 0 where not drawn.
+def plan_repeats(trained_tokens: Int64s, hashes: Hashes, epochs: float) -> Int32s:
+    """Say how many times each conversation of a source is seen, 0 for one that is not drawn.
 
-    `sizes` has (conversation id, trained tokens) of the training split; shares and epochs are what
-    params.yaml asks of each source, None where it asks nothing.
+    Shapes:  trained_tokens, hashes, result: (conversations,), of the training split.
 
-    >>> plan_repeats({"a": [("x", 10), ("y", 10)]}, {"a": None}, {"a": 2.0}, seed=1)
-    {'a': {'x': 2, 'y': 2}}
+    >>> plan_repeats(np.array([10, 10]), np.array([1, 2], np.uint64), epochs=1.5).tolist()
+    [2, 1]
     """
-    totals = {source: sum(tokens for _, tokens in conversations) for source, conversations in sizes.items()}
-    planned = plan_epochs(totals, shares, epochs)
-    times = {}
-    for source, conversations in sizes.items():
-        whole = math.floor(planned[source])
-        drawn = draw_part(conversations, (planned[source] - whole) * totals[source], seed, at_least_one=not whole)
-        times[source] = {conversation: whole + (conversation in drawn) for conversation, _ in conversations}
+    whole = math.floor(epochs)
+    times = np.full(len(trained_tokens), whole, np.int32)
+    part = (epochs - whole) * int(trained_tokens.sum())
+    times[draw_part(trained_tokens, hashes, part, at_least_one=not whole)] += 1
     return times
 
 
-def draw_part(
-    conversations: Sequence[tuple[str, int]], trained_tokens: float, seed: int, at_least_one: bool
-) -> set[str]:
-    """Draw conversations whose trained tokens come nearest to a number; a small part may be none of them."""
-    drawn: set[str] = set()
-    missing = trained_tokens
-    if missing <= 0:
-        return drawn
-    for conversation, tokens in sorted(conversations, key=lambda pair: keyed_hash(seed, f"blend:{pair[0]}")):
-        if missing < tokens - missing and (drawn or not at_least_one):
-            break
-        drawn.add(conversation)
-        missing -= tokens
-        if missing <= 0:
-            break
-    return drawn
+def draw_part(trained_tokens: Int64s, hashes: Hashes, part: float, at_least_one: bool) -> Int64s:
+    """Draw conversations whose trained tokens come nearest to `part`, in the order of their hashes.
+
+    A small part may be none of them. Returns their numbers.
+    """
+    if part <= 0:
+        return np.empty(0, np.int64)
+    order = np.argsort(hashes, kind="stable")
+    reached = np.cumsum(trained_tokens[order])
+    last = int(np.searchsorted(reached, part))  # the first at which the part is reached or passed
+    if last == len(order):
+        return order
+    before = int(reached[last - 1]) if last else 0
+    passed = int(reached[last]) - part > part - before
+    return order[: last + 1 - (passed and (last > 0 or not at_least_one))]
 
 
 def describe_mixture(

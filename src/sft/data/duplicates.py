@@ -1,7 +1,7 @@
 """Near-duplicates: conversations that ask nearly the same and are answered nearly the same.
 
 `signatures` sketches conversations in SIGNATURE_BYTES bytes each; `NearDuplicates` finds, among those added so far,
-the earliest that is similar; `clusters` groups all that are similar, directly or through others.
+the earliest that is similar. Those of all sources together: sft.data.clusters.
 
 Two conversations are as similar as the less similar of their two sides, what was asked (user turns, tool
 results) and what was answered (assistant turns: reasoning, content, calls); and not at all where the numbers
@@ -16,7 +16,7 @@ constants give other signatures, and those must not be compared.
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -240,32 +240,3 @@ def check_near_duplicate(known: NearDuplicates, conversation_id: str, sketch: by
         return Rejection("near-duplicate", f"{match.similarity:.2f} similar to {match.winner}, which came before")
     known.add(conversation_id, sketch)
     return None
-
-
-def clusters(signatures: Iterable[tuple[str, bytes]], threshold: float) -> dict[str, str]:
-    """Group conversations that are similar, directly or through others: each id with the first id of its group.
-
-    Ids are distinct. Who is in a group does not depend on the order of the conversations, who is first does.
-    """
-    index, first, ids = NearDuplicates(threshold), list[int](), list[str]()  # of each conversation in the index
-
-    def root(row: int) -> int:
-        while first[row] != row:
-            first[row] = first[first[row]]
-            row = first[row]
-        return row
-
-    groups: dict[str, int] = {}
-    for conversation_id, sketch in signatures:
-        rows, similarities = index.similar(sketch)
-        joined = [root(row) for row in rows.tolist()]
-        # What equals one in the index has all its neighbours too, and need not be in it.
-        if not (len(rows) and similarities.max() == 1):
-            joined.append(len(ids))
-            first.append(len(ids))
-            ids.append(conversation_id)
-            index.add(conversation_id, sketch)
-        groups[conversation_id] = earliest = min(joined)
-        for row in joined:
-            first[row] = earliest
-    return {conversation_id: ids[root(row)] for conversation_id, row in groups.items()}

@@ -1,189 +1,149 @@
-"""Packs: which samples fit one, and rows of several samples as Megatron-Bridge reads them.
-
-What does not fit is a `Loss` with its reason: over-length, or untrained where nothing is left to learn from.
+"""Packs: rows of several samples as Megatron-Bridge reads them, many at a time in flat arrays.
 
 `loss_mask` is stored shifted once to the label: `loss_mask[i]` says whether predicting `input_ids[i + 1]`
-counts. That is done in `align_mask`, called by `build_pack`, and nowhere else. `seq_start_id` has the start
+counts. That is done in `align_mask`, called by `build_packs`, and nowhere else. `seq_start_id` has the start
 of each sample, the first 0; what lies between a sample's last token and the next start is its padding.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from sft.command import InputError
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-CUT = "cut"
-"""The reason under which tokens stand that a kept sample lost; all others take whole samples."""
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.uint8]
 
-Sample = dict[str, Any]
-"""A row of data/prepared, its source, and `trained`: how many of its tokens are trained."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A sample that is not packed, or the part of one that was cut off."""
-
-    source: str
-    conversation: str
-    sample: int
-    reason: str
-    tokens: int
-    trained_tokens: int
-    evidence: str = ""
+COLUMNS = ("input_ids", "loss_mask", "seq_start_id")
 
 
-def lose(sample: Sample, reason: str, evidence: str = "") -> Loss:
-    """Return the loss of a whole sample."""
-    return Loss(*_identity(sample), reason, len(sample["ids"]), sample["trained"], evidence)
+def padded(length: Any, multiple: int) -> Any:
+    """Return the length of a sample, or of each in an array, once padded to a multiple.
 
-
-def _identity(sample: Sample) -> tuple[str, str, int]:
-    return sample["source"], sample["conversation_id"], sample["sample"]
-
-
-def count(samples: Iterable[Sample]) -> dict[str, int]:
-    """Count conversations once; their samples, tokens and trained tokens as often as they are there."""
-    counts = {"conversations": 0, "samples": 0, "tokens": 0, "trained_tokens": 0}
-    seen: set[tuple[str, str]] = set()
-    for sample in samples:
-        seen.add(_identity(sample)[:2])
-        counts["samples"] += 1
-        counts["tokens"] += len(sample["ids"])
-        counts["trained_tokens"] += sample["trained"]
-    return {**counts, "conversations": len(seen)}
-
-
-def count_losses(losses: Iterable[Loss]) -> dict[str, dict[str, int]]:
-    """Count samples, tokens and trained tokens by reason."""
-    reasons: dict[str, dict[str, int]] = {}
-    for loss in losses:
-        counts = reasons.setdefault(loss.reason, {"samples": 0, "tokens": 0, "trained_tokens": 0})
-        counts["samples"] += 1
-        counts["tokens"] += loss.tokens
-        counts["trained_tokens"] += loss.trained_tokens
-    return dict(sorted(reasons.items()))
-
-
-def padded_length(length: int, multiple: int) -> int:
-    """Return the length of a sample once padded to a multiple.
-
-    >>> padded_length(5, 4), padded_length(8, 4), padded_length(5, 1)
+    >>> padded(5, 4), padded(8, 4), padded(5, 1)
     (8, 8, 5)
     """
     return -(-length // multiple) * multiple
 
 
-def cut_length(turn_ends: Sequence[int], pack_size: int, multiple: int) -> int:
-    """Return the length of a sample cut behind the last trained turn that fits a pack; 0 if not even the first fits.
+def cumulated(lengths: npt.NDArray[Any]) -> Int64s:
+    """Return where each of several things begins that follow one another, and where the last ends.
 
-    `turn_ends` has the index behind the stop token of each trained turn, so that every turn that is kept is whole.
-
-    >>> cut_length([10, 25, 40], pack_size=32, multiple=8), cut_length([40], pack_size=32, multiple=8)
-    (25, 0)
+    >>> cumulated(np.array([3, 2])).tolist()
+    [0, 3, 5]
     """
-    return max((end for end in turn_ends if padded_length(end, multiple) <= pack_size), default=0)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def fit_samples(
-    samples: Iterable[Sample], over_length: str, pack_size: int, multiple: int
-) -> tuple[list[Sample], list[Loss]]:
-    """Keep the samples that fit a pack and have something to train; longer ones follow `over_length`.
+@dataclass(frozen=True)
+class Packs:
+    """Packs, one after the other. P packs of S samples of T tokens in all."""
 
-    Policies:  drop, cut-at-turn (keep the trained turns that fit, whole), error.
-    Raises:    InputError: a sample that is too long under `error`, or does not say where its turns end.
-    """
-    kept: list[Sample] = []
-    losses: list[Loss] = []
-    for sample in samples:
-        length = end = len(sample["ids"])
-        name = f"{sample['source']}, conversation {sample['conversation_id']}, sample {sample['sample']}"
-        if padded_length(length, multiple) > pack_size:
-            if over_length == "error":
-                raise InputError(
-                    f"{name}: {length} tokens, pack.pack_size allows {pack_size}. Raise pack.pack_size, or set "
-                    "pack.over_length to drop or cut-at-turn: what is lost is counted by source."
-                )
-            end = 0
-            if over_length == "cut-at-turn":
-                if sample.get("turn_ends") is None:
-                    raise InputError(f"{name}: does not say where its turns end (turn_ends). Run: dvc repro prep")
-                end = cut_length(sample["turn_ends"], pack_size, multiple)
-        trained = sum(sample["mask"][1:end])
-        if not end:
-            losses.append(lose(sample, "over-length", f"sample {sample['sample']}: {length} tokens of {pack_size}"))
-        elif not trained:
-            losses.append(lose(sample, "untrained", f"sample {sample['sample']}: none of {length} tokens is trained"))
-        elif end < length:
-            kept.append({**sample, "ids": sample["ids"][:end], "mask": sample["mask"][:end], "trained": trained})
-            losses.append(Loss(*_identity(sample), CUT, length - end, sample["trained"] - trained))
-        else:
-            kept.append(sample)
-    return kept, losses
+    ids: Int32s
+    """(T,) Token ids, padding included."""
+    mask: Mask
+    """(T,) Loss mask, shifted once."""
+    starts: Int64s
+    """(S,) Where each sample begins in `ids`."""
+    samples: Int64s
+    """(P + 1,) Where each pack begins in `starts`; the last is S."""
+
+    def __len__(self) -> int:
+        return len(self.samples) - 1
+
+    @property
+    def tokens(self) -> Int64s:
+        """(P + 1,) Where each pack begins in `ids`; the last is T."""
+        return np.append(self.starts[self.samples[:-1]], len(self.ids))
+
+    def columns(self) -> "dict[str, pa.Array]":
+        """Return the columns that Bridge reads, as lists by pack."""
+        import pyarrow as pa
+
+        edges = self.tokens
+        in_pack = self.starts - np.repeat(edges[:-1], np.diff(self.samples))
+        offsets = pa.array(edges, pa.int32())
+        return {
+            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(self.ids)),
+            "loss_mask": pa.ListArray.from_arrays(offsets, pa.array(self.mask)),
+            "seq_start_id": pa.ListArray.from_arrays(pa.array(self.samples, pa.int32()), pa.array(in_pack, pa.int32())),
+        }
 
 
-def align_mask(mask: Sequence[int]) -> list[int]:
-    """Move a token mask onto the positions that predict those tokens.
+def align_mask(mask: Mask, lasts: Int64s) -> Mask:
+    """Move the token masks of samples, one after the other, onto the positions that predict those tokens.
 
-    Shapes:  mask, result: (T,), T = tokens in one sample; values 0 or 1.
-    Result[i] says whether predicting token i+1 counts; the last is always 0.
-    Raises:  ValueError: an empty sample.
+    Shapes:  mask, result: (tokens,), values 0 or 1; lasts: (samples,), the place of each sample's last token.
+    Result[i] says whether predicting token i + 1 counts; it never does across samples.
     Source:  next-token loss; Megatron-Bridge 0.6.2 data/packing/gpt_sft.py reads the mask as stored.
 
-    >>> align_mask([0, 0, 1, 1])
-    [0, 1, 1, 0]
+    >>> align_mask(np.array([0, 0, 1, 1, 1, 1], np.uint8), lasts=np.array([3, 5])).tolist()
+    [0, 1, 1, 0, 1, 0]
     """
-    if not len(mask):
-        raise ValueError("an empty sample has no mask")
-    return [int(value) for value in mask[1:]] + [0]
+    shifted = np.append(mask[1:], np.uint8(0))
+    shifted[lasts] = 0
+    return shifted
 
 
-def build_pack(samples: Sequence[Sample], multiple: int, pad_id: int) -> dict[str, Any]:
-    """Join samples into a pack.
+def build_packs(
+    parts: Iterable[tuple[int, Int32s, Mask]], lengths: Int64s, samples: Int64s, multiple: int, pad_id: int
+) -> Packs:
+    """Join samples into packs.
 
-    `samples` have ids, mask, conversation_id, sample, source, repeat. Each is padded at its end to a multiple
-    of `multiple` with `pad_id`, which is never trained.
+    `parts` has, in any order, the place of a sample, its ids and its mask as prepared; `lengths` are the tokens
+    of all samples in the order of their places, `samples` says where each pack begins in them. A sample is padded
+    at its end to a multiple of `multiple` with `pad_id`, which is never trained.
 
-    >>> pack = build_pack([{"ids": [7, 8, 9], "mask": [0, 1, 1], "conversation_id": "c", "sample": 0,
-    ...                     "source": "s", "repeat": 0}], multiple=4, pad_id=0)
-    >>> pack["input_ids"], pack["loss_mask"], pack["seq_start_id"]
+    >>> part = 0, np.array([7, 8, 9], np.int32), np.array([0, 1, 1], np.uint8)
+    >>> packs = build_packs([part], np.array([3]), np.array([0, 1]), multiple=4, pad_id=0)
+    >>> packs.ids.tolist(), packs.mask.tolist(), packs.starts.tolist()
     ([7, 8, 9, 0], [1, 1, 0, 0], [0])
     """
-    pack: dict[str, Any] = {name: [] for name in ("input_ids", "loss_mask", "seq_start_id")}
-    for sample in samples:
-        padding = padded_length(len(sample["ids"]), multiple) - len(sample["ids"])
-        pack["seq_start_id"].append(len(pack["input_ids"]))
-        pack["input_ids"] += list(sample["ids"]) + [pad_id] * padding
-        pack["loss_mask"] += align_mask(sample["mask"]) + [0] * padding
-    for name in ("conversation_id", "sample", "source", "repeat"):
-        pack[name] = [sample[name] for sample in samples]
-    return pack
+    edges = cumulated(padded(lengths, multiple))
+    starts = edges[:-1]
+    ids = np.full(edges[-1], pad_id, np.int32)
+    mask = np.zeros(edges[-1], np.uint8)
+    for place, own_ids, own_mask in parts:
+        start = starts[place]
+        ids[start : start + len(own_ids)] = own_ids
+        mask[start : start + len(own_mask)] = own_mask
+    return Packs(ids, align_mask(mask, starts + lengths - 1), starts, samples)
 
 
-def pack_fault(pack: dict[str, Any], pack_size: int, stop_id: int) -> str:
-    """Say what is wrong with a pack under the contract; empty if nothing."""
-    ids, mask, starts = pack["input_ids"], pack["loss_mask"], pack["seq_start_id"]
-    if not 0 < len(ids) <= pack_size:
-        return f"{len(ids)} tokens, pack size {pack_size}"
+def pack_fault(packs: Packs, pack_size: int, stop_id: int) -> tuple[int, str] | None:
+    """Say which pack is the first that breaks the contract, and how; None if none does."""
+    ids, mask, starts, edges = packs.ids, packs.mask, packs.starts, packs.tokens
+    tokens = np.diff(edges)
     if len(mask) != len(ids):
-        return f"{len(ids)} ids but {len(mask)} mask values"
-    if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)):
-        return f"starts {starts} of {len(ids)} tokens"
-    if not any(mask):
-        return "no trained token"
-    if any(mask[end - 1] for end in [*starts[1:], len(ids)]):
-        return "the last token of a sample predicts the next sample"
-    if any(kept and token == stop_id for kept, token in zip(mask, ids, strict=True)):
-        return "a trained token follows a stop token: Megatron-Bridge would drop it unseen"
-    return ""
+        return 0, f"{len(ids)} ids but {len(mask)} mask values"
+    wrong = (tokens <= 0) | (tokens > pack_size)
+    if wrong.any():
+        return int(wrong.argmax()), f"{tokens[wrong.argmax()]} tokens, pack size {pack_size}"
+    ends = np.append(starts[1:], len(ids))
+    if len(empty := np.flatnonzero(starts >= ends)):
+        return int(np.searchsorted(packs.samples, empty[0], "right")) - 1, "a sample without tokens"
+    for what, places in (
+        ("the last token of a sample predicts the next sample", ends[mask[ends - 1] > 0] - 1),
+        (
+            "a trained token follows a stop token: Megatron-Bridge would drop it unseen",
+            np.flatnonzero((ids == stop_id) & (mask > 0)),
+        ),
+        ("no trained token", edges[:-1][np.add.reduceat(mask, edges[:-1], dtype=np.int64) == 0]),
+    ):
+        if len(places):
+            return int(np.searchsorted(edges, places[0], "right")) - 1, what
+    return None
 
 
 def write_npy(path: Path, packs: Sequence[dict[str, Any]]) -> None:
     """Write packs in the form that the recipe names: an object array of dicts of lists of int."""
     array = np.empty(len(packs), dtype=object)
     for index, pack in enumerate(packs):
-        array[index] = {name: pack[name] for name in ("input_ids", "loss_mask", "seq_start_id")}
+        array[index] = {name: pack[name] for name in COLUMNS}
     np.save(path, array, allow_pickle=True)

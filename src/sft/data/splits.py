@@ -8,31 +8,34 @@ first source by `pack.precedence` keeps its own.
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from sft.command import InputError
+
+Int32s = npt.NDArray[np.int32]
+Hashes = npt.NDArray[np.uint64]
 
 SPLITS = ("training", "validation", "test")
 FEWEST_TO_SPLIT = 3
 
 
-@dataclass(frozen=True)
-class Duplicate:
-    """A conversation that its source loses, because an earlier source has it or one like it."""
-
-    source: str
-    conversation: str
-    reason: str
-    """duplicate: the same; near-duplicate: one like it."""
-    kept: str
-    """The conversation that is kept instead."""
-    kept_source: str
-
-
 def keyed_hash(seed: int, text: str) -> str:
     """Return a hash that orders texts anew for each seed, the same on every machine."""
     return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+
+
+def keyed_hashes(seed: int, texts: Iterable[str]) -> Hashes:
+    """Return the first 64 bits of the keyed hash of each text, as numbers that are in the same order.
+
+    >>> f"{keyed_hashes(1, ['text'])[0]:016x}" == keyed_hash(1, "text")[:16]
+    True
+    """
+    digests = b"".join(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8] for text in texts)
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 def by_precedence(sources: Iterable[str], precedence: Sequence[str]) -> list[str]:
@@ -54,79 +57,67 @@ def by_precedence(sources: Iterable[str], precedence: Sequence[str]) -> list[str
     return [*precedence, *(name for name in names if name not in precedence)]
 
 
-def settle_duplicates(
-    conversations: Iterable[tuple[str, str]], clusters: Mapping[str, str]
-) -> tuple[list[Duplicate], dict[str, str]]:
-    """Say who loses what to an earlier source, and what stays together: conversation -> first of its group.
+class Settled(NamedTuple):
+    """Who loses what to whom, by conversation: arrays of (conversations,)."""
 
-    `conversations` are (source, id), the source that wins first; `clusters` names the cluster of an id, absent
-    for one that is alone. The first conversation of a cluster decides: its source keeps all that it has of
-    the cluster, together in one group, and every other source loses its own.
+    instead: Int32s
+    """The conversation of an earlier source that is kept instead of this one; -1 for one that is kept."""
+    group: Int32s
+    """The first conversation of those that stay together with this one; itself for one that is alone."""
 
-    >>> settle_duplicates([("a", "x"), ("b", "x"), ("b", "y")], {"x": "1", "y": "1"})[0][1]
-    Duplicate(source='b', conversation='y', reason='near-duplicate', kept='x', kept_source='a')
+
+def settle_duplicates(source: Int32s, identity: Int32s, cluster: Int32s) -> Settled:
+    """Say who loses what to an earlier source, and what stays together.
+
+    Conversations are in the order of their sources, the source that wins first. Where two have the same
+    `identity` they are the same; `cluster` has a number for each identity, the same where they are alike. The
+    first conversation of a cluster decides: its source keeps all that it has of the cluster, together in one
+    group, and every other source loses its own: to the same conversation if that is kept, else to the first.
+
+    Shapes:  source, identity: (conversations,); cluster: (identities,).
+
+    >>> settle_duplicates(np.array([0, 1, 1]), np.array([0, 0, 1]), np.array([0, 0])).instead.tolist()
+    [-1, 0, 0]
     """
-    lost: list[Duplicate] = []
-    groups: dict[str, str] = {}
-    owner: dict[str, str] = {}
-    first: dict[str, tuple[str, str]] = {}
-    for source, conversation in conversations:
-        if (earlier := owner.get(conversation, source)) != source:
-            lost.append(Duplicate(source, conversation, "duplicate", conversation, earlier))
-            continue
-        kept_source, kept = first.setdefault(clusters.get(conversation, conversation), (source, conversation))
-        if kept_source != source:
-            lost.append(Duplicate(source, conversation, "near-duplicate", kept, kept_source))
-            continue
-        owner[conversation] = source
-        if kept != conversation:
-            groups[conversation] = kept
-    return lost, groups
+    conversations = np.arange(len(source), dtype=np.int32)
+    own = cluster[identity]
+    first = np.full(len(cluster), -1, np.int32)
+    first[own[::-1]] = conversations[::-1]  # the last that is written is the first
+    first_of_own = first[own]
+    kept = source == source[first_of_own]
+    same = np.full(len(cluster), -1, np.int32)
+    same[identity[kept]] = conversations[kept]
+    instead = np.where(same[identity] >= 0, same[identity], first_of_own)
+    return Settled(np.where(kept, -1, instead).astype(np.int32), np.where(kept, first_of_own, conversations))
 
 
-def split_conversations(
-    sources: Mapping[str, Iterable[str]],
-    validation: float,
-    test: float,
-    seed: int,
-    groups: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Assign a split to every conversation id; `sources` has the ids of each source.
+def split_groups(sizes: Int32s, hashes: Hashes, validation: float, test: float) -> npt.NDArray[np.uint8]:
+    """Assign a split (its place in SPLITS) to every group of conversations of one source.
 
-    `groups` names the group of an id, absent for one that is alone: a group is on one side. Counts are exact
-    unless groups are too large for it. An id found in several sources gets one split, drawn in the first of
-    them by name.
+    Groups are chosen in the order of their hashes; one that is too large for what a split still misses goes to
+    training. So counts are exact unless groups are too large, and a source of three or more has all splits.
+
+    Shapes:  sizes, hashes, result: (groups,); sizes in conversations.
     """
-    assigned: dict[str, str] = {}
-    for source in sorted(sources):
-        members: dict[str, list[str]] = {}
-        for conversation in sorted(set(sources[source]) - assigned.keys()):
-            members.setdefault((groups or {}).get(conversation, conversation), []).append(conversation)
-        for split, chosen in _split_groups(members, validation, test, seed).items():
-            assigned.update((conversation, split) for group in chosen for conversation in members[group])
-    return assigned
-
-
-def _split_groups(members: Mapping[str, list[str]], validation: float, test: float, seed: int) -> dict[str, list[str]]:
-    """Choose groups for each split in the order of their hash; a group that is too large goes to training."""
-    conversations = sum(map(len, members.values()))
-    missing = held_out(conversations if len(members) >= FEWEST_TO_SPLIT else 0, validation, test)
-    wanted = [split for split in SPLITS if missing.get(split, 1)]
-    chosen: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for group in sorted(members, key=lambda name: keyed_hash(seed, name)):
-        size = len(members[group])
-        split = next((held for held in missing if size <= missing[held]), "training")
-        chosen[split].append(group)
-        if split in missing:
-            missing[split] -= size
-    if len(members) >= FEWEST_TO_SPLIT:  # groups may be too large for a split: then it gets the smallest there is
-        for split in wanted:
-            if not chosen[split]:
-                most = max(chosen.values(), key=len)
-                smallest = min(most, key=lambda name: len(members[name]))
-                most.remove(smallest)
-                chosen[split].append(smallest)
-    return chosen
+    result = np.zeros(len(sizes), np.uint8)
+    if len(sizes) < FEWEST_TO_SPLIT:
+        return result
+    order = np.argsort(hashes, kind="stable")
+    missing = held_out(int(sizes.sum()), validation, test)
+    wanted = [SPLITS.index(split) for split in SPLITS if missing.get(split, 1)]
+    for group in order:
+        if not any(missing.values()):
+            break
+        split = next((held for held in missing if sizes[group] <= missing[held]), None)
+        if split:
+            missing[split] -= int(sizes[group])
+            result[group] = SPLITS.index(split)
+    for number in wanted:  # groups may be too large for a split: then it gets the smallest there is
+        counts = np.bincount(result, minlength=len(SPLITS))
+        if not counts[number]:
+            most = order[result[order] == counts.argmax()]
+            result[most[sizes[most].argmin()]] = number
+    return result
 
 
 def held_out(conversations: int, validation: float, test: float) -> dict[str, int]:

@@ -21,81 +21,57 @@ import csv
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from sft.command import InputError, run_stage, say
-from sft.data.blend import check_asked, describe_mixture, mixture_by_domain, plan_epochs, plan_repeats
-from sft.data.packs import (
-    CUT,
-    Loss,
-    Sample,
-    build_pack,
-    count,
-    count_losses,
-    fit_samples,
-    lose,
-    pack_fault,
-    padded_length,
-    write_npy,
-)
-from sft.data.splits import SPLITS, by_precedence, keyed_hash, settle_duplicates, split_conversations
+from sft.data.blend import check_asked, describe_mixture, mixture_by_domain
+from sft.data.packs import COLUMNS, write_npy
+from sft.data.splits import SPLITS, by_precedence
+from sft.executor import map_shards
 from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
 from sft.ledger import Ledger
 from sft.params import Pack, Source, load
+
+if TYPE_CHECKING:
+    from sft.data.plan import Order, Plan
+    from sft.data.samples import Conversations, Group, Samples
 
 BASE = Path("models/base")
 FILTERED = Path("data/filtered")
 PREPARED = Path("data/prepared")
 PACKED = Path("data/packed")
 MIXTURE = Path("reports/mixture.csv")
-NOT_DRAWN = "not-drawn"
-"""The reason of a fit conversation of the training split that the blend has no room for: counted, not listed."""
+
+Int32s = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class SplitPlan:
-    """The packs of one split, before any is built."""
+def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[list[Group], Samples, Conversations]":
+    """Measure the samples of all sources, in order."""
+    from sft.data.samples import READ_TOKENS, cut_groups, join, list_groups, measure_groups, read_numbers
 
-    samples: list[Sample]
-    """Each copy of a repeated sample by itself, numbered by `repeat`."""
-    bins: list[list[int]]
-    """Indices into samples."""
-
-
-@dataclass(frozen=True)
-class BlendPlan:
-    """What of the samples is packed where, and what is not."""
-
-    splits: dict[str, SplitPlan]
-    losses: list[Loss]
-    available: dict[str, int]
-    """Trained tokens of the training split by source, every conversation once."""
-    epochs: dict[str, float]
-    """How often the training split of each source is seen."""
-
-
-def read_samples(sources: Iterable[str]) -> list[Sample]:
-    """Read the samples of all sources, in order, each with its source."""
-    from sft.data.shards import read_rows
-
-    samples: list[Sample] = []
+    for source in sources:
+        if not (PREPARED / source).is_dir() or not Path(f"reports/prep/{source}.json").exists():
+            raise InputError(f"{PREPARED / source}: not found. Run the prep stage first: dvc repro prep@{source}")
+    groups = list_groups({source: PREPARED / source for source in sources})
+    rows = Counter(dict.fromkeys(sources, 0))
+    for group in groups:
+        rows[group.source] += group.rows
     for source in sources:
         report = Path(f"reports/prep/{source}.json")
-        if not (PREPARED / source).is_dir() or not report.exists():
-            raise InputError(f"{PREPARED / source}: not found. Run the prep stage first: dvc repro prep@{source}")
-        before = len(samples)
-        for row in read_rows(PREPARED / source):  # nothing predicts a first token, so it is never trained
-            samples.append({**row, "source": source, "trained": sum(row["mask"][1:])})
-        expected = read_json(report)["samples"]
-        if len(samples) - before != expected:
+        if rows[source] != (expected := read_json(report)["samples"]):
             raise InputError(
-                f"{PREPARED / source}: {len(samples) - before} samples, but {report} says {expected}. "
+                f"{PREPARED / source}: {rows[source]} samples, but {report} says {expected}. "
                 f"The data was changed between stages: dvc repro --force prep@{source}"
             )
-    return samples
+    fixed = {"pack": params.model_dump(), "spool": str(spool)}
+    parts = [{"groups": part, **fixed} for part in cut_groups(groups, READ_TOKENS)]
+    samples, conversations = join(read_numbers(map_shards(measure_groups, parts, "lengths")), rows)
+    return groups, samples, conversations
 
 
 def fingerprints(sources: Iterable[str]) -> dict[str, str]:
@@ -115,127 +91,77 @@ def fingerprints(sources: Iterable[str]) -> dict[str, str]:
     return prints
 
 
-def find_clusters(conversations: Sequence[tuple[str, str]], threshold: float) -> dict[str, str]:
-    """Cluster conversations, (source, id), whose signatures are at least this similar."""
-    from sft.data.duplicates import clusters
-    from sft.data.shards import read_rows
+def find_alike(conversations: "Conversations", chosen: npt.NDArray[np.bool_], threshold: float, spool: Path) -> Int32s:
+    """Give every id the number of the first that it is alike with, by signatures; only chosen conversations count."""
+    from sft.data.clusters import find_clusters
 
-    found: dict[str, bytes] = {}
-    for source in dict.fromkeys(source for source, _ in conversations):
-        for row in read_rows(FILTERED / source, "signatures-", ["id", "signature"]):
-            found.setdefault(row["id"], row["signature"])
-    ids = dict.fromkeys(conversation for _, conversation in conversations)
-    if missing := [conversation for conversation in ids if conversation not in found]:
+    wanted = np.zeros(len(conversations.ids), np.bool_)
+    wanted[conversations.identity[chosen]] = True
+    found: list[Int32s] = []
+    first = find_clusters(_signatures(conversations, wanted, found), threshold, spool)
+    identities = np.concatenate([*found, np.empty(0, np.int32)])
+    if missing := int(wanted.sum()) - len(identities):
+        none = wanted.copy()
+        none[identities] = False
         raise InputError(
-            f"{FILTERED}: {len(missing)} of {len(ids)} prepared conversations have no signature, such as {missing[0]}. "
-            "Run the filter stage again: dvc repro filter prep"
+            f"{FILTERED}: {missing} of {wanted.sum()} prepared conversations have no signature, such as "
+            f"{conversations.ids[int(none.argmax())]}. Run the filter stage again: dvc repro filter prep"
         )
-    return clusters([(conversation, found[conversation]) for conversation in ids], threshold)
+    cluster = np.arange(len(wanted), dtype=np.int32)
+    cluster[identities] = identities[first]
+    return cluster
 
 
-def drop_duplicates(
-    samples: Sequence[Sample], near_duplicates: float | None
-) -> tuple[list[Sample], list[Loss], dict[str, str]]:
-    """Keep of conversations that several sources have those of the first; return also who belongs together."""
-    conversations = list(dict.fromkeys((sample["source"], sample["conversation_id"]) for sample in samples))
-    clusters = {} if near_duplicates is None else find_clusters(conversations, near_duplicates)
-    lost, groups = settle_duplicates(conversations, clusters)
-    by_conversation = {(duplicate.source, duplicate.conversation): duplicate for duplicate in lost}
-    kept: list[Sample] = []
-    losses: list[Loss] = []
-    for sample in samples:
-        duplicate = by_conversation.get((sample["source"], sample["conversation_id"]))
-        if duplicate is None:
-            kept.append(sample)
-        else:
-            losses.append(lose(sample, duplicate.reason, f"{duplicate.kept} of {duplicate.kept_source} is kept"))
-    return kept, losses, groups
+def _signatures(
+    conversations: "Conversations", wanted: npt.NDArray[np.bool_], found: list[Int32s]
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the signatures of wanted ids, each once, and add to `found` whose they are."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from sft.data.duplicates import SIGNATURE_BYTES
+    from sft.data.shards import read_batches
+
+    missing = wanted.copy()
+    for number, source in enumerate(conversations.sources):
+        own = np.flatnonzero(conversations.source == number)
+        if not len(own):
+            continue
+        ids = pa.array(row["id"] for rows in read_batches(FILTERED / source, "signatures-", ["id"]) for row in rows)
+        places = pc.index_in(ids.cast(pa.string()), conversations.names(own)).fill_null(-1).to_numpy()
+        begin = 0
+        for rows in read_batches(FILTERED / source, "signatures-", ["signature"]):
+            at = places[begin : begin + len(rows)]
+            identity = np.where(at >= 0, conversations.identity[own[at]], 0)
+            take = (at >= 0) & missing[identity]
+            missing[identity[take]] = False
+            found.append(identity[take].astype(np.int32))
+            sketches = b"".join(rows[place]["signature"] for place in np.flatnonzero(take))
+            yield np.frombuffer(sketches, np.uint8).reshape(-1, SIGNATURE_BYTES)
+            begin += len(rows)
 
 
-def plan_blend(everything: Sequence[Sample], sources: Mapping[str, Source], params: Pack) -> BlendPlan:
-    """Choose what is packed, in which split, how often; the order of reading decides nothing but who wins."""
-    fitting, losses = fit_samples(everything, params.over_length, params.pack_size, params.pad_segments_to)
-    if not fitting:
-        raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
-    samples, duplicates, groups = drop_duplicates(fitting, params.near_duplicates)
-    sizes: dict[str, Counter[str]] = {source: Counter() for source in sources}
-    for sample in samples:
-        sizes[sample["source"]][sample["conversation_id"]] += sample["trained"]
-    splits = split_conversations(sizes, params.validation, params.test, params.seed, groups)
+def write_rejected(path: Path, samples: "Samples", conversations: "Conversations", plan: "Plan", params: Pack) -> None:
+    """Write what was refused, a line each, by source and id; not what only the draw left out."""
+    from sft.data.samples import FITS, NOT_DRAWN, OVER_LENGTH, REASONS, UNTRAINED
 
-    training = {
-        source: [(conversation, trained) for conversation, trained in own.items() if splits[conversation] == "training"]
-        for source, own in sizes.items()
-    }
-    shares = {source: described.share for source, described in sources.items()}
-    epochs = {source: described.epochs for source, described in sources.items()}
-    times = {
-        conversation: number
-        for own in plan_repeats(training, shares, epochs, params.seed).values()
-        for conversation, number in own.items()
-    }
-    available = {source: sum(trained for _, trained in own) for source, own in training.items()}
-    return BlendPlan(
-        {split: plan_split(samples, split, splits, times, params) for split in SPLITS},
-        losses + duplicates + [lose(s, NOT_DRAWN) for s in samples if times.get(s["conversation_id"]) == 0],
-        available,
-        plan_epochs(available, shares, epochs),
-    )
-
-
-def plan_split(
-    samples: Iterable[Sample], split: str, splits: Mapping[str, str], times: Mapping[str, int], params: Pack
-) -> SplitPlan:
-    """Choose bin and order of every sample of a split; `times` says how often a conversation of training is in."""
-    import numpy as np
-
-    from sft.data.bins import plan_bins
-
-    own = [
-        {**sample, "repeat": repeat}
-        for sample in samples
-        if splits[sample["conversation_id"]] == split
-        for repeat in range(times.get(sample["conversation_id"], 1))
-    ]
-    own.sort(key=lambda sample: (keyed_hash(params.seed, _name(sample)), sample["repeat"]))
-    lengths = np.array([padded_length(len(sample["ids"]), params.pad_segments_to) for sample in own], np.int32)
-    numbers = {conversation: number for number, (conversation, seen) in enumerate(times.items()) if seen > 1}
-    repeated = np.array([numbers.get(sample["conversation_id"], -1) for sample in own], np.int32)
-    bins = plan_bins(lengths, params.pack_size, repeated, np.array([sample["repeat"] for sample in own], np.int32))
-    order = sorted(range(len(bins)), key=lambda place: keyed_hash(params.seed, f"pack:{bins.firsts()[place]}"))
-    ordered = bins.take(np.array(order, np.int64))
-    members = np.split(ordered.members, ordered.starts[1:-1]) if len(bins) else []
-    return SplitPlan(own, [one.tolist() for one in members])
-
-
-def _name(sample: Sample) -> str:
-    return f"{sample['source']}:{sample['conversation_id']}:{sample['sample']}"
-
-
-def write_split(folder: Path, split: str, plan: SplitPlan, params: Pack, ids: dict[str, int], npy: bool) -> None:
-    """Build, check and write the packs of one split."""
-    from sft.data.shards import PACKS, ShardWriter
-
-    packs = []
-    with ShardWriter(folder / split, "packs", PACKS) as shards:
-        for members in plan.bins:
-            pack = build_pack([plan.samples[i] for i in members], params.pad_segments_to, ids["pad"])
-            if fault := pack_fault(pack, params.pack_size, ids["stop"]):
-                raise InputError(f"{split}: pack with conversation {pack['conversation_id'][0]}: {fault}")
-            shards.write(pack)
-            if npy:
-                packs.append(pack)
-    if npy:
-        write_npy(folder / f"{split}.npy", packs)
-
-
-def write_rejected(path: Path, losses: Iterable[Loss]) -> None:
-    """Write what was refused, a line each, in the order of the ids; not what only the draw left out."""
-    refused = (loss for loss in losses if loss.reason not in (CUT, NOT_DRAWN))
+    refused = (samples.reason != FITS) & (samples.reason != NOT_DRAWN)
+    source_of = conversations.source[samples.conversation]
     with path.open("w", encoding="utf-8") as file:
-        for loss in sorted(refused, key=lambda loss: (loss.source, loss.conversation, loss.sample)):
-            line = {name: getattr(loss, name) for name in ("source", "reason", "evidence")}
-            file.write(json.dumps({"id": loss.conversation, **line}, ensure_ascii=False) + "\n")
+        for source, number in sorted((name, number) for number, name in enumerate(conversations.sources)):
+            own = np.flatnonzero(refused & (source_of == number))
+            names = conversations.names(samples.conversation[own]).to_pylist()
+            for name, _, sample in sorted(zip(names, samples.number[own].tolist(), own.tolist(), strict=True)):
+                reason, length = samples.reason[sample], samples.length[sample]
+                if reason == OVER_LENGTH:
+                    evidence = f"sample {samples.number[sample]}: {length} tokens of {params.pack_size}"
+                elif reason == UNTRAINED:
+                    evidence = f"sample {samples.number[sample]}: none of {length} tokens is trained"
+                else:
+                    kept = plan.instead[samples.conversation[sample] :][:1]
+                    evidence = f"{conversations.names(kept)[0]} of {conversations.sources_of(kept)[0]} is kept"
+                line = {"id": name, "source": source, "reason": REASONS[reason], "evidence": evidence}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def write_mixture(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -246,46 +172,49 @@ def write_mixture(rows: Sequence[Mapping[str, Any]]) -> None:
         table.writerows(rows)
 
 
-def describe_split(plan: SplitPlan, params: Pack) -> dict[str, Any]:
+def describe_split(order: "Order", samples: "Samples", conversations: "Conversations", params: Pack) -> dict[str, Any]:
     """Return the counts of one split, its efficiency, and its counts by source."""
-    import numpy as np
-
     from sft.data.bins import lower_bound
+    from sft.data.samples import add_counts, count_by_source
 
-    tokens = count(plan.samples)["tokens"]
-    room = len(plan.bins) * params.pack_size
-    names = sorted({sample["source"] for sample in plan.samples})
+    sources = count_by_source(samples, conversations, order.samples)
+    total, packs = add_counts(sources.values()), len(order.packs) - 1
     return {
-        **count(plan.samples),
-        "packs": len(plan.bins),
-        "fewest_packs": lower_bound(np.array([len(sample["ids"]) for sample in plan.samples]), params.pack_size),
-        "packing_efficiency": round(tokens / room, 6) if room else None,
-        "sources": {name: count([s for s in plan.samples if s["source"] == name]) for name in names},
+        **total,
+        "packs": packs,
+        "fewest_packs": lower_bound(samples.kept[order.samples], params.pack_size),
+        "packing_efficiency": round(total["tokens"] / (packs * params.pack_size), 6) if packs else None,
+        "sources": {source: sources[source] for source in sorted(sources) if sources[source]["samples"]},
     }
 
 
 def describe_sources(
-    packed: Sequence[Sample], losses: Sequence[Loss], fetched: Mapping[str, Source]
+    samples: "Samples", conversations: "Conversations", plan: "Plan", fetched: Mapping[str, Source]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is packed and what was lost, and why, of every source and of every domain."""
+    from sft.data.samples import add_counts, add_losses, count_by_source, count_losses
+
+    packed = count_by_source(samples, conversations, np.concatenate([each.samples for each in plan.splits.values()]))
+    begins = np.searchsorted(conversations.source[samples.conversation], range(len(fetched) + 1))
+    lost = {source: count_losses(samples, slice(*begins[n : n + 2])) for n, source in enumerate(conversations.sources)}
     sources = {
         source: {
             "domain": described.domain,
             "license": described.license,
-            **count([s for s in packed if s["source"] == source]),
-            "lost": count_losses([loss for loss in losses if loss.source == source]),
+            **packed[source],
+            "lost": lost[source],
             "rejected_by_prep": read_json(Path(f"reports/prep/{source}.json"))["rejected"],
             "rejected_by_filter": read_json(Path(f"reports/filter/{source}.json"))["rejected"],
         }
         for source, described in fetched.items()
     }
-    domains = {
-        domain: {
-            **count([s for s in packed if fetched[s["source"]].domain == domain]),
-            "lost": count_losses([loss for loss in losses if fetched[loss.source].domain == domain]),
+    domains: dict[str, Any] = {}
+    for domain in sorted({described.domain for described in fetched.values()}):
+        own = [source for source, described in fetched.items() if described.domain == domain]
+        domains[domain] = {
+            **add_counts(packed[source] for source in own),
+            "lost": add_losses(lost[source] for source in own),
         }
-        for domain in sorted({described.domain for described in fetched.values()})
-    }
     return sources, domains
 
 
@@ -298,27 +227,41 @@ def token_ids() -> dict[str, int]:
 
 
 def account(
-    everything: Sequence[Sample], packed: Sequence[Sample], losses: Sequence[Loss], prep_rows: int
+    samples: "Samples", conversations: "Conversations", plan: "Plan", prep_rows: int
 ) -> tuple[Ledger, dict[str, Any]]:
     """Return the ledger of conversations, and what else the report says of samples, tokens and trained tokens.
 
     A conversation is rejected when no sample of it is packed, for the reason for which the last one went.
     """
-    kept = {(s["source"], s["conversation_id"]) for s in packed}
-    whole = [loss for loss in losses if loss.reason != CUT]
-    gone = {(loss.source, loss.conversation): loss.reason for loss in whole}
-    conversations = Ledger(prep_rows, len(kept), Counter(reason for who, reason in gone.items() if who not in kept))
-    once, repeated = [s for s in packed if not s["repeat"]], count([s for s in packed if s["repeat"]])
-    samples = Ledger(len(everything), len(once), Counter(loss.reason for loss in whole))
-    samples.check("pack, samples")
+    from sft.data.samples import DUPLICATE, FITS, NOT_DRAWN, REASONS, add_counts, count_by_source, count_losses
 
-    came, went, lost = count(everything), count(packed), count_losses(losses)
-    report: dict[str, Any] = {"samples": samples.report(), "repeated": repeated}
-    for unit in ("tokens", "trained_tokens"):
-        rejected = {reason: counts[unit] for reason, counts in lost.items()}
-        Ledger(came[unit] + repeated[unit], went[unit], Counter(rejected)).check(f"pack, {unit}")
-        report |= {unit: went[unit], f"{unit}_in": came[unit], f"{unit}_rejected": rejected}
-    return conversations, report
+    order = np.concatenate([each.samples for each in plan.splits.values()])
+    repeats = np.concatenate([each.repeats for each in plan.splits.values()])
+    reason = np.full(len(conversations), FITS, np.uint8)
+    for first, last in ((FITS + 1, DUPLICATE - 1), (DUPLICATE, NOT_DRAWN)):  # the later step decides
+        own = (first <= samples.reason) & (samples.reason <= last)
+        reason[samples.conversation[own]] = samples.reason[own]
+    packed = np.zeros(len(conversations), np.bool_)
+    packed[samples.conversation[order]] = True
+    gone = np.bincount(reason[~packed], minlength=len(REASONS))
+    rejected = Counter({REASONS[number]: int(gone[number]) for number in np.flatnonzero(gone)})
+    ledger = Ledger(prep_rows, int(packed.sum()), rejected)
+
+    lost = count_losses(samples, slice(None))
+    whole = Counter({name: counts["samples"] for name, counts in lost.items() if name != REASONS[FITS]})
+    of_samples = Ledger(len(samples), int((repeats == 0).sum()), whole)
+    of_samples.check("pack, samples")
+    repeated = add_counts(count_by_source(samples, conversations, order[repeats > 0]).values())
+    report: dict[str, Any] = {"samples": of_samples.report(), "repeated": repeated}
+    for unit, came, kept in (
+        ("tokens", samples.length, samples.kept),
+        ("trained_tokens", samples.trained, samples.trained_kept),
+    ):
+        total, went = int(came.sum(dtype=np.int64)), int(kept[order].sum(dtype=np.int64))
+        by_reason = {name: counts[unit] for name, counts in lost.items()}
+        Ledger(total + repeated[unit], went, Counter(by_reason)).check(f"pack, {unit}")
+        report |= {unit: went, f"{unit}_in": total, f"{unit}_rejected": by_reason}
+    return ledger, report
 
 
 def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
@@ -342,36 +285,48 @@ def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
 
 def main() -> None:
     """Pack the blend."""
-    import numpy as np
-
     from sft.data.bins import length_quantiles
+    from sft.data.plan import fitting, plan_blend
+    from sft.data.samples import FITS, refuse_over_length
+    from sft.data.shards import read_rows
+    from sft.data.shuffle import Layout, write_packs
 
     params, fetch = load("pack", "fetch")
     fetched = {name: fetch.sources[name] for name in by_precedence(fetch.sources, params.precedence)}
     check_asked({s: d.share for s, d in fetched.items()}, {s: d.epochs for s, d in fetched.items()})
-    everything = read_samples(fetched)
-    prints, ids = fingerprints(fetched), token_ids()
-    plan = plan_blend(everything, fetched, params)
-    packed = [sample for split in SPLITS for sample in plan.splits[split].samples]
-    conversations, balance = account(
-        everything, packed, plan.losses, sum(read_json(Path(f"reports/prep/{s}.json"))["rows_out"] for s in fetched)
-    )
-    npy = balance["tokens"] <= params.npy_max_tokens
-    splits = {split: describe_split(plan.splits[split], params) for split in SPLITS}
-    sources, domains = describe_sources(packed, plan.losses, fetched)
-    nothing = {"tokens": 0, "trained_tokens": 0}
-    mixture = describe_mixture(
-        plan.available,
-        {source: splits["training"]["sources"].get(source, nothing) for source in fetched},
-        {source: described.domain for source, described in fetched.items()},
-        plan.epochs,
-    )
-
     with publish_folder(PACKED) as folder:
+        spool = folder.absolute() / "spool"
+        spool.mkdir()
+        groups, samples, conversations = read_samples(fetched, params, spool)
+        prints, ids = fingerprints(fetched), token_ids()
+        if params.over_length == "error":
+            refuse_over_length(samples, conversations, params)
+        if not (samples.reason == FITS).any():
+            raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
+        cluster = np.arange(len(conversations.ids), dtype=np.int32)
+        if params.near_duplicates is not None:
+            cluster = find_alike(conversations, fitting(samples, conversations), params.near_duplicates, spool)
+        plan = plan_blend(samples, conversations, cluster, fetched, params)
+        prep_rows = sum(read_json(Path(f"reports/prep/{source}.json"))["rows_out"] for source in fetched)
+        ledger, balance = account(samples, conversations, plan, prep_rows)
+
+        npy = balance["tokens"] <= params.npy_max_tokens
+        layout = Layout(params.pack_size, params.pad_segments_to, ids["pad"], ids["stop"])
+        write_packs(folder, plan.splits, samples, conversations, groups, layout, spool)
+        shutil.rmtree(spool)
+        for split in SPLITS if npy else ():
+            write_npy(folder / f"{split}.npy", list(read_rows(folder / split, columns=list(COLUMNS))))
+        write_rejected(folder / "rejected.jsonl", samples, conversations, plan, params)
         shutil.copyfile(PREPARED / next(iter(fetched)) / "chat_template.jinja", folder / "chat_template.jinja")
-        for split in SPLITS:
-            write_split(folder, split, plan.splits[split], params, ids, npy)
-        write_rejected(folder / "rejected.jsonl", plan.losses)
+        splits = {split: describe_split(plan.splits[split], samples, conversations, params) for split in SPLITS}
+        sources, domains = describe_sources(samples, conversations, plan, fetched)
+        nothing = {"tokens": 0, "trained_tokens": 0}
+        mixture = describe_mixture(
+            plan.available,
+            {source: splits["training"]["sources"].get(source, nothing) for source in fetched},
+            {source: described.domain for source, described in fetched.items()},
+            plan.epochs,
+        )
         metadata = {
             "pack_size": params.pack_size,
             "pad_segments_to": params.pad_segments_to,
@@ -387,7 +342,8 @@ def main() -> None:
         }
         write_json(folder / "metadata.json", metadata)
     write_mixture(mixture)
-    report = conversations.write(
+    source_of = conversations.source[samples.conversation]
+    report = ledger.write(
         Path("reports/pack.json"),
         **balance,
         splits={split: {k: v for k, v in splits[split].items() if k != "sources"} for split in SPLITS},
@@ -396,8 +352,8 @@ def main() -> None:
             "domains": {domain: described["lost"] for domain, described in domains.items()},
         },
         length_quantiles={
-            source: length_quantiles(np.array([len(s["ids"]) for s in everything if s["source"] == source]))
-            for source in fetched
+            source: length_quantiles(samples.length[source_of == number])
+            for number, source in enumerate(conversations.sources)
         },
     )
     say_what_happened(report, params.pack_size)
