@@ -29,7 +29,7 @@ no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per sour
 no_cluster = error: CLUSTER=$(CLUSTER): clusters come with a later release (slurm/README.md); profiles here: \
     $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
 
-.PHONY: help setup repro fetch filter prep pack train eval show rejected lineage reproduce compare mlflow mlflow-server deliver clean test check format pins
+.PHONY: help setup repro fetch filter prep pack train eval show rejected lineage reproduce compare mlflow mlflow-server push deliver clean test check format pins
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -84,6 +84,9 @@ mlflow: setup ## Runs and registered models in the browser (PORT=5000)
 mlflow-server: setup ## A tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
 	python -m sft.run.server --port $(PORT) $(if $(STORE),--store '$(STORE)') \
 	    $(if $(ARTIFACTS),--artifacts '$(ARTIFACTS)') $(if $(FOLDER),--folder '$(FOLDER)')
+
+push: setup ## Push data, models and finished stages, so that others need not run them (REMOTE=)
+	python -m sft.run.share $(if $(REMOTE),--remote '$(REMOTE)')
 
 deliver: setup ## Tell MLflow what waits for it: after a server was away, or another store is named
 	python -m sft.run.deliver

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -96,6 +97,52 @@ def s3_server(folder: Path, *buckets: str) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+class Proxy:
+    """Passes connections on to a server, until it is told to cut them: after so many more bytes, and from then on."""
+
+    def __init__(self, url: str) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self._target = (host, int(port))
+        self._left: int | None = None
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.cuts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut_after(self, size: int) -> None:
+        with self._lock:
+            self._left = size
+
+    def mend(self) -> None:
+        with self._lock:
+            self._left = None
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                incoming, _ = self._listener.accept()
+                outgoing = socket.create_connection(self._target)
+                for one, other in ((incoming, outgoing), (outgoing, incoming)):
+                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError), one, other:
+            while data := one.recv(1 << 16):
+                with self._lock:
+                    if self._left is not None:
+                        self._left -= len(data)
+                        if self._left < 0:
+                            self.cuts += 1
+                            for end in (one, other):
+                                end.shutdown(socket.SHUT_RDWR)
+                            return
+                other.sendall(data)
 
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -4,6 +4,7 @@ Every shell block of README.md, CONTRIBUTING.md and docs/ stands under a comment
 
     <!-- test: run -->                 as it stands, in a fresh clone; ends with 0
     <!-- test: pipeline -->            as it stands, in a clone whose pipeline is tiny
+    <!-- test: remote -->              by tests/test_remotes.py, with servers on loopback
     <!-- test: make-n: the reason -->  too long, or needs what is not here: make with -n, dvc with --help
 
 Lines of a console block that begin with "$ " are commands; the others show output and are not compared.
@@ -91,7 +92,7 @@ def test_the_readme_has_shell_blocks():
 
 def test_every_shell_block_says_how_it_is_tested():
     for block in blocks_of_the_repository():
-        assert block.how in ("run", "pipeline") or re.fullmatch(r"make-n: .+", block.how), block
+        assert block.how in ("run", "pipeline", "remote") or re.fullmatch(r"make-n: .+", block.how), block
 
 
 @blocks_for("run")
