@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tempfile
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -11,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sft.data import rows
 from sft.data.rows import Row, converted, read_objects
 from sft.files import value_digest
 
@@ -156,3 +160,35 @@ def test_a_record_that_no_reader_could_use_is_a_fault(record: dict[str, Any], fa
 def test_a_sound_record_comes_without_the_text_of_its_row() -> None:
     row = Row("a.jsonl:1", {"messages": [], "meta": {"refuse": "no-answer"}}, raw="{}")
     assert converted(row, lambda record, where: record) == Row(row.where, row.record)
+
+
+@given(
+    st.lists(st.sampled_from(['{"a": 1}', "", "{broken", '{"b": "' + "x" * 40 + '"}', " ", "[1]"]), max_size=30),
+    st.booleans(),
+)
+def test_parts_in_order_are_the_file_whatever_stands_in_it(lines, ends):
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        folder = Path(place)
+        (folder / "a.jsonl").write_text("\n".join(lines) + ("\n" if ends else ""))
+        (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"c": 1}\n' * 30))
+        (folder / "c.json").write_text('{"d": 1}')
+        (folder / "README.md").write_text("no rows")
+        patch.setattr(rows, "PART_BYTES", 16)
+        patch.setattr(rows, "READ_BYTES", 8)
+        parts = rows.cut(folder)
+        whole = list(rows.read_objects(folder))
+        assert [row for part in parts for row in rows.read_part(folder, part)] == whole
+        assert len(whole) == sum(bool(line.strip()) for line in lines) + 31
+        text = sum(len(line) + 1 for line in lines)
+        assert len([part for part in parts if part.path == "a.jsonl"]) >= min(3, text // 70)
+
+
+def test_parts_of_a_table_are_its_row_groups_in_order(tmp_path, monkeypatch):
+    table = pa.table({"messages": [json.dumps([{"role": "user", "content": str(n)}]) for n in range(100)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no table" * 9)
+    monkeypatch.setattr(rows, "PART_BYTES", 100)
+    parts = rows.cut(tmp_path)
+    assert len(parts) > 10
+    assert [row for part in parts for row in rows.read_part(tmp_path, part)] == list(rows.read_objects(tmp_path))
+    assert next(row.where for row in rows.read_part(tmp_path, parts[1])) == f"a.parquet:{parts[1].first}"

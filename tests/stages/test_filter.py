@@ -5,11 +5,12 @@ import json
 import pytest
 
 from sft.command import InputError
+from sft.data import rows
 from sft.data.conversation import Conversation
 from sft.data.duplicates import signature
 from sft.data.formats import Row
 from sft.data.shards import read_rows
-from sft.files import read_json
+from sft.files import file_digest, folder_digest, read_json
 from sft.stages import fetch
 from sft.stages import filter as stage
 from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
@@ -221,3 +222,45 @@ def test_typed_control_tokens_are_refused_passed_or_escaped_as_the_policy_says_a
     assert report["rejected"] == ({"template-markup": 1} if kept_as is None else {})
     said = [json.loads(row["messages"])[0]["content"] for row in read_rows(project / "data/filtered/calls", "kept")]
     assert said[2:] == ([] if kept_as is None else [kept_as])
+
+
+def test_the_bytes_do_not_depend_on_the_workers(project, monkeypatch):
+    set_params(project, **{"filter.near_duplicates": 0.8, "filter.max_rejected": 0.9})
+    give(
+        project, *tool_records(40), "{broken", *chat_records(40), *tool_records(3), {"messages": []}, *chat_records(41)
+    )
+    monkeypatch.setattr(rows, "PART_BYTES", 2_000)
+    monkeypatch.setattr(rows, "READ_BYTES", 500)
+    assert len(rows.cut(project / "data/raw/calls")) > 5
+    digests = set()
+    for workers in ("1", "2", "3"):
+        monkeypatch.setenv("SFT_WORKERS", workers)
+        stage.main("calls")
+        digests.add(
+            (folder_digest(project / "data/filtered/calls"), file_digest(project / "reports/filter/calls.json"))
+        )
+    assert len(digests) == 1
+    report = read_json(project / "reports/filter/calls.json")
+    assert report["rows_in"] == 40 + 1 + 40 + 3 + 1 + 41
+    assert {"duplicate", "malformed-row", "no-messages"} <= set(report["rejected"])
+    assert not list((project / "data/filtered").glob(".*"))
+
+
+def test_fields_that_no_row_of_any_part_has_stop_the_stage_with_what_would_fit(project, monkeypatch):
+    monkeypatch.setattr(rows, "PART_BYTES", 100)
+    monkeypatch.setattr(rows, "READ_BYTES", 50)
+    monkeypatch.setenv("SFT_WORKERS", "2")
+    give(project, *[{"talk": record["messages"]} for record in chat_records(9)])
+    with pytest.raises(InputError, match=r"no row has what format 'openai' reads[\s\S]*fields: {messages: talk}"):
+        stage.main("calls")
+    assert not list((project / "data/filtered").iterdir())
+
+
+def test_a_duplicate_is_kept_beside_its_evidence_in_normal_form(project):
+    record = {"messages": [{"role": "developer", "content": "Be brief."}, *asking("Why?")["messages"]]}
+    give(project, *tool_records(2), record, record)
+    stage.main("calls")
+    (row,) = read_rows(project / "data/filtered/calls", "rejected")
+    assert row["reason"] == "duplicate"
+    assert row["evidence"] == f"calls.jsonl:4: the same conversation came before: {row['id']}"
+    assert json.loads(row["messages"])[0]["role"] == "system"

@@ -11,7 +11,7 @@ which values of a field are wanted. The others read the files of one published p
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,26 @@ def read_rows(
              one that `where` names. It lists the fields found and the lines of params.yaml that would fit.
     """
     fields, where = fields or {}, where or {}
+    check_asked(format, fields, where)
     if format in PACKAGES:
-        if fields or where:
-            raise InputError(f"format {format!r} reads the files of one package as they are: no fields, no where.")
         return PACKAGES[format](folder)
+    return _read_whole(folder, format, fields, where)
+
+
+def _read_whole(
+    folder: Path, format: str, fields: Mapping[str, str], where: Mapping[str, Sequence[str]]
+) -> Iterator[Row]:
+    fit = Fit(unseen=set(where))
+    yield from read_as(read_objects(folder), format, fields, where, fit)
+    fit.check(format, fields)
+
+
+def check_asked(format: str, fields: Mapping[str, str], where: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError where a format is unknown, or has not the fields that `fields` names."""
+    if format in PACKAGES and (fields or where):
+        raise InputError(f"format {format!r} reads the files of one package as they are: no fields, no where.")
+    if format in PACKAGES:
+        return
     if format not in RECORDS:
         raise InputError(f"format {format!r} is unknown. {_nearest(format, FORMATS)}Known: {', '.join(FORMATS)}.")
     for name in fields:
@@ -68,41 +84,63 @@ def read_rows(
                 f"fields: format {format!r} has no field {name!r}. {_nearest(name, FIELDS[format])}"
                 f"It has: {', '.join(FIELDS[format])}. Write {{our name: name in the source}}."
             )
-    return _read(folder, format, fields, where)
 
 
-def _read(folder: Path, format: str, fields: Mapping[str, str], where: Mapping[str, Sequence[str]]) -> Iterator[Row]:
-    """Filter, rename and convert rows; raise at the end if none had the fields."""
-    fitting, filtered, strangers, unseen = 0, 0, list[Row](), set(where)
-    for row in read_objects(folder):
+@dataclass
+class Fit:
+    """Whether rows had the fields that their source is said to have: those of a part, or of all."""
+
+    fitting: int = 0
+    filtered: int = 0
+    unseen: set[str] = field(default_factory=set)
+    """Fields of `where` that no row had."""
+    strangers: list[tuple[str, Json]] = field(default_factory=list)
+    """Place and record of the first rows without the fields."""
+
+    def add(self, other: "Fit") -> None:
+        """Add what is known of the rows that follow."""
+        self.fitting += other.fitting
+        self.filtered += other.filtered
+        self.unseen &= other.unseen
+        self.strangers = (self.strangers + other.strangers)[:STRANGERS]
+
+    def check(self, format: str, fields: Mapping[str, str]) -> None:
+        """Raise InputError if no row had the fields."""
+        if self.unseen and self.filtered and not self.fitting and not self.strangers:
+            names = ", ".join(sorted(self.unseen))
+            raise InputError(
+                f"where: no row has the field {names}, so every row is refused. Mend the name or leave it out."
+            )
+        if self.strangers and not self.fitting:
+            raise InputError(_no_row_fits(format, fields, self.strangers))
+
+
+def read_as(
+    rows: Iterable[Row], format: str, fields: Mapping[str, str], where: Mapping[str, Sequence[str]], fit: Fit
+) -> Iterator[Row]:
+    """Filter, rename and convert rows; note in `fit` whether they had the fields."""
+    for row in rows:
         if row.record is None:
             yield row
             continue
         values = {path: lookup(row.record, path) for path in where}
-        unseen -= {path for path, value in values.items() if value is not None}
+        fit.unseen -= {path for path, value in values.items() if value is not None}
         unwanted = {path: value for path, value in values.items() if not is_wanted(value, where[path])}
         if unwanted:
-            filtered += 1
+            fit.filtered += 1
             yield replace(row, record={**row.record, "meta": {"refuse": FILTERED, **unwanted}})
             continue
         record = rename(row.record, fields)
         if any(all(record.get(name) is not None for name in names) for names in REQUIRED[format]):
-            fitting += 1
+            fit.fitting += 1
             yield converted(replace(row, record=record), RECORDS[format])
         else:
-            strangers += [row] if len(strangers) < STRANGERS else []
+            fit.strangers += [(row.where, row.record)] if len(fit.strangers) < STRANGERS else []
             yield replace(row, record=None, fault=f"no field {_needed(format)}; the row has {listed(row.record)}")
-    if unseen and filtered and not fitting and not strangers:
-        names = ", ".join(sorted(unseen))
-        raise InputError(
-            f"where: no row has the field {names}, so every row is refused. Mend the name or leave it out."
-        )
-    if strangers and not fitting:
-        raise InputError(_no_row_fits(format, fields, strangers))
 
 
-def _no_row_fits(format: str, fields: Mapping[str, str], strangers: list[Row]) -> str:
-    records = [row.record for row in strangers if row.record is not None]
+def _no_row_fits(format: str, fields: Mapping[str, str], strangers: list[tuple[str, Json]]) -> str:
+    records = [record for _, record in strangers]
     absent = [
         f"fields: {ours}: no row has {theirs!r}. "
         for ours, theirs in fields.items()
@@ -116,7 +154,7 @@ def _no_row_fits(format: str, fields: Mapping[str, str], strangers: list[Row]) -
         else "None holds messages, or a question and its answer; name them: fields: {our name: name in the source}."
     )
     return (
-        f"{strangers[0].where}: no row has what format {format!r} reads: {_needed(format)}. {''.join(absent)}"
+        f"{strangers[0][0]}: no row has what format {format!r} reads: {_needed(format)}. {''.join(absent)}"
         f"Fields found: {listed(dict(sorted(found.items())))}. {remedy}"
     )
 

@@ -2,8 +2,10 @@
 
 `read_objects(folder)` streams the files of data/raw/<source>/ in the order of their names and yields a `Row`
 for each JSON object: .jsonl, .ndjson, .json (an array, an object, or lines) and .parquet, each also .gz or
-.zst. Other files (a README) yield no rows. `convert` turns objects into records in OpenAI's form (messages,
-tools, meta). Neither raises for a row's sake: a broken row is a row with a fault, so that it is counted.
+.zst. Other files (a README) yield no rows. `cut` names parts of the same files for workers, by the files alone;
+`read_part` reads one, and all in order are what `read_objects` gives. `convert` turns objects into records in
+OpenAI's form (messages, tools, meta). None of them raises for a row's sake: a broken row is a row with a fault,
+so that it is counted.
 """
 
 import gzip
@@ -13,12 +15,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft.data import strictjson
 
 RAW_CHARS = 2_000
-LINES, DOCUMENT, TABLE = {".jsonl", ".ndjson"}, {".json"}, {".parquet"}
+LINES, DOCUMENT, TABLE, PACKED = {".jsonl", ".ndjson"}, {".json"}, {".parquet"}, {".gz", ".zst"}
+PART_BYTES = 16 << 20
 PARQUET_ROWS = 256  # read together
 ZST_BYTES, READ_BYTES = 16 << 10, 1 << 20  # unpacked, and handed on, at a time
 # The reasons that a format may give in meta["refuse"] for a sound record that must not be trained on.
@@ -43,18 +46,91 @@ class Row:
     """The text of a faulty row, cut."""
 
 
+class Part(NamedTuple):
+    """A part of a raw file, or all of it."""
+
+    path: str
+    """Relative to the folder, with slashes."""
+    first: int = 1
+    """Number of its first line, or row."""
+    start: int = 0
+    end: int | None = None
+    """Bytes of a file of lines, or row groups of a table; None = to the end."""
+
+
 def read_objects(folder: Path) -> Iterator[Row]:
     """Yield a row for each JSON object below a folder; its record is the object as it stands in the file."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        packed = path.suffix in {".gz", ".zst"}
-        kind = Path(path.stem).suffix if packed else path.suffix
-        name = path.relative_to(folder).as_posix()
-        if kind in LINES:
-            yield from _lines(path, name)
-        elif kind in DOCUMENT:
-            yield from _document(path, name)
-        elif kind in TABLE:
-            yield from _table(path, name)
+    for name in _files(folder):
+        yield from read_part(folder, Part(name))
+
+
+def cut(folder: Path) -> list[Part]:
+    """Cut the files below a folder into parts of about PART_BYTES: files of lines and tables, if not compressed."""
+    parts: list[Part] = []
+    for name in _files(folder):
+        path = folder / name
+        if path.stat().st_size <= PART_BYTES or path.suffix not in LINES | TABLE:
+            parts.append(Part(name))
+        elif path.suffix in LINES:
+            parts += _cut_lines(path, name)
+        else:
+            parts += _cut_table(path, name)
+    return parts
+
+
+def read_part(folder: Path, part: Part) -> Iterator[Row]:
+    """Yield the rows of a part."""
+    path = folder / part.path
+    kind = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+    if kind in LINES:
+        return _lines(path, part)
+    return _document(path, part.path) if kind in DOCUMENT else _table(path, part)
+
+
+def _files(folder: Path) -> list[str]:
+    """Name the files below a folder that hold rows, in order."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    kinds = LINES | DOCUMENT | TABLE
+    return [
+        path.relative_to(folder).as_posix()
+        for path in found
+        if (Path(path.stem).suffix if path.suffix in PACKED else path.suffix) in kinds
+    ]
+
+
+def _cut_lines(path: Path, name: str) -> Iterator[Part]:
+    """Cut behind the first line that ends after PART_BYTES."""
+    first, start, end, lines = 1, 0, 0, 0
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            if not block.endswith(b"\n"):
+                block += file.readline()
+            end += len(block)
+            lines += block.count(b"\n")
+            if end - start >= PART_BYTES:
+                yield Part(name, first, start, end)
+                first, start, lines = first + lines, end, 0
+    if end > start:
+        yield Part(name, first, start, end)
+
+
+def _cut_table(path: Path, name: str) -> Iterator[Part]:
+    """Cut behind the first row group with which a part has PART_BYTES; a damaged table is one part."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        groups = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError):
+        yield Part(name)
+        return
+    first, start, size, rows = 1, 0, 0, 0
+    for number in range(groups.num_row_groups):
+        size += groups.row_group(number).total_byte_size
+        rows += groups.row_group(number).num_rows
+        if size >= PART_BYTES or number == groups.num_row_groups - 1:
+            yield Part(name, first, start, number + 1)
+            first, start, size, rows = first + rows, number + 1, 0, 0
 
 
 # Compression
@@ -116,15 +192,20 @@ def _damage() -> tuple[type[Exception], ...]:
 # Containers
 
 
-def _lines(path: Path, name: str) -> Iterator[Row]:
-    number = 0
+def _lines(path: Path, part: Part) -> Iterator[Row]:
+    number, at = part.first - 1, part.start
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            if part.start:
+                file.seek(part.start)
+            for line in file:
+                if part.end is not None and at >= part.end:
+                    break
+                number, at = number + 1, at + len(line)
                 if line.strip():
-                    yield parse_row(line.rstrip(b"\r\n"), f"{name}:{number}")
+                    yield parse_row(line.rstrip(b"\r\n"), f"{part.path}:{number}")
     except _damage() as error:
-        yield Row(f"{name}:{number + 1}", None, f"damaged compressed file, the rest is unreadable: {error}")
+        yield Row(f"{part.path}:{number + 1}", None, f"damaged compressed file, the rest is unreadable: {error}")
 
 
 def _document(path: Path, name: str) -> Iterator[Row]:
@@ -147,22 +228,24 @@ def _document(path: Path, name: str) -> Iterator[Row]:
         for number, item in enumerate(items, 1):
             yield object_row(item, f"{name}:{number}")
     else:
-        yield from _lines(path, name)
+        yield from _lines(path, Part(name))
 
 
-def _table(path: Path, name: str) -> Iterator[Row]:
+def _table(path: Path, part: Part) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
+    number = part.first - 1
     try:
         source = io.BytesIO(_open(path).read()) if path.suffix != ".parquet" else path
-        for batch in pq.ParquetFile(source).iter_batches(PARQUET_ROWS):
+        table = pq.ParquetFile(source)
+        groups = range(part.start, table.num_row_groups if part.end is None else part.end)
+        for batch in table.iter_batches(PARQUET_ROWS, row_groups=list(groups)):
             for item in batch.to_pylist():
                 number += 1
-                yield _table_row(item, f"{name}:{number}")
+                yield _table_row(item, f"{part.path}:{number}")
     except (pa.ArrowInvalid, OSError, *_damage()) as error:
-        yield Row(f"{name}:{number + 1}", None, f"damaged Parquet file, the rest is unreadable: {error}")
+        yield Row(f"{part.path}:{number + 1}", None, f"damaged Parquet file, the rest is unreadable: {error}")
 
 
 def _table_row(item: Json, where: str) -> Row:

@@ -24,6 +24,15 @@ CONVERSATIONS = pa.schema(
     [("id", pa.string()), ("messages", pa.string()), ("tools", pa.string()), ("meta", pa.string())]
 )
 REJECTED = CONVERSATIONS.append(pa.field("reason", pa.string())).append(pa.field("evidence", pa.string()))
+# What the filter's workers hand to its stage: rejected rows, and kept ones, which have no reason.
+EXAMINED = pa.schema(
+    [
+        *REJECTED,
+        pa.field("where", pa.string()),
+        pa.field("signature", pa.binary()),
+        pa.field("control_tokens", pa.int32()),
+    ]
+)
 SIGNATURES = pa.schema([("id", pa.string()), ("signature", pa.binary())])
 SAMPLES = pa.schema(
     [
@@ -149,6 +158,14 @@ def read_stretch(stretch: Stretch, rows: int, columns: list[str]) -> Iterator[di
         chosen = range(stretch.first_group, stretch.first_group + stretch.groups)
         for batch in file.iter_batches(batch_size=rows, row_groups=list(chosen), columns=columns, use_threads=False):
             yield batch.to_pydict()
+
+
+def read_tables(folder: Path, name: str = "") -> Iterator[pa.Table]:
+    """Yield the rows of the shards of a folder, in order, as tables of at most ROWS_PER_GROUP rows."""
+    for path in shard_paths(folder, name):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, use_threads=False):
+                yield pa.Table.from_batches([batch])
 
 
 def read_batches(folder: Path, name: str = "", columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:

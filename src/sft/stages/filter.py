@@ -7,18 +7,20 @@ data/raw/<source>/, filters/, data/benchmarks/
         reports/filter/<source>.json                 the ledger
 
 A row is brought into normal form, then asked in this order: its structure, loops, narrative, consistency, items
-of evaluation sets, duplicates within the source, and last, where one is named, a language model. The first "no"
-is its reason.
+of evaluation sets (sft.data.checks: by workers, part by part of the files), duplicates within the source, and last,
+where one is named, a language model. The first "no" is its reason.
 Rows in = rows kept + rows rejected by reason. Rows in are all rows found, or as many as `rows` of the source
 or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
 """
 
 import contextlib
+import functools
 import heapq
 import itertools
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,35 +29,32 @@ from sft.data.checks import ROWS_AT_ONCE, Checks, Kept, Outcome
 from sft.data.contamination import CONTAMINATED
 from sft.data.conversation import Conversation, Rejection
 from sft.data.duplicates import NearDuplicates, check_near_duplicate
+from sft.data.formats import PACKAGES, Fit, check_asked, read_as, read_rows
+from sft.data.rows import Part, Row, cut, read_part
 from sft.data.splits import keyed_hash
-from sft.files import project_root, publish_folder, value_digest
+from sft.executor import map_shards, working_on
+from sft.files import project_root, publish_folder, scratch_folder, value_digest
 from sft.ledger import Ledger, check_handover
-from sft.params import Filter, load
+from sft.params import Filter, Source, load
 
 if TYPE_CHECKING:
-    from sft.data.formats import Row
+    import pyarrow as pa
+
     from sft.data.judge import Judge
 
+RAW, FILTERED = Path("data/raw"), Path("data/filtered")
 BENCHMARKS = Path("data/benchmarks/items.jsonl")
 TOP_REASONS = 5
 
 
-def draw(rows: Iterable["Row"], number: int, seed: int) -> Iterator["Row"]:
-    """Draw `number` rows by a keyed hash of their position, in their order; memory holds only those."""
-
-    def key(item: tuple[int, "Row"]) -> str:
-        return keyed_hash(seed, str(item[0]))
-
-    for _, row in sorted(heapq.nsmallest(number, enumerate(rows), key=key), key=lambda item: item[0]):
-        yield row
+# --- What a worker does: rows by themselves ----------------------------------------------------------------
 
 
-def load_benchmarks(declared: Iterable[str]) -> list[tuple[str, str, str]]:
+def load_benchmarks(names: set[str]) -> list[tuple[str, str, str]]:
     """Return (benchmark, item, text) of all that the evaluation sets of these names ask.
 
     Raises:  InputError: the fetch stage has not brought exactly these.
     """
-    names = set(declared)
     if not names:
         return []
     found: list[dict[str, str]] = []
@@ -69,74 +68,49 @@ def load_benchmarks(declared: Iterable[str]) -> list[tuple[str, str, str]]:
     return [(item["benchmark"], item["item"], item["text"]) for item in found]
 
 
-class Duplicates:
-    """What was kept of a source so far: a conversation that is equal or similar to it is refused."""
-
-    def __init__(self, near: float | None) -> None:
-        self._ids: set[str] = set()
-        self._near = None if near is None else NearDuplicates(near)
-
-    def check(self, kept: Kept) -> Rejection | None:
-        """Return why the conversation is a duplicate, or remember it."""
-        if kept.id in self._ids:
-            return Rejection("duplicate", f"the same conversation came before: {kept.id}")
-        if self._near is not None and (rejection := check_near_duplicate(self._near, kept.id, kept.signature)):
-            return rejection
-        self._ids.add(kept.id)
-        return None
+@functools.lru_cache(maxsize=1)
+def load_checks(params: str, benchmarks: tuple[str, ...]) -> Checks:
+    """Return the checks of this process; `params` is filter of params.yaml, as JSON."""
+    return Checks(Filter.model_validate_json(params), load_benchmarks(set(benchmarks)))
 
 
-def examined(rows: Iterable["Row"], checks: Checks) -> Iterator[tuple["Row", Outcome]]:
-    """Yield every row with what its own checks say."""
-    for batch in itertools.batched(rows, ROWS_AT_ONCE):
-        yield from zip(batch, checks.examine(batch), strict=True)
+def examine_part(task: dict[str, Any]) -> dict[str, Any]:
+    """Examine a part of the raw files. Writes examined rows into a new folder in task["scratch"]; returns its name."""
+    raw, part = Path(task["raw"]), Part(*task["part"])
+    fit = Fit(unseen=set(task["where"]))
+    rows = read_as(read_part(raw, part), task["format"], task["fields"], task["where"], fit)
+    folder, number = write_examined(rows, task)
+    found = {"fitting": fit.fitting, "filtered": fit.filtered, "unseen": sorted(fit.unseen)}
+    return {"folder": folder, "rows": number, "fit": {**found, "strangers": fit.strangers}}
 
 
-def settled(outcomes: Iterable[tuple["Row", Outcome]], duplicates: Duplicates) -> Iterator[tuple["Row", Outcome]]:
-    """Yield every row with what the rows before it say as well."""
-    for row, outcome in outcomes:
-        yield row, (duplicates.check(outcome) if isinstance(outcome, Kept) else None) or outcome
+def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int]:
+    """Write each row with what its own checks say into a new folder; return its name and the number of rows."""
+    from sft.data.shards import EXAMINED, ShardWriter
+
+    checks = load_checks(task["params"], tuple(task["benchmarks"]))
+    folder, number = Path(tempfile.mkdtemp(dir=task["scratch"])), 0
+    with ShardWriter(folder, "examined", EXAMINED) as shards:
+        for batch in itertools.batched(rows, ROWS_AT_ONCE):
+            working_on(f"{task['raw']}: {batch[0].where} to {batch[-1].where}")
+            for row, outcome in zip(batch, checks.examine(batch), strict=True):
+                shards.write(stored(row, outcome, task["meta"]))
+            number += len(batch)
+    return folder.name, number
 
 
-def judged(
-    outcomes: Iterable[tuple["Row", Outcome]], judge: "Judge", params: Filter
-) -> Iterator[tuple["Row", Outcome]]:
-    """Let the judge look at what was kept so far; everything stays in its order."""
-    from sft.data.verdicts import rejection_of
-
-    waiting = deque[tuple["Row", Outcome]]()
-
-    def kept() -> Iterator[Conversation]:
-        for row, outcome in outcomes:
-            waiting.append((row, outcome))
-            if isinstance(outcome, Kept):
-                yield outcome.conversation
-
-    for verdict in judge.verdicts(kept()):
-        while isinstance(waiting[0][1], Rejection):
-            yield waiting.popleft()
-        row, outcome = waiting.popleft()
-        yield row, rejection_of(verdict, params.judge) or outcome
-    yield from waiting
-
-
-def stored(row: "Row", outcome: Outcome, source: dict[str, str]) -> dict[str, str | None]:
-    """Return the Parquet row of an outcome: what was kept, or what was refused, as it came, and why."""
-    meta = {**source, "where": row.where}
+def stored(row: Row, outcome: Outcome, source: dict[str, str]) -> dict[str, Any]:
+    """Return the Parquet row of an outcome: what is kept so far, or what is refused, as it came, and why."""
+    meta = _json({**source, "where": row.where})
     if isinstance(outcome, Kept):
-        said = outcome.conversation
-        tools = None if said.tools is None else _json(said.tools)
-        return {"id": outcome.id, "messages": _json(said.messages), "tools": tools, "meta": _json(meta)}
-    record = row.record if row.record is not None else {"raw": row.raw}
-    given = record.get("tools")
-    return {
-        "id": value_digest(record)[:32],
-        "messages": _json(record.get("messages", record)),
-        "tools": None if given is None else _json(given),
-        "meta": _json(meta),
-        "reason": outcome.reason,
-        "evidence": _valid(f"{row.where}: {outcome.evidence}"),
-    }
+        said: dict[str, Any] = {"messages": outcome.conversation.messages, "tools": outcome.conversation.tools}
+        told = {"id": outcome.id, "signature": outcome.signature, "control_tokens": outcome.control_tokens}
+    else:
+        said = row.record if row.record is not None else {"raw": row.raw}
+        evidence = _valid(f"{row.where}: {outcome.evidence}")
+        told = {"id": value_digest(said)[:32], "reason": outcome.reason, "evidence": evidence}
+    tools = None if said.get("tools") is None else _json(said["tools"])
+    return {**told, "messages": _json(said.get("messages", said)), "tools": tools, "meta": meta, "where": row.where}
 
 
 def _json(value: Any) -> str:
@@ -145,7 +119,125 @@ def _json(value: Any) -> str:
 
 def _valid(text: str) -> str:
     """Text that UTF-8 can hold: lone surrogates of refused rows are written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+# --- What the stage does: rows beside each other -----------------------------------------------------------
+
+
+def draw(rows: Iterable[Row], number: int, seed: int) -> Iterator[Row]:
+    """Draw `number` rows by a keyed hash of their position, in their order; memory holds only those."""
+
+    def key(item: tuple[int, Row]) -> str:
+        return keyed_hash(seed, str(item[0]))
+
+    for _, row in sorted(heapq.nsmallest(number, enumerate(rows), key=key), key=lambda item: item[0]):
+        yield row
+
+
+def examine(source: str, described: Source, params: Filter, task: dict[str, Any]) -> tuple[list[str], int]:
+    """Examine the rows of a source; return the folders with them, in order, and how many rows were found."""
+    raw = Path(task["raw"])
+    limits = [limit for limit in (described.rows, params.sample) if limit is not None]
+    if limits or described.format in PACKAGES:
+        found = 0
+
+        def counted() -> Iterator[Row]:
+            nonlocal found
+            for row in read_rows(raw, described.format, described.fields, described.where):
+                found += 1
+                yield row
+
+        folder, _ = write_examined(draw(counted(), min(limits), params.seed) if limits else counted(), task)
+        return [folder], found
+    check_asked(described.format, described.fields, described.where)
+    results = map_shards(examine_part, [{**task, "part": part} for part in cut(raw)], f"filter {source}")
+    fit = Fit(unseen=set(described.where))
+    for result in results:
+        told = result["fit"]
+        strangers = [(where, record) for where, record in told["strangers"]]
+        fit.add(Fit(told["fitting"], told["filtered"], set(told["unseen"]), strangers))
+    fit.check(described.format, described.fields)
+    return [result["folder"] for result in results], sum(result["rows"] for result in results)
+
+
+class Duplicates:
+    """What was kept of a source so far: a conversation that is equal or similar to it is refused."""
+
+    def __init__(self, near: float | None) -> None:
+        self._ids: set[bytes] = set()
+        self._near = None if near is None else NearDuplicates(near)
+
+    def check(self, conversation_id: str, signature: bytes) -> Rejection | None:
+        """Return why the conversation is a duplicate, or remember it."""
+        key = bytes.fromhex(conversation_id)
+        if key in self._ids:
+            return Rejection("duplicate", f"the same conversation came before: {conversation_id}")
+        if self._near is not None and (rejection := check_near_duplicate(self._near, conversation_id, signature)):
+            return rejection
+        self._ids.add(key)
+        return None
+
+
+def refuse_duplicates(rows: dict[str, list[Any]], duplicates: Duplicates) -> None:
+    """Refuse what repeats a row before it: fills `reason` and `evidence` of the rows of a table."""
+    for place, reason in enumerate(rows["reason"]):
+        if reason is None and (rejection := duplicates.check(rows["id"][place], rows["signature"][place])):
+            _refuse(rows, place, rejection)
+
+
+def refuse_by_judge(rows: dict[str, list[Any]], judge: "Judge", params: Filter) -> None:
+    """Let the judge look at what is kept so far."""
+    from sft.data.verdicts import rejection_of
+
+    places = [place for place, reason in enumerate(rows["reason"]) if reason is None]
+    asked = (
+        Conversation(json.loads(rows["messages"][place]), json.loads(rows["tools"][place] or "null"))
+        for place in places
+    )
+    for place, verdict in zip(places, judge.verdicts(asked), strict=True):
+        if rejection := rejection_of(verdict, params.judge):
+            _refuse(rows, place, rejection)
+
+
+def _refuse(rows: dict[str, list[Any]], place: int, rejection: Rejection) -> None:
+    rows["reason"][place] = rejection.reason
+    rows["evidence"][place] = _valid(f"{rows['where'][place]}: {rejection.evidence}")
+
+
+class Result:
+    """What became of the rows of a source, counted, and written to its folder."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, benchmarks: Iterable[str]) -> None:
+        from sft.data.shards import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter
+
+        schemas = {"kept": CONVERSATIONS, "rejected": REJECTED, "signatures": SIGNATURES}
+        self._names = {name: schema.names for name, schema in schemas.items()}
+        self._shards = {name: stack.enter_context(ShardWriter(folder, name, schemas[name])) for name in schemas}
+        self.ledger, self.examples = Ledger(), dict[str, str]()
+        self.contaminated = dict.fromkeys(sorted(benchmarks), 0)
+        self.typed = Counter[str]()
+
+    def add(self, table: "pa.Table", reasons: Sequence[str | None], evidence: Sequence[str | None]) -> None:
+        """Write and count the rows of a table of EXAMINED: reasons and evidence are what they are in the end."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
+        table = table.set_column(table.column_names.index("evidence"), "evidence", pa.array(evidence, pa.string()))
+        is_kept = pc.is_null(table["reason"])
+        kept, rejected = table.filter(is_kept), table.filter(pc.invert(is_kept))
+        for name, part in (("kept", kept), ("signatures", kept), ("rejected", rejected)):
+            self._shards[name].write_table(part.select(self._names[name]))
+        self.ledger.add(Ledger(len(table), len(kept), Counter(rejected["reason"].to_pylist())))
+        for reason, told, where in zip(
+            *(rejected[name].to_pylist() for name in ("reason", "evidence", "where")), strict=True
+        ):
+            self.examples.setdefault(reason, told)
+            if reason == CONTAMINATED:
+                self.contaminated[told.removeprefix(f"{where}: ").partition(":")[0]] += 1
+        tokens = kept["control_tokens"].to_pylist()
+        self.typed.update(conversations=sum(number > 0 for number in tokens), control_tokens=sum(tokens))
 
 
 def check_share(source: str, ledger: Ledger, examples: dict[str, str], params: Filter) -> None:
@@ -167,65 +259,50 @@ def check_share(source: str, ledger: Ledger, examples: dict[str, str], params: F
 
 def main(source: str) -> None:
     """Filter one source."""
-    from sft.data.formats import read_rows
-    from sft.data.shards import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter
+    from sft.data.shards import read_tables
 
     params, fetch = load("filter", "fetch")
     if source not in fetch.sources:
         raise InputError(f"--source {source}: not in fetch.sources: {', '.join(fetch.sources)}")
-    described = fetch.sources[source]
-    meta = {"source": source, "domain": described.domain, "license": described.license}
-    raw = Path("data/raw", source)
+    described, raw, target = fetch.sources[source], RAW / source, FILTERED / source
     if not raw.is_dir():
         raise InputError(f"{raw}: not found. Run the fetch stage first: dvc repro fetch@{source}")
-
-    ledger, examples, found = Ledger(), dict[str, str](), 0
-    checks = Checks(params, load_benchmarks(fetch.benchmarks))
-    contaminated = dict.fromkeys(sorted(fetch.benchmarks), 0)
-    typed = {"conversations": 0, "control_tokens": 0}
-
-    def counted() -> Iterator["Row"]:
-        nonlocal found
-        for row in read_rows(raw, described.format, described.fields, described.where):
-            found += 1
-            yield row
-
-    limits = [limit for limit in (described.rows, params.sample) if limit is not None]
-    rows = draw(counted(), min(limits), params.seed) if limits else counted()
-    outcomes = settled(examined(rows, checks), Duplicates(params.near_duplicates))
+    meta = {"source": source, "domain": described.domain, "license": described.license}
+    task = {
+        "raw": str(raw),
+        "format": described.format,
+        "fields": described.fields,
+        "where": described.where,
+        "meta": meta,
+        "params": params.model_dump_json(),
+        "benchmarks": sorted(fetch.benchmarks) if params.contamination is not None else [],
+    }
     more: dict[str, Any] = {"sampled": params.sample is not None}
-    with publish_folder(Path("data/filtered", source)) as folder, contextlib.ExitStack() as stack:
+    duplicates = Duplicates(params.near_duplicates)
+    with publish_folder(target) as folder, scratch_folder(target) as scratch, contextlib.ExitStack() as stack:
         judge = None
         if params.judge.model is not None:
             from sft.data.judge import Judge
 
             judge = stack.enter_context(Judge.load(params.judge, project_root() / "runs" / "judge"))
-            outcomes = judged(outcomes, judge, params)
-        with (
-            ShardWriter(folder, "kept", CONVERSATIONS) as kept,
-            ShardWriter(folder, "rejected", REJECTED) as rejected,
-            ShardWriter(folder, "signatures", SIGNATURES) as signatures,
-        ):
-            for row, outcome in outcomes:
-                if isinstance(outcome, Kept):
-                    ledger.accept()
-                    typed["conversations"] += outcome.control_tokens > 0
-                    typed["control_tokens"] += outcome.control_tokens
-                    kept.write(stored(row, outcome, meta))
-                    signatures.write({"id": outcome.id, "signature": outcome.signature})
-                else:
-                    ledger.reject(outcome.reason)
-                    if outcome.reason == CONTAMINATED:
-                        contaminated[outcome.evidence.partition(":")[0]] += 1
-                    examples.setdefault(outcome.reason, f"{row.where}: {outcome.evidence}")
-                    rejected.write(stored(row, outcome, meta))
+        folders, found = examine(source, described, params, {**task, "scratch": str(scratch)})
+        with contextlib.ExitStack() as written:
+            result = Result(folder, written, task["benchmarks"])
+            for table in itertools.chain.from_iterable(read_tables(scratch / name) for name in folders):
+                rows = table.to_pydict() if judge else table.drop_columns(["messages", "tools", "meta"]).to_pydict()
+                refuse_duplicates(rows, duplicates)
+                if judge is not None:
+                    refuse_by_judge(rows, judge, params)
+                result.add(table, rows["reason"], rows["evidence"])
+        ledger = result.ledger
         if Path(f"reports/fetch/{source}.json").exists():
             check_handover(Path(f"reports/fetch/{source}.json"), found)
-        check_share(source, ledger, examples, params)
+        check_share(source, ledger, result.examples, params)
         if params.markup != "reject":
-            more["markup"] = {"policy": params.markup, **typed}
-        if contaminated:
-            more["contaminated_by"] = contaminated
+            names = ("conversations", "control_tokens")
+            more["markup"] = {"policy": params.markup, **{name: result.typed[name] for name in names}}
+        if result.contaminated:
+            more["contaminated_by"] = result.contaminated
         if judge is not None:
             more["judge"] = judge.report()
             say(f"[bold]{source}[/], judge: {judge.usage}")
