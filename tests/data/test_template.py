@@ -180,3 +180,38 @@ def test_time_is_for_one_text_and_granted_anew_for_the_next(tmp_path, small_limi
 def test_without_limits_no_time_is_measured(tmp_path):
     assert make(tmp_path, "a").render() == "a"
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+LOOP = "{% for m in n %}BODY{% endfor %}"
+MACRO = "{% macro f(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LOOP.replace("BODY", "{{ loop.index0 }}{{ loop.first }}{{ loop.last }}{{ loop.previtem }}{{ loop.nextitem }}"),
+        LOOP.replace("BODY", "{{ loop.cycle('a', 'b') }}{{ loop.changed(m) }}{{ loop.nothing is defined }}"),
+        "{% for m in n recursive %}{{ loop.depth }}{% if m is iterable %}{{ loop(m) }}{% endif %}{% endfor %}",
+        MACRO + "{{ f(1) }}{{ f(1, b=3, c=4) }}{{ f(1, 2, 3) }}",
+        "{% macro f() %}<{{ caller('x') }}>{% endmacro %}"
+        + LOOP.replace("BODY", "{% call(v) f() %}{{ v }}{{ m }}{% endcall %}"),
+        LOOP.replace("BODY", "{% macro f() %}{{ m }}{% endmacro %}{{ f() }}"),
+        "{% set d = {'items': 1, 'a': 2} %}{{ d.a }}{{ d.b is defined }}{{ d['items'] }}"
+        "{% for k, v in d.items() %}{{ k }}{% endfor %}",
+    ],
+)
+def test_shortcuts_give_what_jinja_s_own_sandbox_gives(tmp_path, source):
+    plain = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    expected = plain.from_string(source).render(n=[[1, 2], [2], [2]])
+    assert expected
+    assert render(tmp_path, source, n=[[1, 2], [2], [2]]) == expected
+
+
+@pytest.mark.parametrize("source", ["loop.__class__", "f.__class__", "f._func", "loop._iterator", "{}.__class__"])
+def test_shortcuts_lead_nowhere_that_the_sandbox_forbids(tmp_path, source):
+    assert (
+        render(tmp_path, f"{{% macro f() %}}{{% endmacro %}}{{% for m in [1] %}}<{{{{ {source} }}}}>{{% endfor %}}")
+        == "<>"
+    )
+    with pytest.raises(jinja2.TemplateError, match="unsafe"):
+        render(tmp_path, f"{{% macro f() %}}{{% endmacro %}}{{% for m in [1] %}}{{{{ {source}.x }}}}{{% endfor %}}")

@@ -2,8 +2,8 @@
 
 `tokenizers` is the reference. `fastokens` gives the same ids some fifty times faster; it is used only where it
 does so on all of PROBES and on text of the data, else it is left alone. Where each token stands follows from the
-bytes that it holds, where a tokenizer is byte-level (its tokens then add up to the text, which is checked for every
-text); from the reference's own offsets where it is not.
+bytes that it holds, where a tokenizer is byte-level (its tokens then add up to the text, which is checked wherever it
+matters); from the reference's own offsets where it is not.
 """
 
 import itertools
@@ -69,30 +69,30 @@ class Engine:
         `wanted` has a number of characters for some texts; returned is, for each, how many tokens stand before
         that place, and the text of a token that it would cut in two, or "".
         """
-        ends = np.cumsum(sizes)
-        if self._bytes is None or not self._adds_up(texts, ids, ends):
-            return {index: self._edge_by_offsets(texts[index], place) for index, place in wanted.items()}
-        found = {}
+        ends, found = np.cumsum(sizes), {}
         for index, place in wanted.items():
-            own = ids[ends[index] - sizes[index] : ends[index]]
-            before = np.cumsum(self._bytes[own])
-            bound = _utf8_size(texts[index][:place])
-            number = int(np.searchsorted(before, bound, side="left")) + (bound > 0)
-            whole = bound == 0 or (number <= len(own) and before[number - 1] == bound)
-            found[index] = (number, "") if whole else self._edge_by_offsets(texts[index], place)
+            text, own = texts[index], ids[ends[index] - sizes[index] : ends[index]]
+            before, bound = self._bytes_before(text, own), _utf8_size(text[:place])
+            number = int(np.searchsorted(before, bound)) if before is not None else 0
+            if before is not None and before[number] == bound:
+                found[index] = number, ""
+            else:
+                found[index] = self._edge_by_offsets(text, place)
         return found
 
     def ranges(self, text: str) -> list[tuple[int, int]]:
         """Say which characters of a text each of its tokens covers; tokens may share a character."""
-        ids, sizes = self._encode([text])
-        if self._bytes is None or not self._adds_up([text], ids, np.cumsum(sizes)):
+        ids, _ = self._encode([text])
+        before = self._bytes_before(text, ids)
+        if before is None:
             offsets: list[tuple[int, int]] = self.reference.encode(text, add_special_tokens=False).offsets
             return offsets
+        if text.isascii():
+            bounds = before.tolist()
+            return list(itertools.pairwise(bounds))
         data = np.frombuffer(text.encode(), np.uint8)
         character = np.cumsum((data & 0xC0) != 0x80) - 1  # of each byte: all but the first of a character are 10xxxxxx
-        ends = np.cumsum(self._bytes[ids])
-        starts = ends - self._bytes[ids]
-        return list(zip(character[starts].tolist(), (character[ends - 1] + 1).tolist(), strict=True))
+        return list(zip(character[before[:-1]].tolist(), (character[before[1:] - 1] + 1).tolist(), strict=True))
 
     def count(self, text: str) -> int:
         """Count the tokens of a text."""
@@ -103,12 +103,13 @@ class Engine:
         sizes = np.fromiter(map(len, every), np.int64, len(every))
         return np.fromiter(itertools.chain.from_iterable(every), np.int32, int(sizes.sum())), sizes
 
-    def _adds_up(self, texts: list[str], ids: Ids, ends: Sizes) -> bool:
-        """Say whether the tokens of each text hold as many bytes as the text."""
-        assert self._bytes is not None
-        total = np.concatenate([[0], np.cumsum(self._bytes[ids])])
-        held = np.diff(total[np.concatenate([[0], ends])])
-        return bool(np.array_equal(held, np.fromiter(map(_utf8_size, texts), np.int64, len(texts))))
+    def _bytes_before(self, text: str, ids: Ids) -> Sizes | None:
+        """Return how many bytes stand before each token of a text, and in all; None if they do not add up to it."""
+        if self._bytes is None:
+            return None
+        before = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(self._bytes[ids], out=before[1:])
+        return before if before[-1] == _utf8_size(text) else None
 
     def _edge_by_offsets(self, text: str, place: int) -> tuple[int, str]:
         offsets = self.reference.encode(text, add_special_tokens=False).offsets

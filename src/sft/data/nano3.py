@@ -21,6 +21,7 @@ SHA256 = "af3205763004a5d658426b396cd5d577743123ab1f82a7563dba6a851015daa2"
 STOP = "<|im_end|>"
 # Longer conversations are left to the template and its limits.
 MOST_CHARS = 1 << 22
+MOST_WRITTEN = 256
 
 Tools = list[dict[str, Any]] | None
 
@@ -56,6 +57,8 @@ class Nano3:
     def __init__(self, tokenizer: SafeTokenizer) -> None:
         self._tokenizer = tokenizer
         self._literals: dict[str, Literal] = {}
+        self._written: dict[int, tuple[list[dict[str, Any]], str]] = {}
+        """Lists of tools that were written, by identity, and what was written: many conversations have the same."""
 
     def fits(self) -> bool:
         """Say whether the control tokens can be told from text in the way that is done here.
@@ -156,37 +159,13 @@ class Nano3:
 
     def _add_tools(self, writer: "_Writer", tools: list[dict[str, Any]]) -> None:
         writer.literal(TOOLS_HEAD)
-        written = []
-        for tool in tools:
-            function = tool.get("function", tool)
-            name, description = function["name"], function.get("description", "")
-            if not isinstance(name, str) or not isinstance(description, str):
-                raise UnusualError
-            written.append(f"\n<function>\n<name>{name}</name>")
-            if description:
-                written.append(f"\n<description>{description.strip()}</description>")
-            written.append("\n<parameters>")
-            parameters = function.get("parameters")
-            parameters = parameters if isinstance(parameters, dict) else {}
-            properties = parameters.get("properties")
-            for field, schema in (properties if isinstance(properties, dict) else {}).items():
-                written.append(f"\n<parameter>\n<name>{field}</name>")
-                if isinstance(schema, dict):
-                    if "type" in schema:
-                        written.append(f"\n<type>{_value(schema['type'])}</type>")
-                    if "description" in schema:
-                        written.append(f"\n<description>{_value(schema['description']).strip()}</description>")
-                    if "enum" in schema:
-                        written.append(f"\n<enum>{_json(schema['enum'])}</enum>")
-                    written += _more(schema, ("name", "type", "description", "enum"))
-                written.append("\n</parameter>")
-            written += _more(parameters, ("type", "properties", "required"))
-            if "required" in parameters:
-                written.append(f"\n<required>{_json(parameters['required'])}</required>")
-            written.append("\n</parameters>")
-            written += _more(function, ("type", "name", "description", "parameters"))
-            written.append("\n</function>")
-        writer.text += "".join(written)
+        known, text = self._written.get(id(tools), (None, ""))
+        if known is not tools:
+            text = _describe(tools)
+            if len(self._written) >= MOST_WRITTEN:
+                self._written.clear()
+            self._written[id(tools)] = tools, text
+        writer.text += text
         writer.literal(TOOLS_TAIL)
 
     def _literal(self, text: str) -> Literal:
@@ -225,6 +204,41 @@ class _Writer:
         """Write what stands behind the last control token."""
         if self.text:
             self._pieces.add(self.text, UNTRAINED)
+
+
+def _describe(tools: list[dict[str, Any]]) -> str:
+    """Write the tools of a conversation."""
+    written: list[str] = []
+    for tool in tools:
+        function = tool.get("function", tool)
+        name, description = function["name"], function.get("description", "")
+        if not isinstance(name, str) or not isinstance(description, str):
+            raise UnusualError
+        written.append(f"\n<function>\n<name>{name}</name>")
+        if description:
+            written.append(f"\n<description>{description.strip()}</description>")
+        written.append("\n<parameters>")
+        parameters = function.get("parameters")
+        parameters = parameters if isinstance(parameters, dict) else {}
+        properties = parameters.get("properties")
+        for field, schema in (properties if isinstance(properties, dict) else {}).items():
+            written.append(f"\n<parameter>\n<name>{field}</name>")
+            if isinstance(schema, dict):
+                if "type" in schema:
+                    written.append(f"\n<type>{_value(schema['type'])}</type>")
+                if "description" in schema:
+                    written.append(f"\n<description>{_value(schema['description']).strip()}</description>")
+                if "enum" in schema:
+                    written.append(f"\n<enum>{_json(schema['enum'])}</enum>")
+                written += _more(schema, ("name", "type", "description", "enum"))
+            written.append("\n</parameter>")
+        written += _more(parameters, ("type", "properties", "required"))
+        if "required" in parameters:
+            written.append(f"\n<required>{_json(parameters['required'])}</required>")
+        written.append("\n</parameters>")
+        written += _more(function, ("type", "name", "description", "parameters"))
+        written.append("\n</function>")
+    return "".join(written)
 
 
 def _text(message: Message) -> str:

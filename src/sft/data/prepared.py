@@ -4,8 +4,8 @@ Whole columns at a time: the conversations of a batch become pieces (sft.data.ch
 one call, and ids, masks and turn ends are columns of Parquet without ever being lists.
 """
 
+import functools
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,8 +24,10 @@ from sft.data.shards import SAMPLES
 from sft.executor import at_row
 from sft.params import Reasoning
 
-# A number that orjson may read otherwise than json. In messages, numbers stand in arguments only.
-LONG_NUMBER = re.compile(r"[0-9]{16}")
+# Integers beyond it orjson reads as floats, json exactly.
+LARGE = 2.0**63
+# Texts that are compared with the reference, in characters.
+COMPARED_CHARS = 4096
 
 Counts = dict[str, Counter[Any]]
 
@@ -41,25 +43,25 @@ class Prepared(NamedTuple):
     """rows: out, trained (tokens), untrained_turns, reasoning_removed (tokens); rejected; reasoning; lengths."""
 
 
-def prepare(chat: ChatTemplate, rows: Mapping[str, list[Any]], reasoning: Reasoning, compared: int = 0) -> Prepared:
+def prepare(chat: ChatTemplate, rows: Mapping[str, list[Any]], reasoning: Reasoning, compare: bool = False) -> Prepared:
     """Prepare rows, columns id, messages, tools of a filtered shard, in order.
 
-    The ids of the first `compared` of them are compared with those of the reference tokenizer.
+    With `compare` the ids of their first texts are compared with those of the reference tokenizer.
     Raises:  InputError: a row that is not JSON, a template that used up its limits, ids that differ.
     """
     pieces, refused = Pieces(), dict[int, Rejection]()
     controlled, samples = [], []
     for index, (name, messages, tools) in enumerate(zip(rows["id"], rows["messages"], rows["tools"], strict=True)):
         at_row(name)
-        each = control(name, _parse(name, messages), reasoning, chat.tokenizer.ranges)
-        outcome = chat.add(pieces, each.messages, _parse(name, tools) if tools else None, each.budget)
+        each = control(name, _parse(name, messages), reasoning, chat.tokenizer.ranges, chat.tokenizer.engine.count)
+        outcome = chat.add(pieces, each.messages, _parse_tools(tools) if tools else None, each.budget)
         if isinstance(outcome, Rejection):
             refused[index], outcome = outcome, 0
         controlled.append(each)
         samples.append(outcome)
-    if not chat.tokenizer.engine.agrees(pieces.texts[: sum(pieces.sizes[: sum(samples[:compared])])]):
+    if compare and not chat.tokenizer.engine.agrees(_first(pieces.texts, COMPARED_CHARS)):
         raise InputError(
-            f"conversation {rows['id'][0]} or one of the next {compared}: fastokens gives other ids than tokenizers. "
+            f"conversation {rows['id'][0]} or one behind it: fastokens gives other ids than tokenizers. "
             "Set SFT_FASTOKENS=0 and rerun: slower, and right."
         )
     columns = pieces.encode(chat.tokenizer.engine)
@@ -110,10 +112,38 @@ def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.cumsum(sizes) - sizes
 
 
+def _first(texts: list[str], chars: int) -> list[str]:
+    """Return the first texts, up to a number of characters, cut where one is longer."""
+    found, left = list[str](), chars
+    for text in texts:
+        if left <= 0:
+            break
+        found.append(text[:left])
+        left -= len(text)
+    return found
+
+
 def _parse(name: str, text: str) -> Any:
-    """Read JSON as Python's json does."""
+    """Read JSON as Python's json does; in messages, numbers stand in arguments only."""
     try:
-        exact = text.startswith('[{"role"') and '"arguments"' not in text
-        return orjson.loads(text) if exact or not LONG_NUMBER.search(text) else json.loads(text)
+        value = orjson.loads(text)
+        if text.startswith('[{"role"') and '"arguments"' not in text:
+            return value
+        return json.loads(text) if _holds_large(value) else value
     except ValueError as error:
         raise InputError(f"conversation {name}: not JSON: {error}. Run the filter stage again.") from error
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_tools(text: str) -> Any:
+    """Read tools, of which many conversations have the same; nobody changes what is returned."""
+    return _parse("with these tools", text)
+
+
+def _holds_large(value: Any) -> bool:
+    """Say whether some number is so large that orjson may have rounded it."""
+    if isinstance(value, dict):
+        return any(map(_holds_large, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_large, value))
+    return isinstance(value, float) and abs(value) >= LARGE

@@ -51,7 +51,13 @@ class ReasoningCounts:
         return {mode: self.conversations[mode] for mode in MODES} | {"tokens_removed": self.tokens_removed}
 
 
-def control(conversation: str, messages: list[Message], params: Reasoning, ranges: Ranges) -> Controlled:
+def control(
+    conversation: str,
+    messages: list[Message],
+    params: Reasoning,
+    ranges: Ranges,
+    count: Callable[[str], int] | None = None,
+) -> Controlled:
     """Take out or cut the reasoning of the conversation with the id `conversation`, if it is drawn.
 
     A conversation drawn to be cut gets one of the budgets that its longest reasoning exceeds; where it exceeds
@@ -63,7 +69,7 @@ def control(conversation: str, messages: list[Message], params: Reasoning, range
     place = _draw(params.seed, f"reasoning:{conversation}")
     if place >= params.strip + params.truncate:  # most of them: before any token is counted
         return Controlled(messages, "kept", None, 0)
-    lengths = [len(ranges(thought)) for thought in thoughts]
+    lengths = [count(thought) if count else len(ranges(thought)) for thought in thoughts]
     if place < params.strip:
         return Controlled([_without(turn) for turn in messages], "stripped", None, sum(lengths))
     budgets = sorted(budget for budget in params.budgets if budget < max(lengths))

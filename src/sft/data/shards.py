@@ -111,9 +111,9 @@ class ShardWriter:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Choose how columns are written: token ids by their bytes, masks and lists of names by a dictionary."""
+    """Choose how columns are written: lists of numbers by their bytes, lists of names by a dictionary."""
     lists = {field.name: field.type.value_type for field in schema if pa.types.is_list(field.type)}
-    numbers = [name for name, kind in lists.items() if pa.types.is_int32(kind)]
+    numbers = [name for name, kind in lists.items() if pa.types.is_integer(kind)]
     repeating = [name for name in lists if name not in numbers]
     return {
         "compression": "zstd",

@@ -21,6 +21,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 
 from sft.command import InputError
@@ -30,6 +31,10 @@ CPU_SECONDS = 15
 LONGEST_TEXT = 1 << 24  # characters; what is longer would exhaust the tokenizer
 # What the expressions of a template raise on data that it does not expect.
 TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+DICT_METHODS = frozenset(dir(dict))
+LOOP_VALUES = frozenset(
+    ("index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "depth", "depth0")
+)
 NO_CLOCK = "the template asks for today's date: the same data would give other tokens tomorrow"
 
 
@@ -135,10 +140,20 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = jinja2.Undefined(hint=NO_CLOCK)  # not `defined`: some then have a fixed date
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """Look up `message.role`: as the sandbox does, but without raising for each key; rendering is twice as fast."""
-        if type(obj) is dict and not hasattr(dict, attribute):
+        """Look up `message.role`, `loop.first`: as the sandbox does, without its detours: twice as fast."""
+        if type(obj) is dict and attribute not in DICT_METHODS:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if type(obj) is jinja2.runtime.LoopContext and attribute in LOOP_VALUES:
+            return getattr(obj, attribute)
         return super().getattr(obj, attribute)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as in jinja2)
+        """Call what a template calls; its own macros need no check."""
+        if type(__obj) is jinja2.runtime.Macro:
+            kwargs.pop("_loop_vars", None)  # what the compiler adds for callables that ask for the context
+            kwargs.pop("_block_vars", None)
+            return __obj(__context.eval_ctx, *args, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
 
 
 def _to_json(

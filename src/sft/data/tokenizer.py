@@ -64,7 +64,7 @@ class SafeTokenizer:
             {**settings, "added_tokens": [token for token in tokens if token["content"] not in self.control]}
         )
         """Encodes content: knows no control tokens."""
-        self._settings = settings
+        self._settings = json.dumps(settings)
         self.pattern = re.compile(_any_of(self.control))
         """Finds control tokens in rendered text."""
         self._parts = _Parts.of(self.control)
@@ -76,7 +76,7 @@ class SafeTokenizer:
 
     @cached_property
     def _whole(self) -> Tokenizer:
-        return Tokenizer.from_str(json.dumps(self._settings))
+        return Tokenizer.from_str(self._settings)
 
     def shield(self, value: Any, guard: str) -> Any:
         """Put the guard wherever a text in a JSON-like value could become a control token."""

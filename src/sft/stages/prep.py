@@ -12,6 +12,7 @@ the stage. A share of the conversations loses its reasoning, or some of it (sft.
 """
 
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -33,8 +34,6 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 CONVERSATIONS_PER_BATCH = 250
 # From so many conversations on, the time to load and try the faster tokenizer is won back.
 FEWEST_FOR_FASTOKENS = 500
-# Conversations of each stretch whose ids are compared with those of the reference.
-COMPARED = 4
 
 
 @functools.cache
@@ -45,6 +44,7 @@ def load_chat(template: str, quick: bool) -> Any:
     chat = ChatTemplate.load(template, BASE)
     if quick and os.environ.get("SFT_FASTOKENS") != "0":
         chat.tokenizer.engine.quicken([])
+    gc.freeze()  # vocabularies stay: no use to look through them again and again
     return chat
 
 
@@ -66,7 +66,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
     ):
         for rows in read_stretch(stretch, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools"]):
             working_on(f"{stretch.path}, rows {row} to {row + len(rows['id']) - 1}")
-            done = prepare(chat, rows, reasoning, COMPARED if row == stretch.first_row else 0)
+            done = prepare(chat, rows, reasoning, compare=row == stretch.first_row)
             shards.write_table(done.samples)
             rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in done.rejected)
             for name, counter in done.counts.items():
