@@ -20,10 +20,10 @@ SRC = ROOT / "src"
 STAGES = ["fetch", "filter", "prep", "pack", "train", "eval"]
 PER_SOURCE = {"fetch", "filter", "prep"}
 EXTRA = {"fetch-model", "fetch-benchmarks"}
-# What a class of import is for, and the only modules that may do it. cpu.py fills in what Megatron lacks on a
-# machine without a GPU: it has to reach into the modules that bridge.py uses.
+# What a class of import is for, and the only modules that may do it. config.py says what Megatron-Bridge is told,
+# bridge.py has it done, and cpu.py fills in what Megatron lacks on a machine without a GPU.
 ONLY_HERE = {
-    "megatron": {"sft.model.bridge", "sft.model.cpu"},
+    "megatron": {"sft.model.config", "sft.model.bridge", "sft.model.cpu"},
     "mlflow": {"sft.run.tracking"},
     "ruamel": {"sft.params"},  # who reads YAML reads params.yaml
     "yaml": set(),

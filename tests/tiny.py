@@ -22,8 +22,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_base(folder: Path) -> None:
-    """Write a Llama of two layers and its byte-level BPE tokenizer: the same bytes every time."""
+def make_tiny_base(folder: Path, layers: int = 2) -> None:
+    """Write a Llama of a few layers and its byte-level BPE tokenizer: the same bytes every time."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -46,7 +46,7 @@ def make_tiny_base(folder: Path) -> None:
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,

@@ -69,6 +69,18 @@ FOREIGN_NAMES = {
     "bf16": "mixed_precision.name",
     "fp16": "mixed_precision.name",
     "tensor_parallel_size": "model.tensor_model_parallel_size",
+    "expert_parallel_size": "model.expert_model_parallel_size",
+    "gradient_checkpointing": "model.recompute_granularity",
+    "activation_checkpointing": "model.recompute_granularity",
+    "adapter": "peft.name",
+    "lora_r": "peft.dim",
+    "lora_rank": "peft.dim",
+    "lora_alpha": "peft.alpha",
+    "lora_dropout": "peft.dropout",
+    "lora_target_modules": "peft.target_modules",
+    "hidden_size": "fetch.model",
+    "num_layers": "fetch.model",
+    "load": "checkpoint.pretrained_checkpoint",
 }
 # What a foreign name means where the right one works differently.
 FOREIGN_NOTES = {
@@ -80,6 +92,8 @@ FOREIGN_NOTES = {
     "output_dir": "places are not params: checkpoints live in runs/<lineage key>, the model in models/final",
     "packing": "always packed; this is the length",
     "sample_packing": "always packed; this is the length",
+    "hidden_size": "the geometry is that of the model's weights: choose another model",
+    "num_layers": "the geometry is that of the model's weights: choose another model",
     "resume_from_checkpoint": "a stopped run resumes by itself; this names weights to start from",
 }
 
@@ -304,20 +318,66 @@ class Pack(Section):
 
 
 class Model(Section):
-    """The parallel layout, and what changes how the model computes."""
+    """The parallel layout, and what changes how the model computes. Its geometry is that of fetch.model."""
 
+    recipe: Annotated[str, Field(pattern=r"^megatron\.bridge\.recipes(\.\w+)+$")] | None
+    """A recipe function of Bridge by dotted name, the ground on which all other params are laid; null = none."""
     tensor_model_parallel_size: Positive
     pipeline_model_parallel_size: Positive
     context_parallel_size: Positive
+    expert_model_parallel_size: Positive
+    """GPUs over which the experts of a layer are spread; 1 for a model without experts."""
     sequence_parallel: bool
+    """Activations between matrices are spread over the tensor-parallel GPUs too; with experts it must be."""
     attention_dropout: Share
     hidden_dropout: Share
+    recompute_granularity: Literal["full", "selective"] | None
+    """Gradient checkpointing: what is computed again instead of kept. null = as the recipe says, or nothing."""
+    recompute_method: Literal["uniform", "block"] | None
+    """With full: uniform (groups of layers) or block (the first ones)."""
+    recompute_num_layers: Positive | None
+    """With full: layers in a group, or how many are recomputed."""
+    recompute_modules: list[str] | None
+    """With selective: parts of a layer: core_attn, moe, moe_act, layernorm, mlp, ..."""
+    moe_aux_loss_coeff: Annotated[float, Field(ge=0)] | None
+    """Weight of the loss that balances experts; null = as model and recipe say."""
+    moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex"] | None
+    """How tokens travel to experts (flex: DeepEP, Transformer Engine); null = as model and recipe say."""
+    moe_permute_fusion: bool | None
+    """Tokens are sorted by expert in one kernel of Transformer Engine; null = as model and recipe say."""
+
+    @model_validator(mode="after")
+    def _recompute_is_whole(self) -> "Model":
+        of_full = {self.recompute_method, self.recompute_num_layers} - {None}
+        if self.recompute_granularity == "full" and (None in (self.recompute_method, self.recompute_num_layers)):
+            raise ValueError("recompute_granularity full needs recompute_method and recompute_num_layers")
+        if self.recompute_granularity != "full" and of_full:
+            raise ValueError("recompute_method and recompute_num_layers go with recompute_granularity full")
+        if self.recompute_granularity != "selective" and self.recompute_modules is not None:
+            raise ValueError("recompute_modules goes with recompute_granularity selective")
+        return self
 
 
 class MixedPrecision(Section):
     """Number formats: a name that Bridge knows."""
 
     name: Literal["fp32", "bf16_mixed"]
+    grad_reduce_in_fp32: bool
+    """Gradients are kept and added up in fp32; false halves their memory."""
+
+
+class Peft(Section):
+    """Adapters that are trained instead of the weights, and added to them when the model is exported."""
+
+    name: Literal["lora"] | None
+    """null = all weights are trained. No DoRA: Bridge 0.6.2 exports it without its magnitudes (measured)."""
+    dim: Positive
+    """Rank of an adapter."""
+    alpha: Positive
+    """An adapter counts alpha / dim times."""
+    dropout: Share
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    """Matrices that get one, by Megatron's names, also with wildcards; a Mamba layer's are in_proj, out_proj."""
 
 
 class Optimizer(Section):
@@ -372,9 +432,24 @@ class Checkpoint(Section):
     save_interval: Positive
     """Steps between two checkpoints."""
     most_recent_k: Positive
-    """Checkpoints kept."""
+    """Newest checkpoints kept."""
+    save_retain_interval: Positive | None
+    """Checkpoints of every so many steps are kept besides, for good; null = none."""
+    async_save: bool
+    """Training goes on while a checkpoint is written."""
+    export: Literal["last", "best"]
+    """Which checkpoint becomes models/final: that of the last step, or the one with the lowest validation loss."""
     pretrained_checkpoint: str | None
     """A Megatron checkpoint to start from; null = import models/base."""
+
+    @model_validator(mode="after")
+    def _kept_are_saved(self) -> "Checkpoint":
+        if self.save_retain_interval is not None and self.save_retain_interval % self.save_interval:
+            raise ValueError(
+                f"save_retain_interval {self.save_retain_interval} is no multiple of save_interval "
+                f"{self.save_interval}: there would be nothing to keep"
+            )
+        return self
 
 
 class Rng(Section):
@@ -423,6 +498,7 @@ class Params(Section):
     pack: Pack
     model: Model
     mixed_precision: MixedPrecision
+    peft: Peft
     optimizer: Optimizer
     scheduler: Scheduler
     train: Train
@@ -435,6 +511,7 @@ class Params(Section):
 TRAIN_SECTIONS = (
     "model",
     "mixed_precision",
+    "peft",
     "optimizer",
     "scheduler",
     "train",

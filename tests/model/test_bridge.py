@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from sft import files
+from sft.command import InputError
 from sft.data.packs import write_npy
-from sft.model import bridge, checkpoints, refusals
+from sft.model import bridge, checkpoints, config, refusals
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,19 +31,32 @@ STEPS = 8
 PACKS = 7  # with 2 a step, an epoch ends after step 3 and step 6, one pack left out of each
 KILLED_AT = 5
 SAVED_EVERY = 2
+NO_DROPOUT = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+RECIPE = "megatron.bridge.recipes.llama.llama3.llama32_1b_sft_config"
 
 
 def train_params(**changes: dict[str, Any]) -> refusals.TrainParams:
     sections: dict[str, dict[str, Any]] = {
         "model": {
+            "recipe": None,
             "tensor_model_parallel_size": 1,
             "pipeline_model_parallel_size": 1,
             "context_parallel_size": 1,
+            "expert_model_parallel_size": 1,
             "sequence_parallel": False,
             "attention_dropout": 0.1,
             "hidden_dropout": 0.1,
+            "recompute_granularity": None,
+            "recompute_method": None,
+            "recompute_num_layers": None,
+            "recompute_modules": None,
+            "moe_aux_loss_coeff": None,
+            "moe_token_dispatcher_type": None,
+            "moe_permute_fusion": None,
         },
-        "mixed_precision": {"name": "fp32"},
+        "mixed_precision": {"name": "fp32", "grad_reduce_in_fp32": True},
+        "peft": {"name": None, "dim": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["linear_qkv", "linear_fc1"]},
         "optimizer": {
             "lr": 3e-3,
             "min_lr": 3e-4,
@@ -55,7 +69,14 @@ def train_params(**changes: dict[str, Any]) -> refusals.TrainParams:
         "scheduler": {"lr_decay_style": "cosine", "lr_warmup_iters": 1, "lr_decay_iters": None},
         "train": {"train_iters": STEPS, "global_batch_size": 2, "micro_batch_size": 1},
         "validation": {"eval_interval": 4, "eval_iters": 2},
-        "checkpoint": {"save_interval": SAVED_EVERY, "most_recent_k": 3, "pretrained_checkpoint": None},
+        "checkpoint": {
+            "save_interval": SAVED_EVERY,
+            "most_recent_k": 3,
+            "save_retain_interval": None,
+            "async_save": False,
+            "export": "last",
+            "pretrained_checkpoint": None,
+        },
         "rng": {"seed": 5},
     }
     for section, values in changes.items():
@@ -67,7 +88,14 @@ def train_params(**changes: dict[str, Any]) -> refusals.TrainParams:
 # --- scenarios, each in its own process -----------------------------------------------------------------
 
 
-def run(folder: Path, name: str, params: refusals.TrainParams, at_step: Callable[[int], None] | None = None) -> None:
+def run(
+    folder: Path,
+    name: str,
+    params: refusals.TrainParams,
+    at_step: Callable[[int], None] | None = None,
+    base: str = "base",
+    start: Path | None = None,
+) -> None:
     """Train `folder/name`, reporting steps and validations in files beside it as they happen."""
     steps, validations = (folder / f"{name}.{kind}.jsonl" for kind in ("steps", "validations"))
 
@@ -82,8 +110,8 @@ def run(folder: Path, name: str, params: refusals.TrainParams, at_step: Callable
             file.write(json.dumps([iteration, loss]) + "\n")
 
     bridge.train(
-        base=folder / "base",
-        start=folder / "start",
+        base=folder / base,
+        start=start or folder / "start",
         packed=folder / "packed",
         run=folder / name,
         params=params,
@@ -91,6 +119,41 @@ def run(folder: Path, name: str, params: refusals.TrainParams, at_step: Callable
         on_step=on_step,
         on_validation=on_validation,
     )
+
+
+def export(folder: Path, checkpoint: Path, target: str, params: refusals.TrainParams | None = None) -> None:
+    """Export a checkpoint as `folder/target`."""
+    bridge.export(
+        checkpoint=checkpoint,
+        base=folder / "base",
+        target=folder / target,
+        start=folder / "start",
+        peft=(params or train_params()).peft,
+    )
+
+
+def kept_from(folder: Path, name: str, copy: str, step: int) -> None:
+    """Copy a run as it was when a step was its newest."""
+    shutil.copytree(folder / name, folder / copy)
+    for checkpoint in (folder / copy / "checkpoints").glob("iter_*"):
+        if checkpoint > checkpoints.iteration_folder(folder / copy, step):
+            checkpoints.remove(checkpoint)
+
+
+def other_start(folder: Path) -> Path:
+    """Import a model with one layer more."""
+    tiny.make_tiny_base(folder / "other-base", layers=3)
+    bridge.import_base(base=folder / "other-base", checkpoint=folder / "other-start")
+    return folder / "other-start"
+
+
+def refusal(try_it: Callable[[], None]) -> str:
+    """Return the message with which something is refused."""
+    try:
+        try_it()
+    except InputError as error:
+        return str(error)
+    return "accepted"
 
 
 def killed(folder: Path) -> None:
@@ -115,7 +178,7 @@ def whole(folder: Path) -> None:
     report: dict[str, Any] = {"start_before": files.folder_digests(folder / "start")}
     bridge.import_base(base=folder / "base", checkpoint=folder / "start")
     report["start_after"] = files.folder_digests(folder / "start")
-    bridge.export(checkpoint=folder / "start", base=folder / "base", target=folder / "round-trip")
+    export(folder, folder / "start", "round-trip")
 
     shutil.copytree(folder / "killed", folder / "torn")
     newest = max((folder / "torn" / "checkpoints").glob("iter_*"))
@@ -132,10 +195,22 @@ def whole(folder: Path) -> None:
     final = checkpoints.final_checkpoint(folder / "unbroken", STEPS)
     report["final"] = None if final is None else final.name
     assert final is not None
-    bridge.export(checkpoint=final, base=folder / "base", target=folder / "final")
+    export(folder, final, "final")
 
-    no_dropout = {"model": {"attention_dropout": 0.0, "hidden_dropout": 0.0}}
-    run(folder, "one", train_params(**no_dropout))
+    run(folder, "one", train_params(model=NO_DROPOUT))
+    kept_from(folder, "unbroken", "edge", 6)
+    run(folder, "edge", train_params())
+    run(folder, "recipe", train_params(model=NO_DROPOUT | {"recipe": RECIPE} | RECOMPUTE))
+    asynchronous = {"async_save": True, "most_recent_k": 1, "save_retain_interval": 4, "export": "best"}
+    run(folder, "async", train_params(model=NO_DROPOUT, checkpoint=asynchronous))
+
+    lora = train_params(model=NO_DROPOUT, peft={"name": "lora"}, optimizer={"lr": 1e-2})
+    run(folder, "lora", lora)
+    kept_from(folder, "lora", "lora-resumed", 6)
+    run(folder, "lora-resumed", lora)
+    export(folder, checkpoints.iteration_folder(folder / "lora", STEPS), "lora-final", lora)
+    refused = train_params(checkpoint={"pretrained_checkpoint": str(other_start(folder))})
+    report["another start"] = refusal(lambda: run(folder, "never", refused, start=folder / "other-start"))
     report["logits"] = packed_logits(folder)
     report["batches"] = batches(folder)
     files.write_json(folder / "whole.json", report)
@@ -146,7 +221,7 @@ def packed_logits(folder: Path) -> dict[str, float]:
     import torch
     from megatron.core.packed_seq_params import PackedSeqParams
 
-    _, provider = bridge._model(folder / "final", weights=True)
+    _, provider = config.model_of(folder / "final", weights=True)
     second = list(range(300, 312))
 
     def logits(first: list[int]) -> torch.Tensor:
@@ -178,9 +253,9 @@ def batches(folder: Path) -> dict[str, Any]:
     from megatron.bridge.training.tokenizers.config import TokenizerConfig
     from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 
-    config = TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folder / "base"))
+    reads = TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folder / "base"))
     options = {
-        "tokenizer": build_tokenizer(config),
+        "tokenizer": build_tokenizer(reads),
         "max_seq_length": PACK,
         "memmap_workers": 1,
         "prompt_template": "{input} {output}",
@@ -207,9 +282,23 @@ def batches(folder: Path) -> dict[str, Any]:
 def ranks(folder: Path) -> None:
     """Under torchrun: two ranks, each with half of the packs, then each with half of every matrix."""
     bridge.import_base(base=folder / "base", checkpoint=folder / "start")
-    model = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
-    run(folder, "two-data", train_params(model=model))
-    run(folder, "two-tensor", train_params(model=model | {"tensor_model_parallel_size": 2}))
+    run(folder, "two-data", train_params(model=NO_DROPOUT))
+    run(folder, "two-tensor", train_params(model=NO_DROPOUT | {"tensor_model_parallel_size": 2}))
+
+
+def stages(folder: Path) -> None:
+    """Under torchrun: three ranks, each with a third of the packs, then each with a third of the layers."""
+    if os.environ["RANK"] == "0":
+        tiny.make_tiny_base(folder / "base-3", layers=3)
+    bridge.import_base(base=folder / "base-3", checkpoint=folder / "start-3")
+    for name, model in (("three-data", NO_DROPOUT), ("three-stages", NO_DROPOUT | {"pipeline_model_parallel_size": 3})):
+        params = train_params(
+            model=model,
+            train={"train_iters": 4, "global_batch_size": 3},
+            checkpoint={"save_interval": 4},
+            validation={"eval_iters": 1},
+        )
+        run(folder, name, params, base="base-3", start=folder / "start-3")
 
 
 # --- what they showed -----------------------------------------------------------------------------------
@@ -226,7 +315,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     assert start(program, "killed") == -signal.SIGKILL
     assert start(program, "whole") == 0
-    assert start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program, "ranks") == 0
+    torchrun = ("-m", "torch.distributed.run", "--standalone")
+    assert start(*torchrun, "--nproc_per_node=2", program, "ranks") == 0
+    assert start(*torchrun, "--nproc_per_node=3", program, "stages") == 0
     return folder
 
 
@@ -320,11 +411,80 @@ def test_the_newest_checkpoints_stay_each_with_its_manifest(lab: Path) -> None:
 
 
 @pytest.mark.pipeline
-def test_validation_loss_is_what_transformers_finds_for_each_sample_alone(lab: Path) -> None:
+def test_a_run_resumed_at_the_edge_of_an_epoch_goes_on_exactly_as_if_it_had_not_stopped(lab: Path) -> None:
+    """Of 7 packs, 2 a step, an epoch ends with step 6."""
+    edge = shown(lab, "edge")
+    assert [step[0] for step in edge] == [7, 8]
+    assert edge == shown(lab, "unbroken")[6:]
+
+
+@pytest.mark.pipeline
+def test_a_recipe_of_bridge_is_a_ground_that_changes_no_number_here_nor_does_recomputing(lab: Path) -> None:
+    assert shown(lab, "recipe") == shown(lab, "one")
+
+
+@pytest.mark.pipeline
+def test_saving_while_training_goes_on_changes_no_number_and_keeps_what_is_asked_for(lab: Path) -> None:
+    """Newest, every fourth step, and the best; each manifest tells of the files of its own step."""
+    assert shown(lab, "async") == shown(lab, "one")
+    losses = checkpoints.losses(lab / "async")
+    assert sorted(losses) == [4, 8]
+    there = sorted((lab / "async" / "checkpoints").glob("iter_*"))
+    assert [path.name for path in there] == ["iter_0000004", "iter_0000008"]
+    for path in there:
+        checkpoints.verify(path)
+    rules = train_params(checkpoint={"export": "best"}).checkpoint
+    best = checkpoints.to_export(lab / "async", STEPS, rules)
+    assert best == checkpoints.iteration_folder(lab / "async", min(losses, key=lambda step: losses[step]))
+
+
+@pytest.mark.pipeline
+def test_adapters_train_resume_and_are_merged_into_the_weights_they_are_of(lab: Path) -> None:
+    import torch
+
+    trained = shown(lab, "lora")
+    assert trained[-1][1] < trained[0][1] - 0.1
+    assert shown(lab, "lora-resumed") == trained[6:]
+    whole = lab / "one" / "checkpoints" / "iter_0000008"
+    adapters = lab / "lora" / "checkpoints" / "iter_0000008"
+    sizes = [sum(path.stat().st_size for path in folder.glob("*.distcp")) for folder in (adapters, whole)]
+    assert sizes[0] < sizes[1] / 5, "the frozen weights are not in its checkpoints"
+    before, after = tensors(lab / "base"), tensors(lab / "lora-final")
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
+    assert validations(lab, "lora")[-1][1] == pytest.approx(loss_by_transformers(lab / "lora-final"), abs=1e-4)
+
+
+@pytest.mark.pipeline
+def test_samples_stay_apart_in_the_middle_stage_of_a_pipeline(lab: Path) -> None:
+    """Megatron-Bridge #2952: before 0.6, stages that are neither first nor last got no boundaries of samples."""
+    data, layers = shown(lab, "three-data"), shown(lab, "three-stages")
+    assert len(data) == 4
+    for one, other in zip(data, layers, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert validations(lab, "three-data")[-1][1] == pytest.approx(validations(lab, "three-stages")[-1][1], rel=1e-5)
+
+
+@pytest.mark.pipeline
+def test_a_checkpoint_of_other_shapes_is_refused_before_it_is_loaded(lab: Path) -> None:
+    said = files.read_json(lab / "whole.json")["another start"]
+    assert "is another model than models/base" in said
+    assert "layers 3 instead of 2" in said
+
+
+@pytest.mark.pipeline
+def test_a_checkpoint_has_the_size_that_was_estimated(lab: Path) -> None:
+    saved = lab / "one" / "checkpoints" / "iter_0000008"
+    weights = sum(path.stat().st_size for path in saved.glob("*.distcp"))
+    assert weights == pytest.approx(12 * 99_648, rel=0.2)  # headers of small tensors are a sixth here
+
+
+def loss_by_transformers(folder: Path) -> float:
+    """Mean loss over the trained tokens of the validation packs, each sample alone."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(lab / "final", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     total, trained = 0.0, 0
     for row in tiny.make_packs(4, PACK, seed=2):
         edges = [*row["seq_start_id"], len(row["input_ids"])]
@@ -336,7 +496,12 @@ def test_validation_loss_is_what_transformers_finds_for_each_sample_alone(lab: P
             losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
             total, trained = total + float((losses * mask).sum()), trained + int(mask.sum())
     assert trained > 100
-    assert validations(lab, "unbroken")[-1][1] == pytest.approx(total / trained, abs=1e-4)
+    return total / trained
+
+
+@pytest.mark.pipeline
+def test_validation_loss_is_what_transformers_finds_for_each_sample_alone(lab: Path) -> None:
+    assert validations(lab, "unbroken")[-1][1] == pytest.approx(loss_by_transformers(lab / "final"), abs=1e-4)
 
 
 @pytest.mark.pipeline
@@ -389,7 +554,9 @@ def test_bridge_is_heard_in_its_log_alone(lab: Path) -> None:
         "checkpoints",
         "logs",
         "manifests",
+        "params.json",
         "validation",
+        "validation_losses.json",
     ]
 
 
@@ -402,4 +569,4 @@ def test_the_tiny_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"killed": killed, "whole": whole, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
+    {"killed": killed, "whole": whole, "ranks": ranks, "stages": stages}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,8 +1,8 @@
-"""The only module that talks to Megatron-Bridge: import, train, export.
+"""What Megatron-Bridge does for us: import, train, export. What it is told stands in sft.model.config.
 
 Hugging Face folder -> `import_base` -> Megatron checkpoint -> `train` (Bridge's `finetune()`) ->
 checkpoints of a run -> `export` -> Hugging Face folder. One process, or N under torchrun; a GPU, or the CPU
-through `sft.model.cpu`, which is imported nowhere else and only where there is no GPU.
+through `sft.model.cpu`.
 
 Guarantees:
 - A Megatron checkpoint is loaded only after its files agree with their manifest (sft.model.checkpoints).
@@ -10,7 +10,8 @@ Guarantees:
   the same order, with the same dropout, also across an epoch edge.
 - The loss is the mean over the trained tokens of a step, whatever their distribution over packs and ranks.
 
-A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validation/, logs/bridge.log.
+A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validation/, validation_losses.json,
+params.json, logs/bridge.log.
 """
 
 import contextlib
@@ -35,12 +36,14 @@ from torch import default_generator
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from sft import params as p
 from sft.command import end_with_parent
 from sft.files import folder_digest, folder_digests, publish_folder, read_json, value_digest, write_json
-from sft.model import checkpoints, refusals
+from sft.model import checkpoints, config, refusals
+from sft.model.config import on_cpu
 
+PARAMS = "params.json"  # in a run's folder: the train sections that it was made with
 BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
-PROBES = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # loggers: "FP8… failed", "No CUDA"
 _GROUPS = itertools.count()  # process groups of this process, in the order every rank makes them
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
@@ -81,7 +84,8 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
             return
         manifest.unlink()
     with publish_folder(checkpoint) as partial, _quiet():
-        bridge, provider = _model(base, weights=True)
+        _tie_writers_to_this_process(async_save=False)
+        bridge, provider = config.model_of(base, weights=True)
         with _one_process(provider):
             model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
             bridge.save_megatron_model(model, partial)
@@ -114,49 +118,115 @@ def train(
 
     Raises:  InputError: params, packs, layout or checkpoint do not fit, said before anything is built.
     """
-    refusals.check(packed=packed, params=params)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    check(base=base, start=start, packed=packed, run=run, params=params, ranks=ranks)
     with _process_group():
         checkpoint = _everywhere(lambda: checkpoints.newest_whole(run))
         if checkpoint == checkpoints.iteration_folder(run, params.train.train_iters):
             return
-        if checkpoint is None:
+        if checkpoint is None or params.peft.name is not None:
             _everywhere(lambda: checkpoints.verify(start))
-        keep, seed = params.checkpoint.most_recent_k, params.rng.seed
-        watch = _Watch(run, keep, seed, sys.stdout, on_step, on_validation)
+        watch = _Watch(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation)
         with _quiet(run / "logs" / "bridge.log"):
-            _tie_writer_to_this_process()
+            _everywhere(lambda: write_json(run / PARAMS, {name: value.model_dump() for name, value in params.named()}))
+            _tie_writers_to_this_process(params.checkpoint.async_save)
             eval_iters = params.validation.eval_iters
             if eval_iters:
                 eval_iters = _everywhere(lambda: _take_validation(packed, run, params))
-            config = _config(base, start, packed, run, params, pack_size, checkpoint, eval_iters)
+            container = config.build(
+                params,
+                base=base,
+                start=_weights_folder(start),
+                packed=packed,
+                run=run,
+                pack_size=pack_size,
+                load=checkpoint,
+                eval_iters=eval_iters,
+                on_gpu=not on_cpu(),
+            )
 
             from megatron.bridge.training.finetune import finetune
 
-            finetune(config, watch.forward_step, callbacks=watch.callbacks())
+            finetune(container, watch.forward_step, callbacks=watch.callbacks())
 
 
-def export(*, checkpoint: Path, base: Path, target: Path) -> None:
+def check(*, base: Path, start: Path | None, packed: Path, run: Path, params: refusals.TrainParams, ranks: int) -> None:
+    """Refuse what would fail or train something else, before anything is built. Raises InputError with the reasons.
+
+    `start`: a checkpoint that is there already; None, or one made of the base, needs no look into it.
+    """
+    _, provider = config.model_of(base, weights=False)
+    geometry = start_geometry = config.geometry_of(provider)
+    if params.checkpoint.pretrained_checkpoint and start is not None:
+        checkpoints.verify(start)
+        start_geometry = config.geometry_of_checkpoint(_weights_folder(start))
+    refusals.check(
+        params,
+        refusals.gather(
+            packed=packed,
+            base=base,
+            runs=run,
+            ranks=ranks,
+            on_gpu=not on_cpu(),
+            geometry=geometry,
+            start_geometry=start_geometry,
+            gpu_memory=None if on_cpu() else float(torch.cuda.get_device_properties(0).total_memory),
+            done_disk=sum(_bytes(folder) for folder in (run / "checkpoints", start) if folder is not None),
+        ),
+    )
+
+
+def _bytes(folder: Path) -> float:
+    return float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+
+
+def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> None:
     """Write a trained checkpoint as a Hugging Face folder; under torchrun only the first rank does.
 
-    Weights come from the checkpoint, every other file from `base`, byte for byte.
+    Weights come from the checkpoint, every other file from `base`, byte for byte. Adapters (`peft`) are added to
+    the weights of `start`, which they were trained on.
 
     Raises:  InputError: the checkpoint's files are not those that were written.
     """
     if _rank() != 0:
         return
     checkpoints.verify(checkpoint)
+    if peft.name is not None:
+        checkpoints.verify(start)
     with publish_folder(target) as partial, _quiet():
-        bridge, provider = _model(base, weights=False)
+        bridge, provider = config.model_of(base, weights=False)
 
         from megatron.bridge.training.model_load_save import build_and_load_model
 
         with _one_process(provider):
-            model = build_and_load_model(str(_weights_folder(checkpoint)), provider, use_cpu_init=True)
+            weights = checkpoint if peft.name is None else start
+            model = build_and_load_model(str(_weights_folder(weights)), provider, use_cpu_init=True)
+            if peft.name is not None:
+                model = _with_adapters(model, checkpoint, peft)
             bridge.save_hf_weights(model, partial, show_progress=False)
-        weights = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
-        for path in sorted(set(base.iterdir()) - weights):
+        weight_files = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
+        for path in sorted(set(base.iterdir()) - weight_files):
             if path.is_file():
                 shutil.copyfile(path, partial / path.name)
+
+
+def _with_adapters(model: Any, checkpoint: Path, peft: p.Peft) -> Any:
+    """Give a model of base weights its adapters, with the weights of a checkpoint that holds them alone."""
+    from megatron.bridge.training.checkpointing import (
+        _generate_model_state_dict,
+        apply_peft_adapter_filter_to_state_dict,
+    )
+    from megatron.core import dist_checkpointing
+
+    adapters = config.adapters(peft)
+    model = adapters(model, training=False)
+    adapters.set_params_to_save(model)
+    wanted = apply_peft_adapter_filter_to_state_dict(_generate_model_state_dict(model, {}), adapters)
+    loaded = dist_checkpointing.load(wanted, str(checkpoint))
+    missing, unexpected = model[0].load_state_dict(loaded["model"], strict=False)
+    if unexpected or any(".adapter." in name for name in missing):
+        raise AssertionError(f"{checkpoint}: adapters do not fit: {unexpected} {missing}")
+    return model
 
 
 def _take_validation(packed: Path, run: Path, params: refusals.TrainParams) -> int:
@@ -186,65 +256,35 @@ def _weights_folder(start: Path) -> Path:
     return start if start.name.startswith("iter_") else start / "iter_0000000"
 
 
-def _on_cpu() -> bool:
-    return not torch.cuda.is_available()
-
-
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _ready() -> None:
-    """Make megatron.bridge importable on this machine, without the harmless probes it logs."""
-    from transformers.utils import logging as transformers_logging
+def _tie_writers_to_this_process(async_save: bool) -> None:
+    """Let the processes that Megatron starts to save a checkpoint end with this one, however this one ends.
 
-    for name in PROBES:
-        logging.getLogger(name).disabled = True
-    transformers_logging.set_verbosity_error()  # deprecations in how Bridge calls it
-    if _on_cpu():
-        from sft.model import cpu
-
-        cpu.install()
-    _skip_helper_build()
-
-
-def _tie_writer_to_this_process() -> None:
-    """Let the process that Megatron starts to collect what was saved end with this one, however this one ends.
-
-    Started by Megatron it would outlive a kill, and hold open the pipes that others read this one's output from.
+    Started by Megatron they would outlive a kill, and hold open the pipes that others read this one's output from.
     """
-    _ready()  # before the first import of Megatron
+    config.ready()  # before the first import of Megatron
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
         manager.start(end_with_parent)
         filesystem_async._results_queue = manager.Queue()
+    if async_save:
+        from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
+
+        PersistentAsyncCaller.async_loop = staticmethod(_write_until_parent_ends)
 
 
-def _skip_helper_build() -> None:
-    """Keep Bridge from calling `make` for a helper that the wheel brings compiled, without its Makefile."""
-    from megatron.bridge.training import initialize
-    from megatron.core import datasets
+def _write_until_parent_ends(*arguments: Any) -> None:
+    """Run Megatron's loop that writes checkpoints in a process of its own; ends with the one that started it."""
+    end_with_parent()
+    config.ready()
+    from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
-    if not (Path(datasets.__path__[0]) / "Makefile").exists():
-        initialize.compile_helpers = lambda: None
-
-
-def _model(base: Path, *, weights: bool) -> tuple[Any, Any]:
-    """Return Bridge's view of the Hugging Face folder, and the provider of the same model in Megatron."""
-    _ready()
-    from megatron.bridge import AutoBridge
-
-    bridge = AutoBridge.from_hf_pretrained(str(base), dtype=torch.float32)
-    provider = bridge.to_megatron_provider(load_weights=weights)
-    provider.bf16 = provider.fp16 = False
-    provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
-    if _on_cpu():
-        from sft.model import cpu
-
-        cpu.configure(provider)
-    return bridge, provider
+    PersistentAsyncCaller.async_loop(*arguments)
 
 
 @contextlib.contextmanager
@@ -271,12 +311,12 @@ def _process_group() -> Iterator[None]:
         store, rank, ranks = next(rendezvous("env://"))
         # torchrun's store outlives a group, and keys left by one group would hang the next.
         store = PrefixStore(f"sft-{next(_GROUPS)}", store)
-    if _on_cpu():
+    if on_cpu():
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores))))
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("gloo" if _on_cpu() else "nccl", store=store, rank=rank, world_size=ranks)
+    dist.init_process_group("gloo" if on_cpu() else "nccl", store=store, rank=rank, world_size=ranks)
     yield
     dist.destroy_process_group()  # not after an error: other ranks may be waiting in a collective
 
@@ -307,106 +347,12 @@ def _quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
             root.handlers = before
 
 
-def _config(
-    base: Path,
-    start: Path,
-    packed: Path,
-    run: Path,
-    params: refusals.TrainParams,
-    pack_size: int,
-    checkpoint: Path | None,
-    eval_iters: int,
-) -> Any:
-    """Build Bridge's ConfigContainer: params.yaml section by section, and what this program decides."""
-    _, provider = _model(base, weights=False)
-    from megatron.bridge.data.packing.config import PackedSequenceSpecs
-    from megatron.bridge.training import config as c
-    from megatron.bridge.training.tokenizers.config import TokenizerConfig
-
-    for name, value in params.model:
-        setattr(provider, name, value)
-    provider.seq_length = pack_size
-    provider.calculate_per_token_loss = True
-    context_parallel = params.model.context_parallel_size
-    # With stages of a pipeline or parts of a sample on several ranks, all must expect one length.
-    fixed_length = context_parallel > 1 or params.model.pipeline_model_parallel_size > 1
-    optimizer, steps = params.optimizer, params.train
-    shard_optimizer = not _on_cpu()
-    return c.ConfigContainer(
-        model=provider,
-        mixed_precision=None if params.mixed_precision.name == "fp32" else params.mixed_precision.name,
-        train=c.TrainingConfig(
-            train_iters=steps.train_iters,
-            global_batch_size=steps.global_batch_size,
-            micro_batch_size=steps.micro_batch_size,
-        ),
-        validation=c.ValidationConfig(eval_interval=params.validation.eval_interval, eval_iters=eval_iters),
-        optimizer=c.OptimizerConfig(
-            optimizer="adam",
-            **optimizer.model_dump(),
-            use_distributed_optimizer=shard_optimizer,
-            params_dtype=torch.float32,
-        ),
-        ddp=c.DistributedDataParallelConfig(
-            use_distributed_optimizer=shard_optimizer, grad_reduce_in_fp32=True, average_in_collective=False
-        ),
-        scheduler=c.SchedulerConfig(
-            lr_decay_style=params.scheduler.lr_decay_style,
-            lr_warmup_iters=params.scheduler.lr_warmup_iters,
-            lr_decay_iters=params.scheduler.lr_decay_iters or steps.train_iters,
-            start_weight_decay=optimizer.weight_decay,
-            end_weight_decay=optimizer.weight_decay,
-            weight_decay_incr_style="constant",
-            override_opt_param_scheduler=True,
-        ),
-        dataset=c.GPTSFTDatasetConfig(
-            dataset_root=str(run),  # Bridge makes folders below it even where every path is given
-            seq_length=pack_size,
-            seed=params.rng.seed,
-            dataloader_type="batch",
-            num_workers=0 if _on_cpu() else 2,
-            memmap_workers=1,
-            pin_memory=not _on_cpu(),
-            enable_offline_packing=True,
-            offline_packing_specs=PackedSequenceSpecs(
-                packed_sequence_size=pack_size,
-                packed_train_data_path=str(packed / "training"),
-                packed_val_data_path=str(run / "validation") if eval_iters else None,
-                packed_metadata_path=str(packed / "metadata.json"),
-                pad_seq_to_mult=2 * context_parallel if context_parallel > 1 else 1,
-            ),
-            dataset_kwargs={"pad_to_max_length": True} if fixed_length else None,
-            do_validation=eval_iters > 0,
-            do_test=False,
-        ),
-        logger=c.LoggerConfig(
-            skip_train_metrics_log=True,
-            log_throughput=False,
-            logging_level=logging.WARNING,
-            tensorboard_dir=None,
-        ),
-        tokenizer=TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(base)),
-        checkpoint=c.CheckpointConfig(
-            pretrained_checkpoint=str(_weights_folder(start)),
-            load=None if checkpoint is None else str(checkpoint),
-            save=str(run / "checkpoints"),
-            save_interval=params.checkpoint.save_interval,
-            most_recent_k=-1,  # old ones are removed by _Watch, with their manifests
-            ckpt_format="torch_dist",
-            async_save=False,
-            fully_parallel_save=shard_optimizer,
-        ),
-        dist=c.DistributedInitConfig(distributed_backend=dist.get_backend(), disable_jit_fuser=_on_cpu()),
-        rng=c.RNGConfig(seed=params.rng.seed),
-    )
-
-
 @dataclass
 class _Watch:
     """What is seen of a run from outside: Bridge calls its hooks on every rank, the first tells the caller."""
 
     run: Path
-    keep: int
+    rules: p.Checkpoint
     seed: int
     terminal: TextIO
     on_step: Callable[[Step], None]
@@ -436,11 +382,11 @@ class _Watch:
 
         if model.training and data_iterator is not None:
             data_iterator = self.counted(data_iterator)
-        if _on_cpu() and data_iterator is not None and not model.config.sequence_parallel:
+        if on_cpu() and data_iterator is not None and not model.config.sequence_parallel:
             from sft.model import cpu
 
             data_iterator = map(cpu.mark_untrained, data_iterator)
-        if model.training and _on_cpu():
+        if model.training and on_cpu():
             # On a GPU dropout has a generator of its own. Here it shares one with the data loader, which
             # draws from it whenever it starts over: at an epoch edge, and after a resume.
             place = f"{self.seed}:{state.train_state.step}:{self.packs}"
@@ -456,7 +402,7 @@ class _Watch:
 
     def training_starts(self, context: Any) -> None:
         """Make the most of a CPU."""
-        if _on_cpu():
+        if on_cpu():
             from sft.model import cpu
 
             cpu.fuse(context.optimizer)
@@ -472,22 +418,23 @@ class _Watch:
         from megatron.bridge.training.utils.pg_utils import get_pg_collection
 
         groups = get_pg_collection(context.model)
-        device = "cpu" if _on_cpu() else torch.device("cuda", torch.cuda.current_device())
+        device = "cpu" if on_cpu() else torch.device("cuda", torch.cuda.current_device())
         tokens = torch.tensor(self.tokens, device=device)
         dist.all_reduce(tokens, group=groups.dp)
-        loss = torch.tensor(float(context.loss_dict.get("lm loss", 0.0)), device=device)
-        dist.all_reduce(loss, group=groups.pp)  # only the last stage knows it
+        loss = _of_last_stage(context, context.loss_dict)
         if dist.get_rank() == 0:
             iteration = context.state.train_state.step + 1
             with contextlib.redirect_stdout(self.terminal):
-                self.on_step(Step(iteration, loss.item(), self.lr, float(context.grad_norm), int(tokens), seconds))
+                self.on_step(Step(iteration, loss, self.lr, float(context.grad_norm), int(tokens), seconds))
 
     def validation_ends(self, context: Any) -> None:
         """Report the loss over the validation batches."""
         self.validated = context.state.train_state.step
+        loss = _of_last_stage(context, context.total_loss_dict)
         if dist.get_rank() == 0:
+            checkpoints.note_loss(self.run, self.validated, loss)
             with contextlib.redirect_stdout(self.terminal):
-                self.on_validation(self.validated, float(context.total_loss_dict["lm loss"]))
+                self.on_validation(self.validated, loss)
 
     def training_ends(self, context: Any) -> None:
         """Keep Bridge from validating the last step a second time."""
@@ -495,6 +442,16 @@ class _Watch:
             context.state.train_state.do_valid = False
 
     def saved(self, context: Any) -> None:
-        """Tell what the checkpoint that was just saved consists of, and remove the oldest."""
+        """Tell what the checkpoint that was just saved consists of, and remove those that are not kept."""
         if dist.get_rank() == 0:
-            checkpoints.keep(self.run, context.state.train_state.step, self.keep)
+            checkpoints.keep(self.run, checkpoints.written(self.run), self.rules)
+
+
+def _of_last_stage(context: Any, losses: dict[str, Any]) -> float:
+    """Return the loss, which only the last stage of a pipeline knows, on every stage."""
+    from megatron.bridge.training.utils.pg_utils import get_pg_collection
+
+    device = "cpu" if on_cpu() else torch.device("cuda", torch.cuda.current_device())
+    loss = torch.tensor(float(losses.get("lm loss", 0.0)), device=device)
+    dist.all_reduce(loss, group=get_pg_collection(context.model).pp)
+    return loss.item()

@@ -1,16 +1,21 @@
-"""Checkpoints of Megatron, and the manifests that say what belongs in them.
+"""Checkpoints of Megatron: the manifests that say what belongs in them, and which of a run are kept.
 
 Loading torch_dist unpickles, so a foreign or tampered checkpoint could run code: one is loaded only after
 its files agree with the manifest that this program wrote outside of it.
 
-A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json.
+A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validation_losses.json.
 """
 
 import shutil
 from pathlib import Path
 
+from sft import params as p
 from sft.command import InputError, say
 from sft.files import folder_digests, read_json, write_json
+
+TRACKER = "latest_checkpointed_iteration.txt"
+"""File of Megatron in checkpoints/: the step of the newest checkpoint that is all on disk."""
+LOSSES = "validation_losses.json"
 
 
 def iteration_folder(run: Path, iteration: int) -> Path:
@@ -68,12 +73,82 @@ def newest_whole(run: Path) -> Path | None:
     return None
 
 
-def keep(run: Path, iteration: int, most_recent: int) -> None:
-    """Write the manifest of the checkpoint that was just saved, then remove all but the newest."""
+def written(run: Path) -> int:
+    """Return the step of the checkpoint that was just finished; with async_save, training is further by then."""
+    return int((run / "checkpoints" / TRACKER).read_text(encoding="utf-8"))
+
+
+def keep(run: Path, iteration: int, rules: p.Checkpoint) -> None:
+    """Write the manifest of the checkpoint that was just saved, then remove those that nothing asks to keep."""
     checkpoint = iteration_folder(run, iteration)
     write_json(manifest_of(checkpoint), folder_digests(checkpoint))
-    for old in sorted(checkpoint.parent.glob("iter_*"))[:-most_recent]:
-        remove(old)
+    saved = {int(path.name.removeprefix("iter_")): path for path in checkpoint.parent.glob("iter_*")}
+    whole = [step for step in sorted(saved) if manifest_of(saved[step]).exists()]
+    for step in whole:
+        if step not in kept(whole, losses(run), rules):
+            remove(saved[step])
+
+
+def kept(steps: list[int], losses: dict[int, float], rules: p.Checkpoint) -> set[int]:
+    """Return which of the saved steps are kept: the newest, each of save_retain_interval, and the best if it counts.
+
+    >>> rules = p.Checkpoint(save_interval=2, most_recent_k=1, save_retain_interval=4, async_save=False,
+    ...                      export="best", pretrained_checkpoint=None)
+    >>> sorted(kept([2, 4, 6, 8, 10], {2: 0.5, 6: 0.4, 10: 0.7}, rules))
+    [4, 6, 8, 10]
+    """
+    stay = set(steps[-rules.most_recent_k :])
+    if rules.save_retain_interval:
+        stay |= {step for step in steps if step % rules.save_retain_interval == 0}
+    if rules.export == "best":
+        stay |= {step for step in [best_of(steps, losses)] if step is not None}
+    return stay
+
+
+def best_of(steps: list[int], losses: dict[int, float]) -> int | None:
+    """Return the saved step with the lowest validation loss, the first of equals; None if none was validated."""
+    return min((step for step in steps if step in losses), key=lambda step: (losses[step], step), default=None)
+
+
+def note_loss(run: Path, iteration: int, loss: float) -> None:
+    """Write down the validation loss of a step."""
+    write_json(run / LOSSES, {str(step): value for step, value in sorted({**losses(run), iteration: loss}.items())})
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Return the validation losses of a run by step."""
+    if not (run / LOSSES).exists():
+        return {}
+    return {int(step): loss for step, loss in read_json(run / LOSSES).items()}
+
+
+def to_export(run: Path, iterations: int, rules: p.Checkpoint) -> Path | None:
+    """Return the checkpoint that becomes the model; None while the run is not complete.
+
+    Raises:  InputError: the best one is gone or changed.
+    """
+    last = final_checkpoint(run, iterations)
+    if last is None or rules.export == "last":
+        return last
+    steps = sorted(int(path.name.removeprefix("iter_")) for path in last.parent.glob("iter_*"))
+    best = best_of(steps, losses(run))
+    if best is None:
+        raise InputError(f"{run}: no checkpoint that is there was validated. Set checkpoint.export to last.")
+    verify(iteration_folder(run, best))
+    return iteration_folder(run, best)
+
+
+def of_step(run: Path, step: int | None) -> Path:
+    """Return the whole checkpoint of a step of a run, or the newest. Raises InputError naming those that are there."""
+    there = [path for path in sorted((run / "checkpoints").glob("iter_*")) if fault_of(path) is None]
+    chosen = there[-1:] if step is None else [path for path in there if path == iteration_folder(run, step)]
+    if chosen:
+        return chosen[0]
+    known = ", ".join(str(int(path.name.removeprefix("iter_"))) for path in there)
+    raise InputError(
+        f"{run}: no whole checkpoint{'' if step is None else f' of step {step}'}. Steps there: {known or 'none'}. "
+        "checkpoint.most_recent_k and save_retain_interval say which are kept."
+    )
 
 
 def remove(checkpoint: Path) -> None:

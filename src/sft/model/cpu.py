@@ -8,7 +8,8 @@ optimizer, checkpoints and export of the cluster run on a laptop:
 2. the device: what Megatron puts on "cuda" lands on the CPU (`_redirect_cuda`),
 3. two checks for a GPU that are no computation (`_allow_no_cuda`),
 4. attention that keeps packed samples apart (`PackedAttention`), which Megatron leaves to Transformer Engine,
-5. what a CPU has no time for: logits of tokens that are not trained (`trained_loss`), an optimizer that goes
+5. adapters on Megatron's own matrices (`_adapters_of_plain_matrices`),
+6. what a CPU has no time for: logits of tokens that are not trained (`trained_loss`), an optimizer that goes
    over the weights several times (`fuse`).
 
 Process-wide and irreversible, hence imported by `sft.model.bridge` only where there is no GPU.
@@ -70,6 +71,7 @@ def install() -> None:
     _redirect_cuda()
     _allow_no_cuda()
     _skip_untrained()
+    _adapters_of_plain_matrices()
 
 
 def configure(provider: Any) -> None:
@@ -267,6 +269,16 @@ def _skip_untrained() -> None:
         return forward(self, *args, labels=labels, **kwargs)
 
     GPTModel.forward = forward_trained
+
+
+def _adapters_of_plain_matrices() -> None:
+    """Let adapters be put on Megatron's own matrices.
+
+    Without Transformer Engine its classes are None in megatron.core, which Bridge's peft/utils.py takes for there.
+    """
+    from megatron.bridge.peft import utils
+
+    utils.HAVE_TE = False
 
 
 class _CudaToCpu(TorchFunctionMode):

@@ -36,7 +36,7 @@ from sft.files import (
     write_json,
 )
 from sft.ledger import Ledger
-from sft.params import TRAIN_SECTIONS, load, ran_with
+from sft.params import TRAIN_SECTIONS, Peft, load, ran_with
 from sft.run import card, outbox
 from sft.run.lineage import (
     Lineage,
@@ -131,10 +131,11 @@ def processes() -> int:
 
 def train(run: Run) -> None:
     """Train on this rank: the same call on a laptop and on every rank of a cluster."""
-    from sft.model import bridge, refusals
+    from sft.model import bridge
+    from sft.model.refusals import TrainParams
     from sft.run import tracking
 
-    params = refusals.TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
+    params = TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
     metadata = read_json(run.packed / "metadata.json")
     with contextlib.ExitStack() as stack:
         journal = None
@@ -242,12 +243,12 @@ def launch(run: Run, number: int) -> None:
         )
 
 
-def export(run: Run, lineage: Lineage, checkpoint: Path, patch: bytes | None, run_id: str | None) -> None:
+def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: bytes | None, run_id: str | None) -> None:
     """Publish models/final: weights, tokenizer, the chat template it was trained on, README.md, lineage.json."""
     from sft.model import bridge
 
     with publish_folder(FINAL) as folder:
-        bridge.export(checkpoint=checkpoint, base=run.base, target=folder)
+        bridge.export(checkpoint=checkpoint, base=run.base, target=folder, start=run.start, peft=peft)
         (folder / "chat_template.jinja").write_bytes((run.packed / "chat_template.jinja").read_bytes())
         told = lineage_json(lineage, run_id, Path.cwd(), patch)
         text = card.render(told, lambda path: read_json(Path(path)) if Path(path).exists() else {})
@@ -296,6 +297,7 @@ def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> d
 def main() -> None:
     """Prepare, train, export, register."""
     from sft.model import bridge, checkpoints
+    from sft.model.refusals import TrainParams
     from sft.run import tracking
 
     if cluster := os.environ.get("CLUSTER"):
@@ -311,9 +313,18 @@ def main() -> None:
 
     start = sections["checkpoint"].pretrained_checkpoint
     imported = Path(start).absolute() if start else runs / "imports" / lineage.base_model[:16]
+    folder, number = runs / lineage.key, processes()
+    bridge.check(
+        base=BASE.absolute(),
+        start=imported,
+        packed=PACKED.absolute(),
+        run=folder,
+        params=TrainParams(**sections),
+        ranks=number,
+    )
     if not start:
         bridge.import_base(base=BASE.absolute(), checkpoint=imported)
-    run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute())
+    run = Run(lineage.key, folder, BASE.absolute(), imported, PACKED.absolute())
     box = open_tracked_run(lineage, metadata, run.folder)
     kept = [keep_patch(patch, run.folder)] if patch else []
     with tracking.told_in_the_end(run.folder) as told, outbox.true_status(box):
@@ -321,14 +332,15 @@ def main() -> None:
         checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
         if checkpoint is None:
             write_json(run.folder / "run.json", {name: str(value) for name, value in asdict(run).items()})
-            number = processes()
             launch(run, number) if number > 1 else train(run)
             checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
             if checkpoint is None:
                 raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
         else:
             say(f"this run is complete: exporting step {iterations} again, no step is trained")
-        export(run, lineage, checkpoint, patch, tracking.run_id(run.folder))
+        chosen = checkpoints.to_export(run.folder, iterations, sections["checkpoint"])
+        assert chosen is not None  # the run is complete
+        export(run, lineage, chosen, sections["peft"], patch, tracking.run_id(run.folder))
         metrics = report(run, iterations, batch, metadata)
         outbox.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
         kept += environment(run.folder, checkpoint)
