@@ -13,7 +13,12 @@ from sft.data.shards import read_rows
 from sft.files import file_digest, folder_digest, read_json
 from sft.stages import fetch
 from sft.stages import filter as stage
+from tests.data import test_judge
+from tests.data.test_judge import BAD, GOOD, completion
 from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
+
+
+model = test_judge.model  # a server on loopback
 
 
 @pytest.fixture
@@ -264,3 +269,23 @@ def test_a_duplicate_is_kept_beside_its_evidence_in_normal_form(project):
     assert row["reason"] == "duplicate"
     assert row["evidence"] == f"calls.jsonl:4: the same conversation came before: {row['id']}"
     assert json.loads(row["messages"])[0]["role"] == "system"
+
+
+def test_the_judge_refuses_among_what_the_rules_keep_and_a_rerun_needs_no_endpoint(project, model, monkeypatch):
+    set_params(project, **{"filter.judge.model": "judge-1", "filter.max_rejected": 0.9})
+    give(project, *tool_records(3), "{broken", *tool_records(1), asking("Refuse this."))
+    model.answer = lambda asked, number: completion(BAD if "Refuse" in asked else GOOD)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    stage.main("calls")
+    assert len(model.bodies) == 4
+    report = read_json(project / "reports/filter/calls.json")
+    assert report["rejected"] == {"duplicate": 1, "judge-inconsistent": 1, "malformed-row": 1}
+    assert report["judge"]["scores"]["4"] == 3
+    refused = {row["reason"]: row for row in read_rows(project / "data/filtered/calls", "rejected")}
+    assert refused["judge-inconsistent"]["evidence"].startswith("calls.jsonl:6: ")
+    assert "booked 3 May" in refused["judge-inconsistent"]["evidence"]
+    first = (folder_digest(project / "data/filtered/calls"), file_digest(project / "reports/filter/calls.json"))
+    monkeypatch.delenv("SFT_JUDGE_URL")
+    stage.main("calls")
+    assert first == (folder_digest(project / "data/filtered/calls"), file_digest(project / "reports/filter/calls.json"))
+    assert len(model.bodies) == 4
