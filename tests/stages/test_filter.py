@@ -17,7 +17,6 @@ from tests.data import test_judge
 from tests.data.test_judge import BAD, GOOD, completion
 from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
 
-
 model = test_judge.model  # a server on loopback
 
 

@@ -15,6 +15,7 @@ constants give other signatures, and those must not be compared.
 """
 
 import hashlib
+import itertools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from sft.data.words import MULTIPLIERS, WordHashes, hash_words, spread
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from sft.data.words import Hashes
 
 # Chosen on the half "choose" of tests/labelled/duplicates.jsonl, for a threshold of 0.8: of 2 to 5 words, 2 and 3
 # find most, and 3 keeps more that differs.
@@ -71,45 +74,69 @@ def signatures(
     import numpy as np
     from rensa import RMinHash
 
-    numbers: list[bytes] = []
-    shingles: list[npt.NDArray[np.uint64]] = []
+    if not conversations:
+        return []
+    starts = found.starts.tolist()
+    numbers = found.hashes[found.numbers].astype("<u8").tobytes()
+    number_starts = (np.concatenate([np.zeros(1, np.int64), np.cumsum(found.numbers)])[found.starts] * 8).tolist()
+    digests: list[bytes] = []
+    spans: list[tuple[int, int]] = []  # of words, of one side after the other
+    sizes: list[int] = []  # of sides, in words
+    short: list[bytes] = []  # of sides of few words, what stands for them
     place = 0
     for conversation, own in zip(conversations, parts, strict=True):
         # By who speaks: user and assistant, whose numbers count, and tools, whose results are part of the question.
         said: dict[str, list[int]] = {"user": [], "assistant": [], "tool": [], "system": []}
-        for number, (message, _) in enumerate(own):
-            said[conversation.messages[message]["role"]].append(number)
-        spans = {role: [(found.starts[place + n], found.starts[place + n + 1]) for n in said[role]] for role in said}
+        for part, (message, _) in enumerate(own, place):
+            said[conversation.messages[message]["role"]].append(part)
         digest = hashlib.blake2b(digest_size=NUMBERS_BYTES)
         for role in ("user", "assistant"):
-            for start, end in spans[role]:
-                digest.update(found.hashes[start:end][found.numbers[start:end]].astype("<u8").tobytes())
-            digest.update(b"|")
-        numbers.append(digest.digest())
-        for roles in (("user", "tool"), ("assistant",)):
-            side = [found.hashes[start:end] for role in roles for start, end in spans[role]]
-            texts = [own[n][1] for role in roles for n in said[role]]
-            shingles.append(_shingles(np.concatenate(side) if side else np.empty(0, np.uint64), texts))
+            digest.update(
+                b"".join(numbers[number_starts[part] : number_starts[part + 1]] for part in said[role]) + b"|"
+            )
+        digests.append(digest.digest())
+        for side in (said["user"] + said["tool"], said["assistant"]):
+            spans += [(starts[part], starts[part + 1]) for part in side]
+            sizes.append(sum(starts[part + 1] - starts[part] for part in side))
+            if sizes[-1] < FEWEST_WORDS:
+                short.append(_plainly([own[part - place][1] for part in side]))
         place += len(own)
-    offsets = np.concatenate([np.zeros(1, np.uint64), np.cumsum([len(one) for one in shingles], dtype=np.uint64)])
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(shingles), offsets, SLOTS, MINHASH_SEED)
-    slots = np.array(matrix.to_rows(), np.uint32).astype(np.uint8).reshape(-1, 2 * SLOTS)
-    return [one + row.tobytes() for one, row in zip(numbers, slots, strict=True)]
+    words_of_sides = np.concatenate([found.hashes[start:end] for start, end in spans] + [np.empty(0, np.uint64)])
+    shingles, offsets = _shingles(words_of_sides, np.array(sizes), short)
+    rows = RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, SLOTS, MINHASH_SEED).to_rows()
+    slots = np.fromiter(itertools.chain.from_iterable(rows), np.uint32, len(rows) * SLOTS).astype(np.uint8)
+    return [one + row.tobytes() for one, row in zip(digests, slots.reshape(-1, 2 * SLOTS), strict=True)]
 
 
-def _shingles(hashes: "npt.NDArray[np.uint64]", texts: list[str]) -> "npt.NDArray[np.uint64]":
-    """Return a number for each sequence of SHINGLE_WORDS words; of few words one for all, punctuation and all."""
+def _plainly(texts: list[str]) -> bytes:
+    """Return a number, as bytes, for a side of few words: punctuation counts here, x + 1 is not x - 1."""
+    plain = " ".join(unicodedata.normalize("NFKC", "\n".join(texts)).casefold().split())
+    return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _shingles(
+    hashes: "Hashes", sizes: "npt.NDArray[np.int64]", short: list[bytes]
+) -> "tuple[Hashes, npt.NDArray[np.uint64]]":
+    """Return a number for each sequence of SHINGLE_WORDS words of each side, and where those of each side begin.
+
+    `hashes` are the words of all sides, `sizes` how many each has; one with few has one number, the next of `short`.
+    """
     import numpy as np
 
-    if len(hashes) < FEWEST_WORDS:  # punctuation counts here: x + 1 is not x - 1
-        plain = " ".join(unicodedata.normalize("NFKC", "\n".join(texts)).casefold().split())
-        digest = hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return np.frombuffer(digest, "<u8").astype(np.uint64)
-    total = hashes[: 1 - SHINGLE_WORDS].copy()
-    for word in range(1, SHINGLE_WORDS):
+    total = np.zeros(max(0, len(hashes) - SHINGLE_WORDS + 1), np.uint64)
+    for word in range(SHINGLE_WORDS):
         total *= np.uint64(MULTIPLIERS[0])
-        total += hashes[word : len(hashes) - SHINGLE_WORDS + 1 + word]
-    return spread(total)
+        total += hashes[word : len(total) + word]
+    is_long = sizes >= FEWEST_WORDS
+    counts = np.where(is_long, sizes - SHINGLE_WORDS + 1, 1)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])[:-1]
+    found = np.empty(offsets[-1], np.uint64)
+    chosen = np.repeat(np.where(is_long, begins - offsets[:-1], 0), counts) + np.arange(len(found))
+    of_long = np.repeat(is_long, counts)
+    found[of_long] = spread(total)[chosen[of_long]]
+    found[offsets[:-1][~is_long]] = np.frombuffer(b"".join(short), "<u8")
+    return found, offsets.astype(np.uint64)
 
 
 def banding(threshold: float) -> tuple[int, int]:
@@ -149,8 +176,8 @@ class NearDuplicates:
         # Keys in order with the row of each; every run is more than twice as long as the next.
         self._runs: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]] = []
 
-    def add(self, conversation_id: str, sketch: bytes) -> None:
-        """Add a conversation, to be found from now on."""
+    def add(self, conversation_id: str, sketch: bytes, keys: "npt.NDArray[np.uint32] | None" = None) -> None:
+        """Add a conversation, to be found from now on; `keys` are those of its signature, if they are known."""
         import numpy as np
 
         encoded = conversation_id.encode("ascii")
@@ -160,7 +187,7 @@ class NearDuplicates:
             self._ids, self._signatures = _doubled(self._ids), _doubled(self._signatures)
         row = np.frombuffer(sketch, np.uint8)
         self._ids[self._size], self._signatures[self._size] = encoded, row
-        keys = self._keys(row)
+        keys = self.keys(sketch) if keys is None else keys
         for key in keys.tolist():
             self._recent.setdefault(key, []).append(self._size)
         self._recent_keys.append(keys)
@@ -168,24 +195,25 @@ class NearDuplicates:
         if len(self._recent_keys) == RECENT:
             self._sort_recent()
 
-    def find(self, sketch: bytes) -> Match | None:
+    def find(self, sketch: bytes, keys: "npt.NDArray[np.uint32] | None" = None) -> Match | None:
         """Return the earliest conversation added that is similar."""
-        rows, similarities = self.similar(sketch)
+        rows, similarities = self.similar(sketch, keys)
         return Match(self.id(int(rows[0])), float(similarities[0])) if len(rows) else None
 
-    def similar(self, sketch: bytes) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]":
+    def similar(
+        self, sketch: bytes, keys: "npt.NDArray[np.uint32] | None" = None
+    ) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]":
         """Return all similar conversations: their numbers in order of adding, and their similarities."""
         import numpy as np
 
-        row = np.frombuffer(sketch, np.uint8)
-        keys = self._keys(row)
+        keys = self.keys(sketch) if keys is None else keys
         found = [np.array(self._recent[key], np.uint32) for key in keys.tolist() if key in self._recent]
         for run_keys, run_rows in self._runs:
             first, last = np.searchsorted(run_keys, keys), np.searchsorted(run_keys, keys, "right")
             found += [run_rows[first[band] : last[band]] for band in np.flatnonzero(first < last)]
         if not found:
             return np.empty(0, np.uint32), np.empty(0)
-        rows = np.unique(np.concatenate(found))
+        rows, row = np.unique(np.concatenate(found)), np.frombuffer(sketch, np.uint8)
         same = self._signatures[rows] == row
         slots = same[:, NUMBERS_BYTES:].view(np.uint8).reshape(-1, 2, SLOTS).sum(axis=2, dtype=np.uint8).min(axis=1)
         similarity = (slots / SLOTS - CHANCE) / (1 - CHANCE) * same[:, :NUMBERS_BYTES].all(axis=1)
@@ -196,10 +224,11 @@ class NearDuplicates:
         """Return the id of the conversation added as number `row`."""
         return bytes(self._ids[row]).decode("ascii")
 
-    def _keys(self, row: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.uint32]":
+    def keys(self, sketch: bytes) -> "npt.NDArray[np.uint32]":
         """Return a key for each band: of its place, its slots on both sides, and the signature's numbers."""
         import numpy as np
 
+        row = np.frombuffer(sketch, np.uint8)
         used = row[NUMBERS_BYTES:].reshape(2, SLOTS)[:, : self._slots * self._bands]
         slots = used.reshape(2, self._bands, self._slots).swapaxes(0, 1).reshape(self._bands, -1)
         keys = slots.astype(np.uint64) @ self._powers + self._band_keys ^ row[:NUMBERS_BYTES].view("<u8")
@@ -236,7 +265,8 @@ def _sorted_run(
 
 def check_near_duplicate(known: NearDuplicates, conversation_id: str, sketch: bytes) -> Rejection | None:
     """Refuse a conversation that is similar to an earlier one; add it to the known ones if it is not."""
-    if match := known.find(sketch):
+    keys = known.keys(sketch)
+    if match := known.find(sketch, keys):
         return Rejection("near-duplicate", f"{match.similarity:.2f} similar to {match.winner}, which came before")
-    known.add(conversation_id, sketch)
+    known.add(conversation_id, sketch, keys)
     return None

@@ -13,11 +13,12 @@ Fast: a pattern's regex runs only around its literals. Bounded: no regex repeats
 most optional, and no more than REACH characters on either side of a literal are looked at.
 """
 
+import functools
 import re
 import tomllib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,6 +31,9 @@ NEAR = 200  # characters on each side of a match that are its context
 REQUEST = 600  # characters at the start and at the end of a message in which the user says what to do
 QUOTATION = 600  # characters of the longest quotation
 SURROUNDINGS = 80  # characters of evidence on each side
+# Literals that ordinary text is full of. What they are decides nothing but the speed: a text with none but these
+# is searched for the few patterns that have them.
+COMMON = {"values", "as a ", "as an ", "nous", "guide", "leader", "werte", "notre", "borders", "commander", " party"}
 
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 CODE_OR_BLOCK_QUOTE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,600}`|^[ \t]{0,8}>[^\n]*", re.DOTALL | re.MULTILINE)
@@ -130,8 +134,8 @@ class NarrativePatterns:
     patterns: tuple[Pattern, ...]
     tasks: tuple[Task, ...]
     quotations: tuple[re.Pattern[str], ...]
-    screen: str
-    """A regex that is in every text in which a pattern can match: one of all literals."""
+    screens: tuple[str, str]
+    """Regexes of all literals, and of all but the COMMON ones: a text without a literal has no match."""
 
     @classmethod
     def load(cls, path: Path) -> "NarrativePatterns":
@@ -153,7 +157,7 @@ class NarrativePatterns:
             patterns,
             tuple(_compile_task(path, content, entry) for entry in content.tasks),
             tuple(_compile_quotation(path, pair) for pair in content.quotation.pairs),
-            "|".join(re.escape(literal) for literal in sorted({one for p in patterns for one, _ in p.literals})),
+            (_alternatives(patterns, set()), _alternatives(patterns, COMMON)),
         )
         names = [task.name for task in content.tasks] + [entry.name for entry in content.patterns]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -161,6 +165,12 @@ class NarrativePatterns:
         for entry, pattern in zip(content.patterns, patterns, strict=True):
             _run_examples(path, entry, pattern)
         return loaded
+
+    @functools.cached_property
+    def with_common(self) -> "NarrativePatterns":
+        """Those of the patterns that have a literal of COMMON."""
+        chosen = tuple(one for one in self.patterns if COMMON.intersection(literal for literal, _ in one.literals))
+        return replace(self, patterns=chosen)
 
     def find(self, text: str, before: list[Message]) -> tuple[Pattern, str, str] | None:
         """Return the first pattern that a text matches without excuse, what matched, and its surroundings.
@@ -207,12 +217,15 @@ def check_narratives(conversations: Sequence[Conversation], patterns: NarrativeP
     flat = pa.array(
         [_flatten(text)[1].encode("utf-8", "surrogatepass") for _, (_, _, text) in spoken], pa.large_binary()
     )
-    held = pc.match_substring_regex(flat, patterns.screen).to_pylist()
-    suspect: dict[int, list[tuple[int, str, str]]] = {}
-    for (number, place), holds in zip(spoken, held, strict=True):
-        if holds:
-            suspect.setdefault(number, []).append(place)
-    return [_first_hit(one, suspect.get(number, ()), patterns) for number, one in enumerate(conversations)]
+    held = pc.indices_nonzero(pc.match_substring_regex(flat, patterns.screens[0]))
+    rare = pc.match_substring_regex(flat.take(held), patterns.screens[1]).to_pylist()
+    rejections: list[Rejection | None] = [None] * len(conversations)
+    for index, is_rare in zip(held.to_pylist(), rare, strict=True):
+        number, place = spoken[index]
+        if rejections[number] is None:
+            searched = patterns if is_rare else patterns.with_common
+            rejections[number] = _first_hit(conversations[number], [place], searched)
+    return rejections
 
 
 def _first_hit(
@@ -247,6 +260,12 @@ def _flatten(text: str) -> tuple[str, str]:
 
 def _letters(flat: str) -> frozenset[str]:
     return frozenset() if flat.isascii() else frozenset(flat)
+
+
+def _alternatives(patterns: Iterable[Pattern], but: set[str]) -> str:
+    """Return a regex of all literals but some."""
+    literals = {literal for pattern in patterns for literal, _ in pattern.literals} - but
+    return "|".join(map(re.escape, sorted(literals)))
 
 
 # --- Reading the file: every fault names the file and the entry ---------------------------------------------

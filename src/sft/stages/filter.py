@@ -24,6 +24,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from sft.command import InputError, run_source_stage, say
 from sft.data.checks import ROWS_AT_ONCE, Checks, Kept, Outcome
 from sft.data.contamination import CONTAMINATED
@@ -114,7 +116,10 @@ def stored(row: Row, outcome: Outcome, source: dict[str, str]) -> dict[str, Any]
 
 
 def _json(value: Any) -> str:
-    return _valid(json.dumps(value, ensure_ascii=False))
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # lone surrogates of refused rows, and numbers of more than 64 bits
+        return _valid(json.dumps(value, ensure_ascii=False))
 
 
 def _valid(text: str) -> str:
