@@ -3,10 +3,10 @@
 tests/labelled/<filter>.jsonl has a conversation a line with the reason for which it must be refused, or null;
 `structure` is measured on rows of raw files, `duplicates` on pairs. Thresholds are chosen on one half (`choose`)
 and proven on the other (`prove`); structure has none. A refusal counts as right only when its reason is the
-expected one. Speed is measured over a corpus made here, seeded: prose, code, tables, tool calls, Chinese, and one
-loop in a hundred.
+expected one. Speed is measured over a corpus made here, seeded (prose, code, tables, tool calls, Chinese, and one
+loop in a hundred), or over one of bench/corpus.py.
 
-    PYTHONPATH=src python bench/filters.py [NAME ...] [--rounds 5]
+    PYTHONPATH=src python bench/filters.py [NAME ...] [--rounds 5] [--corpus runs/bench/corpus.jsonl]
 """
 
 import argparse
@@ -14,14 +14,14 @@ import functools
 import itertools
 import json
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft.data.checks import ROWS_AT_ONCE, Checks, Kept
 from sft.data.consistency import check_consistency
 from sft.data.contamination import Benchmarks, check_contamination
 from sft.data.conversation import Conversation, Rejection, normalise
@@ -29,13 +29,14 @@ from sft.data.duplicates import NearDuplicates, check_near_duplicate, signature
 from sft.data.formats import read_rows
 from sft.data.narrative import NarrativePatterns, check_narrative
 from sft.data.repetition import RepetitionLimits, check_repetition
+from sft.data.rows import Row
 from sft.data.structure import check_structure
 from sft.params import Filter, load
 
 ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests/labelled"
 HALVES = ("choose", "prove")
-CONVERSATIONS, CHARS, ITEMS, SEED = 500, 4096, 2_000, 1234
+CONVERSATIONS, CHARS, ITEMS, CUT_CHARS, SEED = 500, 4096, 2_000, 260, 1234
 # Limits of the labelled rows of structure: small, so that the rows are.
 MAX_CHARS, MAX_MESSAGE_CHARS = 20_000, 15_000
 # A sound row before the one in question, so that a row without the fields is one among others.
@@ -185,7 +186,7 @@ def measure(name: str) -> dict[str, Measure]:
     return measures
 
 
-def corpus() -> list[Conversation]:
+def made_corpus() -> list[Json]:
     """Make conversations of about CHARS characters, the same ones every time."""
     draw = random.Random(SEED)
     syllables = [a + b for a in "b d f g k l m n p r s t v".split() for b in ("a", "e", "i", "o", "u", "an", "er")]
@@ -215,7 +216,7 @@ def corpus() -> list[Conversation]:
             made += kind()
         return made
 
-    conversations = []
+    records: list[Json] = []
     for number in range(CONVERSATIONS):
         kind = (prose, prose, code, table, chinese)[number % 5]
         answer = text(kind, CHARS // 2 if kind is not chinese else CHARS // 4)
@@ -232,40 +233,63 @@ def corpus() -> list[Conversation]:
             ]
             messages += [{"role": "tool", "content": text(prose, 200)}, {"role": "assistant", "content": prose()}]
             tools = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
-        conversations.append(Conversation(messages, tools))
-    return conversations
+        records.append({"messages": messages, **({"tools": tools} if tools else {})})
+    return records
 
 
-def conversations_per_second(check: Check, conversations: list[Conversation], rounds: int) -> float:
-    """Return the median over rounds of conversations per second of one CPU."""
-    speeds = []
-    for _ in range(rounds):
-        begin = time.process_time()
-        for conversation in conversations:
-            check(conversation)
-        speeds.append(len(conversations) / (time.process_time() - begin))
-    return statistics.median(speeds)
+def items_of(records: list[Json]) -> list[tuple[str, str, str]]:
+    """Return ITEMS texts to look for, one in a hundred out of the corpus."""
+    texts = [message["content"] for record in records for message in record["messages"] if message["content"]]
+    cut = [text[:CUT_CHARS] for text in texts if len(text) > CUT_CHARS] or texts
+    made = (
+        text if number % 100 == 0 else " ".join(reversed(text.split()))
+        for number, text in enumerate(itertools.cycle(cut))
+    )
+    return [("made", f"{number}", f"{text} {number}") for number, text in zip(range(ITEMS), made, strict=False)]
 
 
-def checks_to_time(conversations: list[Conversation]) -> dict[str, Check]:
-    """Return what is timed: each filter; contamination looks for ITEMS texts, one in ten out of the corpus."""
-    texts = [text for conversation in conversations for _, text in conversation.parts() if len(text) > CHARS // 16]
-    items = [
-        text[: CHARS // 16] if number % 10 == 0 else " ".join(reversed(text[: CHARS // 16].split()))
-        for number, text in zip(range(ITEMS), itertools.cycle(texts), strict=False)
-    ]
-    index = Benchmarks([("made", f"{n}", f"{text} {n}") for n, text in enumerate(items)], params().contamination.n)
+def seconds_each(records: list[Json], rounds: int) -> dict[str, float]:
+    """Return CPU seconds for a conversation, the least of some rounds: of all that is always done, of each filter.
 
-    def near_duplicate(conversation: Conversation) -> Rejection | None:
-        return check_near_duplicate(seen, conversation.id, signature(conversation))
+    A filter's are those that a run with it alone takes more than one without any, so that each is asked of every
+    conversation: a row that one refuses is not asked by those after it, which would flatter them. Consistency, which
+    may refuse much of a made-up corpus, is timed by itself.
+    """
+    off = {"repetition": None, "narrative": None, "consistency": False, "contamination": None}
+    rows = [Row(f"corpus:{number}", record) for number, record in enumerate(records, 1)]
+    kept: list[Kept] = []
 
-    seen = NearDuplicates(params().near_duplicates)
-    return {
-        "structure": lambda conversation: check_structure(conversation, params().max_chars),
-        **FILTERS,
-        "contamination": lambda conversation: check_contamination(conversation, index, params().contamination.ratio),
-        "duplicates": near_duplicate,
-    }
+    def examine(checks: Checks) -> None:
+        for batch in itertools.batched(rows, ROWS_AT_ONCE):
+            kept.extend(outcome for outcome in checks.examine(batch) if isinstance(outcome, Kept))
+
+    def index() -> None:
+        known = NearDuplicates(params().near_duplicates or 1.0)
+        for number, one in enumerate(kept):
+            check_near_duplicate(known, f"{number:032x}", one.signature)
+
+    def least(work: Callable[[], None]) -> float:
+        found = []
+        for _ in range(rounds):
+            kept.clear() if work is not index else None
+            begin = time.process_time()
+            work()
+            found.append(time.process_time() - begin)
+        return min(found) / len(rows)
+
+    items = items_of(records)
+    seconds = {}
+    for name in ("structure", *off):
+        chosen = {} if name == "structure" else {name: getattr(params(), name)}
+        checks = Checks(params().model_copy(update={**off, **chosen}), items)
+        checks.examine(rows[:8])  # imports and caches
+        seconds[name] = least(functools.partial(examine, checks)) - (seconds["structure"] if chosen else 0)
+    kept.clear()
+    examine(Checks(params().model_copy(update=off), []))
+    whole = [one.conversation for one in kept]
+    seconds["consistency"] = least(lambda: [check_consistency(one) for one in whole] and None)
+    examine(Checks(params().model_copy(update=off), []))
+    return {**seconds, "duplicates": least(index)}
 
 
 def main() -> None:
@@ -273,14 +297,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"filters, of {', '.join(NAMES)}; all by default")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--corpus", type=Path, metavar="FILE", help="conversations to measure speed on (bench/corpus.py)"
+    )
+    parser.add_argument("--rows", type=int, default=2_000, help="how many of them")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"no filter {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    names = arguments.names or NAMES
-    conversations = corpus()
-    chars = sum(len(text) for conversation in conversations for _, text in conversation.parts()) / len(conversations)
     print(f"{'filter':13} {'half':7} {'rows':>4} {'refused':>7}  precision  recall   not as labelled")
-    for name in names:
+    for name in arguments.names or NAMES:
         for half, found in measure(name).items():
             faults = [f"+{one}" for one in found.too_much] + [f"-{one}" for one in found.missed]
             print(
@@ -288,14 +313,16 @@ def main() -> None:
                 f"   {' '.join(faults) or 'none'}"
             )
     print("refused: for the expected reason; + refused but should not be, or for another reason; - not refused\n")
-    checks, seconds = checks_to_time(conversations), 0.0
-    for name in names:
-        speed = conversations_per_second(checks[name], conversations, arguments.rounds)
-        seconds += 1 / speed
-        print(f"{name:13} {speed:8,.0f} conversations of {chars:,.0f} characters per CPU-second")
-    print(f"{'together':13} {1 / seconds:8,.0f}")
-    limits = ", ".join(f"{key} {value}" for key, value in asdict(_repetition_limits()).items())
-    print(f"thresholds of repetition: {limits}")
+    records = made_corpus()
+    if arguments.corpus is not None:
+        with arguments.corpus.open(encoding="utf-8") as lines:
+            records = [json.loads(line) for line in itertools.islice(lines, arguments.rows)]
+    size = sum(len(json.dumps(record)) for record in records) / len(records)
+    seconds = seconds_each(records, arguments.rounds)
+    print(f"{len(records)} conversations of {size:,.0f} bytes, every filter asked of each; {arguments.rounds} rounds")
+    for name, each in [*seconds.items(), ("together", sum(seconds.values()))]:
+        print(f"{name:13} {each * 1e6:7.1f} us of CPU, {1 / each:8,.0f} conversations per CPU-second")
+    print("structure: with reading into normal form, and the sketch; duplicates: looking up and adding sketches")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sft.data.conversation import Conversation, Rejection, normalise
 from sft.data.structure import check_structure
+from sft.files import value_digest
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 ANSWER = {"role": "assistant", "content": "Mild."}
@@ -216,3 +217,16 @@ OPTIONAL = {
     "assistant": {"reasoning_content", "tool_calls", "loss"},
     "tool": {"tool_call_id"},
 }
+
+
+@given(st.text(), st.text(st.characters(codec="utf-8")), st.booleans(), st.booleans())
+def test_the_id_is_a_digest_of_sorted_json_however_it_is_made(odd, text, tools, silent):
+    messages = [
+        {"role": "user", "content": text + odd},
+        {"role": "assistant", "content": text, "reasoning_content": odd},
+    ]
+    if silent:
+        messages[1]["loss"] = False
+    conversation = Conversation(messages, [{"type": "function", "function": {"name": text or "f"}}] if tools else None)
+    whole = {"messages": conversation.messages, "tools": conversation.tools}
+    assert conversation.id == value_digest(whole)[:32]

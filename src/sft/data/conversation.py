@@ -9,11 +9,15 @@ assistant turn that is not to be trained, false; tools [{"type": "function", "fu
 "description"?, "parameters"?}}] or none.
 """
 
+import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from sft.data import strictjson
 from sft.files import value_digest
@@ -54,7 +58,12 @@ class Conversation:
     @property
     def id(self) -> str:
         """A hash of the content: 32 hex digits, the same wherever the conversation is found."""
-        return value_digest({"messages": self.messages, "tools": self.tools})[:32]
+        whole = {"messages": self.messages, "tools": self.tools}
+        if self.tools is None and not any("tool_calls" in message for message in self.messages):
+            # The same bytes, but for numbers, of which such a conversation has none; faster.
+            with contextlib.suppress(TypeError):  # lone surrogates
+                return hashlib.sha256(orjson.dumps(whole, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+        return value_digest(whole)[:32]
 
     def parts(self) -> Iterator[tuple[int, str]]:
         """Yield all text that people, models and tools wrote, each with the index of its message.

@@ -66,6 +66,8 @@ def check_markup(conversation: Conversation, policy: str = "reject") -> Rejectio
 def has_signs(conversation: Conversation) -> bool:
     """Say whether a conversation may hold markup: quickly, for most hold none."""
     whole = dump(conversation)
+    if b"<" not in whole and b">" not in whole:
+        return b"INST]" in whole
     return any(sign in whole for sign in SIGNS_OF_MARKUP)
 
 
