@@ -29,7 +29,7 @@ no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per sour
 no_cluster = error: CLUSTER=$(CLUSTER): clusters come with a later release (slurm/README.md); profiles here: \
     $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
 
-.PHONY: help setup repro fetch filter prep pack train eval profile show rejected lineage reproduce compare mlflow mlflow-server push deliver clean test check format pins
+.PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare mlflow mlflow-server push deliver clean test check format pins
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -60,6 +60,10 @@ eval: setup ## Measure before and after, up to here
 
 profile: setup ## A full param set of profiles/ becomes params.yaml (NAME=nemotron3-nano; without, list them)
 	python -m sft.run.profile $(if $(NAME),--name '$(NAME)')
+
+estimate: setup ## What a training needs and what stands against it (PROFILE= NODES=1 GPUS=8 GPU=H100)
+	python -m sft.run.preflight $(if $(PROFILE),--profile '$(PROFILE)') $(if $(NODES),--nodes '$(NODES)') \
+	    $(if $(GPUS),--gpus '$(GPUS)') $(if $(GPU),--gpu '$(GPU)')
 
 ##@ Results
 show: setup ## Table of experiments; with SAMPLE=3 (or validation:3, or an id) a pack as trained (HTML=page.html)

@@ -121,15 +121,28 @@ def run(
     )
 
 
-def export(folder: Path, checkpoint: Path, target: str, params: refusals.TrainParams | None = None) -> None:
+def export(
+    folder: Path, checkpoint: Path, target: str, params: refusals.TrainParams | None = None, base: str = "base"
+) -> None:
     """Export a checkpoint as `folder/target`."""
     bridge.export(
         checkpoint=checkpoint,
-        base=folder / "base",
+        base=folder / base,
         target=folder / target,
         start=folder / "start",
         peft=(params or train_params()).peft,
     )
+
+
+def half_base(target: Path, base: Path) -> None:
+    """Write the base with weights in BF16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, target)
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def kept_from(folder: Path, name: str, copy: str, step: int) -> None:
@@ -211,6 +224,9 @@ def whole(folder: Path) -> None:
     export(folder, checkpoints.iteration_folder(folder / "lora", STEPS), "lora-final", lora)
     refused = train_params(checkpoint={"pretrained_checkpoint": str(other_start(folder))})
     report["another start"] = refusal(lambda: run(folder, "never", refused, start=folder / "other-start"))
+    half_base(folder / "base-bf16", folder / "base")
+    bridge.import_base(base=folder / "base-bf16", checkpoint=folder / "start-bf16")
+    export(folder, folder / "start-bf16", "round-trip-bf16", base="base-bf16")
     report["logits"] = packed_logits(folder)
     report["batches"] = batches(folder)
     files.write_json(folder / "whole.json", report)
@@ -354,6 +370,17 @@ def test_a_model_that_goes_to_megatron_and_back_is_the_same_to_the_bit(lab: Path
     assert {"config.json", "generation_config.json", "tokenizer.json"} <= others
     for name in others:
         assert (lab / "base" / name).read_bytes() == (lab / "round-trip" / name).read_bytes()
+
+
+@pytest.mark.pipeline
+def test_weights_of_16_bits_go_to_megatron_and_back_in_16_bits_the_same_to_the_bit(lab: Path) -> None:
+    import torch
+
+    before, after = tensors(lab / "base-bf16"), tensors(lab / "round-trip-bf16")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == torch.bfloat16, name
+        assert torch.equal(tensor, after[name]), name
 
 
 @pytest.mark.pipeline

@@ -16,7 +16,6 @@ params.json, logs/bridge.log.
 
 import contextlib
 import itertools
-import logging
 import multiprocessing
 import os
 import shutil
@@ -40,7 +39,7 @@ from sft import params as p
 from sft.command import end_with_parent
 from sft.files import folder_digest, folder_digests, publish_folder, read_json, value_digest, write_json
 from sft.model import checkpoints, config, refusals
-from sft.model.config import on_cpu
+from sft.model.config import on_cpu, quiet
 
 PARAMS = "params.json"  # in a run's folder: the train sections that it was made with
 BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
@@ -83,7 +82,7 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
         if read_json(checkpoint / BASE_DIGEST) == origin:
             return
         manifest.unlink()
-    with publish_folder(checkpoint) as partial, _quiet():
+    with publish_folder(checkpoint) as partial, quiet():
         _tie_writers_to_this_process(async_save=False)
         bridge, provider = config.model_of(base, weights=True)
         with _one_process(provider):
@@ -127,7 +126,7 @@ def train(
         if checkpoint is None or params.peft.name is not None:
             _everywhere(lambda: checkpoints.verify(start))
         watch = _Watch(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation)
-        with _quiet(run / "logs" / "bridge.log"):
+        with quiet(run / "logs" / "bridge.log"):
             _everywhere(lambda: write_json(run / PARAMS, {name: value.model_dump() for name, value in params.named()}))
             _tie_writers_to_this_process(params.checkpoint.async_save)
             eval_iters = params.validation.eval_iters
@@ -183,8 +182,9 @@ def _bytes(folder: Path) -> float:
 def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> None:
     """Write a trained checkpoint as a Hugging Face folder; under torchrun only the first rank does.
 
-    Weights come from the checkpoint, every other file from `base`, byte for byte. Adapters (`peft`) are added to
-    the weights of `start`, which they were trained on.
+    Weights come from the checkpoint, in the one number format of `base` (in fp32 where that has several), every
+    other file from `base`, byte for byte. Adapters (`peft`) are added to the weights of `start`, which they were
+    trained on.
 
     Raises:  InputError: the checkpoint's files are not those that were written.
     """
@@ -193,7 +193,7 @@ def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.P
     checkpoints.verify(checkpoint)
     if peft.name is not None:
         checkpoints.verify(start)
-    with publish_folder(target) as partial, _quiet():
+    with publish_folder(target) as partial, quiet():
         bridge, provider = config.model_of(base, weights=False)
 
         from megatron.bridge.training.model_load_save import build_and_load_model
@@ -203,7 +203,7 @@ def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.P
             model = build_and_load_model(str(_weights_folder(weights)), provider, use_cpu_init=True)
             if peft.name is not None:
                 model = _with_adapters(model, checkpoint, peft)
-            bridge.save_hf_weights(model, partial, show_progress=False)
+            bridge.save_hf_weights(model, partial, show_progress=False, weight_dtype=config.weight_type(base))
         weight_files = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
         for path in sorted(set(base.iterdir()) - weight_files):
             if path.is_file():
@@ -326,25 +326,6 @@ def _everywhere[T](decide: Callable[[], T]) -> T:
     decision = [decide() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(decision)
     return decision[0]  # type: ignore[return-value]
-
-
-@contextlib.contextmanager
-def _quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
-    """Send what Bridge prints and warns of to a file, or nowhere; errors reach the terminal too."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    root = logging.getLogger()
-    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        to_file, to_terminal = logging.StreamHandler(file), logging.StreamHandler(sys.stderr)
-        to_terminal.setLevel(logging.ERROR)
-        before = root.handlers
-        root.handlers = [to_file, to_terminal]
-        root.setLevel(logging.WARNING)
-        logging.captureWarnings(True)
-        try:
-            yield
-        finally:
-            logging.captureWarnings(False)
-            root.handlers = before
 
 
 @dataclass

@@ -17,6 +17,7 @@ import functools
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,25 @@ def ready() -> None:
     _skip_helper_build()
 
 
+@contextlib.contextmanager
+def quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
+    """Send what Bridge prints and warns of to a file, or nowhere; errors reach the terminal too."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        to_file, to_terminal = logging.StreamHandler(file), logging.StreamHandler(sys.stderr)
+        to_terminal.setLevel(logging.ERROR)
+        before = root.handlers
+        root.handlers = [to_file, to_terminal]
+        root.setLevel(logging.WARNING)
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            root.handlers = before
+
+
 def _skip_helper_build() -> None:
     """Keep Bridge from calling `make` for a helper that the wheel brings compiled, without its Makefile."""
     from megatron.bridge.training import initialize
@@ -84,6 +104,18 @@ def model_of(base: Path, *, weights: bool, on_gpu: bool | None = None) -> tuple[
 
         cpu.configure(provider)
     return bridge, provider
+
+
+def weight_type(base: Path) -> torch.dtype | None:
+    """Return the number format that all weights of a Hugging Face folder have; None if they have several."""
+    from safetensors import safe_open
+
+    formats: set[str] = set()
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            formats |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    known = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    return known.get(formats.pop()) if len(formats) == 1 else None
 
 
 def _in_fp32(provider: Any) -> None:

@@ -365,5 +365,5 @@ def estimate(g: Geometry, params: Sections, ranks: int, pack_size: int, *, on_gp
         checkpoint=float(trained * (12 if whole else 14)),
         checkpoints=most_checkpoints(params.checkpoint, params.train.train_iters),
         imported=float(total * 4),
-        exported=float(total * 4),
+        exported=float(total * 4),  # half, where all weights of the base model are in 16 bits
     )
