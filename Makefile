@@ -12,24 +12,39 @@ unexport PYTHONPATH PYTHONHOME          # the environment is .venv, which knows 
 unexport PYTHONDONTWRITEBYTECODE        # without .pyc files every call of dvc takes twice as long
 
 PORT ?= 5000
-SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' .ci/run)
+SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.sbatch' .ci/run)
 
 # How stages are run: SAMPLE and FORCE work for repro and for every stage.
-RUN = $(if $(SAMPLE),dvc exp run --set-param filter.sample=$(SAMPLE),dvc repro) $(if $(FORCE),--force)
+REPRO = $(if $(SAMPLE),dvc exp run --set-param filter.sample=$(SAMPLE),dvc repro) $(if $(FORCE),--force)
+
+# Where training is done: CLUSTER=<profile> lets Slurm do it (slurm/README.md).
+export CLUSTER DETACH DRY_RUN
 
 # $(call stages,TARGETS): refuse what cannot be done, run, say how to get back.
 define stages
-$(if $(CLUSTER),@echo "$(no_cluster)" >&2; exit 2)
 $(if $(SAMPLE),@[[ "$(SAMPLE)" =~ ^[1-9][0-9]*$$ ]] || { echo "$(no_sample)" >&2; exit 2; })
-$(RUN) $(1)
+$(if $(CLUSTER),@[[ -e slurm/clusters/$(CLUSTER).yaml ]] || { echo "$(no_profile)" >&2; exit 2; })
+$(if $(filter-out 0,$(DETACH) $(DRY_RUN)),@echo "$(no_job)" >&2; exit 2)
+$(REPRO) $(1)
 $(if $(SAMPLE),@echo "params.yaml now takes $(SAMPLE) rows per source. Back to all of them: git checkout params.yaml")
 endef
 
-no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per source, as in SAMPLE=50
-no_cluster = error: CLUSTER=$(CLUSTER): clusters come with a later release (slurm/README.md); profiles here: \
-    $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
+# $(call job,STAGE,WHAT IT NEEDS): the same for a stage that a cluster can do. DRY_RUN=1 shows the job, DETACH=1
+# submits it or says how it is; the stage ends with 3 when it is time for DVC to collect what the job made.
+define job
+$(if $(and $(CLUSTER),$(filter-out 0,$(DRY_RUN))),python -m sft.stages.$(1),\
+$(if $(and $(CLUSTER),$(filter-out 0,$(DETACH))),\
+    $(REPRO) $(2) && { python -m sft.stages.$(1) || { status=$$?; [[ $$status == 3 ]] || exit $$status; $(REPRO) $(1); }; },\
+    $(call stages,$(1))))
+endef
 
-.PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare mlflow mlflow-server push deliver clean test check format pins
+no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per source, as in SAMPLE=50
+no_profile = error: CLUSTER=$(CLUSTER): no profile slurm/clusters/$(CLUSTER).yaml. Profiles here: \
+    $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
+no_job = error: DETACH and DRY_RUN are about one job: make train CLUSTER=<profile>
+
+.PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare mlflow \
+    mlflow-server push deliver clean status logs cancel slurm-up slurm-down test check format pins
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -53,7 +68,7 @@ pack: setup ## Split, blend and pack, up to here
 	$(call stages,pack)
 
 train: setup ## Train, up to here
-	$(call stages,train)
+	$(call job,train,pack fetch-model)
 
 eval: setup ## Measure before and after, up to here
 	$(call stages,eval)
@@ -100,6 +115,22 @@ deliver: setup ## Tell MLflow what waits for it: after a server was away, or ano
 
 clean: ## Remove what the pipeline made in data/, models/ and runs/; DVC's cache stays
 	git clean -fdX -- data models runs
+
+##@ Clusters (train takes CLUSTER=<profile>, and DETACH=1 or DRY_RUN=1: slurm/README.md)
+status: setup ## Runs on a cluster and what became of them (CLUSTER=)
+	python -m sft.run.queue status --cluster '$(CLUSTER)'
+
+logs: setup ## Follow the newest job's log (CLUSTER= RUN=)
+	python -m sft.run.queue logs --cluster '$(CLUSTER)' $(if $(RUN),--run '$(RUN)')
+
+cancel: setup ## Cancel the living job (CLUSTER= RUN=)
+	python -m sft.run.queue cancel --cluster '$(CLUSTER)' $(if $(RUN),--run '$(RUN)')
+
+slurm-up: ## Start a Slurm of two nodes on this machine, for CLUSTER=loopback
+	slurm/loopback.sh up
+
+slurm-down: ## End it
+	slurm/loopback.sh down
 
 ##@ The repository
 setup: ## Make or complete .venv from the pinned requirements

@@ -1,6 +1,7 @@
 """What the documentation tells people to type works.
 
-Every shell block of README.md, CONTRIBUTING.md and docs/ stands under a comment that says how it is tested:
+Every shell block of README.md, CONTRIBUTING.md, slurm/README.md and docs/ stands under a comment that says how it
+is tested:
 
     <!-- test: run -->                 as it stands, in a fresh clone; ends with 0
     <!-- test: pipeline -->            as it stands, in a clone whose pipeline is tiny
@@ -19,7 +20,8 @@ import pytest
 
 from tests.project import ROOT, clone_checkout, run_script
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+TOP_PAGES = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md"))
+PAGES = [*TOP_PAGES, *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<how>[^\n]*?) -->\n+)?^```(?P<kind>bash|console|sh|shell)\n(?P<text>.*?)^```$",
     re.M | re.S,
@@ -35,6 +37,10 @@ class Block(NamedTuple):
     script: str
 
 
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 def shell_blocks(page: str, text: str) -> Iterator[Block]:
     for found in BLOCK.finditer(text):
         script = found["text"]
@@ -46,7 +52,7 @@ def shell_blocks(page: str, text: str) -> Iterator[Block]:
 
 def blocks_of_the_repository() -> list[Block]:
     pages = [page for page in PAGES if page.exists()]
-    return [block for page in pages for block in shell_blocks(page.name, page.read_text(encoding="utf-8"))]
+    return [block for page in pages for block in shell_blocks(name_of(page), page.read_text(encoding="utf-8"))]
 
 
 def blocks_for(how: str) -> pytest.MarkDecorator:
@@ -112,7 +118,7 @@ def test_what_takes_long_is_at_least_understood(script, tmp_path):
     run_script(clone_checkout(tmp_path / "clone"), DRY + script)
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in PAGES])
 def test_links_to_files_lead_somewhere(page: Path):
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

@@ -281,6 +281,15 @@ def test_megatron_mlflow_and_yaml_are_entered_by_one_module_each():
     assert set(ONLY_HERE) - {"yaml"} <= entered
 
 
+def test_slurm_is_asked_by_one_module():
+    commands = {"sbatch", "squeue", "scontrol", "scancel", "sacct", "srun"}
+    named = {
+        name: {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        for name, tree in modules().items()
+    }
+    assert {name for name, values in named.items() if values & commands} == {"sft.run.slurm"}
+
+
 def test_nothing_forbidden_is_done():
     assert forbidden(modules()) == []
 
@@ -308,6 +317,6 @@ def test_every_module_has_a_test_file_in_the_same_place():
 
 def test_make_help_lists_every_target():
     makefile = (ROOT / "Makefile").read_text()
-    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    phony = re.search(r"^\.PHONY: (.*)$", makefile.replace("\\\n", ""), re.MULTILINE)
     assert phony
     assert sorted(make_targets(makefile)) == sorted(phony[1].split())

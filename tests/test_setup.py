@@ -185,14 +185,54 @@ def test_a_sample_that_is_no_number_of_rows_is_refused(make, sample):
     assert f"error: SAMPLE={sample}: expected a positive number of rows" in said
 
 
-@pytest.mark.parametrize("target", ["train", "repro"])
-def test_a_cluster_is_refused_and_never_ignored(make, target):
-    (make.root / "slurm" / "clusters").mkdir(parents=True)
-    (make.root / "slurm" / "clusters" / "lab.yaml").touch()
-    status, said, asked = make.run("make", target, "CLUSTER=mars")
+@pytest.fixture
+def lab(make):
+    """The same, with a cluster's profile, and a python that writes down what it is asked and ends as $STATUS says."""
+    write_program(make.root / ".venv/bin/python", RECORD + '[[ ! -e "$LOG.status" ]] || exit "$(cat "$LOG.status")"\n')
+    write_program(make.root / "slurm/clusters/lab.yaml", "")
+    return make
+
+
+@pytest.mark.parametrize("target", ["train", "repro", "pack"])
+def test_a_cluster_without_a_profile_is_refused_and_never_ignored(lab, target):
+    status, said, asked = lab.run("make", target, "CLUSTER=mars")
     assert (status, asked) == (2, [])
-    assert "error: CLUSTER=mars: clusters come with a later release" in said
-    assert "profiles here: lab" in said
+    assert "error: CLUSTER=mars: no profile slurm/clusters/mars.yaml. Profiles here: lab." in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ("train CLUSTER=lab", ["dvc repro train"]),
+        ("train CLUSTER=lab DETACH=0", ["dvc repro train"]),
+        ("train CLUSTER=lab DRY_RUN=1", ["python -m sft.stages.train"]),
+        ("train CLUSTER=lab DETACH=1", ["dvc repro pack fetch-model", "python -m sft.stages.train"]),
+        ("status CLUSTER=lab", ["python -m sft.run.queue status --cluster lab"]),
+        ("logs CLUSTER=lab", ["python -m sft.run.queue logs --cluster lab"]),
+        ("cancel CLUSTER=lab RUN=0a", ["python -m sft.run.queue cancel --cluster lab --run 0a"]),
+    ],
+)
+def test_what_a_cluster_is_asked(lab, arguments, asked):
+    status, said, log = lab.run("make", *arguments.split())
+    assert status == 0, said
+    assert [" ".join(line.split()) for line in log] == asked
+
+
+@pytest.mark.parametrize(("ends", "status", "collected"), [(3, 0, True), (1, 2, False)])
+def test_what_a_detached_job_made_is_collected_by_dvc_as_soon_as_it_has_ended(lab, ends, status, collected):
+    Path(f"{lab.log}.status").write_text(str(ends))
+    found, _, asked = lab.run("make", "train", "CLUSTER=lab", "DETACH=1")
+    assert found == status
+    assert (" ".join(asked[-1].split()) == "dvc repro train") == collected
+
+
+@pytest.mark.parametrize(
+    "arguments", ["train DETACH=1", "train DRY_RUN=1", "pack CLUSTER=lab DRY_RUN=1", "repro DETACH=1"]
+)
+def test_detach_and_dry_run_are_refused_where_there_is_no_job(lab, arguments):
+    status, said, asked = lab.run("make", *arguments.split())
+    assert (status, asked) == (2, [])
+    assert "error: DETACH and DRY_RUN are about one job" in said
 
 
 def test_dry_run_shows_the_command_and_runs_nothing(make):
@@ -317,7 +357,17 @@ def test_what_the_source_imports_is_a_direct_requirement():
     assert len(looked_at) > 5
 
 
+def debian(sandbox: Sandbox, installed: bool) -> None:
+    """Put Debian's tools into a sandbox: all packages are installed, or none; only apt-get is written down."""
+    write_program(sandbox.bin / "dpkg-query", f"#!/usr/bin/env bash\n{'printf installed' if installed else 'exit 1'}\n")
+    for program in ("apt-get", "sudo"):
+        write_program(
+            sandbox.bin / program, RECORD + ('[[ "$1" != -n ]] || exec "${@:2}"\n' if program == "sudo" else "")
+        )
+
+
 def test_ci_runs_the_tests_from_anywhere_without_input(make, tmp_path):
+    debian(make, installed=True)
     write_program(make.root / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
     write_program(make.root / ".venv" / "bin" / "pytest", RECORD + 'echo "$CI $(cat | wc -c)" >> "$LOG"\n')
     status, said, asked = make.run("bash", "-c", f"cd / && {make.root / '.ci' / 'run'}")
@@ -325,6 +375,16 @@ def test_ci_runs_the_tests_from_anywhere_without_input(make, tmp_path):
     assert [line.strip() for line in asked] == ["pytest", "true 0"]
 
 
+def test_debian_packages_are_installed_where_they_are_missing_after_an_update(make):
+    debian(make, installed=False)
+    status, said, asked = make.run("requirements/debian.sh")
+    assert status == 0, said
+    asked = [line for line in asked if line.startswith("apt-get")]
+    assert [line.split()[4] for line in asked] == ["update", "install"]
+    assert asked[1].endswith("install -y --no-install-recommends munge slurm-wlm")
+
+
 def test_scripts_can_be_executed():
-    for path in (REQUIREMENTS / "setup.sh", ROOT / ".ci" / "run"):
+    scripts = ("requirements/setup.sh", "requirements/debian.sh", ".ci/run", "slurm/loopback.sh", "slurm/train.sbatch")
+    for path in (ROOT / script for script in scripts):
         assert os.access(path, os.X_OK), path

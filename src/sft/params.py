@@ -9,6 +9,7 @@ dvc.yaml and nothing else. Sections of the train stage carry the names of Megatr
 """
 
 import difflib
+import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -550,6 +551,11 @@ def read(path: Path = PARAMS) -> Params:
     """Read and check the whole of params.yaml. Raises InputError."""
     if not path.exists():
         raise InputError(f"{path.absolute()}: not found. Run in the folder that holds params.yaml.")
+    return read_yaml(path, Params)
+
+
+def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
+    """Read a YAML file and check it against a schema. Raises InputError: with the line, and the nearest right key."""
     try:
         text = path.read_text(encoding="utf-8")
         values = YAML(typ="safe", pure=True).load(text)
@@ -560,12 +566,13 @@ def read(path: Path = PARAMS) -> Params:
     except (YAMLError, UnicodeDecodeError) as error:  # characters that no YAML file holds
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected sections ({', '.join(Params.model_fields)}), found {type(values).__name__}")
+        what = "sections" if model is Params else "keys"
+        raise InputError(f"{path}: expected {what} ({', '.join(model.model_fields)}), found {type(values).__name__}")
     try:
-        return Params.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         tree = YAML(typ="safe", pure=True).compose(text)
-        raise InputError("\n".join(_explain(path, tree, fault) for fault in error.errors())) from error
+        raise InputError("\n".join(_explain(path, tree, fault, model) for fault in error.errors())) from error
 
 
 def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
@@ -573,15 +580,16 @@ def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        annotation = field.annotation
         if name == "sources":
             keys += known_keys(Source, f"{prefix}sources.<name>.")
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += known_keys(annotation, f"{prefix}{name}.")
+            continue
+        for part in (field.annotation, *typing.get_args(field.annotation)):  # a section, or a section that may be null
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                keys += known_keys(part, f"{prefix}{name}.")
     return keys
 
 
-def suggest(key: str) -> str:
+def suggest(key: str, model: type[BaseModel] = Params) -> str:
     """Say which key was probably meant by the unknown dotted name `key`; empty if none is near.
 
     >>> suggest("learning_rate")
@@ -590,8 +598,8 @@ def suggest(key: str) -> str:
     "Did you mean 'pack.pack_size'?"
     """
     last = key.rpartition(".")[2]
-    known = known_keys()
-    if last in FOREIGN_NAMES and key not in known:
+    known = known_keys(model)
+    if model is Params and last in FOREIGN_NAMES and key not in known:
         note = f" ({FOREIGN_NOTES[last]})" if last in FOREIGN_NOTES else ""
         return f"Did you mean '{FOREIGN_NAMES[last]}'{note}?"
     parts = key.split(".")
@@ -605,24 +613,25 @@ def suggest(key: str) -> str:
     return f"Did you mean '{near[0]}'?" if near else ""
 
 
-def _explain(path: Path, tree: Node, fault: Any) -> str:
+def _explain(path: Path, tree: Node, fault: Any, model: type[BaseModel]) -> str:
     """Turn one fault that pydantic found into: where, what was found, what was expected, what to do."""
     location = [str(part) for part in fault["loc"] if part != "[key]"]
     key = ".".join(location)
-    where = f"{path}:{_line(tree, location)}: {key or 'params'}"
+    where = f"{path}:{_line(tree, location)}: {key or path.stem}"
     if fault["type"] == "extra_forbidden":
-        siblings = ", ".join(_siblings(location)) or "none"
-        return f"{where}: unknown key. {suggest(key) or f'Known here: {siblings}.'}"
+        siblings = ", ".join(_siblings(location, model)) or "none"
+        return f"{where}: unknown key. {suggest(key, model) or f'Known here: {siblings}.'}"
     if fault["type"] == "missing":
-        return f"{where}: missing. Every key must be given: git show HEAD:params.yaml has the default."
+        default = " Every key must be given: git show HEAD:params.yaml has the default." if model is Params else ""
+        return f"{where}: missing.{default}"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}; found {_short(fault['input'])}."
 
 
-def _siblings(location: list[str]) -> list[str]:
+def _siblings(location: list[str], model: type[BaseModel]) -> list[str]:
     prefix = ".".join(location[:-1])
     if location[:2] == ["fetch", "sources"] and len(location) > 3:
         prefix = "fetch.sources.<name>"
-    names = [name for name in known_keys() if name.rpartition(".")[0] == prefix]
+    names = [name for name in known_keys(model) if name.rpartition(".")[0] == prefix]
     return [name.rpartition(".")[2] for name in names]
 
 

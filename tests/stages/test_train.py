@@ -52,10 +52,16 @@ def test_what_is_missing_says_which_stage_makes_it(project, folder, stage_name):
         stage.check_inputs()
 
 
-def test_a_cluster_is_refused_until_there_are_clusters(project, monkeypatch):
+def test_a_cluster_without_a_profile_is_refused(project, monkeypatch):
     monkeypatch.setenv("CLUSTER", "big")
-    with pytest.raises(InputError, match="CLUSTER=big"):
+    with pytest.raises(InputError, match="CLUSTER=big: no profile"):
         stage.main()
+
+
+def test_what_a_cluster_s_job_computes_is_not_trained_here_too(project):
+    write_json(project / "k/job.json", {"cluster": "big", "stage": "train", "job": "7", "fate": None})
+    with pytest.raises(InputError, match="job 7 on big computes this run"):
+        stage.launch(run_of(project / "k"), 1)
 
 
 @pytest.mark.parametrize("asked", ["0", "two", "-1", "1.5"])

@@ -102,6 +102,7 @@ def train(
     pack_size: int,
     on_step: Callable[[Step], None],
     on_validation: Callable[[int, float], None],
+    stop: Path | None = None,
 ) -> None:
     """Train from `start`, or from the newest whole checkpoint of `run`, to the last step.
 
@@ -114,6 +115,7 @@ def train(
         pack_size: Longest pack, in tokens.
         on_step: Called after each step, on the first rank.
         on_validation: Called with the step and the loss over validation tokens, on the first rank.
+        stop: As soon as this file is there, a checkpoint is saved and all ranks end, with status 0 (SystemExit).
 
     Raises:  InputError: params, packs, layout or checkpoint do not fit, said before anything is built.
     """
@@ -125,7 +127,7 @@ def train(
             return
         if checkpoint is None or params.peft.name is not None:
             _everywhere(lambda: checkpoints.verify(start))
-        watch = _Watch(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation)
+        watch = _Watch(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop)
         with quiet(run / "logs" / "bridge.log"):
             _everywhere(lambda: write_json(run / PARAMS, {name: value.model_dump() for name, value in params.named()}))
             _tie_writers_to_this_process(params.checkpoint.async_save)
@@ -149,12 +151,24 @@ def train(
             finetune(container, watch.forward_step, callbacks=watch.callbacks())
 
 
-def check(*, base: Path, start: Path | None, packed: Path, run: Path, params: refusals.TrainParams, ranks: int) -> None:
+def check(
+    *,
+    base: Path,
+    start: Path | None,
+    packed: Path,
+    run: Path,
+    params: refusals.TrainParams,
+    ranks: int,
+    on_gpu: bool | None = None,
+) -> None:
     """Refuse what would fail or train something else, before anything is built. Raises InputError with the reasons.
 
     `start`: a checkpoint that is there already; None, or one made of the base, needs no look into it.
+    `on_gpu`: whether GPUs train, where it is not this machine that does.
     """
-    _, provider = config.model_of(base, weights=False)
+    elsewhere = on_gpu is not None and on_gpu == on_cpu()
+    on_gpu = not on_cpu() if on_gpu is None else on_gpu
+    _, provider = config.model_of(base, weights=False, on_gpu=on_gpu)
     geometry = start_geometry = config.geometry_of(provider)
     if params.checkpoint.pretrained_checkpoint and start is not None:
         checkpoints.verify(start)
@@ -166,10 +180,10 @@ def check(*, base: Path, start: Path | None, packed: Path, run: Path, params: re
             base=base,
             runs=run,
             ranks=ranks,
-            on_gpu=not on_cpu(),
+            on_gpu=on_gpu,
             geometry=geometry,
             start_geometry=start_geometry,
-            gpu_memory=None if on_cpu() else float(torch.cuda.get_device_properties(0).total_memory),
+            gpu_memory=None if elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
             done_disk=sum(_bytes(folder) for folder in (run / "checkpoints", start) if folder is not None),
         ),
     )
@@ -338,6 +352,7 @@ class _Watch:
     terminal: TextIO
     on_step: Callable[[Step], None]
     on_validation: Callable[[int, float], None]
+    stop: Path | None = None
     tokens: int = 0
     packs: int = 0
     lr: float = 0.0
@@ -403,6 +418,9 @@ class _Watch:
         tokens = torch.tensor(self.tokens, device=device)
         dist.all_reduce(tokens, group=groups.dp)
         loss = _of_last_stage(context, context.loss_dict)
+        done, steps = context.state.train_state.step + 1, context.state.cfg.train
+        if self.stop is not None and done < steps.train_iters and _everywhere(self.stop.exists):
+            steps.exit_interval = done  # Bridge saves and ends behind a step that this divides
         if dist.get_rank() == 0:
             iteration = context.state.train_state.step + 1
             with contextlib.redirect_stdout(self.terminal):

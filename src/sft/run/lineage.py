@@ -29,8 +29,8 @@ DECISIVE_PACKAGES = (
     "numpy",
     "pyarrow",
 )
-# Modules that tell of a model and cannot change it: an edit of theirs starts no other run.
-TELLING = {"sft.run.card", "sft.run.outbox", "sft.run.patch", "sft.run.tracking"}
+# Modules that tell of a model, or say where it is trained, and cannot change it: an edit of theirs starts no other run.
+TELLING = {f"sft.run.{name}" for name in ("card", "cluster", "jobs", "outbox", "patch", "slurm", "tracking")}
 # What of the reports says where the data of a source comes from, and what became of it.
 ORIGIN = ("uri", "revision", "sha256", "license", "origin", "domain")
 # The texts that tell of a training and of an evaluation; a run in MLflow keeps them.

@@ -7,8 +7,9 @@ data/packed, models/base  ->  models/final/             Hugging Face folder, cha
 Beside DVC: runs/<lineage key>/ (checkpoints, logs, steps), and a run and a model version in MLflow.
 
 One process on a CPU or one GPU; with more GPUs (or SFT_PROCESSES) it starts torchrun on itself, and each
-rank trains with `--run FOLDER`. A killed run goes on from its last checkpoint when started again; a
-finished one is exported again without a step.
+rank trains with `--rank-of FOLDER`. With CLUSTER=<profile> a Slurm job does (slurm/README.md): this process follows
+it; with DETACH=1 it does not, with DRY_RUN=1 it only shows it. A killed run goes on from its last checkpoint
+when started again; a finished one is exported again without a step.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,8 @@ from sft.files import (
 )
 from sft.ledger import Ledger
 from sft.params import TRAIN_SECTIONS, Peft, load, ran_with
-from sft.run import card, outbox
+from sft.run import card, jobs, outbox, slurm
+from sft.run.cluster import Cluster, asked_cluster, read_profile
 from sft.run.lineage import (
     Lineage,
     code_digest,
@@ -152,6 +155,7 @@ def train(run: Run) -> None:
             pack_size=metadata["pack_size"],
             on_step=journal.step if journal else _say_nothing,
             on_validation=journal.validation if journal else _say_nothing,
+            stop=Path(stop) if (stop := os.environ.get("SFT_STOP_FILE")) else None,
         )
 
 
@@ -234,13 +238,64 @@ def read_steps(folder: Path, iterations: int) -> tuple[list[dict[str, Any]], lis
 
 
 def launch(run: Run, number: int) -> None:
-    """Train with several ranks on this machine, under torchrun."""
+    """Train on this machine: in this process, or with several ranks under torchrun."""
+    jobs.refuse_living(run.folder)
+    write_run(run)
+    if number == 1:
+        train(run)
+        return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
-    done = subprocess.run([*command, "-m", "sft.stages.train", "--run", str(run.folder)], check=False)
+    done = subprocess.run([*command, "-m", "sft.stages.train", "--rank-of", str(run.folder)], check=False)
     if done.returncode:
         raise InputError(
             f"training ended with status {done.returncode}; its messages stand above, logs in {run.folder}"
         )
+
+
+def write_run(run: Run) -> None:
+    """Write down what a rank needs."""
+    write_json(run.folder / "run.json", {name: str(value) for name, value in asdict(run).items()})
+
+
+def submit(run: Run, name: str, cluster: Cluster, begin: Callable[[], None]) -> jobs.Job:
+    """Let a cluster train the run; return its job, which may be one that does already. `begin` is called if not."""
+    inputs = run.folder / "inputs"
+
+    def prepare() -> None:
+        begin()
+        for folder in (run.base, run.packed):
+            jobs.keep(folder, inputs / folder.name)
+        write_run(replace(run, base=inputs / run.base.name, packed=inputs / run.packed.name))
+
+    job = jobs.submit(run.folder, "train", name, cluster, prepare)
+    say(f"{job}: {'submitted' if job.is_new else 'trains this run already'}; logs in {run.folder / 'logs'}")
+    return job
+
+
+def check(run: Run, sections: dict[str, Any], cluster: Cluster | None) -> None:
+    """Refuse, before anything is made or a node is spent, what would fail. Raises InputError with the reasons."""
+    from sft.model import bridge
+    from sft.model.refusals import TrainParams
+
+    bridge.check(
+        base=run.base,
+        start=run.start,
+        packed=run.packed,
+        run=run.folder,
+        params=TrainParams(**sections),
+        ranks=cluster.ranks if cluster else processes(),
+        on_gpu=cluster.gpus_per_node > 0 if cluster else None,
+    )
+
+
+def show_job(run: Run, sections: dict[str, Any], cluster: Cluster) -> None:
+    """Print what would be submitted, and what every check says of it."""
+    told = [
+        *jobs.dry_run(run.folder, "train", cluster),
+        jobs.verdict("params, layout, packs", lambda: check(run, sections, cluster)),
+        "nothing was submitted (DRY_RUN=1)",
+    ]
+    sys.stdout.write("\n\n".join(told) + "\n")
 
 
 def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: bytes | None, run_id: str | None) -> None:
@@ -297,11 +352,10 @@ def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> d
 def main() -> None:
     """Prepare, train, export, register."""
     from sft.model import bridge, checkpoints
-    from sft.model.refusals import TrainParams
     from sft.run import tracking
 
-    if cluster := os.environ.get("CLUSTER"):
-        raise InputError(f"CLUSTER={cluster}: training on a cluster is not there yet; unset CLUSTER to train here")
+    place = asked_cluster()
+    cluster = read_profile(place) if place else None
     sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
     params = {name: section.model_dump() for name, section in sections.items()}
     metadata = check_inputs()
@@ -309,35 +363,49 @@ def main() -> None:
     patch = dirty_patch(Path.cwd())
     runs = project_root() / "runs"
     iterations, batch = sections["train"].train_iters, sections["train"].global_batch_size
-    say(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
-
     start = sections["checkpoint"].pretrained_checkpoint
     imported = Path(start).absolute() if start else runs / "imports" / lineage.base_model[:16]
-    folder, number = runs / lineage.key, processes()
-    bridge.check(
-        base=BASE.absolute(),
-        start=imported,
-        packed=PACKED.absolute(),
-        run=folder,
-        params=TrainParams(**sections),
-        ranks=number,
-    )
+    run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute())
+    if cluster and jobs.is_dry_run():
+        show_job(run, sections, cluster)
+        return
+    say(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
+    check(run, sections, cluster)
     if not start:
-        bridge.import_base(base=BASE.absolute(), checkpoint=imported)
-    run = Run(lineage.key, folder, BASE.absolute(), imported, PACKED.absolute())
-    box = open_tracked_run(lineage, metadata, run.folder)
+        bridge.import_base(base=run.base, checkpoint=run.start)
+    box = outbox.Outbox(run.folder)
     kept = [keep_patch(patch, run.folder)] if patch else []
+    checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
+    job: jobs.Job | None = None
+    state: slurm.State | None = None
+
+    def begin() -> None:
+        open_tracked_run(lineage, metadata, run.folder)
+        try:
+            tracking.greet(run.folder)
+        except InputError:
+            box.add("end", attempt=max(box.attempts()), status=outbox.FAILED)
+            raise
+
+    if checkpoint is not None:
+        jobs.let_dvc_collect()
+    if checkpoint is None and cluster:  # as long as its job runs, the attempt has no end that could be told
+        job = submit(run, place, cluster, begin)
+        state = jobs.attend(job, cluster)
+    elif not jobs.living(run.folder):
+        begin()
     with tracking.told_in_the_end(run.folder) as told, outbox.true_status(box):
-        tracking.greet(run.folder)
-        checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
         if checkpoint is None:
-            write_json(run.folder / "run.json", {name: str(value) for name, value in asdict(run).items()})
-            launch(run, number) if number > 1 else train(run)
+            if job:
+                jobs.settle(job, state, lambda: checkpoints.final_checkpoint(run.folder, iterations) is not None)
+            else:
+                launch(run, processes())
             checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
             if checkpoint is None:
                 raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
         else:
             say(f"this run is complete: exporting step {iterations} again, no step is trained")
+            jobs.close(run.folder, "complete")
         chosen = checkpoints.to_export(run.folder, iterations, sections["checkpoint"])
         assert chosen is not None  # the run is complete
         export(run, lineage, chosen, sections["peft"], patch, tracking.run_id(run.folder))
@@ -357,10 +425,10 @@ def _rank(folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("--rank-of", type=Path)  # torchrun would take a --run for an abbreviation of its own options
     known, others = parser.parse_known_args()
-    if known.run:
+    if known.rank_of:
         sys.argv = [sys.argv[0], *others]
-        run_stage(lambda: _rank(known.run), __doc__)
+        run_stage(lambda: _rank(known.rank_of), __doc__)
     else:
         run_stage(main, __doc__)

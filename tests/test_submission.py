@@ -1,0 +1,161 @@
+"""Stages on a real cluster of two nodes, by the commands that people type; what they make is what no cluster makes.
+
+One project is used in the order of the tests. tests/run/test_jobs.py has what can become of a job.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sft.files import read_json
+from tests.loopback import Loopback, running_cluster, wait_for
+from tests.project import clone_project, environment, run
+
+pytestmark = [pytest.mark.slurm, pytest.mark.pipeline, pytest.mark.timeout(900)]
+TOLD = ("reports/train_loss.csv", "reports/validation_loss.csv", "models/final/model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def project(cluster, tmp_path_factory):
+    project = clone_project(tmp_path_factory.mktemp("cluster") / "clone")
+    run(project, "dvc", "repro", "pack", "fetch-model")
+    (project / "runs").mkdir(exist_ok=True)
+    (project / "runs/slurm").symlink_to(cluster.state)  # where slurm/clusters/loopback.yaml looks for it
+    return project
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    """What `make train CLUSTER=loopback` says, and the bytes of what it made."""
+    said = run(project, "make", "train", "CLUSTER=loopback")
+    return said, {name: (project / name).read_bytes() for name in TOLD}
+
+
+def folder_of(project: Path) -> Path:
+    """The folder of the run in runs/."""
+    return project / "runs" / read_json(project / "models/final/lineage.json")["lineage_key"]
+
+
+def test_a_dry_run_shows_script_layout_and_verdicts_and_submits_nothing(cluster, project):
+    said = run(project, "make", "train", "CLUSTER=loopback", "DRY_RUN=1")
+    for shown in (
+        "sbatch \\\n    --parsable",
+        (project / "slurm/train.sbatch").read_text(),
+        "SFT_RANKS_PER_NODE=1",
+        "image: ok",
+        "slurm: ok: sbatch: Job",
+        "params, layout, packs: ok",
+        "nothing was submitted",
+    ):
+        assert shown in said
+    assert cluster.jobs() == []
+    assert {path.name for path in (project / "runs").iterdir()} <= {"slurm", "imports", "mlflow.db"}
+
+
+def test_two_nodes_train_a_model_that_lands_as_if_trained_here(project, trained):
+    said, _ = trained
+    run_folder = folder_of(project)
+    assert "submitted; logs in" in said
+    assert "step 6/6: loss" in said
+    assert "COMPLETED, complete" in said
+    assert read_json(project / "reports/train.json")["iterations"] == 6
+    record = read_json(run_folder / "job.json")
+    assert (record["cluster"], record["stage"], record["fate"]) == ("loopback", "train", "complete")
+    logs = run_folder / f"logs/{record['job']}-0"
+    assert {path.name for path in logs.glob("*.log")} == {
+        f"{kind}-{n}.log" for kind in ("check", "node") for n in (0, 1)
+    }
+    for node in (0, 1):
+        assert "all-reduce: 4 MB over 2 nodes in" in (logs / f"check-{node}.log").read_text()
+    assert not (run_folder / "inputs").exists()
+    assert "up to date" in run(project, "dvc", "status", "train")
+
+
+def test_status_tells_of_the_run_and_nothing_is_left_to_cancel(project, trained):
+    said = run(project, "make", "status", "CLUSTER=loopback")
+    assert f"{folder_of(project).name}  train  job" in said
+    assert "ended: complete  step 6" in said
+    assert "living jobs on loopback: none" in run(project, "make", "cancel", "CLUSTER=loopback", fails=True)
+
+
+def test_stopped_at_its_time_limit_and_its_caller_killed_it_ends_as_if_nothing_had_been(
+    cluster: Loopback, project, trained
+):
+    """Slurm's signal before the time limit is sent by hand; then the job is requeued, and goes on in a second life."""
+    _, uninterrupted = trained
+    run_folder = folder_of(project)
+    shutil.rmtree(run_folder)
+    said = run(project, "make", "train", "CLUSTER=loopback", "DETACH=1")
+    assert "left to itself (DETACH=1)" in said
+    job = read_json(run_folder / "job.json")["job"]
+    wait_for(lambda: (run_folder / "logs/latest").exists())
+    cluster.ask("scancel", "--batch", "--signal=USR1", job)
+
+    again = ["dvc", "repro", "--force", "--single-item", "train"]
+    with subprocess.Popen(
+        again,
+        cwd=project,
+        env=environment(CLUSTER="loopback"),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as follower:
+        assert follower.stdout is not None
+        next(line for line in follower.stdout if f"job {job} on loopback" in line)
+        os.killpg(follower.pid, signal.SIGKILL)
+    assert cluster.jobs("sft-" + run_folder.name) == [job]
+
+    said = run(project, *again, CLUSTER="loopback")
+    assert f"job {job} on loopback: trains this run already" in said
+    assert "requeued: life 2 goes on from the newest checkpoint" in said
+    lives = [json.loads(line)["iteration"] for line in (run_folder / "steps.jsonl").open() if '"loss"' in line]
+    assert lives == [1, 2, 3, 4, 5, 6]
+    assert {path.name for path in (run_folder / "logs").glob(f"{job}-*")} == {f"{job}-0", f"{job}-1"}
+    for name, content in uninterrupted.items():
+        assert (project / name).read_bytes() == content, name
+
+
+def test_a_layout_that_does_not_divide_is_refused_before_anything_is_submitted(cluster, project, trained):
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params.replace("global_batch_size: 2", "global_batch_size: 3"))
+    try:
+        said = run(project, "python", "-m", "sft.stages.train", CLUSTER="loopback", PYTHONPATH="src", fails=True)
+    finally:
+        (project / "params.yaml").write_text(params)
+    assert "global_batch_size is 3" in said
+    assert cluster.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"CLUSTER": "mars"}, "CLUSTER=mars: no profile slurm/clusters/mars.yaml. Profiles here: example, loopback"),
+        ({"CLUSTER": "", "DETACH": "1"}, "DETACH=1 is about a cluster's job"),
+    ],
+)
+def test_what_the_environment_asks_wrongly_is_one_message(project, changes, message):
+    environ = {"PYTHONPATH": "src", **changes}
+    said = run(project, "python", "-m", "sft.stages.train", fails=True, **environ)
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_without_a_base_model_nothing_is_submitted(cluster, project):
+    (project / "models/base").rename(project / "models/elsewhere")
+    try:
+        said = run(project, "python", "-m", "sft.stages.train", CLUSTER="loopback", PYTHONPATH="src", fails=True)
+    finally:
+        (project / "models/elsewhere").rename(project / "models/base")
+    assert "models/base: not found. Run the stage that makes it: dvc repro fetch-model" in said
+    assert cluster.jobs() == []
