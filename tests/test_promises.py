@@ -4,7 +4,9 @@ import re
 
 import pytest
 from bench import filters
+from ruamel.yaml import YAML
 
+from sft.params import Benchmark
 from tests.project import ROOT
 
 PAGE = (ROOT / "docs/promises.md").read_text(encoding="utf-8")
@@ -43,3 +45,11 @@ def test_precision_and_recall_are_what_is_measured():
         for half, found in filters.measure(name).items()
     ]
     assert measured == FILTERS
+
+
+def test_the_example_of_evaluation_sets_is_what_params_take_and_pinned():
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    sets = YAML(typ="safe").load(example)["fetch"]["benchmarks"]
+    assert set(sets) == {"bfcl-rest", "human-eval"}
+    for given in sets.values():
+        assert Benchmark(**given).sha256

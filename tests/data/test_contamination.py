@@ -100,10 +100,13 @@ def test_an_item_shorter_than_an_n_gram_must_stand_in_a_message_whole():
     assert reason(chat("Well, " + item.removesuffix(" hh"), "No."), item, ratio=0.01) is None
 
 
-def test_an_item_of_few_words_must_be_the_message():
+def test_an_item_of_few_words_must_be_the_whole_message_of_a_user():
     assert reason(chat("who painted it", "Me."), "Who painted it?") == "contaminated"
     assert reason(chat("Who painted it, and when?", "Me."), "Who painted it?", ratio=0.01) is None
-    assert reason(chat("Guess!", "Who painted it?"), "Who painted it?", TWENTY) == "contaminated"
+    assert reason(chat("Who? Guess!", "Who painted it?"), "Who painted it?", TWENTY) is None
+    call = {"type": "function", "function": {"name": "open_project", "arguments": {}}}
+    calling = [{"role": "user", "content": "Begin."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert reason(Conversation(calling, None), "open_project", TWENTY) is None
 
 
 def test_n_grams_do_not_reach_from_one_message_into_the_next():

@@ -4,7 +4,7 @@
 conversation in which enough of an item occurs.
 
 An item occurs by the share of its n-grams of words that one message of the conversation holds. An item shorter
-than n words must stand in it whole; one shorter than FEWEST_WORDS must be the message, other than a system's.
+than n words must stand in it whole; one shorter than FEWEST_WORDS must be the whole message of a user.
 N-grams of more than MOST_ITEMS items are instructions or licences that these share, and do not count, unless an
 item has no others. Words are those of sft.data.words: without case, punctuation and spaces. Reasoning and the
 arguments of calls are messages, too. Answers of the items, paraphrases and translations are not looked for.
@@ -156,12 +156,12 @@ def rejection_of(
     ratio: float,
 ) -> Rejection | None:
     """Return the rejection of a conversation with these parts, and matches by the number of the part."""
-    systems = {index for index, message in enumerate(conversation.messages) if message["role"] == "system"}
+    users = {index for index, message in enumerate(conversation.messages) if message["role"] == "user"}
     enough = [
         (match, part)
         for part, own in matches.items()
         for match in own
-        if match.share >= ratio and not (match.end < FEWEST_WORDS and parts[part][0] in systems)
+        if match.share >= ratio and (match.end >= FEWEST_WORDS or parts[part][0] in users)
     ]
     if not enough:
         return None
