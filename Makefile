@@ -44,7 +44,7 @@ no_profile = error: CLUSTER=$(CLUSTER): no profile slurm/clusters/$(CLUSTER).yam
 no_job = error: DETACH and DRY_RUN are about one job: make train CLUSTER=<profile>
 
 .PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare mlflow \
-    mlflow-server push deliver clean status logs cancel slurm-up slurm-down test check format pins
+    mlflow-server sweep push deliver clean status logs cancel slurm-up slurm-down test check format pins
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -89,9 +89,9 @@ rejected: setup ## What was refused and why (SOURCE= REASON= NUMBER=5 FROM=0)
 	python -m sft.run.rejected $(if $(SOURCE),--source '$(SOURCE)') $(if $(REASON),--reason '$(REASON)') \
 	    $(if $(NUMBER),--number '$(NUMBER)') $(if $(FROM),--from '$(FROM)')
 
-lineage: setup ## From a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= JSON= CARD=)
+lineage: setup ## From a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= JSON= CARD= CACHE=1)
 	python -m sft.run.chain $(if $(MODEL),--model '$(MODEL)') $(if $(HTML),--html '$(HTML)') \
-	    $(if $(JSON),--json '$(JSON)') $(if $(CARD),--card '$(CARD)')
+	    $(if $(JSON),--json '$(JSON)') $(if $(CARD),--card '$(CARD)') $(if $(CACHE),--cache)
 
 reproduce: setup ## Build a model again from its commit and data, and compare stage by stage (MODEL= UNTIL= DATA=)
 	python -m sft.run.reproduce $(if $(MODEL),--model '$(MODEL)') $(if $(UNTIL),--until '$(UNTIL)') \
@@ -106,6 +106,10 @@ mlflow: setup ## Runs and registered models in the browser (PORT=5000)
 mlflow-server: setup ## A tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
 	python -m sft.run.server --port $(PORT) $(if $(STORE),--store '$(STORE)') \
 	    $(if $(ARTIFACTS),--artifacts '$(ARTIFACTS)') $(if $(FOLDER),--folder '$(FOLDER)')
+
+sweep: setup ## Many experiments: GRID='optimizer.lr=1e-5,2e-5 rng.seed=1,2' or LIST=file (JOBS=1 CLUSTER= NAME= HTML=)
+	python -m sft.run.sweep $(if $(GRID),--grid '$(GRID)') $(if $(LIST),--list '$(LIST)') $(if $(JOBS),--jobs '$(JOBS)') \
+	    $(if $(NAME),--name '$(NAME)') --html '$(or $(HTML),reports/sweep.html)'
 
 push: setup ## Push data, models and finished stages, so that others need not run them (REMOTE=)
 	python -m sft.run.share $(if $(REMOTE),--remote '$(REMOTE)')

@@ -70,11 +70,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, **environ: str) -> Iterator[Server]:
+def mlflow_server(folder: Path, *options: str, **environ: str) -> Iterator[Server]:
     """An MLflow server as `make mlflow-server` starts it, with its store in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    command = [sys.executable, "-m", "sft.run.server", "--port", str(port), "--folder", str(folder)]
+    command = [sys.executable, "-m", "sft.run.server", "--port", str(port), "--folder", str(folder), *options]
     server = Server(command, f"http://127.0.0.1:{port}", folder, **environ)
     try:
         server.start()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sft.files import folder_digests, read_json
+from tests import planted
 from tests.project import clone_project, run, set_params
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
@@ -41,7 +42,9 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first_run(project):
-    return run(project, "dvc", "repro")
+    """The first run, of a user who has secrets in the environment and in the configuration of a remote."""
+    (project / ".dvc/config.local").write_text(planted.CONFIG_LOCAL)
+    return run(project, "dvc", "repro", **planted.ENVIRON)
 
 
 def test_a_clean_clone_runs_all_stages_to_an_evaluated_model(project, first_run):
@@ -67,6 +70,22 @@ def test_a_clean_clone_runs_all_stages_to_an_evaluated_model(project, first_run)
         project / "templates/nano3.jinja"
     ).read_bytes()
     assert (project / "runs" / lineage["lineage_key"] / "checkpoints").is_dir()
+
+
+def test_no_secret_of_the_user_is_written_anywhere(project, first_run):
+    """Logs, params, reports, models, MLflow's store, DVC's cache and lock, git; the file that holds them left out."""
+    assert list(planted.found_in(project, but=frozenset({project / ".dvc/config.local"}))) == []
+    spoilt = project / "runs/spoilt.log"
+    spoilt.write_text(f"token={planted.ENVIRON['HF_TOKEN']} {planted.ENVIRON['PGPASSWORD'].encode().hex()}")
+    found = list(planted.found_in(project))
+    spoilt.unlink()
+    assert found == [
+        "config access_key_id in " + str(project / ".dvc/config.local"),
+        "config secret_access_key in " + str(project / ".dvc/config.local"),
+        f"HF_TOKEN in {spoilt}",
+        f"PGPASSWORD in {spoilt}",
+    ], "what is planted is found"
+    assert not [secret for secret in planted.ENVIRON.values() if secret in first_run]
 
 
 def test_the_ledgers_of_all_stages_meet(project, first_run):

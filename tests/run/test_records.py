@@ -12,7 +12,7 @@ from sft.run import tracking
 from sft.run.lineage import records as texts_of
 from sft.run.outbox import RECORDS, Dataset, add_model, open_run
 from sft.run.patch import keep_patch
-from sft.run.records import LINEAGE, find, of_folder
+from sft.run.records import LINEAGE, _is_of, find, of_folder
 from tests.recorded import commit_all, make_recorded
 
 
@@ -91,6 +91,21 @@ def test_a_run_is_found_by_id_key_version_and_alias_also_when_the_folder_has_mov
         assert records.json("reports/filter/calls.json")["rejected"] == {"no-answer": 1}
         assert records.read(changes.name) == b"changes", "MLflow has it too"
     mlflow.set_tracking_uri(None)
+
+
+def test_a_store_that_is_away_is_said_and_the_folder_still_tells(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    records = find("models/final", project, tmp_path)
+    assert (records.run, records.lineage["lineage_key"]) == (None, of_folder(project).lineage["lineage_key"])
+    assert "does not answer" in capsys.readouterr().out
+
+
+def test_the_model_of_a_training_without_mlflow_is_known_by_its_key():
+    told = {"mlflow_run_id": None, "lineage_key": "k"}
+    assert _is_of(told, "run", {"lineage_key": "k"})
+    assert not _is_of(told, "run", {"lineage_key": "other"})
+    assert not _is_of({**told, "mlflow_run_id": "another"}, "run", {"lineage_key": "k"})
 
 
 def test_an_unknown_name_says_which_names_there_are(project, tmp_path):

@@ -15,7 +15,7 @@ from sft.files import file_digest
 from sft.run import outbox, tracking
 from sft.run.outbox import Dataset, Metrics, Outbox, open_run, true_status
 from sft.run.tracking import CANDIDATE, CHAMPION, EXPERIMENT, REGISTERED_MODEL, SAMPLED, deliver, look_up
-from tests.servers import mlflow_server
+from tests.servers import S3_KEYS, client, mlflow_server, s3_server
 
 KEY = "0123456789abcdef"
 PARAMS = {"optimizer": {"lr": 1e-5}, "train": {"train_iters": 6}}
@@ -396,6 +396,32 @@ def test_texts_that_tell_of_a_run_keep_their_places_and_are_replaced(tmp_path, s
     brought = tracking.fetch_records(run_id, tmp_path / "brought")
     assert (brought / "reports/pack.json").read_text() == '{"rows_in": 1}'
     assert (brought / "params.yaml").read_text() == "a: 1\n"
+
+
+def test_artifacts_lie_in_s3_and_clients_need_no_keys(server, tmp_path, monkeypatch):
+    (tmp_path / "server").mkdir()
+    shutil.copyfile(server.folder / "empty.db", tmp_path / "server/mlflow.db")
+    report = tmp_path / "pack.json"
+    report.write_text('{"rows_in": 1}')
+    with (
+        s3_server(tmp_path / "s3", "artifacts") as s3,
+        mlflow_server(
+            tmp_path / "server", "--artifacts", "s3://artifacts/x", MLFLOW_S3_ENDPOINT_URL=s3.url, **S3_KEYS
+        ) as served,
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
+        for name in S3_KEYS:
+            monkeypatch.delenv(name, raising=False)
+        box = begin(tmp_path)
+        box.attach("records", {"reports/pack.json": report})
+        outbox.add_model(box, exported(tmp_path), {})
+        told = deliver(box.folder.parent)
+        assert told.waiting == 0
+        objects = [one["Key"] for one in client(s3).list_objects_v2(Bucket="artifacts")["Contents"]]
+        assert any(name.endswith("records/reports/pack.json") for name in objects)
+        assert any(name.endswith("MLmodel") for name in objects)
+        brought = tracking.fetch_records(told.run_id, tmp_path / "brought")
+        assert (brought / "reports/pack.json").read_bytes() == report.read_bytes()
 
 
 def test_a_run_is_looked_up_by_any_of_its_names(tmp_path, store):

@@ -203,7 +203,7 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
         "base",
         "base",
         "base model",
-        _known({**origin, "checkpoint": start}),
+        _known({**origin, "checkpoint": start, "made by the run of": told.get("parent")}),
         f"sha256:{told['base_model']}",
         f"dvc pull {BASE}, or from its publisher: dvc repro --single-item fetch-model",
         states[BASE],
@@ -221,6 +221,7 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
     yield Node(MODEL, MODEL, records.name, _known(files), by_dvc, f"dvc pull {FINAL}", states[FINAL])
     if evaluation:
         facts = {name: {"before": evaluation["before"].get(name), "after": value} for name, value in _flat(evaluation)}
+        facts |= _known({"gate": evaluation.get("gate")})
         yield Node("evaluation", "evaluation", "evaluation", facts, None, "dvc repro eval; reports/report.html", "")
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.command import InputError
+from rich.markup import escape
+
+from sft.command import InputError, say
 from sft.run.patch import patch_name
 
 FINAL = "models/final"
@@ -118,11 +120,17 @@ def _in_folder(name: str, root: Path) -> Records | None:
 
 
 def _tracked(model: Path) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
-    """What MLflow knows of the run of a model's folder; a project without a store has none."""
+    """What MLflow knows of the run of a model's folder; a project without a store, or whose store is away, has none."""
     from sft.run import tracking
 
-    run_id = json.loads((model / "lineage.json").read_text(encoding="utf-8")).get("mlflow_run_id")
-    tracked = tracking.look_up(run_id) if run_id and tracking.has_store() else None
+    told = json.loads((model / "lineage.json").read_text(encoding="utf-8"))
+    if not tracking.has_store():
+        return None, None
+    try:
+        tracked = tracking.look_up(told.get("mlflow_run_id") or told["lineage_key"])
+    except tracking.NoAnswerError as error:
+        say(f"[yellow]{escape(str(error))} What is known without it:[/]")
+        return None, None
     return (tracked.facts, tracked.version) if tracked else (None, None)
 
 
@@ -133,11 +141,18 @@ def _in_mlflow(name: str, root: Path, scratch: Path) -> Records | None:
     if tracked is None:
         return None
     here = _bytes(root / LINEAGE)
-    if here is not None and json.loads(here)["mlflow_run_id"] == tracked.run_id:
+    if here is not None and _is_of(json.loads(here), tracked.run_id, tracked.version or {}):
         return of_folder(root, name, tracked.facts, tracked.version)
     folder = tracking.fetch_records(tracked.run_id, Path(tempfile.mkdtemp(dir=scratch)))
     return Records(
         name, root, _with_cache(root, lambda path: _bytes(folder / path)), None, tracked.facts, tracked.version
+    )
+
+
+def _is_of(told: dict[str, Any], run_id: str, version: dict[str, str]) -> bool:
+    """Whether a lineage.json is of a run; that of a training that MLflow was not there for names none, but its key."""
+    return bool(
+        told["mlflow_run_id"] == run_id if told["mlflow_run_id"] else told["lineage_key"] == version.get("lineage_key")
     )
 
 

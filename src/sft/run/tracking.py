@@ -58,6 +58,7 @@ REFUSALS = {
     "RESOURCE_DOES_NOT_EXIST",
     "UNAUTHENTICATED",
 }
+VERSION = r"([\w.-]+)(?:/(\d+)|@([\w.-]+))"  # of a registered model: name/version, name@alias
 # What the store answers for a run, a version, and an alias that it does not have.
 UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
@@ -539,6 +540,8 @@ def look_up(name: str) -> Tracked | None:
 
     Returns None where the name has another form, or nothing of it is in the store.
     """
+    if not re.fullmatch(VERSION, name) and not re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", name):
+        return None  # without asking: a store that is away is no reason not to find an experiment
     client = connect()
     with _explained():
         return _look_up(client, name)
@@ -546,7 +549,7 @@ def look_up(name: str) -> Tracked | None:
 
 def _look_up(client: mlflow.MlflowClient, name: str) -> Tracked | None:
     version = None
-    if named := re.fullmatch(r"([\w.-]+)(?:/(\d+)|@([\w.-]+))", name):
+    if named := re.fullmatch(VERSION, name):
         model, number, alias = named.groups()
         version = _known(
             lambda: (

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 BASE = Path("models/base")
 PACKED = Path("data/packed")
 FINAL = Path("models/final")
+# What the environment tells of an attempt, as tags in MLflow: DVC's name of the experiment, the sweep.
+ATTEMPT = {"dvc.experiment": "DVC_EXP_NAME", "sweep": "SFT_SWEEP"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -
         "dvc.lock.sha256": file_digest(lock) if lock.exists() else "none",
         "data.sampled": str(metadata["sampled"]).lower(),
         "cluster": os.environ.get("CLUSTER") or "local",
+        **{name: os.environ[key] for name, key in ATTEMPT.items() if os.environ.get(key)},
     }
     place, told = (project_root() / PACKED).as_uri(), {"pack_size": str(metadata["pack_size"])}
     datasets = [outbox.Dataset("packed", lineage.data, place, "training", told)]
