@@ -107,7 +107,7 @@ def ours(place: Path) -> Measure:
     from sft.stages.prep import load_chat, prepare_stretch
 
     os.environ["RAYON_NUM_THREADS"] = "1"
-    os.chdir(place / "project")
+    os.chdir(place / "project")  # the tokenizer is models/base of this folder
     task = {"template": "templates/nano3.jinja", "reasoning": load("prep").reasoning.model_dump(), "quick": True}
     load_chat(task["template"], True)
 
@@ -282,9 +282,9 @@ def prepare_place(name: str, rows: int) -> Path:
                 texts = {"messages": json.dumps(record["messages"]), "tools": json.dumps(record.get("tools"))}
                 file.write(json.dumps(texts) + "\n")
         (place / "warm.jsonl").write_text("\n".join(lines[-WARM_UP:]) + "\n", encoding="utf-8")
-        for name, corpus in (("project", "corpus.jsonl"), ("warm", "warm.jsonl")):
-            make_project(place / name, place / corpus)
-            filter_corpus(place / name)
+        for project, corpus in (("project", "corpus.jsonl"), ("warm", "warm.jsonl")):
+            make_project(place / project, place / corpus)
+            filter_corpus(place / project)
     return PLACE / name
 
 

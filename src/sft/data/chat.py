@@ -73,9 +73,10 @@ class ChatTemplate:
     """The faster way to render it, where there is one."""
 
     @staticmethod
-    def load(template: str, tokenizer_folder: Path) -> "ChatTemplate":
+    def load(template: str, tokenizer_folder: Path, whole: bool = True) -> "ChatTemplate":
         """Load a template (path of a .jinja file), bind it to the tokenizer of a folder, and check it.
 
+        Without `whole`, `check_whole` is left to another process: it loads the tokenizer a second time.
         Raises:  InputError: no such file, a template that does not compile, has no exact mask, or does
         not stop, or exhausts its limits; a tokenizer whose pieces do not add up to the whole.
         """
@@ -88,11 +89,24 @@ class ChatTemplate:
         chat = ChatTemplate(compiled.source, stop, tokenizer.control[stop], tokenizer, compiled, {})
         with limited(compiled.name):
             _check(chat, compiled.name)
+        if whole:
+            chat.check_whole()
         if hashlib.sha256(compiled.source.encode()).hexdigest() == SHA256:
             nano3 = Nano3(tokenizer)
             if nano3.fits() and all(_agrees(chat, nano3, *probe) for probe in PROBES):
                 chat._nano3 = nano3
         return chat
+
+    def check_whole(self) -> None:
+        """Raise InputError unless the pieces of a conversation, tokenised apart, are the whole tokenised at once."""
+        rendered = self.samples([ASK, ANSWER, ASK, ANSWER], None)
+        assert not isinstance(rendered, Rejection)  # _check has looked at it
+        for text, sample in zip(rendered, self.encode(rendered), strict=True):
+            if isinstance(sample, Rejection) or self.tokenizer.whole_ids(text.text) != sample.ids:
+                raise InputError(
+                    f"{self._template.name}: this tokenizer gives other ids for text cut at control tokens "
+                    "than for the whole"
+                )
 
     @property
     def is_compiled(self) -> bool:
@@ -302,8 +316,8 @@ def _check(chat: ChatTemplate, name: str) -> None:
     """Refuse a template without an exact mask; learn from which cut on it is exact.
 
     Asked of it, on a conversation of two turns: some cut is exact; each answer ends with the trained stop
-    token; at most one BOS; the pieces tokenised apart are the whole tokenised at once. That it drops
-    reasoning, or refuses it, is no fault of the template: such rows are refused, and counted.
+    token; at most one BOS. That it drops reasoning, or refuses it, is no fault of the template: such rows are
+    refused, and counted.
     """
     chat._coarsest.update({True: _coarsest_exact(chat, THOUGHT), False: _coarsest_exact(chat, ANSWER)})
     rendered = chat._samples([ASK, ANSWER, ASK, ANSWER], None, None)
@@ -317,13 +331,9 @@ def _check(chat: ChatTemplate, name: str) -> None:
         }.get(rendered.reason, "it refuses a plain conversation of two turns")
         raise InputError(f"{name}: {why} ({rendered.evidence}). Choose another prep.template.")
     bos, trained_stops = chat.tokenizer.control.get(chat.tokenizer.special.get("bos_token", "")), 0
-    for text, sample in zip(rendered, chat.encode(rendered), strict=True):
+    for sample in chat.encode(rendered):
         if isinstance(sample, Rejection):
             raise InputError(f"{name}: {sample.evidence}: this tokenizer joins prompt and answer into one token")
-        if chat.tokenizer.whole_ids(text.text) != sample.ids:
-            raise InputError(
-                f"{name}: this tokenizer gives other ids for text cut at control tokens than for the whole"
-            )
         if sample.ids[:2] == [bos, bos]:
             raise InputError(f"{name}: a sample starts with two BOS tokens")
         trained_stops += [i for i, kept in zip(sample.ids, sample.mask, strict=True) if kept].count(chat.stop_id)

@@ -7,13 +7,13 @@ matters); from the reference's own offsets where it is not.
 """
 
 import itertools
-import json
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 from tokenizers import Tokenizer
 
 Ids = npt.NDArray[np.int32]
@@ -29,7 +29,7 @@ class Engine:
     """The tokenizer that a tokenizer.json describes, without its post-processor."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._json = json.dumps(settings)
+        self._json = orjson.dumps(settings).decode()
         self.reference = Tokenizer.from_str(self._json)
         self._encode: Encode = self._encode_by_reference
         self._bytes = token_bytes(settings)

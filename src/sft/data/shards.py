@@ -157,7 +157,7 @@ def read_stretch(stretch: Stretch, rows: int, columns: list[str]) -> Iterator[di
     with pq.ParquetFile(stretch.path) as file:
         chosen = range(stretch.first_group, stretch.first_group + stretch.groups)
         for batch in file.iter_batches(batch_size=rows, row_groups=list(chosen), columns=columns, use_threads=False):
-            yield batch.to_pydict()
+            yield {name: batch.column(name).to_numpy(zero_copy_only=False).tolist() for name in columns}
 
 
 def read_tables(folder: Path, name: str = "") -> Iterator[pa.Table]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer
 
 from sft.command import InputError
@@ -64,7 +65,7 @@ class SafeTokenizer:
             {**settings, "added_tokens": [token for token in tokens if token["content"] not in self.control]}
         )
         """Encodes content: knows no control tokens."""
-        self._settings = json.dumps(settings)
+        self._settings = orjson.dumps(settings).decode()
         self.pattern = re.compile(_any_of(self.control))
         """Finds control tokens in rendered text."""
         self._parts = _Parts.of(self.control)
@@ -263,7 +264,7 @@ def token_id(folder: Path, name: str, default: int | None = None) -> int:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     settings, config = (folder / "tokenizer.json", folder / "tokenizer_config.json")
-    return json.loads(settings.read_text(encoding="utf-8")), json.loads(config.read_text(encoding="utf-8"))
+    return orjson.loads(settings.read_bytes()), orjson.loads(config.read_bytes())
 
 
 def _token_text(token: Any) -> str:

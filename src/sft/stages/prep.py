@@ -41,7 +41,7 @@ def load_chat(template: str, quick: bool) -> Any:
     """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
     from sft.data.chat import ChatTemplate
 
-    chat = ChatTemplate.load(template, BASE)
+    chat = ChatTemplate.load(template, BASE, whole=False)
     if quick and os.environ.get("SFT_FASTOKENS") != "0":
         chat.tokenizer.engine.quicken([])
     gc.freeze()  # vocabularies stay: no use to look through them again and again
@@ -58,6 +58,8 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
 
     stretch, reasoning = Stretch(*task["stretch"]), Reasoning(**task["reasoning"])
     chat = load_chat(task["template"], task["quick"])
+    if task["number"] == 0:  # once is enough
+        chat.check_whole()
     folder, row = Path(tempfile.mkdtemp(dir=task["scratch"])), stretch.first_row
     counts: dict[str, Counter[Any]] = {}
     with (
