@@ -44,7 +44,8 @@ no_profile = error: CLUSTER=$(CLUSTER): no profile slurm/clusters/$(CLUSTER).yam
 no_job = error: DETACH and DRY_RUN are about one job: make train CLUSTER=<profile>
 
 .PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare mlflow \
-    mlflow-server sweep push deliver clean status logs cancel slurm-up slurm-down test check format pins
+    mlflow-server sweep push deliver clean status logs cancel slurm-up slurm-down test check format pins \
+    bench bench-peers
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -154,6 +155,13 @@ check: setup ## Everything that must hold before a commit: format, lint, types, 
 format: setup ## Format, and fix what can be fixed
 	ruff format
 	ruff check --fix
+
+BENCH ?= $(foreach name,prep pack filters,$(if $(wildcard bench/$(name).py),$(name)))
+bench: setup ## Measure the stages, and peers on the same data (BENCH=prep NVIDIA=a checkout of their repository)
+	for name in $(BENCH); do echo; PYTHONPATH=src:. python -m bench.$$name; done
+
+bench-peers: setup ## Install what is measured against and not used: TRL, beside what it shares with .venv
+	uv pip install --quiet --no-deps --target runs/bench/peers trl==1.16.0
 
 COMPILE = uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-header \
     --no-annotate --no-emit-index-url --config-file requirements/bridge.toml $(if $(UPGRADE),--upgrade)

@@ -1,6 +1,6 @@
 """Corpus: conversations of the shape of real post-training data, any number, the same ones every time.
 
-    PYTHONPATH=src python bench/corpus.py 10000 runs/bench/corpus.jsonl [--tokenizer runs/bench/tokenizer]
+    PYTHONPATH=src:. python -m bench.corpus 10000 runs/bench/corpus.jsonl [--tokenizer runs/bench/tokenizer]
 
 Writes OpenAI chat as JSON lines as they are made; the first rows of a larger corpus are those of a smaller one.
 Lengths are lognormal (median about 600 tokens, sigma 1.1, at most 32,000), three in ten conversations reason, three

@@ -1,9 +1,10 @@
 """Prep against peers: rendering, tokenising and masking the same conversations with the same tokenizer.
 
-    PYTHONPATH=src python bench/prep.py [--rows 2000] [--rounds 5] [--nvidia FOLDER] [--json runs/bench/prep.json]
+    make bench BENCH=prep [NVIDIA=FOLDER]
+    PYTHONPATH=src:. python -m bench.prep [--rows 2000] [--whole-rows 20000] [--rounds 5] [--json runs/bench/prep.json]
 
 Peers: Hugging Face `datasets.map` over `apply_chat_template(return_assistant_tokens_mask=True)`, with our template and
-generation marks in it; and, where --nvidia names a checkout of github.com/NVIDIA-NeMo/Nemotron, the function of its SFT
+generation marks in it; and, where NVIDIA names a checkout of github.com/NVIDIA-NeMo/Nemotron, the function of its SFT
 data preparation that does the same (`process_chat_sft_spool_core`), with its own template. Each measure is a process of
 its own, warmed up; all sides of a round run one after the other, and ratios are medians over the rounds of the
 ratios within a round, so that what else the machine does falls on all.
@@ -28,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from corpus import write_corpus, write_tokenizer
+from bench.corpus import write_corpus, write_tokenizer
 from ruamel.yaml import YAML
 
 from sft.files import publish_folder, write_json
@@ -82,7 +83,7 @@ def environment() -> dict[str, str]:
     """Return the environment of a measured process."""
     return {
         **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
         "SFT_WORKERS": str(WORKERS),
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -216,10 +217,10 @@ def nvidia(place: Path, checkout: str) -> Measure:
 # --- The driver ---------------------------------------------------------------------------------------------------
 
 
-def run_side(side: str, place: Path, *arguments: str) -> Measure:
+def run_side(side: str, place: Path, nvidia: str = "") -> Measure:
     """Run one side in a process of its own."""
-    call = [sys.executable, str(Path(__file__)), "--side", side, "--place", str(place), *arguments]
-    done = subprocess.run(call, env=environment(), capture_output=True, text=True, check=False)
+    call = [sys.executable, "-m", "bench.prep", "--side", side, "--place", str(place)]
+    done = subprocess.run(call, env=environment() | {"NVIDIA": nvidia}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side}:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -332,7 +333,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="conversations for one process")
     parser.add_argument("--whole-rows", type=int, default=20_000, help="conversations from JSON lines to files")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--nvidia", metavar="FOLDER", help="a checkout of github.com/NVIDIA-NeMo/Nemotron")
+    parser.add_argument(
+        "--nvidia", metavar="FOLDER", default=os.environ.get("NVIDIA"), help="a checkout of their repository"
+    )
     parser.add_argument("--json", type=Path, default=PLACE / "prep.json")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
@@ -351,13 +354,13 @@ def main() -> None:
     for _ in range(arguments.rounds):
         each = {"ours": run_side("ours", place), "Hugging Face": run_side("hugging-face", place)}
         if arguments.nvidia:
-            each["NVIDIA"] = run_side("nvidia", place, "--nvidia", arguments.nvidia)
+            each["NVIDIA"] = run_side("nvidia", place, arguments.nvidia)
         each["ours, filter and prep"] = run_whole(lambda: (filter_corpus(project), run_prep(project)))
         each["ours, prep"] = run_whole(lambda: run_prep(project))
         each["Hugging Face, whole"] = run_whole(lambda: run_side("hugging-face-whole", whole))
         rounds.append(each)
     if not arguments.nvidia:
-        print("NVIDIA's functions are not measured: --nvidia names no checkout of github.com/NVIDIA-NeMo/Nemotron\n")
+        print("NVIDIA's functions are not measured: NVIDIA= names no checkout of github.com/NVIDIA-NeMo/Nemotron\n")
     write_json(
         arguments.json,
         report(rounds, count_same_ids(whole)) | {"rows": arguments.rows, "whole_rows": arguments.whole_rows},

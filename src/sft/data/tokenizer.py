@@ -75,9 +75,13 @@ class SafeTokenizer:
         """Load tokenizer.json and tokenizer_config.json of a Hugging Face folder."""
         return SafeTokenizer(*_read(folder))
 
+    def whole(self) -> Tokenizer:
+        """Load the plain tokenizer, which takes structure from any text."""
+        return Tokenizer.from_str(self._settings)
+
     @cached_property
     def _whole(self) -> Tokenizer:
-        return Tokenizer.from_str(self._settings)
+        return self.whole()
 
     def shield(self, value: Any, guard: str) -> Any:
         """Put the guard wherever a text in a JSON-like value could become a control token."""
