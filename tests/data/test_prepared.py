@@ -95,6 +95,7 @@ def test_ids_that_are_not_those_of_the_reference_stop_the_stage(chat, monkeypatc
         [{"role": "user", "content": "9" * 40}],
         [{"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"x": 10**30}}}]}],
         [{"role": "user", "content": '"arguments": 1'}],
+        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"x": 10**400}}}]}],
     ],
 )
 @pytest.mark.parametrize("separators", [None, (",", ":")])

@@ -49,6 +49,8 @@ MOST_BANDS = 18
 # Conversations that the index keeps in a dictionary before it sorts them into arrays.
 RECENT = 4096
 ID_CHARS = 32
+# Of the number in a run, the low bits are a row, the high ones a key.
+ROW_BITS, LAST_ROW = 32, 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ class NearDuplicates:
         self._signatures = np.empty((RECENT, SIGNATURE_BYTES), np.uint8)
         self._recent: dict[int, list[int]] = {}
         self._recent_keys: list[npt.NDArray[np.uint32]] = []
-        # Keys in order with the row of each; every run is more than twice as long as the next.
-        self._runs: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]] = []
+        # Keys in order, each with its row in the low half; every run is more than twice as long as the next.
+        self._runs: list[Hashes] = []
 
     def add(self, conversation_id: str, sketch: bytes, keys: "npt.NDArray[np.uint32] | None" = None) -> None:
         """Add a conversation, to be found from now on; `keys` are those of its signature, if they are known."""
@@ -208,9 +210,10 @@ class NearDuplicates:
 
         keys = self.keys(sketch) if keys is None else keys
         found = [np.array(self._recent[key], np.uint32) for key in keys.tolist() if key in self._recent]
-        for run_keys, run_rows in self._runs:
-            first, last = np.searchsorted(run_keys, keys), np.searchsorted(run_keys, keys, "right")
-            found += [run_rows[first[band] : last[band]] for band in np.flatnonzero(first < last)]
+        lowest = keys.astype(np.uint64) << ROW_BITS
+        for run in self._runs:
+            first, last = np.searchsorted(run, lowest), np.searchsorted(run, lowest | LAST_ROW, "right")
+            found += [run[first[band] : last[band]].astype(np.uint32) for band in np.flatnonzero(first < last)]
         if not found:
             return np.empty(0, np.uint32), np.empty(0)
         rows, row = np.unique(np.concatenate(found)), np.frombuffer(sketch, np.uint8)
@@ -240,12 +243,13 @@ class NearDuplicates:
         import numpy as np
 
         first = self._size - len(self._recent_keys)
-        rows = np.repeat(np.arange(first, self._size, dtype=np.uint32), self._bands)
-        self._runs.append(_sorted_run(np.concatenate(self._recent_keys), rows))
+        rows = np.repeat(np.arange(first, self._size, dtype=np.uint64), self._bands)
+        self._runs.append(np.concatenate(self._recent_keys).astype(np.uint64) << ROW_BITS | rows)
+        self._runs[-1].sort()
         self._recent, self._recent_keys = {}, []
-        while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
-            (late_keys, late_rows), (keys, rows) = self._runs.pop(), self._runs.pop()
-            self._runs.append(_sorted_run(np.concatenate([keys, late_keys]), np.concatenate([rows, late_rows])))
+        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+            self._runs[-2:] = [np.concatenate(self._runs[-2:])]
+            self._runs[-1].sort()
 
 
 def _doubled(array: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
@@ -256,17 +260,13 @@ def _doubled(array: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
     return longer
 
 
-def _sorted_run(
-    keys: "npt.NDArray[np.uint32]", rows: "npt.NDArray[np.uint32]"
-) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]":
-    order = keys.argsort(kind="stable")
-    return keys[order], rows[order]
-
-
 def check_near_duplicate(known: NearDuplicates, conversation_id: str, sketch: bytes) -> Rejection | None:
-    """Refuse a conversation that is similar to an earlier one; add it to the known ones if it is not."""
+    """Refuse a conversation that equals or resembles an earlier one; add it to the known ones if it does not."""
     keys = known.keys(sketch)
-    if match := known.find(sketch, keys):
-        return Rejection("near-duplicate", f"{match.similarity:.2f} similar to {match.winner}, which came before")
-    known.add(conversation_id, sketch, keys)
-    return None
+    match = known.find(sketch, keys)
+    if match is None:
+        known.add(conversation_id, sketch, keys)
+        return None
+    if match.winner == conversation_id:  # equal ones have equal signatures
+        return Rejection("duplicate", f"the same conversation came before: {conversation_id}")
+    return Rejection("near-duplicate", f"{match.similarity:.2f} similar to {match.winner}, which came before")

@@ -126,7 +126,10 @@ def _first(texts: list[str], chars: int) -> list[str]:
 def _parse(name: str, text: str) -> Any:
     """Read JSON as Python's json does; in messages, numbers stand in arguments only."""
     try:
-        value = orjson.loads(text)
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return json.loads(text)  # whole numbers that no float holds
         if text.startswith('[{"role"') and '"arguments"' not in text:
             return value
         return json.loads(text) if _holds_large(value) else value

@@ -175,11 +175,11 @@ class Duplicates:
 
     def check(self, conversation_id: str, signature: bytes) -> Rejection | None:
         """Return why the conversation is a duplicate, or remember it."""
+        if self._near is not None:
+            return check_near_duplicate(self._near, conversation_id, signature)
         key = bytes.fromhex(conversation_id)
         if key in self._ids:
             return Rejection("duplicate", f"the same conversation came before: {conversation_id}")
-        if self._near is not None and (rejection := check_near_duplicate(self._near, conversation_id, signature)):
-            return rejection
         self._ids.add(key)
         return None
 
