@@ -244,8 +244,9 @@ class NearDuplicates:
 
         first = self._size - len(self._recent_keys)
         rows = np.repeat(np.arange(first, self._size, dtype=np.uint64), self._bands)
-        self._runs.append(np.concatenate(self._recent_keys).astype(np.uint64) << ROW_BITS | rows)
-        self._runs[-1].sort()
+        run = np.concatenate(self._recent_keys).astype(np.uint64) << np.uint64(ROW_BITS) | rows
+        run.sort()
+        self._runs.append(run)
         self._recent, self._recent_keys = {}, []
         while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
             self._runs[-2:] = [np.concatenate(self._runs[-2:])]
