@@ -214,6 +214,12 @@ def test_a_cluster_is_found_by_its_scheduler_file_and_raises_what_the_work_raise
         map_shards(work.fails, [0, 1, 2], "numbers")
     with pytest.raises(InputError, match=r"shard 1 of 2 was lost 3 times, last: .*SIGKILL at rows of 1"):
         map_shards(work.always, [0, 1], "numbers")
+    (tmp_path / "how").write_text("")
+    before = {each["process"] for each in map_shards(work.double, [0, 1], "numbers")}
+    (tmp_path / "shard_work.py").write_text(WORK.replace("2 * shard", "3 * shard"))
+    after = map_shards(work.double, [1, 2], "numbers")
+    assert [each["twice"] for each in after] == [3, 6], "code and files may change between runs"
+    assert not before & {each["process"] for each in after}
     monkeypatch.setattr(executor, "_versions", lambda: {"pyarrow": "1.0"})
     with pytest.raises(InputError, match=r"a Dask worker has pyarrow .* instead of 1\.0: start it from one \.venv"):
         map_shards(work.double, [0, 1], "numbers")

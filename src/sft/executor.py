@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
@@ -99,7 +100,15 @@ def map_shards(work: Work, shards: Sequence[Any], what: str) -> list[Any]:
         with _NamingPlace():
             return [work(shard) for shard in shards]
     threads, versions = (1, _versions()) if cluster else (max(1, cores() // workers), {})
-    place = json.dumps({"folder": os.getcwd(), "sources": str(SOURCES), "threads": threads, "versions": versions})
+    place = json.dumps(  # `run`: a child never serves two runs, between which code and files may have changed
+        {
+            "run": uuid.uuid4().hex,
+            "folder": os.getcwd(),
+            "sources": str(SOURCES),
+            "threads": threads,
+            "versions": versions,
+        }
+    )
     questions = [json.dumps({"work": _name(work), "shard": shard}) for shard in shards]
     with _cluster(cluster) if cluster else _processes(workers) as pool:
         return _run(pool, place, questions, what)
@@ -288,7 +297,7 @@ class _Child:
 
     def __init__(self, place: str) -> None:
         self._place = place
-        folder, sources, threads, versions = json.loads(place).values()
+        _, folder, sources, threads, versions = json.loads(place).values()
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_NUM_THREADS")
         parallel = {"TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
         self._process = subprocess.Popen(
