@@ -55,12 +55,28 @@ def test_a_dry_run_shows_script_layout_and_verdicts_and_submits_nothing(cluster,
         "SFT_RANKS_PER_NODE=1",
         "image: ok",
         "slurm: ok: sbatch: Job",
-        "params, layout, packs: ok",
+        "Megatron-Bridge: ok: ",
+        "\n  train.global_batch_size: 2\n",
+        "2 x this processor: tensor 1 x pipeline 1 x context 1 x data 2",
+        " 0 refused",
+        "data and model: ok",
         "nothing was submitted",
     ):
         assert shown in said
     assert cluster.jobs() == []
     assert {path.name for path in (project / "runs").iterdir()} <= {"slurm", "imports", "mlflow.db"}
+
+
+def test_a_dry_run_whose_checks_refuse_ends_with_an_error(project):
+    said = run(project, "make", "train", "CLUSTER=example", "DRY_RUN=1", fails=True)
+    for shown in (
+        "variables: REFUSED: the profile's environment names HF_TOKEN",
+        "image: REFUSED: /images/megatron-bridge.sqsh: no such image",
+        "REFUSED  batch",
+        "nothing was submitted",
+        "of the checks above refuse this job",
+    ):
+        assert shown in said
 
 
 def test_two_nodes_train_a_model_that_lands_as_if_trained_here(project, trained):

@@ -54,7 +54,7 @@ def test_a_submission_is_this_command_line_and_this_environment(tmp_path, monkey
 def test_a_variable_of_the_profile_that_is_not_set_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(InputError, match=r"names HF_TOKEN, which is not set here. Nothing was submitted"):
-        slurm.job_environment(CLUSTER, run=tmp_path, python="python")
+        slurm.find_variables(CLUSTER)
 
 
 @pytest.mark.parametrize(

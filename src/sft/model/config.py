@@ -33,7 +33,12 @@ PROBES = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # 
 # Keys of `model` in params.yaml that are no fields of a provider.
 NO_FIELDS = {"recipe"}
 # What Bridge cannot validate without Transformer Engine and a driver: set so while it validates, then put back.
-RELAXED = {"moe_permute_fusion": False, "moe_token_dispatcher_type": "alltoall", "moe_flex_dispatcher_backend": None}
+RELAXED = {
+    "apply_rope_fusion": False,
+    "moe_permute_fusion": False,
+    "moe_token_dispatcher_type": "alltoall",
+    "moe_flex_dispatcher_backend": None,
+}
 
 
 def on_cpu() -> bool:
@@ -355,8 +360,13 @@ def resolve(config: Any, ranks: int) -> tuple[dict[str, Any], list[str]]:
     from megatron.bridge.training.config import runtime_config_update
 
     model, wanted = config.model, {}
-    if on_cpu() and getattr(model, "num_moe_experts", None):
-        wanted = {name: getattr(model, name) for name in RELAXED if getattr(model, name) != RELAXED[name]}
+    if on_cpu():
+        moe = bool(getattr(model, "num_moe_experts", None))
+        wanted = {
+            name: getattr(model, name)
+            for name, off in RELAXED.items()
+            if (moe or not name.startswith("moe_")) and getattr(model, name, off) != off
+        }
         for name in wanted:
             setattr(model, name, RELAXED[name])
     before = dict(os.environ)

@@ -59,6 +59,8 @@ class Cluster(Section):
     nodes: Positive
     gpus_per_node: Annotated[int, Field(ge=0)]
     """0 = train on CPUs."""
+    gpu: str | None = None
+    """Which, for estimates: H100, H200, …, or its memory in bytes; null = not known."""
     ranks_per_node: Positive | None = None
     """Processes on a node; null = one for each GPU."""
     time: Minutes

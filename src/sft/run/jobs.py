@@ -155,6 +155,7 @@ def submit(
                 refuse_living(run)
             return job
         environment = slurm.job_environment(cluster, run=run, python=sys.executable)
+        slurm.find_variables(cluster)
         find_image(cluster)
         found = slurm.find(cluster, job_name(run))  # submitted, and not written down: the submitter died
         if not found:
@@ -214,9 +215,18 @@ def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:
         "environment of the job:\n" + "\n".join(shown),
         "setup.sh:\n" + "".join(f"  {line}\n" for line in cluster.setup) if cluster.setup else "setup.sh: empty",
         f"{script.relative_to(REPOSITORY)}:\n" + script.read_text(encoding="utf-8"),
+        verdict("variables", lambda: slurm.find_variables(cluster)),
         verdict("image", lambda: find_image(cluster)),
         verdict("slurm", lambda: test(run, stage, cluster, environment)),
     ]
+
+
+def conclude(told: list[str]) -> None:
+    """Print what a dry run shows. Raises InputError: one of its checks refuses the job."""
+    sys.stdout.write("\n\n".join([*told, "nothing was submitted (DRY_RUN=1)"]) + "\n")
+    refused = sum(len(re.findall(r"^(?:\w[\w ]*: )?REFUSED", part, re.M)) for part in told)
+    if refused:
+        raise InputError(f"{refused} of the checks above refuse this job")
 
 
 def test(run: Path, stage: str, cluster: Cluster, environment: dict[str, str]) -> str:

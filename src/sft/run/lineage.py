@@ -30,7 +30,9 @@ DECISIVE_PACKAGES = (
     "pyarrow",
 )
 # Modules that tell of a model, or say where it is trained, and cannot change it: an edit of theirs starts no other run.
-TELLING = {f"sft.run.{name}" for name in ("card", "cluster", "jobs", "outbox", "patch", "slurm", "tracking")}
+TELLING = {
+    f"sft.run.{name}" for name in ("card", "cluster", "jobs", "outbox", "patch", "preflight", "slurm", "tracking")
+}
 # What of the reports says where the data of a source comes from, and what became of it.
 ORIGIN = ("uri", "revision", "sha256", "license", "origin", "domain")
 # The texts that tell of a training and of an evaluation; a run in MLflow keeps them.

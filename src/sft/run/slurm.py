@@ -106,17 +106,22 @@ def submit_command(cluster: Cluster, *, stage: str, name: str, run: Path, comman
     ]
 
 
+def find_variables(cluster: Cluster) -> None:
+    """Refuse a profile that names a variable which is not set here. Raises InputError."""
+    missing = [name for name in cluster.environment if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"the profile's environment names {', '.join(missing)}, which is not set here. Nothing was submitted: "
+            "export it, then rerun"
+        )
+
+
 def job_environment(cluster: Cluster, *, run: Path, python: str) -> dict[str, str]:
-    """Return the variables of a job. Raises InputError: one that the profile names is not set here."""
-    for name in cluster.environment:
-        if name not in os.environ:
-            raise InputError(
-                f"the profile's environment names {name}, which is not set here. Nothing was submitted: export it, "
-                "then rerun"
-            )
+    """Return the variables of a job: of those that the profile names, the ones that are set here."""
     root = project_root()
     container = cluster.container
-    named = {name for name in os.environ if name in ALWAYS or name.startswith(ALWAYS_PREFIX)} | {*cluster.environment}
+    wanted = {*ALWAYS, *cluster.environment}
+    named = [name for name in os.environ if name in wanted or name.startswith(ALWAYS_PREFIX)]
     return {
         **{name: os.environ[name] for name in sorted(named)},
         "SFT_CODE": f"{run}/code",

@@ -38,7 +38,7 @@ from sft.files import (
     write_json,
 )
 from sft.ledger import Ledger
-from sft.params import TRAIN_SECTIONS, Peft, load, ran_with
+from sft.params import TRAIN_SECTIONS, Peft, load, ran_with, read
 from sft.run import card, jobs, outbox, slurm
 from sft.run.cluster import Cluster, asked_cluster, read_profile
 from sft.run.lineage import (
@@ -291,14 +291,37 @@ def check(run: Run, sections: dict[str, Any], cluster: Cluster | None) -> None:
     )
 
 
-def show_job(run: Run, sections: dict[str, Any], cluster: Cluster) -> None:
-    """Print what would be submitted, and what every check says of it."""
-    told = [
-        *jobs.dry_run(run.folder, "train", cluster),
-        jobs.verdict("params, layout, packs", lambda: check(run, sections, cluster)),
-        "nothing was submitted (DRY_RUN=1)",
-    ]
-    sys.stdout.write("\n\n".join(told) + "\n")
+def show_job(sections: dict[str, Any], cluster: Cluster) -> None:
+    """Print what would be submitted, every value that Bridge would train with, the estimate and all verdicts.
+
+    Before there are data and a model, the lineage key is not known, and the packs are those that params.yaml plans.
+    """
+    from sft.run import preflight
+
+    params, on_gpu, own = read(), cluster.gpus_per_node > 0, PACKED.is_dir() and BASE.is_dir()
+    key = (
+        find_lineage({name: section.model_dump() for name, section in sections.items()}).key if own else "not-known-yet"
+    )
+    gpu = None
+    if on_gpu:
+        gpu = preflight.gpu_of(cluster.gpu) if cluster.gpu else preflight.Gpu("GPU", None, 0.0)
+    told = jobs.dry_run(project_root() / "runs" / key, "train", cluster)
+
+    def resolved() -> str:
+        values, relaxed = preflight.resolved(params, cluster.ranks, on_gpu=on_gpu, own=own)
+        lines = [f"  {name}: {json.dumps(value)}" for name, value in outbox.flatten(values).items()]
+        unseen = f"; not validated on this machine: {', '.join(relaxed)}" if relaxed else ""
+        return f"ok: {len(lines)} values{unseen}\n" + "\n".join(lines)
+
+    told.append(jobs.verdict("Megatron-Bridge", resolved))
+    told.append(
+        jobs.verdict(
+            "estimate and rules",
+            lambda: "\n".join(["ok", *preflight.lines(preflight.look(params, cluster.ranks, gpu, own=own))]),
+        )
+    )
+    told.append(jobs.verdict("data and model", lambda: check_inputs() and None))
+    jobs.conclude(told)
 
 
 def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: bytes | None, run_id: str | None) -> None:
@@ -360,6 +383,9 @@ def main() -> None:
     place = asked_cluster()
     cluster = read_profile(place) if place else None
     sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
+    if cluster and jobs.is_dry_run():
+        show_job(sections, cluster)
+        return
     params = {name: section.model_dump() for name, section in sections.items()}
     metadata = check_inputs()
     lineage = find_lineage(params)
@@ -369,9 +395,6 @@ def main() -> None:
     start = sections["checkpoint"].pretrained_checkpoint
     imported = Path(start).absolute() if start else runs / "imports" / lineage.base_model[:16]
     run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute())
-    if cluster and jobs.is_dry_run():
-        show_job(run, sections, cluster)
-        return
     say(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
     check(run, sections, cluster)
     if not start:
