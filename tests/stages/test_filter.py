@@ -1,6 +1,11 @@
 """filter: rows in = kept + rejected by reason, the refused are kept with evidence, too many stop the stage."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -13,16 +18,20 @@ from sft.data.shards import read_rows
 from sft.files import file_digest, folder_digest, read_json
 from sft.stages import fetch
 from sft.stages import filter as stage
+from tests.cluster import wait_until
 from tests.data import test_judge
 from tests.data.test_judge import BAD, GOOD, completion
-from tests.project import chat_records, link_project, set_params, tool_records, write_jsonl
+from tests.project import ROOT, chat_records, set_params, tool_records, write_jsonl
 
 model = test_judge.model  # a server on loopback
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    link_project(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    sources = {name: {"uri": f"file://{name}", "format": "openai"} for name in ("calls", "chats")}
+    sources["calls"]["domain"] = "tool-use"
+    set_params(tmp_path, **{"fetch.sources": sources, "filter.near_duplicates": None})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -288,3 +297,45 @@ def test_the_judge_refuses_among_what_the_rules_keep_and_a_rerun_needs_no_endpoi
     stage.main("calls")
     assert first == (folder_digest(project / "data/filtered/calls"), file_digest(project / "reports/filter/calls.json"))
     assert len(model.bodies) == 4
+
+
+IN_SMALL_PARTS = """
+from sft.command import guard
+from sft.data import rows
+from sft.stages import filter
+rows.PART_BYTES, rows.READ_BYTES = 4_000, 1_000
+guard("filter", lambda: filter.main("calls"))
+"""
+
+
+def start(project):
+    """Filter in small parts, by two workers, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "SFT_WORKERS": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([sys.executable, "-c", IN_SMALL_PARTS], cwd=project, env=environment, text=True, **pipes)
+
+
+def test_a_killed_worker_costs_its_part_and_a_killed_stage_leaves_nothing_that_a_rerun_trips_over(project):
+    give(project, *tool_records(300), "{broken", *chat_records(300))
+    set_params(project, **{"filter.near_duplicates": 0.8, "filter.max_rejected": 0.9})
+    stage.main("calls")
+    expected = read_json(project / "reports/filter/calls.json")
+    kept = [row["id"] for row in read_rows(project / "data/filtered/calls", "kept")]
+    shutil.rmtree(project / "data/filtered")
+
+    killed = start(project)
+    wait_until(lambda: list((project / "data/filtered").glob(".calls-scratch*/*/examined*")))
+    killed.kill()
+    killed.communicate()
+    assert not (project / "data/filtered/calls").exists()
+
+    driver = start(project)
+    wait_until(lambda: list((project / "data/filtered").glob(f".calls-scratch*-{driver.pid}/*/examined*")))
+    listed = ["ps", "-o", "pid=", "--ppid", str(driver.pid)]
+    worker = int(subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()[0])
+    os.kill(worker, signal.SIGKILL)
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+    assert read_json(project / "reports/filter/calls.json") == expected
+    assert [row["id"] for row in read_rows(project / "data/filtered/calls", "kept")] == kept
+    assert [path.name for path in (project / "data/filtered").iterdir()] == ["calls"]
