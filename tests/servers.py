@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -97,6 +99,45 @@ def s3_server(folder: Path, *buckets: str) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def postgres_server(password: str) -> Iterator[str]:
+    """A PostgreSQL server with a database of its own; yields its address, without the password."""
+    import psycopg
+
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]  # Debian's place; they are not on the PATH
+    port, folder = free_port(), Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own is closed to other users
+    (folder / "password").write_text(password)
+    as_user: list[str] = []
+    if os.getuid() == 0:  # it refuses to run as root
+        for path in (folder, folder / "password"):
+            shutil.chown(path, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+    made = [*as_user, str(programs / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "--no-sync"]
+    login = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}"]
+    subprocess.run([*made, *login], check=True, capture_output=True, cwd=folder)
+    listen = ["-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*as_user, str(programs / "postgres"), *listen], cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    address = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                psycopg.connect(address, password=password).close()
+                break
+            except psycopg.OperationalError:
+                alive = process.poll() is None and time.monotonic() < deadline
+                assert alive, (folder / "log").read_text()[-3000:]
+                time.sleep(0.1)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # its fast shutdown
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Proxy:

@@ -381,7 +381,7 @@ def test_debian_packages_are_installed_where_they_are_missing_after_an_update(ma
     assert status == 0, said
     asked = [line for line in asked if line.startswith("apt-get")]
     assert [line.split()[4] for line in asked] == ["update", "install"]
-    assert asked[1].endswith("install -y --no-install-recommends munge slurm-wlm")
+    assert asked[1].endswith("install -y --no-install-recommends munge postgresql slurm-wlm")
 
 
 def test_scripts_can_be_executed():

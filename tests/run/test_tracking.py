@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -15,7 +16,7 @@ from sft.files import file_digest
 from sft.run import outbox, tracking
 from sft.run.outbox import Dataset, Metrics, Outbox, open_run, true_status
 from sft.run.tracking import CANDIDATE, CHAMPION, EXPERIMENT, REGISTERED_MODEL, SAMPLED, deliver, look_up
-from tests.servers import S3_KEYS, client, mlflow_server, s3_server
+from tests.servers import S3_KEYS, client, mlflow_server, postgres_server, s3_server
 
 KEY = "0123456789abcdef"
 PARAMS = {"optimizer": {"lr": 1e-5}, "train": {"train_iters": 6}}
@@ -302,6 +303,29 @@ def test_an_answer_that_was_lost_makes_no_second_entry(tmp_path, store):
     assert everything(first.run_id) == before
 
 
+@pytest.mark.skipif(not list(Path("/usr/lib/postgresql").glob("*/bin")), reason="needs postgresql (debian.txt)")
+def test_postgresql_holds_the_same_and_each_thing_once_too(tmp_path, monkeypatch):
+    password = "not-on-a-command-line"
+    with (
+        postgres_server(password) as address,
+        mlflow_server(tmp_path / "server", "--store", address, PGPASSWORD=password) as served,
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
+        box = begin(tmp_path)
+        with true_status(box):
+            for step in (1, 2):
+                Metrics(box).log(step, loss=1 / step)
+            outbox.add_model(box, exported(tmp_path), {"train_loss": 0.5})
+        evaluate(box, 0.4)
+        told = deliver(box.folder.parent)
+        assert (told.waiting, told.aliases) == (0, [CANDIDATE, CHAMPION])
+        before = everything(told.run_id)
+        assert history(told.run_id) == [(1, 1.0), (2, 0.5)]
+        (box.folder / "delivered.json").unlink()
+        assert deliver(box.folder.parent).run_id == told.run_id
+        assert everything(told.run_id) == before
+
+
 def everything(run_id):
     client = tracking.connect()
     run, runs = client.get_run(run_id), children(run_id)
@@ -346,6 +370,21 @@ def test_a_server_that_refuses_is_said_before_training_begins(tmp_path, served, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{served.url}/nothing-here")
     with pytest.raises(InputError, match="refuses"):
         tracking.greet(box.folder.parent)
+
+
+def test_what_is_written_while_a_store_is_told_is_not_said_to_wait(tmp_path, store, monkeypatch):
+    box = begin(tmp_path)
+    tell = tracking._tell_all
+
+    def tell_and_go_on(box, name):
+        tell(box, name)
+        Metrics(box).log(1, loss=1.0)
+
+    monkeypatch.setattr(tracking, "_tell_all", tell_and_go_on)
+    told = deliver(box.folder.parent)
+    assert (told.waiting, told.reason) == (1, None)
+    with box.delivering(0):
+        assert deliver(box.folder.parent, patience=0).reason == "another process is telling it."
 
 
 def test_a_slow_server_does_not_hold_up_a_step(tmp_path, store, monkeypatch):

@@ -24,8 +24,8 @@ def main() -> None:
         before = Outbox(run).waiting(tracking.store_name())
         told = tracking.deliver(run)
         say(f"runs/{run.name}: {before - told.waiting} told, {told.waiting} wait, run {told.run_id}")
-        if told.waiting:
-            raise InputError(str(told.reason))
+        if told.reason:
+            raise InputError(told.reason)
     say(f"{tracking.store_name()} has been told all of {len(folders)} runs")
 
 

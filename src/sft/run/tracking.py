@@ -161,7 +161,7 @@ class Told:
     waiting: int
     """Things that the store has not been told."""
     reason: str | None
-    """Why they wait."""
+    """Why they wait; None: all was told, what waits came meanwhile."""
 
 
 def deliver(run: Path, patience: float = PATIENCE) -> Told:
@@ -186,8 +186,8 @@ def deliver(run: Path, patience: float = PATIENCE) -> Told:
     state = box.delivered(store)
     told = {name: state.get(name) for name in ("run_id", "version", "note")}
     waiting = box.waiting(store)
-    if waiting and reason is None:
-        reason = "another process is telling it"
+    if waiting and not alone:
+        reason = "another process is telling it."
     return Told(store, aliases=state.get("aliases", []), waiting=waiting, reason=reason, **told)
 
 
@@ -228,7 +228,7 @@ def told_in_the_end(run: Path) -> Iterator[Ending]:
 
 def summary(told: Told, run: Path) -> str:
     """Say in a line where the run and the model stand in MLflow, or how much waits, and for what."""
-    if told.waiting:
+    if told.reason:
         return (
             f"[yellow]{told.waiting} entries wait in runs/{run.name}/mlflow: {escape(str(told.reason))} "
             "They are told by the next stage that reaches it, or by: make deliver[/]"
@@ -265,11 +265,11 @@ def _keep_telling(run: Path, over: threading.Event, terminal: Any) -> None:
         except InputError as error:
             console.print(f"[yellow]{error} Training goes on; MLflow is asked again at its end.[/]")
             return
-        if told.waiting and not said:
+        if told.reason and not said:
             console.print(f"[yellow]{told.reason} Training goes on; what MLflow is to be told waits.[/]")
-        elif said and not told.waiting:
+        elif said and not told.reason:
             console.print(f"MLflow at {told.store} answers again, and has been told all")
-        said = bool(told.waiting)
+        said = bool(told.reason)
         pause = min(pause * 2, LONGEST_PAUSE) if said else EVERY
 
 
