@@ -164,7 +164,7 @@ def verdicts(name: str) -> Iterator[tuple[Json, str | None, str | None]]:
             index, found = NearDuplicates(params().near_duplicates), None
             for conversation in map(normalise, (row["a"], row["b"])):
                 found = check_near_duplicate(index, conversation.id, signature(conversation))
-            yield row, row["expect"], found and found.reason
+            yield row, row["expect"], found and "near-duplicate"  # or equal, but for the order of keys
     else:
         for row, conversation in labelled(name):
             found = FILTERS[name](conversation)
