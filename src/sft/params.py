@@ -306,7 +306,7 @@ class Pack(Section):
     test: Annotated[float, Field(ge=0, lt=1)]
     """Shares of conversations held out, per source."""
     pad_segments_to: Positive
-    """Samples are padded to a multiple of this: lcm(2*CP if CP>1, CP*TP if sequence parallel); else 1."""
+    """What is read of a sample is padded to a multiple of this: lcm(2*CP if CP>1, CP*TP if sequence parallel)."""
     npy_max_tokens: int
     """Packed sets with more tokens than this are written as Parquet only."""
     seed: int

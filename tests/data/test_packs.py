@@ -23,11 +23,11 @@ def test_two_samples_in_a_pack_literally():
     assert pack["conversation_id"] == ["c1", "c2"]
 
 
-def test_samples_are_padded_to_the_multiple_that_the_layout_needs():
+def test_what_is_read_of_samples_all_but_their_last_token_is_a_multiple_of_what_the_layout_divides_by():
     pack = pack_samples([sample([5, 6, STOP], [0, 1, 1]), sample([7, 8, 9, 9, STOP], [0, 1, 1, 1, 1])], 4, pad_id=0)
-    assert pack["input_ids"] == [5, 6, STOP, 0, 7, 8, 9, 9, STOP, 0, 0, 0]
-    assert pack["loss_mask"] == [1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]
-    assert pack["seq_start_id"] == [0, 4]
+    assert pack["input_ids"] == [5, 6, STOP, 0, 0, 7, 8, 9, 9, STOP]
+    assert pack["loss_mask"] == [1, 1, 0, 0, 0, 1, 1, 1, 1, 0]
+    assert pack["seq_start_id"] == [0, 5]
 
 
 def test_packs_one_after_the_other_each_count_from_their_own_start():

@@ -49,7 +49,7 @@ def test_whatever_comes_is_packed_or_marked_and_stands_on_one_side(sources, poli
         assert order.packs[-1] == len(order.samples)
         for begin, end in zip(order.packs[:-1], order.packs[1:], strict=True):
             members = order.samples[begin:end]
-            assert 0 < sum(-(-samples.kept[members] // multiple) * multiple) <= SIZE
+            assert 0 < sum(-(-(samples.kept[members] - 1) // multiple) * multiple + 1) <= SIZE
             copies = {(names[s], r) for s, r in zip(members, order.repeats[begin:end], strict=True)}
             assert len(copies) == len({name for name, _ in copies})
         assert split == "training" or not order.repeats.any()

@@ -60,8 +60,8 @@ def test_a_long_sample_is_cut_behind_the_last_trained_turn_that_fits():
 
 
 def test_the_padding_that_a_cut_sample_needs_counts_as_well():
-    samples, _ = measured([prepared((3, 2), (2, 3), (4, 4))], params("cut-at-turn", 11, multiple=4))
-    assert samples.kept[0] == 5, "10 tokens are padded to 12"
+    samples, _ = measured([prepared((3, 2), (2, 3), (4, 4))], params("cut-at-turn", 12, multiple=4))
+    assert samples.kept[0] == 5, "10 tokens are padded to 13"
 
 
 def test_what_is_too_long_for_its_first_trained_turn_is_over_length_under_every_policy_that_goes_on():
@@ -133,7 +133,7 @@ def test_tokens_in_are_tokens_kept_and_tokens_lost(turns, policy, multiple):
         assert came == kept[unit] + sum(counts[unit] for counts in lost.values())
     assert len(rows) == kept["samples"] + sum(counts["samples"] for name, counts in lost.items() if name != "cut")
     for sample in fitting:
-        assert -(-samples.kept[sample] // multiple) * multiple <= 16
+        assert -(-(samples.kept[sample] - 1) // multiple) * multiple + 1 <= 16
         assert samples.kept[sample] in {*rows[sample]["turn_ends"], len(rows[sample]["ids"])}
 
 

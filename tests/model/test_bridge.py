@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sft import files
 from sft.command import InputError
-from sft.data.packs import write_npy
+from sft.data.packs import build_packs, write_npy
 from sft.model import bridge, checkpoints, config, refusals
 from tests import tiny
 
@@ -31,6 +32,7 @@ STEPS = 8
 PACKS = 7  # with 2 a step, an epoch ends after step 3 and step 6, one pack left out of each
 KILLED_AT = 5
 SAVED_EVERY = 2
+DIVIDED_BY = 4
 NO_DROPOUT = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 RECIPE = "megatron.bridge.recipes.llama.llama3.llama32_1b_sft_config"
@@ -291,8 +293,26 @@ def batches(folder: Path) -> dict[str, Any]:
             {key: value.tolist() if hasattr(value, "tolist") else value for key, value in batch.items()}
             for batch in collated
         ]
+    divided = padded_packs()
+    tiny.write_packs(folder / "padded", divided)
+    split = GPTSFTPackedParquetDataset(file_path=str(folder / "padded"), pad_seq_to_mult=DIVIDED_BY, **options)
+    ends = [split.collate_fn([split[index]])["cu_seqlens_q_padded"][0].tolist() for index in range(len(split))]
+    plain["padded"] = {"ends": ends, "samples": [len(pack["seq_start_id"]) for pack in divided]}
     trained = sum(sum(batch["loss_mask"][0]) for batch in plain["parquet"])
     return plain | {"trained": trained, "stored": sum(sum(row["loss_mask"]) for row in rows)}
+
+
+def padded_packs() -> list[dict[str, Any]]:
+    """Packs of our own writer, padded for a layout that divides every sample by DIVIDED_BY."""
+    packs = []
+    for first, *others in ((5, 9, 12), (8, 17), (33,)):
+        lengths = np.array([first, *others])
+        parts = [
+            (n, np.arange(300, 300 + size, dtype=np.int32), np.ones(size, np.uint8)) for n, size in enumerate(lengths)
+        ]
+        built = build_packs(parts, lengths, np.array([0, len(lengths)]), DIVIDED_BY, tiny.EOS)
+        packs.append({name: column.to_pylist()[0] for name, column in built.columns().items()})
+    return packs
 
 
 def ranks(folder: Path) -> None:
@@ -381,6 +401,17 @@ def test_weights_of_16_bits_go_to_megatron_and_back_in_16_bits_the_same_to_the_b
     for name, tensor in before.items():
         assert after[name].dtype == torch.bfloat16, name
         assert torch.equal(tensor, after[name]), name
+
+
+@pytest.mark.pipeline
+def test_what_bridge_reads_of_each_sample_can_be_divided_as_the_layout_needs(lab: Path) -> None:
+    """Of 5, 9, 12 tokens Bridge reads 4, 8, 11; context parallel 2 divides by 4."""
+    read = files.read_json(lab / "whole.json")["batches"]["padded"]
+    for ends, samples in zip(read["ends"], read["samples"], strict=True):
+        own = ends[: samples + 1]
+        assert len(own) == samples + 1
+        assert [end % DIVIDED_BY for end in own] == [0] * (samples + 1)
+    assert read["ends"][0][:4] == [0, 4, 12, 24]
 
 
 @pytest.mark.pipeline

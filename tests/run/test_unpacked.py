@@ -138,9 +138,9 @@ def test_a_token_is_trained_if_its_sample_said_so_before_packing(tokenizer, mask
 def test_padding_is_one_piece_that_is_not_counted(tokenizer):
     pack = pack_samples([sample("a", repeat=0), sample("b", ids=(300, PAD), mask=(0, 1), repeat=0)], 4, PAD)
     first, second = samples(pack, None, tokenizer, 4)
-    assert first.pieces[-1][:3] == (3, [PAD], "padding, 1 token")
+    assert first.pieces[-1][:3] == (3, [PAD, PAD], "padding, 2 tokens")
     assert (first.tokens, second.tokens, second.trained) == (3, 2, 1)  # a trained token is none, whatever its id
-    assert second.pieces[-1].text == "padding, 2 tokens"
+    assert second.pieces[-1].text == "padding, 3 tokens"
 
 
 def test_a_pack_is_found_by_number_and_split(project):
@@ -157,7 +157,7 @@ def test_a_conversation_is_found_by_the_start_of_its_id_in_whichever_pack(projec
     assert locate("bbbbbb:1")[0] == Place("training", 0, 1)
     title, shown = unpack("bbbbbb:1")
     assert [one.is_asked_for for one in shown] == [False, True]
-    assert f"sample 2 of 2, calls {IDS['b']}:1, positions 4 to 6, 3 tokens" in title
+    assert f"sample 2 of 2, calls {IDS['b']}:1, positions 5 to 7, 3 tokens" in title
     assert title.endswith("; the conversation is also in training pack 1")
 
 

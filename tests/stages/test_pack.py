@@ -1,6 +1,7 @@
 """pack: what comes in goes out or is counted, split by conversation, packed without a broken promise."""
 
 import csv
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -214,9 +215,14 @@ def test_a_pack_size_that_no_sample_fits_stops(project):
 def test_segments_are_padded_to_the_multiple_that_is_asked_for(project):
     set_params(project, **{"pack.pad_segments_to": 16})
     stage.main()
-    starts = [start for split in SPLITS for pack in packs(project, split) for start in pack["seq_start_id"]]
-    assert len(starts) == 120
-    assert all(start % 16 == 0 for start in starts)
+    lengths = [
+        end - start
+        for split in SPLITS
+        for pack in packs(project, split)
+        for start, end in itertools.pairwise([*pack["seq_start_id"], len(pack["input_ids"])])
+    ]
+    assert len(lengths) == 120
+    assert all(length % 16 == 1 for length in lengths), "all tokens but the last are read"
     metadata = read_json(project / "data/packed/metadata.json")
     kept = sum(sum(pack["loss_mask"]) for pack in packs(project, "training"))
     assert kept == metadata["splits"]["training"]["trained_tokens"]

@@ -24,12 +24,15 @@ COLUMNS = ("input_ids", "loss_mask", "seq_start_id")
 
 
 def padded(length: Any, multiple: int) -> Any:
-    """Return the length of a sample, or of each in an array, once padded to a multiple.
+    """Return the length of a sample, or of each in an array, once padded for a layout that divides it by `multiple`.
 
-    >>> padded(5, 4), padded(8, 4), padded(5, 1)
-    (8, 8, 5)
+    Every token predicts the next, so a model reads all tokens of a sample but the last: what it reads is what must be
+    a multiple. Source: Megatron-Bridge 0.6.2 data/packing/offline.py ("Runtime segments, not stored input_ids").
+
+    >>> padded(5, 4), padded(8, 4), padded(9, 4), padded(5, 1)
+    (5, 9, 9, 5)
     """
-    return -(-length // multiple) * multiple
+    return -(-(length - 1) // multiple) * multiple + 1
 
 
 def cumulated(lengths: npt.NDArray[Any]) -> Int64s:
@@ -98,12 +101,12 @@ def build_packs(
 
     `parts` has, in any order, the place of a sample, its ids and its mask as prepared; `lengths` are the tokens
     of all samples in the order of their places, `samples` says where each pack begins in them. A sample is padded
-    at its end to a multiple of `multiple` with `pad_id`, which is never trained.
+    at its end with `pad_id`, which is never trained, to the length that `padded` says.
 
     >>> part = 0, np.array([7, 8, 9], np.int32), np.array([0, 1, 1], np.uint8)
     >>> packs = build_packs([part], np.array([3]), np.array([0, 1]), multiple=4, pad_id=0)
     >>> packs.ids.tolist(), packs.mask.tolist(), packs.starts.tolist()
-    ([7, 8, 9, 0], [1, 1, 0, 0], [0])
+    ([7, 8, 9, 0, 0], [1, 1, 0, 0, 0], [0])
     """
     edges = cumulated(padded(lengths, multiple))
     starts = edges[:-1]
