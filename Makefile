@@ -43,8 +43,8 @@ no_profile = error: CLUSTER=$(CLUSTER): no profile slurm/clusters/$(CLUSTER).yam
     $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
 no_job = error: DETACH and DRY_RUN are about one job: make train CLUSTER=<profile>
 
-.PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare mlflow \
-    mlflow-server sweep push deliver clean status logs cancel slurm-up slurm-down test check format pins \
+.PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare export \
+    mlflow mlflow-server sweep push deliver clean status logs cancel slurm-up slurm-down test check format pins \
     bench bench-peers
 
 help: ## List the targets
@@ -100,6 +100,9 @@ reproduce: setup ## Build a model again from its commit and data, and compare st
 
 compare: setup ## Two runs side by side: params, data, code, metrics, curves, answers (A= B= HTML=)
 	python -m sft.run.compare --a '$(A)' --b '$(B)' $(if $(HTML),--html '$(HTML)')
+
+export: setup ## A checkpoint of a run as a Hugging Face folder (RUN=lineage key STEP=50 TO=models/...)
+	python -m sft.run.export --run '$(RUN)' $(if $(STEP),--step '$(STEP)') $(if $(TO),--to '$(TO)')
 
 mlflow: setup ## Runs and registered models in the browser (PORT=5000)
 	python -m sft.run.server --port $(PORT)

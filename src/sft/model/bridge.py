@@ -36,7 +36,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from sft import params as p
-from sft.command import end_with_parent
+from sft.command import InputError, end_with_parent
 from sft.files import folder_digest, folder_digests, publish_folder, read_json, value_digest, write_json
 from sft.model import checkpoints, config, refusals
 from sft.model.config import on_cpu, quiet
@@ -90,6 +90,15 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
             bridge.save_megatron_model(model, partial)
         write_json(partial / BASE_DIGEST, origin)
     write_json(manifest, folder_digests(checkpoint))
+
+
+def check_origin(base: Path, start: Path) -> None:
+    """Refuse a base model other than the one that an imported checkpoint was made of. Raises InputError."""
+    if read_json(start / BASE_DIGEST)["base"] != folder_digest(base):
+        raise InputError(
+            f"{base}: is not the model that {start} was made of: a run of another model. Fetch that model again "
+            "(git checkout of its params.yaml, then make fetch), or export from a copy of it."
+        )
 
 
 def train(
