@@ -77,9 +77,9 @@ eval: setup ## Measure before and after, up to here
 profile: setup ## A full param set of profiles/ becomes params.yaml (NAME=nemotron3-nano; without, list them)
 	python -m sft.run.profile $(if $(NAME),--name '$(NAME)')
 
-estimate: setup ## What a training needs and what stands against it (PROFILE= NODES=1 GPUS=8 GPU=H100)
+estimate: setup ## What a training needs and what stands against it (PROFILE= NODES=1 GPUS=8 GPU=H100, or CLUSTER=)
 	python -m sft.run.preflight $(if $(PROFILE),--profile '$(PROFILE)') $(if $(NODES),--nodes '$(NODES)') \
-	    $(if $(GPUS),--gpus '$(GPUS)') $(if $(GPU),--gpu '$(GPU)')
+	    $(if $(GPUS),--gpus '$(GPUS)') $(if $(GPU),--gpu '$(GPU)') $(if $(CLUSTER),--cluster '$(CLUSTER)')
 
 ##@ Results
 show: setup ## Table of experiments; with SAMPLE=3 (or validation:3, or an id) a pack as trained (HTML=page.html)

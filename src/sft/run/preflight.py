@@ -2,6 +2,7 @@
 
     make estimate                                          params.yaml on this machine
     make estimate PROFILE=nemotron3-nano NODES=2 GPUS=8    a profile on 2 x 8 GPUs (GPU=H100; GPU=H200, 96e9 bytes...)
+    make estimate CLUSTER=mine                             params.yaml on the GPUs of a cluster's profile
 
 Shown are the layout and the arithmetic of the batch, memory of the GPU that needs most, disk, time, and the verdict
 of every rule of sft.model.refusals. The shapes of the model are those of models/base/config.json; while the model is
@@ -21,6 +22,7 @@ from sft.files import project_root
 from sft.model import estimate, refusals
 from sft.model.estimate import GPUS, MEMORY_ERROR, RESERVE
 from sft.params import PARAMS, TRAIN_SECTIONS, Params, read
+from sft.run.cluster import read_profile
 
 BASE = Path("models/base")
 PACKED = Path("data/packed")
@@ -254,10 +256,15 @@ def processor_flops() -> float:
     return rounds * 2 * 1024**3 / (time.perf_counter() - began)
 
 
-def show(profile: str | None, nodes: int, gpus: int | None, gpu: str) -> None:
+def show(profile: str | None, nodes: int, gpus: int | None, gpu: str, cluster: str | None) -> None:
     """Print the estimate of params.yaml or of a profile."""
     import torch
 
+    if cluster:
+        place = read_profile(cluster)
+        nodes, gpus, gpu = place.nodes, place.gpus_per_node, place.gpu or gpu
+        if not gpus:
+            raise InputError(f"CLUSTER={cluster}: has no GPUs; its dry run tells what each process needs: DRY_RUN=1")
     path = Path("profiles", f"{profile}.yaml") if profile else PARAMS
     params, applied = read(path), profile is None
     if profile and PARAMS.exists():
@@ -278,5 +285,6 @@ if __name__ == "__main__":
     parser.add_argument("--nodes", type=int, default=1, metavar="N")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of a node; 0: this processor")
     parser.add_argument("--gpu", default="H100", metavar="NAME", help=f"{', '.join(GPUS)}, or its memory in bytes")
+    parser.add_argument("--cluster", metavar="NAME", help="nodes and GPUs of slurm/clusters/NAME.yaml")
     asked = parser.parse_args()
-    guard("estimate", lambda: show(asked.profile, asked.nodes, asked.gpus, asked.gpu))
+    guard("estimate", lambda: show(asked.profile, asked.nodes, asked.gpus, asked.gpu, asked.cluster))
