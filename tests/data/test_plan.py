@@ -24,9 +24,7 @@ def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], clus
     params = Pack(pack_size=SIZE, **fixed, **more)
     rows = {source: [sample for n in numbers for sample in POOL[n]] for source, numbers in sources.items()}
     batches = [measure(pa.RecordBatch.from_pylist(own, schema=SAMPLES), s, params) for s, own in rows.items()]
-    samples, conversations = join(
-        [pa.Table.from_batches([each]) for each in batches], {s: len(r) for s, r in rows.items()}
-    )
+    samples, conversations = join(pa.Table.from_batches(batches).column, {s: len(r) for s, r in rows.items()})
     if cluster is None:
         cluster = np.arange(len(conversations.ids), dtype=np.int32)
     return samples, conversations, plan_blend(samples, conversations, cluster, described, params)

@@ -45,7 +45,7 @@ def prepared(*turns: tuple[int, int], number: int = 0) -> dict:
 
 def measured(rows, pack, source="s"):
     batch = pa.RecordBatch.from_pylist(rows, schema=SAMPLES)
-    return join([pa.Table.from_batches([measure(batch, source, pack)])], {source: len(rows)})
+    return join(pa.Table.from_batches([measure(batch, source, pack)]).column, {source: len(rows)})
 
 
 def losses(samples):
@@ -107,7 +107,7 @@ def test_conversations_are_numbered_by_source_and_the_same_id_is_the_same_everyw
         pa.Table.from_batches([measure(batch.slice(0, 3), "a", params())]),
         pa.Table.from_batches([measure(batch.slice(3, 3), "b", params())]),
     ]
-    samples, conversations = join(tables, {"a": 3, "b": 3})
+    samples, conversations = join(pa.concat_tables(tables).column, {"a": 3, "b": 3})
     assert samples.conversation.tolist() == [0, 0, 1, 2, 3, 4]
     assert conversations.source.tolist() == [0, 0, 1, 1, 1]
     assert conversations.names(np.arange(5)).to_pylist() == ["c3", "c1", "c1", "c3", "c2"]

@@ -47,7 +47,7 @@ def write(folder, name, multiple=1):
         for group in groups
     ]
     rows = {source: sum(group.rows for group in groups if group.source == source) for source in "ab"}
-    samples, conversations = join(tables, rows)
+    samples, conversations = join(pa.concat_tables(tables).column, rows)
     own = np.flatnonzero(samples.kept > 0).astype("int32")[::-1]
     copies = np.concatenate([own, own[:3]])
     repeats = (np.arange(len(copies)) >= len(own)).astype("int32")

@@ -4,7 +4,7 @@
 does not fit a pack or has nothing to train is marked here with its reason, and so is whatever is lost later.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,11 +203,19 @@ def cut_lengths(turn_ends: pa.Array, pack_size: int, multiple: int) -> Int64s:
     return longest
 
 
-def join(tables: Sequence[pa.Table], rows: Mapping[str, int]) -> tuple[Samples, Conversations]:
+def read_numbers(paths: Sequence[str]) -> Callable[[str], pa.ChunkedArray]:
+    """Return what reads a column of the files that `measure_groups` wrote, one at a time to hold little."""
+
+    def column(name: str) -> pa.ChunkedArray:
+        tables = (pyarrow.feather.read_table(path, [name], memory_map=True) for path in paths)
+        return pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks])
+
+    return column
+
+
+def join(column: Callable[[str], pa.ChunkedArray], rows: Mapping[str, int]) -> tuple[Samples, Conversations]:
     """Number the conversations of measured samples; `rows` has how many samples each source has, in order."""
-    columns = {name: _joined(tables, name) for name in tables[0].schema.names if name != "conversation_id"}
-    ids = pa.chunked_array([chunk for table in tables for chunk in table.column("conversation_id").chunks])
-    ids = ids.dictionary_encode().combine_chunks()
+    ids = column("conversation_id").dictionary_encode().combine_chunks()
     identity = ids.indices.to_numpy()
     conversation, sources, identities = [], [], []
     begin = known = 0
@@ -218,20 +226,13 @@ def join(tables: Sequence[pa.Table], rows: Mapping[str, int]) -> tuple[Samples, 
         sources.append(np.full(len(own.dictionary), source, np.int32))
         begin += number
         known += len(own.dictionary)
+    names = ("number", "length", "kept", "trained", "trained_kept", "key")
+    numbers = {name: np.concatenate([chunk.to_numpy() for chunk in column(name).chunks]) for name in names}
     reason = np.full(begin, FITS, np.uint8)
-    reason[columns["trained_kept"] == 0] = UNTRAINED
-    reason[columns["kept"] == 0] = OVER_LENGTH
-    samples = Samples(conversation=np.concatenate(conversation), **columns, reason=reason)
+    reason[numbers["trained_kept"] == 0] = UNTRAINED
+    reason[numbers["kept"] == 0] = OVER_LENGTH
+    samples = Samples(conversation=np.concatenate(conversation), **numbers, reason=reason)
     return samples, Conversations(np.concatenate(sources), np.concatenate(identities), ids.dictionary, list(rows))
-
-
-def _joined(tables: Sequence[pa.Table], name: str) -> npt.NDArray[Any]:
-    return np.concatenate([chunk.to_numpy() for table in tables for chunk in table.column(name).chunks])
-
-
-def read_numbers(paths: Iterable[str]) -> list[pa.Table]:
-    """Read the files that `measure_groups` wrote; their memory is that of the files, mapped."""
-    return [pyarrow.feather.read_table(path, memory_map=True) for path in paths]
 
 
 def refuse_over_length(samples: Samples, conversations: Conversations, params: Pack) -> None:

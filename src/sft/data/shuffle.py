@@ -225,9 +225,8 @@ def _gather_shard(shard: dict[str, Any]) -> str:
     tokens = cumulated(padded(lengths, layout.multiple))[edges]
     at = [Position(Path(folder), token) for folder, token in shard["runs"]]
     working_on(shard["target"])
-    with tempfile.NamedTemporaryFile(dir=shard["spool"], suffix=".parquet", delete=False) as file:
-        pass
-    with pq.ParquetWriter(file.name, PACKS, **PARQUET) as writer:
+    path = Path(tempfile.mkdtemp(prefix="packs-", dir=shard["spool"])) / "packs.parquet"
+    with pq.ParquetWriter(path, PACKS, **PARQUET) as writer:
         for first, last in itertools.pairwise(_cut(tokens, BLOCK_TOKENS).tolist()):
             begin, end = edges[first], edges[last]
             parts = _collect(at, run[begin:end], lengths[begin:end])
@@ -244,7 +243,7 @@ def _gather_shard(shard: dict[str, Any]) -> str:
             joined = pa.table(columns, schema=PACKS)
             for low, high in itertools.pairwise(_cut(packs.tokens, GROUP_TOKENS).tolist()):
                 writer.write_table(joined.slice(low, high - low))
-    return file.name
+    return str(path)
 
 
 @dataclass

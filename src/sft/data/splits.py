@@ -34,8 +34,8 @@ def keyed_hashes(seed: int, texts: Iterable[str]) -> Hashes:
     >>> f"{keyed_hashes(1, ['text'])[0]:016x}" == keyed_hash(1, "text")[:16]
     True
     """
-    digests = b"".join(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8] for text in texts)
-    return np.frombuffer(digests, ">u8").astype(np.uint64)
+    digests = (hashlib.sha256(f"{seed}:{text}".encode()).digest() for text in texts)
+    return np.fromiter((int.from_bytes(digest[:8]) for digest in digests), np.uint64)
 
 
 def by_precedence(sources: Iterable[str], precedence: Sequence[str]) -> list[str]:

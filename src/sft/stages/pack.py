@@ -18,6 +18,7 @@ Whatever is taken away is counted by reason: tokens in + tokens repeated = token
 """
 
 import csv
+import ctypes
 import json
 import shutil
 from collections import Counter
@@ -30,7 +31,7 @@ import numpy.typing as npt
 
 from sft.command import InputError, run_stage, say
 from sft.data.blend import check_asked, describe_mixture, mixture_by_domain
-from sft.data.packs import COLUMNS, write_npy
+from sft.data.packs import read_lists, write_npy
 from sft.data.splits import SPLITS, by_precedence
 from sft.executor import map_shards
 from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
@@ -139,6 +140,14 @@ def _signatures(
             sketches = b"".join(rows[place]["signature"] for place in np.flatnonzero(take))
             yield np.frombuffer(sketches, np.uint8).reshape(-1, SIGNATURE_BYTES)
             begin += len(rows)
+
+
+def give_back() -> None:
+    """Return memory that planning has freed to the system, for the workers: glibc keeps blocks of less than 32 MB."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def write_rejected(path: Path, samples: "Samples", conversations: "Conversations", plan: "Plan", params: Pack) -> None:
@@ -288,7 +297,6 @@ def main() -> None:
     from sft.data.bins import length_quantiles
     from sft.data.plan import fitting, plan_blend
     from sft.data.samples import FITS, refuse_over_length
-    from sft.data.shards import read_rows
     from sft.data.shuffle import Layout, write_packs
 
     params, fetch = load("pack", "fetch")
@@ -310,12 +318,13 @@ def main() -> None:
         prep_rows = sum(read_json(Path(f"reports/prep/{source}.json"))["rows_out"] for source in fetched)
         ledger, balance = account(samples, conversations, plan, prep_rows)
 
+        give_back()
         npy = balance["tokens"] <= params.npy_max_tokens
         layout = Layout(params.pack_size, params.pad_segments_to, ids["pad"], ids["stop"])
         write_packs(folder, plan.splits, samples, conversations, groups, layout, spool)
         shutil.rmtree(spool)
         for split in SPLITS if npy else ():
-            write_npy(folder / f"{split}.npy", list(read_rows(folder / split, columns=list(COLUMNS))))
+            write_npy(folder / f"{split}.npy", read_lists(folder / split))
         write_rejected(folder / "rejected.jsonl", samples, conversations, plan, params)
         shutil.copyfile(PREPARED / next(iter(fetched)) / "chat_template.jinja", folder / "chat_template.jinja")
         splits = {split: describe_split(plan.splits[split], samples, conversations, params) for split in SPLITS}
