@@ -159,7 +159,7 @@ format: setup ## Format, and fix what can be fixed
 	ruff format
 	ruff check --fix
 
-BENCH ?= $(foreach name,prep pack filters,$(if $(wildcard bench/$(name).py),$(name)))
+BENCH ?= $(foreach name,scaling prep pack filters,$(if $(wildcard bench/$(name).py),$(name)))
 bench: setup ## Measure the stages, and peers on the same data (BENCH=prep NVIDIA=a checkout of their repository)
 	for name in $(BENCH); do echo; PYTHONPATH=src:. python -m bench.$$name; done
 

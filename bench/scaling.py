@@ -1,0 +1,308 @@
+"""Scaling: the data stages and the packing of lengths at growing sizes; how time and memory grow.
+
+    python -m bench.scaling [--sizes 1000 10000] [--pack 10000 100000] [--lengths 18000000]
+
+Conversations of bench/corpus.py go through filter, prep and pack, each a process as `dvc repro` starts it; CPU
+seconds, and the most memory that it and its children held together (looked at every 20 ms; shared pages once).
+The share of the limit is what the least that a stage must do takes of its CPU seconds: to parse the JSON (filter), to
+tokenise (prep), to read the tokens and write them as Parquet (pack); measured at the largest size.
+--pack sizes go through pack alone: samples with the lengths and the tokens of the real ones, cut from those that
+prep made of the largest corpus. --lengths go through the packing alone, at 4,096 and 262,144 tokens.
+
+Fitted is t = a * n ** e over the sizes of each stage: e = 1 is linear. Written: runs/bench/scaling.json and .svg.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import fastokens
+import numpy as np
+import orjson
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from bench.corpus import PLACE, write_corpus, write_tokenizer
+from ruamel.yaml import YAML
+
+from sft.data.bins import lower_bound, plan_bins
+from sft.data.shards import SAMPLES, SIGNATURES, ShardWriter
+from sft.data.shuffle import PARQUET
+from sft.files import file_digest, read_json, write_json
+
+ROOT = Path(__file__).parents[1]
+PACK_SIZES = (4096, 262_144)
+SAMPLE_EVERY = 0.02  # seconds
+ROWS_AT_ONCE, SIGNATURE_BYTES = 1000, 264
+SEED = 1234
+Measure = dict[str, float]
+
+
+def draw_lengths(number: int, longest: int, seed: int = SEED) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Draw the lengths of samples in tokens: lognormal, median 600, sigma 1.1, as those of post-training data are."""
+    drawn = np.random.default_rng(seed).lognormal(np.log(600), 1.1, number)
+    return np.clip(drawn, 16, longest).astype(np.int32)
+
+
+# --- A process and its children ----------------------------------------------------------------------------
+
+
+def run_stage(folder: Path, stage: str, *arguments: str, workers: int = 2) -> Measure:
+    """Run a stage in a folder; return its wall and CPU seconds and the most memory it held, in MB."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "SFT_WORKERS": str(workers)}
+    call = [sys.executable, "-m", f"sft.stages.{stage}", *arguments]
+    before, begin = os.times(), time.perf_counter()
+    process = subprocess.Popen(call, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    peak = [0]
+    watch = threading.Thread(target=_watch, args=(process, peak))
+    watch.start()
+    status = process.wait()
+    watch.join()
+    if status:
+        raise SystemExit(f"{folder}: {stage} failed")
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall": time.perf_counter() - begin, "cpu": cpu, "memory_mb": peak[0] / 1e6}
+
+
+def _watch(process: "subprocess.Popen[bytes]", peak: list[int]) -> None:
+    """Note the most memory that a process and its children hold."""
+    while process.poll() is None:
+        try:
+            root = psutil.Process(process.pid)
+            peak[0] = max(peak[0], sum(_held(one) for one in [root, *root.children(recursive=True)]))
+        except psutil.Error:  # one of them has just ended
+            pass
+        time.sleep(SAMPLE_EVERY)
+
+
+def _held(process: psutil.Process) -> int:
+    """Return the memory of a process, pages that it shares with others by its part; files that it maps count too."""
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:
+        return 0
+
+
+# --- Projects ------------------------------------------------------------------------------------------------
+
+
+def make_project(folder: Path, pack_size: int) -> None:
+    """Make a folder in which the stages run on one source, `bench`, with all filters that need no network."""
+    folder.mkdir(parents=True)
+    for name, target in (("templates", ROOT), ("filters", ROOT)):
+        (folder / name).symlink_to(target / name)
+    (folder / "models").mkdir()
+    (folder / "models/base").symlink_to(PLACE / "tokenizer")
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["fetch"]["sources"] = {"bench": {"uri": "file://corpus.jsonl", "format": "openai"}}
+    params["filter"].update(contamination=None, max_rejected=1.0)
+    params["pack"]["pack_size"] = pack_size
+    yaml.dump(params, folder / "params.yaml")
+
+
+def make_prepared(folder: Path, like: Path, samples: int) -> None:
+    """Write prepared samples and signatures: lengths as drawn, tokens and masks cut from those of `like`."""
+    tables = [pq.read_table(path, columns=["ids", "mask"]) for path in sorted(like.glob("*.parquet"))]
+    ids, mask = (
+        np.concatenate([chunk.flatten().to_numpy() for table in tables for chunk in table.column(name).chunks])
+        for name in ("ids", "mask")
+    )
+    stops = np.flatnonzero(ids == ids[np.flatnonzero(np.diff(mask.astype(np.int8)) == -1)[0]])
+    draw = np.random.default_rng(SEED)
+    lengths = np.minimum(draw_lengths(samples, 32_000), len(ids) - 1)
+    prepared, filtered = folder / "data/prepared/bench", folder / "data/filtered/bench"
+    with (
+        ShardWriter(prepared, "samples-00000", SAMPLES) as shards,
+        ShardWriter(filtered, "signatures", SIGNATURES) as signatures,
+    ):
+        for first in range(0, samples, ROWS_AT_ONCE):
+            own = lengths[first : first + ROWS_AT_ONCE]
+            ends = np.minimum(len(ids) - 1, draw.integers(own, len(ids)))
+            ends = np.maximum(own, stops[np.minimum(len(stops) - 1, np.searchsorted(stops, ends))] + 1)
+            own = np.minimum(own, ends)
+            edges = np.concatenate([[0], np.cumsum(own)])
+            places = np.repeat(ends - own - edges[:-1], own) + np.arange(edges[-1])
+            offsets = pa.array(edges, pa.int32())
+            names = [f"{number:032x}" for number in range(first, first + len(own))]
+            shards.write_table(
+                pa.table(
+                    {
+                        "conversation_id": names,
+                        "sample": np.zeros(len(own), np.int32),
+                        "ids": pa.ListArray.from_arrays(offsets, ids[places]),
+                        "mask": pa.ListArray.from_arrays(offsets, mask[places]),
+                        "turn_ends": [[length] for length in own.tolist()],
+                    },
+                    schema=SAMPLES,
+                )
+            )
+            sketches = draw.integers(0, 256, (len(own), SIGNATURE_BYTES), np.uint8)
+            signatures.write_table(
+                pa.table({"id": names, "signature": [row.tobytes() for row in sketches]}, schema=SIGNATURES)
+            )
+    shutil.copyfile(ROOT / "templates/nano3.jinja", prepared / "chat_template.jinja")
+    counts = {"rows_out": samples, "samples": samples, "rejected": {}, "template_sha256": "0"}
+    digest = file_digest(folder / "models/base/tokenizer.json")
+    write_json(folder / "reports/prep/bench.json", {**counts, "tokenizer_sha256": digest})
+    write_json(folder / "reports/filter/bench.json", {"sampled": False, "rejected": {}})
+
+
+# --- Measures --------------------------------------------------------------------------------------------------
+
+
+def measure_stages(folder: Path, size: int, pack_size: int) -> dict[str, Measure]:
+    """Take a corpus of a size through all stages."""
+    shutil.rmtree(folder, ignore_errors=True)
+    make_project(folder, pack_size)
+    (folder / "data/raw/bench").mkdir(parents=True)
+    write_corpus(folder / "data/raw/bench/corpus.jsonl", size)
+    measures = {}
+    for stage, kind in (("filter", "kept"), ("prep", "samples"), ("pack", "")):
+        measures[stage] = run_stage(folder, stage, *(() if stage == "pack" else ("--source", "bench")))
+        report = read_json(folder / "reports" / (f"{stage}.json" if stage == "pack" else f"{stage}/bench.json"))
+        written = folder / (
+            "data/packed" if stage == "pack" else f"data/{'filtered' if kind == 'kept' else 'prepared'}/bench"
+        )
+        measures[stage] |= {
+            "rows": report["rows_in"],
+            "tokens": report.get("tokens", 0),
+            "bytes": sum(path.stat().st_size for path in written.rglob(f"{kind}*.parquet")),
+            "corpus_bytes": (folder / "data/raw/bench/corpus.jsonl").stat().st_size,
+        }
+    return measures
+
+
+def measure_pack(folder: Path, like: Path, size: int, pack_size: int) -> Measure:
+    """Take samples like those of another project through pack."""
+    shutil.rmtree(folder, ignore_errors=True)
+    make_project(folder, pack_size)
+    make_prepared(folder, like / "data/prepared/bench", size)
+    measure = run_stage(folder, "pack")
+    report = read_json(folder / "reports/pack.json")
+    size_on_disk = sum(path.stat().st_size for path in (folder / "data/packed").rglob("*.parquet"))
+    shutil.rmtree(folder)
+    training = report["splits"]["training"]
+    figures = {"rows": report["rows_in"], "tokens": report["tokens"], "bytes": size_on_disk}
+    return {**measure, **figures, "efficiency": training["packing_efficiency"]}
+
+
+def measure_limits(folder: Path) -> dict[str, float]:
+    """Return CPU seconds of the least that each stage must do with what is in a folder after all stages."""
+    lines = (folder / "data/raw/bench/corpus.jsonl").read_bytes().splitlines()
+    kept = [
+        pq.read_table(path, columns=["messages"]) for path in sorted((folder / "data/filtered/bench").glob("kept*"))
+    ]
+    messages = [orjson.loads(row) for table in kept for row in table.column("messages").to_pylist()]
+    texts = [message["content"] + message.get("reasoning_content", "") for each in messages for message in each]
+    tokenizer = fastokens.Tokenizer.from_json_str((folder / "models/base/tokenizer.json").read_text(encoding="utf-8"))
+    prepared = sorted((folder / "data/prepared/bench").glob("*.parquet"))
+    packed = pq.read_table(folder / "data/packed/training")
+
+    def pack() -> None:
+        for path in prepared:
+            pq.read_table(path, columns=["ids", "mask"])
+        pq.write_table(packed, pa.BufferOutputStream(), row_group_size=128, **PARQUET)
+
+    def parse() -> None:
+        for line in lines:
+            orjson.loads(line)
+
+    work = {"filter": parse, "prep": lambda: tokenizer.encode_batch_flat(texts), "pack": pack}
+    seconds = {}
+    for stage, least in work.items():
+        begin = time.process_time()
+        least()
+        seconds[stage] = time.process_time() - begin
+    return seconds
+
+
+def measure_lengths(size: int, pack_size: int) -> Measure:
+    """Pack drawn lengths alone, in this process."""
+    lengths = draw_lengths(size, pack_size)
+    plan_bins(lengths[:1000], pack_size)  # compiles
+    begin = time.process_time()
+    bins = plan_bins(lengths, pack_size)
+    cpu = time.process_time() - begin
+    return {"rows": size, "cpu": cpu, "packs": len(bins), "fewest_packs": lower_bound(lengths, pack_size)}
+
+
+def exponent(measures: list[Measure], what: str = "cpu") -> float | None:
+    """Fit e of a * rows ** e; None of fewer than two sizes."""
+    if len(measures) < 2:
+        return None
+    rows, values = (np.log([each[name] for each in measures]) for name in ("rows", what))
+    return round(float(np.polyfit(rows, values, 1)[0]), 3)
+
+
+def plot(measures: dict[str, list[Measure]], path: Path) -> None:
+    """Draw CPU seconds over rows, both in powers of ten."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for name, each in measures.items():
+        label = f"{name} ({exponent(each)})"
+        axes.loglog([one["rows"] for one in each], [one["cpu"] for one in each], marker="o", label=label)
+    axes.set(xlabel="rows", ylabel="CPU seconds", title="CPU seconds over rows (exponent)")
+    axes.legend()
+    figure.savefig(path)
+
+
+def show(measures: dict[str, list[Measure]]) -> None:
+    """Print what was measured, and the exponents."""
+    print(f"{'':16} {'rows':>11} {'tokens':>13} {'CPU s':>8} {'rows/CPU-s':>11} {'tokens/CPU-s':>12}", end="")
+    print(f" {'MB/CPU-s':>8} {'memory MB':>10} {'of limit':>8}")
+    for name, each in measures.items():
+        for one in each:
+            cpu, tokens, read = one["cpu"], one.get("tokens", 0), one.get("corpus_bytes", 0)
+            share = f"{one['limit_cpu'] / cpu:8.0%}" if "limit_cpu" in one else ""
+            print(
+                f"{name:16} {one['rows']:11,.0f} {tokens:13,.0f} {cpu:8.2f} {one['rows'] / cpu:11,.0f} "
+                f"{tokens / cpu:12,.0f} {read / cpu / 1e6:8.1f} {one.get('memory_mb', 0):10,.0f} {share}"
+            )
+        if (found := exponent(each)) is not None:
+            print(f"{name:16} grows with rows ** {found}")
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
+def main() -> None:
+    """Measure all sizes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--pack", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 18_000_000])
+    parser.add_argument("--pack-size", type=int, default=4096)
+    parser.add_argument("--json", type=Path, default=PLACE / "scaling.json")
+    arguments = parser.parse_args()
+    if not (PLACE / "tokenizer").exists():
+        write_tokenizer(PLACE / "tokenizer")
+    measures: dict[str, list[Measure]] = {}
+    folder = PLACE / "scaling"
+    for size in sorted(arguments.sizes):
+        for stage, measure in measure_stages(folder, size, arguments.pack_size).items():
+            measures.setdefault(stage, []).append(measure)
+    for stage, seconds in measure_limits(folder).items():
+        measures[stage][-1]["limit_cpu"] = seconds
+    for size in sorted(arguments.pack):
+        measures.setdefault("pack alone", []).append(measure_pack(PLACE / "pack", folder, size, arguments.pack_size))
+    for pack_size in PACK_SIZES:
+        for size in sorted(arguments.lengths):
+            measures.setdefault(f"lengths, {pack_size}", []).append(measure_lengths(size, pack_size))
+    show(measures)
+    exponents = {name: exponent(each) for name, each in measures.items()}
+    write_json(arguments.json, {"measures": measures, "exponents": exponents, "load": os.getloadavg()})
+    plot(measures, arguments.json.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
