@@ -104,38 +104,40 @@ def plan_bins(
 compiled: Any = numba.njit(cache=True)
 
 
+# A word with one bit, times this, has in its highest 6 bits a number of its own for each bit (de Bruijn).
+DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+BIT_OF = np.empty(64, np.int64)
+for _bit in range(64):
+    BIT_OF[(int(DE_BRUIJN) << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
+
+
 @compiled
 def _lowest_bit(word):  # type: ignore[no-untyped-def]
     """Return the number of the lowest bit that is set."""
-    bit = 0
-    for half in (32, 16, 8, 4, 2, 1):
-        if word & ((np.uint64(1) << np.uint64(half)) - np.uint64(1)) == 0:
-            word >>= np.uint64(half)
-            bit += half
-    return bit
+    return BIT_OF[((word & (~word + np.uint64(1))) * DE_BRUIJN) >> np.uint64(58)]
 
 
 @compiled
 def _least_room(rooms, words, least):  # type: ignore[no-untyped-def]
     """Return the least room >= `least` that some bin has, or -1: bits of rooms, and of words that are not 0."""
-    word = least // 64
+    word = least >> 6
     if word >= len(rooms):
         return -1
-    rest = rooms[word] >> np.uint64(least % 64)
+    rest = rooms[word] >> np.uint64(least & 63)
     if rest != 0:
         return least + _lowest_bit(rest)
     word += 1
-    group = word // 64
+    group = word >> 6
     if group >= len(words):
         return -1
-    found = words[group] >> np.uint64(word % 64)
+    found = words[group] >> np.uint64(word & 63)
     if found != 0:
         word += _lowest_bit(found)
-        return word * 64 + _lowest_bit(rooms[word])
+        return (word << 6) + _lowest_bit(rooms[word])
     for later in range(group + 1, len(words)):
         if words[later] != 0:
-            word = later * 64 + _lowest_bit(words[later])
-            return word * 64 + _lowest_bit(rooms[word])
+            word = (later << 6) + _lowest_bit(words[later])
+            return (word << 6) + _lowest_bit(rooms[word])
     return -1
 
 
@@ -189,10 +191,10 @@ def _best_fit(lengths, capacity, conversations, copies):  # type: ignore[no-unty
                 else:
                     top[room] = under[chosen]
                     if top[room] < 0:
-                        word = room // 64
-                        rooms[word] ^= one << np.uint64(room % 64)
+                        word = room >> 6
+                        rooms[word] ^= one << np.uint64(room & 63)
                         if rooms[word] == 0:
-                            words[word // 64] ^= one << np.uint64(word % 64)
+                            words[word >> 6] ^= one << np.uint64(word & 63)
                 break
             room = _least_room(rooms, words, room + 1)
         if chosen < 0:
@@ -206,9 +208,9 @@ def _best_fit(lengths, capacity, conversations, copies):  # type: ignore[no-unty
             room -= length
             under[chosen] = top[room]
             top[room] = chosen
-            word = room // 64
-            rooms[word] |= one << np.uint64(room % 64)
-            words[word // 64] |= one << np.uint64(word % 64)
+            word = room >> 6
+            rooms[word] |= one << np.uint64(room & 63)
+            words[word >> 6] |= one << np.uint64(word & 63)
     return bin_of, bins
 
 
