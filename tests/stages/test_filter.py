@@ -182,6 +182,15 @@ def test_a_conversation_that_holds_an_item_of_an_evaluation_set_is_refused_and_c
     assert row["evidence"].startswith("calls.jsonl:3: hives: 100% of hives.jsonl:1 in messages[0]: 'A BEEKEEPER HAS")
 
 
+def test_another_content_of_the_same_evaluation_set_is_what_is_looked_for_in_the_same_process(project):
+    give(project, *tool_records(2), asking(ITEM), asking("Which gas was used in the first street lamps of the town?"))
+    for text, line in ((ITEM, 3), ("Which gas was used in the first street lamps of the town?", 4)):
+        name_benchmarks(project, hives=text)
+        stage.main("calls")
+        (row,) = read_rows(project / "data/filtered/calls", "rejected")
+        assert row["evidence"].startswith(f"calls.jsonl:{line}: hives: 100% of")
+
+
 def test_without_evaluation_sets_or_with_the_check_off_nothing_is_compared(project):
     give(project, *tool_records(2), asking(ITEM))
     stage.main("calls")

@@ -35,7 +35,7 @@ from sft.data.formats import PACKAGES, Fit, check_asked, read_as, read_rows
 from sft.data.rows import Part, Row, cut, read_part
 from sft.data.splits import keyed_hash
 from sft.executor import map_shards, working_on
-from sft.files import project_root, publish_folder, scratch_folder, value_digest
+from sft.files import file_digest, project_root, publish_folder, scratch_folder, shipped, value_digest
 from sft.ledger import Ledger, check_handover
 from sft.params import Filter, Source, load
 
@@ -71,8 +71,8 @@ def load_benchmarks(names: set[str]) -> list[tuple[str, str, str]]:
 
 
 @functools.lru_cache(maxsize=1)
-def load_checks(params: str, benchmarks: tuple[str, ...]) -> Checks:
-    """Return the checks of this process; `params` is filter of params.yaml, as JSON."""
+def load_checks(params: str, benchmarks: tuple[str, ...], read: str) -> Checks:
+    """Return the checks of this process: `params` is filter of params.yaml, as JSON, `read` a digest of their files."""
     return Checks(Filter.model_validate_json(params), load_benchmarks(set(benchmarks)))
 
 
@@ -90,7 +90,7 @@ def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int]
     """Write each row with what its own checks say into a new folder; return its name and the number of rows."""
     from sft.data.shards import EXAMINED, ShardWriter
 
-    checks = load_checks(task["params"], tuple(task["benchmarks"]))
+    checks = load_checks(task["params"], tuple(task["benchmarks"]), task["read"])
     folder, number = Path(tempfile.mkdtemp(dir=task["scratch"])), 0
     with ShardWriter(folder, "examined", EXAMINED) as shards:
         for batch in itertools.batched(rows, ROWS_AT_ONCE):
@@ -282,6 +282,9 @@ def main(source: str) -> None:
         "params": params.model_dump_json(),
         "benchmarks": sorted(fetch.benchmarks) if params.contamination is not None else [],
     }
+    read = [BENCHMARKS] if task["benchmarks"] else []
+    read += [shipped(params.narrative)] if params.narrative is not None else []
+    task["read"] = value_digest([file_digest(path) for path in read if path.exists()])  # a worker may outlive an edit
     more: dict[str, Any] = {"sampled": params.sample is not None}
     duplicates = Duplicates(params.near_duplicates)
     with publish_folder(target) as folder, scratch_folder(target) as scratch, contextlib.ExitStack() as stack:
