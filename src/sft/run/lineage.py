@@ -111,6 +111,13 @@ def parent_key(params: dict[str, Any], folder: Path) -> str | None:
     return str(read_json(base)["lineage_key"]) if base.exists() else None
 
 
+def base_model_from(folder: Path) -> dict[str, Any]:
+    """Return where the base model was fetched from: uri, revision, licence; empty where no report tells."""
+    report = folder / "reports/fetch/model.json"
+    told = read_json(report) if report.exists() else {}
+    return {name: told[name] for name in ORIGIN if told.get(name)}
+
+
 def code_digest(module: str) -> str:
     """Return the digest of a module of this package and of all that it imports from it, at any depth, less TELLING."""
     closure = sorted(import_closure(module).items())
@@ -217,6 +224,7 @@ def lineage_json(lineage: Lineage, run_id: str | None, folder: Path, patch: byte
         "patch": None if patch is None else hashlib.sha256(patch).hexdigest(),
         "data": lineage.data,
         "base_model": lineage.base_model,
+        "base_model_from": base_model_from(folder),
         "parent": parent_key(lineage.params, folder),
         "params": lineage.params,
         "code": lineage.code,

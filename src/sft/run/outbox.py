@@ -203,9 +203,12 @@ def open_model(run: Path, model: Path) -> Outbox:
 def add_model(box: Outbox, model: Path, metrics: Mapping[str, float | None]) -> None:
     """Have an exported model registered, with what was measured at the end of its training."""
     told = read_json(model / "lineage.json")
+    tags = {name: str(told[name]) for name in ("lineage_key", "data", "base_model", "code", "git_commit")}
+    if uri := told.get("base_model_from", {}).get("uri"):
+        tags["base_model_uri"] = str(uri)
     box.add(
         "model",
-        tags={name: str(told[name]) for name in ("lineage_key", "data", "base_model", "code", "git_commit")},
+        tags=tags,
         params=as_params(told["params"]),
         path=model.as_posix(),
         digest=file_digest(model / "lineage.json"),
