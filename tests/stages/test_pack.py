@@ -423,6 +423,17 @@ def test_conversations_without_a_signature_cannot_be_compared_and_say_what_to_ru
         stage.main()
 
 
+def test_a_source_without_samples_changes_no_pack(bare):
+    digests = []
+    for sources in ({"a": list(range(20))}, {"a": list(range(20)), "b": []}):
+        lay_out(bare, sources)
+        sources_in_params(bare, {source: {} for source in sources})
+        stage.main()
+        digests.append([folder_digest(bare / "data/packed" / split) for split in SPLITS])
+    assert digests[0] == digests[1]
+    assert read_json(bare / "data/packed/metadata.json")["sources"]["b"]["samples"] == 0
+
+
 def test_another_process_with_another_hash_seed_writes_the_same_bytes(bare):
     lay_out(bare, {"a": list(range(20)), "b": list(range(15, 40))})
     sources_in_params(bare, {"a": {"epochs": 1.5}, "b": {"epochs": 0.5}})

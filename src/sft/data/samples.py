@@ -28,6 +28,18 @@ Int64s = npt.NDArray[np.int64]
 # What stands in Samples.reason, and what it is called where it is counted. A sample that fits may have been cut.
 FITS, OVER_LENGTH, UNTRAINED, DUPLICATE, NEAR_DUPLICATE, NOT_DRAWN = range(6)
 REASONS = ("cut", "over-length", "untrained", "duplicate", "near-duplicate", "not-drawn")
+# What is measured of a sample.
+NUMBERS = pa.schema(
+    [
+        ("conversation_id", pa.string()),
+        ("number", pa.int32()),
+        ("length", pa.int32()),
+        ("kept", pa.int32()),
+        ("trained", pa.int32()),
+        ("trained_kept", pa.int32()),
+        ("key", pa.uint64()),
+    ]
+)
 # Tokens read by one worker at a time, and held by one worker at once.
 READ_TOKENS, BATCH_TOKENS = 1 << 25, 1 << 20
 
@@ -135,7 +147,7 @@ def measure_groups(shard: dict[str, Any]) -> str:
         group = Group(*values)
         for rows in read_group(group, ["conversation_id", "sample", "mask", "turn_ends"]):
             batches.append(measure(rows, group.source, params))
-    return write_arrow(pa.Table.from_batches(batches), Path(shard["spool"]))
+    return write_arrow(pa.Table.from_batches(batches, NUMBERS), Path(shard["spool"]))
 
 
 def write_arrow(table: pa.Table, folder: Path) -> str:
@@ -169,17 +181,10 @@ def measure(rows: pa.RecordBatch, source: str, params: Pack) -> pa.RecordBatch:
             )
         kept[over] = cut_lengths(ends, params.pack_size, params.pad_segments_to)
     names = (f"{source}:{conversation}:{number}" for conversation, number in zip(ids.to_pylist(), numbers, strict=True))
-    return pa.RecordBatch.from_pydict(
-        {
-            "conversation_id": ids,
-            "number": pa.array(numbers, pa.int32()),
-            "length": pa.array(length, pa.int32()),
-            "kept": pa.array(kept, pa.int32()),
-            "trained": pa.array(_trained(sums, begin, length), pa.int32()),
-            "trained_kept": pa.array(_trained(sums, begin, kept), pa.int32()),
-            "key": pa.array(keyed_hashes(params.seed, names)),
-        }
-    )
+    trained, trained_kept = _trained(sums, begin, length), _trained(sums, begin, kept)
+    columns = ids, numbers, length, kept, trained, trained_kept, keyed_hashes(params.seed, names)
+    typed = [pa.array(values, field.type) for values, field in zip(columns, NUMBERS, strict=True)]
+    return pa.RecordBatch.from_arrays(typed, schema=NUMBERS)
 
 
 def _trained(sums: Int64s, begin: Int64s, length: Int64s) -> Int64s:
@@ -208,7 +213,8 @@ def read_numbers(paths: Sequence[str]) -> Callable[[str], pa.ChunkedArray]:
 
     def column(name: str) -> pa.ChunkedArray:
         tables = (pyarrow.feather.read_table(path, [name], memory_map=True) for path in paths)
-        return pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks])
+        chunks = [chunk for table in tables for chunk in table.column(name).chunks]
+        return pa.chunked_array(chunks, NUMBERS.field(name).type)
 
     return column
 
@@ -226,8 +232,7 @@ def join(column: Callable[[str], pa.ChunkedArray], rows: Mapping[str, int]) -> t
         sources.append(np.full(len(own.dictionary), source, np.int32))
         begin += number
         known += len(own.dictionary)
-    names = ("number", "length", "kept", "trained", "trained_kept", "key")
-    numbers = {name: np.concatenate([chunk.to_numpy() for chunk in column(name).chunks]) for name in names}
+    numbers = {name: np.array(column(name).to_numpy()) for name in NUMBERS.names[1:]}  # copies: files are mapped
     reason = np.full(begin, FITS, np.uint8)
     reason[numbers["trained_kept"] == 0] = UNTRAINED
     reason[numbers["kept"] == 0] = OVER_LENGTH
