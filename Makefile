@@ -17,7 +17,7 @@ SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.s
 # How stages are run: SAMPLE and FORCE work for repro and for every stage.
 REPRO = $(if $(SAMPLE),dvc exp run --set-param filter.sample=$(SAMPLE),dvc repro) $(if $(FORCE),--force)
 
-# Where training is done: CLUSTER=<profile> lets Slurm do it (slurm/README.md).
+# Where prep, train and eval are done: CLUSTER=<profile> lets Slurm do them (slurm/README.md).
 export CLUSTER DETACH DRY_RUN
 
 # $(call stages,TARGETS): refuse what cannot be done, run, say how to get back.
@@ -29,19 +29,19 @@ $(REPRO) $(1)
 $(if $(SAMPLE),@echo "params.yaml now takes $(SAMPLE) rows per source. Back to all of them: git checkout params.yaml")
 endef
 
-# $(call job,STAGE,WHAT IT NEEDS): the same for a stage that a cluster can do. DRY_RUN=1 shows the job, DETACH=1
-# submits it or says how it is; the stage ends with 3 when it is time for DVC to collect what the job made.
+# $(call job,STAGE,WHAT IT NEEDS,PROGRAM): the same for a stage that a cluster can do. DRY_RUN=1 shows the job, DETACH=1
+# submits it or says how it is; the program ends with 3 when it is time for DVC to collect what the job made.
 define job
-$(if $(and $(CLUSTER),$(filter-out 0,$(DRY_RUN))),python -m sft.stages.$(1),\
+$(if $(and $(CLUSTER),$(filter-out 0,$(DRY_RUN))),python -m $(3),\
 $(if $(and $(CLUSTER),$(filter-out 0,$(DETACH))),\
-    $(REPRO) $(2) && { python -m sft.stages.$(1) || { status=$$?; [[ $$status == 3 ]] || exit $$status; $(REPRO) $(1); }; },\
+    $(REPRO) $(2) && { python -m $(3) || { status=$$?; [[ $$status == 3 ]] || exit $$status; $(REPRO) $(1); }; },\
     $(call stages,$(1))))
 endef
 
 no_sample = error: SAMPLE=$(SAMPLE): expected a positive number of rows per source, as in SAMPLE=50
 no_profile = error: CLUSTER=$(CLUSTER): no profile slurm/clusters/$(CLUSTER).yaml. Profiles here: \
     $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the work is done on this machine.
-no_job = error: DETACH and DRY_RUN are about one job: make train CLUSTER=<profile>
+no_job = error: DETACH and DRY_RUN are about one job: make prep, train or eval, with CLUSTER=<profile>
 
 .PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare export \
     mlflow mlflow-server sweep push deliver clean status logs cancel slurm-up slurm-down test check format pins \
@@ -63,16 +63,16 @@ filter: setup ## Normalise and filter conversations, up to here
 	$(call stages,filter)
 
 prep: setup ## Apply the chat template, tokenise, mask, up to here
-	$(call stages,prep)
+	$(call job,prep,filter fetch-model,sft.run.away prep)
 
 pack: setup ## Split, blend and pack, up to here
 	$(call stages,pack)
 
 train: setup ## Train, up to here
-	$(call job,train,pack fetch-model)
+	$(call job,train,pack fetch-model,sft.stages.train)
 
 eval: setup ## Measure before and after, up to here
-	$(call stages,eval)
+	$(call job,eval,train,sft.run.away eval)
 
 profile: setup ## A full param set of profiles/ becomes params.yaml (NAME=nemotron3-nano; without, list them)
 	python -m sft.run.profile $(if $(NAME),--name '$(NAME)')
@@ -124,7 +124,7 @@ deliver: setup ## Tell MLflow what waits for it: after a server was away, or ano
 clean: ## Remove what the pipeline made in data/, models/ and runs/; DVC's cache stays
 	git clean -fdX -- data models runs
 
-##@ Clusters (train takes CLUSTER=<profile>, and DETACH=1 or DRY_RUN=1: slurm/README.md)
+##@ Clusters (prep, train and eval take CLUSTER=<profile>, and DETACH=1 or DRY_RUN=1: slurm/README.md)
 status: setup ## Runs on a cluster and what became of them (CLUSTER=)
 	python -m sft.run.queue status --cluster '$(CLUSTER)'
 

@@ -142,6 +142,33 @@ def test_stopped_at_its_time_limit_and_its_caller_killed_it_ends_as_if_nothing_h
         assert (project / name).read_bytes() == content, name
 
 
+def test_evaluation_and_preparation_by_jobs_make_what_they_make_here(cluster, project, trained):
+    """By Dask workers on both nodes, over an encrypted connection; the bytes are those of this machine."""
+    prepared = {path: path.read_bytes() for path in (project / "data/prepared/calls").iterdir()}
+    said = run(project, "make", "prep", "CLUSTER=loopback", "DRY_RUN=1")
+    assert (project / "slurm/prep.sbatch").read_text() in said
+    assert said.count("inputs: ok") == 2
+    again = ["dvc", "repro", "--force", "--single-item", "prep@calls"]
+    said = run(project, *again, CLUSTER="loopback")
+    assert "Dask: 2 workers" in said
+    assert {path: path.read_bytes() for path in (project / "data/prepared/calls").iterdir()} == prepared
+    (run_folder,) = (project / "runs").glob("prep-calls-*")
+    assert not (run_folder / "work").exists()
+    assert not list(run_folder.rglob("dask.key"))
+
+    said = run(project, "make", "eval", "CLUSTER=loopback", "DETACH=1")
+    assert "left to themselves (DETACH=1)" in said
+    said = run(project, "make", "eval", "CLUSTER=loopback")
+    assert "does this already" in said
+    assert "COMPLETED, complete" in said
+    evaluation = read_json(project / "reports/eval.json")
+    assert evaluation["before"].keys() == evaluation["after"].keys()
+    assert "up to date" in run(project, "dvc", "status", "eval", "prep")
+    run(project, "dvc", "repro", "--force", "--single-item", "eval")
+    assert read_json(project / "reports/eval.json") == evaluation
+    assert cluster.jobs() == []
+
+
 def test_a_layout_that_does_not_divide_is_refused_before_anything_is_submitted(cluster, project, trained):
     params = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(params.replace("global_batch_size: 2", "global_batch_size: 3"))

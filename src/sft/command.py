@@ -24,18 +24,33 @@ class InputError(ValueError):
     """The user's data, params or machine: says where, what was found, what was expected, what to do."""
 
 
-def run_stage(stage: Callable[[], None], doc: str | None) -> None:
-    """Run a stage that takes no source: parse no arguments but --help, then end as the module says."""
-    parser_of(stage.__module__, doc).parse_args()
+def run_stage(stage: Callable[[], None], doc: str | None, *, away: bool = False) -> None:
+    """Run a stage that takes no source: parse no arguments but --help, then end as the module says.
+
+    `away`: where CLUSTER names a cluster, its job does all of the stage (sft.run.away).
+    """
+    parser = parser_of(stage.__module__, doc)
+    parser.parse_args()
+    if away:
+        _let_cluster_do(parser)
     guard(stage.__module__, stage)
 
 
-def run_source_stage(stage: Callable[[str], None], doc: str | None) -> None:
-    """Run a stage that works on one source of the blend, named by --source."""
+def run_source_stage(stage: Callable[[str], None], doc: str | None, *, away: bool = False) -> None:
+    """Run a stage that works on one source of the blend, named by --source; `away` as above."""
     parser = parser_of(stage.__module__, doc)
     parser.add_argument("--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml")
     source = parser.parse_args().source
+    if away:
+        _let_cluster_do(parser, "--source", source)
     guard(f"{stage.__module__} {source}", lambda: stage(source))
+
+
+def _let_cluster_do(parser: argparse.ArgumentParser, *arguments: str) -> None:
+    """Become the program that lets a cluster do this stage, if one is asked for. It is no dep of the stage."""
+    if os.environ.get("CLUSTER"):
+        stage = parser.prog.rpartition(".")[2]
+        os.execv(sys.executable, [sys.executable, "-m", "sft.run.away", stage, *arguments])
 
 
 def say(*parts: object) -> None:

@@ -29,7 +29,7 @@ def golden(stage: str) -> str:
     return (ROOT / f"tests/golden/{stage}.submission").read_text()
 
 
-@pytest.mark.parametrize("stage", ["train", "eval"])
+@pytest.mark.parametrize("stage", ["prep", "train", "eval"])
 def test_a_submission_is_this_command_line_and_this_environment(tmp_path, monkeypatch, stage):
     """Change tests/golden/ where a change of what is submitted is meant."""
     for name in slurm.os.environ:
@@ -84,7 +84,7 @@ def test_without_slurm_s_commands_the_message_says_so(monkeypatch, tmp_path):
         slurm.find(CLUSTER, "sft-x")
 
 
-@pytest.mark.parametrize("script", ["train.sbatch", "eval.sbatch", "node_check.sh", "loopback.sh"])
+@pytest.mark.parametrize("script", ["prep.sbatch", "train.sbatch", "eval.sbatch", "node_check.sh", "loopback.sh"])
 def test_scripts_are_plain_bash_that_shellcheck_has_nothing_against(script):
     for check in (["bash", "-n"], ["shellcheck"]):
         done = subprocess.run([*check, f"slurm/{script}"], cwd=ROOT, capture_output=True, text=True)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sft.command import InputError, say
-from sft.files import REPOSITORY, publish_folder, read_json, write_json
+from sft.files import REPOSITORY, publish_file, publish_folder, read_json, write_json
 from sft.params import PARAMS
 from sft.run import slurm
 from sft.run.cluster import Cluster, find_image, is_on
@@ -136,6 +136,7 @@ def submit(
     cluster: Cluster,
     prepare: Callable[[], None] = lambda: None,
     command: tuple[str, ...] = (),
+    more: dict[str, str] | None = None,
 ) -> Job:
     """Return the run's living job, or submit one.
 
@@ -146,6 +147,7 @@ def submit(
         cluster: The profile, as the stage asks for it.
         prepare: Called before a job is submitted, to put its inputs into the run's folder.
         command: What every node runs instead of the stage, to try a cluster.
+        more: More variables of the job.
 
     Raises:  InputError: Slurm refuses it, does not answer, or what the profile names is not there.
     """
@@ -154,7 +156,7 @@ def submit(
             if job.cluster != name:
                 refuse_living(run)
             return job
-        environment = slurm.job_environment(cluster, run=run, python=sys.executable)
+        environment = {**slurm.job_environment(cluster, run=run, python=sys.executable), **(more or {})}
         slurm.find_variables(cluster)
         find_image(cluster)
         found = slurm.find(cluster, job_name(run))  # submitted, and not written down: the submitter died
@@ -184,17 +186,15 @@ def snapshot(run: Path, cluster: Cluster) -> None:
 
 
 def keep(source: Path, target: Path) -> None:
-    """Publish a file or folder at another place of this file system: links to the same files, which take no space.
-
-    What replaces the original later replaces a name, not a file, so the copy stays as it is.
+    """Publish a copy of a file or folder. A folder's files are links to the same files, which take no space: what
+    replaces the folder later replaces names, not files. A single file may be one that people edit: it is copied.
     """
     if source.is_dir():
         with publish_folder(target) as partial:
             shutil.copytree(source, partial, dirs_exist_ok=True, copy_function=_link)
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        _link(str(source), str(target))
+        with publish_file(target) as partial:
+            shutil.copyfile(source, partial)
 
 
 def _link(source: str, target: str) -> None:

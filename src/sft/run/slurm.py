@@ -94,6 +94,7 @@ def submit_command(cluster: Cluster, *, stage: str, name: str, run: Path, comman
         "--ntasks-per-node=1",  # one launcher on a node, which starts the ranks
         *([f"--gpus-per-node={cluster.gpus_per_node}"] if cluster.gpus_per_node else []),
         f"--time={cluster.time}",
+        *([f"--cpus-per-task={cluster.ranks_on_node}"] if stage == "prep" else []),
         *([f"--signal=B:USR1@{cluster.stop_seconds}"] if stage == "train" else []),
         "--requeue",
         "--open-mode=append",

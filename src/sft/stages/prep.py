@@ -162,4 +162,4 @@ def main(source: str) -> None:
 
 
 if __name__ == "__main__":
-    run_source_stage(main, __doc__)
+    run_source_stage(main, __doc__, away=True)
