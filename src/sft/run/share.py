@@ -42,6 +42,9 @@ def main(remote: str | None) -> None:
         there = {one for one in objects if repo.cache.local.exists(one.value)}
         try:
             place = repo.cloud.get_remote(remote).path
+            if not repo.cloud.get_remote(remote).config.get("verify"):
+                name = remote or repo.config["core"].get("remote")
+                say(f"[yellow]What comes from {name} is not verified: dvc remote modify {name} verify true[/]")
             pushed = repo.cloud.push(there, remote=remote)
         except (DvcException, BotoCoreError, ClientError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
