@@ -35,7 +35,6 @@ SAVED_EVERY = 2
 DIVIDED_BY = 4
 NO_DROPOUT = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-RECIPE = "megatron.bridge.recipes.llama.llama3.llama32_1b_sft_config"
 
 
 def train_params(**changes: dict[str, Any]) -> refusals.TrainParams:
@@ -215,7 +214,7 @@ def whole(folder: Path) -> None:
     run(folder, "one", train_params(model=NO_DROPOUT))
     kept_from(folder, "unbroken", "edge", 6)
     run(folder, "edge", train_params())
-    run(folder, "recipe", train_params(model=NO_DROPOUT | {"recipe": RECIPE} | RECOMPUTE))
+    run(folder, "recompute", train_params(model=NO_DROPOUT | RECOMPUTE))
     asynchronous = {"async_save": True, "most_recent_k": 1, "save_retain_interval": 4, "export": "best"}
     run(folder, "async", train_params(model=NO_DROPOUT, checkpoint=asynchronous))
 
@@ -224,8 +223,14 @@ def whole(folder: Path) -> None:
     kept_from(folder, "lora", "lora-resumed", 6)
     run(folder, "lora-resumed", lora)
     export(folder, checkpoints.iteration_folder(folder / "lora", STEPS), "lora-final", lora)
-    refused = train_params(checkpoint={"pretrained_checkpoint": str(other_start(folder))})
-    report["another start"] = refusal(lambda: run(folder, "never", refused, start=folder / "other-start"))
+    second = checkpoints.iteration_folder(folder / "one", STEPS)
+    further = train_params(
+        model=NO_DROPOUT, train={"train_iters": 4}, checkpoint={"pretrained_checkpoint": str(second)}
+    )
+    run(folder, "further", further, start=second)
+    for name, start in (("another start", other_start(folder)), ("no start", folder / "nothing")):
+        refused = train_params(checkpoint={"pretrained_checkpoint": str(start)})
+        report[name] = refusal(lambda refused=refused, start=start: run(folder, "never", refused, start=start))
     half_base(folder / "base-bf16", folder / "base")
     bridge.import_base(base=folder / "base-bf16", checkpoint=folder / "start-bf16")
     export(folder, folder / "start-bf16", "round-trip-bf16", base="base-bf16")
@@ -477,8 +482,16 @@ def test_a_run_resumed_at_the_edge_of_an_epoch_goes_on_exactly_as_if_it_had_not_
 
 
 @pytest.mark.pipeline
-def test_a_recipe_of_bridge_is_a_ground_that_changes_no_number_here_nor_does_recomputing(lab: Path) -> None:
-    assert shown(lab, "recipe") == shown(lab, "one")
+def test_gradient_checkpointing_changes_no_number(lab: Path) -> None:
+    assert shown(lab, "recompute") == shown(lab, "one")
+
+
+@pytest.mark.pipeline
+def test_a_run_starts_from_the_weights_of_another_with_steps_and_a_schedule_of_its_own(lab: Path) -> None:
+    first, further = shown(lab, "one"), shown(lab, "further")
+    assert [step[0] for step in further] == [1, 2, 3, 4]
+    assert [step[2] for step in further[:2]] == [0.0, pytest.approx(3e-3)]
+    assert further[0][1] < first[0][1] - 0.5
 
 
 @pytest.mark.pipeline
@@ -528,6 +541,9 @@ def test_a_checkpoint_of_other_shapes_is_refused_before_it_is_loaded(lab: Path) 
     said = files.read_json(lab / "whole.json")["another start"]
     assert "is another model than models/base" in said
     assert "layers 3 instead of 2" in said
+    said = files.read_json(lab / "whole.json")["no start"]
+    assert "pretrained_checkpoint: " in said
+    assert "nothing: not found. Taken is a checkpoint of a run of this project" in said
 
 
 @pytest.mark.pipeline

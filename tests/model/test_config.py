@@ -17,7 +17,8 @@ import pytest
 from sft import params as p
 from sft.command import InputError
 from sft.files import read_json, write_json
-from sft.model import config, refusals
+from sft.model import bridge, config, refusals
+from tests import tiny
 from tests.model.test_bridge import train_params
 from tests.model.test_refusals import LLAMA, NANO
 
@@ -27,6 +28,7 @@ NEMOTRON = ROOT / "profiles" / "models" / "NVIDIA-Nemotron-3-Nano-30B-A3B-Base-B
 PROFILES = {"nemotron3-nano": 8, "nemotron3-nano-paper": 32}
 """Profile -> the GPUs of one copy, at least."""
 RECIPES = "megatron.bridge.recipes"
+RECIPE = f"{RECIPES}.llama.llama3.llama32_1b_sft_config"
 Values = dict[str, Any]
 
 
@@ -56,6 +58,27 @@ def profile(name: str) -> tuple[refusals.TrainParams, int]:
     )
 
 
+def losses(folder: Path, name: str, recipe: str | None) -> list[tuple[float, float]]:
+    """Train the tiny model a few steps, on a recipe's ground or on none; return loss and size of the gradient."""
+    packed, start, steps = folder / "packs", folder / "tiny-start", []
+    if not start.exists():
+        tiny.write_packs(packed / "training", tiny.make_packs(7, 128, seed=1))
+        bridge.import_base(base=folder / "tiny", checkpoint=start)
+    model = {"recipe": recipe, "attention_dropout": 0.0, "hidden_dropout": 0.0}
+    params = train_params(model=model, train={"train_iters": 4}, validation={"eval_iters": 0})
+    bridge.train(
+        base=folder / "tiny",
+        start=start,
+        packed=packed,
+        run=folder / name,
+        params=params,
+        pack_size=128,
+        on_step=lambda step: steps.append((step.loss, step.grad_norm)),
+        on_validation=lambda *values: None,
+    )
+    return steps
+
+
 def refusal(try_it: Any) -> str:
     """Return the message with which something is refused."""
     try:
@@ -67,8 +90,6 @@ def refusal(try_it: Any) -> str:
 
 def look(folder: Path) -> Values:
     """Return what Bridge says to profiles, recipes and mistakes."""
-    from tests.tiny import make_tiny_base
-
     seen: Values = {"profiles": {}}
     for name, ranks in PROFILES.items():
         params, pack_size = profile(name)
@@ -80,9 +101,9 @@ def look(folder: Path) -> Values:
     seen["geometry"] = repr(config.geometry_of(config.model_of(NEMOTRON, weights=False, on_gpu=True)[1]))
     seen["6 ranks"] = refusal(lambda: config.resolve(built(folder, nano, NEMOTRON, pack_size), 6))
 
-    tiny = folder / "tiny"
-    make_tiny_base(tiny)
-    seen["tiny geometry"] = repr(config.geometry_of(config.model_of(tiny, weights=False)[1]))
+    small = folder / "tiny"
+    tiny.make_tiny_base(small)
+    seen["tiny geometry"] = repr(config.geometry_of(config.model_of(small, weights=False)[1]))
     for name, recipe in {
         "no function": f"{RECIPES}.llama.llama3.llama32_1b_sft_confg",
         "no module": f"{RECIPES}.llama.lama3.llama32_1b_sft_config",
@@ -92,9 +113,10 @@ def look(folder: Path) -> Values:
         "another family": f"{RECIPES}.qwen.qwen3.qwen3_8b_sft_config",
     }.items():
         params = train_params(model={"recipe": recipe})
-        seen[name] = refusal(lambda params=params: config.resolve(built(folder, params, tiny, on_gpu=False), 1))
+        seen[name] = refusal(lambda params=params: config.resolve(built(folder, params, small, on_gpu=False), 1))
+    seen["trained"] = {name: losses(folder, name, recipe) for name, recipe in (("plain", None), ("recipe", RECIPE))}
     lora = train_params(peft={"name": "lora", "dim": 4, "target_modules": ["linear_proj"]})
-    seen["lora"] = config.resolve(built(folder, lora, tiny, on_gpu=False), 1)[0]["peft"]
+    seen["lora"] = config.resolve(built(folder, lora, small, on_gpu=False), 1)[0]["peft"]
 
     unknown = folder / "unknown"
     write_json(unknown / "config.json", {"architectures": ["NobodysModel"], "model_type": "llama"})
@@ -199,6 +221,12 @@ def test_what_cannot_be_built_is_explained(seen: Values, case: str, message: str
 @pytest.mark.pipeline
 def test_a_recipe_of_another_family_lays_its_settings_on_the_model_that_is_there(seen: Values) -> None:
     assert seen["another family"] == "accepted"
+
+
+@pytest.mark.pipeline
+def test_a_model_trains_on_a_recipe_s_ground_and_here_every_number_is_the_same(seen: Values) -> None:
+    assert len(seen["trained"]["recipe"]) == 4
+    assert seen["trained"]["recipe"] == seen["trained"]["plain"]
 
 
 @pytest.mark.pipeline

@@ -180,7 +180,13 @@ def check(
     _, provider = config.model_of(base, weights=False, on_gpu=on_gpu)
     geometry = start_geometry = config.geometry_of(provider)
     if params.checkpoint.pretrained_checkpoint and start is not None:
-        checkpoints.verify(start)
+        if fault := checkpoints.fault_of(start):
+            raise InputError(
+                f"params.yaml: checkpoint.pretrained_checkpoint: {start}: {fault}. Taken is a checkpoint of a run of "
+                "this project, runs/<lineage key>/checkpoints/iter_<step>, which has a manifest. One from elsewhere "
+                "could run code when it is loaded: export it where it was made to a Hugging Face folder, and name that "
+                "in fetch.model."
+            )
         start_geometry = config.geometry_of_checkpoint(_weights_folder(start))
     refusals.check(
         params,

@@ -94,7 +94,7 @@ def find_lineage(params: dict[str, Any]) -> Lineage:
     start = params["checkpoint"]["pretrained_checkpoint"]
     return Lineage(
         data=folder_digest(PACKED),
-        base_model=folder_digest(Path(start)) if start else folder_digest(BASE),
+        base_model=folder_digest(project_root() / start) if start else folder_digest(BASE),
         params=params,
         code=code_digest("sft.stages.train"),
         decisive_packages=package_versions(),
@@ -393,7 +393,7 @@ def main() -> None:
     runs = project_root() / "runs"
     iterations, batch = sections["train"].train_iters, sections["train"].global_batch_size
     start = sections["checkpoint"].pretrained_checkpoint
-    imported = Path(start).absolute() if start else runs / "imports" / lineage.base_model[:16]
+    imported = project_root() / start if start else runs / "imports" / lineage.base_model[:16]
     run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute())
     say(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
     check(run, sections, cluster)
