@@ -58,6 +58,22 @@ def test_a_cluster_without_a_profile_is_refused(project, monkeypatch):
         stage.main()
 
 
+def test_torchrun_understands_how_ranks_are_started(monkeypatch, tmp_path):
+    """It took --run, as the option once was called, for an abbreviation of its own --run-path."""
+    from torch.distributed.run import get_args_parser
+
+    asked = []
+    monkeypatch.setattr(stage.subprocess, "run", lambda command, **_: asked.append(command) or Ended())
+    stage.launch(run_of(tmp_path), 2)
+    parsed = get_args_parser().parse_args(asked[0][3:])
+    assert (parsed.nproc_per_node, parsed.module, parsed.training_script) == ("2", True, "sft.stages.train")
+    assert parsed.training_script_args == ["--rank-of", str(tmp_path)]
+
+
+class Ended:
+    returncode = 0
+
+
 def test_what_a_cluster_s_job_computes_is_not_trained_here_too(project):
     write_json(project / "k/job.json", {"cluster": "big", "stage": "train", "job": "7", "fate": None})
     with pytest.raises(InputError, match="job 7 on big computes this run"):
