@@ -38,7 +38,8 @@ def plan(samples: int, pack_size: int, measures: dict[str, list[dict[str, float]
     filtered, prepared, packed = stages.values()
     tokens = samples * mean
     kept = tokens * (1 - lost_tokens)
-    smaller = min(measures["pack alone"], key=lambda each: each["rows"])
+    smaller = sorted(measures["pack alone"], key=lambda each: each["rows"])[:-1][-1:]
+    smaller = smaller[0] if smaller else packed
     per_sample = (packed["memory_mb"] - smaller["memory_mb"]) * 1e6 / max(1, packed["rows"] - smaller["rows"])
     table = {
         "filter": {
