@@ -35,7 +35,9 @@ def found(sketches, at_once=3):
     rows = np.frombuffer(b"".join(sketches), np.uint8).reshape(-1, SIGNATURE_BYTES)
     with tempfile.TemporaryDirectory() as folder:
         parts = (rows[begin : begin + at_once] for begin in range(0, len(rows), at_once))
-        return find_clusters(parts, THRESHOLD, Path(folder)).tolist()
+        first = find_clusters(parts, THRESHOLD, Path(folder)).tolist()
+        assert list(Path(folder).iterdir()) == []
+        return first
 
 
 def test_clusters_join_what_is_alike_through_others():

@@ -29,7 +29,7 @@ def find_clusters(signatures: Iterable[Bytes], threshold: float, folder: Path) -
     """Number each conversation by the first that it is alike with, directly or through others.
 
     Shapes:  each of `signatures`: (some conversations, SIGNATURE_BYTES); result: (all conversations,).
-    `folder` is for files of 264 bytes, and 8 for each band, per conversation.
+    `folder` is for files of 264 bytes, and 8 for each band, per conversation; none of them stays.
     """
     slots, bands = banding(threshold)
     rows = 0
@@ -47,8 +47,10 @@ def find_clusters(signatures: Iterable[Bytes], threshold: float, folder: Path) -
         for path in key_files if rows else ():
             for members, starts in buckets(np.fromfile(path, np.uint64)):
                 _join(read_rows(descriptor, members), members, starts, first, fewest_same(threshold))
+            path.unlink()
     finally:
         os.close(descriptor)
+    (folder / "signatures").unlink()
     _shorten(first)
     return first
 
