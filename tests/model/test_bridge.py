@@ -228,7 +228,12 @@ def whole(folder: Path) -> None:
         model=NO_DROPOUT, train={"train_iters": 4}, checkpoint={"pretrained_checkpoint": str(second)}
     )
     run(folder, "further", further, start=second)
-    for name, start in (("another start", other_start(folder)), ("no start", folder / "nothing")):
+    adapters = checkpoints.iteration_folder(folder / "lora", STEPS)
+    for name, start in (
+        ("another start", other_start(folder)),
+        ("no start", folder / "nothing"),
+        ("adapters", adapters),
+    ):
         refused = train_params(checkpoint={"pretrained_checkpoint": str(start)})
         report[name] = refusal(lambda refused=refused, start=start: run(folder, "never", refused, start=start))
     half_base(folder / "base-bf16", folder / "base")
@@ -541,6 +546,7 @@ def test_a_checkpoint_of_other_shapes_is_refused_before_it_is_loaded(lab: Path) 
     said = files.read_json(lab / "whole.json")["another start"]
     assert "is another model than models/base" in said
     assert "layers 3 instead of 2" in said
+    assert "holds adapters alone" in files.read_json(lab / "whole.json")["adapters"]
     said = files.read_json(lab / "whole.json")["no start"]
     assert "pretrained_checkpoint: " in said
     assert "nothing: not found. Taken is a checkpoint of a run of this project" in said

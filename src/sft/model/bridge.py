@@ -187,6 +187,13 @@ def check(
                 "could run code when it is loaded: export it where it was made to a Hugging Face folder, and name that "
                 "in fetch.model."
             )
+        made_with = start.parent.parent / PARAMS
+        if made_with.exists() and read_json(made_with)["peft"]["name"] is not None:
+            raise InputError(
+                f"params.yaml: checkpoint.pretrained_checkpoint: {start}: holds adapters alone, without the weights "
+                "they are of. Export that step (make export RUN= STEP=), which merges them, and name the folder in "
+                "fetch.model."
+            )
         start_geometry = config.geometry_of_checkpoint(_weights_folder(start))
     refusals.check(
         params,
