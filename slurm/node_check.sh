@@ -54,7 +54,7 @@ if ((SLURM_NNODES > 1)) && [[ -n "${MASTER_ADDR:-}" ]]; then
 import datetime, os, time, torch, torch.distributed as dist
 
 on_gpu = int(os.environ["SFT_GPUS_PER_NODE"]) > 0
-dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=120))
+dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=60))
 numbers = torch.full((1 << 20,), float(dist.get_rank() + 1), device="cuda:0" if on_gpu else "cpu")
 dist.all_reduce(numbers)
 start = time.perf_counter()

@@ -141,7 +141,7 @@ def test_a_lost_node_costs_a_life_of_the_job_and_no_more(cluster, root):
     wait_for(lambda: "begun" in driver.said())
     cluster.ask("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_for(lambda: cluster.state_of(driver.job()) == "PENDING")
-    cluster.ask("scontrol", "update", "nodename=n2", "state=resume")
+    cluster.ask("scontrol", "update", "nodename=n2", "state=resume", may_fail=True)  # it may be back by itself
     goes_on(cluster, driver)
     assert "DUE TO NODE FAILURE" in (driver.run / f"logs/{driver.job()}.log").read_text()
 
@@ -339,15 +339,18 @@ def test_a_job_runs_the_code_of_its_submission(cluster, root):
 
 
 def test_a_node_without_the_shared_folder_is_named(cluster, root):
-    """The second node gets an empty folder where the project is: its file system is lost to it alone."""
+    """The second node gets an empty folder where the project is: its file system is lost to it alone. Slurm ends the
+    job, or the first node waits in vain for the second's number.
+    """
     write_profile(root, "shared", cluster, nodes=2)
     enter = ["nsenter", f"--target={cluster.pid('slurmd-n2')}", "--mount"]
     subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(root)], check=True)
     try:
-        said = Driver(root, "shared", "shared").end(1)
+        said = Driver(root, "shared", "shared").end(1, timeout=200)
     finally:
         subprocess.run([*enter, "umount", str(root)], check=True)
-    assert ": FAILED (JobLaunchFailure): Slurm could not begin it on every node: one may not see the run's" in said
+    either = "Slurm could not begin it on every node: one may not see the run's|not fit, or without sight of .*: .*n2"
+    assert re.search(either, said), said
 
 
 def test_a_node_with_other_packages_is_refused(cluster, root):
