@@ -151,6 +151,15 @@ no_jobs() { [[ -z "$(timeout 5 squeue -h)" ]]; }
 
 gone() { ! kill -0 "$@" 2>/dev/null; }
 
+# Steps of this cluster that outlived their node's daemon, as where the controller was lost before they ended.
+orphans() {
+    local process
+    for process in /proc/[0-9]*; do
+        [[ "$(cat "$process/comm" 2>/dev/null)" != slurmstepd ]] ||
+            ! tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF" || echo "${process#/proc/}"
+    done
+}
+
 down() {
     if alive slurmctld; then
         timeout 10 scancel --state=PENDING --user=root 2>/dev/null || true
@@ -160,6 +169,8 @@ down() {
     fi
     end "${nodes[@]/#/slurmd-}"
     end slurmctld munged
+    local step
+    for step in $(orphans); do kill -KILL "$step" 2>/dev/null || true; done
     say "down"
 }
 
