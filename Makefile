@@ -83,23 +83,23 @@ estimate: setup ## What a training needs and what stands against it (PROFILE= NO
 
 ##@ Results
 show: setup ## Table of experiments; with SAMPLE=3 (or validation:3, or an id) a pack as trained (HTML=page.html)
-	$(if $(SAMPLE),python -m sft.run.sample --sample '$(SAMPLE)' $(if $(HTML),--html '$(HTML)'),\
+	$(if $(SAMPLE),python -m sft.view.sample --sample '$(SAMPLE)' $(if $(HTML),--html '$(HTML)'),\
 	    dvc exp show --only-changed --no-pager --drop '^(data|models|src|requirements|templates|filters|reports)/')
 
 rejected: setup ## What was refused and why (SOURCE= REASON= NUMBER=5 FROM=0)
-	python -m sft.run.rejected $(if $(SOURCE),--source '$(SOURCE)') $(if $(REASON),--reason '$(REASON)') \
+	python -m sft.view.rejected $(if $(SOURCE),--source '$(SOURCE)') $(if $(REASON),--reason '$(REASON)') \
 	    $(if $(NUMBER),--number '$(NUMBER)') $(if $(FROM),--from '$(FROM)')
 
 lineage: setup ## From a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= JSON= CARD= CACHE=1)
-	python -m sft.run.chain $(if $(MODEL),--model '$(MODEL)') $(if $(HTML),--html '$(HTML)') \
+	python -m sft.audit.chain $(if $(MODEL),--model '$(MODEL)') $(if $(HTML),--html '$(HTML)') \
 	    $(if $(JSON),--json '$(JSON)') $(if $(CARD),--card '$(CARD)') $(if $(CACHE),--cache)
 
 reproduce: setup ## Build a model again from its commit and data, and compare stage by stage (MODEL= UNTIL= DATA=)
-	python -m sft.run.reproduce $(if $(MODEL),--model '$(MODEL)') $(if $(UNTIL),--until '$(UNTIL)') \
+	python -m sft.audit.reproduce $(if $(MODEL),--model '$(MODEL)') $(if $(UNTIL),--until '$(UNTIL)') \
 	    $(if $(DATA),--data '$(DATA)')
 
 compare: setup ## Two runs side by side: params, data, code, metrics, curves, answers (A= B= HTML=)
-	python -m sft.run.compare --a '$(A)' --b '$(B)' $(if $(HTML),--html '$(HTML)')
+	python -m sft.audit.compare --a '$(A)' --b '$(B)' $(if $(HTML),--html '$(HTML)')
 
 export: setup ## A checkpoint of a run as a Hugging Face folder (RUN=lineage key STEP=50 TO=models/...)
 	python -m sft.run.export --run '$(RUN)' $(if $(STEP),--step '$(STEP)') $(if $(TO),--to '$(TO)')

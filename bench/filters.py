@@ -21,17 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.data.checks import ROWS_AT_ONCE, Checks, Kept
-from sft.data.consistency import check_consistency
-from sft.data.contamination import Benchmarks, check_contamination
 from sft.data.conversation import Conversation, Rejection, normalise
-from sft.data.duplicates import NearDuplicates, check_near_duplicate, signature
 from sft.data.formats import read_rows
-from sft.data.narrative import NarrativePatterns, check_narrative
-from sft.data.repetition import RepetitionLimits, check_repetition
 from sft.data.rows import Row
-from sft.data.structure import check_structure
 from sft.params import Filter, load
+from sft.quality.checks import ROWS_AT_ONCE, Checks, Kept
+from sft.quality.consistency import check_consistency
+from sft.quality.contamination import Benchmarks, check_contamination
+from sft.quality.duplicates import NearDuplicates, check_near_duplicate, signature
+from sft.quality.narrative import NarrativePatterns, check_narrative
+from sft.quality.repetition import RepetitionLimits, check_repetition
+from sft.quality.structure import check_structure
 
 ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests/labelled"

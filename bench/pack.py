@@ -26,8 +26,8 @@ import numpy as np
 from bench.corpus import PLACE
 from bench.scaling import draw_lengths
 
-from sft.data.bins import lower_bound, plan_bins
 from sft.files import write_json
+from sft.packing.bins import lower_bound, plan_bins
 
 PEERS = PLACE / "peers"
 TRL_SAMPLES = 200_000

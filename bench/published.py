@@ -24,8 +24,8 @@ from typing import Any
 from bench.filters import read_fixture, rows
 from transformers import PreTrainedTokenizerFast
 
-from sft.data.chat import ChatTemplate
 from sft.data.conversation import Conversation, Rejection, normalise
+from sft.tokens.chat import ChatTemplate
 from tests.tiny import ADDED_TOKENS
 from tests.vocabulary import REASONING_AND_TOOLS, write_tokenizer
 

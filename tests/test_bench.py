@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sft.data.conversation import Conversation, normalise
-from sft.data.structure import check_structure
+from sft.quality.structure import check_structure
 from tests.project import ROOT
 
 

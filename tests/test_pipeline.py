@@ -290,7 +290,7 @@ FILES = [
     ("src/sft/data/sources.py", {"fetch@calls", "fetch@chats", "fetch-model", "fetch-benchmarks"}),
     ("src/sft/data/conversation.py", {"filter@calls", "filter@chats", "prep@calls", "prep@chats", "pack"}),
     ("templates/nano3.jinja", {"prep@calls", "prep@chats"}),
-    ("src/sft/data/bins.py", {"pack"}),
+    ("src/sft/packing/bins.py", {"pack"}),
     ("src/sft/model/bridge.py", {"train"}),
     ("src/sft/run/report.py", {"eval"}),
     ("README.md", set()),

@@ -70,7 +70,7 @@ def write_packs(folder: Path, packs: Sequence[dict[str, Any]], shards: int = 1) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from sft.data.shuffle import PARQUET
+    from sft.packing.shuffle import PARQUET
 
     types = {
         "input_ids": pa.list_(pa.int32()),
@@ -116,7 +116,7 @@ def pack_samples(samples: Sequence[dict[str, Any]], multiple: int, pad_id: int) 
     """Join samples (ids, mask, conversation_id, sample, source, repeat) into one pack, as a row of data/packed."""
     import numpy as np
 
-    from sft.data.packs import build_packs
+    from sft.packing.packs import build_packs
 
     parts = [
         (place, np.array(sample["ids"], np.int32), np.array(sample["mask"], np.uint8))

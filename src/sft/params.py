@@ -182,7 +182,7 @@ class Fetch(Section):
 
 
 class Repetition(Section):
-    """When something comes too often in what a model wrote (sft.data.repetition)."""
+    """When something comes too often in what a model wrote (sft.quality.repetition)."""
 
     min_letters: Positive
     """A stretch with fewer letters is no loop."""
@@ -207,7 +207,7 @@ class Repetition(Section):
 
 
 class Contamination(Section):
-    """When a conversation holds an item of an evaluation set (sft.data.contamination)."""
+    """When a conversation holds an item of an evaluation set (sft.quality.contamination)."""
 
     n: Annotated[int, Field(ge=8)]
     """Words in an n-gram."""
@@ -216,7 +216,7 @@ class Contamination(Section):
 
 
 class JudgeParams(Section):
-    """A language model that judges every conversation that the rules keep (sft.data.judge)."""
+    """A language model that judges every conversation that the rules keep (sft.quality.judge)."""
 
     model: str | None
     """Its name at the endpoint that SFT_JUDGE_URL names; null = no judge."""
@@ -248,7 +248,7 @@ class Filter(Section):
     max_message_chars: Positive | None
     """Longest message; null = as long as the conversation may be."""
     markup: Literal["reject", "plain", "escape"]
-    """Control tokens of chat templates typed as text (sft.data.markup)."""
+    """Control tokens of chat templates typed as text (sft.quality.markup)."""
     repetition: Repetition | None
     """Loops in reasoning, answers, and the whole."""
     narrative: str | None

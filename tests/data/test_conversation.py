@@ -7,8 +7,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from sft.data.conversation import Conversation, Rejection, normalise
-from sft.data.structure import check_structure
 from sft.files import value_digest
+from sft.quality.structure import check_structure
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 ANSWER = {"role": "assistant", "content": "Mild."}

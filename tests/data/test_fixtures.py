@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from bench.filters import read_fixture
 
-from sft.data import conversation, markup, structure
+from sft.data import conversation
 from sft.data.conversation import Conversation, Rejection, normalise
 from sft.data.rows import REFUSALS
+from sft.quality import markup, structure
 
 LABELLED = Path(__file__).parents[1] / "labelled/conversations.jsonl"
 FIXTURES = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]

@@ -13,7 +13,7 @@ from renderers.configs import Nemotron3RendererConfig
 from renderers.nemotron3 import Nemotron3Renderer
 from tokenizers import Tokenizer
 
-from sft.data.chat import ChatTemplate
+from sft.tokens.chat import ChatTemplate
 from tests.tiny import ADDED_TOKENS
 from tests.vocabulary import REASONING_AND_TOOLS, write_tokenizer
 

@@ -21,8 +21,8 @@ import pytest
 
 from sft import files
 from sft.command import InputError
-from sft.data.packs import build_packs, write_npy
 from sft.model import bridge, checkpoints, config, refusals
+from sft.packing.packs import build_packs, write_npy
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -59,7 +59,7 @@ def test_the_closure_holds_what_a_module_imports_at_any_depth_and_inside_functio
         "sft.params",
         "sft.files",
     } <= closure.keys()
-    assert not {"sft.stages.filter", "sft.data.chat", "sft.run.report"} & closure.keys()
+    assert not {"sft.stages.filter", "sft.tokens.chat", "sft.run.report"} & closure.keys()
     assert all(path.is_file() for path in closure.values())
 
 

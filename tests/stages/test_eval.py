@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from sft.command import InputError
-from sft.data.chat import ChatTemplate
 from sft.data.shards import CONVERSATIONS, PACKS, ShardWriter
 from sft.files import file_digest, folder_digests, write_json
 from sft.params import Eval, Gate
 from sft.stages import eval as stage
+from sft.tokens.chat import ChatTemplate
 from tests.tiny import make_tiny_base, pack_samples
 
 ROOT = Path(__file__).parents[2]

@@ -12,16 +12,16 @@ import pytest
 from sft.command import InputError
 from sft.data import rows
 from sft.data.conversation import Conversation
-from sft.data.duplicates import signature
 from sft.data.formats import Row
 from sft.data.shards import read_rows
 from sft.files import file_digest, folder_digest, read_json
+from sft.quality.duplicates import signature
 from sft.stages import fetch
 from sft.stages import filter as stage
 from tests.cluster import wait_until
-from tests.data import test_judge
-from tests.data.test_judge import BAD, GOOD, completion
 from tests.project import ROOT, chat_records, set_params, tool_records, write_jsonl
+from tests.quality import test_judge
+from tests.quality.test_judge import BAD, GOOD, completion
 
 model = test_judge.model  # a server on loopback
 

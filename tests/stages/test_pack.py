@@ -11,9 +11,9 @@ import pytest
 
 from sft.command import InputError
 from sft.data.conversation import Conversation
-from sft.data.duplicates import signature
 from sft.data.shards import SAMPLES, SIGNATURES, ShardWriter, read_rows
 from sft.files import file_digest, folder_digest, read_json, write_json
+from sft.quality.duplicates import signature
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
 from sft.stages import prep as prep_stage

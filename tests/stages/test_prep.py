@@ -100,7 +100,7 @@ def test_reasoning_is_stripped_and_what_goes_is_counted(project):
 
 
 def test_reasoning_is_cut_to_a_budget_that_the_prompt_tells(project):
-    from sft.data.tokenizer import SafeTokenizer
+    from sft.tokens.tokenizer import SafeTokenizer
 
     set_params(project, **{"prep.reasoning.truncate": 1.0, "prep.reasoning.budgets": [2]})
     report, rows = prepared(project, "chats")

@@ -1,7 +1,7 @@
 """Conversations: one form for every source.
 
 `normalise` turns a record (OpenAI chat) into a `Conversation`, or into a `Rejection` with a stable reason and
-its evidence. What a sound conversation is beyond its form: sft.data.structure.
+its evidence. What a sound conversation is beyond its form: sft.quality.structure.
 
 Normal form: roles system, user, assistant, tool; content always a string; `reasoning_content` only when
 there is some; `tool_calls` [{"id"?, "type", "function": {"name", "arguments": object}}]; `loss` only on an

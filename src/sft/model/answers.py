@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from jsonschema import Draft202012Validator
 
-from sft.data.schemas import schema_fault
+from sft.quality.schemas import schema_fault
 
 TAG = re.compile(r"</?tool_call>|<function=|</function>|<parameter=|</parameter>")
 NAME = re.compile(r"<(function|parameter)=([^<>\n]+)>")

@@ -24,12 +24,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from sft.audit.records import Records, find
+from sft.audit.reproduce import flat
 from sft.command import InputError, guard, parser_of, say
 from sft.files import publish_file, value_digest
 from sft.run import parallel
-from sft.run.records import Records, find
-from sft.run.reproduce import flat
-from sft.run.terminal import Screen, visible
+from sft.view.terminal import Screen, visible
 
 EVERY = 5.0  # seconds between two looks at the queue
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"

@@ -400,7 +400,7 @@ def tell(evaluation: Mapping[str, Any], held_out: outbox.Dataset, params: Eval) 
 
 def main() -> None:
     """Measure both models and report."""
-    from sft.data.chat import ChatTemplate
+    from sft.tokens.chat import ChatTemplate
 
     params = load("eval")
     metadata, lineage_key = find_inputs()

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from sft.command import InputError, run_source_stage, say
-from sft.data.benchmarks import read_items
 from sft.data.formats import read_rows
 from sft.data.sources import FetchedFile, fetch_files, redact
 from sft.files import folder_digest, publish_folder
 from sft.ledger import Ledger
 from sft.params import Benchmark, Download, Fetch, Source, load
+from sft.quality.benchmarks import read_items
 
 RAW = Path("data/raw")
 BASE = Path("models/base")

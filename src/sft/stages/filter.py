@@ -7,7 +7,7 @@ data/raw/<source>/, filters/, data/benchmarks/
         reports/filter/<source>.json                 the ledger
 
 A row is brought into normal form, then asked in this order: its structure, loops, narrative, consistency, items
-of evaluation sets (sft.data.checks: by workers, part by part of the files), duplicates within the source, and last,
+of evaluation sets (sft.quality.checks: by workers, part by part of the files), duplicates within the source, and last,
 where one is named, a language model. The first "no" is its reason.
 Rows in = rows kept + rows rejected by reason. Rows in are all rows found, or as many as `rows` of the source
 or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
@@ -27,22 +27,22 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from sft.command import InputError, run_source_stage, say
-from sft.data.checks import ROWS_AT_ONCE, Checks, Kept, Outcome
-from sft.data.contamination import CONTAMINATED
 from sft.data.conversation import Conversation, Rejection
-from sft.data.duplicates import NearDuplicates, check_near_duplicate
 from sft.data.formats import PACKAGES, Fit, check_asked, read_as, read_rows
 from sft.data.rows import Part, Row, cut, read_part
-from sft.data.splits import keyed_hash
 from sft.executor import map_shards, working_on
 from sft.files import file_digest, project_root, publish_folder, scratch_folder, shipped, value_digest
 from sft.ledger import Ledger, check_handover
+from sft.packing.splits import keyed_hash
 from sft.params import Filter, Source, load
+from sft.quality.checks import ROWS_AT_ONCE, Checks, Kept, Outcome
+from sft.quality.contamination import CONTAMINATED
+from sft.quality.duplicates import NearDuplicates, check_near_duplicate
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sft.data.judge import Judge
+    from sft.quality.judge import Judge
 
 RAW, FILTERED = Path("data/raw"), Path("data/filtered")
 BENCHMARKS = Path("data/benchmarks/items.jsonl")
@@ -193,7 +193,7 @@ def refuse_duplicates(rows: dict[str, list[Any]], duplicates: Duplicates) -> Non
 
 def refuse_by_judge(rows: dict[str, list[Any]], judge: "Judge", params: Filter) -> None:
     """Let the judge look at what is kept so far."""
-    from sft.data.verdicts import rejection_of
+    from sft.quality.verdicts import rejection_of
 
     places = [place for place, reason in enumerate(rows["reason"]) if reason is None]
     asked = (
@@ -290,7 +290,7 @@ def main(source: str) -> None:
     with publish_folder(target) as folder, scratch_folder(target) as scratch, contextlib.ExitStack() as stack:
         judge = None
         if params.judge.model is not None:
-            from sft.data.judge import Judge
+            from sft.quality.judge import Judge
 
             judge = stack.enter_context(Judge.load(params.judge, project_root() / "runs" / "judge"))
         folders, found = examine(source, described, params, {**task, "scratch": str(scratch)})

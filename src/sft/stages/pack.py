@@ -30,17 +30,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sft.command import InputError, run_stage, say
-from sft.data.blend import check_asked, describe_mixture, mixture_by_domain
-from sft.data.packs import read_lists, write_npy
-from sft.data.splits import SPLITS, by_precedence
 from sft.executor import map_shards
 from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
 from sft.ledger import Ledger
+from sft.packing.blend import check_asked, describe_mixture, mixture_by_domain
+from sft.packing.packs import read_lists, write_npy
+from sft.packing.splits import SPLITS, by_precedence
 from sft.params import Pack, Source, load
 
 if TYPE_CHECKING:
-    from sft.data.plan import Order, Plan
-    from sft.data.samples import Conversations, Group, Samples
+    from sft.packing.plan import Order, Plan
+    from sft.packing.samples import Conversations, Group, Samples
 
 BASE = Path("models/base")
 FILTERED = Path("data/filtered")
@@ -53,7 +53,7 @@ Int32s = npt.NDArray[np.int32]
 
 def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[list[Group], Samples, Conversations]":
     """Measure the samples of all sources, in order."""
-    from sft.data.samples import READ_TOKENS, cut_groups, join, list_groups, measure_groups, read_numbers
+    from sft.packing.samples import READ_TOKENS, cut_groups, join, list_groups, measure_groups, read_numbers
 
     for source in sources:
         if not (PREPARED / source).is_dir() or not Path(f"reports/prep/{source}.json").exists():
@@ -94,7 +94,7 @@ def fingerprints(sources: Iterable[str]) -> dict[str, str]:
 
 def find_alike(conversations: "Conversations", chosen: npt.NDArray[np.bool_], threshold: float, spool: Path) -> Int32s:
     """Give every id the number of the first that it is alike with, by signatures; only chosen conversations count."""
-    from sft.data.clusters import find_clusters
+    from sft.packing.clusters import find_clusters
 
     wanted = np.zeros(len(conversations.ids), np.bool_)
     wanted[conversations.identity[chosen]] = True
@@ -120,8 +120,8 @@ def _signatures(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from sft.data.duplicates import SIGNATURE_BYTES
     from sft.data.shards import read_batches
+    from sft.quality.duplicates import SIGNATURE_BYTES
 
     missing = wanted.copy()
     for number, source in enumerate(conversations.sources):
@@ -152,7 +152,7 @@ def give_back() -> None:
 
 def write_rejected(path: Path, samples: "Samples", conversations: "Conversations", plan: "Plan", params: Pack) -> None:
     """Write what was refused, a line each, by source and id; not what only the draw left out."""
-    from sft.data.samples import FITS, NOT_DRAWN, OVER_LENGTH, REASONS, UNTRAINED
+    from sft.packing.samples import FITS, NOT_DRAWN, OVER_LENGTH, REASONS, UNTRAINED
 
     refused = (samples.reason != FITS) & (samples.reason != NOT_DRAWN)
     source_of = conversations.source[samples.conversation]
@@ -183,8 +183,8 @@ def write_mixture(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def describe_split(order: "Order", samples: "Samples", conversations: "Conversations", params: Pack) -> dict[str, Any]:
     """Return the counts of one split, its efficiency, and its counts by source."""
-    from sft.data.bins import lower_bound
-    from sft.data.samples import add_counts, count_by_source
+    from sft.packing.bins import lower_bound
+    from sft.packing.samples import add_counts, count_by_source
 
     sources = count_by_source(samples, conversations, order.samples)
     total, packs = add_counts(sources.values()), len(order.packs) - 1
@@ -201,7 +201,7 @@ def describe_sources(
     samples: "Samples", conversations: "Conversations", plan: "Plan", fetched: Mapping[str, Source]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is packed and what was lost, and why, of every source and of every domain."""
-    from sft.data.samples import add_counts, add_losses, count_by_source, count_losses
+    from sft.packing.samples import add_counts, add_losses, count_by_source, count_losses
 
     packed = count_by_source(samples, conversations, np.concatenate([each.samples for each in plan.splits.values()]))
     begins = np.searchsorted(conversations.source[samples.conversation], range(len(fetched) + 1))
@@ -229,7 +229,7 @@ def describe_sources(
 
 def token_ids() -> dict[str, int]:
     """Return the ids of the padding and of the stop token of models/base."""
-    from sft.data.tokenizer import token_id
+    from sft.tokens.tokenizer import token_id
 
     stop = token_id(BASE, "eos_token")
     return {"stop": stop, "pad": token_id(BASE, "pad_token", default=stop)}
@@ -242,7 +242,7 @@ def account(
 
     A conversation is rejected when no sample of it is packed, for the reason for which the last one went.
     """
-    from sft.data.samples import DUPLICATE, FITS, NOT_DRAWN, REASONS, add_counts, count_by_source, count_losses
+    from sft.packing.samples import DUPLICATE, FITS, NOT_DRAWN, REASONS, add_counts, count_by_source, count_losses
 
     order = np.concatenate([each.samples for each in plan.splits.values()])
     repeats = np.concatenate([each.repeats for each in plan.splits.values()])
@@ -294,10 +294,10 @@ def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
 
 def main() -> None:
     """Pack the blend."""
-    from sft.data.bins import length_quantiles
-    from sft.data.plan import fitting, plan_blend
-    from sft.data.samples import FITS, refuse_over_length
-    from sft.data.shuffle import Layout, write_packs
+    from sft.packing.bins import length_quantiles
+    from sft.packing.plan import fitting, plan_blend
+    from sft.packing.samples import FITS, refuse_over_length
+    from sft.packing.shuffle import Layout, write_packs
 
     params, fetch = load("pack", "fetch")
     fetched = {name: fetch.sources[name] for name in by_precedence(fetch.sources, params.precedence)}

@@ -7,8 +7,8 @@ data/filtered/<source>/kept-*.parquet, models/base (tokenizer), the chat templat
         data/prepared/<source>/chat_template.jinja  the template they were rendered with
         reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths, reasoning removed
 
-The template is checked before a token is written (sft.data.chat): a template without an exact mask stops
-the stage. A share of the conversations loses its reasoning, or some of it (sft.data.reasoning).
+The template is checked before a token is written (sft.tokens.chat): a template without an exact mask stops
+the stage. A share of the conversations loses its reasoning, or some of it (sft.tokens.reasoning).
 """
 
 import functools
@@ -39,7 +39,7 @@ FEWEST_FOR_FASTOKENS = 500
 @functools.cache
 def load_chat(template: str, quick: bool) -> Any:
     """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
-    from sft.data.chat import ChatTemplate
+    from sft.tokens.chat import ChatTemplate
 
     chat = ChatTemplate.load(template, BASE, whole=False)
     if quick and os.environ.get("SFT_FASTOKENS") != "0":
@@ -53,8 +53,8 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
 
     Writes samples and rejected rows into a new folder in task["scratch"]; returns its name, and counts.
     """
-    from sft.data.prepared import prepare
     from sft.data.shards import SAMPLES, ShardWriter, Stretch, read_stretch
+    from sft.tokens.prepared import prepare
 
     stretch, reasoning = Stretch(*task["stretch"]), Reasoning(**task["reasoning"])
     chat = load_chat(task["template"], task["quick"])
@@ -108,8 +108,8 @@ def quantiles(lengths: Mapping[int, int]) -> dict[str, int]:
 
 def main(source: str) -> None:
     """Prepare one source."""
-    from sft.data.reasoning import ReasoningCounts
     from sft.data.shards import plan_stretches
+    from sft.tokens.reasoning import ReasoningCounts
 
     params = load("prep")
     filtered, target = Path("data/filtered", source), Path("data/prepared", source)

@@ -1,0 +1,1 @@
+"""Conversations to samples: chat template, token ids, loss mask."""

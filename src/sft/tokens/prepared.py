@@ -1,0 +1,152 @@
+"""Prepared: filtered rows -> a table of samples, the rows that were refused, and counts.
+
+Whole columns at a time: the conversations of a batch become pieces (sft.tokens.chat), all text of them is tokenised in
+one call, and ids, masks and turn ends are columns of Parquet without ever being lists.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+
+from sft.command import InputError
+from sft.data.conversation import Rejection
+from sft.data.shards import SAMPLES
+from sft.executor import at_row
+from sft.params import Reasoning
+from sft.tokens.chat import ChatTemplate
+from sft.tokens.pieces import Pieces, Samples
+from sft.tokens.reasoning import control
+
+# Integers beyond it orjson reads as floats, json exactly.
+LARGE = 2.0**63
+# Texts that are compared with the reference, in characters.
+COMPARED_CHARS = 4096
+
+Counts = dict[str, Counter[Any]]
+
+
+class Prepared(NamedTuple):
+    """What became of some filtered rows."""
+
+    samples: pa.Table
+    """Columns of SAMPLES."""
+    rejected: list[dict[str, str]]
+    """id, reason, evidence."""
+    counts: Counts
+    """rows: out, trained (tokens), untrained_turns, reasoning_removed (tokens); rejected; reasoning; lengths."""
+
+
+def prepare(chat: ChatTemplate, rows: Mapping[str, list[Any]], reasoning: Reasoning, compare: bool = False) -> Prepared:
+    """Prepare rows, columns id, messages, tools of a filtered shard, in order.
+
+    With `compare` the ids of their first texts are compared with those of the reference tokenizer.
+    Raises:  InputError: a row that is not JSON, a template that used up its limits, ids that differ.
+    """
+    pieces, refused = Pieces(), dict[int, Rejection]()
+    controlled, samples = [], []
+    for index, (name, messages, tools) in enumerate(zip(rows["id"], rows["messages"], rows["tools"], strict=True)):
+        at_row(name)
+        each = control(name, _parse(name, messages), reasoning, chat.tokenizer.ranges, chat.tokenizer.engine.count)
+        outcome = chat.add(pieces, each.messages, _parse_tools(tools) if tools else None, each.budget)
+        if isinstance(outcome, Rejection):
+            refused[index], outcome = outcome, 0
+        controlled.append(each)
+        samples.append(outcome)
+    if compare and not chat.tokenizer.engine.agrees(_first(pieces.texts, COMPARED_CHARS)):
+        raise InputError(
+            f"conversation {rows['id'][0]} or one behind it: fastokens gives other ids than tokenizers. "
+            "Set SFT_FASTOKENS=0 and rerun: slower, and right."
+        )
+    columns = pieces.encode(chat.tokenizer.engine)
+    row_of = np.repeat(np.arange(len(samples)), samples)
+    for sample in sorted(columns.refused):
+        refused.setdefault(int(row_of[sample]), columns.refused[sample])
+    keep = ~np.isin(row_of, list(refused))
+
+    counts: Counts = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths")}
+    for index, each in enumerate(controlled):
+        if index in refused:
+            counts["rejected"][refused[index].reason] += 1
+            continue
+        counts["reasoning"][each.mode] += 1
+        counts["rows"]["reasoning_removed"] += each.tokens_removed
+        counts["rows"]["untrained_turns"] += sum(message.get("loss") is False for message in each.messages)
+    counts["rows"]["out"] = len(samples) - len(refused)
+    counts["rows"]["trained"] = int(np.add.reduceat(columns.mask, _starts(columns.sizes), dtype=np.int64)[keep].sum())
+    counts["lengths"].update(columns.sizes[keep].tolist())
+    rejected = [
+        {"id": rows["id"][index], "reason": refused[index].reason, "evidence": refused[index].evidence}
+        for index in sorted(refused)
+    ]
+    table = _table([rows["id"][index] for index in row_of], row_of, columns)
+    return Prepared(table if keep.all() else table.filter(pa.array(keep)), rejected, counts)
+
+
+def _table(names: list[str], row_of: npt.NDArray[np.int64], columns: Samples) -> pa.Table:
+    """Put columns beside each other as the schema says."""
+    first = np.searchsorted(row_of, row_of)  # sample of each row's first sample
+    values: dict[str, pa.Array] = {
+        "conversation_id": pa.array(names, pa.string()),
+        "sample": pa.array((np.arange(len(row_of)) - first).astype(np.int32)),
+        "ids": _lists(columns.ids, columns.sizes, "ids"),
+        "mask": _lists(columns.mask, columns.sizes, "mask"),
+        "turn_ends": _lists(columns.turn_ends, columns.turns, "turn_ends"),
+    }
+    return pa.table([values[name] for name in SAMPLES.names], schema=SAMPLES)
+
+
+def _lists(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64], name: str) -> pa.Array:
+    assert len(values) < 1 << 31, "offsets of Arrow's lists are 32-bit"
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=SAMPLES.field(name).type)
+
+
+def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.cumsum(sizes) - sizes
+
+
+def _first(texts: list[str], chars: int) -> list[str]:
+    """Return the first texts, up to a number of characters, cut where one is longer."""
+    found, left = list[str](), chars
+    for text in texts:
+        if left <= 0:
+            break
+        found.append(text[:left])
+        left -= len(text)
+    return found
+
+
+def _parse(name: str, text: str) -> Any:
+    """Read JSON as Python's json does; in messages, numbers stand in arguments only."""
+    try:
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return json.loads(text)  # whole numbers that no float holds
+        if text.startswith('[{"role"') and '"arguments"' not in text:
+            return value
+        return json.loads(text) if _holds_large(value) else value
+    except ValueError as error:
+        raise InputError(f"conversation {name}: not JSON: {error}. Run the filter stage again.") from error
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_tools(text: str) -> Any:
+    """Read tools, of which many conversations have the same; nobody changes what is returned."""
+    return _parse("with these tools", text)
+
+
+def _holds_large(value: Any) -> bool:
+    """Say whether some number is so large that orjson may have rounded it."""
+    if isinstance(value, dict):
+        return any(map(_holds_large, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_large, value))
+    return isinstance(value, float) and abs(value) >= LARGE

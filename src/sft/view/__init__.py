@@ -1,0 +1,1 @@
+"""Data for people: packs as they are trained, and what was refused."""

@@ -1,0 +1,122 @@
+"""Blend: shares and epochs in trained tokens, whole epochs first, parts drawn without replacement."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft.command import InputError
+from sft.packing.blend import check_asked, describe_mixture, draw_part, mixture_by_domain, plan_epochs, plan_repeats
+
+NOTHING = {"a": None, "b": None}
+TOKENS, HASHES = np.full(100, 10), np.array(random.Random(1).sample(range(10**6), 100), np.uint64)
+
+
+def test_two_and_a_half_epochs_are_two_of_everything_and_a_drawn_half_once_more():
+    assert sorted(plan_repeats(TOKENS, HASHES, 2.5)) == [2] * 50 + [3] * 50
+
+
+def test_less_than_an_epoch_is_a_part_of_which_nothing_comes_twice():
+    assert sorted(plan_repeats(TOKENS, HASHES, 0.3)) == [0] * 70 + [1] * 30
+
+
+def test_an_epoch_is_everything_once_and_none_is_nothing():
+    assert plan_repeats(TOKENS, HASHES, 1.0).tolist() == [1] * 100
+    assert plan_repeats(TOKENS[:0], HASHES[:0], 1.0).tolist() == []
+
+
+def test_shares_are_of_trained_tokens_and_the_scarcest_source_is_used_once_and_whole():
+    assert plan_epochs({"a": 1000, "b": 3000}, {"a": 0.5, "b": 0.5}, NOTHING) == {"a": 1.0, "b": pytest.approx(1 / 3)}
+
+
+def test_a_part_ends_at_the_conversation_that_comes_nearest():
+    assert sum(plan_repeats(np.full(100, 30), HASHES, 1 / 3)) == 33, "990 tokens are nearer to 1000 than 1020"
+    assert draw_part(np.array([10, 30, 10]), np.array([3, 1, 2], np.uint64), 34, True).tolist() == [1]
+    assert draw_part(np.array([10, 30, 10]), np.array([3, 1, 2], np.uint64), 35, True).tolist() == [1, 2]
+
+
+def test_a_larger_part_contains_the_smaller_and_other_hashes_draw_others():
+    small, large, other = (
+        set(draw_part(TOKENS, hashes, tokens, True).tolist())
+        for tokens, hashes in ((200, HASHES), (700, HASHES), (200, HASHES[::-1]))
+    )
+    assert (len(small), len(large), len(other)) == (20, 70, 20)
+    assert small < large
+    assert small != other
+
+
+def test_the_smallest_part_of_a_source_is_one_conversation():
+    assert sum(plan_repeats(TOKENS, HASHES, 0.0001)) == 1
+    assert sum(plan_repeats(TOKENS, HASHES, 2.0001)) == 200
+
+
+@pytest.mark.parametrize(
+    ("shares", "epochs", "message"),
+    [
+        ({"a": 0.5, "b": None}, NOTHING, "a have a share, b have none"),
+        ({"a": 0.5, "b": 0.4}, NOTHING, "add up to 0.9, not to 1: a 0.5, b 0.4"),
+        ({"a": 0.5, "b": 0.500002}, NOTHING, "not to 1"),
+        ({"a": 0.5, "b": 0.5}, {"a": 2.0, "b": None}, "a have a share and epochs"),
+    ],
+)
+def test_shares_that_do_not_make_a_blend_are_refused(shares, epochs, message):
+    with pytest.raises(InputError, match=message):
+        check_asked(shares, epochs)
+
+
+def test_shares_may_miss_1_by_what_floating_point_loses():
+    check_asked(dict.fromkeys("abcdefghij", 0.1), dict.fromkeys("abcdefghij"))
+    assert plan_epochs({"a": 5, "b": 5}, {"a": 0.5, "b": 0.5 + 9e-7}, NOTHING)["b"] == 1.0
+
+
+def test_a_share_of_a_source_with_nothing_to_train_on_is_refused_by_name():
+    with pytest.raises(InputError, match="b have a share, but nothing of them is left"):
+        plan_epochs({"a": 5, "b": 0}, {"a": 0.5, "b": 0.5}, NOTHING)
+
+
+def test_the_mixture_sets_what_was_asked_beside_what_came_of_it_by_source_and_domain():
+    rows = describe_mixture(
+        {"a": 100, "b": 300},
+        {"a": {"tokens": 500, "trained_tokens": 200}, "b": {"tokens": 900, "trained_tokens": 290}},
+        {"a": "chat", "b": "chat"},
+        {"a": 2.0, "b": 1.0},
+    )
+    assert [row["asked_share"] for row in rows] == [0.4, 0.6]
+    assert [row["achieved_share"] for row in rows] == [0.408163, 0.591837]
+    assert mixture_by_domain(rows) == {
+        "chat": {"asked_share": 1.0, "tokens": 1400, "trained_tokens": 490, "achieved_share": 1.0}
+    }
+
+
+CONVERSATIONS = st.lists(st.integers(1, 50), min_size=1, max_size=30).map(
+    lambda sizes: (np.array(sizes), np.array(random.Random(len(sizes)).sample(range(999), len(sizes)), np.uint64))
+)
+
+
+@given(CONVERSATIONS, st.floats(0.01, 5))
+def test_what_is_seen_is_within_half_a_conversation_of_what_was_asked(conversations, epochs):
+    sizes, _ = conversations
+    times = plan_repeats(*conversations, epochs)
+    assert set(times.tolist()) <= {int(epochs), int(epochs) + 1}
+    assert abs(sizes @ times - epochs * sizes.sum()) <= sizes.max() / 2 + 1e-6 or times.sum() == 1
+
+
+@given(CONVERSATIONS, CONVERSATIONS, st.floats(0.05, 0.95))
+def test_shares_never_repeat_and_use_some_source_up(first, second, share):
+    both = {"a": first, "b": second}
+    totals = {name: int(own[0].sum()) for name, own in both.items()}
+    epochs = plan_epochs(totals, {"a": share, "b": 1 - share}, NOTHING)
+    times = {name: set(plan_repeats(*own, epochs[name]).tolist()) for name, own in both.items()}
+    assert times["a"] | times["b"] <= {0, 1}
+    assert {1} in times.values()
+
+
+@given(st.permutations(range(20)))
+def test_the_order_of_reading_draws_nobody_else(shuffled):
+    order = np.array(shuffled)
+    assert (
+        plan_repeats(TOKENS[order], HASHES[order], 1.4).tolist()
+        == plan_repeats(TOKENS[:20], HASHES[:20], 1.4)[order].tolist()
+    )

@@ -1,0 +1,98 @@
+"""Plan: whatever comes is packed or marked with why not, on one side, copies apart, and the order decides nothing."""
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.data.shards import SAMPLES
+from sft.packing.plan import plan_blend
+from sft.packing.samples import FITS, REASONS, join, measure
+from sft.packing.splits import SPLITS
+from sft.params import Pack, Source
+from tests.tiny import made_up
+
+NUMBERS = st.lists(st.integers(0, 39), min_size=3, max_size=15, unique=True)
+POOL = {number: made_up(number) for number in range(40)}
+SIZE = 64
+
+
+def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], cluster=None, **more):
+    """What is planned for made-up sources: samples, conversations, plan."""
+    described = {s: Source(uri="file://x.jsonl", format="openai", epochs=epochs[s]) for s in sources}
+    fixed = {"near_duplicates": None, "precedence": [], "validation": 0.1, "test": 0.1, "npy_max_tokens": 0, "seed": 1}
+    params = Pack(pack_size=SIZE, **fixed, **more)
+    rows = {source: [sample for n in numbers for sample in POOL[n]] for source, numbers in sources.items()}
+    batches = [measure(pa.RecordBatch.from_pylist(own, schema=SAMPLES), s, params) for s, own in rows.items()]
+    samples, conversations = join(pa.Table.from_batches(batches).column, {s: len(r) for s, r in rows.items()})
+    if cluster is None:
+        cluster = np.arange(len(conversations.ids), dtype=np.int32)
+    return samples, conversations, plan_blend(samples, conversations, cluster, described, params)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), NUMBERS, min_size=1),
+    st.sampled_from(["drop", "cut-at-turn"]),
+    st.sampled_from([1, 8]),
+    st.fixed_dictionaries({source: st.sampled_from([None, 0.4, 1.0, 2.3]) for source in "abc"}),
+)
+def test_whatever_comes_is_packed_or_marked_and_stands_on_one_side(sources, policy, multiple, epochs):
+    samples, conversations, plan = planned(sources, epochs, over_length=policy, pad_segments_to=multiple)
+    names = conversations.names(samples.conversation).to_pylist()
+    sides: dict[str, set] = {}
+    packed: list[int] = []
+    for split in SPLITS:
+        order = plan.splits[split]
+        assert order.packs[-1] == len(order.samples)
+        for begin, end in zip(order.packs[:-1], order.packs[1:], strict=True):
+            members = order.samples[begin:end]
+            assert 0 < sum(-(-(samples.kept[members] - 1) // multiple) * multiple + 1) <= SIZE
+            copies = {(names[s], r) for s, r in zip(members, order.repeats[begin:end], strict=True)}
+            assert len(copies) == len({name for name, _ in copies})
+        assert split == "training" or not order.repeats.any()
+        assert len({*zip(order.samples.tolist(), order.repeats.tolist(), strict=True)}) == len(order.samples)
+        for sample in order.samples:
+            source = int(conversations.source[samples.conversation[sample]])
+            sides.setdefault(names[sample], set()).add((split, source))
+        packed += order.samples[order.repeats == 0].tolist()
+    assert sides
+    assert all(len(side) == 1 for side in sides.values()), "one split, and one source"
+    assert sorted(packed) == np.flatnonzero(samples.reason == FITS).tolist()
+
+
+@settings(deadline=None)
+@given(st.permutations(range(40)), st.permutations("abc"))
+def test_the_order_of_rows_and_of_sources_changes_nothing_where_nothing_is_a_duplicate(numbers, names):
+    epochs, policy = {"a": None, "b": 1.5, "c": 0.5}, {"over_length": "cut-at-turn", "pad_segments_to": 1}
+    seen = []
+    for order, own in ((range(40), "abc"), (numbers, names)):
+        sources = {name: [n for n in order if n % 3 == "abc".index(name)] for name in own}
+        samples, conversations, plan = planned(sources, epochs, **policy)
+        ids = conversations.names(samples.conversation).to_pylist()
+        named = [(ids[s], int(samples.number[s])) for s in range(len(samples))]
+        packs = {
+            split: (each.packs.tolist(), [named[s] for s in each.samples], each.repeats.tolist())
+            for split, each in plan.splits.items()
+        }
+        seen.append((packs, sorted(zip(named, samples.reason.tolist(), strict=True))))
+    assert seen[0] == seen[1]
+    assert len(seen[0][0]["training"][0]) > 4
+
+
+def test_what_is_alike_goes_from_later_sources_and_stays_on_one_side_in_the_first():
+    """Conversations 2n and 2n + 1 are alike; source a has the first twenty, b the rest and every fourth of those."""
+    sources = {"a": list(range(20)), "b": [*range(0, 20, 4), *range(20, 40)]}
+    cluster = np.arange(40, dtype=np.int32) // 2
+    more = {"over_length": "cut-at-turn", "pad_segments_to": 1}
+    samples, conversations, plan = planned(sources, {"a": None, "b": None}, cluster, **more)
+    split_of = {}
+    for split, order in plan.splits.items():
+        split_of.update({int(conversations.identity[samples.conversation[s]]): split for s in order.samples})
+    assert len(split_of) == 40
+    assert all(split_of[2 * n] == split_of[2 * n + 1] for n in range(20))
+    assert set(split_of.values()) == set(SPLITS)
+    lost = np.flatnonzero(plan.instead >= 0)
+    assert conversations.names(lost).to_pylist() == [f"c{n}" for n in range(0, 20, 4)]
+    assert conversations.sources_of(plan.instead[lost]).to_pylist() == ["a"] * 5
+    assert {REASONS[reason] for reason in samples.reason} == {"cut", "duplicate"}, "cut: what fits, cut or not"

@@ -1,0 +1,138 @@
+"""Splits: exact counts, stable sides, nobody on two sides."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft.command import InputError
+from sft.packing.splits import (
+    SPLITS,
+    by_precedence,
+    held_out,
+    keyed_hash,
+    keyed_hashes,
+    settle_duplicates,
+    split_groups,
+)
+
+
+def split(sizes: list[int], validation: float, test: float, seed: int = 1) -> list[str]:
+    """The split of groups of so many conversations each."""
+    hashes = keyed_hashes(seed, (f"group-{number}" for number in range(len(sizes))))
+    return [SPLITS[place] for place in split_groups(np.array(sizes, np.int32), hashes, validation, test)]
+
+
+def counts(sides: list[str], sizes: list[int] | None = None) -> dict[str, int]:
+    sizes = sizes or [1] * len(sides)
+    return {name: sum(size for side, size in zip(sides, sizes, strict=True) if side == name) for name in SPLITS}
+
+
+def test_one_percent_of_a_thousand_is_ten_each():
+    assert counts(split([1] * 1000, 0.01, 0.01)) == {"training": 980, "validation": 10, "test": 10}
+
+
+def test_every_split_of_three_conversations_has_one():
+    assert counts(split([1] * 3, 0.01, 0.01)) == {"training": 1, "validation": 1, "test": 1}
+
+
+def test_two_conversations_are_all_for_training():
+    assert split([1] * 2, 0.01, 0.01) == ["training"] * 2
+    assert split([], 0.01, 0.01) == []
+
+
+def test_another_seed_holds_out_others():
+    assert split([1] * 1000, 0.01, 0.01, seed=1) != split([1] * 1000, 0.01, 0.01, seed=2)
+
+
+@given(st.permutations(range(40)))
+def test_the_order_of_reading_changes_nothing(shuffled):
+    order = np.array(shuffled)
+    hashes = keyed_hashes(3, map(str, range(40)))
+    ones = np.ones(40, np.int32)
+    assert split_groups(ones, hashes[order], 0.1, 0.1).tolist() == split_groups(ones, hashes, 0.1, 0.1)[order].tolist()
+
+
+@given(st.integers(30, 60))
+def test_few_change_sides_when_a_conversation_is_added(number):
+    before, after = split([1] * number, 0.1, 0.1), split([1] * (number + 1), 0.1, 0.1)
+    assert sum(one != other for one, other in zip(before, after, strict=False)) <= 4
+
+
+@given(st.lists(st.text(max_size=5), min_size=2, max_size=9, unique=True), st.integers(0, 3))
+def test_hashes_as_numbers_are_in_the_order_of_the_hashes(texts, seed):
+    hashes = keyed_hashes(seed, texts)
+    assert [texts[place] for place in np.argsort(hashes)] == sorted(texts, key=lambda text: keyed_hash(seed, text))
+
+
+def test_counts_are_exact_at_a_hundred_rows_and_at_18_million():
+    assert counts(split([1] * 100, 0.01, 0.01)) == {"training": 98, "validation": 1, "test": 1}
+    assert held_out(18_000_000, 0.01, 0.01) == {"validation": 180_000, "test": 180_000}
+
+
+@given(st.integers(3, 60), st.floats(0.001, 0.98), st.floats(0.001, 0.98))
+def test_every_split_of_three_or_more_has_some_whatever_the_shares(number, validation, share):
+    found = counts(split([1] * number, validation, share * (1 - validation)))
+    assert min(found.values()) >= 1
+    assert sum(found.values()) == number
+
+
+def test_a_group_is_on_one_side_and_counts_stay_exact():
+    sizes = [3] * 100 + [1] * 700
+    sides = split(sizes, 0.05, 0.05)
+    assert counts(sides, sizes) == {"training": 900, "validation": 50, "test": 50}
+    assert {"validation", "test"} <= set(sides[:100])
+
+
+def test_groups_too_large_for_a_share_still_leave_no_split_empty():
+    assert counts(split([10] * 3, 0.01, 0.01), [10] * 3) == dict.fromkeys(SPLITS, 10)
+
+
+def test_fewer_than_three_groups_are_all_for_training():
+    assert split([10] * 2, 0.1, 0.1) == ["training"] * 2
+
+
+@given(st.lists(st.integers(1, 6), min_size=3, max_size=12), st.sampled_from([0.01, 0.2, 0.4]))
+def test_groups_of_any_size_leave_no_split_empty(sizes, share):
+    assert min(counts(split(sizes, share, share)).values()) >= 1
+
+
+def settle(conversations: list[tuple[int, int]], cluster: list[int]) -> tuple[list[int], list[int]]:
+    """Settle conversations (source, id); ids of the same cluster are alike."""
+    source, identity = np.array(conversations, np.int32).T
+    settled = settle_duplicates(source, identity, np.array(cluster, np.int32))
+    return settled.instead.tolist(), settled.group.tolist()
+
+
+def test_the_first_source_keeps_what_several_have_and_the_others_lose_it():
+    """Ids 0 and 1 of the first source; the second has 0, 2, which is like 1, and 3."""
+    instead, group = settle([(0, 0), (0, 1), (1, 0), (1, 2), (1, 3)], cluster=[0, 1, 1, 3])
+    assert instead == [-1, -1, 0, 1, -1]
+    assert [group[kept] for kept in (0, 1, 4)] == [0, 1, 4], "each alone"
+
+
+def test_near_duplicates_inside_the_first_source_are_kept_together():
+    """Ids 0 and 1 of source 0 are alike; id 2, like both, is in sources 1 and 2."""
+    instead, group = settle([(0, 0), (0, 1), (1, 2), (2, 2)], cluster=[0, 0, 0])
+    assert instead == [-1, -1, 0, 0]
+    assert group[:2] == [0, 0]
+
+
+def test_what_is_lost_to_the_same_conversation_says_so_even_where_another_came_first():
+    """Ids 0 and 1 of source 0 are alike; source 1 has id 1."""
+    assert settle([(0, 0), (0, 1), (1, 1)], cluster=[0, 0])[0] == [-1, -1, 1]
+
+
+def test_precedence_comes_first_and_all_others_follow_by_name_whatever_their_order():
+    for order in ("abc", "cab"):
+        assert by_precedence(order, []) == ["a", "b", "c"]
+        assert by_precedence(order, ["c", "a"]) == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("precedence", "fault"),
+    [(["chat"], "'chat' is no source. Did you mean 'chats'"), (["chats", "chats"], "'chats' stands there twice")],
+)
+def test_precedence_that_names_no_source_or_one_twice_is_refused(precedence, fault):
+    with pytest.raises(InputError, match=fault):
+        by_precedence(["calls", "chats"], precedence)

@@ -1,0 +1,151 @@
+"""Reasoning control: who loses it, who keeps how much, and that nothing else decides."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.packing.splits import keyed_hash
+from sft.params import Reasoning
+from sft.tokens.reasoning import ReasoningCounts, control, shorten
+from sft.tokens.tokenizer import SafeTokenizer
+from tests.vocabulary import write_tokenizer
+
+THOUGHTS = "First look at the tools, then call one of them, or none."
+MESSAGES = [
+    {"role": "user", "content": "What is the sum?"},
+    {"role": "assistant", "content": "12", "reasoning_content": THOUGHTS},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes", "reasoning_content": "7 + 5"},
+]
+
+
+@pytest.fixture(scope="module")
+def ranges(tmp_path_factory):
+    return SafeTokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer"))).ranges
+
+
+def shares(strip=0.0, truncate=0.0, budgets=(4, 8), seed=1):
+    return Reasoning(strip=strip, truncate=truncate, budgets=list(budgets), seed=seed)
+
+
+# --- Who ------------------------------------------------------------------------------------------------
+
+
+def test_the_shares_are_met_and_independent_of_the_other_draws_of_the_same_hash(ranges):
+    modes = {f"id-{n}": control(f"id-{n}", MESSAGES, shares(0.1, 0.03), ranges).mode for n in range(4000)}
+    found = {mode: sum(value == mode for value in modes.values()) / 4000 for mode in set(modes.values())}
+    assert found == pytest.approx({"stripped": 0.1, "truncated": 0.03, "kept": 0.87}, abs=0.015)
+    held_out = sorted(modes, key=lambda name: keyed_hash(1, name))[:400]  # as a split with the same seed draws
+    assert sum(modes[name] == "stripped" for name in held_out) / 400 == pytest.approx(0.1, abs=0.05)
+
+
+def test_the_extremes_take_all_or_nothing(ranges):
+    for name in ("a", "b", "c"):
+        assert control(name, MESSAGES, shares(strip=1.0), ranges).mode == "stripped"
+        assert control(name, MESSAGES, shares(truncate=1.0), ranges).mode == "truncated"
+        assert control(name, MESSAGES, shares(), ranges) == (MESSAGES, "kept", None, 0)
+
+
+def test_another_seed_draws_others(ranges):
+    drawn = {
+        seed: [control(str(n), MESSAGES, shares(0.5, seed=seed), ranges).mode for n in range(50)] for seed in (1, 2)
+    }
+    assert drawn[1] != drawn[2]
+
+
+def test_the_same_conversation_is_drawn_alike_in_another_process_with_another_hash_seed(ranges):
+    code = (
+        "from sft.tokens.reasoning import control; from sft.params import Reasoning\n"
+        "params = Reasoning(strip=0.3, truncate=0.3, budgets=[1, 2, 3], seed=1)\n"
+        "messages = [{'role': 'assistant', 'content': '', 'reasoning_content': 'aaaaa'}]\n"
+        "ranges = lambda text: [(i, i + 1) for i in range(len(text))]\n"
+        "for n in range(40): print(control(str(n), messages, params, ranges))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "77")
+    ]
+    assert runs[0] == runs[1]
+    assert {mode for mode in (b"kept", b"stripped", b"truncated") if mode in runs[0]} == {
+        b"kept",
+        b"stripped",
+        b"truncated",
+    }
+
+
+def test_a_conversation_without_reasoning_is_left_alone(ranges):
+    plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert control("a", plain, shares(strip=1.0), ranges) == (plain, "none", None, 0)
+
+
+# --- What becomes of it ---------------------------------------------------------------------------------
+
+
+def test_stripping_takes_all_reasoning_and_nothing_else(ranges):
+    messages, mode, budget, removed = control("a", MESSAGES, shares(strip=1.0), ranges)
+    assert messages == [{key: message[key] for key in ("role", "content")} for message in MESSAGES]
+    assert (mode, budget) == ("stripped", None)
+    assert removed == len(ranges(THOUGHTS)) + len(ranges("7 + 5"))
+
+
+def test_truncating_cuts_each_answers_reasoning_to_the_budget_and_keeps_the_answers(ranges):
+    messages, mode, budget, removed = control("a", MESSAGES, shares(truncate=1.0, budgets=[6]), ranges)
+    assert (mode, budget) == ("truncated", 6)
+    assert [message["content"] for message in messages] == [message["content"] for message in MESSAGES]
+    first, second = messages[1]["reasoning_content"], messages[3]["reasoning_content"]
+    assert (first, second) == ("First look at the tools,", "7 + 5")
+    assert len(ranges(first)) <= 6
+    assert removed == len(ranges(THOUGHTS)) - len(ranges(first))
+    assert MESSAGES[1]["reasoning_content"] == THOUGHTS, "what was read is not changed"
+
+
+def test_only_budgets_that_cut_something_are_drawn_and_without_one_all_is_kept(ranges):
+    longest = len(ranges(THOUGHTS))
+    for name in map(str, range(20)):
+        assert control(name, MESSAGES, shares(truncate=1.0, budgets=[4, longest]), ranges).budget == 4
+        assert control(name, MESSAGES, shares(truncate=1.0, budgets=[longest]), ranges) == (MESSAGES, "kept", None, 0)
+
+
+def test_every_budget_is_drawn_whatever_their_order(ranges):
+    one, other = (
+        [control(str(n), MESSAGES, shares(truncate=1.0, budgets=budgets), ranges).budget for n in range(60)]
+        for budgets in ([2, 4, 8], [8, 2, 4])
+    )
+    assert set(one) == {2, 4, 8}
+    assert one == other
+
+
+def test_reasoning_of_which_nothing_fits_goes(ranges):
+    messages = [{"role": "assistant", "content": "a", "reasoning_content": "👩 and more"}]
+    assert len({character for character in ranges("👩")}) < len(ranges("👩"))
+    controlled = control("a", messages, shares(truncate=1.0, budgets=[1]), ranges)
+    assert controlled.messages == [{"role": "assistant", "content": "a"}]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(min_size=1), st.text(alphabet="👩é 한a\n", min_size=1)), st.integers(1, 12))
+def test_a_cut_is_clean_within_the_budget_and_near_it(ranges, text, budget):
+    short = shorten(text, budget, ranges)
+    assert text.startswith(short)
+    assert short == short.rstrip()
+    assert len(ranges(short)) <= budget
+    if len(ranges(text)) <= budget:
+        assert short == text.rstrip()
+    elif text.isascii() and text.isalpha():
+        assert len(ranges(short)) >= budget - 1
+
+
+def test_counts_add_up_to_the_conversations(ranges):
+    counts = ReasoningCounts()
+    for n in range(100):
+        counts.add(control(str(n), MESSAGES if n % 2 else MESSAGES[:1], shares(0.4, 0.3), ranges))
+    report = counts.report()
+    assert list(report) == ["none", "kept", "stripped", "truncated", "tokens_removed"]
+    assert sum(report[mode] for mode in ("none", "kept", "stripped", "truncated")) == 100
+    assert (report["none"], report["stripped"] > 0, report["tokens_removed"] > 0) == (50, True, True)
