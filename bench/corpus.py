@@ -39,7 +39,7 @@ PROSE_CHARS, CODE_LINES = (40, 3000), 40
 SEED = 1234
 MEDIAN_TOKENS, SIGMA, FEWEST_TOKENS, MOST_TOKENS, CHARS_PER_TOKEN = 600, 1.1, 24, 32_000, 3.45
 # What a filter would rightly refuse, or a template take for its own.
-MARKUP = re.compile(r"<\|im_|</?think>|</?tool_call>|</?tool_response>|[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")
+MARKUP = re.compile(r"```|~~~|<\|im_|</?think>|</?tool_call>|</?tool_response>|[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")
 ROFF = re.compile(r"^[.'].*$|\\f[A-Z]|\\[-&|^]", re.MULTILINE)
 
 TEKKEN = Download(
@@ -186,7 +186,7 @@ class Conversations:
                 part = self._next("prose")
             if length + len(part) > chars * 1.25 + 60:
                 part = part[: max(20, int(chars - length))]
-            parts.append(part)
+            parts.append(_ended(part))
             length += len(part) + 2
         return "\n\n".join(parts).strip() or "ok"
 
@@ -194,6 +194,14 @@ class Conversations:
         texts = self._code if kind == "code" else self._prose
         self._place[kind] = (self._place[kind] + 1) % len(texts)
         return texts[self._place[kind]]
+
+
+def _ended(part: str) -> str:
+    """End what may be cut as its writer would: code closes its fence, a sentence has its full stop."""
+    if part.startswith("```"):
+        return part if part.endswith("\n```") else f"{part.rstrip('`').rstrip()}\n```"
+    part = part.rstrip()
+    return part if part.endswith((".", "!", "?")) else f"{part.rstrip(' ,;:-([{')}."
 
 
 def _schema(name: str) -> dict[str, Any]:

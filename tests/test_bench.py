@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from sft.data.conversation import Conversation, normalise
+from sft.quality.replies import check_truncated
 from sft.quality.structure import check_structure
 from tests.project import ROOT
 
@@ -47,6 +48,7 @@ def test_a_corpus_has_the_shape_that_it_promises_and_every_row_is_sound(corpus):
         conversation = normalise(record)
         assert isinstance(conversation, Conversation)
         assert check_structure(conversation, 400_000, None) is None
+        assert check_truncated(conversation) is None
     reasons, calls, several = (
         sum(any(key in message for message in record["messages"]) for record in records) / len(records)
         for key in ("reasoning_content", "tool_calls", "tool_call_id")
