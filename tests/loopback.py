@@ -89,6 +89,18 @@ class Loopback:
         shown = self.ask("scontrol", "show", "job", "--oneliner", job)
         return shown.partition("JobState=")[2].split()[0]
 
+    def free(self) -> None:
+        """Wait until both nodes are idle but for n1's long jobs; resume one that was left down or drained."""
+
+        def ready() -> bool:
+            nodes = dict(line.split() for line in self.ask("sinfo", "-hN", "-o", "%N %T").splitlines())
+            for name, state in nodes.items():
+                if state.rstrip("*") in ("down", "drained", "draining"):
+                    self.ask("scontrol", "update", f"nodename={name}", "state=resume", may_fail=True)
+            return nodes["n2"] == "idle" and nodes["n1"] in ("idle", "mixed", "allocated")
+
+        wait_for(ready, tell=lambda: self.ask("sinfo", "--Node", "--long") + self.ask("squeue", "--long"))
+
 
 @contextmanager
 def running_cluster() -> Iterator[Loopback]:
@@ -171,9 +183,9 @@ class Driver:
         self.process.wait()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
-    """Wait until something is so."""
+def wait_for(condition: Callable[[], Any], seconds: float = 90, tell: Callable[[], str] = str) -> None:
+    """Wait until something is so; `tell` says how things are where it never is."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"waited in vain: {tell()}"
         time.sleep(0.1)

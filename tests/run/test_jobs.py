@@ -129,16 +129,18 @@ def test_out_of_memory_says_what_to_do(cluster, root, where):
 
 
 def test_preempted_goes_on_when_it_gets_its_nodes_back(cluster, root):
+    cluster.free()
     driver = Driver(root, "preempted", "here", *lives("begun"))
-    wait_for(lambda: "begun" in driver.said())
+    wait_for(lambda: "begun" in driver.said(), tell=driver.said)
     cluster.ask("sbatch", "--partition=urgent", "--nodelist=n2", "--exclusive", "--output=/dev/null", "--wrap=true")
     goes_on(cluster, driver)
     assert "DUE TO PREEMPTION" in (driver.run / f"logs/{driver.job()}.log").read_text()
 
 
 def test_a_lost_node_costs_a_life_of_the_job_and_no_more(cluster, root):
+    cluster.free()
     driver = Driver(root, "lost", "here", *lives("begun"))
-    wait_for(lambda: "begun" in driver.said())
+    wait_for(lambda: "begun" in driver.said(), tell=driver.said)
     cluster.ask("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_for(lambda: cluster.state_of(driver.job()) == "PENDING")
     cluster.ask("scontrol", "update", "nodename=n2", "state=resume", may_fail=True)  # it may be back by itself

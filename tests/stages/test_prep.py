@@ -275,10 +275,10 @@ def test_killed_at_any_moment_nothing_is_taken_for_whole_and_the_rerun_gives_the
     expected = alone(stretches, monkeypatch)
     (stretches / "reports/prep/many.json").unlink()
     draw, killed = random.Random(5), 0
-    for _ in range(4):
+    for delay in (0.0, *(draw.uniform(0, 2) for _ in range(3))):
         driver = start(stretches)
         wait_until(lambda: list((stretches / "data/prepared").glob(".many.partial*")))
-        time.sleep(draw.uniform(0, 4))
+        time.sleep(delay)
         driver.kill()
         driver.communicate()
         killed += not (stretches / "data/prepared/many").exists()
