@@ -199,3 +199,17 @@ def run(folder: Path, *command: str, fails: bool = False, timeout: float = 900, 
 def run_script(folder: Path, script: str, **environ: str) -> str:
     """Run a shell script, as documentation shows it, in a folder; it must end with 0."""
     return run(folder, "bash", "-euo", "pipefail", "-c", script, **environ)
+
+
+def printed_by_processes(code: str) -> set[str]:
+    """What a program prints in processes that hash texts differently: one text, if nothing depends on it."""
+    return {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("0", "4711")
+    }

@@ -219,3 +219,20 @@ def test_runs_stay_in_the_repository_when_dvc_works_in_a_copy(tmp_path, monkeypa
     assert project_root() == tmp_path
     monkeypatch.setenv("DVC_ROOT", "/elsewhere")
     assert project_root() == Path("/elsewhere")
+
+
+def test_one_process_holds_a_lock_and_it_ends_with_that_process(tmp_path):
+    lock = tmp_path / "new" / "lock"
+    code = (
+        "import sys, time; from pathlib import Path; from sft.files import holding\n"
+        "with holding(Path(sys.argv[1]), 0) as held:\n    print(held, flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    holder = subprocess.Popen([sys.executable, "-c", code, lock], env=environment, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "True\n"
+    with files.holding(lock, 0.1) as held:
+        assert not held
+    holder.kill()
+    holder.communicate()
+    with files.holding(lock, 0) as held:
+        assert held

@@ -22,23 +22,31 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_base(folder: Path, layers: int = 2) -> None:
-    """Write a Llama of a few layers and its byte-level BPE tokenizer: the same bytes every time."""
-    import torch
+def train_tokenizer(vocabulary: int = VOCABULARY, added: tuple[str, ...] = ADDED_TOKENS) -> Any:
+    """Train a byte-level BPE `tokenizers.Tokenizer` on STORY: without torch, the same each time."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(ADDED_TOKENS),
+        vocab_size=vocabulary,
+        special_tokens=list(added),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator([STORY], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return tokenizer
+
+
+def make_tiny_base(folder: Path, layers: int = 2) -> None:
+    """Write a Llama of a few layers and its byte-level BPE tokenizer: the same bytes every time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer(), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.tiny import ADDED_TOKENS, STORY, VOCABULARY
+from tests.tiny import ADDED_TOKENS, VOCABULARY, train_tokenizer
 
 # What the tokenizers of Qwen3 and Nemotron 3 add to theirs.
 REASONING_AND_TOOLS = (
@@ -18,18 +18,7 @@ REASONING_AND_TOOLS = (
 
 def write_tokenizer(folder: Path, added: tuple[str, ...] = ADDED_TOKENS, **named: str) -> Path:
     """Write tokenizer.json and tokenizer_config.json; `named` are eos_token (default <|im_end|>), bos_token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY + len(added),
-        special_tokens=list(added),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([STORY], trainer)
+    tokenizer = train_tokenizer(VOCABULARY + len(added), added)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | named

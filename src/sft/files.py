@@ -8,10 +8,12 @@ never sees half a file. Digests of files and folders live here as well, because 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,21 @@ def folder_digest(folder: Path) -> str:
     return value_digest(folder_digests(folder))
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted names; lists stay as they are.
+
+    >>> flatten({"optimizer": {"lr": 0.1}, "rng": {"seed": 1}})
+    {'optimizer.lr': 0.1, 'rng.seed': 1}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def value_digest(value: Any) -> str:
     """Return the sha256 of a JSON-like value, independent of the order of its keys.
 
@@ -134,6 +151,28 @@ def value_digest(value: Any) -> str:
     """
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@contextlib.contextmanager
+def holding(lock: Path, patience: float) -> Iterator[bool]:
+    """Be the only process that holds a lock file, waiting some seconds for another; yields whether this one does.
+
+    Let go of when the block ends, or the process, however that ends.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with lock.open("a") as file:
+        while not (held := _try_lock(file.fileno())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield held
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _partial_name(target: Path) -> Path:

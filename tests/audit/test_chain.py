@@ -8,9 +8,9 @@ from rich.console import Console
 
 from sft.audit.chain import gather, main, tree
 from sft.audit.integrity import ABSENT, INTACT
-from sft.audit.records import find, of_folder
 from sft.command import InputError
 from sft.files import read_json
+from sft.run.records import find, of_folder
 from tests.recorded import make_recorded
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.audit.compare import SPARKS, compare, main, page, sparkline
-from sft.audit.records import find, of_folder
 from sft.command import InputError
 from sft.files import read_json
+from sft.run.records import find, of_folder
 from tests.recorded import make_recorded, report
 
 

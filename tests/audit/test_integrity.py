@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sft.audit.integrity import ABSENT, DIFFERS, INTACT, digests, dvc_digest, verify
-from sft.audit.records import of_folder
 from sft.files import read_json, write_json
+from sft.run.records import of_folder
 from tests.recorded import make_recorded, sha256
 
 

@@ -5,11 +5,11 @@ import shutil
 import pytest
 from ruamel.yaml import YAML
 
-from sft.audit.records import of_folder
 from sft.audit.reproduce import DECLARED, DIFFERS, IDENTICAL, MISSING, compare, explain, make_worktree
 from sft.command import InputError
 from sft.files import read_json, write_json
 from sft.run.lineage import all_packages, hardware
+from sft.run.records import of_folder
 from tests.project import clone_project, run, set_params
 from tests.recorded import SOURCES, commit_all, make_recorded, text, write_lock
 

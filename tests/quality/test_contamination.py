@@ -1,9 +1,6 @@
 """Contamination: which share of a benchmark item makes a conversation contaminated, and what does not."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -14,7 +11,7 @@ from sft.command import InputError
 from sft.data.conversation import Conversation, normalise
 from sft.quality.contamination import FEWEST_WORDS, MOST_ITEMS, SHOWN_CHARS, Benchmarks, check_contamination, quote
 from sft.quality.words import words
-from tests.project import ROOT
+from tests.project import ROOT, printed_by_processes
 
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/contamination.jsonl").read_text("utf-8").splitlines()]
 # What n-grams cannot tell, by name, so that a change for better or worse shows.
@@ -151,16 +148,7 @@ def test_a_verdict_does_not_depend_on_the_process():
         f"print(check_contamination(C([{{'role': 'user', 'content': {TWENTY!r}}}], None), "
         f"Benchmarks([('a', str(i), {TWENTY!r}[i * 3:]) for i in range(3)], 13), 0.5))"
     )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT / "src")},
-            capture_output=True,
-            check=True,
-            text=True,
-        ).stdout
-        for seed in ("0", "4711")
-    }
+    printed = printed_by_processes(code)
     assert printed == {f"Rejection(reason='contaminated', evidence=\"a: 100% of 0 in messages[0]: '{TWENTY}'\")\n"}
 
 

@@ -1,10 +1,7 @@
 """Near-duplicates: what is similar and what is not, on every machine, at every size of the index."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 
@@ -21,7 +18,7 @@ from sft.quality.duplicates import (
     check_near_duplicate,
     signature,
 )
-from tests.project import ROOT
+from tests.project import ROOT, printed_by_processes
 
 THRESHOLD = 0.8
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/duplicates.jsonl").read_text("utf-8").splitlines()]
@@ -89,16 +86,7 @@ def test_a_signature_does_not_depend_on_the_process():
         "from sft.data.conversation import Conversation as C; from sft.quality.duplicates import signature\n"
         f"print(signature(C({talk().messages!r}, None)).hex())"
     )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT / "src")},
-            capture_output=True,
-            check=True,
-            text=True,
-        ).stdout.strip()
-        for seed in ("0", "4711")
-    }
+    printed = {text.strip() for text in printed_by_processes(code)}
     assert printed == {signature(talk()).hex()}
 
 

@@ -12,7 +12,7 @@ from sft.data.shards import PACKS, ShardWriter
 from sft.files import file_digest, write_json
 from sft.packing.splits import SPLITS
 from sft.view.unpacked import Place, locate, pieces, read_pack, samples, unpack
-from tests.tiny import ADDED_TOKENS, EOS, STORY, VOCABULARY, pack_samples
+from tests.tiny import EOS, pack_samples, train_tokenizer
 
 PAD = 0
 IDS = {name: f"{name * 6}{'0' * 26}" for name in "abc"}
@@ -33,18 +33,7 @@ def write_packed(folder, splits, multiple=1):
 
 def make_tokenizer(folder):
     """Write the tokenizer of the tiny model alone: without torch, in no time."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(ADDED_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([STORY], trainer)
+    tokenizer = train_tokenizer()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     return tokenizer

@@ -21,12 +21,12 @@ from rich.tree import Tree
 from sft.audit import graph, integrity
 from sft.audit.graph import shown
 from sft.audit.integrity import ABSENT, BASE, DIFFERS, INTACT, PACKED, Fault
-from sft.audit.records import FINAL, Records, find, outs
 from sft.command import InputError, guard, parser_of
 from sft.data.sources import redact
 from sft.files import publish_file, value_digest, write_json
 from sft.run import card
 from sft.run.lineage import DECISIVE_PACKAGES, ORIGIN, git_state
+from sft.run.records import FINAL, Records, find, outs
 from sft.view.terminal import Screen, visible
 
 STYLES = {INTACT: "green", DIFFERS: "bold red"}

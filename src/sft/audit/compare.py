@@ -23,11 +23,10 @@ from rich.text import Text
 
 from sft.audit.chain import data_sources, evaluation_of
 from sft.audit.graph import shown
-from sft.audit.records import LOCK, Records, find
-from sft.audit.reproduce import flat
 from sft.command import InputError, guard, parser_of
-from sft.files import publish_file, write_json
+from sft.files import flatten, publish_file, write_json
 from sft.run.lineage import DECISIVE_PACKAGES
+from sft.run.records import LOCK, Records, find
 from sft.run.report import STYLE
 from sft.view.terminal import Screen, visible
 
@@ -127,8 +126,8 @@ def _params(records: Records) -> dict[str, Any]:
     """Return the params by which the stages ran, by dotted name; of lineage.json where there is no dvc.lock."""
     found: dict[str, Any] = {}
     for stage in records.lock.values():
-        found |= flat(stage.get("params", {}).get("params.yaml", {}))
-    return found or flat(records.lineage.get("params", {}))
+        found |= flatten(stage.get("params", {}).get("params.yaml", {}))
+    return found or flatten(records.lineage.get("params", {}))
 
 
 def _code(records: Records) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def _code(records: Records) -> dict[str, Any]:
         if not dep["path"].startswith(("data/", "models/", "reports/"))
     }
     packages = {name: told.get("packages", {}).get(name) for name in DECISIVE_PACKAGES if told}
-    return {**deps, **packages, **flat(told.get("hardware", {}), "hardware")}
+    return {**deps, **packages, **flatten(told.get("hardware", {}), "hardware.")}
 
 
 def _counts(records: Records) -> dict[str, Any]:

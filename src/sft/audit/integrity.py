@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.audit.records import FINAL, LINEAGE, Records, cached, listing, outs
 from sft.files import BLOCK_BYTES, value_digest
 from sft.run.lineage import DECISIVE_PACKAGES, Lineage
+from sft.run.records import FINAL, LINEAGE, Records, cached, listing, outs
 
 PACKED, BASE, RAW = "data/packed", "models/base", "data/raw/"
 INTACT, DIFFERS, ABSENT = "intact", "differs", "not here"

@@ -18,16 +18,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from sft.audit.records import FINAL, LINEAGE, LOCK, Records, find, listing, of_folder
 from sft.command import InputError, guard, parser_of, say
-from sft.files import read_json, write_json
+from sft.files import flatten, read_json, write_json
 from sft.run.lineage import DECISIVE_PACKAGES, all_packages, hardware
 from sft.run.patch import patch_name
+from sft.run.records import FINAL, LINEAGE, LOCK, Records, find, listing, of_folder
 from sft.view.terminal import Screen, visible
 
 STAGES = ("fetch", "filter", "prep", "pack", "train", "eval")
@@ -187,23 +186,11 @@ def _changed(path: str, recorded: Records, rebuilt: Records) -> str:
     """Name the numbers of a report that differ."""
     if not path.endswith(".json") or recorded.read(path) is None or rebuilt.read(path) is None:
         return ""
-    before, after = flat(recorded.json(path)), flat(rebuilt.json(path))
+    before, after = flatten(recorded.json(path)), flatten(rebuilt.json(path))
     changed = [
         f"{key} {before.get(key)} -> {after.get(key)}" for key in before | after if before.get(key) != after.get(key)
     ]
     return "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
-def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted names; lists stay as they are.
-
-    >>> flat({"after": {"loss": 1.5}, "tokens": 3})
-    {'after.loss': 1.5, 'tokens': 3}
-    """
-    if not isinstance(value, dict):
-        return {name: value}
-    prefix = f"{name}." if name else ""
-    return {key: inner for word, below in value.items() for key, inner in flat(below, f"{prefix}{word}").items()}
 
 
 def explain(stage: str, recorded: Records, rebuilt: Records) -> list[str]:
@@ -215,7 +202,7 @@ def explain(stage: str, recorded: Records, rebuilt: Records) -> list[str]:
         if deps_before.get(path) != deps_after.get(path):
             kind = "packages" if path.startswith("requirements/") else "data" if _is_data(path) else "code"
             reasons.append(f"{kind}: {path} is another")
-    params_before, params_after = flat(before.get("params", {})), flat(after.get("params", {}))
+    params_before, params_after = flatten(before.get("params", {})), flatten(after.get("params", {}))
     for key in params_before | params_after:
         if params_before.get(key) != params_after.get(key):
             name = key.removeprefix("params.yaml.")

@@ -3,8 +3,8 @@
     CLUSTER=x python -m sft.stages.prep --source NAME      becomes this program (sft.command)
     CLUSTER=x python -m sft.run.away prep                  for all sources: DETACH=1 submits them at once
 
-what dvc.yaml declares as the stage's deps and params  ->  runs/<stage>-<key>/work/, where the job runs the stage
-runs/<stage>-<key>/work/<outs>  ->  the outs here, when the job is complete
+what dvc.yaml declares as the stage's deps and params  ->  `work` in runs/<stage>-<key>, where the job runs it
+the outs in `work`  ->  the outs here, when the job is complete
 
 The key is a hash of all deps and params, code among them. A profile without a section for the stage leaves it to this
 machine.

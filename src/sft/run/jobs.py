@@ -14,7 +14,6 @@ Guarantees:
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sft.command import InputError, say
-from sft.files import REPOSITORY, publish_file, publish_folder, read_json, write_json
+from sft.files import REPOSITORY, holding, publish_file, publish_folder, read_json, write_json
 from sft.params import PARAMS
 from sft.run import slurm
 from sft.run.cluster import Cluster, find_image, is_on
@@ -88,17 +87,9 @@ def job_name(run: Path) -> str:
 @contextlib.contextmanager
 def alone(run: Path) -> Iterator[None]:
     """Hold a run: nobody else submits it, or writes down its end. Ends with the process, however that ends."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "job.lock").open("a") as lock:
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise InputError(f"{run}: another process submits this run; wait for it") from None
-                time.sleep(0.2)
+    with holding(run / "job.lock", LOCK_SECONDS) as held:
+        if not held:
+            raise InputError(f"{run}: another process submits this run; wait for it")
         yield
 
 

@@ -13,7 +13,6 @@ it is written down.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -23,12 +22,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sft.files import file_digest, read_json, write_json
+from sft.files import file_digest, flatten, holding, read_json, write_json
 
 MOST_PARAM_CHARS = 6000
 DIGEST_DIGITS = 12
@@ -108,22 +108,9 @@ class Outbox:
         path = self.folder / "delivered.json"
         return dict(read_json(path)) if path.exists() else {}
 
-    @contextlib.contextmanager
-    def delivering(self, patience: float) -> Iterator[bool]:
+    def delivering(self, patience: float) -> AbstractContextManager[bool]:
         """Be the only one that delivers, waiting some seconds for another; yields whether one is."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            deadline = time.monotonic() + patience
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        yield False
-                        return
-                    time.sleep(0.05)
-            yield True
+        return holding(self.folder / "lock", patience)
 
     def attempts(self) -> dict[int, dict[str, Any] | None]:
         """Return the attempts by number: of each that has not ended how it began, None of those that have."""
@@ -238,21 +225,6 @@ class Metrics:
 def as_params(params: dict[str, Any]) -> dict[str, str]:
     """Return params as MLflow takes them: flat names, short texts."""
     return {name: str(value)[:MOST_PARAM_CHARS] for name, value in flatten(params).items()}
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted names.
-
-    >>> flatten({"optimizer": {"lr": 0.1}, "rng": {"seed": 1}})
-    {'optimizer.lr': 0.1, 'rng.seed': 1}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def without_secret(text: str) -> str:

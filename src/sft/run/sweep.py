@@ -24,11 +24,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sft.audit.records import Records, find
-from sft.audit.reproduce import flat
 from sft.command import InputError, guard, parser_of, say
-from sft.files import publish_file, value_digest
+from sft.files import flatten, publish_file, value_digest
 from sft.run import parallel
+from sft.run.records import Records, find
 from sft.view.terminal import Screen, visible
 
 EVERY = 5.0  # seconds between two looks at the queue
@@ -138,9 +137,9 @@ def gather(states: dict[str, str], root: Path) -> list[Member]:
 
 def _read(member: Member, records: Records) -> None:
     for stage in records.lock.values():
-        member.params |= flat(stage.get("params", {}).get("params.yaml", {}))
+        member.params |= flatten(stage.get("params", {}).get("params.yaml", {}))
     for label, (path, key) in MEASURED.items():
-        value = flat(records.json(path)).get(key)
+        value = flatten(records.json(path)).get(key)
         if value is not None:
             member.metrics[label] = float(value)
 

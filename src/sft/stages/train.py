@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from sft.command import InputError, run_stage, say
 from sft.files import (
     file_digest,
+    flatten,
     folder_digest,
     folder_digests,
     project_root,
@@ -309,7 +310,7 @@ def show_job(sections: dict[str, Any], cluster: Cluster) -> None:
 
     def resolved() -> str:
         values, relaxed = preflight.resolved(params, cluster.ranks, on_gpu=on_gpu, own=own)
-        lines = [f"  {name}: {json.dumps(value)}" for name, value in outbox.flatten(values).items()]
+        lines = [f"  {name}: {json.dumps(value)}" for name, value in flatten(values).items()]
         unseen = f"; not validated on this machine: {', '.join(relaxed)}" if relaxed else ""
         return f"ok: {len(lines)} values{unseen}\n" + "\n".join(lines)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from sft.audit.records import LINEAGE, _is_of, find, of_folder
 from sft.command import InputError
 from sft.run import tracking
 from sft.run.lineage import records as texts_of
 from sft.run.outbox import RECORDS, Dataset, add_model, open_run
 from sft.run.patch import keep_patch
+from sft.run.records import LINEAGE, _is_of, find, of_folder
 from tests.recorded import commit_all, make_recorded
 
 
