@@ -19,7 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
 
 from sft.command import InputError
-from sft.data.domains import suggest as suggest_domain
+from sft.domains import suggest as suggest_domain
 
 PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
@@ -131,7 +131,7 @@ class Source(Download):
     format: str
     """How its records become conversations: a name of sft.data.formats."""
     domain: str = "unspecified"
-    """Data domain, as it stands in reports: one of sft.data.domains, or one of your own."""
+    """Data domain, as it stands in reports: one of sft.domains, or one of your own."""
     fields: dict[str, str] = {}
     """Our field -> theirs, where a source names them otherwise: {messages: conversation.turns}."""
     where: dict[str, list[str]] = {}

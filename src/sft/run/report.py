@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.data.domains import BY_SLUG, describe, in_order
+from sft.domains import BY_SLUG, describe, in_order
 
 TOOL_SHARES = {
     "tool_call_well_formed": "well-formed",

@@ -1,6 +1,6 @@
 """Domains: the recipe's fourteen, in its order; others are allowed, misspelt ones are noticed."""
 
-from sft.data.domains import DOMAINS, describe, in_order, suggest
+from sft.domains import DOMAINS, describe, in_order, suggest
 
 
 def test_there_are_fourteen_domains_each_with_a_name_and_a_line_of_description():
