@@ -4,6 +4,7 @@ One project is run once and then changed, in the order of the tests: each builds
 """
 
 import json
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -70,6 +71,11 @@ def test_a_clean_clone_runs_all_stages_to_an_evaluated_model(project, first_run)
         project / "templates/nano3.jinja"
     ).read_bytes()
     assert (project / "runs" / lineage["lineage_key"] / "checkpoints").is_dir()
+
+
+def test_libraries_say_nothing_on_the_user_s_terminal(first_run):
+    assert "Running stage 'train'" in first_run
+    assert re.findall(r".*(?:warn|INFO|DEBUG|megatron).*", first_run, re.IGNORECASE) == []
 
 
 def test_no_secret_of_the_user_is_written_anywhere(project, first_run):

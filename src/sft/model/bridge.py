@@ -177,8 +177,9 @@ def check(
     """
     elsewhere = on_gpu is not None and on_gpu == on_cpu()
     on_gpu = not on_cpu() if on_gpu is None else on_gpu
-    _, provider = config.model_of(base, weights=False, on_gpu=on_gpu)
-    geometry = start_geometry = config.geometry_of(provider)
+    with quiet():
+        _, provider = config.model_of(base, weights=False, on_gpu=on_gpu)
+        geometry = start_geometry = config.geometry_of(provider)
     if params.checkpoint.pretrained_checkpoint and start is not None:
         if fault := checkpoints.fault_of(start):
             raise InputError(
