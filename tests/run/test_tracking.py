@@ -1,7 +1,10 @@
 """Tracking: each thing once in a store, whatever happened to it meanwhile. The server is a real one."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -16,6 +19,8 @@ from sft.files import file_digest
 from sft.run import outbox, tracking
 from sft.run.outbox import Dataset, Metrics, Outbox, open_run, true_status
 from sft.run.tracking import CANDIDATE, CHAMPION, EXPERIMENT, REGISTERED_MODEL, SAMPLED, deliver, look_up
+from tests.cluster import wait_until
+from tests.project import ROOT
 from tests.servers import S3_KEYS, client, mlflow_server, postgres_server, s3_server
 
 KEY = "0123456789abcdef"
@@ -55,6 +60,24 @@ def store(server, tmp_path, monkeypatch):
 def served(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     return server
+
+
+def test_the_store_is_made_once_and_whole_by_whichever_of_several_processes_lives(tmp_path):
+    """MLflow alone: both fail at the same table, and after them everyone."""
+    ask = "from sft.run import tracking; tracking.connect(); print('asked')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ask], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    wait_until(lambda: list(tmp_path.glob("runs/.mlflow.db.partial-*")))
+    (partial,) = tmp_path.glob("runs/.mlflow.db.partial-*")
+    maker = next(process for process in processes if process.pid == int(partial.name.rpartition("-")[2]))
+    maker.kill()
+    said = {process: process.communicate(timeout=60)[0] for process in processes}
+    assert [said[process] for process in processes if process is not maker] == ["asked\n"] * 2
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
 def begin(folder, key=KEY, sampled=False, **tags):
@@ -255,13 +278,6 @@ def test_a_server_that_stops_and_starts_again_has_every_step_once_and_in_order(s
         assert len(history(told.run_id, "lr")) == 150
         assert tracking.connect().get_run(told.run_id).info.status == "FINISHED"
     assert step == 150
-
-
-def wait_until(holds, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_server_that_is_away_from_beginning_to_end_is_told_later(tmp_path, served, monkeypatch):

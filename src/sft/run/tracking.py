@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sft.command import InputError, say
-from sft.files import project_root
+from sft.files import holding, project_root, publish_file
 from sft.run.outbox import DIGEST_DIGITS, RECORDS, Outbox, without_secret
 
 EXPERIMENT = REGISTERED_MODEL = "nano3-sft"
@@ -103,12 +103,32 @@ def connect() -> mlflow.MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    (project_root() / "runs").mkdir(exist_ok=True)
+    if store_uri() == _local_uri():
+        _make_local_store(project_root() / "runs")
     mlflow.set_tracking_uri(store_uri())
     client = mlflow.MlflowClient()
     with _explained():
         _experiment(client, EXPERIMENT)
     return client
+
+
+def _make_local_store(runs: Path) -> None:
+    """Make runs/mlflow.db if it is not there: whole or not at all, and once where several processes want it.
+
+    MLflow makes the tables in dozens of steps, for seconds, and a second process that finds some of them makes them
+    too: both fail, and so does everyone who comes later.
+    """
+    store = runs / "mlflow.db"
+    if store.exists():
+        return
+    with holding(runs / "mlflow.db.lock", PATIENCE) as held:
+        if not held:
+            raise NoAnswerError("runs/mlflow.db: another process makes it.")
+        if not store.exists():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            with publish_file(store) as partial:
+                SqlAlchemyStore(f"sqlite:///{partial}", (runs / "mlflow-artifacts").as_uri()).engine.dispose()
 
 
 def _experiment(client: mlflow.MlflowClient, name: str) -> str:
