@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor as ThreadPool
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,10 @@ def double(shard):
 
 def environment(shard):
     return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
+
+def late(shard):
+    time.sleep(0.4 if shard == 0 else 0)
+    return shard
 
 def slow(shard):
     pathlib.Path(f"begun-{shard}-{os.getpid()}").touch()
@@ -99,6 +104,22 @@ def test_results_come_in_the_order_of_the_shards_whoever_works(work, monkeypatch
 def test_no_shards_have_no_results_and_one_needs_no_process(work):
     assert map_shards(work.double, [], "numbers") == []
     assert map_shards(work.double, [4], "numbers") == [{"twice": 8, "process": os.getpid()}]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_follows_is_told_each_result_in_order_while_others_are_worked_on(work, monkeypatch, workers):
+    monkeypatch.setenv("SFT_WORKERS", str(workers))
+    told = list[int]()
+    assert map_shards(work.late, [*range(6)], "work", told.append) == told == [*range(6)]
+
+    def refuse(result: int) -> None:
+        if result == 2:
+            raise InputError("row 2: bad")
+
+    begun = len(list(Path().glob("begun-*")))
+    with pytest.raises(InputError, match="row 2: bad"):
+        map_shards(work.slow, [*range(20)], "work", refuse)
+    assert 3 <= len(list(Path().glob("begun-*"))) - begun < 12, "the rest is left undone"
 
 
 def test_threads_times_processes_are_at_most_the_cores(work, monkeypatch):

@@ -1,6 +1,6 @@
 """Executor: one function mapped over shards, by processes of this machine or by a Dask cluster.
 
-    map_shards(work, shards, what) -> one result for each shard, in their order
+    map_shards(work, shards, what, then) -> one result for each shard, in their order; `then` is told each
 
 `work` is a function of a module, from one JSON-like value to another: it reads what the shard names, writes files
 and returns names and counts, never data. Which executor runs it changes no byte of what it writes:
@@ -30,7 +30,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sft.command import InputError, end_with_parent, say
 
 Work = Callable[[Any], Any]
+Then = Callable[[Any], None]
 
 ATTEMPTS = 3
 # A shard is given to a second worker when it takes longer than both.
@@ -88,8 +89,10 @@ def worker_count() -> int:
     return int(text) if text else cores()
 
 
-def map_shards(work: Work, shards: Sequence[Any], what: str) -> list[Any]:
+def map_shards(work: Work, shards: Sequence[Any], what: str, then: Then | None = None) -> list[Any]:
     """Return work(shard) of every shard, in order; `what` names the work on the progress bar.
+
+    `then` is called here with each result, one after the other in the order of shards, while others are worked on.
 
     Raises:  InputError, OSError: as the work raised it, or a shard that was lost ATTEMPTS times, or no cluster;
     WorkerError: any other exception of the work, with its traceback.
@@ -98,7 +101,7 @@ def map_shards(work: Work, shards: Sequence[Any], what: str) -> list[Any]:
     workers = min(worker_count(), len(shards))
     if not cluster and workers < 2:
         with _NamingPlace():
-            return [work(shard) for shard in shards]
+            return [_with(work(shard), then) for shard in shards]
     threads, versions = (1, _versions()) if cluster else (max(1, cores() // workers), {})
     place = json.dumps(  # `run`: a child never serves two runs, between which code and files may have changed
         {
@@ -111,7 +114,7 @@ def map_shards(work: Work, shards: Sequence[Any], what: str) -> list[Any]:
     )
     questions = [json.dumps({"work": _name(work), "shard": shard}) for shard in shards]
     with _cluster(cluster) if cluster else _processes(workers) as pool:
-        return _run(pool, place, questions, what)
+        return _run(pool, place, questions, what, then)
 
 
 def working_on(rows: str) -> None:
@@ -136,14 +139,20 @@ def _place() -> str:
 # --- The driver -------------------------------------------------------------------------------------------
 
 
-def _run(pool: Pool, place: str, questions: list[str], what: str) -> list[Any]:
+def _with(result: Any, then: Then | None) -> Any:
+    if then is not None:
+        then(result)
+    return result
+
+
+def _run(pool: Pool, place: str, questions: list[str], what: str, then: Then | None) -> list[Any]:
     """Keep every worker at one shard until all are done."""
     results: dict[int, Any] = {}
     lost: Counter[int] = Counter()
     waiting = deque(range(len(questions)))
     running: dict[Future[Any], tuple[int, float]] = {}
     seconds: list[float] = []
-    with _bar() as bar:
+    with _bar() as bar, _InOrder(then) as following:
         task = bar.add_task(what, total=len(questions))
         while len(results) < len(questions):
             while len(running) < pool.capacity() and (index := _next(waiting, running, seconds)) is not None:
@@ -168,7 +177,37 @@ def _run(pool: Pool, place: str, questions: list[str], what: str) -> list[Any]:
                 else:
                     seconds.append(time.monotonic() - begun)
                     bar.advance(task)
+            following.tell(results)
+        following.finish()
     return [results[index] for index in range(len(questions))]
+
+
+class _InOrder:
+    """Calls a function with results in the order of shards, in a thread of its own: workers need not wait for it."""
+
+    def __init__(self, then: Then | None) -> None:
+        self._then, self._told = then, 0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sft-then")
+        self._calls: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_InOrder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def tell(self, results: Mapping[int, Any]) -> None:
+        """Hand on what is next in order. Raises whatever a call before raised."""
+        while self._then is not None and self._told in results:
+            self._calls.append(self._executor.submit(self._then, results[self._told]))
+            self._told += 1
+        while self._calls and self._calls[0].done():
+            self._calls.popleft().result()
+
+    def finish(self) -> None:
+        """Wait for all calls. Raises whatever one of them raised."""
+        while self._calls:
+            self._calls.popleft().result()
 
 
 def _next(waiting: deque[int], running: dict[Future[Any], tuple[int, float]], seconds: list[float]) -> int | None:

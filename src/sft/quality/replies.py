@@ -6,6 +6,7 @@ a conversation stands below them: `answers`, `asked_of`.
 
 import json
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ DIALOGUE = re.compile(
 )
 # As the names of letters begin in Unicode; hiragana and katakana count as CJK.
 SCRIPTS = frozenset("LATIN CYRILLIC CJK HANGUL ARABIC DEVANAGARI GREEK HEBREW THAI".split())
+ASCII, ASCII_LETTERS = re.compile(r"[\x00-\x7f]+"), string.ascii_letters.encode()
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n]*\$|https?://\S+", re.DOTALL)
 MIN_LETTERS = 30  # fewer letters say nothing of a language; of Chinese, Japanese and Korean a third as many
 SAME_SCRIPT = 0.95  # share of letters
@@ -180,18 +182,16 @@ def _script(text: str) -> str:
     """The script in which nearly all letters are, or nothing. Chinese and Japanese count as one."""
     if not text.isascii() or "`" in text or "$" in text:
         text = CODE.sub("", text)
-    if text.isascii():
-        return "LATIN" if sum(map(str.isalpha, text)) >= MIN_LETTERS else ""
-    counts = Counter(_script_of(letter) for letter in text if letter.isalpha())
-    if not counts:
-        return ""
+    data = text.encode("utf-8", "surrogatepass")
+    counts = Counter(LATIN=len(data) - len(data.translate(None, ASCII_LETTERS)))
+    for letter, number in Counter(ASCII.sub("", text)).items():
+        if letter.isalpha():
+            counts[_script_of(letter)] += number
     script, count = counts.most_common(1)[0]
     least = MIN_LETTERS // 3 if script in ("CJK", "HANGUL") else MIN_LETTERS
     return script if count >= least and count >= SAME_SCRIPT * counts.total() else ""
 
 
 def _script_of(letter: str) -> str:
-    if letter.isascii():
-        return "LATIN"
     script = unicodedata.name(letter, "").partition(" ")[0]
     return "CJK" if script in ("HIRAGANA", "KATAKANA") else script if script in SCRIPTS else "OTHER"

@@ -18,9 +18,10 @@ import functools
 import heapq
 import itertools
 import json
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,8 +141,8 @@ def draw(rows: Iterable[Row], number: int, seed: int) -> Iterator[Row]:
         yield row
 
 
-def examine(source: str, described: Source, params: Filter, task: dict[str, Any]) -> tuple[list[str], int]:
-    """Examine the rows of a source; return the folders with them, in order, and how many rows were found."""
+def examine(source: str, described: Source, params: Filter, task: dict[str, Any], take: Callable[[str], None]) -> int:
+    """Examine the rows of a source; return how many were found. `take` gets the folders with them, in order."""
     raw = Path(task["raw"])
     limits = [limit for limit in (described.rows, params.sample) if limit is not None]
     if limits or described.format in PACKAGES:
@@ -154,16 +155,18 @@ def examine(source: str, described: Source, params: Filter, task: dict[str, Any]
                 yield row
 
         folder, _ = write_examined(draw(counted(), min(limits), params.seed) if limits else counted(), task)
-        return [folder], found
+        take(folder)
+        return found
     check_asked(described.format, described.fields, described.where)
-    results = map_shards(examine_part, [{**task, "part": part} for part in cut(raw)], f"filter {source}")
+    parts = [{**task, "part": part} for part in cut(raw)]
+    results = map_shards(examine_part, parts, f"filter {source}", lambda result: take(result["folder"]))
     fit = Fit(unseen=set(described.where))
     for result in results:
         told = result["fit"]
         strangers = [(where, record) for where, record in told["strangers"]]
         fit.add(Fit(told["fitting"], told["filtered"], set(told["unseen"]), strangers))
     fit.check(described.format, described.fields)
-    return [result["folder"] for result in results], sum(result["rows"] for result in results)
+    return sum(result["rows"] for result in results)
 
 
 class Duplicates:
@@ -293,15 +296,24 @@ def main(source: str) -> None:
             from sft.quality.judge import Judge
 
             judge = stack.enter_context(Judge.load(params.judge, project_root() / "runs" / "judge"))
-        folders, found = examine(source, described, params, {**task, "scratch": str(scratch)})
         with contextlib.ExitStack() as written:
             result = Result(folder, written, task["benchmarks"])
-            for table in itertools.chain.from_iterable(read_tables(scratch / name) for name in folders):
-                rows = table.to_pydict() if judge else table.drop_columns(["messages", "tools", "meta"]).to_pydict()
-                refuse_duplicates(rows, duplicates)
-                if judge is not None:
-                    refuse_by_judge(rows, judge, params)
-                result.add(table, rows["reason"], rows["evidence"])
+
+            def take(examined: str) -> None:
+                for table in read_tables(scratch / examined):
+                    rows = table.to_pydict() if judge else table.drop_columns(["messages", "tools", "meta"]).to_pydict()
+                    refuse_duplicates(rows, duplicates)
+                    if judge is not None:
+                        refuse_by_judge(rows, judge, params)
+                    result.add(table, rows["reason"], rows["evidence"])
+                shutil.rmtree(scratch / examined)
+
+            asked = list[str]()  # a judge costs: it is asked when all rows are known to fit their format
+            found = examine(
+                source, described, params, {**task, "scratch": str(scratch)}, asked.append if judge else take
+            )
+            for examined in asked:
+                take(examined)
         ledger = result.ledger
         if Path(f"reports/fetch/{source}.json").exists():
             check_handover(Path(f"reports/fetch/{source}.json"), found)
