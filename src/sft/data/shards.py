@@ -160,11 +160,11 @@ def read_stretch(stretch: Stretch, rows: int, columns: list[str]) -> Iterator[di
             yield {name: batch.column(name).to_numpy(zero_copy_only=False).tolist() for name in columns}
 
 
-def read_tables(folder: Path, name: str = "") -> Iterator[pa.Table]:
+def read_tables(folder: Path, name: str = "", columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Yield the rows of the shards of a folder, in order, as tables of at most ROWS_PER_GROUP rows."""
     for path in shard_paths(folder, name):
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, use_threads=False):
+            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
 
 

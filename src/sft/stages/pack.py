@@ -72,6 +72,7 @@ def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[li
     fixed = {"pack": params.model_dump(), "spool": str(spool)}
     parts = [{"groups": part, **fixed} for part in cut_groups(groups, READ_TOKENS)]
     samples, conversations = join(read_numbers(map_shards(measure_groups, parts, "lengths")), rows)
+    give_back()
     return groups, samples, conversations
 
 
@@ -120,7 +121,7 @@ def _signatures(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from sft.data.shards import read_batches
+    from sft.data.shards import read_tables
     from sft.quality.duplicates import SIGNATURE_BYTES
 
     missing = wanted.copy()
@@ -128,22 +129,23 @@ def _signatures(
         own = np.flatnonzero(conversations.source == number)
         if not len(own):
             continue
-        ids = pa.array(row["id"] for rows in read_batches(FILTERED / source, "signatures-", ["id"]) for row in rows)
-        places = pc.index_in(ids.cast(pa.string()), conversations.names(own)).fill_null(-1).to_numpy()
+        ids = pa.concat_tables(read_tables(FILTERED / source, "signatures-", ["id"]))["id"]
+        places = pc.index_in(ids, conversations.names(own)).fill_null(-1).to_numpy()
+        del ids
         begin = 0
-        for rows in read_batches(FILTERED / source, "signatures-", ["signature"]):
-            at = places[begin : begin + len(rows)]
+        for table in read_tables(FILTERED / source, "signatures-", ["signature"]):
+            at = places[begin : begin + len(table)]
             identity = np.where(at >= 0, conversations.identity[own[at]], 0)
             take = (at >= 0) & missing[identity]
             missing[identity[take]] = False
             found.append(identity[take].astype(np.int32))
-            sketches = b"".join(rows[place]["signature"] for place in np.flatnonzero(take))
+            sketches = b"".join(table["signature"].filter(pa.array(take)).to_pylist())
             yield np.frombuffer(sketches, np.uint8).reshape(-1, SIGNATURE_BYTES)
-            begin += len(rows)
+            begin += len(table)
 
 
 def give_back() -> None:
-    """Return memory that planning has freed to the system, for the workers: glibc keeps blocks of less than 32 MB."""
+    """Return freed memory to the system: Arrow keeps all of it, and glibc blocks of less than 32 MB."""
     import pyarrow as pa
 
     pa.default_memory_pool().release_unused()
@@ -314,6 +316,7 @@ def main() -> None:
         cluster = np.arange(len(conversations.ids), dtype=np.int32)
         if params.near_duplicates is not None:
             cluster = find_alike(conversations, fitting(samples, conversations), params.near_duplicates, spool)
+            give_back()
         plan = plan_blend(samples, conversations, cluster, fetched, params)
         prep_rows = sum(read_json(Path(f"reports/prep/{source}.json"))["rows_out"] for source in fetched)
         ledger, balance = account(samples, conversations, plan, prep_rows)
