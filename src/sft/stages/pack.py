@@ -129,7 +129,8 @@ def _signatures(
         own = np.flatnonzero(conversations.source == number)
         if not len(own):
             continue
-        ids = pa.concat_tables(read_tables(FILTERED / source, "signatures-", ["id"]))["id"]
+        tables = read_tables(FILTERED / source, "signatures-", ["id"])
+        ids = pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks], pa.string())
         places = pc.index_in(ids, conversations.names(own)).fill_null(-1).to_numpy()
         del ids
         begin = 0
