@@ -1,7 +1,7 @@
 """Prep against peers: rendering, tokenising and masking the same conversations with the same tokenizer.
 
     make bench BENCH=prep [NVIDIA=FOLDER]
-    PYTHONPATH=src:. python -m bench.prep [--rows 2000] [--whole-rows 20000] [--rounds 5] [--json runs/bench/prep.json]
+    PYTHONPATH=src:. python -m bench.prep [--rows 5000] [--whole-rows 20000] [--rounds 5] [--json runs/bench/prep.json]
 
 Peers: Hugging Face `datasets.map` over `apply_chat_template(return_assistant_tokens_mask=True)`, with our template and
 generation marks in it; and, where NVIDIA names a checkout of github.com/NVIDIA-NeMo/Nemotron, the function of its SFT
@@ -97,7 +97,8 @@ def measured(work: Callable[[], tuple[int, int]]) -> Measure:
     begin, wall = time.process_time(), time.perf_counter()
     rows, tokens = work()
     cpu = time.process_time() - begin
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text(encoding="ascii")  # ru_maxrss is at least that of the parent
+    rss = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     return {"rows": rows, "tokens": tokens, "cpu": cpu, "wall": time.perf_counter() - wall, "rss_mb": rss}
 
 
@@ -329,7 +330,7 @@ def report(rounds: list[dict[str, Measure]], same: tuple[int, int]) -> dict[str,
 def main() -> None:
     """Measure all sides, round by round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2000, help="conversations for one process")
+    parser.add_argument("--rows", type=int, default=5000, help="conversations for one process")
     parser.add_argument(
         "--whole-rows", type=int, default=20_000, help="conversations from JSON lines to files; 0: none"
     )

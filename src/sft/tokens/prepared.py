@@ -27,7 +27,7 @@ from sft.tokens.reasoning import control
 # Integers beyond it orjson reads as floats, json exactly.
 LARGE = 2.0**63
 # Texts that are compared with the reference, in characters.
-COMPARED_CHARS = 4096
+COMPARED_CHARS = 1024
 
 Counts = dict[str, Counter[Any]]
 
