@@ -55,6 +55,7 @@ help: ## List the targets
 ##@ The pipeline (SAMPLE=50: only so many rows per source; FORCE=1: also what has not changed)
 repro: setup ## Run every stage whose inputs changed
 	$(call stages,)
+	@python -m sft.run.deliver --lock
 
 fetch: setup ## Download sources and base model, up to here
 	$(call stages,fetch fetch-model fetch-benchmarks)
@@ -73,6 +74,7 @@ train: setup ## Train, up to here
 
 eval: setup ## Measure before and after, up to here
 	$(call job,eval,train,sft.run.away eval)
+	@python -m sft.run.deliver --lock
 
 profile: setup ## A full param set of profiles/ becomes params.yaml (NAME=nemotron3-nano; without, list them)
 	python -m sft.run.profile $(if $(NAME),--name '$(NAME)')

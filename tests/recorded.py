@@ -37,6 +37,9 @@ def make_recorded(folder: Path, lr: float = 1e-3, commit: str | None = None) -> 
         report(folder, f"filter/{name}", 10, {"no-answer": 1})
         text(folder / f"data/prepared/{name}/0.parquet", f"samples of {name}")
         report(folder, f"prep/{name}", 9, {}, samples=9, tokens=90, trained_tokens=45, template_sha256="7" * 64)
+    text(folder / "data/benchmarks/items.jsonl", "what gsm8k asks")
+    sets = {"gsm8k": {"uri": "pypi://b==2/test.jsonl", "sha256": "6" * 64, "license": "MIT", "texts": 2, "files": []}}
+    report(folder, "fetch/benchmarks", 2, {}, benchmarks=sets, digests=folder_digests(folder / "data/benchmarks"))
     text(folder / "models/base/model.safetensors", "base weights")
     report(folder, "fetch/model", 1, {}, uri="hf://models/owner/base", license="Apache-2.0", parameters=1000)
     packed = {name: {**COUNTS, "domain": told["domain"], "license": told["license"]} for name, told in SOURCES.items()}
@@ -76,8 +79,9 @@ def write_lock(folder: Path, lr: float) -> None:
     stages: dict[str, Any] = {}
     for name in SOURCES:
         stages[f"fetch@{name}"] = stage(folder, [f"data/raw/{name}", f"reports/fetch/{name}.json"])
-        stages[f"filter@{name}"] = stage(folder, [f"data/filtered/{name}"], [f"data/raw/{name}"])
+        stages[f"filter@{name}"] = stage(folder, [f"data/filtered/{name}"], ["data/benchmarks", f"data/raw/{name}"])
         stages[f"prep@{name}"] = stage(folder, [f"data/prepared/{name}"], [f"data/filtered/{name}"])
+    stages["fetch-benchmarks"] = stage(folder, ["data/benchmarks", "reports/fetch/benchmarks.json"])
     stages["fetch-model"] = stage(folder, ["models/base"])
     stages["pack"] = stage(folder, ["data/packed", "reports/pack.json"], ["data/prepared"])
     stages["train"] = stage(folder, ["models/final", "reports/train.json"], ["data/packed", "models/base"])

@@ -117,6 +117,10 @@ def test_mlflow_shows_the_run_its_data_and_the_registered_model(project, first_r
             row[0] for row in store.execute("select run_uuid from tags where key='lineage_key' and value=?", (key,))
         )
         steps = store.execute("select count(*) from metrics where run_uuid=? and key='loss'", (run_id,)).fetchone()[0]
+        (data_run,) = (
+            row[0] for row in store.execute("select value from tags where run_uuid=? and key='data_run'", (run_id,))
+        )
+        counted = dict(store.execute("select key, value from metrics where run_uuid=?", (data_run,)).fetchall())
         inputs = {row[0] for row in store.execute("select name from datasets")}
         versions = store.execute("select name, version from model_versions where run_id=?", (run_id,)).fetchall()
         statuses = dict(store.execute("select name, status from runs").fetchall())
@@ -124,13 +128,21 @@ def test_mlflow_shows_the_run_its_data_and_the_registered_model(project, first_r
         aliases = dict(store.execute("select alias, version from registered_model_aliases").fetchall())
         machine = store.execute("select count(*) from metrics where key like 'system/%'").fetchone()[0]
     assert steps == 6
-    assert inputs == {"packed", "calls", "chats", "held-out"}
+    assert inputs == {"packed", "calls", "chats", "benchmarks", "held-out"}
+    packed = read_json(project / "reports/pack.json")
+    assert counted["pack/rows_in"] == packed["rows_in"] == counted["prep/rows_out"]
+    assert counted["pack/splits.training.packing_efficiency"] == packed["splits"]["training"]["packing_efficiency"]
+    assert counted["filter/rows_in"] == sum(counted[f"filter/{name}/rows_in"] for name in ("calls", "chats"))
     assert versions == [("nano3-sft", 1)]
-    assert statuses == {f"sft-{key}": "FINISHED", "attempt-1": "FINISHED", "evaluation": "FINISHED"}
+    data = f"data-{read_json(project / 'models/final/lineage.json')['data'][:12]}"
+    assert statuses == dict.fromkeys([f"sft-{key}", data, "attempt-1", "evaluation"], "FINISHED")
     assert {"optimizer.lr": "0.002", "pack.pack_size": "512", "filter.seed": "1234"}.items() <= params.items()
     assert {"data", "base_model", "code", "packages.torch"} <= params.keys()
     assert aliases == {"candidate": 1, "champion": 1}
     assert machine > 0
+    records = project / "runs/mlflow-artifacts" / data_run / "artifacts/records"
+    for name in ("dvc.lock", "reports/mixture.csv", "reports/filter/calls.json", "reports/fetch/benchmarks.json"):
+        assert (records / name).stat().st_size > 100, name
     records = project / "runs/mlflow-artifacts" / run_id / "artifacts/records"
     for name in ("params.yaml", "dvc.lock", "environment.txt", "effective_config.yaml", "reports/eval.json"):
         assert (records / name).stat().st_size > 100, name

@@ -97,6 +97,7 @@ def test_keys_and_endpoint_are_nowhere_in_the_repository(pushed, environ):
     tracked = run(pushed, "git", "ls-files").splitlines()
     config = (pushed / ".dvc/config").read_text()
     assert "s3://my-bucket/nano3-sft" in config
+    assert "read_timeout = 300" in config  # 15 s are too few for a big file: the client asks again, and fails
     assert not [
         name for name in tracked if environ["AWS_ENDPOINT_URL"] in (pushed / name).read_text("utf-8", "replace")
     ]

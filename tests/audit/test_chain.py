@@ -28,6 +28,7 @@ def test_the_chain_leads_from_every_source_to_the_evaluation(project):
     for name in ("calls", "chats"):
         way = [f"source/{name}", f"filtered/{name}", f"prepared/{name}", "packed", "run", "model", "evaluation"]
         assert set(itertools.pairwise(way)) <= set(chain.edges)
+        assert ("benchmarks", f"filtered/{name}") in chain.edges
     assert {("base", "run"), ("params", "run"), ("code", "run"), ("packages", "run")} <= set(chain.edges)
     assert {name for edge in chain.edges for name in edge} == chain.nodes.keys()
 
@@ -39,6 +40,9 @@ def test_every_link_tells_its_counts_its_digest_and_how_to_get_it(project):
     assert (source.facts["license"], source.facts["rows"]) == ("Apache-2.0", 10)
     assert (filtered.facts["kept"], filtered.facts["refused"]) == (9, {"no-answer": 1})
     assert prepared.facts["trained tokens"] == 45
+    assert nodes["benchmarks"].facts["texts"] == 2
+    assert nodes["benchmarks"].facts["sets"]["gsm8k"]["uri"] == "pypi://b==2/test.jsonl"
+    assert nodes["benchmarks"].get.startswith("dvc pull data/benchmarks")
     assert nodes["packed"].facts["mixture"] == {"calls": "50.0%", "chats": "50.0%"}
     assert nodes["evaluation"].facts["loss"] == {"before": 1.0, "after": 0.501}
     assert source.get.startswith("dvc pull data/raw/calls")
@@ -54,6 +58,7 @@ def test_a_copy_of_the_model_alone_still_names_sources_licences_and_counts(proje
     chain = gather(find(str(tmp_path / "copy"), tmp_path, tmp_path))
     assert chain.nodes["source/chats"].facts["license"] == "MIT and CC-BY-4.0"
     assert chain.nodes["filtered/chats"].facts["kept"] == 9
+    assert chain.nodes["benchmarks"].facts["sets"]["gsm8k"]["license"] == "MIT"
     assert chain.nodes["packed"].state == ABSENT
     assert chain.nodes["packed"].digest == "sha256:" + chain_digest(project)
     assert "git worktree add" in chain.where
@@ -78,16 +83,17 @@ def test_the_tree_shows_every_link(project):
     assert text.index("models/final  intact") < text.index("run training") < text.index("source chats")
     for node in chain.nodes.values():
         assert node.title in text
-        assert node.digest is None or node.digest in text
+        assert node.digest is None or text.count(node.digest) == 1
+    assert text.count("benchmarks, as above") == 1
 
 
 def test_the_program_writes_json_page_and_card_and_fails_where_something_was_changed(project, tmp_path, capsys):
     out = [tmp_path / name for name in ("chain.json", "chain.html", "README.md")]
     main("models/final", *out, with_cache=False)
-    assert "9 of 9 links with files lie here" in capsys.readouterr().out
+    assert "10 of 10 links with files lie here" in capsys.readouterr().out
     told = read_json(out[0])
     assert told["faults"] == []
-    assert len(told["nodes"]) == 6 + 8
+    assert len(told["nodes"]) == 7 + 8
     assert "<svg" in out[1].read_text()
     assert "| held-out loss | 1 | 0.501 |" in out[2].read_text()
     (project / "data/raw/calls/rows.jsonl").write_text("others")

@@ -1,6 +1,7 @@
 """integrity: whatever is not what it was is named, with what was expected and what was found."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sft.audit.integrity import ABSENT, DIFFERS, INTACT, digests, dvc_digest, verify
-from sft.files import read_json, write_json
-from sft.run.records import of_folder
+from sft.files import folder_digests, read_json, write_json
+from sft.model.checkpoints import iteration_folder, manifest_of
+from sft.run.records import find, of_folder
 from tests.recorded import make_recorded, sha256
 
 
@@ -23,13 +25,21 @@ def test_what_nobody_touched_is_intact(project):
     states, faults = verify(of_folder(project), with_cache=True)
     assert faults == []
     assert set(states.values()) == {INTACT}
-    assert {"data/raw/calls", "data/prepared/chats", "data/packed", "models/base", "models/final"} <= states.keys()
+    assert {
+        "data/raw/calls",
+        "data/benchmarks",
+        "data/prepared/chats",
+        "data/packed",
+        "models/base",
+        "models/final",
+    } <= states.keys()
 
 
 @pytest.mark.parametrize(
     ("path", "out"),
     [
         ("data/raw/calls/rows.jsonl", "data/raw/calls"),
+        ("data/benchmarks/items.jsonl", "data/benchmarks"),
         ("data/filtered/chats/kept-00000.parquet", "data/filtered/chats"),
         ("data/packed/training/0.parquet", "data/packed"),
         ("models/base/model.safetensors", "models/base"),
@@ -113,6 +123,35 @@ def test_a_spoiled_object_of_the_cache_is_named_with_what_it_is_of(project):
     (fault,) = verify(records, with_cache=True)[1]
     assert "data/raw/chats/rows.jsonl" in fault.where
     assert spoiled.name in fault.where
+
+
+def test_a_changed_checkpoint_of_the_run_is_named(project):
+    run = project / "runs" / of_folder(project).lineage["lineage_key"]
+    for step in (1, 2, 3):
+        checkpoint = iteration_folder(run, step)
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "weights").write_bytes(b"weights")
+        write_json(manifest_of(checkpoint), folder_digests(checkpoint))
+    manifest_of(iteration_folder(run, 3)).unlink()  # as a kill leaves one: it is never loaded
+    assert verify(of_folder(project), with_cache=True)[1] == []
+    (iteration_folder(run, 2) / "weights").write_bytes(b"wEights")
+    assert verify(of_folder(project))[1] == []
+    (fault,) = verify(of_folder(project), with_cache=True)[1]
+    assert fault.where == f"runs/{run.name}/checkpoints/iter_0000002"
+    assert fault.found == "weights is changed"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "lineage.json"])
+def test_a_copy_of_the_model_is_verified_without_its_project(project, tmp_path, file):
+    copy = tmp_path / "from-a-hub"
+    shutil.copytree(project / "models/final", copy)
+    records = find(str(copy), tmp_path, tmp_path)
+    states, faults = verify(records)
+    assert (states["models/final"], states["data/packed"], faults) == (INTACT, ABSENT, [])
+    text = (copy / file).read_text()
+    (copy / file).write_text(text.replace(records.lineage["data"], "0" * 64) if file == "lineage.json" else text + "!")
+    (fault,) = verify(find(str(copy), tmp_path, tmp_path))[1]
+    assert fault.where == str(copy / file)
 
 
 def test_digests_are_those_of_dvc(tmp_path: Path):

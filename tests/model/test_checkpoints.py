@@ -136,6 +136,18 @@ def test_a_step_is_found_or_those_that_are_there_are_named(tmp_path: Path) -> No
         checkpoints.of_step(tmp_path, 3)
 
 
+def test_a_checkpoint_that_was_changed_is_named_and_not_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for iteration in (2, 4):
+        save(tmp_path, iteration, rules())
+    (checkpoints.iteration_folder(tmp_path, 4) / "weights").write_bytes(b"evil")
+    with pytest.raises(InputError, match=r"Not whole: iter_0000004 \(weights is changed\)"):
+        checkpoints.of_step(tmp_path, 4)
+    assert checkpoints.of_step(tmp_path, None) == checkpoints.iteration_folder(tmp_path, 2)
+    assert "iter_0000004 (weights is changed)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_checkpoints_to_keep_that_are_never_saved_are_refused() -> None:
     with pytest.raises(ValueError, match="save_retain_interval 3 is no multiple of save_interval 2"):
         rules(save_retain_interval=3)

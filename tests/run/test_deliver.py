@@ -1,12 +1,18 @@
 """deliver: what waits for MLflow is told, and attempts that are gone are ended."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from sft.command import InputError
+from sft.files import read_json
 from sft.run import deliver, tracking
-from sft.run.outbox import Metrics, Outbox, open_run
+from sft.run.outbox import RECORDS, Dataset, Metrics, Outbox, add_model, open_run
+from sft.run.records import outs, parse_lock
+from tests.recorded import make_recorded
 
 KEYS = ("0" * 16, "1" * 16)
 
@@ -40,3 +46,63 @@ def test_a_store_that_does_not_answer_ends_with_an_error(waiting, monkeypatch):
     monkeypatch.setattr(tracking.deliver, "__defaults__", (0,))
     with pytest.raises(InputError, match=r"does not answer at http://127\.0\.0\.1:9"):
         deliver.main()
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A finished run, told to nobody yet, with the dvc.lock of before its last stage."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project = make_recorded(tmp_path / "project")
+    monkeypatch.chdir(project)
+    key = read_json(project / "models/final/lineage.json")["lineage_key"]
+    box = open_run(project / "runs" / key, {}, {}, [Dataset("packed", "f" * 64, "file:///x", "training", {})])
+    add_model(box, project / "models/final", {})
+    whole = (project / "dvc.lock").read_text()
+    (project / "dvc.lock").write_text(whole[: whole.index("  eval:")])
+    box.attach(RECORDS, {"dvc.lock": project / "dvc.lock", "params.yaml": project / "params.yaml"})
+    (project / "dvc.lock").write_text(whole)
+    return project
+
+
+def lock_in_store(project):
+    key = read_json(project / "models/final/lineage.json")["lineage_key"]
+    run_id = tracking.run_id(project / "runs" / key)
+    return tracking.fetch_records(run_id, Path(tempfile.mkdtemp(dir=project))) / "dvc.lock"
+
+
+def test_the_lock_that_dvc_wrote_after_the_last_stage_replaces_the_older_one_once(finished, capsys):
+    deliver.tell_lock()
+    assert "as all stages left it. models/final is nano3-sft/1" in " ".join(capsys.readouterr().out.split())
+    assert lock_in_store(finished).read_bytes() == (finished / "dvc.lock").read_bytes()
+    deliver.tell_lock()
+    assert capsys.readouterr().out == ""
+    deliver.main()
+    assert "0 told, 0 wait" in capsys.readouterr().out
+
+
+def test_the_lock_of_another_model_is_no_lock_of_this_run(finished):
+    lock, lineage = finished / "dvc.lock", finished / "models/final/lineage.json"
+    whole = lock.read_text()
+    lock.write_text(whole.replace(outs(parse_lock(whole.encode()))["models/final"], "0" * 32 + ".dir"))
+    assert deliver.renew_lock(finished) is None
+    lock.write_text(whole)
+    kept = lineage.read_text()
+    lineage.write_text(kept + " ")
+    assert deliver.renew_lock(finished) is None, "no model of that digest was told"
+    lineage.write_text(kept)
+    assert deliver.renew_lock(finished) is not None
+
+
+def test_where_no_model_or_no_lock_is_there_is_nothing_to_replace(finished):
+    shutil.rmtree(finished / "models")
+    assert deliver.renew_lock(finished) is None
+    assert deliver.renew_lock(finished / "runs") is None
+
+
+def test_a_store_that_is_away_does_not_fail_the_end_of_a_repro(finished, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "PATIENCE", 0)
+    deliver.tell_lock()
+    assert "does not answer" in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_a_base_model_that_was_replaced_since_is_refused(project: Path) -> None:
 
 def test_a_changed_checkpoint_is_not_exported(project: Path) -> None:
     (checkpoints.iteration_folder(project / "runs/aa11", 4) / "weights").write_bytes(b"evil")
-    with pytest.raises(InputError, match="Steps there: 2"):
+    with pytest.raises(InputError, match=r"Steps there: 2\. Not whole: iter_0000004 \(weights is changed\)"):
         export.show("aa11", 4, None)
 
 

@@ -80,6 +80,22 @@ def test_the_store_is_made_once_and_whole_by_whichever_of_several_processes_live
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
+def made(folder, key=KEY, digest=DATA.digest, sampled=False, **params):
+    """Tell of the packed data of a run, as who begins a training does."""
+    report = folder / "filter.json"
+    report.write_text("{}")
+    outbox.add_data(
+        folder / "runs" / key, digest, {"filter": params}, {"filter/rows_in": 10.0}, [SOURCE, DATA],
+        {"reports/filter.json": report}, sampled=sampled,
+    )  # fmt: skip
+
+
+def data_runs(experiment=EXPERIMENT):
+    client = tracking.connect()
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id], "tags.stage = 'data'") if found else []
+
+
 def begin(folder, key=KEY, sampled=False, **tags):
     return open_run(folder / "runs" / key, PARAMS, tags, [DATA, SOURCE], sampled=sampled)
 
@@ -198,6 +214,83 @@ def test_a_model_is_registered_once(tmp_path, store):
     assert look_up(KEY).facts["versions"] == [f"{REGISTERED_MODEL}/1", f"{REGISTERED_MODEL}/2"]
 
 
+# --- The data -------------------------------------------------------------------------------------------
+
+
+def test_packed_data_has_one_run_and_every_training_on_it_leads_there(tmp_path, store):
+    made(tmp_path, seed=1)
+    first = deliver(begin(tmp_path).folder.parent)
+    made(tmp_path, key="f" * 16, seed=2)  # other params that made the same data: the first stand
+    second = deliver(begin(tmp_path, key="f" * 16).folder.parent)
+    (run,) = data_runs()
+    assert (run.info.run_name, run.info.status) == ("data-" + "f" * 12, "FINISHED")
+    assert (run.data.params, run.data.metrics) == ({"filter.seed": "1"}, {"filter/rows_in": 10.0})
+    assert run.data.tags["packed_data"] == DATA.digest
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"calls", "packed"}
+    client = tracking.connect()
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "records")] == ["records/reports"]
+    for told in (first, second):
+        assert client.get_run(told.run_id).data.tags["data_run"] == run.info.run_id
+    assert look_up(KEY).facts["run of its data"] == run.info.run_id
+    with pytest.raises(InputError, match=rf"run of packed data\. Name a training on it .*{'f' * 16}"):
+        look_up(run.info.run_id)
+
+
+def test_the_run_of_data_that_was_half_told_is_completed_by_whoever_comes_next(tmp_path, store, monkeypatch):
+    made(tmp_path, seed=1)
+    box = begin(tmp_path)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # as by a kill, its metrics told and its files not
+        deliver(box.folder.parent)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert [run.info.status for run in data_runs()] == ["RUNNING"]
+    made(tmp_path, key="f" * 16, seed=2)
+    deliver(begin(tmp_path, key="f" * 16).folder.parent)
+    deliver(box.folder.parent)
+    (run,) = data_runs()
+    assert (run.info.status, run.data.params) == ("FINISHED", {"filter.seed": "1"})
+    assert len(tracking.connect().get_metric_history(run.info.run_id, "filter/rows_in")) == 1
+    assert len(run.inputs.dataset_inputs) == 2
+
+
+def test_many_that_tell_of_the_same_data_at_a_time_make_one_run(tmp_path, store):
+    keys = [f"{number:016x}" for number in range(6)]
+    for key in keys:
+        made(tmp_path, key=key)
+        begin(tmp_path, key=key)
+    tracking.connect()
+    threads = [threading.Thread(target=deliver, args=(tmp_path / "runs" / key,)) for key in keys]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (run,) = data_runs()
+    client = tracking.connect()
+    assert {client.get_run(tracking.run_id(tmp_path / "runs" / key)).data.tags["data_run"] for key in keys} == {
+        run.info.run_id
+    }
+
+
+def test_other_data_and_a_sample_have_runs_of_their_own(tmp_path, store):
+    made(tmp_path)
+    deliver(begin(tmp_path).folder.parent)
+    made(tmp_path, key="e" * 16, digest="e" * 64)
+    deliver(begin(tmp_path, key="e" * 16).folder.parent)
+    made(tmp_path, key="d" * 16, digest="e" * 64, sampled=True)
+    deliver(begin(tmp_path, key="d" * 16, sampled=True).folder.parent)
+    assert sorted(run.info.run_name for run in data_runs()) == ["data-" + "e" * 12, "data-" + "f" * 12]
+    assert [run.info.run_name for run in data_runs(SAMPLED)] == ["data-" + "e" * 12]
+
+
+def test_a_training_told_of_elsewhere_leads_to_the_run_of_its_data_too(tmp_path, store):
+    made(tmp_path)
+    deliver(begin(tmp_path).folder.parent)
+    told = deliver(begin(tmp_path, key="f" * 16).folder.parent)
+    (run,) = data_runs()
+    assert tracking.connect().get_run(told.run_id).data.tags["data_run"] == run.info.run_id
+
+
 # --- Aliases --------------------------------------------------------------------------------------------
 
 
@@ -301,6 +394,7 @@ def test_a_server_that_is_away_from_beginning_to_end_is_told_later(tmp_path, ser
 
 def test_an_answer_that_was_lost_makes_no_second_entry(tmp_path, store):
     """As after a kill between what the store was told and the note of it: everything is told again."""
+    made(tmp_path)
     box = begin(tmp_path)
     with true_status(box):
         for step in (1, 2):
@@ -351,6 +445,7 @@ def everything(run_id):
         [(one.info.status, one.data.metrics) for _, one in sorted(runs.items())],
         len(run.inputs.dataset_inputs), model_ids, look_up(KEY).facts["versions"],
         [len(client.get_logged_model(one).metrics) for one in model_ids], dict(aliases()),
+        [(one.info.run_id, one.data, len(one.inputs.dataset_inputs)) for one in data_runs()].__repr__(),
     )  # fmt: skip
 
 

@@ -3,9 +3,9 @@
 --model NAME (models/final, name/version, name@alias, run id, lineage key, git revision or DVC experiment)
     ->  a tree on the terminal; --json FILE; --html FILE, a page with a drawn graph; --card FILE, the model card
 
-sources -> what the filter kept -> samples -> packs; base model, params, code, packages -> run -> model -> evaluation.
-On the way everything that lies on this disk is verified; what is not what it was is named, and the program
-ends with status 1. --cache also verifies the objects in DVC's cache.
+sources, benchmarks -> what the filter kept -> samples -> packs; base model, params, code, packages -> run -> model
+-> evaluation. On the way everything that lies on this disk is verified; what is not what it was is named, and the
+program ends with status 1. --cache also verifies the objects in DVC's cache, and the checkpoints of the run.
 """
 
 import json
@@ -20,7 +20,7 @@ from rich.tree import Tree
 
 from sft.audit import graph, integrity
 from sft.audit.graph import shown
-from sft.audit.integrity import ABSENT, BASE, DIFFERS, INTACT, PACKED, Fault
+from sft.audit.integrity import ABSENT, BASE, BENCHMARKS, DIFFERS, INTACT, PACKED, Fault
 from sft.command import InputError, guard, parser_of
 from sft.data.sources import redact
 from sft.files import publish_file, value_digest, write_json
@@ -39,7 +39,7 @@ class Node:
 
     id: str
     kind: str
-    """source, filtered, prepared, packed, base, params, code, packages, run, model or evaluation."""
+    """source, benchmarks, filtered, prepared, packed, base, params, code, packages, run, model or evaluation."""
     title: str
     facts: dict[str, Any]
     """What a reader wants to know of it; values as JSON holds them."""
@@ -99,6 +99,8 @@ def gather(records: Records, with_cache: bool = False) -> Chain:
             strict=True,
         ):
             chain.add(node, made)
+    for node in _benchmark_nodes(records, digests, states):
+        chain.add(node, *(other for other in chain.nodes if other.startswith("filtered/")))
     return chain
 
 
@@ -162,6 +164,19 @@ def _source_nodes(
         path = f"data/{folders[kind]}/{name}"
         digest = f"md5:{digests[path]}" if path in digests else None
         yield Node(f"{kind}/{name}", kind, name, _known(told), digest, get, states.get(path, ABSENT))
+
+
+def _benchmark_nodes(records: Records, digests: dict[str, str], states: dict[str, str]) -> Iterator[Node]:
+    """The evaluation sets that the filter held the data against; none of a model that does not tell of them."""
+    report = records.json("reports/fetch/benchmarks.json")
+    sets = records.lineage.get("benchmarks", report.get("benchmarks"))
+    if sets is None:
+        return
+    origins = {name: {key: redact(str(told[key])) for key in ORIGIN if told.get(key)} for name, told in sets.items()}
+    facts = {"texts": sum(told["texts"] for told in sets.values()), "sets": origins or "none are named"}
+    digest = f"md5:{digests[BENCHMARKS]}" if BENCHMARKS in digests else None
+    get = f"dvc pull {BENCHMARKS}, or from their publishers: dvc repro --single-item fetch-benchmarks"
+    yield Node("benchmarks", "benchmarks", "benchmarks", facts, digest, get, states.get(BENCHMARKS, ABSENT))
 
 
 def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
@@ -248,16 +263,20 @@ def _known(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def tree(chain: Chain) -> Tree:
-    """Draw the chain as a tree: the model, and below everything what it was made of."""
+    """Draw the chain as a tree: the model, and below everything what it was made of; what goes into several, once."""
     made_of: dict[str, list[str]] = {}
     for source, made in chain.edges:
         made_of.setdefault(made, []).append(source)
     root = Tree(_line(chain.nodes[MODEL]))
     if "evaluation" in chain.nodes:
         root.add(_line(chain.nodes["evaluation"]))
-    waiting = [(root, name) for name in made_of[MODEL]]
+    waiting, drawn = [(root, name) for name in made_of[MODEL]], set[str]()
     while waiting:
         branch, name = waiting.pop(0)
+        if name in drawn:
+            branch.add(Text(f"{name}, as above", style="dim"))
+            continue
+        drawn.add(name)
         below = branch.add(_line(chain.nodes[name]))
         waiting += [(below, other) for other in made_of.get(name, [])]
     return root
@@ -311,6 +330,6 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the chain as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the drawn graph")
     parser.add_argument("--card", type=Path, metavar="FILE", help="write the model card, with the evaluation")
-    parser.add_argument("--cache", action="store_true", help="also verify the objects in DVC's cache")
+    parser.add_argument("--cache", action="store_true", help="also verify DVC's cache and the run's checkpoints")
     given = parser.parse_args()
     guard("chain", lambda: main(given.model, given.json, given.html, given.card, given.cache))

@@ -12,7 +12,7 @@ from sft.run.report import STYLE
 
 # What stands in which column, from left to right, and in which order below each other.
 COLUMNS = (
-    ("source",),
+    ("source", "benchmarks"),
     ("filtered",),
     ("prepared",),
     ("packed", "base", "params", "code", "packages"),
@@ -23,6 +23,7 @@ COLUMNS = (
 # The fact that stands in a box, and its unit.
 TOLD = {
     "source": ("rows", "rows"),
+    "benchmarks": ("texts", "texts"),
     "filtered": ("kept", "kept"),
     "prepared": ("tokens", "tokens"),
     "packed": ("trained tokens", "trained"),

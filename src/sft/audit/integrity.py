@@ -4,21 +4,23 @@ Records of one training  ->  the state of every out of the pipeline, and what is
                              expected, what was found
 
 Held against each other: lineage.json and its own key, its version in MLflow, the reports by lineage.json, the
-data and the models by lineage.json, dvc.lock and the reports of fetch. Every file is read once.
+data and the models by lineage.json, dvc.lock and the reports of fetch. Every file is read once. Where asked for, also
+the objects in DVC's cache by their names, and the checkpoints of the run by their manifests.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sft.files import BLOCK_BYTES, value_digest
+from sft.model.checkpoints import fault_of, manifest_of
 from sft.run.lineage import DECISIVE_PACKAGES, Lineage
 from sft.run.records import FINAL, LINEAGE, Records, cached, listing, outs
 
-PACKED, BASE, RAW = "data/packed", "models/base", "data/raw/"
+PACKED, BASE, RAW, BENCHMARKS = "data/packed", "models/base", "data/raw/", "data/benchmarks"
 INTACT, DIFFERS, ABSENT = "intact", "differs", "not here"
 NOTHING = "no such file"
 
@@ -44,7 +46,7 @@ class Digests:
 
 
 def verify(records: Records, with_cache: bool = False) -> tuple[dict[str, str], list[Fault]]:
-    """Return the state of every out by path, and the faults; also those of DVC's cache where asked for.
+    """Return the state of every out by path, and the faults; where asked for, also of DVC's cache and of checkpoints.
 
     What lies here of another training is not here; of the same one it is intact.
     """
@@ -52,15 +54,20 @@ def verify(records: Records, with_cache: bool = False) -> tuple[dict[str, str], 
     states = {}
     folder = records.folder or records.root
     for path, md5 in {PACKED: None, BASE: None, FINAL: None, **outs(records.lock)}.items():
-        if not (folder / path).exists():
+        copy = records.model if path == FINAL else None
+        place = copy or folder / path
+        if not place.exists():
             states[path] = ABSENT
             continue
-        wrong = list(check_out(records, path, md5, digests(folder / path)))
-        if records.folder:
+        wrong = list(check_out(records, path, md5, digests(place)))
+        if records.folder or copy:
             faults += wrong
-        states[path] = INTACT if not wrong else DIFFERS if records.folder else ABSENT
+        states[path] = INTACT if not wrong else DIFFERS if records.folder or copy else ABSENT
     if with_cache:
         faults += [fault for path, md5 in outs(records.lock).items() for fault in check_cache(records.root, path, md5)]
+        faults += check_checkpoints(records)
+    if records.model:
+        faults = [replace(fault, where=fault.where.replace(FINAL, records.name, 1)) for fault in faults]
     return states, list(dict.fromkeys(faults))  # a report may be known to dvc.lock and to lineage.json
 
 
@@ -143,6 +150,8 @@ def _known(records: Records, path: str, md5: str | None) -> Iterator[tuple[str, 
     elif path.startswith(RAW):
         report = records.json(f"reports/fetch/{path.removeprefix(RAW)}.json")
         by_sha256 = {file["path"]: file["sha256"] for file in report.get("files", [])}
+    elif path == BENCHMARKS:
+        by_sha256 = records.json("reports/fetch/benchmarks.json").get("digests", {})
     if by_sha256:
         yield "sha256", by_sha256
     if md5 and md5.endswith(".dir") and (by_md5 := listing(records.root, md5)):
@@ -156,6 +165,15 @@ def check_cache(root: Path, path: str, md5: str) -> Iterator[Fault]:
         place = cached(root, expected)
         if place.is_file() and (now := _digests(place).md5) != expected.removesuffix(".dir"):
             yield Fault(f"{place} (DVC's cache of {path}{name})", f"md5 {expected}", f"md5 {now}")
+
+
+def check_checkpoints(records: Records) -> Iterator[Fault]:
+    """Hold the checkpoints of the run against their manifests; one without, as a kill leaves it, is never loaded."""
+    run = records.root / "runs" / records.lineage.get("lineage_key", "")
+    for checkpoint in sorted((run / "checkpoints").glob("iter_*")):
+        if manifest_of(checkpoint).exists() and (fault := fault_of(checkpoint)):
+            place = checkpoint.relative_to(records.root).as_posix()
+            yield Fault(place, "the files of its manifest", fault)
 
 
 def _other_start(lineage: dict[str, Any]) -> bool:

@@ -9,6 +9,8 @@ A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validati
 import shutil
 from pathlib import Path
 
+from rich.markup import escape
+
 from sft import params as p
 from sft.command import InputError, say
 from sft.files import folder_digests, read_json, write_json
@@ -139,15 +141,23 @@ def to_export(run: Path, iterations: int, rules: p.Checkpoint) -> Path | None:
 
 
 def of_step(run: Path, step: int | None) -> Path:
-    """Return the whole checkpoint of a step of a run, or the newest. Raises InputError naming those that are there."""
-    there = [path for path in sorted((run / "checkpoints").glob("iter_*")) if fault_of(path) is None]
+    """Return the whole checkpoint of a step of a run, or the newest. One that is changed or torn is named, not taken.
+
+    Raises:  InputError: there is none, naming those that are there.
+    """
+    faults = {path: fault_of(path) for path in sorted((run / "checkpoints").glob("iter_*"))}
+    there = [path for path, fault in faults.items() if fault is None]
+    torn = [f"{path.name} ({fault})" for path, fault in faults.items() if fault]
     chosen = there[-1:] if step is None else [path for path in there if path == iteration_folder(run, step)]
+    if chosen and torn:
+        say(f"[yellow]{escape(f'{run}: not whole, and not taken: {", ".join(torn)}')}[/]")
     if chosen:
         return chosen[0]
     known = ", ".join(str(int(path.name.removeprefix("iter_"))) for path in there)
+    spoilt = f"Not whole: {', '.join(torn)}. " if torn else ""
     raise InputError(
         f"{run}: no whole checkpoint{'' if step is None else f' of step {step}'}. Steps there: {known or 'none'}. "
-        "checkpoint.most_recent_k and save_retain_interval say which are kept."
+        f"{spoilt}checkpoint.most_recent_k and save_retain_interval say which are kept."
     )
 
 

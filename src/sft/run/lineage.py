@@ -31,7 +31,8 @@ DECISIVE_PACKAGES = (
 )
 # Modules that tell of a model, or say where it is trained, and cannot change it: an edit of theirs starts no other run.
 TELLING = {
-    f"sft.run.{name}" for name in ("card", "cluster", "jobs", "outbox", "patch", "preflight", "slurm", "tracking")
+    f"sft.run.{name}"
+    for name in ("card", "cluster", "jobs", "outbox", "patch", "preflight", "provenance", "slurm", "tracking")
 }
 # What of the reports says where the data of a source comes from, and what became of it.
 ORIGIN = ("uri", "revision", "sha256", "license", "origin", "domain")
@@ -194,6 +195,13 @@ def sources(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: _source(folder, name, counts) for name, counts in packed.items()}
 
 
+def benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the evaluation sets that the data was held against, by name: where each comes from, texts in it."""
+    report = folder / "reports/fetch/benchmarks.json"
+    sets = read_json(report)["benchmarks"] if report.exists() else {}
+    return {name: {key: told[key] for key in (*ORIGIN, "texts") if key in told} for name, told in sets.items()}
+
+
 def _source(folder: Path, name: str, counts: dict[str, Any]) -> dict[str, Any]:
     told = {key: counts[key] for key in ("domain", "license", "conversations", "tokens", "trained_tokens")}
     fetched, filtered = (folder / "reports" / stage / f"{name}.json" for stage in ("fetch", "filter"))
@@ -232,6 +240,7 @@ def lineage_json(lineage: Lineage, run_id: str | None, folder: Path, patch: byte
         "hardware": hardware(),
         "sampled": read_json(folder / "data/packed/metadata.json").get("sampled", False),
         "sources": sources(folder),
+        "benchmarks": benchmarks(folder),
         "records": {path: file_digest(file) for path, file in made.items()},
         "mlflow_run_id": run_id,
     }

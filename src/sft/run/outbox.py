@@ -7,9 +7,9 @@ once. The folder of a run, runs/<lineage key>/mlflow/:
     delivered.json  of each store, how many bytes of it the store has, and the ids that it gave
     files/          copies of the texts to attach
 
-One run for each lineage key, one child run for each attempt at it. An attempt that ended without a word (a kill,
-a machine that went down) is ended as KILLED by the attempt that follows. No address of a store with a password in
-it is written down.
+One run for each packed data set, one for each lineage key, and one child run for each attempt at that. An attempt
+that ended without a word (a kill, a machine that went down) is ended as KILLED by the attempt that follows. No
+address of a store with a password in it is written down.
 """
 
 import contextlib
@@ -84,13 +84,18 @@ class Outbox:
 
     def attach(self, folder: str, files: Mapping[str, Path]) -> None:
         """Have files attached at their places below a folder of the run's artifacts, as they are now."""
+        if files:
+            self.add("files", folder=folder, files=self.keep(files))
+
+    def keep(self, files: Mapping[str, Path]) -> str:
+        """Copy files to their places below a new folder of the outbox; return which."""
         number = sum(1 for _ in self.folder.glob("files/*"))
         kept = self.folder / "files" / str(number)
+        kept.mkdir(parents=True)
         for place, file in files.items():
             (kept / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, kept / place)
-        if files:
-            self.add("files", folder=folder, files=kept.relative_to(self.folder).as_posix())
+        return kept.relative_to(self.folder).as_posix()
 
     def delivered(self, store: str) -> dict[str, Any]:
         """Return what is known of a store: `bytes` that it has, and ids (run_id, version)."""
@@ -138,6 +143,26 @@ def open_run(
     process = {"host": socket.gethostname(), "pid": os.getpid()}
     box.add("attempt", attempt=max(attempts, default=0) + 1, tags=tags, process=process)
     return box
+
+
+def add_data(
+    run: Path,
+    digest: str,
+    params: dict[str, Any],
+    counts: dict[str, float],
+    datasets: list[Dataset],
+    files: Mapping[str, Path],
+    *,
+    sampled: bool = False,
+) -> None:
+    """Tell of the packed data that a run trains on, before the run is: how its stages made it. Once for each outbox.
+
+    A store has one run for each packed data set, known by its digest, and every training on it links to that.
+    """
+    box = Outbox(run)
+    if not any(thing["kind"] == "data" and thing["digest"] == digest for _, thing in box.read()):
+        told = {"params": as_params(params), "counts": counts, "datasets": [asdict(one) for one in datasets]}
+        box.add("data", digest=digest, files=box.keep(files), sampled=sampled, **told)
 
 
 def end_dead_attempts(box: Outbox) -> list[int]:

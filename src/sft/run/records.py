@@ -38,6 +38,8 @@ class Records:
     """Bytes of a file, by its place in the project; None where nobody has it."""
     folder: Path | None = None
     """The project whose files on disk belong to this training: what can be verified."""
+    model: Path | None = None
+    """A copy of the model, without its project: it can be verified too."""
     run: dict[str, Any] | None = None
     """What MLflow knows of the run."""
     version: dict[str, str] | None = None
@@ -115,7 +117,10 @@ def _in_folder(name: str, root: Path) -> Records | None:
     # A copy of a model, as from a hub: it brings lineage.json and its own files, nothing else.
     prefix = f"{FINAL}/"
     return Records(
-        name, root, lambda path: _bytes(model / path.removeprefix(prefix)) if path.startswith(prefix) else None
+        name,
+        root,
+        lambda path: _bytes(model / path.removeprefix(prefix)) if path.startswith(prefix) else None,
+        model=model,
     )
 
 
@@ -144,9 +149,8 @@ def _in_mlflow(name: str, root: Path, scratch: Path) -> Records | None:
     if here is not None and _is_of(json.loads(here), tracked.run_id, tracked.version or {}):
         return of_folder(root, name, tracked.facts, tracked.version)
     folder = tracking.fetch_records(tracked.run_id, Path(tempfile.mkdtemp(dir=scratch)))
-    return Records(
-        name, root, _with_cache(root, lambda path: _bytes(folder / path)), None, tracked.facts, tracked.version
-    )
+    read = _with_cache(root, lambda path: _bytes(folder / path))
+    return Records(name, root, read, run=tracked.facts, version=tracked.version)
 
 
 def _is_of(told: dict[str, Any], run_id: str, version: dict[str, str]) -> bool:

@@ -5,8 +5,9 @@ experiments that DVC runs in a copy. Nothing waits for a store: what it is to be
 the run (sft.run.outbox), and everything told can be told again without a second entry, so that a store that was
 away, or whose answer was lost, has each thing once in the end. A store that was never told of a run gets all of it.
 
-In a store: a run for each lineage key, found by its tag `lineage_key`, with params (what determines the model),
-data sets, metrics and records; child runs for each attempt (tags, status, system metrics) and each evaluation;
+In a store: a run for each packed data set, found by its tag `packed_data`, with what its stages counted; a run for
+each lineage key, found by its tag `lineage_key`, with params (what determines the model), data sets, metrics and
+records; child runs for each attempt (tags, status, system metrics) and each evaluation;
 the model as a LoggedModel and a version of a registered model, which leads to run, parent version and data.
 Sampled runs have an experiment and a registered model of their own, and never an alias.
 """
@@ -37,12 +38,13 @@ from rich.markup import escape
 
 from sft.command import InputError, say
 from sft.files import holding, project_root, publish_file
-from sft.run.outbox import DIGEST_DIGITS, RECORDS, Outbox, without_secret
+from sft.run.outbox import DIGEST_DIGITS, FINISHED, RECORDS, Outbox, without_secret
 
 EXPERIMENT = REGISTERED_MODEL = "nano3-sft"
 SAMPLED = "nano3-sft-sampled"  # experiment and registered model of runs on a sample of the data
 CANDIDATE, CHAMPION = "candidate", "champion"
 MOST_AT_ONCE = 100  # params or tags in a request, and steps, which have a few metrics each
+MOST_METRICS = 1000  # in a request
 PATIENCE = 30.0  # seconds that a stage waits for a store at its end
 EVERY = 2.0  # seconds between two deliveries while a training runs
 LONGEST_PAUSE = 60.0  # seconds between two tries while a store does not answer
@@ -336,8 +338,34 @@ class _Teller:
         for thing in things:
             getattr(self, thing["kind"])(thing)
 
+    def data(self, thing: dict[str, Any]) -> None:
+        """The run of the packed data, told whole by the first training on it; the others find it."""
+        with holding(project_root() / "runs/.mlflow-data", EVERY) as alone:
+            if not alone:
+                raise NoAnswerError("another training tells it of the same data.")
+            self.state["data_run"] = self._data_run(thing)
+
+    def _data_run(self, thing: dict[str, Any]) -> str:
+        experiment = _experiment(self.client, SAMPLED if thing["sampled"] else EXPERIMENT)
+        run = find_data_run(self.client, experiment, thing["digest"])
+        if run is not None and run.info.status == FINISHED:
+            return str(run.info.run_id)
+        if run is None:
+            name = f"data-{thing['digest'][:DIGEST_DIGITS]}"
+            tags = {"packed_data": thing["digest"], "stage": "data", **_who("sft.stages.pack")}
+            run = self.client.create_run(experiment, start_time=thing["time"], tags=tags, run_name=name)
+        run_id, when = str(run.info.run_id), run.info.start_time  # its own time: told again it is the same entry
+        self._params(run_id, thing["params"])
+        self._inputs(run_id, thing["datasets"])
+        metrics = [entities.Metric(name, value, when, 0) for name, value in thing["counts"].items()]
+        for some in itertools.batched(metrics, MOST_METRICS):
+            self.client.log_batch(run_id, metrics=list(some))
+        self.client.log_artifacts(run_id, str(self.box.folder / thing["files"]), RECORDS)
+        self.client.set_terminated(run_id, status=FINISHED, end_time=when)
+        return run_id
+
     def run(self, thing: dict[str, Any]) -> None:
-        """The run: params where it has none of that name, tags of the last attempt, data sets."""
+        """The run: params where it has none of that name, tags of the last attempt, data sets, its data's run."""
         state = self.state
         state["name"] = SAMPLED if thing["sampled"] else EXPERIMENT
         state["experiment"] = _experiment(self.client, state["name"])
@@ -348,9 +376,8 @@ class _Teller:
         elif not state.get("bytes"):  # told by another outbox: its steps are there
             state["check"] = True
         state["run_id"] = run_id
-        known = self.client.get_run(run_id).data.params
-        self._params(run_id, {name: value for name, value in thing["params"].items() if name not in known})
-        self._tags(run_id, thing["tags"])
+        self._params(run_id, thing["params"])
+        self._tags(run_id, {**thing["tags"], **self._link(thing["datasets"])})
         self._inputs(run_id, thing["datasets"])
         state["datasets"] = thing["datasets"]
 
@@ -376,7 +403,7 @@ class _Teller:
                 if attempt is not None or self._is_new(name, thing["step"]):
                     by_run.setdefault(run_id, []).append(entities.Metric(name, value, thing["time"], thing["step"]))
         for run_id, metrics in by_run.items():
-            for some in itertools.batched(metrics, 1000):  # the most that a request may hold
+            for some in itertools.batched(metrics, MOST_METRICS):
                 self.client.log_batch(run_id, metrics=list(some))
 
     def files(self, thing: dict[str, Any]) -> None:
@@ -489,8 +516,19 @@ class _Teller:
         found = self.client.search_model_versions(f"name = '{self.state['name']}' and {condition}")
         return max(found, key=lambda one: int(one.version), default=None)
 
+    def _link(self, datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Return the tag that leads to the run of the packed data; {} where the store has none."""
+        for one in datasets:
+            if "data_run" not in self.state and one["context"] == "training":
+                found = find_data_run(self.client, self.state["experiment"], one["digest"])
+                self.state |= {"data_run": str(found.info.run_id)} if found else {}
+        return {name: value for name, value in self.state.items() if name == "data_run"}
+
     def _params(self, run_id: str, params: dict[str, str]) -> None:
-        for some in itertools.batched(params.items(), MOST_AT_ONCE):
+        """Log the params that a run has none of the name of: a param of a store never changes."""
+        known = self.client.get_run(run_id).data.params
+        new = {name: value for name, value in params.items() if name not in known}
+        for some in itertools.batched(new.items(), MOST_AT_ONCE):
             self.client.log_batch(run_id, params=[entities.Param(name, value) for name, value in some])
 
     def _tags(self, run_id: str, tags: dict[str, str]) -> None:
@@ -508,11 +546,11 @@ class _Teller:
         self.client.log_inputs(run_id, inputs, list(models))
 
 
-def _who() -> dict[str, str]:
+def _who(program: str = "sft.stages.train") -> dict[str, str]:
     """Tags by which the store shows who ran what."""
     return {
         "mlflow.user": getpass.getuser(),
-        "mlflow.source.name": "sft.stages.train",
+        "mlflow.source.name": program,
         "mlflow.source.type": "LOCAL",
     }
 
@@ -530,6 +568,14 @@ def find_run(client: mlflow.MlflowClient, lineage_key: str) -> str | None:
         max_results=1,
     )
     return str(found[0].info.run_id) if found else None
+
+
+def find_data_run(client: mlflow.MlflowClient, experiment: str, digest: str) -> Any:
+    """Return the run of the packed data with a digest, or None."""
+    found = client.search_runs(
+        [experiment], f"tags.packed_data = '{digest}'", order_by=["attributes.start_time ASC"], max_results=1
+    )
+    return found[0] if found else None
 
 
 def fetch_records(run_id: str, target: Path) -> Path:
@@ -586,6 +632,12 @@ def _look_up(client: mlflow.MlflowClient, name: str) -> Tracked | None:
         run_id, run = parent, client.get_run(parent)
     if run is None:
         return None
+    if run.data.tags.get("stage") == "data":
+        trained = client.search_runs([run.info.experiment_id], f"tags.data_run = '{run_id}'", max_results=MOST_AT_ONCE)
+        keys = ", ".join(one.data.tags["lineage_key"] for one in trained)
+        raise InputError(
+            f"{name} is the run of packed data. Name a training on it by its lineage key: {keys or 'none'}"
+        )
     versions = client.search_model_versions(f"run_id = '{run_id}'")
     newest = max(versions, key=lambda one: int(one.version), default=None)
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds")
@@ -594,6 +646,7 @@ def _look_up(client: mlflow.MlflowClient, name: str) -> Tracked | None:
         "store": store_name(),
         "status": run.info.status,
         "started": started,
+        "run of its data": run.data.tags.get("data_run"),
         "versions": [f"{one.name}/{one.version}" for one in sorted(versions, key=lambda one: int(one.version))],
         "metrics": dict(sorted(run.data.metrics.items())),
     }

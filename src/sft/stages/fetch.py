@@ -22,7 +22,7 @@ from typing import Any
 from sft.command import InputError, run_source_stage, say
 from sft.data.formats import read_rows
 from sft.data.sources import FetchedFile, fetch_files, redact
-from sft.files import folder_digest, publish_folder
+from sft.files import folder_digest, folder_digests, publish_folder
 from sft.ledger import Ledger
 from sft.params import Benchmark, Download, Fetch, Source, load
 from sft.quality.benchmarks import read_items
@@ -109,8 +109,8 @@ def fetch_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
                 )
             sets[name] = {"files": [asdict(file) for file in own], "texts": texts, **describe(benchmark)}
             shutil.rmtree(fetched)
-    total = sum(told["texts"] for told in sets.values())
-    Ledger(rows_in=total, rows_out=total).write(REPORTS / "benchmarks.json", benchmarks=sets)
+    total, digests = sum(told["texts"] for told in sets.values()), folder_digests(BENCHMARKS)
+    Ledger(rows_in=total, rows_out=total).write(REPORTS / "benchmarks.json", benchmarks=sets, digests=digests)
     say(f"benchmarks: {total:,} texts of {len(sets)} evaluation sets from {_size(files)} -> {BENCHMARKS}")
 
 

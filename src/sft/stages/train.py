@@ -40,7 +40,7 @@ from sft.files import (
 )
 from sft.ledger import Ledger
 from sft.params import TRAIN_SECTIONS, Peft, load, ran_with, read
-from sft.run import card, jobs, outbox, slurm
+from sft.run import card, jobs, outbox, provenance, slurm
 from sft.run.cluster import Cluster, asked_cluster, read_profile
 from sft.run.lineage import (
     Lineage,
@@ -103,7 +103,7 @@ def find_lineage(params: dict[str, Any]) -> Lineage:
 
 
 def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -> outbox.Outbox:
-    """Begin an attempt at the run in a folder, for MLflow: what determines the model, its data, the attempt."""
+    """Begin an attempt at the run in a folder, for MLflow: its data, what determines the model, the attempt."""
     commit, dirty = git_state(Path.cwd())
     lock = Path("dvc.lock")
     tags = {
@@ -122,7 +122,11 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -
         digest = folder_digest(prepared) if prepared.is_dir() else lineage.data
         told = {key: str(value) for key, value in source.items() if isinstance(value, str | int)}
         datasets.append(outbox.Dataset(name, digest, (project_root() / prepared).as_uri(), "source", told))
-    return outbox.open_run(folder, {**lineage.determining(), **ran_with()}, tags, datasets, sampled=metadata["sampled"])
+    sampled, made_with, here = metadata["sampled"], ran_with(), Path.cwd()
+    sets = provenance.data_sets(here, datasets[0])
+    texts = records(here, provenance.RECORDS)
+    outbox.add_data(folder, lineage.data, made_with, provenance.counts(here), sets, texts, sampled=sampled)
+    return outbox.open_run(folder, {**lineage.determining(), **made_with}, tags, datasets, sampled=sampled)
 
 
 def processes() -> int:
