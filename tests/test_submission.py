@@ -3,17 +3,19 @@
 One project is used in the order of the tests. tests/run/test_jobs.py has what can become of a job.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from sft.files import read_json
-from tests.loopback import Loopback, running_cluster, wait_for
+from tests.loopback import Loopback, running_cluster, wait_for, write_profile
 from tests.project import clone_project, environment, run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.pipeline, pytest.mark.timeout(900)]
@@ -167,6 +169,50 @@ def test_evaluation_and_preparation_by_jobs_make_what_they_make_here(cluster, pr
     run(project, "dvc", "repro", "--force", "--single-item", "eval")
     assert read_json(project / "reports/eval.json") == evaluation
     assert cluster.jobs() == []
+
+
+def test_a_sweep_is_a_job_for_each_member_two_at_a_time_also_when_it_is_killed_and_a_member_is_cancelled(
+    cluster, project, trained
+):
+    """By a profile that git does not know; the command, killed once two jobs run, is given again."""
+    write_profile(project, "one", cluster, stop_seconds=60)
+    before = jobs_of_runs(project, "one")
+    line = ["make", "sweep", "GRID=optimizer.lr=1e-3,1e-4,1e-5", "CLUSTER=one", "NAME=rates", "JOBS=2"]
+    with subprocess.Popen(
+        line, cwd=project, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
+    ) as one:
+        wait_for(lambda: len(cluster.jobs()) == 2, tell=lambda: cluster.ask("squeue", "--long"))
+        os.killpg(one.pid, signal.SIGKILL)
+    cancelled = cluster.jobs()[0]
+    (key,) = (key for key, job in jobs_of_runs(project, "one").items() if job == cancelled)
+    assert f"{key}  train  job {cancelled}  " in run(project, "make", "status", "CLUSTER=one")
+    run(project, "make", "cancel", "CLUSTER=one", f"RUN={key}")
+    said = run(project, *line, fails=True)
+    assert "rates: 3 of 3 experiments are there already" in said
+    assert "1 of 3 failed: rates-" in said
+
+    submitted = jobs_of_runs(project, "one")
+    assert len(submitted) == 3 > len(before) == 0
+    assert len(set(submitted.values())) == 3
+    fates = {key: read_json(project / f"runs/{key}/job.json")["fate"] for key in submitted}
+    assert fates.pop(key) == "CANCELLED"
+    assert set(fates.values()) == {"complete"}
+    shown = run(project, "dvc", "exp", "show", "--csv")
+    page = (project / "reports/sweep.html").read_text()
+    table = {line.split()[0]: line.split()[1] for line in said.splitlines() if line.startswith(" rates-")}
+    assert sorted(table.values()) == ["failed", "success", "success"]
+    for name, state in table.items():
+        assert (f"<td>{name}" in page) == (state == "success"), name
+        assert state == "failed" or f"\n{name}," in shown
+    with contextlib.closing(sqlite3.connect(project / "runs/mlflow.db")) as store:
+        tagged = store.execute("SELECT value FROM tags WHERE key = 'sweep'").fetchall()
+    assert tagged == [("rates",)] * 3
+
+
+def jobs_of_runs(project: Path, profile: str) -> dict[str, str]:
+    """The last job of each run that went to a cluster, by the run's name."""
+    records = {path.parent.name: read_json(path) for path in (project / "runs").glob("*/job.json")}
+    return {name: record["job"] for name, record in records.items() if record["cluster"] == profile}
 
 
 def test_a_layout_that_does_not_divide_is_refused_before_anything_is_submitted(cluster, project, trained):

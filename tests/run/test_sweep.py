@@ -1,16 +1,38 @@
 """sweep: DVC's own queue with a pipeline of one small stage; docs/experiments.md sweeps the real one."""
 
+import os
+import signal
 import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from sft.command import InputError
 from sft.run import sweep
-from sft.run.sweep import FAILED, SUCCESS, Member, best_first, members_of, parse_status, plan, sweep_name, varied
+from sft.run.sweep import (
+    FAILED,
+    QUEUED,
+    SUCCESS,
+    Member,
+    Queue,
+    best_first,
+    expand,
+    members_of,
+    parse_status,
+    plan,
+    sweep_name,
+    varied,
+)
+from tests.cluster import wait_until
 from tests.project import commit, environment, run
 
 STAGE = """
-import json, os, pathlib, sys
+import json, os, pathlib, sys, time
+if os.environ.get("SFT_SLOW") and not (done := pathlib.Path(os.environ["SFT_SLOW"])).exists():
+    done.write_text(str(os.getpid()))
+    time.sleep(600)
 rate = float(pathlib.Path("params.yaml").read_text().split("lr:")[1].split()[0])
 if rate > 1: sys.exit("too high")
 pathlib.Path("reports").mkdir(exist_ok=True)
@@ -58,7 +80,7 @@ def test_a_grid_is_run_a_failed_member_stops_no_other_and_a_second_call_runs_not
     assert name in run(project, "git", "show", f"{exp_ref(project, name + '-1')}:reports/train.json")
     with pytest.raises(InputError, match="1 of 3 failed"):
         sweep.main(calls, None, 1, None)
-    assert "3 experiments are there already" in capsys.readouterr().out
+    assert "3 of 3 experiments are there already" in capsys.readouterr().out
     assert "too high" in run(project, "dvc", "queue", "logs", f"{name}-2")
 
 
@@ -72,6 +94,62 @@ def test_a_param_that_does_not_exist_is_dvc_s_to_refuse(project):
         sweep.main(plan("optimizer.rate=1,2", None), "mine", 1, None)
 
 
+def test_an_experiment_whose_worker_was_killed_is_done_again_with_the_environment_of_this_sweep(
+    project, monkeypatch, capsys
+):
+    """The worker that is killed is of an earlier command, which ended while it queued, and had another environment."""
+    slow, calls = project / "slow", plan("optimizer.lr=0.3,0.1", None)
+    sweep.queue("s-1", ["optimizer.lr=0.3"])
+    with pytest.MonkeyPatch.context() as earlier:
+        earlier.setenv("SFT_SLOW", str(slow))
+        earlier.setenv("SFT_SWEEP", "earlier")
+        sweep._dvc("queue", "start")
+    wait_until(lambda: slow.exists() and slow.read_text())
+
+    def kill() -> None:
+        wait_until(lambda: "another environment" in capsys.readouterr().out)
+        worker = int(Path(".dvc/tmp/exps/celery/dvc-exp-worker-1.pid").read_text())
+        os.killpg(os.getpgid(worker), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    members = sweep.run(calls, "s", 1)
+    killer.join()
+    said = capsys.readouterr().out
+    assert "s-1: its worker was lost; it goes on" in said
+    assert [(one.name, one.state, one.metrics["held-out loss"]) for one in members] == [
+        ("s-1", SUCCESS, 0.3),
+        ("s-2", SUCCESS, 0.1),
+    ]
+    for number in (1, 2):
+        assert '"sweep": "s"' in run(project, "git", "show", f"{exp_ref(project, f's-{number}')}:reports/train.json")
+    run(project, "dvc", "queue", "remove", "--success")
+    assert sweep.run(calls, "s", 1) == members, "git has them"
+    assert run(project, "dvc", "queue", "status").startswith("No experiment tasks in the queue.")
+
+
+def test_what_else_waits_in_the_queue_is_refused():
+    sweep.refuse_others({"s-1": []}, {"s-1": QUEUED, "other": SUCCESS})
+    with pytest.raises(InputError, match="DVC's queue also holds other, which would be run with the environment"):
+        sweep.refuse_others({"s-1": []}, {"s-1": QUEUED, "other": QUEUED})
+
+
+def test_two_sweeps_at_once_and_switches_of_one_job_are_refused(project, monkeypatch):
+    calls = plan("optimizer.lr=0.3", None)
+    with (
+        sweep.holding(project / "runs/sweep.lock", 0),
+        pytest.raises(InputError, match="another sweep runs in this project"),
+    ):
+        sweep.run(calls, "s", 1)
+    monkeypatch.setenv("CLUSTER", "mars")
+    with pytest.raises(InputError, match=r"no profile slurm/clusters/mars\.yaml"):
+        sweep.run(calls, "s", 1)
+    monkeypatch.setenv("DETACH", "1")
+    with pytest.raises(InputError, match="DETACH=1 is about one job"):
+        sweep.run(calls, "s", 1)
+    assert parse_status(run(project, "dvc", "queue", "status")) == Queue({}, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("grid", "listed"), [(None, None), ("", ""), (None, "# nothing\n"), ("lr", None), ("a=", None)]
 )
@@ -82,8 +160,10 @@ def test_what_is_no_sweep_is_refused(grid, listed):
 
 def test_a_sweep_has_the_same_name_each_time_and_its_members_are_told_from_others():
     assert sweep_name([["a=1,2"]]) == sweep_name([["a=1,2"]]) != sweep_name([["a=1,3"]])
-    states = dict.fromkeys(("s-10", "s-2", "s-1", "s", "s-x", "other-1"), SUCCESS)
-    assert list(members_of("s", states)) == ["s", "s-1", "s-2", "s-10"]
+    members = expand(plan("a=range(10) b=x", "ignored"), "s") | expand([["c=1"]], "t")
+    assert list(members) == [*(f"s-{number}" for number in range(1, 11)), "t-1"]
+    states = {"s-10": SUCCESS, "s-2": FAILED, "s-x": SUCCESS, "other-1": QUEUED}
+    assert members_of(members, states, {"s-1", "s-2"}) == {"s-1": SUCCESS, "s-2": FAILED, "s-10": SUCCESS}
 
 
 def test_the_status_is_read_and_workers_are_no_members():
@@ -93,8 +173,8 @@ def test_the_status_is_read_and_workers_are_no_members():
         "9d22751  s-2      07:01 PM           Queued\n\n"
         "Worker status: 1 active, 0 idle\n"
     )
-    assert parse_status(text) == {"s-1": "Running", "s-2": "Queued"}
-    assert parse_status("No experiment tasks in the queue.\n") == {}
+    assert parse_status(text) == Queue({"s-1": "Running", "s-2": "Queued"}, busy=1, idle=0)
+    assert parse_status("No experiment tasks in the queue.\n") == Queue({}, 0, 0)
 
 
 def test_the_lowest_held_out_loss_comes_first_and_what_failed_last():
@@ -108,5 +188,5 @@ def test_the_lowest_held_out_loss_comes_first_and_what_failed_last():
 
 
 def test_help_names_the_grid():
-    done = subprocess.run(["python", "-m", "sft.run.sweep", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "sft.run.sweep", "--help"], capture_output=True, text=True, check=True)
     assert "optimizer.lr=1e-5,2e-5" in done.stdout

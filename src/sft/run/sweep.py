@@ -1,13 +1,17 @@
 """sweep: many experiments from a grid or a list, run one after another or several at a time, seen in one page.
 
---grid 'optimizer.lr=1e-5,2e-5 rng.seed=1,2' (all combinations), --list FILE (a line for each experiment)
+--grid 'optimizer.lr=1e-5,2e-5 rng.seed=1,2' (all combinations), --list FILE (a line for each experiment, or grid)
     ->  experiments in DVC's queue, NAME-1, NAME-2, ...; when all have ended: a table, and --html FILE with a
         parallel-coordinates plot
 
 The words are those of `dvc exp run --queue --set-param`, also choice(...) and range(...). --jobs so many at a time;
 with CLUSTER set each one's training is a job of that cluster. One that fails does not stop the others; the program
-then ends with status 1. Called again with the same grid, nothing is queued twice: what is not finished goes on.
-Results also stand in `dvc exp show` and in MLflow, where every run has the tag `sweep`.
+then ends with status 1. Called again with the same grid, nothing is queued twice: what is not finished goes on, also
+what the workers of the queue lost. Results also stand in `dvc exp show` and in MLflow, where every run has the tag
+`sweep`.
+
+A worker of DVC's queue gives its own environment (CLUSTER, SFT_SWEEP, MLFLOW_TRACKING_URI, ...) to all that it runs. So
+one sweep runs at a time, nothing else may wait in the queue, and workers of another environment are let go first.
 """
 
 import os
@@ -25,12 +29,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.command import InputError, guard, parser_of, say
-from sft.files import flatten, publish_file, value_digest
+from sft.files import flatten, holding, publish_file, value_digest
 from sft.run import parallel
+from sft.run.cluster import asked_cluster, is_on, read_profile
 from sft.run.records import Records, find
 from sft.view.terminal import Screen, visible
 
 EVERY = 5.0  # seconds between two looks at the queue
+LOOKS = 4  # so many in a row make sure of what a single one may see by chance: DVC has no lock for it
+WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC keeps the process ids of the queue's workers
+# What of a worker's environment reaches what it runs; and what a cluster's profile names.
+CARRIED = ("CLUSTER", "AWS_", "MLFLOW_", "OMP_", "SFT_")
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 STATES = (QUEUED, RUNNING, SUCCESS, FAILED)
 MEASURED = {
@@ -50,6 +59,17 @@ class Member:
     params: dict[str, Any] = field(default_factory=dict)
     """All params by which its stages ran, by dotted name."""
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What `dvc queue status` says."""
+
+    states: dict[str, str]
+    """By name of the experiment; the newest task of a name counts."""
+    busy: int
+    """Workers that run an experiment."""
+    idle: int
 
 
 def plan(grid: str | None, listed: str | None) -> list[list[str]]:
@@ -72,54 +92,140 @@ def plan(grid: str | None, listed: str | None) -> list[list[str]]:
     return calls
 
 
+def expand(calls: list[list[str]], name: str) -> dict[str, list[str]]:
+    """Return the experiments of a sweep in their order: the params of each, by its name.
+
+    >>> expand([["optimizer.lr=1e-5,2e-5", "rng.seed=1"], ["rng.seed=3"]], "s")["s-2"]
+    ['optimizer.lr=2e-05', 'rng.seed=1']
+    """
+    from dvc.utils.cli_parse import to_path_overrides
+    from dvc.utils.hydra import get_hydra_sweeps
+
+    each = [words for call in calls for one in get_hydra_sweeps(to_path_overrides(call)) for words in one.values()]
+    return {f"{name}-{number}": words for number, words in enumerate(each, start=1)}
+
+
 def sweep_name(calls: list[list[str]]) -> str:
     """Return a name that the same grid has each time."""
     return f"sweep-{value_digest(calls)[:6]}"
 
 
-def parse_status(text: str) -> dict[str, str]:
-    """Read what `dvc queue status` prints: state by name of the experiment; the newest task of a name counts.
+def parse_status(text: str) -> Queue:
+    """Read what `dvc queue status` prints.
 
     >>> parse_status("Task     Name    Created       Status\\n1a2b3c4  s-1     Nov 25, 2026  Failed\\n")
-    {'s-1': 'Failed'}
+    Queue(states={'s-1': 'Failed'}, busy=0, idle=0)
     """
     found: dict[str, str] = {}
     for line in text.splitlines():
         words = line.split()
         if len(words) > 3 and words[-1] in STATES and re.fullmatch("[0-9a-f]{7,}", words[0]):
             found.setdefault(words[1], words[-1])
+    workers = re.search(r"^Worker status: (\d+) active, (\d+) idle", text, re.MULTILINE)
+    busy, idle = map(int, workers.groups()) if workers else (0, 0)
+    return Queue(found, busy, idle)
+
+
+def look() -> Queue:
+    """Look at the queue."""
+    return parse_status(_dvc("queue", "status"))
+
+
+def finished() -> set[str]:
+    """Return the names of all experiments that git has: those of members whose tasks were removed from the queue."""
+    asked = ["git", "for-each-ref", "--format=%(refname)", "refs/exps"]
+    listed = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    return {ref.rpartition("/")[2] for ref in listed.split()}
+
+
+def members_of(members: dict[str, list[str]], states: dict[str, str], done: set[str]) -> dict[str, str]:
+    """Return the states of those members that are in the queue, or that are done, in their order."""
+    known = {member: states.get(member) or (SUCCESS if member in done else None) for member in members}
+    return {member: state for member, state in known.items() if state}
+
+
+def queue(member: str, words: list[str]) -> None:
+    """Put an experiment into the queue."""
+    _dvc("exp", "run", "--queue", "--name", member, *(one for word in words for one in ("--set-param", word)))
+
+
+def refuse_others(members: dict[str, list[str]], states: dict[str, str]) -> None:
+    """Refuse what waits in the queue and is not of the sweep. Raises InputError."""
+    if others := [name for name, state in states.items() if state == QUEUED and name not in members]:
+        raise InputError(
+            f"DVC's queue also holds {', '.join(others)}, which would be run with the environment of this sweep. Run "
+            "them first (the command that queued them, or dvc queue start), or take them out: dvc queue remove NAME"
+        )
+
+
+def strangers(cluster: str) -> list[int]:
+    """Return the processes of workers that an earlier command left with an environment other than this one's."""
+    named = tuple(read_profile(cluster).environment) if cluster else ()
+
+    def carried(environment: dict[str, str]) -> dict[str, str]:
+        return {
+            name: value for name, value in environment.items() if value and (name.startswith(CARRIED) or name in named)
+        }
+
+    found = []
+    for file in sorted(WORKERS.glob("dvc-exp-worker-*.pid")):
+        process = Path("/proc", file.read_text(encoding="ascii").strip())
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            text = (process / "environ").read_bytes().decode("utf-8", "surrogateescape")
+        except OSError:  # it has ended
+            continue
+        theirs = dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
+        if b"queue-worker" in words and carried(theirs) != carried(dict(os.environ)):
+            found.append(int(process.name))
     return found
 
 
-def members_of(name: str, states: dict[str, str]) -> dict[str, str]:
-    """Return the states of the members of a sweep, in their order."""
-    own = {member: state for member, state in states.items() if re.fullmatch(rf"{re.escape(name)}(-\d+)?", member)}
-    return dict(sorted(own.items(), key=lambda one: (len(one[0]), one[0])))
+def let_go(cluster: str) -> None:
+    """Wait until workers of another environment have ended, each after the experiment that it runs."""
+    told = False
+    while strangers(cluster):
+        if not told:
+            say("workers of an earlier command, with another environment, end after what they run")
+            _dvc("queue", "stop")
+        told = True
+        time.sleep(EVERY)
 
 
-def queue(calls: list[list[str]], name: str) -> None:
-    """Put the experiments of a sweep into the queue."""
-    for number, words in enumerate(calls, start=1):
-        call = name if len(calls) == 1 else f"{name}-{number}"
-        _dvc("exp", "run", "--queue", "--name", call, *(one for word in words for one in ("--set-param", word)))
+def wait(members: dict[str, list[str]], jobs: int) -> dict[str, str]:
+    """Keep workers at the queue until every member of a sweep has ended; return how.
 
-
-def wait(name: str, jobs: int) -> dict[str, str]:
-    """Start the workers of the queue and wait until every member of a sweep has ended; return how."""
+    A member that runs, while no worker runs anything, was lost with its worker (killed, or the machine was): it is
+    queued again.
+    """
     seen: dict[str, str] = {}
-    started = False
+    unstaffed, unattended = LOOKS, 0  # looks in a row with too few workers, with members that nobody runs
+    lost: set[str] = set()
     while True:
-        states = members_of(name, parse_status(_dvc("queue", "status")))
+        now = look()
+        states = members_of(members, now.states, finished())
         for member, state in states.items():
             if seen.get(member) != state:
                 say(f"{member}: {state.lower()}")
         seen = states
-        waiting = [member for member, state in states.items() if state in (QUEUED, RUNNING)]
-        if not waiting:
+        running = [member for member, state in states.items() if state == RUNNING]
+        unattended = unattended + 1 if running and not now.busy else 0
+        if unattended >= LOOKS:
+            lost |= set(running)
+            for member in running:
+                _dvc("queue", "kill", member, may_fail=True)  # its processes, if any; then DVC's record of it
+        for member in [member for member in lost if states.get(member) == FAILED]:
+            say(f"{member}: its worker was lost; it goes on")
+            _dvc("queue", "remove", member)
+            queue(member, members[member])
+            lost.remove(member)
+            states[member] = QUEUED
+        if not {QUEUED, RUNNING} & set(states.values()):
             return states
-        if not started:
+        unstaffed = unstaffed + 1 if QUEUED in states.values() and now.busy + now.idle < jobs else 0
+        if unstaffed > LOOKS:
             _dvc("queue", "start", "--jobs", str(jobs))
-            started = True
+            unstaffed = 1
         time.sleep(EVERY)
 
 
@@ -193,28 +299,51 @@ def page(name: str, members: list[Member]) -> str:
     return parallel.page(name, rows, [*params, *labels], ended)
 
 
-def _dvc(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise InputError(f"dvc {shlex.join(arguments)}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
+def _dvc(*arguments: str, may_fail: bool = False) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    with tempfile.TemporaryFile("w+") as said:  # workers keep what they inherit open: a pipe would have no end
+        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        said.seek(0)
+        text = said.read()
+    if done.returncode and not may_fail:
+        raise InputError(f"dvc {shlex.join(arguments)}: {text.strip()}")
+    return text
+
+
+def run(calls: list[list[str]], name: str, jobs: int) -> list[Member]:
+    """Queue what is not in the queue yet, run all, and read what came of it.
+
+    Raises:  InputError: another sweep runs, the profile is wrong, something else waits, DVC refuses a param.
+    """
+    for switch in ("DETACH", "DRY_RUN"):
+        if is_on(switch):
+            raise InputError(f"{switch}=1 is about one job: make train CLUSTER=<profile> {switch}=1")
+    if cluster := asked_cluster():
+        read_profile(cluster)
+    os.environ["SFT_SWEEP"] = name  # what the workers of the queue run gets this environment
+    members = expand(calls, name)
+    with holding(Path("runs/sweep.lock"), 0) as alone:
+        if not alone:
+            raise InputError("another sweep runs in this project, and one runs at a time: wait for it, or end it")
+        states = look().states
+        refuse_others(members, states)
+        let_go(cluster)
+        known = members_of(members, states, finished())
+        if known:
+            say(f"{name}: {len(known)} of {len(members)} experiments are there already; what is not finished goes on")
+        for member in members:
+            if member not in known:
+                queue(member, members[member])
+        return gather(wait(members, jobs), Path.cwd())
 
 
 def main(calls: list[list[str]], name: str | None, jobs: int, html_file: Path | None) -> None:
     """Sweep.
 
-    Raises:  InputError: DVC refuses a param, or a member failed.
+    Raises:  InputError: as `run` raises it, or a member failed.
     """
     name = name or sweep_name(calls)
-    os.environ["SFT_SWEEP"] = name  # what the workers of the queue run gets this environment
-    states = members_of(name, parse_status(_dvc("queue", "status")))
-    if states:
-        say(f"{name}: {len(states)} experiments are there already; what is not finished goes on")
-    else:
-        queue(calls, name)
-    members = gather(wait(name, jobs), Path.cwd())
-    if not members:
-        raise InputError(f"{name}: DVC queued no experiment")
+    members = run(calls, name, jobs)
     Screen().print(table(members, varied(members)))
     if html_file:
         with publish_file(html_file) as partial:
@@ -223,7 +352,7 @@ def main(calls: list[list[str]], name: str | None, jobs: int, html_file: Path | 
     if failed := [member.name for member in members if member.state == FAILED]:
         raise InputError(
             f"{len(failed)} of {len(members)} failed: {', '.join(failed)}. Why: dvc queue logs {failed[0]}. "
-            "To try them again: dvc queue remove --failed, then the same sweep under another name."
+            "To try them again: dvc queue remove --failed, then the same command."
         )
 
 
