@@ -1,8 +1,8 @@
 """The shape of the repository, held by reading its files.
 
 A stage has one name in every place, declares exactly the code and the params that it uses, and each outside
-world (Megatron, MLflow, params.yaml) is entered through one module. Each rule is a function from sources
-to faults, shown to find a fault in a small example before it is applied to the repository.
+world (Megatron, MLflow, params.yaml) is entered through one module or one package. Each rule is a function from
+sources to faults, shown to find a fault in a small example before it is applied to the repository.
 """
 
 import ast
@@ -21,10 +21,11 @@ STAGES = ["fetch", "filter", "prep", "pack", "train", "eval"]
 PER_SOURCE = {"fetch", "filter", "prep"}
 EXTRA = {"fetch-model", "fetch-benchmarks"}
 # What a class of import is for, and the only modules that may do it. config.py says what Megatron-Bridge is told,
-# bridge.py has it done, and cpu.py fills in what Megatron lacks on a machine without a GPU.
+# bridge.py has it done, and cpu.py fills in what Megatron lacks on a machine without a GPU. store.py asks MLflow,
+# teller.py tells it, and delivery.py, which says when, has its monitor of the machine.
 ONLY_HERE = {
     "megatron": {"sft.model.config", "sft.model.bridge", "sft.model.cpu"},
-    "mlflow": {"sft.run.tracking"},
+    "mlflow": {"sft.run.tracking.delivery", "sft.run.tracking.store", "sft.run.tracking.teller"},
     "ruamel": {"sft.params"},  # who reads YAML reads params.yaml
     "yaml": set(),
 }
@@ -233,7 +234,7 @@ def test_the_deps_of_a_stage_are_its_import_closure_and_the_pins():
 def test_packages_hold_nothing_but_a_docstring():
     """So that they need not be deps of every stage."""
     sources = modules()
-    assert len(packages(sources)) == 10
+    assert len(packages(sources)) == 11
     for name in packages(sources):
         assert [type(node) for node in sources[name].body] == [ast.Expr], name
         assert ast.get_docstring(sources[name]), name
@@ -274,7 +275,7 @@ def test_reports_are_kept_in_git_and_everything_else_in_dvc():
     assert looked_at >= len(STAGES)
 
 
-def test_megatron_mlflow_and_yaml_are_entered_by_one_module_each():
+def test_megatron_mlflow_and_yaml_are_entered_where_it_is_said():
     sources = modules()
     assert foreign_imports(sources) == []
     entered = {imported.split(".")[0] for tree in sources.values() for imported in imports(tree)}

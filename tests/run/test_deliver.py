@@ -9,9 +9,10 @@ import pytest
 
 from sft.command import InputError
 from sft.files import read_json
-from sft.run import deliver, tracking
+from sft.run import deliver
 from sft.run.outbox import RECORDS, Dataset, Metrics, Outbox, add_model, open_run
 from sft.run.records import outs, parse_lock
+from sft.run.tracking import delivery, store
 from tests.recorded import make_recorded
 
 KEYS = ("0" * 16, "1" * 16)
@@ -34,7 +35,7 @@ def test_every_run_is_told_and_what_is_gone_is_killed(waiting, capsys):
     said = capsys.readouterr().out
     assert f"runs/{KEYS[0]}: attempt 1 is gone without a word: KILLED" in said
     assert "runs/mlflow.db has been told all of 2 runs" in said
-    statuses = {key: tracking.look_up(key).facts["status"] for key in KEYS}
+    statuses = {key: store.look_up(key).facts["status"] for key in KEYS}
     assert statuses == {KEYS[0]: "KILLED", KEYS[1]: "RUNNING"}
     deliver.main()
     assert f"runs/{KEYS[1]}: 0 told, 0 wait" in capsys.readouterr().out
@@ -43,7 +44,7 @@ def test_every_run_is_told_and_what_is_gone_is_killed(waiting, capsys):
 def test_a_store_that_does_not_answer_ends_with_an_error(waiting, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking.deliver, "__defaults__", (0,))
+    monkeypatch.setattr(delivery.deliver, "__defaults__", (0,))
     with pytest.raises(InputError, match=r"does not answer at http://127\.0\.0\.1:9"):
         deliver.main()
 
@@ -67,8 +68,8 @@ def finished(tmp_path, monkeypatch):
 
 def lock_in_store(project):
     key = read_json(project / "models/final/lineage.json")["lineage_key"]
-    run_id = tracking.run_id(project / "runs" / key)
-    return tracking.fetch_records(run_id, Path(tempfile.mkdtemp(dir=project))) / "dvc.lock"
+    run_id = delivery.run_id(project / "runs" / key)
+    return store.fetch_records(run_id, Path(tempfile.mkdtemp(dir=project))) / "dvc.lock"
 
 
 def test_the_lock_that_dvc_wrote_after_the_last_stage_replaces_the_older_one_once(finished, capsys):
@@ -103,6 +104,6 @@ def test_where_no_model_or_no_lock_is_there_is_nothing_to_replace(finished):
 def test_a_store_that_is_away_does_not_fail_the_end_of_a_repro(finished, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "PATIENCE", 0)
+    monkeypatch.setattr(delivery, "PATIENCE", 0)
     deliver.tell_lock()
     assert "does not answer" in capsys.readouterr().out

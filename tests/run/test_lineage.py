@@ -55,7 +55,7 @@ def test_the_closure_holds_what_a_module_imports_at_any_depth_and_inside_functio
         "sft.stages.train",
         "sft.model.bridge",
         "sft.model.cpu",
-        "sft.run.tracking",
+        "sft.run.tracking.teller",
         "sft.params",
         "sft.files",
     } <= closure.keys()

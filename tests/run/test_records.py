@@ -8,11 +8,11 @@ import mlflow
 import pytest
 
 from sft.command import InputError
-from sft.run import tracking
 from sft.run.lineage import records as texts_of
 from sft.run.outbox import RECORDS, Dataset, add_model, open_run
 from sft.run.patch import keep_patch
 from sft.run.records import LINEAGE, _is_of, find, of_folder
+from sft.run.tracking import delivery, store
 from tests.recorded import commit_all, make_recorded
 
 
@@ -73,14 +73,14 @@ def test_a_run_is_found_by_id_key_version_and_alias_also_when_the_folder_has_mov
     changes = keep_patch(b"changes", run)
     box.attach(RECORDS, {**texts_of(project), changes.name: changes})
     add_model(box, Path("models/final"), {})
-    run_id, version = (getattr(tracking.deliver(run), name) for name in ("run_id", "version"))
-    tracking.connect().set_registered_model_alias(tracking.REGISTERED_MODEL, "champion", version.split("/")[1])
+    run_id, version = (getattr(delivery.deliver(run), name) for name in ("run_id", "version"))
+    store.connect().set_registered_model_alias(store.REGISTERED_MODEL, "champion", version.split("/")[1])
     make_recorded(tmp_path / "other", lr=2e-3)
     for name in ("models", "dvc.lock"):  # the folder now holds another model
         shutil.rmtree(project / name) if (project / name).is_dir() else (project / name).unlink()
         source = tmp_path / "other" / name
         shutil.copytree(source, project / name) if source.is_dir() else shutil.copy(source, project / name)
-    model = tracking.REGISTERED_MODEL
+    model = store.REGISTERED_MODEL
     changes.unlink()
     for name in (run_id, told["lineage_key"], version, f"{model}@champion"):
         records = find(name, project, tmp_path)

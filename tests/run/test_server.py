@@ -1,4 +1,4 @@
-"""server: the command line of `mlflow server`; tests/run/test_tracking.py talks to one that runs."""
+"""server: the command line of `mlflow server`; tests/run/tracking/ talks to one that runs."""
 
 from pathlib import Path
 

@@ -161,9 +161,9 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
     assert card.startswith("---\nlicense: ")
     assert "| held-out loss: tools |" in card
 
-    from sft.run import tracking
+    from sft.run.tracking import store
 
-    found = tracking.look_up("0123456789abcdef")  # trained elsewhere: its lineage.json says what it is
+    found = store.look_up("0123456789abcdef")  # trained elsewhere: its lineage.json says what it is
     metrics = found.facts["metrics"]
     assert metrics["eval/after/loss_by_domain/tools"] == result["after"]["loss_by_domain"]["tools"]
     assert (found.version["eval.gate"], found.version["eval.loss"]) == ("failed", str(result["after"]["loss"]))
@@ -173,11 +173,11 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
 
 
 def test_a_store_that_is_away_does_not_stop_an_evaluation(project, monkeypatch, capsys):
-    from sft.run import tracking
+    from sft.run.tracking import delivery
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "PATIENCE", 0)
+    monkeypatch.setattr(delivery, "PATIENCE", 0)
     write_project(project, {"sums": ("mathematics", CHATS)})
     use_small_params(project)
     stage.main()

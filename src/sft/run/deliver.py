@@ -42,9 +42,9 @@ def renew_lock(root: Path) -> Path | None:
 def tell_lock() -> None:
     """Replace dvc.lock in the run of models/final, and say so. A store that is away is no error: it is told later."""
     if run := renew_lock(Path.cwd()):
-        from sft.run import tracking
+        from sft.run.tracking import delivery
 
-        with tracking.told_in_the_end(run) as ending:
+        with delivery.told_in_the_end(run) as ending:
             pass
         say(f"MLflow: {LOCK} of runs/{run.name}, as all stages left it. {ending.text}")
 
@@ -54,19 +54,20 @@ def main() -> None:
 
     Raises:  InputError: the store refuses, or does not answer.
     """
-    from sft.run import tracking
+    from sft.run.tracking import delivery
+    from sft.run.tracking.store import store_name
 
     renew_lock(Path.cwd())
     folders = sorted(path.parents[1] for path in (project_root() / "runs").glob("*/mlflow/outbox.jsonl"))
     for run in folders:
         for attempt in end_dead_attempts(Outbox(run)):
             say(f"runs/{run.name}: attempt {attempt} is gone without a word: KILLED")
-        before = Outbox(run).waiting(tracking.store_name())
-        told = tracking.deliver(run)
+        before = Outbox(run).waiting(store_name())
+        told = delivery.deliver(run)
         say(f"runs/{run.name}: {before - told.waiting} told, {told.waiting} wait, run {told.run_id}")
         if told.reason:
             raise InputError(told.reason)
-    say(f"{tracking.store_name()} has been told all of {len(folders)} runs")
+    say(f"{store_name()} has been told all of {len(folders)} runs")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,8 @@ DECISIVE_PACKAGES = (
 )
 # Modules that tell of a model, or say where it is trained, and cannot change it: an edit of theirs starts no other run.
 TELLING = {
-    f"sft.run.{name}"
-    for name in ("card", "cluster", "jobs", "outbox", "patch", "preflight", "provenance", "slurm", "tracking")
-}
+    f"sft.run.{name}" for name in ("card", "cluster", "jobs", "outbox", "patch", "preflight", "provenance", "slurm")
+} | {f"sft.run.tracking.{name}" for name in ("delivery", "store", "teller")}
 # What of the reports says where the data of a source comes from, and what became of it.
 ORIGIN = ("uri", "revision", "sha256", "license", "origin", "domain")
 # The texts that tell of a training and of an evaluation; a run in MLflow keeps them.

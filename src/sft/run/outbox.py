@@ -1,6 +1,6 @@
 """outbox: what MLflow is to be told of a run, on disk until every store that is asked for has been told.
 
-Training writes here and never waits for a server; `sft.run.tracking.deliver` tells a store, in order, each thing
+Training writes here and never waits for a server; `sft.run.tracking` tells a store, in order, each thing
 once. The folder of a run, runs/<lineage key>/mlflow/:
 
     outbox.jsonl    one line for each thing, with its time; only ever appended to

@@ -126,29 +126,29 @@ def _in_folder(name: str, root: Path) -> Records | None:
 
 def _tracked(model: Path) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
     """What MLflow knows of the run of a model's folder; a project without a store, or whose store is away, has none."""
-    from sft.run import tracking
+    from sft.run.tracking import store
 
     told = json.loads((model / "lineage.json").read_text(encoding="utf-8"))
-    if not tracking.has_store():
+    if not store.has_store():
         return None, None
     try:
-        tracked = tracking.look_up(told.get("mlflow_run_id") or told["lineage_key"])
-    except tracking.NoAnswerError as error:
+        tracked = store.look_up(told.get("mlflow_run_id") or told["lineage_key"])
+    except store.NoAnswerError as error:
         say(f"[yellow]{escape(str(error))} What is known without it:[/]")
         return None, None
     return (tracked.facts, tracked.version) if tracked else (None, None)
 
 
 def _in_mlflow(name: str, root: Path, scratch: Path) -> Records | None:
-    from sft.run import tracking
+    from sft.run.tracking import store
 
-    tracked = tracking.look_up(name) if tracking.has_store() else None
+    tracked = store.look_up(name) if store.has_store() else None
     if tracked is None:
         return None
     here = _bytes(root / LINEAGE)
     if here is not None and _is_of(json.loads(here), tracked.run_id, tracked.version or {}):
         return of_folder(root, name, tracked.facts, tracked.version)
-    folder = tracking.fetch_records(tracked.run_id, Path(tempfile.mkdtemp(dir=scratch)))
+    folder = store.fetch_records(tracked.run_id, Path(tempfile.mkdtemp(dir=scratch)))
     read = _with_cache(root, lambda path: _bytes(folder / path))
     return Records(name, root, read, run=tracked.facts, version=tracked.version)
 

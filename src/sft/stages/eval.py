@@ -428,7 +428,7 @@ def main() -> None:
             partial.write_text(text, encoding="utf-8")
     write_json(EVAL, evaluation)
 
-    from sft.run import tracking
+    from sft.run.tracking import delivery
 
     # What is measured: the samples, the prompts, and how. Only numbers of the same can be compared.
     chosen = {
@@ -442,7 +442,7 @@ def main() -> None:
         "held-out", value_digest(chosen), place, "evaluation", {**counts, "prompts": str(len(prompts))}
     )
     run = tell(evaluation, held_out, params)
-    with tracking.told_in_the_end(run) as ending:
+    with delivery.told_in_the_end(run) as ending:
         say(comparison_table(evaluation))
     for failure in failures:
         say(f"gate: {escape(failure)}")

@@ -144,7 +144,7 @@ def train(run: Run) -> None:
     """Train on this rank: the same call on a laptop and on every rank of a cluster."""
     from sft.model import bridge
     from sft.model.refusals import TrainParams
-    from sft.run import tracking
+    from sft.run.tracking import delivery
 
     params = TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
     metadata = read_json(run.packed / "metadata.json")
@@ -153,7 +153,7 @@ def train(run: Run) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             metrics = outbox.Metrics(outbox.Outbox(run.folder))
             journal = stack.enter_context(contextlib.closing(Journal(run.folder, params.train.train_iters, metrics)))
-            stack.enter_context(tracking.delivering(run.folder))
+            stack.enter_context(delivery.delivering(run.folder))
         bridge.train(
             base=run.base,
             start=run.start,
@@ -383,7 +383,7 @@ def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> d
 def main() -> None:
     """Prepare, train, export, register."""
     from sft.model import bridge, checkpoints
-    from sft.run import tracking
+    from sft.run.tracking import delivery
 
     place = asked_cluster()
     cluster = read_profile(place) if place else None
@@ -413,7 +413,7 @@ def main() -> None:
     def begin() -> None:
         open_tracked_run(lineage, metadata, run.folder)
         try:
-            tracking.greet(run.folder)
+            delivery.greet(run.folder)
         except InputError:
             box.add("end", attempt=max(box.attempts()), status=outbox.FAILED)
             raise
@@ -425,7 +425,7 @@ def main() -> None:
         state = jobs.attend(job, cluster)
     elif not jobs.living(run.folder):
         begin()
-    with tracking.told_in_the_end(run.folder) as told, outbox.true_status(box):
+    with delivery.told_in_the_end(run.folder) as told, outbox.true_status(box):
         if checkpoint is None:
             if job:
                 jobs.settle(job, state, lambda: checkpoints.final_checkpoint(run.folder, iterations) is not None)
@@ -439,7 +439,7 @@ def main() -> None:
             jobs.close(run.folder, "complete")
         chosen = checkpoints.to_export(run.folder, iterations, sections["checkpoint"])
         assert chosen is not None  # the run is complete
-        export(run, lineage, chosen, sections["peft"], patch, tracking.run_id(run.folder))
+        export(run, lineage, chosen, sections["peft"], patch, delivery.run_id(run.folder))
         metrics = report(run, iterations, batch, metadata)
         outbox.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
         kept += environment(run.folder, checkpoint)
