@@ -15,7 +15,9 @@ PORT ?= 5000
 SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.sbatch' .ci/run)
 
 # How stages are run: SAMPLE and FORCE work for repro and for every stage.
-REPRO = $(if $(SAMPLE),dvc exp run --set-param filter.sample=$(SAMPLE),dvc repro) $(if $(FORCE),--force)
+REPRO = $(if $(SAMPLE),dvc exp run --set-param filter.sample=$(SAMPLE),dvc repro)$(if $(FORCE), --force)
+# $(call option,VARIABLE,name): the option, with a blank before it, where the variable is given.
+option = $(if $($(1)), --$(2) '$($(1))')
 
 # Where prep, train and eval are done: CLUSTER=<profile> lets Slurm do them (slurm/README.md).
 export CLUSTER DETACH DRY_RUN
@@ -25,7 +27,7 @@ define stages
 $(if $(SAMPLE),@[[ "$(SAMPLE)" =~ ^[1-9][0-9]*$$ ]] || { echo "$(no_sample)" >&2; exit 2; })
 $(if $(CLUSTER),@[[ -e slurm/clusters/$(CLUSTER).yaml ]] || { echo "$(no_profile)" >&2; exit 2; })
 $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),@echo "$(no_job)" >&2; exit 2)
-$(REPRO) $(1)
+$(REPRO)$(if $(1), $(1))
 $(if $(SAMPLE),@echo "params.yaml now takes $(SAMPLE) rows per source. Back to all of them: git checkout params.yaml")
 endef
 
@@ -77,48 +79,44 @@ eval: setup ## Measure before and after, up to here
 	@python -m sft.run.deliver --lock
 
 profile: setup ## A full param set of profiles/ becomes params.yaml (NAME=nemotron3-nano; without, list them)
-	python -m sft.run.profile $(if $(NAME),--name '$(NAME)')
+	python -m sft.run.profile$(call option,NAME,name)
 
 estimate: setup ## What a training needs and what stands against it (PROFILE= NODES=1 GPUS=8 GPU=H100, or CLUSTER=)
-	python -m sft.run.preflight $(if $(PROFILE),--profile '$(PROFILE)') $(if $(NODES),--nodes '$(NODES)') \
-	    $(if $(GPUS),--gpus '$(GPUS)') $(if $(GPU),--gpu '$(GPU)') $(if $(CLUSTER),--cluster '$(CLUSTER)')
+	python -m sft.run.preflight$(call option,PROFILE,profile)$(call option,NODES,nodes)$(call option,GPUS,gpus)$(call option,GPU,gpu)$(call option,CLUSTER,cluster)
 
 ##@ Results
 show: setup ## Table of experiments; with SAMPLE=3 (or validation:3, or an id) a pack as trained (HTML=page.html)
-	$(if $(SAMPLE),python -m sft.view.sample --sample '$(SAMPLE)' $(if $(HTML),--html '$(HTML)'),\
-	    dvc exp show --only-changed --no-pager --drop '^(data|models|src|requirements|templates|filters|reports)/')
+	$(if $(SAMPLE),$(show_pack),$(show_experiments))
+show_pack = python -m sft.view.sample$(call option,SAMPLE,sample)$(call option,HTML,html)
+show_experiments = dvc exp show --only-changed --no-pager \
+    --drop '^(data|models|src|requirements|templates|filters|reports)/'
 
 rejected: setup ## What was refused and why (SOURCE= REASON= NUMBER=5 FROM=0)
-	python -m sft.view.rejected $(if $(SOURCE),--source '$(SOURCE)') $(if $(REASON),--reason '$(REASON)') \
-	    $(if $(NUMBER),--number '$(NUMBER)') $(if $(FROM),--from '$(FROM)')
+	python -m sft.view.rejected$(call option,SOURCE,source)$(call option,REASON,reason)$(call option,NUMBER,number)$(call option,FROM,from)
 
 lineage: setup ## From a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= JSON= CARD= CACHE=1)
-	python -m sft.audit.chain $(if $(MODEL),--model '$(MODEL)') $(if $(HTML),--html '$(HTML)') \
-	    $(if $(JSON),--json '$(JSON)') $(if $(CARD),--card '$(CARD)') $(if $(CACHE),--cache)
+	python -m sft.audit.chain$(call option,MODEL,model)$(call option,HTML,html)$(call option,JSON,json)$(call option,CARD,card)$(if $(CACHE), --cache)
 
 reproduce: setup ## Build a model again from its commit and data, and compare stage by stage (MODEL= UNTIL= DATA=)
-	python -m sft.audit.reproduce $(if $(MODEL),--model '$(MODEL)') $(if $(UNTIL),--until '$(UNTIL)') \
-	    $(if $(DATA),--data '$(DATA)')
+	python -m sft.audit.reproduce$(call option,MODEL,model)$(call option,UNTIL,until)$(call option,DATA,data)
 
 compare: setup ## Two runs side by side: params, data, code, metrics, curves, answers (A= B= HTML=)
-	python -m sft.audit.compare --a '$(A)' --b '$(B)' $(if $(HTML),--html '$(HTML)')
+	python -m sft.audit.compare --a '$(A)' --b '$(B)'$(call option,HTML,html)
 
 export: setup ## A checkpoint of a run as a Hugging Face folder (RUN=lineage key STEP=50 TO=models/...)
-	python -m sft.run.export --run '$(RUN)' $(if $(STEP),--step '$(STEP)') $(if $(TO),--to '$(TO)')
+	python -m sft.run.export --run '$(RUN)'$(call option,STEP,step)$(call option,TO,to)
 
 mlflow: setup ## Runs and registered models in the browser (PORT=5000)
 	python -m sft.run.server --port $(PORT)
 
 mlflow-server: setup ## A tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
-	python -m sft.run.server --port $(PORT) $(if $(STORE),--store '$(STORE)') \
-	    $(if $(ARTIFACTS),--artifacts '$(ARTIFACTS)') $(if $(FOLDER),--folder '$(FOLDER)')
+	python -m sft.run.server --port $(PORT)$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
 
 sweep: setup ## Many experiments: GRID='optimizer.lr=1e-5,2e-5 rng.seed=1,2' or LIST=file (JOBS=1 CLUSTER= NAME= HTML=)
-	python -m sft.run.sweep $(if $(GRID),--grid '$(GRID)') $(if $(LIST),--list '$(LIST)') $(if $(JOBS),--jobs '$(JOBS)') \
-	    $(if $(NAME),--name '$(NAME)') --html '$(or $(HTML),reports/sweep.html)'
+	python -m sft.run.sweep$(call option,GRID,grid)$(call option,LIST,list)$(call option,JOBS,jobs)$(call option,NAME,name) --html '$(or $(HTML),reports/sweep.html)'
 
 push: setup ## Push data, models and finished stages, so that others need not run them (REMOTE=)
-	python -m sft.run.share $(if $(REMOTE),--remote '$(REMOTE)')
+	python -m sft.run.share$(call option,REMOTE,remote)
 
 deliver: setup ## Tell MLflow what waits for it: after a server was away, or another store is named
 	python -m sft.run.deliver
@@ -131,10 +129,10 @@ status: setup ## Runs on a cluster and what became of them (CLUSTER=)
 	python -m sft.run.queue status --cluster '$(CLUSTER)'
 
 logs: setup ## Follow the newest job's log (CLUSTER= RUN=)
-	python -m sft.run.queue logs --cluster '$(CLUSTER)' $(if $(RUN),--run '$(RUN)')
+	python -m sft.run.queue logs --cluster '$(CLUSTER)'$(call option,RUN,run)
 
 cancel: setup ## Cancel the living job (CLUSTER= RUN=)
-	python -m sft.run.queue cancel --cluster '$(CLUSTER)' $(if $(RUN),--run '$(RUN)')
+	python -m sft.run.queue cancel --cluster '$(CLUSTER)'$(call option,RUN,run)
 
 slurm-up: ## Start a Slurm of two nodes on this machine, for CLUSTER=loopback
 	slurm/loopback.sh up

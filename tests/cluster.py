@@ -23,6 +23,14 @@ def wait_until(true, seconds=60):
         time.sleep(0.05)
 
 
+def children(process):
+    """Ids of the processes that a process has started."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in listed.stdout.split()]
+
+
 class Cluster:
     """A real scheduler and workers on loopback."""
 

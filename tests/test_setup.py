@@ -245,6 +245,17 @@ def test_dry_run_shows_the_command_and_runs_nothing(make):
     assert "dvc exp run --set-param filter.sample=50" in said
 
 
+@pytest.mark.parametrize(
+    "given", ["", "SAMPLE=3 HTML=x.html RUN=1 NAME=x NODES=2 FROM=4 CARD=y CACHE=1 FORCE=1 TO=z UNTIL=pack JOBS=2"]
+)
+def test_commands_are_shown_as_one_would_type_them(make, given):
+    programs = "show estimate rejected lineage reproduce export compare sweep push profile logs cancel repro train"
+    _, said, _ = make.run("make", "-n", *programs.split(), *given.split())
+    lines = [line for line in said.splitlines() if "python -m sft" in line or "dvc " in line]
+    assert len(lines) >= len(programs.split())
+    assert [line for line in lines if line != " ".join(line.split()) or line.endswith("\\")] == []
+
+
 def test_make_alone_lists_the_targets(make):
     status, said, asked = make.run("make")
     assert (status, asked) == (0, [])

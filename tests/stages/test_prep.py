@@ -17,7 +17,7 @@ from sft.data.conversation import Conversation, normalise
 from sft.data.shards import CONVERSATIONS, ShardWriter, read_rows
 from sft.files import folder_digest, read_json, write_json
 from sft.stages import prep as stage
-from tests.cluster import Cluster, wait_until
+from tests.cluster import Cluster, children, wait_until
 from tests.project import ROOT, chat_records, link_project, set_params, tool_records
 
 CHATML = (
@@ -223,13 +223,6 @@ def start(project, **environment):
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def children(process):
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
-    )
-    return [int(pid) for pid in listed.stdout.split()]
 
 
 def nothing_half_written(project):

@@ -1,0 +1,193 @@
+"""pack: whatever happens to its driver, workers or disk, data/packed is whole or not there, and the same bytes."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sft.data import shards
+from sft.data.shards import SAMPLES, SIGNATURES, ShardWriter
+from sft.files import file_digest, folder_digest, read_json, write_json
+from sft.quality.duplicates import SIGNATURE_BYTES
+from tests.cluster import Cluster, children, wait_until
+from tests.project import ROOT, set_params
+from tests.tiny import made_up, make_tiny_base
+
+# pack with pieces so small that each of its steps has several, for two workers.
+DRIVER = """
+from sft.command import guard
+from sft.packing import samples, shuffle
+from sft.stages import pack
+samples.READ_TOKENS, shuffle.RUN_TOKENS, shuffle.SHARD_TOKENS = 8_000, 8_000, 8_000
+guard("pack", pack.main)
+"""
+SOURCES = {"a": range(500), "b": range(400, 900)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A project of two sources that share conversations, and what one process packs from them."""
+    folder = tmp_path_factory.mktemp("pack") / "project"
+    (folder / "models").mkdir(parents=True)
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    make_tiny_base(folder / "models/base")
+    prints = {"template_sha256": "0", "tokenizer_sha256": file_digest(folder / "models/base/tokenizer.json")}
+    drawn = random.Random(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "ROWS_PER_GROUP", 50)
+        for source, numbers in SOURCES.items():
+            samples = [sample for number in numbers for sample in made_up(number)]
+            with ShardWriter(folder / "data/prepared" / source, "samples", SAMPLES) as prepared:
+                for sample in samples:
+                    prepared.write(sample)
+            (folder / "data/prepared" / source / "chat_template.jinja").write_text("template")
+            with ShardWriter(folder / "data/filtered" / source, "signatures", SIGNATURES) as signatures:
+                for number in numbers:
+                    signatures.write({"id": f"c{number}", "signature": drawn.randbytes(SIGNATURE_BYTES)})
+            counts = {"rows_out": len(numbers), "samples": len(samples), "rejected": {}}
+            write_json(folder / f"reports/prep/{source}.json", {**counts, **prints})
+            write_json(folder / f"reports/filter/{source}.json", {"sampled": False, "rejected": {}})
+    described = {"uri": "file://x.jsonl", "format": "openai"}
+    set_params(
+        folder,
+        **{
+            "fetch.sources": dict.fromkeys(SOURCES, described),
+            "pack.pack_size": 256,
+            "pack.near_duplicates": 0.8,
+        },
+    )
+    said, _ = (alone := start(folder, SFT_WORKERS="1")).communicate(timeout=120)
+    assert alone.returncode == 0, said
+    report = read_json(folder / "reports/pack.json")
+    assert (report["rows_in"], report["rejected"]) == (1000, {"duplicate": 100})
+    assert len(list((folder / "data/packed/training").glob("*.parquet"))) > 3
+    return folder, digest(folder)
+
+
+@pytest.fixture
+def project(whole, tmp_path):
+    """The project before it is packed, and the digests that are expected."""
+    shutil.copytree(whole[0], tmp_path / "project", ignore=shutil.ignore_patterns("packed", "pack.json"))
+    return tmp_path / "project", whole[1]
+
+
+def start(project, *before, **environment):
+    """Start pack with two workers, as a process group of its own; `before` stands before Python on its line."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "SFT_EXECUTOR"}
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", DRIVER],
+        cwd=project,
+        env={**surroundings, "PYTHONPATH": str(ROOT / "src"), "SFT_WORKERS": "2", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def digest(project):
+    """Digests of all that pack writes."""
+    reports = [file_digest(project / "reports" / name) for name in ("pack.json", "mixture.csv")]
+    return folder_digest(project / "data/packed"), *reports
+
+
+def half_written(project):
+    """What stands beside the outputs that is none of them."""
+    return {path.name for path in (project / "data").iterdir()} - {"filtered", "packed", "prepared"} | {
+        path.name for path in (project / "reports").glob(".*")
+    }
+
+
+def in_spool(project, pattern):
+    """Whether a run has come so far that its spool holds such a file."""
+    return any((project / "data").glob(f".packed.partial-*/spool/{pattern}"))
+
+
+def test_a_dask_cluster_that_loses_a_worker_writes_the_bytes_of_this_machine(project, tmp_path):
+    folder, expected = project
+    with Cluster(tmp_path) as cluster:
+        first, _ = cluster.add_worker("--no-nanny"), cluster.add_worker("--no-nanny")
+        driver = start(folder, SFT_EXECUTOR=cluster.address)
+        wait_until(lambda: in_spool(folder, "run-*"))
+        os.killpg(first.pid, signal.SIGKILL)
+        said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+    assert "Dask: " in said
+    assert digest(folder) == expected
+    assert half_written(folder) == set()
+
+
+def kill_child(driver):
+    """Kill a process of a driver's, if it has one."""
+    for pid in children(driver):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+@pytest.mark.parametrize("step", ["*.arrow", "run-*", "packs-*"])
+def test_a_killed_worker_costs_its_piece_only(project, step):
+    folder, expected = project
+    driver = start(folder)
+    wait_until(lambda: in_spool(folder, step) and kill_child(driver))
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+    assert digest(folder) == expected
+    assert half_written(folder) == set()
+
+
+def test_killed_at_any_moment_nothing_is_taken_for_whole_and_the_rerun_gives_the_same_bytes(project):
+    """Over what an earlier run packed, too: that stays, whole, until it is replaced in one step."""
+    folder, expected = project
+    draw, left = random.Random(3), 0
+    for earlier in (False, True):
+        for _ in range(3):
+            driver = start(folder)
+            wait_until(lambda: list((folder / "data").glob(".packed.partial*")))
+            time.sleep(draw.uniform(0, 1.5))
+            driver.kill()
+            driver.communicate()
+            left += bool(half_written(folder))
+            if (folder / "data/packed").exists():
+                assert folder_digest(folder / "data/packed") == expected[0]
+            assert (folder / "data/packed").exists() or not earlier
+        ended(start(folder))
+        assert digest(folder) == expected
+        assert half_written(folder) == set(), "what a killed one left goes with the next run"
+    assert left, "a run was killed while it wrote"
+
+
+def ended(driver):
+    """Wait for a run that ends well."""
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+
+
+def test_a_disk_that_is_full_at_any_step_is_one_error_and_leaves_what_was_there(project):
+    """No file may be larger than so many kilobytes: numbers, runs, shards, .npy and metadata reach it in turn."""
+    folder, expected = project
+    for kilobytes in (1, 8, 12, 40, 100, 160):
+        said, _ = (limited := start(folder, "bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "limited")).communicate()
+        assert limited.returncode == 1, said
+        assert said.startswith("error: File too large: "), said
+        assert "Traceback" not in said
+        assert half_written(folder) == set()
+        assert not (folder / "data/packed").exists() or digest(folder) == expected
+        if kilobytes == 40:
+            ended(start(folder))
+    assert digest(folder) == expected
+
+
+def test_two_runs_at_once_both_end_whole(project):
+    folder, expected = project
+    runs = [start(folder) for _ in range(2)]
+    said = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert digest(folder) == expected
+    assert half_written(folder) == set()
