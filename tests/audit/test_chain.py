@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from sft.audit.chain import gather, main, tree
+from sft.audit.graph import page
 from sft.audit.integrity import ABSENT, INTACT
 from sft.command import InputError
 from sft.files import read_json
 from sft.run.records import find, of_folder
-from tests.recorded import make_recorded
+from tests.recorded import commit_all, make_recorded
 
 
 @pytest.fixture
@@ -62,6 +63,8 @@ def test_a_copy_of_the_model_alone_still_names_sources_licences_and_counts(proje
     assert chain.nodes["packed"].state == ABSENT
     assert chain.nodes["packed"].digest == "sha256:" + chain_digest(project)
     assert "git worktree add" in chain.where
+    assert {name for edge in chain.edges for name in edge} == chain.nodes.keys()
+    assert "<svg" in page(chain.as_json())
 
 
 def chain_digest(project):
@@ -107,3 +110,14 @@ def test_a_revision_without_a_model_says_how_to_bring_it(project):
     shutil.rmtree(project / ".dvc/cache")
     with pytest.raises(InputError, match="dvc fetch models/final"):
         gather(of_folder(project))
+
+
+@pytest.mark.parametrize(
+    ("path", "model"), [("models/final/lineage.json", "models/final"), ("reports/pack.json", "main")]
+)
+def test_a_file_that_is_no_json_any_more_is_named(project, path, model, tmp_path):
+    (project / path).write_bytes(b'{"lineage_key": \xff')
+    if model == "main":
+        commit_all(project)
+    with pytest.raises(InputError, match=rf"{path}: not what the model was made with: expected JSON"):
+        gather(find(model, project, tmp_path))

@@ -12,7 +12,7 @@ import pytest
 from sft.audit.integrity import ABSENT, DIFFERS, INTACT, digests, dvc_digest, verify
 from sft.files import folder_digests, read_json, write_json
 from sft.model.checkpoints import iteration_folder, manifest_of
-from sft.run.records import find, of_folder
+from sft.run.records import cached, find, of_folder, outs
 from tests.recorded import make_recorded, sha256
 
 
@@ -123,6 +123,14 @@ def test_a_spoiled_object_of_the_cache_is_named_with_what_it_is_of(project):
     (fault,) = verify(records, with_cache=True)[1]
     assert "data/raw/chats/rows.jsonl" in fault.where
     assert spoiled.name in fault.where
+
+
+def test_a_spoiled_listing_of_a_folder_in_the_cache_is_named_too(project):
+    path, md5 = "data/raw/chats", outs(of_folder(project).lock)["data/raw/chats"]
+    cached(project, md5).write_text("[{")
+    (fault,) = verify(of_folder(project), with_cache=True)[1]
+    assert path in fault.where
+    assert md5.removesuffix(".dir") in fault.expected
 
 
 def test_a_changed_checkpoint_of_the_run_is_named(project):

@@ -89,8 +89,10 @@ def gather(records: Records, with_cache: bool = False) -> Chain:
         )
     states, faults = integrity.verify(records, with_cache)
     chain = Chain(records.name, told["lineage_key"], _where(records), faults=faults)
-    for node in _run_nodes(records, states):
-        chain.add(node, *({MODEL: ["evaluation"], RUN: [MODEL], "evaluation": []}.get(node.id, [RUN])))
+    nodes = list(_run_nodes(records, states))
+    measured = ["evaluation"] if nodes[-1].id == "evaluation" else []
+    for node in nodes:
+        chain.add(node, *({MODEL: measured, RUN: [MODEL], "evaluation": []}.get(node.id, [RUN])))
     digests = outs(records.lock)
     for name, source in data_sources(records).items():
         for node, made in zip(

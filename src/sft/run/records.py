@@ -6,6 +6,7 @@ folder lack, DVC's cache may hold: dvc.lock names it. Nothing is changed.
 """
 
 import functools
+import hashlib
 import json
 import subprocess
 import sys
@@ -46,9 +47,9 @@ class Records:
     """Tags of the registered version."""
 
     def json(self, path: str) -> Any:
-        """Return the value of a JSON file, {} where it is missing."""
+        """Return the value of a JSON file, {} where it is missing. Raises InputError where it is none."""
         content = self.read(path)
-        return {} if content is None else json.loads(content)
+        return {} if content is None else parse_json(content, path)
 
     def text(self, path: str) -> str:
         """Return a text, "" where it is missing."""
@@ -96,6 +97,20 @@ def of_folder(
     )
 
 
+def parse_json(content: bytes, path: str) -> Any:
+    """Return the value of a JSON file that a stage wrote.
+
+    Raises:  InputError: somebody has spoilt it.
+    """
+    try:
+        return json.loads(content)
+    except ValueError as error:  # also of bytes that are no UTF-8
+        raise InputError(
+            f"{path}: not what the model was made with: expected JSON, found {error}. Bring it again: dvc checkout, "
+            "or git checkout for a report"
+        ) from None
+
+
 def parse_lock(content: bytes | None) -> dict[str, Any]:
     """Return the stages of a dvc.lock; {} of none. DVC's own reader reads it."""
     from dvc.utils.serialize import parse_yaml
@@ -128,7 +143,7 @@ def _tracked(model: Path) -> tuple[dict[str, Any] | None, dict[str, str] | None]
     """What MLflow knows of the run of a model's folder; a project without a store, or whose store is away, has none."""
     from sft.run.tracking import store
 
-    told = json.loads((model / "lineage.json").read_text(encoding="utf-8"))
+    told = parse_json((model / "lineage.json").read_bytes(), str(model / "lineage.json"))
     if not store.has_store():
         return None, None
     try:
@@ -146,7 +161,7 @@ def _in_mlflow(name: str, root: Path, scratch: Path) -> Records | None:
     if tracked is None:
         return None
     here = _bytes(root / LINEAGE)
-    if here is not None and _is_of(json.loads(here), tracked.run_id, tracked.version or {}):
+    if here is not None and _is_of(parse_json(here, LINEAGE), tracked.run_id, tracked.version or {}):
         return of_folder(root, name, tracked.facts, tracked.version)
     folder = store.fetch_records(tracked.run_id, Path(tempfile.mkdtemp(dir=scratch)))
     read = _with_cache(root, lambda path: _bytes(folder / path))
@@ -191,9 +206,11 @@ def _with_cache(root: Path, read: Read) -> Read:
 
 
 def listing(root: Path, md5: str) -> dict[str, str] | None:
-    """Return {path: md5} of the files of a folder that DVC's cache knows; None where it does not."""
+    """Return {path: md5} of the files of a folder that DVC's cache knows; None where it does not, or it is spoilt."""
     content = _bytes(cached(root, md5))
-    return None if content is None else {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
+    if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() != md5.removesuffix(".dir"):
+        return None
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
 
 
 def cached(root: Path, md5: str) -> Path:
