@@ -32,12 +32,13 @@ from typing import Any
 from bench.corpus import write_corpus, write_tokenizer
 from ruamel.yaml import YAML
 
+from sft.executor import worker_environment
 from sft.files import publish_folder, write_json
 
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / "runs" / "bench"
 TEMPLATE = ROOT / "templates" / "nano3.jinja"
-WARM_UP, WORKERS = 20, 2
+WARM_UP, WORKERS, COMPARED = 20, 2, 500
 Measure = dict[str, float]
 
 # Where the answers of our template are marked for `return_assistant_tokens_mask`.
@@ -108,7 +109,6 @@ def ours(place: Path) -> Measure:
     from sft.params import load
     from sft.stages.prep import load_chat, prepare_stretch
 
-    os.environ["RAYON_NUM_THREADS"] = "1"
     os.chdir(place / "project")  # the tokenizer is models/base of this folder
     task = {"template": "templates/nano3.jinja", "reasoning": load("prep").reasoning.model_dump(), "quick": True}
     load_chat(task["template"], True)
@@ -221,7 +221,8 @@ def nvidia(place: Path, checkout: str) -> Measure:
 def run_side(side: str, place: Path, nvidia: str = "") -> Measure:
     """Run one side in a process of its own."""
     call = [sys.executable, "-m", "bench.prep", "--side", side, "--place", str(place)]
-    done = subprocess.run(call, env=environment() | {"NVIDIA": nvidia}, capture_output=True, text=True, check=False)
+    own = worker_environment(1) if side == "ours" else {"NVIDIA": nvidia}
+    done = subprocess.run(call, env=environment() | own, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side}:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -242,8 +243,12 @@ def run_prep(folder: Path) -> None:
     subprocess.run(call, cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL)
 
 
-def count_same_ids(place: Path) -> tuple[int, int]:
-    """Compare our ids with Hugging Face's: how many are equal, of the conversations that are one sample to both."""
+def count_same_ids(place: Path) -> tuple[int, int, int]:
+    """Compare our ids with Hugging Face's, of conversations that are one sample to both.
+
+    Returns how many are equal, of how many, and how many were left out because somebody typed a control token in them:
+    there it becomes one.
+    """
     import pyarrow.parquet as pq
     from transformers import PreTrainedTokenizerFast
 
@@ -255,17 +260,20 @@ def count_same_ids(place: Path) -> tuple[int, int]:
     ]
     prepared = sorted((project / "data/prepared/bench").glob("*.parquet"))
     ids = {row["conversation_id"]: row["ids"] for path in prepared for row in pq.read_table(path).to_pylist()}
-    compared = same = 0
+    control = set(tokenizer.all_special_tokens)
+    compared = same = typed = 0
     for row in (row for table in tables for row in table):
         messages = json.loads(row["messages"])
-        if compared < 500 and not any("reasoning_content" in message for message in messages):
+        if any(token in row["messages"] for token in control):
+            typed += 1
+        elif compared < COMPARED and not any("reasoning_content" in message for message in messages):
             tools = json.loads(row["tools"]) if row["tools"] else None
             compared += 1
             same += (
                 tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, return_dict=True)["input_ids"]
                 == ids[row["id"]]
             )
-    return same, compared
+    return same, compared, typed
 
 
 def prepare_place(name: str, rows: int) -> Path:
@@ -295,7 +303,7 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def report(rounds: list[dict[str, Measure]], same: tuple[int, int]) -> dict[str, Any]:
+def report(rounds: list[dict[str, Measure]], same: tuple[int, int, int]) -> dict[str, Any]:
     """Print the tables; return them."""
     sides = list(rounds[0])
     one = [side for side in sides if "rows" in rounds[0][side]]
@@ -324,6 +332,7 @@ def report(rounds: list[dict[str, Measure]], same: tuple[int, int]) -> dict[str,
         )
         table[side] = {"wall_s": walls, "cpu_s": cpu, "hugging_face_longer_by": median(ratios)}
     print(f"\n{len(rounds)} rounds, load {os.getloadavg()[0]:.1f}; ids equal to Hugging Face's: {same[0]} of {same[1]}")
+    print(f"left out of that: {same[2]} conversations with a control token typed as text, which becomes one there")
     return {"rounds": rounds, "table": table, "same_ids": same, "load": os.getloadavg()}
 
 

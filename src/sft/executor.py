@@ -329,6 +329,17 @@ def run_in_child(question: str, place: str) -> dict[str, Any]:
     return child.ask(question)
 
 
+def worker_environment(threads: int) -> dict[str, str]:
+    """Return what the environment of a worker says to libraries: to use so many threads, and one heap.
+
+    Arrow's own heap beside that of the C library costs prep an eighth of its time in pages that are cleared again and
+    again, and 90 MB (bench/prep.py).
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_NUM_THREADS")
+    parallel = {"TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
+    return {**dict.fromkeys(names, str(threads)), **parallel, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+
+
 class _Child:
     """A process that works on one shard at a time; asks and replies are lines of JSON."""
 
@@ -337,12 +348,10 @@ class _Child:
     def __init__(self, place: str) -> None:
         self._place = place
         _, folder, sources, threads, versions = json.loads(place).values()
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_NUM_THREADS")
-        parallel = {"TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from sft.executor import serve; serve()", json.dumps(versions)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": sources, **dict.fromkeys(names, str(threads)), **parallel},
+            env={**os.environ, "PYTHONPATH": sources, **worker_environment(threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -189,9 +189,9 @@ def test_what_is_missing_says_which_stage_makes_it(project):
 
 @pytest.fixture
 def stretches(project, monkeypatch):
-    """A source of nine stretches; two workers."""
-    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 20)
-    write_filtered(project, "many", chat_records(180))
+    """A source of nine stretches, long enough to be killed in; two workers."""
+    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 300)
+    write_filtered(project, "many", chat_records(2700))
     monkeypatch.undo()
     monkeypatch.chdir(project)
     monkeypatch.setenv("SFT_WORKERS", "2")

@@ -48,6 +48,7 @@ def offsets(engine, text):
 def test_ranges_are_those_of_the_reference(byte_level, normalising, text):
     for engine in (byte_level, normalising):
         assert engine.ranges(text) == offsets(engine, text)
+        assert [engine.ranges(text, most) for most in (0, 1, 3)] == [offsets(engine, text)[:most] for most in (0, 1, 3)]
         assert engine.count(text) == len(offsets(engine, text))
 
 

@@ -62,7 +62,7 @@ def test_the_same_conversation_is_drawn_alike_in_another_process_with_another_ha
         "from sft.tokens.reasoning import control; from sft.params import Reasoning\n"
         "params = Reasoning(strip=0.3, truncate=0.3, budgets=[1, 2, 3], seed=1)\n"
         "messages = [{'role': 'assistant', 'content': '', 'reasoning_content': 'aaaaa'}]\n"
-        "ranges = lambda text: [(i, i + 1) for i in range(len(text))]\n"
+        "ranges = lambda text, most=None: [(i, i + 1) for i in range(len(text))][:most]\n"
         "for n in range(40): print(control(str(n), messages, params, ranges))"
     )
     runs = [

@@ -80,17 +80,17 @@ class Engine:
                 found[index] = self._edge_by_offsets(text, place)
         return found
 
-    def ranges(self, text: str) -> list[tuple[int, int]]:
-        """Say which characters of a text each of its tokens covers; tokens may share a character."""
+    def ranges(self, text: str, most: int | None = None) -> list[tuple[int, int]]:
+        """Say which characters of a text each of its (first `most`) tokens covers; tokens may share a character."""
         ids, _ = self._encode([text])
         before = self._bytes_before(text, ids)
         if before is None:
             offsets: list[tuple[int, int]] = self.reference.encode(text, add_special_tokens=False).offsets
-            return offsets
+            return offsets[:most]
+        before = before if most is None else before[: most + 1]
         if text.isascii():
-            bounds = before.tolist()
-            return list(itertools.pairwise(bounds))
-        data = np.frombuffer(text.encode(), np.uint8)
+            return list(itertools.pairwise(before.tolist()))
+        data = np.frombuffer(text.encode(), np.uint8)[: before[-1]]
         character = np.cumsum((data & 0xC0) != 0x80) - 1  # of each byte: all but the first of a character are 10xxxxxx
         return list(zip(character[before[:-1]].tolist(), (character[before[1:] - 1] + 1).tolist(), strict=True))
 

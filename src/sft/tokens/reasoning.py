@@ -11,15 +11,19 @@ Shares and effect are those of the Nemotron 3 Nano report, section 3.1.5: 10 % w
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sft.data.conversation import Message
 from sft.packing.splits import keyed_hash
 from sft.params import Reasoning
 
 MODES = ("none", "kept", "stripped", "truncated")
-# A text -> the range of characters of each of its tokens; tokens may share a character.
-Ranges = Callable[[str], list[tuple[int, int]]]
+
+
+class Ranges(Protocol):
+    """A text -> the range of characters of each of its tokens, of the first `most`; tokens may share a character."""
+
+    def __call__(self, text: str, most: int | None = None) -> list[tuple[int, int]]: ...  # noqa: D102
 
 
 class Controlled(NamedTuple):
@@ -69,7 +73,8 @@ def control(
     place = _draw(params.seed, f"reasoning:{conversation}")
     if place >= params.strip + params.truncate:  # most of them: before any token is counted
         return Controlled(messages, "kept", None, 0)
-    lengths = [count(thought) if count else len(ranges(thought)) for thought in thoughts]
+    count = count or (lambda text: len(ranges(text)))
+    lengths = [count(thought) for thought in thoughts]
     if place < params.strip:
         return Controlled([_without(turn) for turn in messages], "stripped", None, sum(lengths))
     budgets = sorted(budget for budget in params.budgets if budget < max(lengths))
@@ -77,7 +82,7 @@ def control(
         return Controlled(messages, "kept", None, 0)
     budget = budgets[int(_draw(params.seed, f"budget:{conversation}") * len(budgets))]
     cut = [_cut(turn, budget, ranges) for turn in messages]
-    left = sum(len(ranges(turn["reasoning_content"])) for turn in cut if "reasoning_content" in turn)
+    left = sum(count(turn["reasoning_content"]) for turn in cut if "reasoning_content" in turn)
     return Controlled(cut, "truncated", budget, sum(lengths) - left)
 
 
@@ -87,13 +92,13 @@ def shorten(text: str, budget: int, ranges: Ranges) -> str:
     A character of several tokens stays whole or goes; blanks at the cut go. What is left is counted anew,
     because a text that ends earlier can have other tokens.
     """
-    tokens = ranges(text)
+    tokens = ranges(text, budget + 1)  # the next one tells whether it shares a character
     for kept in range(min(budget, len(tokens)), 0, -1):
         end = tokens[kept - 1][1]
         if kept < len(tokens) and tokens[kept][0] < end:
             continue
         short = text[:end].rstrip()
-        if len(ranges(short)) <= budget:
+        if len(ranges(short, budget + 1)) <= budget:
             return short
     return ""
 

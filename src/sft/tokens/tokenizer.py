@@ -173,9 +173,9 @@ class SafeTokenizer:
         ids: list[int] = self._whole.encode(text, add_special_tokens=False).ids
         return ids
 
-    def ranges(self, text: str) -> list[tuple[int, int]]:
+    def ranges(self, text: str, most: int | None = None) -> list[tuple[int, int]]:
         """Say which characters of a content each of its tokens covers; tokens may share a character."""
-        return self.engine.ranges(text)
+        return self.engine.ranges(text, most)
 
     def decode(self, ids: list[int]) -> str:
         """Turn ids into text; control tokens stay, as text."""
