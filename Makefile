@@ -19,6 +19,9 @@ REPRO = $(if $(SAMPLE),dvc exp run --set-param filter.sample=$(SAMPLE),dvc repro
 # $(call option,VARIABLE,name): the option, with a blank before it, where the variable is given.
 option = $(if $($(1)), --$(2) '$($(1))')
 
+# DVC writes dvc.lock when the last stage has ended: MLflow is given it then.
+tell_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.run.deliver --lock)
+
 # Where prep, train and eval are done: CLUSTER=<profile> lets Slurm do them (slurm/README.md).
 export CLUSTER DETACH DRY_RUN
 
@@ -57,7 +60,7 @@ help: ## List the targets
 ##@ The pipeline (SAMPLE=50: only so many rows per source; FORCE=1: also what has not changed)
 repro: setup ## Run every stage whose inputs changed
 	$(call stages,)
-	@python -m sft.run.deliver --lock
+	$(tell_lock)
 
 fetch: setup ## Download sources and base model, up to here
 	$(call stages,fetch fetch-model fetch-benchmarks)
@@ -76,7 +79,7 @@ train: setup ## Train, up to here
 
 eval: setup ## Measure before and after, up to here
 	$(call job,eval,train,sft.run.away eval)
-	@python -m sft.run.deliver --lock
+	$(tell_lock)
 
 profile: setup ## A full param set of profiles/ becomes params.yaml (NAME=nemotron3-nano; without, list them)
 	python -m sft.run.profile$(call option,NAME,name)

@@ -155,6 +155,17 @@ def test_the_environment_of_another_checkout_is_never_changed(setup):
     assert "is a link to" in said
 
 
+@pytest.fixture
+def lab(make):
+    """The same, with a cluster's profile, and a python that writes down what it is asked and ends as $STATUS says."""
+    write_program(make.root / ".venv/bin/python", RECORD + '[[ ! -e "$LOG.status" ]] || exit "$(cat "$LOG.status")"\n')
+    write_program(make.root / "slurm/clusters/lab.yaml", "")
+    return make
+
+
+TELLS_LOCK = "python -m sft.run.deliver --lock"
+
+
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
@@ -171,10 +182,11 @@ def test_the_environment_of_another_checkout_is_never_changed(setup):
         ("test", "pytest"),
     ],
 )
-def test_a_target_runs_what_it_says(make, arguments, asked):
-    status, said, log = make.run("make", *arguments.split())
+def test_a_target_runs_what_it_says(lab, arguments, asked):
+    status, said, log = lab.run("make", *arguments.split())
     assert status == 0, said
-    assert [line.strip() for line in log] == [asked]
+    tells_lock = arguments.partition(" ")[0] in ("repro", "eval")
+    assert [line.strip() for line in log] == [asked, *([TELLS_LOCK] if tells_lock else [])]
     assert ("git checkout params.yaml" in said) == ("SAMPLE" in arguments)
 
 
@@ -183,14 +195,6 @@ def test_a_sample_that_is_no_number_of_rows_is_refused(make, sample):
     status, said, asked = make.run("make", "repro", f"SAMPLE={sample}")
     assert (status, asked) == (2, [])
     assert f"error: SAMPLE={sample}: expected a positive number of rows" in said
-
-
-@pytest.fixture
-def lab(make):
-    """The same, with a cluster's profile, and a python that writes down what it is asked and ends as $STATUS says."""
-    write_program(make.root / ".venv/bin/python", RECORD + '[[ ! -e "$LOG.status" ]] || exit "$(cat "$LOG.status")"\n')
-    write_program(make.root / "slurm/clusters/lab.yaml", "")
-    return make
 
 
 @pytest.mark.parametrize("target", ["train", "repro", "pack"])
@@ -207,7 +211,7 @@ def test_a_cluster_without_a_profile_is_refused_and_never_ignored(lab, target):
         ("train CLUSTER=lab DETACH=0", ["dvc repro train"]),
         ("train CLUSTER=lab DRY_RUN=1", ["python -m sft.stages.train"]),
         ("train CLUSTER=lab DETACH=1", ["dvc repro pack fetch-model", "python -m sft.stages.train"]),
-        ("eval CLUSTER=lab", ["dvc repro eval"]),
+        ("eval CLUSTER=lab", ["dvc repro eval", TELLS_LOCK]),
         ("eval CLUSTER=lab DRY_RUN=1", ["python -m sft.run.away eval"]),
         ("eval CLUSTER=lab DETACH=1", ["dvc repro train", "python -m sft.run.away eval"]),
         ("prep CLUSTER=lab DETACH=1", ["dvc repro filter fetch-model", "python -m sft.run.away prep"]),
