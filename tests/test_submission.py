@@ -205,8 +205,10 @@ def test_a_sweep_is_a_job_for_each_member_two_at_a_time_also_when_it_is_killed_a
         assert (f"<td>{name}" in page) == (state == "success"), name
         assert state == "failed" or f"\n{name}," in shown
     with contextlib.closing(sqlite3.connect(project / "runs/mlflow.db")) as store:
-        tagged = store.execute("SELECT value FROM tags WHERE key = 'sweep'").fetchall()
-    assert tagged == [("rates",)] * 3
+        tagged = "SELECT status FROM runs JOIN tags USING (run_uuid) WHERE key = 'sweep' AND value = 'rates'"
+        ended = {kind: store.execute(f"{tagged} AND name LIKE '{kind}-%'").fetchall() for kind in ("sft", "attempt")}
+    for kind, statuses in ended.items():
+        assert sorted(statuses) == [("FAILED",), ("FINISHED",), ("FINISHED",)], kind
 
 
 def jobs_of_runs(project: Path, profile: str) -> dict[str, str]:
