@@ -13,6 +13,7 @@ Fitted is t = a * n ** e over the sizes of each stage: e = 1 is linear. Written:
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
@@ -41,6 +42,7 @@ PACK_SIZES = (4096, 262_144)
 SAMPLE_EVERY = 0.02  # seconds
 ROWS_AT_ONCE, SIGNATURE_BYTES = 1000, 264
 SEED = 1234
+LIMIT_ROWS = 50_000
 Measure = dict[str, float]
 
 
@@ -195,32 +197,45 @@ def measure_pack(folder: Path, like: Path, size: int, pack_size: int) -> Measure
 
 
 def measure_limits(folder: Path) -> dict[str, float]:
-    """Return CPU seconds of the least that each stage must do with what is in a folder after all stages."""
-    lines = (folder / "data/raw/bench/corpus.jsonl").read_bytes().splitlines()
-    kept = [
-        pq.read_table(path, columns=["messages"]) for path in sorted((folder / "data/filtered/bench").glob("kept*"))
-    ]
-    messages = [orjson.loads(row) for table in kept for row in table.column("messages").to_pylist()]
+    """Return CPU seconds of the least that each stage must do with what is in a folder after all stages.
+
+    Measured on the first rows and the first files, and scaled up to all of them.
+    """
+    rows = {stage: read_json(folder / f"reports/{stage}/bench.json")["rows_in"] for stage in ("filter", "prep")}
+    with (folder / "data/raw/bench/corpus.jsonl").open("rb") as file:
+        lines = list(itertools.islice(file, LIMIT_ROWS))
+    kept, prepared, packed = (
+        sorted(folder.glob(pattern))
+        for pattern in ("data/filtered/bench/kept*", "data/prepared/bench/*.parquet", "data/packed/training/*")
+    )
+    table = pq.read_table(kept[0], columns=["messages"]).slice(0, LIMIT_ROWS)
+    messages = [orjson.loads(row) for row in table.column("messages").to_pylist()]
     texts = [message["content"] + message.get("reasoning_content", "") for each in messages for message in each]
     tokenizer = fastokens.Tokenizer.from_json_str((folder / "models/base/tokenizer.json").read_text(encoding="utf-8"))
-    prepared = sorted((folder / "data/prepared/bench").glob("*.parquet"))
-    packed = pq.read_table(folder / "data/packed/training")
+    packs = pq.read_table(packed[0])
 
-    def pack() -> None:
-        for path in prepared:
-            pq.read_table(path, columns=["ids", "mask"])
-        pq.write_table(packed, pa.BufferOutputStream(), row_group_size=128, **PARQUET)
-
-    def parse() -> None:
+    def parse() -> float:
         for line in lines:
             orjson.loads(line)
+        return rows["filter"] / len(lines)
 
-    work = {"filter": parse, "prep": lambda: tokenizer.encode_batch_flat(texts), "pack": pack}
-    seconds = {}
-    for stage, least in work.items():
+    def tokenise() -> float:
+        tokenizer.encode_batch_flat(texts)
+        return rows["prep"] / len(messages)
+
+    def write() -> float:
+        pq.write_table(packs, pa.BufferOutputStream(), row_group_size=128, **PARQUET)
+        return len(packed)
+
+    def read() -> float:
+        pq.read_table(prepared[0], columns=["ids", "mask"])
+        return len(prepared)
+
+    seconds = dict.fromkeys(("filter", "prep", "pack"), 0.0)
+    for stage, least in (("filter", parse), ("prep", tokenise), ("pack", read), ("pack", write)):
         begin = time.process_time()
-        least()
-        seconds[stage] = time.process_time() - begin
+        part = least()
+        seconds[stage] += part * (time.process_time() - begin)
     return seconds
 
 
