@@ -31,6 +31,14 @@ def lost_share(pack_size: int) -> tuple[float, float, float]:
     return float(lengths.mean()), float(over.mean()), float(lengths[over].sum() / lengths.sum())
 
 
+def memory(measured: list[dict[str, float]], samples: int) -> float:
+    """Return the bytes that a stage holds at a size, of measures at others: beyond the largest it grows as up to it."""
+    *before, largest = sorted(measured, key=lambda each: each["rows"])
+    smaller = before[-1] if before else largest
+    grown = (largest["memory_mb"] - smaller["memory_mb"]) / max(1, largest["rows"] - smaller["rows"])
+    return 1e6 * (largest["memory_mb"] + max(0.0, grown) * max(0, samples - largest["rows"]))
+
+
 def plan(samples: int, pack_size: int, measures: dict[str, list[dict[str, float]]]) -> Table:
     """Return, by stage, rows, tokens, CPU hours, bytes on disk and memory in bytes, of the stage on one machine."""
     mean, lost_samples, lost_tokens = lost_share(pack_size)
@@ -38,15 +46,12 @@ def plan(samples: int, pack_size: int, measures: dict[str, list[dict[str, float]
     filtered, prepared, packed = stages.values()
     tokens = samples * mean
     kept = tokens * (1 - lost_tokens)
-    smaller = sorted(measures["pack alone"], key=lambda each: each["rows"])[:-1][-1:]
-    smaller = smaller[0] if smaller else packed
-    per_sample = (packed["memory_mb"] - smaller["memory_mb"]) * 1e6 / max(1, packed["rows"] - smaller["rows"])
     table = {
         "filter": {
             "rows": samples,
             "cpu_hours": samples * filtered["cpu"] / filtered["rows"] / HOUR,
             "disk": samples * filtered["bytes"] / filtered["rows"],
-            "memory": filtered["memory_mb"] * 1e6,
+            "memory": memory(measures["filter"], samples),
         },
         "prep": {
             "rows": samples,
@@ -60,7 +65,7 @@ def plan(samples: int, pack_size: int, measures: dict[str, list[dict[str, float]
             "tokens": kept,
             "cpu_hours": kept * packed["cpu"] / packed["tokens"] / HOUR,
             "disk": kept * packed["bytes"] / packed["tokens"],
-            "memory": packed["memory_mb"] * 1e6 + max(0.0, per_sample) * (samples - packed["rows"]),
+            "memory": memory(measures["pack alone"], samples),
             "packs": math.ceil(kept / pack_size / packed["efficiency"]),
             "spool": kept * SPOOL_BYTES,
         },
