@@ -101,7 +101,7 @@ def map_shards(work: Work, shards: Sequence[Any], what: str, then: Then | None =
     workers = min(worker_count(), len(shards))
     if not cluster and workers < 2:
         with _NamingPlace():
-            return [_with(work(shard), then) for shard in shards]
+            return list(_one_by_one(work, shards, then))
     threads, versions = (1, _versions()) if cluster else (max(1, cores() // workers), {})
     place = json.dumps(  # `run`: a child never serves two runs, between which code and files may have changed
         {
@@ -139,10 +139,13 @@ def _place() -> str:
 # --- The driver -------------------------------------------------------------------------------------------
 
 
-def _with(result: Any, then: Then | None) -> Any:
-    if then is not None:
-        then(result)
-    return result
+def _one_by_one(work: Work, shards: Sequence[Any], then: Then | None) -> Iterator[Any]:
+    """Work here, without a child."""
+    for shard in shards:
+        result = work(shard)
+        if then is not None:
+            then(result)
+        yield result
 
 
 def _run(pool: Pool, place: str, questions: list[str], what: str, then: Then | None) -> list[Any]:

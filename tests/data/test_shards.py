@@ -3,7 +3,7 @@
 import pytest
 
 from sft.data import shards
-from sft.data.shards import SAMPLES, ShardWriter, read_batches, read_rows
+from sft.data.shards import SAMPLES, ShardWriter, read_rows, read_tables
 
 
 def rows(number: int) -> list[dict]:
@@ -30,7 +30,7 @@ def test_long_data_is_cut_into_shards_and_read_in_batches(tmp_path, monkeypatch)
     write(tmp_path, 4500)
     names = [path.name for path in shards.shard_paths(tmp_path)]
     assert names == ["samples-00000.parquet", "samples-00001.parquet", "samples-00002.parquet"]
-    assert max(len(batch) for batch in read_batches(tmp_path)) == shards.ROWS_PER_GROUP
+    assert max(len(table) for table in read_tables(tmp_path)) == shards.ROWS_PER_GROUP
     assert list(read_rows(tmp_path)) == rows(4500)
 
 

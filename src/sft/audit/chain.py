@@ -132,11 +132,10 @@ def _source_nodes(
     fetched, filtered, prepared = (
         records.json(f"reports/{stage}/{name}.json") for stage in ("fetch", "filter", "prep")
     )
-    origin = {key: redact(str(source[key])) for key in ORIGIN if source.get(key)}
     facts = {
         "source": (
             {
-                **origin,
+                **_origin(source),
                 "files": len(fetched.get("files", [])) or None,
                 "rows": source.get("rows", source.get("rows_out")),
             },
@@ -168,13 +167,18 @@ def _source_nodes(
         yield Node(f"{kind}/{name}", kind, name, _known(told), digest, get, states.get(path, ABSENT))
 
 
+def _origin(told: dict[str, Any]) -> dict[str, str]:
+    """Return what is told of where something comes from."""
+    return {key: redact(str(told[key])) for key in ORIGIN if told.get(key)}
+
+
 def _benchmark_nodes(records: Records, digests: dict[str, str], states: dict[str, str]) -> Iterator[Node]:
     """The evaluation sets that the filter held the data against; none of a model that does not tell of them."""
     report = records.json("reports/fetch/benchmarks.json")
     sets = records.lineage.get("benchmarks", report.get("benchmarks"))
     if sets is None:
         return
-    origins = {name: {key: redact(str(told[key])) for key in ORIGIN if told.get(key)} for name, told in sets.items()}
+    origins = {name: _origin(told) for name, told in sets.items()}
     facts = {"texts": sum(told["texts"] for told in sets.values()), "sets": origins or "none are named"}
     digest = f"md5:{digests[BENCHMARKS]}" if BENCHMARKS in digests else None
     get = f"dvc pull {BENCHMARKS}, or from their publishers: dvc repro --single-item fetch-benchmarks"

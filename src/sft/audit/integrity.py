@@ -55,14 +55,14 @@ def verify(records: Records, with_cache: bool = False) -> tuple[dict[str, str], 
     folder = records.folder or records.root
     for path, md5 in {PACKED: None, BASE: None, FINAL: None, **outs(records.lock)}.items():
         copy = records.model if path == FINAL else None
-        place = copy or folder / path
+        place, belongs = copy or folder / path, records.folder or copy
         if not place.exists():
             states[path] = ABSENT
             continue
         wrong = list(check_out(records, path, md5, digests(place)))
-        if records.folder or copy:
+        if belongs:
             faults += wrong
-        states[path] = INTACT if not wrong else DIFFERS if records.folder or copy else ABSENT
+        states[path] = INTACT if not wrong else DIFFERS if belongs else ABSENT
     if with_cache:
         faults += [fault for path, md5 in outs(records.lock).items() for fault in check_cache(records.root, path, md5)]
         faults += check_checkpoints(records)

@@ -168,18 +168,10 @@ def read_tables(folder: Path, name: str = "", columns: list[str] | None = None) 
                 yield pa.Table.from_batches([batch])
 
 
-def read_batches(folder: Path, name: str = "", columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of the shards of a folder, in order, in batches of at most ROWS_PER_GROUP rows."""
-    for path in shard_paths(folder, name):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns):
-                yield batch.to_pylist()
-
-
 def read_rows(folder: Path, name: str = "", columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of the shards of a folder one by one, in order."""
-    for batch in read_batches(folder, name, columns):
-        yield from batch
+    for table in read_tables(folder, name, columns):
+        yield from table.to_pylist()
 
 
 def shard_paths(folder: Path, name: str = "") -> list[Path]:

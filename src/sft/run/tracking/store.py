@@ -145,20 +145,18 @@ def explained() -> Iterator[None]:
 def find_run(client: mlflow.MlflowClient, lineage_key: str) -> str | None:
     """Return the id of the run of a lineage key, or None."""
     names = (client.get_experiment_by_name(name) for name in (EXPERIMENT, SAMPLED))
-    found = client.search_runs(
-        [experiment.experiment_id for experiment in names if experiment],
-        f"tags.lineage_key = '{lineage_key}'",
-        order_by=["attributes.start_time ASC"],
-        max_results=1,
-    )
-    return str(found[0].info.run_id) if found else None
+    experiments = [experiment.experiment_id for experiment in names if experiment]
+    run = _first_run(client, experiments, f"tags.lineage_key = '{lineage_key}'")
+    return str(run.info.run_id) if run else None
 
 
 def find_data_run(client: mlflow.MlflowClient, experiment: str, digest: str) -> Any:
     """Return the run of the packed data with a digest, or None."""
-    found = client.search_runs(
-        [experiment], f"tags.packed_data = '{digest}'", order_by=["attributes.start_time ASC"], max_results=1
-    )
+    return _first_run(client, [experiment], f"tags.packed_data = '{digest}'")
+
+
+def _first_run(client: mlflow.MlflowClient, experiments: list[str], condition: str) -> Any:
+    found = client.search_runs(experiments, condition, order_by=["attributes.start_time ASC"], max_results=1)
     return found[0] if found else None
 
 
