@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+SOURCES = Path(__file__).parents[1] / "src"
+
 
 def alive(pid):
     try:
@@ -21,6 +23,19 @@ def wait_until(true, seconds=60):
     while not true():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.02)
+
+
+def start_driver(folder, *command, **environment):
+    """Start what drives a stage, with two workers of this machine where `environment` does not say otherwise."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "SFT_EXECUTOR"}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**surroundings, "PYTHONPATH": str(SOURCES), "SFT_WORKERS": "2", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def children(process):

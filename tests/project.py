@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.tiny import make_tiny_base
+from sft.data.shards import SAMPLES, ShardWriter
+from sft.files import file_digest, write_json
+from tests.tiny import made_up, make_tiny_base
 
 ROOT = Path(__file__).parents[1]
 CITIES = ("Paris", "Berlin", "Rome", "Oslo", "Bern", "Wien", "Prag", "Lima")
@@ -83,6 +86,34 @@ def set_params(folder: Path, **values: Any) -> None:
             section = section[parent]
         section[last] = value
     yaml.dump(params, path)
+
+
+def lay_out(folder: Path, sources: Mapping[str, Iterable[int]]) -> list[dict[str, Any]]:
+    """Write made-up prepared data and the reports before it, as prep leaves them; return all samples.
+
+    Conversations are of a fixed pool, so that the same number means the same tokens wherever it is.
+    """
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    everything = []
+    for source, numbers in sources.items():
+        numbers = list(numbers)
+        samples = [sample for number in numbers for sample in made_up(number)]
+        with ShardWriter(folder / "data/prepared" / source, "samples", SAMPLES) as shards:
+            for sample in samples:
+                shards.write(sample)
+        (folder / "data/prepared" / source / "chat_template.jinja").write_text("template")
+        prints = {"template_sha256": "0", "tokenizer_sha256": file_digest(folder / "models/base/tokenizer.json")}
+        counts = {"rows_out": len(numbers), "samples": len(samples), "rejected": {}}
+        write_json(folder / f"reports/prep/{source}.json", {**counts, **prints})
+        write_json(folder / f"reports/filter/{source}.json", {"sampled": False, "rejected": {}})
+        everything += [{**sample, "source": source} for sample in samples]
+    return everything
+
+
+def sources_in_params(folder: Path, sources: Mapping[str, dict[str, Any]]) -> None:
+    """Name made-up sources in params.yaml, each with what more is given."""
+    described = {"uri": "file://x.jsonl", "format": "openai"}
+    set_params(folder, **{"fetch.sources": {source: {**described, **more} for source, more in sources.items()}})
 
 
 def make_project(folder: Path) -> None:

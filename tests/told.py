@@ -3,7 +3,7 @@
 import json
 
 from sft.run import outbox
-from sft.run.outbox import Dataset, open_run
+from sft.run.outbox import Dataset, Metrics, open_run, true_status
 from sft.run.tracking import store as store_of_runs
 from sft.run.tracking.store import EXPERIMENT, REGISTERED_MODEL
 
@@ -41,6 +41,17 @@ def exported(folder, key=KEY, parent=None, more=""):
     told = {"lineage_key": key, "data": DATA.digest, "base_model": "b", "code": "c", "git_commit": "a" * 40}
     (model / "lineage.json").write_text(json.dumps({**told, "params": PARAMS, "parent": parent, "more": more}))
     return model
+
+
+def begin_and_finish(folder):
+    """A whole run: two steps, a model, and what its evaluation says."""
+    box = begin(folder)
+    with true_status(box):
+        for step in (1, 2):
+            Metrics(box).log(step, loss=1 / step)
+        outbox.add_model(box, exported(folder), {"train_loss": 0.5})
+    evaluate(box, 0.4)
+    return box
 
 
 def evaluate(box, loss, passed=True, held_out=HELD_OUT):

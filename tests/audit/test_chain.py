@@ -16,9 +16,7 @@ from tests.recorded import commit_all, make_recorded
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+def project(tmp_path, monkeypatch, local_store):
     folder = make_recorded(tmp_path / "project")
     monkeypatch.chdir(folder)
     return folder

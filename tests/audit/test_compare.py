@@ -15,9 +15,7 @@ from tests.recorded import make_recorded, report
 
 
 @pytest.fixture
-def two(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+def two(tmp_path, monkeypatch, local_store):
     monkeypatch.chdir(tmp_path)
     return make_recorded(tmp_path / "one"), make_recorded(tmp_path / "two", lr=2e-3)
 

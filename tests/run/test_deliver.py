@@ -19,10 +19,8 @@ KEYS = ("0" * 16, "1" * 16)
 
 
 @pytest.fixture
-def waiting(tmp_path, monkeypatch):
+def waiting(tmp_path, monkeypatch, local_store):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for key in KEYS:
         Metrics(open_run(tmp_path / "runs" / key, {}, {}, [])).log(1, loss=1.0)
     return tmp_path / "runs"
@@ -50,10 +48,8 @@ def test_a_store_that_does_not_answer_ends_with_an_error(waiting, monkeypatch):
 
 
 @pytest.fixture
-def finished(tmp_path, monkeypatch):
+def finished(tmp_path, monkeypatch, local_store):
     """A finished run, told to nobody yet, with the dvc.lock of before its last stage."""
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     project = make_recorded(tmp_path / "project")
     monkeypatch.chdir(project)
     key = read_json(project / "models/final/lineage.json")["lineage_key"]

@@ -23,9 +23,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+def project(tmp_path, monkeypatch, local_store):
     monkeypatch.chdir(tmp_path)
     return make_recorded(tmp_path / "project")
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -18,7 +17,7 @@ from sft.files import file_digest, folder_digest, read_json
 from sft.quality.duplicates import signature
 from sft.stages import fetch
 from sft.stages import filter as stage
-from tests.cluster import wait_until
+from tests.cluster import children, start_driver, wait_until
 from tests.project import ROOT, chat_records, set_params, tool_records, write_jsonl
 from tests.quality import test_judge
 from tests.quality.test_judge import BAD, GOOD, completion
@@ -318,10 +317,8 @@ guard("filter", lambda: filter.main("calls"))
 
 
 def start(project):
-    """Filter in small parts, by two workers, in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "SFT_WORKERS": "2"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([sys.executable, "-c", IN_SMALL_PARTS], cwd=project, env=environment, text=True, **pipes)
+    """Filter in small parts."""
+    return start_driver(project, sys.executable, "-c", IN_SMALL_PARTS)
 
 
 def test_a_killed_worker_costs_its_part_and_a_killed_stage_leaves_nothing_that_a_rerun_trips_over(project):
@@ -340,9 +337,7 @@ def test_a_killed_worker_costs_its_part_and_a_killed_stage_leaves_nothing_that_a
 
     driver = start(project)
     wait_until(lambda: list((project / "data/filtered").glob(f".calls-scratch*-{driver.pid}/*/examined*")))
-    listed = ["ps", "-o", "pid=", "--ppid", str(driver.pid)]
-    worker = int(subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()[0])
-    os.kill(worker, signal.SIGKILL)
+    os.kill(children(driver)[0], signal.SIGKILL)
     said, _ = driver.communicate(timeout=120)
     assert driver.returncode == 0, said
     assert read_json(project / "reports/filter/calls.json") == expected

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,13 @@ import pytest
 
 from sft.command import InputError
 from sft.data.conversation import Conversation
-from sft.data.shards import SAMPLES, SIGNATURES, ShardWriter, read_rows
-from sft.files import file_digest, folder_digest, read_json, write_json
+from sft.data.shards import SIGNATURES, ShardWriter, read_rows
+from sft.files import file_digest, folder_digest, read_json
 from sft.quality.duplicates import signature
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
 from sft.stages import prep as prep_stage
-from tests.project import ROOT, link_project, run, set_params
-from tests.tiny import made_up
+from tests.project import ROOT, lay_out, link_project, run, set_params, sources_in_params
 
 SPLITS = ("training", "validation", "test")
 LETTERS = str.maketrans("0123456789", "abcdefghij")
@@ -313,32 +311,6 @@ def test_shares_of_some_sources_only_stop_before_anything_is_read(project):
     set_params(project, **{"fetch.sources.calls.share": 1.0})
     with pytest.raises(InputError, match="calls have a share, chats have none"):
         stage.main()
-
-
-# Made-up sources: conversations of a fixed pool, so that the same id means the same tokens wherever it is.
-
-
-def lay_out(folder: Path, sources: dict[str, list[int]]) -> list[dict]:
-    """Write prepared data and the reports before it, as prep leaves them; return all samples with their source."""
-    shutil.rmtree(folder / "data", ignore_errors=True)
-    everything = []
-    for source, numbers in sources.items():
-        samples = [sample for number in numbers for sample in made_up(number)]
-        with ShardWriter(folder / "data/prepared" / source, "samples", SAMPLES) as shards:
-            for sample in samples:
-                shards.write(sample)
-        (folder / "data/prepared" / source / "chat_template.jinja").write_text("template")
-        prints = {"template_sha256": "0", "tokenizer_sha256": file_digest(folder / "models/base/tokenizer.json")}
-        counts = {"rows_out": len(numbers), "samples": len(samples), "rejected": {}}
-        write_json(folder / f"reports/prep/{source}.json", {**counts, **prints})
-        write_json(folder / f"reports/filter/{source}.json", {"sampled": False, "rejected": {}})
-        everything += [{**sample, "source": source} for sample in samples]
-    return everything
-
-
-def sources_in_params(folder: Path, sources: dict[str, dict]) -> None:
-    described = {"uri": "file://x.jsonl", "format": "openai"}
-    set_params(folder, **{"fetch.sources": {source: {**described, **more} for source, more in sources.items()}})
 
 
 @pytest.fixture

@@ -5,19 +5,18 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 
 from sft.data import shards
-from sft.data.shards import SAMPLES, SIGNATURES, ShardWriter
-from sft.files import file_digest, folder_digest, read_json, write_json
+from sft.data.shards import SIGNATURES, ShardWriter
+from sft.files import file_digest, folder_digest, read_json
 from sft.quality.duplicates import SIGNATURE_BYTES
-from tests.cluster import Cluster, children, wait_until
-from tests.project import ROOT, set_params
-from tests.tiny import made_up, make_tiny_base
+from tests.cluster import Cluster, children, start_driver, wait_until
+from tests.project import ROOT, lay_out, set_params, sources_in_params
+from tests.tiny import make_tiny_base
 
 # pack with pieces so small that each of its steps has several, for two workers.
 DRIVER = """
@@ -37,31 +36,16 @@ def whole(tmp_path_factory):
     (folder / "models").mkdir(parents=True)
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     make_tiny_base(folder / "models/base")
-    prints = {"template_sha256": "0", "tokenizer_sha256": file_digest(folder / "models/base/tokenizer.json")}
     drawn = random.Random(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "ROWS_PER_GROUP", 50)
+        lay_out(folder, SOURCES)
         for source, numbers in SOURCES.items():
-            samples = [sample for number in numbers for sample in made_up(number)]
-            with ShardWriter(folder / "data/prepared" / source, "samples", SAMPLES) as prepared:
-                for sample in samples:
-                    prepared.write(sample)
-            (folder / "data/prepared" / source / "chat_template.jinja").write_text("template")
             with ShardWriter(folder / "data/filtered" / source, "signatures", SIGNATURES) as signatures:
                 for number in numbers:
                     signatures.write({"id": f"c{number}", "signature": drawn.randbytes(SIGNATURE_BYTES)})
-            counts = {"rows_out": len(numbers), "samples": len(samples), "rejected": {}}
-            write_json(folder / f"reports/prep/{source}.json", {**counts, **prints})
-            write_json(folder / f"reports/filter/{source}.json", {"sampled": False, "rejected": {}})
-    described = {"uri": "file://x.jsonl", "format": "openai"}
-    set_params(
-        folder,
-        **{
-            "fetch.sources": dict.fromkeys(SOURCES, described),
-            "pack.pack_size": 256,
-            "pack.near_duplicates": 0.8,
-        },
-    )
+    sources_in_params(folder, {source: {} for source in SOURCES})
+    set_params(folder, **{"pack.pack_size": 256, "pack.near_duplicates": 0.8})
     said, _ = (alone := start(folder, SFT_WORKERS="1")).communicate(timeout=120)
     assert alone.returncode == 0, said
     report = read_json(folder / "reports/pack.json")
@@ -78,16 +62,8 @@ def project(whole, tmp_path):
 
 
 def start(project, *before, **environment):
-    """Start pack with two workers, as a process group of its own; `before` stands before Python on its line."""
-    surroundings = {name: value for name, value in os.environ.items() if name != "SFT_EXECUTOR"}
-    return subprocess.Popen(
-        [*before, sys.executable, "-c", DRIVER],
-        cwd=project,
-        env={**surroundings, "PYTHONPATH": str(ROOT / "src"), "SFT_WORKERS": "2", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    """Start pack; `before` stands before Python on its line."""
+    return start_driver(project, *before, sys.executable, "-c", DRIVER, **environment)
 
 
 def digest(project):

@@ -17,7 +17,7 @@ from sft.data.conversation import Conversation, normalise
 from sft.data.shards import CONVERSATIONS, ShardWriter, read_rows
 from sft.files import folder_digest, read_json, write_json
 from sft.stages import prep as stage
-from tests.cluster import Cluster, children, wait_until
+from tests.cluster import Cluster, children, start_driver, wait_until
 from tests.project import ROOT, chat_records, link_project, set_params, tool_records
 
 CHATML = (
@@ -215,14 +215,7 @@ def alone(project, monkeypatch):
 
 
 def start(project, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "sft.stages.prep", "--source", "many"],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_driver(project, sys.executable, "-m", "sft.stages.prep", "--source", "many", **environment)
 
 
 def nothing_half_written(project):

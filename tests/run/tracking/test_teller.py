@@ -23,6 +23,7 @@ from tests.told import (
     SOURCE,
     aliases,
     begin,
+    begin_and_finish,
     children,
     data_runs,
     evaluate,
@@ -237,12 +238,7 @@ def test_a_run_on_a_sample_is_kept_apart_and_never_takes_an_alias(tmp_path, stor
 def test_an_answer_that_was_lost_makes_no_second_entry(tmp_path, store):
     """As after a kill between what the store was told and the note of it: everything is told again."""
     made(tmp_path)
-    box = begin(tmp_path)
-    with true_status(box):
-        for step in (1, 2):
-            Metrics(box).log(step, loss=1 / step)
-        outbox.add_model(box, exported(tmp_path), {"train_loss": 0.5})
-    evaluate(box, 0.4)
+    box = begin_and_finish(tmp_path)
     first = deliver(box.folder.parent)
     before = everything(first.run_id)
     for kept in (0, len(list(box.read())) // 2):
@@ -263,12 +259,7 @@ def test_postgresql_holds_the_same_and_each_thing_once_too(tmp_path, monkeypatch
         mlflow_server(tmp_path / "server", "--store", address, PGPASSWORD=password) as served,
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
-        box = begin(tmp_path)
-        with true_status(box):
-            for step in (1, 2):
-                Metrics(box).log(step, loss=1 / step)
-            outbox.add_model(box, exported(tmp_path), {"train_loss": 0.5})
-        evaluate(box, 0.4)
+        box = begin_and_finish(tmp_path)
         told = deliver(box.folder.parent)
         assert (told.waiting, told.aliases) == (0, [CANDIDATE, CHAMPION])
         before = everything(told.run_id)
