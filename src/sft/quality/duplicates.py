@@ -156,6 +156,22 @@ def banding(threshold: float) -> tuple[int, int]:
     return best
 
 
+def band_keys(signatures: "npt.NDArray[np.uint8]", slots: int, bands: int) -> "Hashes":
+    """Return a key for each band of each signature: of its place, its slots on both sides, and the numbers.
+
+    Shapes:  signatures: (rows, SIGNATURE_BYTES); result: (rows, bands), uint64.
+    """
+    import numpy as np
+
+    numbers = signatures[:, :NUMBERS_BYTES].copy().view("<u8")
+    used = signatures[:, NUMBERS_BYTES:].reshape(-1, 2, SLOTS)[:, :, : slots * bands]
+    values = used.reshape(-1, 2, bands, slots).swapaxes(1, 2).reshape(-1, bands, 2 * slots)
+    powers = np.array([pow(MULTIPLIERS[0], power, 1 << 64) for power in range(2 * slots + 1)], np.uint64)
+    places = np.arange(1, bands + 1, dtype=np.uint64) * powers[-1]
+    keys: Hashes = spread(values.astype(np.uint64) @ powers[:-1] + places ^ numbers)
+    return keys
+
+
 class NearDuplicates:
     """An index of signatures that finds those similar to a given one by locality-sensitive hashing.
 
@@ -168,8 +184,6 @@ class NearDuplicates:
 
         self._threshold = threshold
         self._slots, self._bands = banding(threshold)
-        self._powers = np.array([pow(MULTIPLIERS[0], power, 1 << 64) for power in range(2 * self._slots)], np.uint64)
-        self._band_keys = np.arange(1, self._bands + 1, dtype=np.uint64) * self._powers[-1] * self._powers[-1]
         self._size = 0
         self._ids = np.empty(RECENT, f"S{ID_CHARS}")
         self._signatures = np.empty((RECENT, SIGNATURE_BYTES), np.uint8)
@@ -228,14 +242,11 @@ class NearDuplicates:
         return bytes(self._ids[row]).decode("ascii")
 
     def keys(self, sketch: bytes) -> "npt.NDArray[np.uint32]":
-        """Return a key for each band: of its place, its slots on both sides, and the signature's numbers."""
+        """Return a key for each band of a signature."""
         import numpy as np
 
-        row = np.frombuffer(sketch, np.uint8)
-        used = row[NUMBERS_BYTES:].reshape(2, SLOTS)[:, : self._slots * self._bands]
-        slots = used.reshape(2, self._bands, self._slots).swapaxes(0, 1).reshape(self._bands, -1)
-        keys = slots.astype(np.uint64) @ self._powers + self._band_keys ^ row[:NUMBERS_BYTES].view("<u8")
-        high: npt.NDArray[np.uint32] = (keys * np.uint64(MULTIPLIERS[0]) >> np.uint64(32)).astype(np.uint32)
+        row = np.frombuffer(sketch, np.uint8).reshape(1, -1)
+        high: npt.NDArray[np.uint32] = (band_keys(row, self._slots, self._bands)[0] >> np.uint64(32)).astype(np.uint32)
         return high
 
     def _sort_recent(self) -> None:
