@@ -137,7 +137,7 @@ def settle(task: dict[str, Any]) -> dict[str, Any]:
 
     The shards go into a new folder in task["scratch"]; returns its name, and what was counted.
     """
-    from sft.data.shards import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter, read_tables
+    from sft.data.shards import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter, give_back, read_tables
 
     folder = Path(tempfile.mkdtemp(dir=task["scratch"]))
     schemas = {"kept": CONVERSATIONS, "rejected": REJECTED, "signatures": SIGNATURES}
@@ -160,6 +160,7 @@ def settle(task: dict[str, Any]) -> dict[str, Any]:
                 tokens = kept["control_tokens"].to_pylist()
                 typed.update(conversations=sum(number > 0 for number in tokens), control_tokens=sum(tokens))
             rows += begin
+            give_back()
     counted = {"rows": rows, "rejected": reasons, "contaminated_by": by_set, "typed": typed}
     return {"folder": folder.name, "examples": examples, **counted}
 

@@ -18,7 +18,6 @@ Whatever is taken away is counted by reason: tokens in + tokens repeated = token
 """
 
 import csv
-import ctypes
 import json
 import shutil
 from collections import Counter
@@ -53,6 +52,7 @@ Int32s = npt.NDArray[np.int32]
 
 def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[list[Group], Samples, Conversations]":
     """Measure the samples of all sources, in order."""
+    from sft.data.shards import give_back
     from sft.packing.samples import READ_TOKENS, cut_groups, join, list_groups, measure_groups, read_numbers
 
     for source in sources:
@@ -143,14 +143,6 @@ def _signatures(
             sketches = b"".join(table["signature"].filter(pa.array(take)).to_pylist())
             yield np.frombuffer(sketches, np.uint8).reshape(-1, SIGNATURE_BYTES)
             begin += len(table)
-
-
-def give_back() -> None:
-    """Return freed memory to the system: Arrow keeps all of it, and glibc blocks of less than 32 MB."""
-    import pyarrow as pa
-
-    pa.default_memory_pool().release_unused()
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def write_rejected(path: Path, samples: "Samples", conversations: "Conversations", plan: "Plan", params: Pack) -> None:
@@ -297,6 +289,7 @@ def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
 
 def main() -> None:
     """Pack the blend."""
+    from sft.data.shards import give_back
     from sft.packing.bins import length_quantiles
     from sft.packing.plan import fitting, plan_blend
     from sft.packing.samples import FITS, refuse_over_length
