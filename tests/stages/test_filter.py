@@ -310,8 +310,9 @@ def test_the_judge_refuses_among_what_the_rules_keep_and_a_rerun_needs_no_endpoi
 IN_SMALL_PARTS = """
 from sft.command import guard
 from sft.data import rows
+from sft.quality import examined
 from sft.stages import filter
-rows.PART_BYTES, rows.READ_BYTES = 4_000, 1_000
+rows.PART_BYTES, rows.READ_BYTES, examined.FEWEST_ROWS_PER_SHARD = 4_000, 1_000, 50
 guard("filter", lambda: filter.main("calls"))
 """
 
@@ -321,7 +322,19 @@ def start(project):
     return start_driver(project, sys.executable, "-c", IN_SMALL_PARTS)
 
 
-def test_a_killed_worker_costs_its_part_and_a_killed_stage_leaves_nothing_that_a_rerun_trips_over(project):
+def is_examining(project, driver):
+    """Say whether a worker has begun to write examined rows."""
+    return list((project / "data/filtered").glob(f".calls-scratch*-{driver.pid}/*/examined*"))
+
+
+def is_writing(project, driver):
+    """Say whether there are workers when all rows are examined, and repeats found."""
+    scratch = list((project / "data/filtered").glob(f".calls-scratch*-{driver.pid}"))
+    return scratch and not (scratch[0] / "repeats").exists() and children(driver)
+
+
+@pytest.mark.parametrize("when", [is_examining, is_writing])
+def test_a_killed_worker_costs_its_part_and_a_killed_stage_leaves_nothing_that_a_rerun_trips_over(project, when):
     give(project, *tool_records(300), "{broken", *chat_records(300))
     set_params(project, **{"filter.near_duplicates": 0.8, "filter.max_rejected": 0.9})
     stage.main("calls")
@@ -330,13 +343,13 @@ def test_a_killed_worker_costs_its_part_and_a_killed_stage_leaves_nothing_that_a
     shutil.rmtree(project / "data/filtered")
 
     killed = start(project)
-    wait_until(lambda: list((project / "data/filtered").glob(".calls-scratch*/*/examined*")))
+    wait_until(lambda: when(project, killed))
     killed.kill()
     killed.communicate()
     assert not (project / "data/filtered/calls").exists()
 
     driver = start(project)
-    wait_until(lambda: list((project / "data/filtered").glob(f".calls-scratch*-{driver.pid}/*/examined*")))
+    wait_until(lambda: when(project, driver))
     os.kill(children(driver)[0], signal.SIGKILL)
     said, _ = driver.communicate(timeout=120)
     assert driver.returncode == 0, said

@@ -32,7 +32,7 @@ class Repeats:
 
     def __init__(self, folder: Path, near: float | None) -> None:
         folder.mkdir()
-        self._folder, self._near, self._rows = folder, near, 0
+        self.folder, self._near, self._rows = folder, near, 0
         self._slots, self._bands = (0, 1) if near is None else banding(near)
 
     def add(self, rows: "npt.NDArray[np.int64]", ids: bytes, sketches: bytes) -> None:
@@ -45,7 +45,7 @@ class Repeats:
             keys = band_keys(np.frombuffer(sketches, np.uint8).reshape(-1, SIGNATURE_BYTES), self._slots, self._bands)
         files = {"rows": rows.astype(np.int64).tobytes(), "ids": ids, "sketches": sketches}
         for name, content in (files | {f"keys-{band}": keys[:, band].tobytes() for band in range(self._bands)}).items():
-            with (self._folder / name).open("ab") as file:
+            with (self.folder / name).open("ab") as file:
                 file.write(content)
         self._rows += len(rows)
 
@@ -55,16 +55,16 @@ class Repeats:
 
         shares = np.zeros(self._rows, np.bool_)
         for band in range(self._bands if self._rows else 0):
-            mark_shared(self._folder / f"keys-{band}", shares)
-            (self._folder / f"keys-{band}").unlink()
+            mark_shared(self.folder / f"keys-{band}", shares)
+            (self.folder / f"keys-{band}").unlink()
         known = _Equal() if self._near is None else NearDuplicates(self._near)
         for begin in range(0, self._rows, ROWS_AT_ONCE):
             places = np.flatnonzero(shares[begin : begin + ROWS_AT_ONCE])
             if not len(places):
                 continue
-            rows = np.fromfile(self._folder / "rows", np.int64, ROWS_AT_ONCE, offset=begin * 8)
+            rows = np.fromfile(self.folder / "rows", np.int64, ROWS_AT_ONCE, offset=begin * 8)
             ids, sketches = (
-                np.fromfile(self._folder / name, f"V{size}", ROWS_AT_ONCE, offset=begin * size)
+                np.fromfile(self.folder / name, f"V{size}", ROWS_AT_ONCE, offset=begin * size)
                 for name, size in (("ids", ID_BYTES), ("sketches", SIGNATURE_BYTES))
             )
             for place in places.tolist():

@@ -7,29 +7,25 @@ data/raw/<source>/, filters/, data/benchmarks/
         reports/filter/<source>.json                 the ledger
 
 A row is brought into normal form, then asked in this order: its structure, loops, narrative, consistency, items
-of evaluation sets (sft.quality.checks: by workers, part by part of the files), duplicates within the source
-(sft.quality.repeats: here), and last, where one is named, a language model. The first "no" is its reason. Then workers
-write what each row is in the end.
+of evaluation sets (sft.quality.checks: by workers, part by part of the files), duplicates within the source, and last,
+where one is named, a language model (sft.quality.examined). The first "no" is its reason.
 Rows in = rows kept + rows rejected by reason. Rows in are all rows found, or as many as `rows` of the source
 or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
 """
 
-import bisect
 import contextlib
 import functools
 import heapq
 import itertools
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from sft.command import InputError, run_source_stage, say
-from sft.data.conversation import Conversation, Rejection
 from sft.data.formats import PACKAGES, Fit, check_asked, read_as, read_rows
 from sft.data.rows import Part, Row, cut, read_part
 from sft.executor import map_shards, working_on
@@ -38,20 +34,11 @@ from sft.ledger import Ledger, check_handover
 from sft.packing.splits import keyed_hash
 from sft.params import Filter, Source, load
 from sft.quality.checks import ROWS_AT_ONCE, Checks, Kept, Outcome
-from sft.quality.contamination import CONTAMINATED
-from sft.quality.repeats import Repeats
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from sft.quality.judge import Judge
+from sft.quality.examined import Examined, Result, refuse_by_judge, settle, valid_text
 
 RAW, FILTERED = Path("data/raw"), Path("data/filtered")
 BENCHMARKS = Path("data/benchmarks/items.jsonl")
 TOP_REASONS = 5
-# What is kept of a source is written in about so many shards, of at least so many rows and at most those of a shard.
-SHARDS, FEWEST_ROWS_PER_SHARD = 8, 12_500
-REFUSED = ".refused.jsonl"  # beside an examined file: place, reason and evidence of the rows refused after that
 
 
 # --- What a worker does: rows by themselves ----------------------------------------------------------------
@@ -114,7 +101,7 @@ def stored(row: Row, outcome: Outcome, source: dict[str, str]) -> dict[str, Any]
         told = {"id": outcome.id, "signature": outcome.signature, "control_tokens": outcome.control_tokens}
     else:
         said = row.record if row.record is not None else {"raw": row.raw}
-        evidence = _valid(f"{row.where}: {outcome.evidence}")
+        evidence = valid_text(f"{row.where}: {outcome.evidence}")
         told = {"id": value_digest(said)[:32], "reason": outcome.reason, "evidence": evidence}
     tools = None if said.get("tools") is None else _json(said["tools"])
     return {**told, "messages": _json(said.get("messages", said)), "tools": tools, "meta": meta, "where": row.where}
@@ -124,60 +111,7 @@ def _json(value: Any) -> str:
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # lone surrogates of refused rows, and numbers of more than 64 bits
-        return _valid(json.dumps(value, ensure_ascii=False))
-
-
-def _valid(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates of refused rows are written as escapes."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def settle(task: dict[str, Any]) -> dict[str, Any]:
-    """Write the rows of some examined files as what they are in the end: kept or rejected.
-
-    The shards go into a new folder in task["scratch"]; returns its name, and what was counted.
-    """
-    from sft.data.shards import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter, give_back, read_tables
-
-    folder = Path(tempfile.mkdtemp(dir=task["scratch"]))
-    schemas = {"kept": CONVERSATIONS, "rejected": REJECTED, "signatures": SIGNATURES}
-    rows, reasons, by_set, typed = 0, Counter[str](), Counter[str](), Counter[str]()
-    examples: dict[str, str] = {}
-    with contextlib.ExitStack() as written:
-        shards = {name: written.enter_context(ShardWriter(folder, name, schemas[name])) for name in schemas}
-        for path in map(Path, task["examined"]):
-            refused, begin = read_refusals(path), 0
-            for table in read_tables(path.parent, path.stem):
-                kept, rejected = decide(table, {place - begin: refusal for place, refusal in refused.items()})
-                for name, part in (("kept", kept), ("signatures", kept), ("rejected", rejected)):
-                    shards[name].write_table(part.select(schemas[name].names))
-                begin += len(table)
-                for row in rejected.select(["reason", "evidence", "where"]).to_pylist():
-                    reasons[row["reason"]] += 1
-                    examples.setdefault(row["reason"], row["evidence"])
-                    if row["reason"] == CONTAMINATED:
-                        by_set[row["evidence"].removeprefix(f"{row['where']}: ").partition(":")[0]] += 1
-                tokens = kept["control_tokens"].to_pylist()
-                typed.update(conversations=sum(number > 0 for number in tokens), control_tokens=sum(tokens))
-            rows += begin
-            give_back()
-    counted = {"rows": rows, "rejected": reasons, "contaminated_by": by_set, "typed": typed}
-    return {"folder": folder.name, "examples": examples, **counted}
-
-
-def decide(table: "pa.Table", refused: dict[int, tuple[str, str]]) -> "tuple[pa.Table, pa.Table]":
-    """Part a table of EXAMINED rows in (kept, rejected); `refused` are reason and evidence of others, by place."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if here := {place: refusal for place, refusal in refused.items() if 0 <= place < len(table)}:
-        told = {name: table[name].to_pylist() for name in ("reason", "evidence", "where")}
-        for place, (reason, evidence) in here.items():
-            told["reason"][place], told["evidence"][place] = reason, _valid(f"{told['where'][place]}: {evidence}")
-        for name in ("reason", "evidence"):
-            table = table.set_column(table.column_names.index(name), name, pa.array(told[name], pa.string()))
-    is_kept = pc.is_null(table["reason"])
-    return table.filter(is_kept), table.filter(pc.invert(is_kept))
+        return valid_text(json.dumps(value, ensure_ascii=False))
 
 
 # --- What the stage does: rows beside each other -----------------------------------------------------------
@@ -219,114 +153,6 @@ def examine(source: str, described: Source, params: Filter, task: dict[str, Any]
         fit.add(Fit(told["fitting"], told["filtered"], set(told["unseen"]), strangers))
     fit.check(described.format, described.fields)
     return sum(result["rows"] for result in results)
-
-
-class Examined:
-    """The files with the examined rows of a source, in order, and the rows of them that nothing speaks against."""
-
-    def __init__(self, scratch: Path, near: float | None) -> None:
-        self._repeats = Repeats(scratch / "repeats", near)
-        self.files: list[tuple[Path, int]] = []
-        """Each with the number of its rows."""
-        self._rows = 0
-
-    def add(self, folder: Path) -> None:
-        """Add the files of a folder."""
-        import numpy as np
-
-        from sft.data.shards import read_tables, shard_paths
-
-        for path in shard_paths(folder):
-            begin = self._rows
-            for table in read_tables(folder, path.stem, ["id", "reason", "signature"]):
-                kept = table.filter(table["reason"].is_null())
-                rows = self._rows + np.flatnonzero(table["reason"].is_null().to_numpy())
-                ids = bytes.fromhex("".join(kept["id"].to_pylist()))
-                self._repeats.add(rows, ids, b"".join(kept["signature"].to_pylist()))
-                self._rows += len(table)
-            self.files.append((path, self._rows - begin))
-
-    def refuse_repeats(self) -> None:
-        """Write beside each file which of its rows repeat an earlier one."""
-        starts = [0, *itertools.accumulate(rows for _, rows in self.files)]
-
-        def file_of(found: tuple[int, Rejection]) -> int:
-            return bisect.bisect(starts, found[0]) - 1
-
-        for number, found in itertools.groupby(self._repeats.find(), key=file_of):
-            write_refusals(self.files[number][0], ((row - starts[number], rejection) for row, rejection in found))
-
-    def cut(self) -> list[list[str]]:
-        """Cut the files into lists of neighbours, each for a shard of what is kept."""
-        from sft.data.shards import ROWS_PER_SHARD
-
-        most = min(ROWS_PER_SHARD, max(FEWEST_ROWS_PER_SHARD, self._rows // SHARDS))
-        parts, size = list[list[str]](), most
-        for path, rows in self.files:
-            if size >= most:
-                parts.append([])
-                size = 0
-            parts[-1].append(str(path))
-            size += rows
-        return parts
-
-
-def refuse_by_judge(path: Path, judge: "Judge", params: Filter) -> None:
-    """Let the judge look at what is kept so far of an examined file."""
-    from sft.data.shards import read_tables
-    from sft.quality.verdicts import rejection_of
-
-    refused, begin = read_refusals(path), 0
-    for table in read_tables(path.parent, path.stem, ["reason", "messages", "tools"]):
-        rows = [
-            (place, row)
-            for place, row in enumerate(table.to_pylist(), begin)
-            if row["reason"] is None and place not in refused
-        ]
-        asked = (Conversation(json.loads(row["messages"]), json.loads(row["tools"] or "null")) for _, row in rows)
-        outcomes = [
-            (place, rejection_of(verdict, params.judge))
-            for (place, _), verdict in zip(rows, judge.verdicts(asked), strict=True)
-        ]
-        write_refusals(path, ((place, rejection) for place, rejection in outcomes if rejection is not None))
-        begin += len(table)
-
-
-def write_refusals(path: Path, refusals: Iterable[tuple[int, Rejection]]) -> None:
-    """Add to what is refused of an examined file: the place of each row, and why."""
-    with path.with_suffix(REFUSED).open("a", encoding="utf-8") as file:
-        for place, rejection in refusals:
-            file.write(json.dumps([place, rejection.reason, rejection.evidence]) + "\n")
-
-
-def read_refusals(path: Path) -> dict[int, tuple[str, str]]:
-    """Return reason and evidence by the place of the row."""
-    beside = path.with_suffix(REFUSED)
-    lines = beside.read_text(encoding="utf-8").splitlines() if beside.exists() else []
-    return {place: (reason, evidence) for place, reason, evidence in map(json.loads, lines)}
-
-
-class Result:
-    """What became of the rows of a source: shards in its folder, and counts."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._shards = folder, Counter[str]()
-        self.ledger, self.examples = Ledger(), dict[str, str]()
-        self.contaminated_by, self.typed = Counter[str](), Counter[str]()
-
-    def take(self, settled: dict[str, Any], folder: Path) -> None:
-        """Add what `settle` wrote and counted; shards without rows only where there are no others."""
-        rejected = Counter[str](settled["rejected"])
-        kept = settled["rows"] - rejected.total()
-        self.ledger.add(Ledger(settled["rows"], kept, rejected))
-        for name, rows in (("kept", kept), ("signatures", kept), ("rejected", rejected.total())):
-            for path in sorted(folder.glob(f"{name}-*")):
-                if rows or not self._shards[name]:
-                    path.rename(self._folder / f"{name}-{self._shards[name]:05d}.parquet")
-                    self._shards[name] += 1
-        self.examples = settled["examples"] | self.examples
-        self.contaminated_by.update(settled["contaminated_by"])
-        self.typed.update(settled["typed"])
 
 
 def check_share(source: str, ledger: Ledger, examples: dict[str, str], params: Filter) -> None:
@@ -380,10 +206,10 @@ def main(source: str) -> None:
         examined.refuse_repeats()
         if judge is not None:
             for path, _ in examined.files:
-                refuse_by_judge(path, judge, params)
+                refuse_by_judge(path, judge, params.judge)
         result = Result(folder)
         parts = [{"scratch": str(scratch), "examined": part} for part in examined.cut()]
-        map_shards(settle, parts, f"write {source}", lambda settled: result.take(settled, scratch / settled["folder"]))
+        map_shards(settle, parts, f"write {source}", result.take)
         ledger = result.ledger
         if Path(f"reports/fetch/{source}.json").exists():
             check_handover(Path(f"reports/fetch/{source}.json"), found)
