@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sft.data.conversation import Conversation, Rejection, normalise
 from sft.data.formats import read_rows
 from sft.data.rows import Row
@@ -30,6 +32,7 @@ from sft.quality.consistency import check_consistency
 from sft.quality.contamination import Benchmarks, check_contamination
 from sft.quality.duplicates import NearDuplicates, check_near_duplicate, signature
 from sft.quality.narrative import NarrativePatterns, check_narrative
+from sft.quality.repeats import Repeats
 from sft.quality.repetition import RepetitionLimits, check_repetition
 from sft.quality.structure import check_structure
 
@@ -264,9 +267,11 @@ def seconds_each(records: list[Json], rounds: int) -> dict[str, float]:
             kept.extend(outcome for outcome in checks.examine(batch) if isinstance(outcome, Kept))
 
     def index() -> None:
-        known = NearDuplicates(params().near_duplicates or 1.0)
-        for number, one in enumerate(kept):
-            check_near_duplicate(known, f"{number:032x}", one.signature)
+        ids = (f"{number:032x}" for number in range(len(kept)))
+        with tempfile.TemporaryDirectory() as folder:
+            repeats = Repeats(Path(folder) / "repeats", params().near_duplicates)
+            repeats.add(np.arange(len(kept)), bytes.fromhex("".join(ids)), b"".join(one.signature for one in kept))
+            list(repeats.find())
 
     def least(work: Callable[[], None]) -> float:
         found = []
