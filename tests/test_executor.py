@@ -16,6 +16,7 @@ from sft.command import InputError
 from sft.executor import WorkerError, cores, map_shards, worker_count
 from tests.cluster import Cluster, alive, wait_until
 from tests.project import ROOT
+from tests.vocabulary import write_tokenizer
 
 WORK = '''
 import os, pathlib, signal, time
@@ -28,6 +29,12 @@ def double(shard):
 
 def environment(shard):
     return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
+
+def tokenise(shard):
+    import fastokens
+    fast = fastokens.Tokenizer.from_file(shard)
+    fast.encode_batch_flat(["the sum of seven and five "] * 10_000)
+    return {"ids": len(fast.encode("the sum")), "threads": len(os.listdir("/proc/self/task"))}
 
 def late(shard):
     time.sleep(0.4 if shard == 0 else 0)
@@ -129,6 +136,14 @@ def test_threads_times_processes_are_at_most_the_cores(work, monkeypatch):
         threads = max(1, cores() // min(int(workers), 4))
         assert (found["OMP_NUM_THREADS"], found["RAYON_NUM_THREADS"]) == (str(threads), str(threads))
         assert found["TOKENIZERS_PARALLELISM"] == ("true" if threads > 1 else "false")
+
+
+def test_the_faster_tokenizer_has_no_threads_of_its_own_where_each_core_has_a_process(work, monkeypatch, tmp_path):
+    monkeypatch.setenv("SFT_WORKERS", str(max(2, cores())))
+    shards = [str(write_tokenizer(tmp_path / "tokenizer") / "tokenizer.json")] * max(2, cores())
+    found = map_shards(work.tokenise, shards, "texts")
+    assert {each["threads"] for each in found} == {1}
+    assert found[0]["ids"] > 0
 
 
 def test_what_the_work_prints_does_not_come_between_its_results(work):

@@ -51,6 +51,11 @@ TICK_SECONDS = 1.0
 IDLE_SECONDS = 60.0  # a child that is not asked for so long ends
 CLUSTER_SECONDS = 60.0  # a cluster without any worker for so long is given up
 SOURCES = Path(__file__).parents[1]
+# What tells libraries how many threads to use.
+THREADS = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_NUM_THREADS"),
+    "FASTOKENS_BPE_THREADS",
+)
 # Packages that decide what bytes a worker writes.
 DECISIVE = ("jinja2", "numpy", "orjson", "pyarrow", "tokenizers")
 
@@ -338,9 +343,8 @@ def worker_environment(threads: int) -> dict[str, str]:
     Arrow's own heap beside that of the C library costs prep an eighth of its time in pages that are cleared again and
     again, and 90 MB (bench/prep.py).
     """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_NUM_THREADS")
     parallel = {"TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
-    return {**dict.fromkeys(names, str(threads)), **parallel, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    return {**dict.fromkeys(THREADS, str(threads)), **parallel, "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 class _Child:
