@@ -1,13 +1,16 @@
 """Engine: the same ids and places as the reference, and nothing faster unless it is right."""
 
+import itertools
 import json
 import types
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from sft.tokens.engine import Engine, probes, token_bytes
+from sft.tokens.engine import Engine, _shorter, probes, token_bytes
 from tests.vocabulary import write_tokenizer
 
 
@@ -91,6 +94,28 @@ def test_bytes_of_tokens_are_known_where_text_is_kept_as_it_is(tmp_path):
         assert token_bytes(settings | change) is None, change
     split = {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, settings["pre_tokenizer"]]}
     assert token_bytes(settings | {"pre_tokenizer": split}) is not None
+
+
+def test_merges_written_shorter_are_the_same_merges(tmp_path):
+    settings = described(tmp_path)
+    texts = [*probes(), "the # sum ## of #### all"]
+    engine, plain = Engine(settings), Tokenizer.from_str(json.dumps(settings))
+    assert isinstance(settings["model"]["merges"][0], list)
+    assert " ".join(settings["model"]["merges"][0]) in engine._json
+    expected = [plain.encode(text, add_special_tokens=False).ids for text in texts]
+    assert np.array_equal(engine.encode(texts)[0], list(itertools.chain.from_iterable(expected)))
+
+
+@pytest.mark.parametrize("merge", [["a b", "c"], ["#version", "c"], ["", " "]])
+def test_merges_that_would_read_otherwise_when_written_shorter_stay(merge):
+    model = {"merges": [["a", "b"], merge]}
+    assert _shorter(model) == model
+    assert _shorter({"merges": [["a", "b"]]}) == {"merges": ["a b"]}
+    assert [_shorter(each) for each in ({}, {"merges": []}, {"merges": ["a b"]})] == [
+        {},
+        {"merges": []},
+        {"merges": ["a b"]},
+    ]
 
 
 def test_the_faster_tokenizer_is_used_where_its_ids_are_the_same(tmp_path):

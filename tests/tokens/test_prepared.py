@@ -2,18 +2,19 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from sft.command import InputError
 from sft.data.conversation import normalise
 from sft.data.shards import SAMPLES
-from sft.params import Reasoning
 from sft.tokens.chat import ChatTemplate
 from sft.tokens.prepared import _parse, prepare
+from sft.tokens.reasoning import Shares
 from tests.project import ROOT, chat_records, tool_records
 from tests.vocabulary import write_tokenizer
 
-KEPT = Reasoning(strip=0.0, truncate=0.0, budgets=[32], seed=1)
+KEPT = Shares(strip=0.0, truncate=0.0, budgets=[32], seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -21,24 +22,23 @@ def chat(tmp_path_factory):
     return ChatTemplate.load(str(ROOT / "templates/nano3.jinja"), write_tokenizer(tmp_path_factory.mktemp("base")))
 
 
-def filtered(records):
-    """Columns of rows as filter hands them on."""
-    conversations = [normalise(record) for record in records]
-    return {
-        "id": [conversation.id for conversation in conversations],
-        "messages": [json.dumps(conversation.messages) for conversation in conversations],
-        "tools": [json.dumps(conversation.tools) if conversation.tools else None for conversation in conversations],
-    }
-
-
-def part(rows, index):
-    return {name: column[index : index + 1] for name, column in rows.items()}
+def filtered(records, **messages):
+    """Rows as filter hands them on; `messages` of some, by the number of the row, are others: row_1=..."""
+    rows = [
+        {
+            "id": conversation.id,
+            "messages": messages.get(f"row_{index}", json.dumps(conversation.messages)),
+            "tools": json.dumps(conversation.tools) if conversation.tools else None,
+        }
+        for index, conversation in enumerate(map(normalise, records))
+    ]
+    return pa.RecordBatch.from_pylist(rows, pa.schema(dict.fromkeys(("id", "messages", "tools"), pa.string())))
 
 
 def test_a_batch_is_what_its_rows_are_alone(chat):
     rows = filtered([*chat_records(6), *tool_records(5)])
     together = prepare(chat, rows, KEPT)
-    alone = [prepare(chat, part(rows, index), KEPT) for index in range(11)]
+    alone = [prepare(chat, rows.slice(index, 1), KEPT) for index in range(11)]
     assert together.samples.schema == SAMPLES
     assert together.samples.to_pylist() == [row for one in alone for row in one.samples.to_pylist()]
     assert len(together.samples) == 14
@@ -58,21 +58,21 @@ def test_counts_are_those_of_the_samples(chat):
 
 def test_a_refused_row_takes_all_its_samples_with_it_and_no_other(chat):
     rows = filtered(chat_records(4))
-    expected = [row for row in prepare(chat, rows, KEPT).samples.to_pylist() if row["conversation_id"] != rows["id"][1]]
-    silent = json.loads(rows["messages"][1])
+    name = rows["id"][1].as_py()
+    expected = [row for row in prepare(chat, rows, KEPT).samples.to_pylist() if row["conversation_id"] != name]
+    silent = json.loads(rows["messages"][1].as_py())
     for message in silent:
         message |= {"loss": False} if message["role"] == "assistant" else {}
-    rows["messages"][1] = json.dumps(silent)
+    rows = filtered(chat_records(4), row_1=json.dumps(silent))
     samples, rejected, counts = prepare(chat, rows, KEPT)
     assert samples.to_pylist() == expected
-    assert [(line["id"], line["reason"]) for line in rejected] == [(rows["id"][1], "nothing-trained")]
+    assert [(line["id"], line["reason"]) for line in rejected] == [(name, "nothing-trained")]
     assert (counts["rows"]["out"], counts["rejected"]) == (3, {"nothing-trained": 1})
-    assert prepare(chat, part(rows, 1), KEPT).samples.to_pylist() == []
+    assert prepare(chat, rows.slice(1, 1), KEPT).samples.to_pylist() == []
 
 
 def test_a_row_that_is_not_json_is_named(chat):
-    rows = filtered(chat_records(2))
-    rows["messages"][1] = "[{"
+    rows = filtered(chat_records(2), row_1="[{")
     with pytest.raises(InputError, match=f"conversation {rows['id'][1]}: not JSON"):
         prepare(chat, rows, KEPT)
 
@@ -101,4 +101,4 @@ def test_ids_that_are_not_those_of_the_reference_stop_the_stage(chat, monkeypatc
 @pytest.mark.parametrize("separators", [None, (",", ":")])
 def test_json_is_read_as_python_reads_it(value, separators):
     text = json.dumps(value, separators=separators)
-    assert repr(_parse("x", text)) == repr(json.loads(text))
+    assert repr(_parse("x", memoryview(text.encode()))) == repr(json.loads(text))

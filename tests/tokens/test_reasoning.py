@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.packing.splits import keyed_hash
-from sft.params import Reasoning
-from sft.tokens.reasoning import ReasoningCounts, control, shorten
+from sft.tokens.reasoning import ReasoningCounts, Shares, control, shorten
 from sft.tokens.tokenizer import SafeTokenizer
 from tests.vocabulary import write_tokenizer
 
@@ -29,7 +28,7 @@ def ranges(tmp_path_factory):
 
 
 def shares(strip=0.0, truncate=0.0, budgets=(4, 8), seed=1):
-    return Reasoning(strip=strip, truncate=truncate, budgets=list(budgets), seed=seed)
+    return Shares(strip=strip, truncate=truncate, budgets=list(budgets), seed=seed)
 
 
 # --- Who ------------------------------------------------------------------------------------------------
@@ -59,8 +58,8 @@ def test_another_seed_draws_others(ranges):
 
 def test_the_same_conversation_is_drawn_alike_in_another_process_with_another_hash_seed(ranges):
     code = (
-        "from sft.tokens.reasoning import control; from sft.params import Reasoning\n"
-        "params = Reasoning(strip=0.3, truncate=0.3, budgets=[1, 2, 3], seed=1)\n"
+        "from sft.tokens.reasoning import Shares, control\n"
+        "params = Shares(strip=0.3, truncate=0.3, budgets=[1, 2, 3], seed=1)\n"
         "messages = [{'role': 'assistant', 'content': '', 'reasoning_content': 'aaaaa'}]\n"
         "ranges = lambda text, most=None: [(i, i + 1) for i in range(len(text))][:most]\n"
         "for n in range(40): print(control(str(n), messages, params, ranges))"

@@ -153,12 +153,11 @@ def plan_stretches(folder: Path, name: str = "") -> list[Stretch]:
     return stretches
 
 
-def read_stretch(stretch: Stretch, rows: int, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
-    """Yield the columns of a stretch, at most so many rows at a time."""
+def read_stretch(stretch: Stretch, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a stretch, at most so many rows at a time."""
     with pq.ParquetFile(stretch.path) as file:
         chosen = range(stretch.first_group, stretch.first_group + stretch.groups)
-        for batch in file.iter_batches(batch_size=rows, row_groups=list(chosen), columns=columns, use_threads=False):
-            yield {name: batch.column(name).to_numpy(zero_copy_only=False).tolist() for name in columns}
+        yield from file.iter_batches(batch_size=rows, row_groups=list(chosen), columns=columns, use_threads=False)
 
 
 def read_tables(folder: Path, name: str = "", columns: list[str] | None = None) -> Iterator[pa.Table]:

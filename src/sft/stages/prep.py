@@ -26,7 +26,6 @@ from sft.command import InputError, run_source_stage, say
 from sft.executor import map_shards, working_on
 from sft.files import file_digest, publish_folder, scratch_folder, shipped
 from sft.ledger import Ledger, check_handover
-from sft.params import Reasoning, load
 
 BASE = Path("models/base")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -34,6 +33,8 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 CONVERSATIONS_PER_BATCH = 250
 # From so many conversations on, the time to load and try the faster tokenizer is won back.
 FEWEST_FOR_FASTOKENS = 500
+# Python looks for cycles after so many new objects; what is read here, JSON, has none.
+ALLOCATIONS_PER_COLLECTION = 100_000
 
 
 @functools.cache
@@ -41,6 +42,7 @@ def load_chat(template: str, quick: bool) -> Any:
     """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
     from sft.tokens.chat import ChatTemplate
 
+    gc.set_threshold(ALLOCATIONS_PER_COLLECTION)
     chat = ChatTemplate.load(template, BASE, whole=False)
     if quick and os.environ.get("SFT_FASTOKENS") != "0":
         chat.tokenizer.engine.quicken([])
@@ -55,8 +57,9 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
     """
     from sft.data.shards import SAMPLES, ShardWriter, Stretch, read_stretch
     from sft.tokens.prepared import prepare
+    from sft.tokens.reasoning import Shares
 
-    stretch, reasoning = Stretch(*task["stretch"]), Reasoning(**task["reasoning"])
+    stretch, reasoning = Stretch(*task["stretch"]), Shares(**task["reasoning"])
     chat = load_chat(task["template"], task["quick"])
     if task["number"] == 0:  # once is enough
         chat.check_whole()
@@ -67,13 +70,13 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
         (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
     ):
         for rows in read_stretch(stretch, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools"]):
-            working_on(f"{stretch.path}, rows {row} to {row + len(rows['id']) - 1}")
+            working_on(f"{stretch.path}, rows {row} to {row + len(rows) - 1}")
             done = prepare(chat, rows, reasoning, compare=row == stretch.first_row)
             shards.write_table(done.samples)
             rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in done.rejected)
             for name, counter in done.counts.items():
                 counts.setdefault(name, Counter()).update(counter)
-            row += len(rows["id"])
+            row += len(rows)
     return {"folder": folder.name, "rows": row - stretch.first_row, "counts": counts}
 
 
@@ -109,6 +112,7 @@ def quantiles(lengths: Mapping[int, int]) -> dict[str, int]:
 def main(source: str) -> None:
     """Prepare one source."""
     from sft.data.shards import plan_stretches
+    from sft.params import load  # workers do without
     from sft.tokens.reasoning import ReasoningCounts
 
     params = load("prep")

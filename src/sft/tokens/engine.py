@@ -29,7 +29,7 @@ class Engine:
     """The tokenizer that a tokenizer.json describes, without its post-processor."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._json = orjson.dumps(settings).decode()
+        self._json = orjson.dumps({**settings, "model": _shorter(settings["model"])}).decode()
         self.reference = Tokenizer.from_str(self._json)
         self._encode: Encode = self._encode_by_reference
         self._bytes = token_bytes(settings)
@@ -121,6 +121,18 @@ def same(one: Encode, other: Encode, texts: list[str]) -> bool:
     """Say whether two ways to encode give the same ids."""
     (ids, sizes), (other_ids, other_sizes) = one(texts), other(texts)
     return np.array_equal(ids, other_ids) and np.array_equal(sizes, other_sizes)
+
+
+def _shorter(model: dict[str, Any]) -> dict[str, Any]:
+    """Return a model whose merges are texts as in older files, `a b` for [a, b]: read in two thirds of the time."""
+    pairs = model.get("merges") or [""]
+    if isinstance(pairs[0], str):
+        return model
+    merges = [" ".join(pair) for pair in pairs]
+    joined = "\n".join(merges)
+    if joined.count(" ") != len(merges) or "#version" in joined:  # blanks in tokens; what older files have as a comment
+        return model
+    return {**model, "merges": merges}
 
 
 def token_bytes(settings: dict[str, Any]) -> npt.NDArray[np.int64] | None:

@@ -5,10 +5,11 @@ one call, and ids, masks and turn ends are columns of Parquet without ever being
 """
 
 import functools
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,12 @@ from sft.command import InputError
 from sft.data.conversation import Rejection
 from sft.data.shards import SAMPLES
 from sft.executor import at_row
-from sft.params import Reasoning
 from sft.tokens.chat import ChatTemplate
 from sft.tokens.pieces import Pieces, Samples
-from sft.tokens.reasoning import control
+from sft.tokens.reasoning import Shares, control
 
-# Whole numbers that no 64 bits hold: orjson reads them as floats, json exactly.
-LARGE = re.compile(r"\d{19}")
+# Whole numbers that no 64 bits hold: orjson reads them as floats, json exactly. (A class first: searched for faster.)
+LARGE = re.compile(rb"[0-9][0-9]{18}")
 # Texts that are compared with the reference, in characters.
 COMPARED_CHARS = 1024
 
@@ -44,15 +44,16 @@ class Prepared(NamedTuple):
     """rows: out, trained (tokens), untrained_turns, reasoning_removed (tokens); rejected; reasoning; lengths."""
 
 
-def prepare(chat: ChatTemplate, rows: Mapping[str, list[Any]], reasoning: Reasoning, compare: bool = False) -> Prepared:
+def prepare(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compare: bool = False) -> Prepared:
     """Prepare rows, columns id, messages, tools of a filtered shard, in order.
 
     With `compare` the ids of their first texts are compared with those of the reference tokenizer.
     Raises:  InputError: a row that is not JSON, a template that used up its limits, ids that differ.
     """
     pieces, refused = Pieces(), dict[int, Rejection]()
-    controlled, samples = [], []
-    for index, (name, messages, tools) in enumerate(zip(rows["id"], rows["messages"], rows["tools"], strict=True)):
+    controlled, samples, names = [], [], rows["id"].to_pylist()
+    columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist()
+    for index, (name, messages, tools) in enumerate(zip(*columns_read, strict=True)):
         at_row(name)
         each = control(name, _parse(name, messages), reasoning, chat.tokenizer.ranges, chat.tokenizer.engine.count)
         outcome = chat.add(pieces, each.messages, _parse_tools(tools) if tools else None, each.budget)
@@ -62,7 +63,7 @@ def prepare(chat: ChatTemplate, rows: Mapping[str, list[Any]], reasoning: Reason
         samples.append(outcome)
     if compare and not chat.tokenizer.engine.agrees(_first(pieces.texts, COMPARED_CHARS)):
         raise InputError(
-            f"conversation {rows['id'][0]} or one behind it: fastokens gives other ids than tokenizers. "
+            f"conversation {names[0]} or one behind it: fastokens gives other ids than tokenizers. "
             "Set SFT_FASTOKENS=0 and rerun: slower, and right."
         )
     columns = pieces.encode(chat.tokenizer.engine)
@@ -83,19 +84,19 @@ def prepare(chat: ChatTemplate, rows: Mapping[str, list[Any]], reasoning: Reason
     counts["rows"]["trained"] = int(np.add.reduceat(columns.mask, _starts(columns.sizes), dtype=np.int64)[keep].sum())
     counts["lengths"].update(columns.sizes[keep].tolist())
     rejected = [
-        {"id": rows["id"][index], "reason": refused[index].reason, "evidence": refused[index].evidence}
+        {"id": names[index], "reason": refused[index].reason, "evidence": refused[index].evidence}
         for index in sorted(refused)
     ]
-    table = _table([rows["id"][index] for index in row_of], row_of, columns)
-    return Prepared(table if keep.all() else table.filter(pa.array(keep)), rejected, counts)
+    table = _table([names[index] for index in row_of], row_of, columns)
+    return Prepared(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
 
 
 def _table(names: list[str], row_of: npt.NDArray[np.int64], columns: Samples) -> pa.Table:
     """Put columns beside each other as the schema says."""
     first = np.searchsorted(row_of, row_of)  # sample of each row's first sample
     values: dict[str, pa.Array] = {
-        "conversation_id": pa.array(names, pa.string()),
-        "sample": pa.array((np.arange(len(row_of)) - first).astype(np.int32)),
+        "conversation_id": _texts(names),
+        "sample": _array((np.arange(len(row_of)) - first).astype(np.int32)),
         "ids": _lists(columns.ids, columns.sizes, "ids"),
         "mask": _lists(columns.mask, columns.sizes, "mask"),
         "turn_ends": _lists(columns.turn_ends, columns.turns, "turn_ends"),
@@ -103,10 +104,27 @@ def _table(names: list[str], row_of: npt.NDArray[np.int64], columns: Samples) ->
     return pa.table([values[name] for name in SAMPLES.names], schema=SAMPLES)
 
 
+# Arrays of Arrow are made from their parts: `pa.array` would import pandas, a tenth of a worker's start.
+
+
+def _texts(values: list[str]) -> pa.Array:
+    encoded = [value.encode() for value in values]
+    return pa.StringArray.from_buffers(
+        len(values), pa.py_buffer(_offsets(map(len, encoded))), pa.py_buffer(b"".join(encoded))
+    )
+
+
 def _lists(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64], name: str) -> pa.Array:
     assert len(values) < 1 << 31, "offsets of Arrow's lists are 32-bit"
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=SAMPLES.field(name).type)
+    return pa.ListArray.from_arrays(_array(_offsets(sizes)), _array(values), type=SAMPLES.field(name).type)
+
+
+def _array(values: npt.NDArray[Any]) -> pa.Array:
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def _offsets(sizes: Iterable[int]) -> npt.NDArray[np.int32]:
+    return np.cumsum([0, *sizes]).astype(np.int32)
 
 
 def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -124,16 +142,24 @@ def _first(texts: list[str], chars: int) -> list[str]:
     return found
 
 
-def _parse(name: str, text: str) -> Any:
-    """Read JSON as Python's json does; in messages, numbers stand in arguments only."""
-    has_numbers = not text.startswith('[{"role"') or '"arguments"' in text
+def _views(column: pa.Array) -> list[memoryview]:
+    """Return the UTF-8 of each text of a column, without copying it; none may be null."""
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1].tolist()
+    every = memoryview(data)
+    return [every[start:end] for start, end in itertools.pairwise(bounds)]
+
+
+def _parse(name: str, text: memoryview) -> Any:
+    """Read JSON as Python's json does; in messages, numbers stand in the arguments of calls only."""
     try:
-        if has_numbers and LARGE.search(text):
-            return json.loads(text)
         try:
-            return orjson.loads(text)
+            value = orjson.loads(text)
         except orjson.JSONDecodeError:
-            return json.loads(text)  # NaN
+            return json.loads(bytes(text))  # NaN
+        if bytes(text[:8]) == b'[{"role"' and not any(["tool_calls" in message for message in value]):
+            return value
+        return json.loads(bytes(text)) if LARGE.search(text) else value
     except ValueError as error:
         raise InputError(f"conversation {name}: not JSON: {error}. Run the filter stage again.") from error
 
@@ -141,4 +167,4 @@ def _parse(name: str, text: str) -> Any:
 @functools.lru_cache(maxsize=256)
 def _parse_tools(text: str) -> Any:
     """Read tools, of which many conversations have the same; nobody changes what is returned."""
-    return _parse("with these tools", text)
+    return _parse("with these tools", memoryview(text.encode()))

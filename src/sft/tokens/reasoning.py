@@ -15,9 +15,17 @@ from typing import Any, NamedTuple, Protocol
 
 from sft.data.conversation import Message
 from sft.packing.splits import keyed_hash
-from sft.params import Reasoning
 
 MODES = ("none", "kept", "stripped", "truncated")
+
+
+class Shares(NamedTuple):
+    """What prep.reasoning in params.yaml says; sft.params explains it."""
+
+    strip: float
+    truncate: float
+    budgets: list[int]
+    seed: int
 
 
 class Ranges(Protocol):
@@ -58,7 +66,7 @@ class ReasoningCounts:
 def control(
     conversation: str,
     messages: list[Message],
-    params: Reasoning,
+    params: Shares,
     ranges: Ranges,
     count: Callable[[str], int] | None = None,
 ) -> Controlled:
