@@ -14,8 +14,8 @@ Same conversation, same bytes: whatever the machine, process or hash seed. Other
 constants give other signatures, and those must not be compared.
 """
 
+import array
 import hashlib
-import itertools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,11 +78,11 @@ def signatures(
 
     if not conversations:
         return []
-    starts = found.starts.tolist()
+    starts, lengths = found.starts.tolist(), np.diff(found.starts).tolist()
     numbers = found.hashes[found.numbers].astype("<u8").tobytes()
     number_starts = (np.concatenate([np.zeros(1, np.int64), np.cumsum(found.numbers)])[found.starts] * 8).tolist()
     digests: list[bytes] = []
-    spans: list[tuple[int, int]] = []  # of words, of one side after the other
+    spans: list[Hashes] = []  # words, of one side after the other
     sizes: list[int] = []  # of sides, in words
     short: list[bytes] = []  # of sides of few words, what stands for them
     place = 0
@@ -91,22 +91,18 @@ def signatures(
         said: dict[str, list[int]] = {"user": [], "assistant": [], "tool": [], "system": []}
         for part, (message, _) in enumerate(own, place):
             said[conversation.messages[message]["role"]].append(part)
-        digest = hashlib.blake2b(digest_size=NUMBERS_BYTES)
-        for role in ("user", "assistant"):
-            digest.update(
-                b"".join(numbers[number_starts[part] : number_starts[part + 1]] for part in said[role]) + b"|"
-            )
-        digests.append(digest.digest())
+        told = [numbers[number_starts[part] : number_starts[part + 1]] for part in said["user"]] + [b"|"]
+        told += [numbers[number_starts[part] : number_starts[part + 1]] for part in said["assistant"]] + [b"|"]
+        digests.append(hashlib.blake2b(b"".join(told), digest_size=NUMBERS_BYTES).digest())
         for side in (said["user"] + said["tool"], said["assistant"]):
-            spans += [(starts[part], starts[part + 1]) for part in side]
-            sizes.append(sum(starts[part + 1] - starts[part] for part in side))
+            spans += [found.hashes[starts[part] : starts[part + 1]] for part in side]
+            sizes.append(sum([lengths[part] for part in side]))
             if sizes[-1] < FEWEST_WORDS:
                 short.append(_plainly([own[part - place][1] for part in side]))
         place += len(own)
-    words_of_sides = np.concatenate([found.hashes[start:end] for start, end in spans] + [np.empty(0, np.uint64)])
-    shingles, offsets = _shingles(words_of_sides, np.array(sizes), short)
+    shingles, offsets = _shingles(np.concatenate([*spans, np.empty(0, np.uint64)]), np.array(sizes), short)
     rows = RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, SLOTS, MINHASH_SEED).to_rows()
-    slots = np.fromiter(itertools.chain.from_iterable(rows), np.uint32, len(rows) * SLOTS).astype(np.uint8)
+    slots = np.frombuffer(b"".join([array.array("I", row) for row in rows]), np.uint32).astype(np.uint8)
     return [one + row.tobytes() for one, row in zip(digests, slots.reshape(-1, 2 * SLOTS), strict=True)]
 
 

@@ -5,6 +5,7 @@ on every machine. What compares texts by sequences of words (duplicates, contami
 """
 
 import functools
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,10 +28,14 @@ SPACELESS = (
 )
 # 2**64 / golden ratio and the multipliers of splitmix64, all odd: they spread numbers over 64 bits.
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-# Bytes that no word has: what parts words, what parts texts, and what marks a word with digits other than 0 to 9.
-SPACE, END, MARK = b" ", b"\n", b"\x01"
+# Bytes that no word has: what parts words, what parts texts, and what stands behind a digit other than 0 to 9.
+SPACE, END, MARK = b" ", b"\n", b"\xff"
 # Hashed together; so few that the numbers on the way stay in the processor's cache.
 BLOCK_BYTES = 1 << 18
+# In UTF-8, a run of characters that are not ASCII; written with + it takes twice as long to search.
+OTHERS = re.compile(rb"([\x80-\xff][\x80-\xff]*)")
+# A text with more of them is not looked at run by run.
+RUNS_PER_BYTE = 1 / 32
 
 
 class _Letters(dict[int, str]):
@@ -45,9 +50,18 @@ class _Letters(dict[int, str]):
         return self[code]
 
 
-LETTERS = _Letters()
+class _Marked(dict[int, str]):
+    """The same, with MARK behind each digit other than 0 to 9."""
+
+    def __missing__(self, code: int) -> str:
+        is_marked = chr(code).isdigit() and code >= 128
+        self[code] = LETTERS[code] + (MARK.decode("utf-8", "surrogateescape") if is_marked else "")
+        return self[code]
+
+
+LETTERS, MARKED = _Letters(), _Marked()
 ASCII = "".join(LETTERS[code] for code in range(128)).encode() + bytes(range(128, 256))
-"""The same for the bytes of an ASCII text."""
+"""The same for the bytes of ASCII; all others stay."""
 
 
 class WordHashes(NamedTuple):
@@ -110,35 +124,41 @@ def spread(numbers: "Hashes") -> "Hashes":
 
 def _spelled(text: str) -> bytes:
     """Return the words of a text as bytes, with one or more SPACE between them."""
+    raw = text.encode("utf-8", "surrogatepass")
     if text.isascii():
-        return text.encode().translate(ASCII)
-    found = [word if word.isascii() or not _has_other_digit(word) else f"{word}{MARK.decode()}" for word in words(text)]
-    return " ".join(found).encode("utf-8", "surrogatepass")
+        return raw.translate(ASCII)
+    pieces = OTHERS.split(raw)
+    if len(pieces) // 2 > len(raw) * RUNS_PER_BYTE:
+        return _normal(raw)
+    for place in range(1, len(pieces), 2):
+        before = pieces[place - 1]  # its last character may be one with the next ones: e and an accent
+        pieces[place - 1], pieces[place] = before[:-1], _normal(before[-1:] + pieces[place])
+    return b"".join(pieces).translate(ASCII)
 
 
-def _has_other_digit(word: str) -> bool:
-    return any(letter.isdigit() and not letter.isascii() for letter in word)
+def _normal(raw: bytes) -> bytes:
+    text = unicodedata.normalize("NFKC", raw.decode("utf-8", "surrogatepass"))
+    return text.translate(MARKED).encode("utf-8", "surrogateescape")
 
 
 def _hash_block(spelled: list[bytes]) -> WordHashes:
     """Hash the words of a few texts: of each a polynomial of its bytes, modulo 2**64."""
     import numpy as np
 
-    ends = np.cumsum(np.array([len(text) + 1 for text in spelled]))
-    letters = np.frombuffer(END.join([*spelled, b""]), np.uint8)
-    parts = (letters == SPACE[0]) | (letters == END[0])
-    edges = np.flatnonzero(np.diff(parts, prepend=True))  # begins and ends by turns: a text ends with END
-    begins, stops = edges[::2], edges[1::2]
-    byte_values, powers, inverses = _polynomial(len(letters) + 1)
-    sums = np.empty(len(letters) + 1, np.uint64)
-    sums[0] = 0
-    np.cumsum(byte_values[letters] * powers[: len(letters)], out=sums[1:])
-    hashes = (sums[stops] - sums[begins]) * inverses[begins]
-    digits = np.empty(len(letters) + 1, np.int32)
-    digits[0] = 0
-    np.cumsum((letters - np.uint8(ord("0")) < 10) | (letters == MARK[0]), out=digits[1:])
-    starts = np.searchsorted(begins, np.concatenate([np.zeros(1, np.int64), ends]))
-    return WordHashes(spread(hashes), digits[stops] > digits[begins], starts)
+    ends = np.cumsum(np.array([1, *(len(text) + 1 for text in spelled)]))
+    letters = np.frombuffer(END.join([b"", *spelled, b""]), np.uint8)
+    parts = letters <= SPACE[0]  # SPACE and END
+    edges = np.flatnonzero(parts[1:] != parts[:-1]) + 1  # begins and ends by turns: END is first and last
+    begins = edges[::2]
+    byte_values, powers, inverses = _polynomial(len(letters))
+    sums = byte_values.take(letters, mode="wrap")  # twice as fast as without a mode
+    sums *= powers[: len(letters)]
+    before = np.cumsum(sums, out=sums)[edges - 1]
+    hashes = (before[1::2] - before[::2]) * inverses[begins]
+    digits = np.flatnonzero((letters - np.uint8(ord("0")) < 10) | (letters == MARK[0]))
+    numbers = np.zeros(len(begins), np.bool_)
+    numbers[np.searchsorted(begins, digits, "right") - 1] = True
+    return WordHashes(spread(hashes), numbers, np.searchsorted(begins, ends))
 
 
 @functools.cache
