@@ -17,7 +17,7 @@ from sft.files import file_digest, folder_digest, read_json
 from sft.quality.duplicates import signature
 from sft.stages import fetch
 from sft.stages import filter as stage
-from tests.cluster import children, start_driver, wait_until
+from tests.cluster import Cluster, children, start_driver, wait_until
 from tests.project import ROOT, chat_records, set_params, tool_records, write_jsonl
 from tests.quality import test_judge
 from tests.quality.test_judge import BAD, GOOD, completion
@@ -317,9 +317,9 @@ guard("filter", lambda: filter.main("calls"))
 """
 
 
-def start(project):
+def start(project, **environment):
     """Filter in small parts."""
-    return start_driver(project, sys.executable, "-c", IN_SMALL_PARTS)
+    return start_driver(project, sys.executable, "-c", IN_SMALL_PARTS, **environment)
 
 
 def is_examining(project, driver):
@@ -355,4 +355,25 @@ def test_a_killed_worker_costs_its_part_and_a_killed_stage_leaves_nothing_that_a
     assert driver.returncode == 0, said
     assert read_json(project / "reports/filter/calls.json") == expected
     assert [row["id"] for row in read_rows(project / "data/filtered/calls", "kept")] == kept
+    assert [path.name for path in (project / "data/filtered").iterdir()] == ["calls"]
+
+
+def test_a_dask_cluster_that_loses_a_worker_writes_the_bytes_of_this_machine(project, tmp_path_factory):
+    give(project, *tool_records(300), "{broken", *chat_records(300))
+    set_params(project, **{"filter.near_duplicates": 0.8, "filter.max_rejected": 0.9})
+    said, _ = start(project).communicate(timeout=120)
+    expected = folder_digest(project / "data/filtered/calls"), file_digest(project / "reports/filter/calls.json")
+    shutil.rmtree(project / "data/filtered")
+    with Cluster(tmp_path_factory.mktemp("dask")) as cluster:
+        first, _ = cluster.add_worker("--no-nanny"), cluster.add_worker("--no-nanny")
+        driver = start(project, SFT_EXECUTOR=cluster.address)
+        wait_until(lambda: is_examining(project, driver))
+        os.killpg(first.pid, signal.SIGKILL)
+        said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+    assert "Dask: " in said
+    assert (
+        folder_digest(project / "data/filtered/calls"),
+        file_digest(project / "reports/filter/calls.json"),
+    ) == expected
     assert [path.name for path in (project / "data/filtered").iterdir()] == ["calls"]
