@@ -85,7 +85,7 @@ def test_ids_that_are_not_those_of_the_reference_stop_the_stage(chat, monkeypatc
         lambda texts: (engine._encode_by_reference(texts)[0] * 0, engine._encode_by_reference(texts)[1]),
     )
     with pytest.raises(InputError, match=r"fastokens gives other ids than tokenizers\. Set SFT_FASTOKENS=0"):
-        prepare(chat, rows, KEPT, compare=True)
+        prepare(chat, rows, KEPT, compared=1000)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ BASE = Path("models/base")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 # Conversations tokenised in one call.
 CONVERSATIONS_PER_BATCH = 250
+# Text that is compared with the reference tokenizer, in characters: of the first stretch, of each other.
+COMPARED_FIRST, COMPARED = 1 << 14, 1 << 10
 # From so many conversations on, the time to load and try the faster tokenizer is won back.
 FEWEST_FOR_FASTOKENS = 500
 # Python looks for cycles after so many new objects; what is read here, JSON, has none.
@@ -61,8 +63,10 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
 
     stretch, reasoning = Stretch(*task["stretch"]), Shares(**task["reasoning"])
     chat = load_chat(task["template"], task["quick"])
+    compared = COMPARED
     if task["number"] == 0:  # once is enough
         chat.check_whole()
+        compared = COMPARED_FIRST
     folder, row = Path(tempfile.mkdtemp(dir=task["scratch"])), stretch.first_row
     counts: dict[str, Counter[Any]] = {}
     with (
@@ -71,7 +75,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
     ):
         for rows in read_stretch(stretch, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools"]):
             working_on(f"{stretch.path}, rows {row} to {row + len(rows) - 1}")
-            done = prepare(chat, rows, reasoning, compare=row == stretch.first_row)
+            done = prepare(chat, rows, reasoning, compared if row == stretch.first_row else 0)
             shards.write_table(done.samples)
             rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in done.rejected)
             for name, counter in done.counts.items():

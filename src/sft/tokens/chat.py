@@ -137,13 +137,13 @@ class ChatTemplate:
     ) -> bool:
         """Add the samples the faster way; say whether that can be."""
         before = len(pieces.sizes)
-        reasoned = any("reasoning_content" in message for message in messages)
-        trained = {i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)}
+        reasoned = any(["reasoning_content" in message for message in messages])
+        trained = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
         try:
-            if sum(len(message["content"]) for message in messages) > MOST_CHARS:
+            if sum([len(message["content"]) for message in messages]) > MOST_CHARS:
                 return False
             for first, end in CUTS[self._coarsest[reasoned]](messages):
-                if chosen := [index for index in range(first, end) if index in trained]:
+                if chosen := [index for index in trained if first <= index < end]:
                     nano3.add(pieces, messages[:end], chosen, tools, budget)
         except (UnusualError, AttributeError, LookupError, TypeError):
             pieces.forget(before)

@@ -56,7 +56,7 @@ class Nano3:
 
     def __init__(self, tokenizer: SafeTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._literals: dict[str, Literal] = {}
+        self._literals = _Literals(tokenizer)
         self._written: dict[int, tuple[list[dict[str, Any]], str]] = {}
         """Lists of tools that were written, by identity, and what was written: many conversations have the same."""
 
@@ -86,12 +86,13 @@ class Nano3:
         last_user = len(messages) - 1
         while last_user >= 0 and messages[last_user]["role"] != "user":
             last_user -= 1
-        reasons = any("reasoning_content" in turn for turn in messages)
-        if reasons and trained[0] < last_user:
+        reasoning = [index for index, turn in enumerate(messages) if "reasoning_content" in turn]
+        if reasoning and trained[0] < last_user:
             raise UnusualError
-        if not any("reasoning_content" in messages[index] for index in trained):
+        wanted = set(trained)
+        if budget is not None and wanted.isdisjoint(reasoning):
             budget = None
-        writer = _Writer(pieces, self._literal)
+        writer = _Writer(pieces, self._literals)
         first = messages[0] if messages[0]["role"] == "system" else None
         system = "" if first is None else _text(first)
         writer.text = ""
@@ -100,7 +101,7 @@ class Nano3:
         if tools:
             writer.text += "\n\n" if system else ""
             self._add_tools(writer, tools)
-        end, wanted = CLOSE, set(trained)
+        end = CLOSE
         for index in range(first is not None, len(messages)):
             turn = messages[index]
             role, content = turn["role"], _text(turn)
@@ -168,24 +169,29 @@ class Nano3:
         writer.text += text
         writer.literal(TOOLS_TAIL)
 
-    def _literal(self, text: str) -> Literal:
-        found = self._literals.get(text)
-        if found is None:
-            found = self._literals[text] = self._tokenizer.literal(text)
+
+class _Literals(dict[str, Literal]):
+    """Texts of the template, cut when they are first asked for."""
+
+    def __init__(self, tokenizer: SafeTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, text: str) -> Literal:
+        found = self[text] = self._tokenizer.literal(text)
         return found
 
 
 class _Writer:
     """The piece that is being written, and whether it is trained."""
 
-    def __init__(self, pieces: Pieces, literal: Any) -> None:
-        self._pieces, self._literal = pieces, literal
+    def __init__(self, pieces: Pieces, literals: _Literals) -> None:
+        self._pieces, self._literals = pieces, literals
         self.text = ""
         self._place = UNTRAINED
 
     def literal(self, text: str, opens: bool = False) -> None:
         """Write a text of the template: one that starts with CLOSE ends a trained turn, behind it `opens` one."""
-        head, run, tail = self._literal(text)
+        head, run, tail = self._literals[text]
         if not run:
             self.text += head
         elif self._place == UNTRAINED:

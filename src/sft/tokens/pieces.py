@@ -7,6 +7,7 @@ place refuses the sample.
 """
 
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from sft.data.conversation import Rejection
 from sft.tokens.engine import Engine
 
 UNTRAINED = -1
+IN_RUN = 2  # a bit beside that of the mask
 
 
 class Samples(NamedTuple):
@@ -27,6 +29,8 @@ class Samples(NamedTuple):
     """(T,), 1 = this token is trained."""
     sizes: npt.NDArray[np.int64]
     """(N,), tokens of each."""
+    trained: npt.NDArray[np.int64]
+    """(N,), trained tokens of each."""
     turn_ends: npt.NDArray[np.int32]
     """(E,), index in its sample behind the stop token of each trained turn."""
     turns: npt.NDArray[np.int64]
@@ -35,68 +39,69 @@ class Samples(NamedTuple):
     """Samples, by number, in which a token is part prompt and part answer; what the columns say of them is void."""
 
 
+Piece = tuple[str, int, tuple[int, ...], int, int]
+
+
 class Pieces:
-    """Collects the pieces of samples; each list has one value for each piece."""
+    """Collects the pieces of samples."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.places: list[int] = []
-        """From which character on the text is trained; UNTRAINED: not at all."""
-        self.runs: list[tuple[int, ...]] = []
-        """The ids behind the text."""
-        self.trained: list[int] = []
-        """How many ids of the run are trained, from its start."""
-        self.ends: list[int] = []
-        """1: a trained turn ends behind the text; 2: behind the first id of the run; 0: none does."""
         self.sizes: list[int] = []
         """Of each sample: its pieces."""
+        self._pieces: list[Piece] = []
         self._begun = 0
 
     def add(self, text: str, place: int, run: tuple[int, ...] = (), trained: int = 0, end: int = 0) -> None:
-        """Add a piece to the sample that is not finished."""
-        self.texts.append(text)
-        self.places.append(place)
-        self.runs.append(run)
-        self.trained.append(trained)
-        self.ends.append(end)
+        """Add a piece to the sample that is not finished.
+
+        place: from which character on the text is trained; UNTRAINED: not at all. run: the ids behind the text;
+        trained: how many of them are trained, from the start. end: 1, a trained turn ends behind the text; 2, behind
+        the first id of the run; 0, none does.
+        """
+        self._pieces.append((text, place, run, trained, end))
 
     def finish(self) -> None:
         """What was added since the last sample is a sample."""
-        self.sizes.append(len(self.texts) - self._begun)
-        self._begun = len(self.texts)
+        self.sizes.append(len(self._pieces) - self._begun)
+        self._begun = len(self._pieces)
 
     def forget(self, samples: int) -> None:
         """Forget what is not finished, and all samples but the first `samples`."""
         del self.sizes[samples:]
         self._begun = sum(self.sizes)
-        for column in (self.texts, self.places, self.runs, self.trained, self.ends):
-            del column[self._begun :]
+        del self._pieces[self._begun :]
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text of each piece."""
+        return (piece[0] for piece in self._pieces)
 
     def encode(self, engine: Engine) -> Samples:
         """Tokenise all texts in one call and put the samples together."""
-        number = len(self.texts)
-        ids, in_text = engine.encode(self.texts)
-        in_run = np.fromiter(map(len, self.runs), np.int64, number)
-        run_ids = np.fromiter(itertools.chain.from_iterable(self.runs), np.int32, int(in_run.sum()))
-        places, trained = np.array(self.places, np.int64), np.array(self.trained, np.int64)
+        number = len(self._pieces)
+        columns = map(list, zip(*self._pieces, strict=True)) if self._pieces else ([] for _ in range(5))
+        texts, places, runs, in_trained, endings = columns
+        ids, in_text = engine.encode(texts)
+        in_run = np.fromiter(map(len, runs), np.int64, number)
+        run_ids = np.fromiter(itertools.chain.from_iterable(runs), np.int32, int(in_run.sum()))
+        place, trained = np.array(places, np.int64), np.array(in_trained, np.int64)
 
-        untrained = np.where(places == UNTRAINED, in_text, 0)
-        parted = {int(index): self.places[index] for index in np.flatnonzero(places > 0)}
-        edges = engine.edges(self.texts, ids, in_text, parted) if parted else {}
+        untrained = np.where(place == UNTRAINED, in_text, 0)
+        parted = {int(index): places[index] for index in np.flatnonzero(place > 0)}
+        edges = engine.edges(texts, ids, in_text, parted) if parted else {}
         for index, (tokens, _) in edges.items():
             untrained[index] = tokens
         stretches = np.stack([untrained, in_text - untrained, trained, in_run - trained], axis=1)
-        mask = np.repeat(np.tile(np.array([0, 1, 1, 0], np.uint8), number), stretches.ravel())
-        is_text = np.repeat(np.tile([True, False], number), np.stack([in_text, in_run], axis=1).ravel())
-        joined = np.empty(len(is_text), np.int32)
-        joined[is_text], joined[~is_text] = ids, run_ids
+        kinds = np.repeat(np.tile(np.array([0, 1, 1 | IN_RUN, IN_RUN], np.uint8), number), stretches.ravel())
+        mask, is_run = (kinds & 1).astype(np.uint8, copy=False), kinds >= IN_RUN
+        joined = np.empty(len(kinds), np.int32)
+        joined[~is_run], joined[is_run] = ids, run_ids
 
         pieces = np.array(self.sizes, np.int64)
         sample_of = np.repeat(np.arange(len(pieces)), pieces)
         ends = np.cumsum(in_text + in_run)
         sizes = np.bincount(sample_of, in_text + in_run, len(pieces)).astype(np.int64)
         starts = np.cumsum(sizes) - sizes
-        ending = np.array(self.ends, np.int64)
+        ending = np.array(endings, np.int64)
         here = np.flatnonzero(ending)
         turn_ends = (ends - in_run)[here] + ending[here] - 1 - starts[sample_of[here]]
         refused = {
@@ -105,4 +110,5 @@ class Pieces:
             if token
         }
         turns = np.bincount(sample_of[here], minlength=len(pieces))
-        return Samples(joined, mask, sizes, turn_ends.astype(np.int32), turns, refused)
+        learnt = np.bincount(sample_of, in_text - untrained + trained, len(pieces)).astype(np.int64)
+        return Samples(joined, mask, sizes, learnt, turn_ends.astype(np.int32), turns, refused)

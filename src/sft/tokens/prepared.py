@@ -27,9 +27,6 @@ from sft.tokens.reasoning import Shares, control
 
 # Whole numbers that no 64 bits hold: orjson reads them as floats, json exactly. (A class first: searched for faster.)
 LARGE = re.compile(rb"[0-9][0-9]{18}")
-# Texts that are compared with the reference, in characters.
-COMPARED_CHARS = 1024
-
 Counts = dict[str, Counter[Any]]
 
 
@@ -44,10 +41,10 @@ class Prepared(NamedTuple):
     """rows: out, trained (tokens), untrained_turns, reasoning_removed (tokens); rejected; reasoning; lengths."""
 
 
-def prepare(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compare: bool = False) -> Prepared:
+def prepare(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compared: int = 0) -> Prepared:
     """Prepare rows, columns id, messages, tools of a filtered shard, in order.
 
-    With `compare` the ids of their first texts are compared with those of the reference tokenizer.
+    The ids of their first `compared` characters of text are compared with those of the reference tokenizer.
     Raises:  InputError: a row that is not JSON, a template that used up its limits, ids that differ.
     """
     pieces, refused = Pieces(), dict[int, Rejection]()
@@ -61,7 +58,7 @@ def prepare(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compare
             refused[index], outcome = outcome, 0
         controlled.append(each)
         samples.append(outcome)
-    if compare and not chat.tokenizer.engine.agrees(_first(pieces.texts, COMPARED_CHARS)):
+    if compared and not chat.tokenizer.engine.agrees(_first(pieces.texts(), compared)):
         raise InputError(
             f"conversation {names[0]} or one behind it: fastokens gives other ids than tokenizers. "
             "Set SFT_FASTOKENS=0 and rerun: slower, and right."
@@ -79,9 +76,11 @@ def prepare(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compare
             continue
         counts["reasoning"][each.mode] += 1
         counts["rows"]["reasoning_removed"] += each.tokens_removed
-        counts["rows"]["untrained_turns"] += sum(message.get("loss") is False for message in each.messages)
+        counts["rows"]["untrained_turns"] += len(
+            [1 for message in each.messages if "loss" in message and message["loss"] is False]
+        )
     counts["rows"]["out"] = len(samples) - len(refused)
-    counts["rows"]["trained"] = int(np.add.reduceat(columns.mask, _starts(columns.sizes), dtype=np.int64)[keep].sum())
+    counts["rows"]["trained"] = int(columns.trained[keep].sum())
     counts["lengths"].update(columns.sizes[keep].tolist())
     rejected = [
         {"id": names[index], "reason": refused[index].reason, "evidence": refused[index].evidence}
@@ -127,11 +126,7 @@ def _offsets(sizes: Iterable[int]) -> npt.NDArray[np.int32]:
     return np.cumsum([0, *sizes]).astype(np.int32)
 
 
-def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.cumsum(sizes) - sizes
-
-
-def _first(texts: list[str], chars: int) -> list[str]:
+def _first(texts: Iterable[str], chars: int) -> list[str]:
     """Return the first texts, up to a number of characters, cut where one is longer."""
     found, left = list[str](), chars
     for text in texts:
