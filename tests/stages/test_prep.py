@@ -105,7 +105,7 @@ def test_reasoning_is_cut_to_a_budget_that_the_prompt_tells(project):
     set_params(project, **{"prep.reasoning.truncate": 1.0, "prep.reasoning.budgets": [2]})
     report, rows = prepared(project, "chats")
     assert (report["reasoning"]["truncated"], report["reasoning"]["none"]) == (3, 3)
-    decode = SafeTokenizer.load(project / "models/base").decode
+    decode = SafeTokenizer(project / "models/base").decode
     told = [decode(row["ids"]) for row in rows if "{thinking token budget: 2}" in decode(row["ids"])]
     assert len(told) == 6, "both samples of the three conversations with reasoning"
     trained = [decode([i for i, kept in zip(row["ids"], row["mask"], strict=True) if kept]) for row in rows]

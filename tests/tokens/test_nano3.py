@@ -171,7 +171,7 @@ def test_values_of_unexpected_types_are_left_to_the_template(chats):
     "token", ["<parameter=", "<function=f>", "a\n<", "[1]", "</parameter>", "<name>", '"x"', "1.5"]
 )
 def test_a_tokenizer_whose_control_tokens_could_be_made_of_text_is_left_to_the_template(tmp_path, token):
-    tokenizer = SafeTokenizer.load(write_tokenizer(tmp_path, (*ADDED_TOKENS, token)))
+    tokenizer = SafeTokenizer(write_tokenizer(tmp_path, (*ADDED_TOKENS, token)))
     assert not Nano3(tokenizer).fits()
 
 

@@ -12,7 +12,7 @@ from tests.vocabulary import write_tokenizer
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    return SafeTokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer"))).engine
+    return SafeTokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer"))).engine
 
 
 def ids(engine, text):

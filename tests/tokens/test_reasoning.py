@@ -24,7 +24,7 @@ MESSAGES = [
 
 @pytest.fixture(scope="module")
 def ranges(tmp_path_factory):
-    return SafeTokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer"))).ranges
+    return SafeTokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer"))).ranges
 
 
 def shares(strip=0.0, truncate=0.0, budgets=(4, 8), seed=1):

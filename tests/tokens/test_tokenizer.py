@@ -16,7 +16,7 @@ GUARD = "\ue000"
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return SafeTokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer"), ADDED_TOKENS + REASONING_AND_TOOLS))
+    return SafeTokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer"), ADDED_TOKENS + REASONING_AND_TOOLS))
 
 
 def encode(tokenizer, text, spans=(), guard=GUARD):
@@ -104,7 +104,7 @@ def test_names_that_templates_look_up_stay_and_all_other_keys_are_shielded(token
 
 
 def test_runs_of_blanks_that_are_added_tokens_stay_text_with_their_own_id(tmp_path):
-    tokenizer = SafeTokenizer.load(write_tokenizer(tmp_path, (*ADDED_TOKENS, "    ")))
+    tokenizer = SafeTokenizer(write_tokenizer(tmp_path, (*ADDED_TOKENS, "    ")))
     ids = encode(tokenizer, "a" + tokenizer.shield("    ", GUARD) + "b").ids
     assert ids == tokenizer.whole_ids("a    b")
     assert tokenizer.whole_ids("    ")[0] in ids

@@ -45,9 +45,7 @@ def load_chat(template: str, quick: bool) -> Any:
     from sft.tokens.chat import ChatTemplate
 
     gc.set_threshold(ALLOCATIONS_PER_COLLECTION)
-    chat = ChatTemplate.load(template, BASE, whole=False)
-    if quick and os.environ.get("SFT_FASTOKENS") != "0":
-        chat.tokenizer.engine.quicken([])
+    chat = ChatTemplate.load(template, BASE, whole=False, quick=quick and os.environ.get("SFT_FASTOKENS") != "0")
     gc.freeze()  # vocabularies stay: no use to look through them again and again
     return chat
 

@@ -73,14 +73,15 @@ class ChatTemplate:
     """The faster way to render it, where there is one."""
 
     @staticmethod
-    def load(template: str, tokenizer_folder: Path, whole: bool = True) -> "ChatTemplate":
+    def load(template: str, tokenizer_folder: Path, whole: bool = True, quick: bool = False) -> "ChatTemplate":
         """Load a template (path of a .jinja file), bind it to the tokenizer of a folder, and check it.
 
-        Without `whole`, `check_whole` is left to another process: it loads the tokenizer a second time.
+        Without `whole`, `check_whole` is left to another process: it loads the tokenizer a second time. `quick`: with
+        the faster tokenizer, where its ids are the same.
         Raises:  InputError: no such file, a template that does not compile, has no exact mask, or does
         not stop, or exhausts its limits; a tokenizer whose pieces do not add up to the whole.
         """
-        compiled, tokenizer = Template(Path(template)), SafeTokenizer.load(tokenizer_folder)
+        compiled, tokenizer = Template(Path(template)), SafeTokenizer(tokenizer_folder, quick)
         stop = tokenizer.special.get("eos_token", "")
         if stop not in tokenizer.control:
             raise InputError(

@@ -28,33 +28,23 @@ LOSSLESS = {"Sequence", "Split", "ByteLevel", "Digits", "Punctuation"}
 class Engine:
     """The tokenizer that a tokenizer.json describes, without its post-processor."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._json = orjson.dumps({**settings, "model": _shorter(settings["model"])}).decode()
-        self.reference = Tokenizer.from_str(self._json)
+    def __init__(self, settings: dict[str, Any], quick: bool = False) -> None:
+        """Load it; `quick`: use fastokens, if it gives the ids of the reference for PROBES."""
+        described = orjson.dumps({**settings, "model": _shorter(settings["model"])}).decode()
+        self.reference = Tokenizer.from_str(described)
         self._encode: Encode = self._encode_by_reference
         self._bytes = token_bytes(settings)
+        if quick and (fast := _fastokens(described)) and same(fast, self._encode, probes()):
+            self._encode = fast
 
-    def quicken(self, texts: Sequence[str]) -> bool:
-        """Use fastokens from now on, if it gives the ids of the reference for PROBES and `texts`; say whether."""
-        import fastokens
-
-        try:
-            fast = fastokens.Tokenizer.from_json_str(self._json)
-        except ValueError:  # a kind of tokenizer that it does not know
-            return False
-
-        def encode(texts: list[str]) -> tuple[Ids, Sizes]:
-            ids, offsets = fast.encode_batch_flat(texts)
-            bounds = np.frombuffer(offsets, np.int64)
-            return np.frombuffer(ids, np.int32), bounds[1:] - bounds[:-1]
-
-        if same(encode, self._encode_by_reference, [*probes(), *texts]):
-            self._encode = encode
-        return self._encode is encode
+    @property
+    def is_quick(self) -> bool:
+        """Whether fastokens is in use."""
+        return self._encode != self._encode_by_reference
 
     def agrees(self, texts: Sequence[str]) -> bool:
         """Say whether the ids in use are those of the reference for these texts."""
-        return self._encode == self._encode_by_reference or same(self._encode, self._encode_by_reference, list(texts))
+        return not self.is_quick or same(self._encode, self._encode_by_reference, list(texts))
 
     def encode(self, texts: list[str]) -> tuple[Ids, Sizes]:
         """Return the ids of all texts, one after the other, and how many each has.
@@ -117,6 +107,23 @@ class Engine:
         return sum(start < place for start, _ in offsets), cut
 
 
+def _fastokens(described: str) -> Encode | None:
+    """Load fastokens; None: a kind of tokenizer that it does not know."""
+    import fastokens
+
+    try:
+        fast = fastokens.Tokenizer.from_json_str(described)
+    except ValueError:
+        return None
+
+    def encode(texts: list[str]) -> tuple[Ids, Sizes]:
+        ids, offsets = fast.encode_batch_flat(texts)
+        bounds = np.frombuffer(offsets, np.int64)
+        return np.frombuffer(ids, np.int32), bounds[1:] - bounds[:-1]
+
+    return encode
+
+
 def same(one: Encode, other: Encode, texts: list[str]) -> bool:
     """Say whether two ways to encode give the same ids."""
     (ids, sizes), (other_ids, other_sizes) = one(texts), other(texts)
@@ -148,9 +155,9 @@ def token_bytes(settings: dict[str, Any]) -> npt.NDArray[np.int64] | None:
     ):
         return None
     added = settings["added_tokens"]
-    sizes = np.zeros(1 + max(itertools.chain(model["vocab"].values(), (token["id"] for token in added))), np.int64)
-    for token, number in model["vocab"].items():
-        sizes[number] = len(token)  # a character stands for a byte
+    vocabulary = model["vocab"]
+    sizes = np.zeros(1 + max(itertools.chain(vocabulary.values(), (token["id"] for token in added))), np.int64)
+    sizes[[*vocabulary.values()]] = [*map(len, vocabulary)]  # a character stands for a byte
     for token in added:
         sizes[token["id"]] = _utf8_size(token["content"])
     return sizes

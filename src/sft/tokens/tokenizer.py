@@ -51,8 +51,10 @@ class Sample(NamedTuple):
 class SafeTokenizer:
     """A tokenizer that takes structure from templates and nothing but text from content."""
 
-    def __init__(self, settings: dict[str, Any], config: dict[str, Any]) -> None:
-        """Make it from what tokenizer.json and tokenizer_config.json hold."""
+    def __init__(self, folder: Path, quick: bool = False) -> None:
+        """Load tokenizer.json and tokenizer_config.json of a Hugging Face folder; `quick`: see Engine."""
+        self._file = folder.absolute() / "tokenizer.json"
+        settings, config = _read(folder)
         settings = {**settings, "post_processor": None, "truncation": None, "padding": None}  # adds and cuts nothing
         tokens = settings["added_tokens"]
         # Runs of blanks and single characters are text that a vocabulary happens to hold as added tokens.
@@ -62,22 +64,19 @@ class SafeTokenizer:
         self.special = {key: text for key, text in names.items() if text}
         """Text of bos_token, eos_token, pad_token, unk_token: those that there are."""
         self.engine = Engine(
-            {**settings, "added_tokens": [token for token in tokens if token["content"] not in self.control]}
+            {**settings, "added_tokens": [token for token in tokens if token["content"] not in self.control]}, quick
         )
         """Encodes content: knows no control tokens."""
-        self._settings = orjson.dumps(settings).decode()
         self.pattern = re.compile(_any_of(self.control))
         """Finds control tokens in rendered text."""
         self._parts = _Parts.of(self.control)
 
-    @staticmethod
-    def load(folder: Path) -> "SafeTokenizer":
-        """Load tokenizer.json and tokenizer_config.json of a Hugging Face folder."""
-        return SafeTokenizer(*_read(folder))
-
     def whole(self) -> Tokenizer:
         """Load the plain tokenizer, which takes structure from any text."""
-        return Tokenizer.from_str(self._settings)
+        tokenizer = Tokenizer.from_file(str(self._file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     @cached_property
     def _whole(self) -> Tokenizer:
