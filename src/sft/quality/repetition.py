@@ -19,10 +19,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, count, islice, pairwise
 from operator import sub
+from typing import TYPE_CHECKING
 
 from sft.data.conversation import Conversation, Message, Rejection
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # A window of so many words is looked at closely when at most half of them are distinct, and at most this share
 # of its sequences of three.
@@ -43,6 +48,7 @@ DIGITS = b"0123456789"
 WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in bytes(range(256)).lower())
 NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
+UNSCREENED, _looks = 30_000, count()  # looks at texts, of three that each gets
 SENTENCE_ENDS = (". ", "! ", "? ")
 OTHER_SENTENCE_ENDS = ("。", "！", "？", "।")  # noqa: RUF001
 NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
@@ -125,17 +131,24 @@ def find_loop(text: str, limits: RepetitionLimits) -> str:
 
 def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
     """Find lines or sentences that come back `times` x line_repeats times, with little else between."""
+    repeats = limits.line_repeats * times
     marked = text
-    for mark in SENTENCE_ENDS if text.isascii() else SENTENCE_ENDS + OTHER_SENTENCE_ENDS:
+    for mark in () if text.isascii() else OTHER_SENTENCE_ENDS:
+        marked = marked.replace(mark, "\n")
+    if (data := _to_screen(marked)) is not None:
+        from sft.quality.screens import repeats_lines
+
+        if not repeats_lines(data, SHORTEST_LINE, repeats):
+            return ""
+    for mark in SENTENCE_ENDS:
         marked = marked.replace(mark, mark[:-1] + "\n")  # as long as before: places stay
     lines = marked.split("\n")
-    repeats = limits.line_repeats * times
     long = [line for line in lines if len(line) >= SHORTEST_LINE]
     if len(long) - len(set(long)) < repeats - 1:
         return ""
     keys = [line.strip() if len(line) >= SHORTEST_LINE else None for line in lines]
     stretch = find_stretch(
-        keys, lambda: [_letters(line) for line in lines], repeats, len(keys), limits.density, limits.min_letters
+        keys, lambda: _letters_of_lines(marked), repeats, len(keys), limits.density, limits.min_letters
     )
     if stretch is None:
         return ""
@@ -146,6 +159,13 @@ def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
 
 def find_word_loop(text: str, limits: RepetitionLimits) -> str:
     """Find a sequence of words that comes back inside a window, as it is or with another number in it."""
+    if (data := _to_screen(text)) is not None:
+        from sft.quality.screens import repeats_words
+
+        letters = _as_numbers(WORDS_WITHOUT_NUMBERS)
+        window = (SCREEN_WORDS, SCREEN_SEQUENCES)
+        if not repeats_words(data, letters, LONGEST_WORD, *window, limits.ngram, limits.ngram_repeats):
+            return ""
     plain = _plain(text, WORDS_WITHOUT_NUMBERS)
     words = _words(plain)
     starts: list[int] = []
@@ -200,14 +220,19 @@ def _sequence_stretch(words: list[str], repeats: int, limits: RepetitionLimits) 
 def find_run(text: str, limits: RepetitionLimits) -> str:
     """Find a few characters over and over with nothing between, or numbers that only count on."""
     step = max(1, limits.run_chars - COMMON_PERIOD - PROBE_CHARS)  # every run that is long enough holds a probe
+    if text.isascii() and (data := _to_screen(text)) is not None:
+        from sft.quality.screens import count_digits, repeats_itself
+
+        if not repeats_itself(data, step, COMMON_PERIOD, PROBE_CHARS) and count_digits(data) < limits.counted:
+            return ""
     for probe in range(0, len(text) - COMMON_PERIOD - PROBE_CHARS + 1, step):
         if text[probe : probe + PROBE_CHARS] == text[probe + COMMON_PERIOD : probe + COMMON_PERIOD + PROBE_CHARS]:
             for period in PERIODS:
                 start, end = _periodic(text, probe, period)
                 if end - start >= limits.run_chars:
                     return _describe(text[start : start + period], (end - start) // period, start, end)
-    data = text.encode("utf-8", "surrogatepass")
-    if len(data) - len(data.translate(None, DIGITS)) >= limits.counted:
+    encoded = text.encode("utf-8", "surrogatepass")
+    if len(encoded) - len(encoded.translate(None, DIGITS)) >= limits.counted:
         return _count_on(text, limits.counted)
     return ""
 
@@ -279,6 +304,20 @@ def find_stretch(
     return None
 
 
+def _to_screen(text: str) -> "npt.NDArray[np.uint8] | None":
+    """Return the bytes of a text for a compiled screen, or None: without it the same loops are found, later.
+
+    To load the screens takes as long as UNSCREENED looks without them.
+    """
+    return None if next(_looks) < UNSCREENED else _as_numbers(text.encode("utf-8", "surrogatepass"))
+
+
+def _as_numbers(text: bytes) -> "npt.NDArray[np.uint8]":
+    import numpy as np
+
+    return np.frombuffer(text, np.uint8)
+
+
 def _plain(text: str, table: bytes) -> str:
     """Return a text as long as before, in small letters and without punctuation, as far as it is ASCII."""
     return text.encode("utf-8", "surrogatepass").translate(table).decode("utf-8", "surrogatepass")
@@ -311,8 +350,15 @@ def _starts(plain: str, words: list[str]) -> list[int]:
 def _letters(text: str) -> int:
     """Count letters, in UTF-8 bytes: a Chinese character says as much as three letters."""
     if text.isascii():
-        return len(text.encode().translate(None, NOT_LETTERS))
+        return len(text) if text.isalpha() else len(text.encode().translate(None, NOT_LETTERS))
     return sum(len(character.encode("utf-8", "replace")) for character in text if character.isalpha())
+
+
+def _letters_of_lines(text: str) -> list[int]:
+    """Count the letters of each line."""
+    if text.isascii():
+        return list(map(len, text.encode().translate(None, NOT_LETTERS.replace(b"\n", b"")).split(b"\n")))
+    return [_letters(line) for line in text.split("\n")]
 
 
 def _word_letters(words: list[str]) -> list[int]:
