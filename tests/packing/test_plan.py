@@ -24,9 +24,11 @@ def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], clus
     params = Pack(pack_size=SIZE, **fixed, **more)
     rows = {source: [sample for n in numbers for sample in POOL[n]] for source, numbers in sources.items()}
     batches = [measure(pa.RecordBatch.from_pylist(own, schema=SAMPLES), s, params) for s, own in rows.items()]
-    samples, conversations = join(pa.Table.from_batches(batches).column, {s: len(r) for s, r in rows.items()})
-    if cluster is None:
-        cluster = np.arange(len(conversations.ids), dtype=np.int32)
+    columns = {name: [batch.column(name) for batch in batches] for name in batches[0].schema.names}
+    samples, conversations = join(columns.__getitem__, {s: len(r) for s, r in rows.items()})
+    numbers = [int(name[1:]) for name in conversations.ids.names(np.arange(len(conversations.ids))).to_pylist()]
+    alike = [number if cluster is None else cluster[number] for number in numbers]
+    cluster = np.unique(alike, return_inverse=True)[1].astype(np.int32)
     return samples, conversations, plan_blend(samples, conversations, cluster, described, params)
 
 
@@ -83,14 +85,14 @@ def test_the_order_of_rows_and_of_sources_changes_nothing_where_nothing_is_a_dup
 def test_what_is_alike_goes_from_later_sources_and_stays_on_one_side_in_the_first():
     """Conversations 2n and 2n + 1 are alike; source a has the first twenty, b the rest and every fourth of those."""
     sources = {"a": list(range(20)), "b": [*range(0, 20, 4), *range(20, 40)]}
-    cluster = np.arange(40, dtype=np.int32) // 2
+    cluster = [n // 2 for n in range(40)]
     more = {"over_length": "cut-at-turn", "pad_segments_to": 1}
     samples, conversations, plan = planned(sources, {"a": None, "b": None}, cluster, **more)
     split_of = {}
     for split, order in plan.splits.items():
-        split_of.update({int(conversations.identity[samples.conversation[s]]): split for s in order.samples})
+        split_of.update({name: split for name in conversations.texts(samples.conversation[order.samples])})
     assert len(split_of) == 40
-    assert all(split_of[2 * n] == split_of[2 * n + 1] for n in range(20))
+    assert all(split_of[f"c{2 * n}"] == split_of[f"c{2 * n + 1}"] for n in range(20))
     assert set(split_of.values()) == set(SPLITS)
     lost = np.flatnonzero(plan.instead >= 0)
     assert conversations.names(lost).to_pylist() == [f"c{n}" for n in range(0, 20, 4)]

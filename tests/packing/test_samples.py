@@ -45,7 +45,12 @@ def prepared(*turns: tuple[int, int], number: int = 0) -> dict:
 
 def measured(rows, pack, source="s"):
     batch = pa.RecordBatch.from_pylist(rows, schema=SAMPLES)
-    return join(pa.Table.from_batches([measure(batch, source, pack)]).column, {source: len(rows)})
+    return join(columns_of([measure(batch, source, pack)]), {source: len(rows)})
+
+
+def columns_of(batches):
+    """Measured rows as `join` reads them."""
+    return lambda name: [batch.column(name) for batch in batches]
 
 
 def losses(samples):
@@ -103,15 +108,12 @@ def test_a_slice_of_rows_is_measured_as_the_rows_themselves():
 def test_conversations_are_numbered_by_source_and_the_same_id_is_the_same_everywhere():
     rows = [prepared((2, 2), number=number) for number in (3, 3, 1, 1, 3, 2)]
     batch = pa.RecordBatch.from_pylist(rows, schema=SAMPLES)
-    tables = [
-        pa.Table.from_batches([measure(batch.slice(0, 3), "a", params())]),
-        pa.Table.from_batches([measure(batch.slice(3, 3), "b", params())]),
-    ]
-    samples, conversations = join(pa.concat_tables(tables).column, {"a": 3, "b": 3})
+    measured = [measure(batch.slice(0, 3), "a", params()), measure(batch.slice(3, 3), "b", params())]
+    samples, conversations = join(columns_of(measured), {"a": 3, "b": 3})
     assert samples.conversation.tolist() == [0, 0, 1, 2, 3, 4]
     assert conversations.source.tolist() == [0, 0, 1, 1, 1]
     assert conversations.names(np.arange(5)).to_pylist() == ["c3", "c1", "c1", "c3", "c2"]
-    assert conversations.identity.tolist() == [0, 1, 1, 0, 2]
+    assert conversations.identity.tolist() == [2, 0, 0, 2, 1]
     assert conversations.sources_of(np.array([4, 0])).to_pylist() == ["b", "a"]
     assert len(set(samples.key.tolist())) == 5, "of source, id and number"
 

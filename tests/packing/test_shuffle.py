@@ -1,7 +1,9 @@
 """Shuffle: every token arrives at its place, however the data is cut and whoever does the work."""
 
+import subprocess
+import sys
+
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,7 +15,7 @@ from sft.packing.bins import plan_bins
 from sft.packing.packs import padded
 from sft.packing.plan import Order
 from sft.packing.samples import join, list_groups, measure, read_group
-from sft.packing.shuffle import Layout, write_packs
+from sft.packing.shuffle import Layout, plan_shuffle, write_packs
 from sft.params import Pack
 from tests.tiny import EOS, made_up
 
@@ -42,12 +44,11 @@ def made(tmp_path):
 def write(folder, name, multiple=1):
     """Pack all samples but those that do not fit, the first three twice, in two splits and an empty one."""
     groups = list_groups({source: folder / source for source in "ab"})
-    tables = [
-        pa.Table.from_batches([measure(batch, group.source, params(multiple)) for batch in read_group(group, COLUMNS)])
-        for group in groups
+    batches = [
+        measure(batch, group.source, params(multiple)) for group in groups for batch in read_group(group, COLUMNS)
     ]
     rows = {source: sum(group.rows for group in groups if group.source == source) for source in "ab"}
-    samples, conversations = join(pa.concat_tables(tables).column, rows)
+    samples, conversations = join(lambda name: [batch.column(name) for batch in batches], rows)
     own = np.flatnonzero(samples.kept > 0).astype("int32")[::-1]
     copies = np.concatenate([own, own[:3]])
     repeats = (np.arange(len(copies)) >= len(own)).astype("int32")
@@ -66,7 +67,7 @@ def write(folder, name, multiple=1):
     for made in (spool, folder / name):
         made.mkdir()
     layout = Layout(SIZE, multiple, pad_id=0, stop_id=EOS)
-    write_packs(folder / name, orders, samples, conversations, groups, layout, spool)
+    write_packs(folder / name, plan_shuffle(orders, samples, conversations, groups, layout, spool))
     return len(copies)
 
 
@@ -109,6 +110,25 @@ def test_who_does_the_work_and_how_data_is_cut_on_the_way_change_no_byte(made, m
         digests.append(folder_digests(folder / f"packed-{workers}-{tokens}"))
     assert digests[0] == digests[1] == digests[2]
     assert len(digests[0]) > 5
+
+
+def test_how_many_row_groups_are_joined_at_once_changes_no_byte(made, monkeypatch):
+    folder, _ = made
+    for name, tokens in (("SHARD_TOKENS", 3000), ("BLOCK_TOKENS", 900), ("GROUP_TOKENS", 200)):
+        monkeypatch.setattr(shuffle, name, tokens)
+    monkeypatch.setenv("SFT_WORKERS", "1")
+    digests = []
+    for number in (1, 3, 100):
+        monkeypatch.setattr(shuffle, "GROUPS_AT_ONCE", number)
+        write(folder, f"packed-{number}")
+        digests.append(folder_digests(folder / f"packed-{number}"))
+    assert digests[0] == digests[1] == digests[2]
+    assert pq.read_metadata(shard_paths(folder / "packed-3/training")[0]).num_row_groups > 6
+
+
+def test_workers_do_not_load_the_compiler_that_only_the_plan_needs():
+    loaded = "import sys, sft.packing.samples, sft.packing.shuffle; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
 
 
 def test_a_pack_outside_the_contract_stops_and_is_named(made):

@@ -81,13 +81,15 @@ def buckets(keys: Keys) -> Iterator[tuple[Int32s, npt.NDArray[np.int64]]]:
     """
     order = np.argsort(keys, kind="stable").astype(np.int32)
     ordered = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
-    sizes = np.diff(starts)
-    shared = sizes > 1
-    order, sizes = order[np.repeat(shared, sizes)], sizes[shared]
-    edges = np.concatenate([[0], np.cumsum(sizes)])
+    del keys
+    differs = np.ones(len(order) + 1, np.bool_)  # from the key before it
+    differs[1:-1] = ordered[1:] != ordered[:-1]
+    shared = ~(differs[1:] & differs[:-1])
+    order = order[shared]
+    edges = np.flatnonzero(np.append(differs[:-1][shared], True))
+    del ordered, differs, shared
     bucket = 0
-    while bucket < len(sizes):
+    while bucket < len(edges) - 1:
         last = max(bucket + 1, int(np.searchsorted(edges, edges[bucket] + BLOCK_ROWS, "right")) - 1)
         yield order[edges[bucket] : edges[last]], edges[bucket : last + 1] - edges[bucket]
         bucket = last

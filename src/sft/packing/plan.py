@@ -4,7 +4,7 @@ Pure functions over the numbers of samples (sft.packing.samples). In this order:
 have; splits, by conversation; how often each conversation of the training split is seen; bins.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,6 @@ from sft.params import Pack, Source
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
-NAMES_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def plan_blend(
     )
     times = np.ones(len(conversations), np.int32)
     for source, own in training.items():
-        hashes = keyed_hashes(params.seed, (f"blend:{name}" for name in _texts(conversations, own)))
+        hashes = keyed_hashes(params.seed, (f"blend:{name}" for name in conversations.texts(own)))
         times[own] = plan_repeats(trained[own], hashes, epochs[source])
     samples.reason[here & (times[samples.conversation] == 0)] = NOT_DRAWN
     here = samples.reason == FITS
@@ -111,26 +110,25 @@ def split_conversations(
     split = np.zeros(len(conversations), np.uint8)
     for number in range(len(conversations.sources)):
         own = np.flatnonzero(kept & (conversations.source == number))
-        firsts, group_of, sizes = np.unique(group[own], return_inverse=True, return_counts=True)
-        hashes = keyed_hashes(params.seed, _texts(conversations, firsts))
-        split[own] = split_groups(sizes.astype(np.int32), hashes, params.validation, params.test)[group_of]
+        sizes = np.bincount(group[own])
+        firsts = np.flatnonzero(sizes)
+        hashes = keyed_hashes(params.seed, conversations.texts(firsts))
+        split[firsts] = split_groups(sizes[firsts].astype(np.int32), hashes, params.validation, params.test)
+        split[own] = split[group[own]]
     return split
-
-
-def _texts(conversations: Conversations, numbers: Int32s | Int64s) -> Iterator[str]:
-    """Yield the ids of some conversations, without having all of them as text at once."""
-    for begin in range(0, len(numbers), NAMES_AT_ONCE):
-        yield from conversations.names(numbers[begin : begin + NAMES_AT_ONCE]).to_pylist()
 
 
 def plan_split(samples: Samples, own: Int64s, times: Int32s, params: Pack) -> Order:
     """Choose bin and order of every sample of a split; `times` says how often each conversation is in."""
     once = own[np.argsort(samples.key[own], kind="stable")].astype(np.int32)
     seen = times[samples.conversation[once]]
-    repeats = (np.arange(seen.sum()) - np.repeat(cumulated(seen)[:-1], seen)).astype(np.int32)
     copies = np.repeat(once, seen)
-    whose = samples.conversation[copies]
-    repeated = np.where(times[whose] > 1, whose, np.int32(-1))
+    repeats = np.arange(len(copies), dtype=np.int32) - np.repeat(cumulated(seen)[:-1].astype(np.int32), seen)
+    repeated = None
+    if (seen > 1).any():
+        whose = samples.conversation[copies]
+        repeated = np.where(times[whose] > 1, whose, np.int32(-1))
+    del once, seen
     bins = plan_bins(padded(samples.kept[copies], params.pad_segments_to), params.pack_size, repeated, repeats)
     packs = keyed_hashes(params.seed, (f"pack:{first}" for first in bins.firsts().tolist()))
     bins = bins.take(np.argsort(packs, kind="stable"))

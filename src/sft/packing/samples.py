@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.feather
 import pyarrow.parquet as pq
 
 from sft.command import InputError
 from sft.data.shards import shard_paths
+from sft.packing.ids import Ids, number_ids
 from sft.packing.packs import padded
 from sft.packing.splits import keyed_hashes
 from sft.params import Pack
@@ -42,6 +42,7 @@ NUMBERS = pa.schema(
 )
 # Tokens read by one worker at a time, and held by one worker at once.
 READ_TOKENS, BATCH_TOKENS = 1 << 25, 1 << 20
+NAMES_AT_ONCE = 1 << 16
 
 
 class Group(NamedTuple):
@@ -87,7 +88,7 @@ class Conversations:
     """Number of the source."""
     identity: Int32s
     """Number of the id: the same for one that several sources have."""
-    ids: pa.Array
+    ids: Ids
     """The ids, by identity."""
     sources: list[str]
     """The names of the sources, by number."""
@@ -97,7 +98,12 @@ class Conversations:
 
     def names(self, numbers: Int32s | Int64s) -> pa.Array:
         """Return the ids of some conversations."""
-        return self.ids.take(pa.array(self.identity[numbers]))
+        return self.ids.names(self.identity[numbers])
+
+    def texts(self, numbers: Int32s | Int64s) -> Iterator[str]:
+        """Yield the ids of some conversations, without having all of them as text at once."""
+        for begin in range(0, len(numbers), NAMES_AT_ONCE):
+            yield from self.names(numbers[begin : begin + NAMES_AT_ONCE]).to_pylist()
 
     def sources_of(self, numbers: Int32s | Int64s) -> pa.Array:
         """Return the names of the sources of some conversations."""
@@ -208,36 +214,49 @@ def cut_lengths(turn_ends: pa.Array, pack_size: int, multiple: int) -> Int64s:
     return longest
 
 
-def read_numbers(paths: Sequence[str]) -> Callable[[str], pa.ChunkedArray]:
+def read_numbers(paths: Sequence[str]) -> Callable[[str], Iterator[pa.Array]]:
     """Return what reads a column of the files that `measure_groups` wrote, one at a time to hold little."""
 
-    def column(name: str) -> pa.ChunkedArray:
-        tables = (pyarrow.feather.read_table(path, [name], memory_map=True) for path in paths)
-        chunks = [chunk for table in tables for chunk in table.column(name).chunks]
-        return pa.chunked_array(chunks, NUMBERS.field(name).type)
+    def column(name: str) -> Iterator[pa.Array]:
+        for path in paths:
+            yield from pyarrow.feather.read_table(path, [name], memory_map=True).column(name).chunks
 
     return column
 
 
-def join(column: Callable[[str], pa.ChunkedArray], rows: Mapping[str, int]) -> tuple[Samples, Conversations]:
+def join(column: Callable[[str], Iterable[pa.Array]], rows: Mapping[str, int]) -> tuple[Samples, Conversations]:
     """Number the conversations of measured samples; `rows` has how many samples each source has, in order."""
-    ids = column("conversation_id").dictionary_encode().combine_chunks()
-    identity = ids.indices.to_numpy()
-    conversation, sources, identities = [], [], []
+    ids, identity = number_ids(lambda: column("conversation_id"))
+    conversation = np.empty(len(identity), np.int32)
+    first = np.empty(len(ids), np.int32)  # of the samples of a source that have an id: the place of the first
+    sources, identities = [], []
     begin = known = 0
     for source, number in enumerate(rows.values()):
-        own = pc.dictionary_encode(pa.array(identity[begin : begin + number]))  # in order of appearance
-        conversation.append(own.indices.to_numpy() + np.int32(known))
-        identities.append(own.dictionary.to_numpy())
-        sources.append(np.full(len(own.dictionary), source, np.int32))
+        own, places = identity[begin : begin + number], np.arange(number, dtype=np.int32)
+        first[own[::-1]] = places[::-1]  # what is written last stays
+        is_first = first[own] == places
+        numbers = np.cumsum(is_first, dtype=np.int32) + np.int32(known - 1)  # in order of appearance
+        conversation[begin : begin + number] = numbers[first[own]]
+        identities.append(own[is_first])
+        sources.append(np.full(len(identities[-1]), source, np.int32))
         begin += number
-        known += len(own.dictionary)
-    numbers = {name: np.array(column(name).to_numpy()) for name in NUMBERS.names[1:]}  # copies: files are mapped
+        known += len(identities[-1])
+    numbers_of = {field.name: _whole(column(field.name), str(field.type), begin) for field in list(NUMBERS)[1:]}
     reason = np.full(begin, FITS, np.uint8)
-    reason[numbers["trained_kept"] == 0] = UNTRAINED
-    reason[numbers["kept"] == 0] = OVER_LENGTH
-    samples = Samples(conversation=np.concatenate(conversation), **numbers, reason=reason)
-    return samples, Conversations(np.concatenate(sources), np.concatenate(identities), ids.dictionary, list(rows))
+    reason[numbers_of["trained_kept"] == 0] = UNTRAINED
+    reason[numbers_of["kept"] == 0] = OVER_LENGTH
+    samples = Samples(conversation=conversation, **numbers_of, reason=reason)
+    return samples, Conversations(np.concatenate(sources), np.concatenate(identities), ids, list(rows))
+
+
+def _whole(chunks: Iterable[pa.Array], kind: str, number: int) -> npt.NDArray[Any]:
+    """Copy so many numbers, which come in some arrays, into one: what they come from may be a mapped file."""
+    whole = np.empty(number, kind)
+    begin = 0
+    for chunk in chunks:
+        whole[begin : begin + len(chunk)] = chunk.to_numpy()
+        begin += len(chunk)
+    return whole
 
 
 def refuse_over_length(samples: Samples, conversations: Conversations, params: Pack) -> None:

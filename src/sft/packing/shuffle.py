@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,21 @@ from sft.command import InputError
 from sft.data.shards import PACKS
 from sft.executor import map_shards, working_on
 from sft.packing.packs import Mask, build_packs, cumulated, pack_fault, padded
-from sft.packing.plan import Order
 from sft.packing.samples import Conversations, Group, Samples, read_group, write_arrow
+
+if TYPE_CHECKING:  # workers need neither it nor what it imports, which takes 60 MB
+    from sft.packing.plan import Order
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
-# Tokens in a run, and in what `gather` joins at once: 5 bytes each in memory.
-RUN_TOKENS, BLOCK_TOKENS = 1 << 24, 1 << 24
-# Tokens in a Parquet file, and in a row group: of that Bridge decodes all for any one pack.
-SHARD_TOKENS, GROUP_TOKENS = 1 << 26, 1 << 19
+# Tokens in a run: 5 bytes each in memory.
+RUN_TOKENS = 1 << 24
+# Tokens in a Parquet file, and in a row group: of that Bridge decodes all for any one pack. Row groups are counted anew
+# after each block of tokens.
+SHARD_TOKENS, BLOCK_TOKENS, GROUP_TOKENS = 1 << 26, 1 << 24, 1 << 19
+# Row groups that `gather` joins at once.
+GROUPS_AT_ONCE = 8
 # Measured on text of 131,072 tokens: 1.25 bytes a token, 25M tokens a second. Dictionaries and BYTE_STREAM_SPLIT
 # leave less for zstd to find (1.59 and 1.36 at its default level).
 PARQUET: dict[str, Any] = {
@@ -88,50 +93,68 @@ def _cut(edges: Int64s, size: int) -> Int64s:
     return np.concatenate([[0], cuts, [len(piece)]]) if len(piece) else np.zeros(1, np.int64)
 
 
-def write_packs(
-    folder: Path,
-    orders: Mapping[str, Order],
+class Shuffle(NamedTuple):
+    """What is to be done, for workers: names and counts; the numbers of samples are in files of the spool."""
+
+    scatter: list[dict[str, Any]]
+    """What `scatter` needs to know of each run."""
+    gather: list[list[dict[str, Any]]]
+    """What `gather` needs to know of shards, but for the folders of the runs."""
+
+
+def plan_shuffle(
+    orders: "Mapping[str, Order]",
     samples: Samples,
     conversations: Conversations,
     groups: Sequence[Group],
     layout: Layout,
     spool: Path,
-) -> None:
-    """Write the packs of every split to `<folder>/<split>/packs-NNNNN.parquet`; one at least, empty if need be.
+) -> Shuffle:
+    """Say where each sample goes: to `<split>/packs-NNNNN.parquet`; one at least of a split, empty if need be.
 
-    `spool` is for what lies between: 5 bytes per token.
-    Raises:  InputError: a pack that breaks the contract, or prepared data whose ids and masks differ in length.
+    `spool` is for files of about 100 bytes per sample.
     """
     runs = plan_runs(np.concatenate([order.samples for order in orders.values()]), samples.kept)
-    scattered = map_shards(scatter, list(_to_scatter(spool, runs, orders, samples, groups)), "tokens to disk")
-    items, place, tokens = list[list[dict[str, Any]]](), 0, SHARD_TOKENS
+    shuffle, place, tokens = Shuffle([], []), 0, SHARD_TOKENS
+    shuffle.scatter.extend(_to_scatter(spool, runs, orders, samples, groups))
     for split, order in orders.items():
-        (folder / split).mkdir()
         for number, (first, last) in enumerate(_shards_of(order, samples, layout.multiple)):
             begin, end = int(order.packs[first]), int(order.packs[last])
             table = _describe(order, first, last, samples, conversations)
             table = table.append_column("run", pa.array(runs.run[place + begin : place + end]))
             if tokens >= SHARD_TOKENS:  # small shards are one piece of work, which needs no process of its own
-                items.append([])
+                shuffle.gather.append([])
                 tokens = 0
-            items[-1].append(
+            shuffle.gather[-1].append(
                 {
                     "target": f"{split}/packs-{number:05d}.parquet",
                     "samples": write_arrow(table, spool),
-                    "runs": list(zip(scattered, _first_tokens(runs, place + begin), strict=True)),
+                    "first_tokens": _first_tokens(runs, place + begin),
                     "spool": str(spool),
                     "layout": asdict(layout),
                 }
             )
             tokens += int(samples.kept[order.samples[begin:end]].sum(dtype=np.int64))
         place += len(order.samples)
+    return shuffle
+
+
+def write_packs(folder: Path, shuffle: Shuffle) -> None:
+    """Write the packs of every split into a folder; in the spool lie, for that time, 5 bytes more per token.
+
+    Raises:  InputError: a pack that breaks the contract, or prepared data whose ids and masks differ in length.
+    """
+    runs = map_shards(scatter, shuffle.scatter, "tokens to disk")
+    items = [[{**shard, "runs": runs} for shard in item] for item in shuffle.gather]
     for item, written in zip(items, map_shards(gather, items, "packs"), strict=True):
         for shard, path in zip(item, written, strict=True):
-            Path(path).rename(folder / shard["target"])
+            target = folder / shard["target"]
+            target.parent.mkdir(exist_ok=True)
+            Path(path).rename(target)
 
 
 def _to_scatter(
-    spool: Path, runs: Runs, orders: Mapping[str, Order], samples: Samples, groups: Sequence[Group]
+    spool: Path, runs: Runs, orders: "Mapping[str, Order]", samples: Samples, groups: Sequence[Group]
 ) -> Iterator[dict[str, Any]]:
     """Yield what `scatter` needs to know of each run: rows counted from its first sample."""
     order = np.concatenate([each.samples for each in orders.values()])
@@ -180,14 +203,14 @@ def _flat(batch: pa.RecordBatch, source: str) -> tuple[Int64s, Int32s, Mask]:
     return cumulated(lengths.to_numpy()), ids.to_numpy(), mask.to_numpy()
 
 
-def _shards_of(order: Order, samples: Samples, multiple: int) -> Iterator[tuple[int, int]]:
+def _shards_of(order: "Order", samples: Samples, multiple: int) -> Iterator[tuple[int, int]]:
     """Yield the first pack of each shard and the first behind it; one without packs if there are none."""
     tokens = cumulated(padded(samples.kept[order.samples], multiple))[order.packs]
     bounds = _cut(tokens, SHARD_TOKENS).tolist()
     yield from itertools.pairwise(bounds if len(bounds) > 1 else [0, 0])
 
 
-def _describe(order: Order, first: int, last: int, samples: Samples, conversations: Conversations) -> pa.Table:
+def _describe(order: "Order", first: int, last: int, samples: Samples, conversations: Conversations) -> pa.Table:
     """Return what is known of the samples of some packs but their tokens, in the order of packs."""
     places = slice(order.packs[first], order.packs[last])
     own = order.samples[places]
@@ -222,12 +245,14 @@ def _gather_shard(shard: dict[str, Any]) -> str:
     table = pyarrow.feather.read_table(shard["samples"])
     pack, lengths, run = (table.column(name).to_numpy() for name in ("pack", "length", "run"))
     edges = np.append(np.flatnonzero(np.diff(pack, prepend=-1)), len(pack))  # where each pack begins
-    tokens = cumulated(padded(lengths, layout.multiple))[edges]
-    at = [Position(Path(folder), token) for folder, token in shard["runs"]]
+    at = [Position(Path(run), token) for run, token in zip(shard["runs"], shard["first_tokens"], strict=True)]
+    groups = _row_groups(cumulated(padded(lengths, layout.multiple))[edges])
     working_on(shard["target"])
     path = Path(tempfile.mkdtemp(prefix="packs-", dir=shard["spool"])) / "packs.parquet"
     with pq.ParquetWriter(path, PACKS, **PARQUET) as writer:
-        for first, last in itertools.pairwise(_cut(tokens, BLOCK_TOKENS).tolist()):
+        for some in range(0, len(groups) - 1, GROUPS_AT_ONCE):
+            cuts = groups[some : some + GROUPS_AT_ONCE + 1]
+            first, last = cuts[0], cuts[-1]
             begin, end = edges[first], edges[last]
             parts = _collect(at, run[begin:end], lengths[begin:end])
             packs = build_packs(
@@ -241,9 +266,17 @@ def _gather_shard(shard: dict[str, Any]) -> str:
                 values = table.column(name)[begin:end].combine_chunks()
                 columns[name] = pa.ListArray.from_arrays(pa.array(packs.samples, pa.int32()), values)
             joined = pa.table(columns, schema=PACKS)
-            for low, high in itertools.pairwise(_cut(packs.tokens, GROUP_TOKENS).tolist()):
+            for low, high in itertools.pairwise((cuts - first).tolist()):
                 writer.write_table(joined.slice(low, high - low))
     return str(path)
+
+
+def _row_groups(tokens: Int64s) -> Int64s:
+    """Return the first pack of each row group, and the number of packs; `tokens` says where each pack begins."""
+    cuts = [np.zeros(1, np.int64)]
+    for first, last in itertools.pairwise(_cut(tokens, BLOCK_TOKENS).tolist()):
+        cuts.append(first + _cut(tokens[first : last + 1] - tokens[first], GROUP_TOKENS)[1:])
+    return np.concatenate(cuts)
 
 
 @dataclass

@@ -23,7 +23,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ from sft.params import Pack, Source, load
 if TYPE_CHECKING:
     from sft.packing.plan import Order, Plan
     from sft.packing.samples import Conversations, Group, Samples
+    from sft.packing.shuffle import Shuffle
 
 BASE = Path("models/base")
 FILTERED = Path("data/filtered")
@@ -107,7 +108,7 @@ def find_alike(conversations: "Conversations", chosen: npt.NDArray[np.bool_], th
         none[identities] = False
         raise InputError(
             f"{FILTERED}: {missing} of {wanted.sum()} prepared conversations have no signature, such as "
-            f"{conversations.ids[int(none.argmax())]}. Run the filter stage again: dvc repro filter prep"
+            f"{conversations.ids.names(none.nonzero()[0][:1])[0]}. Run the filter stage again: dvc repro filter prep"
         )
     cluster = np.arange(len(wanted), dtype=np.int32)
     cluster[identities] = identities[first]
@@ -119,30 +120,21 @@ def _signatures(
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the signatures of wanted ids, each once, and add to `found` whose they are."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     from sft.data.shards import read_tables
     from sft.quality.duplicates import SIGNATURE_BYTES
 
     missing = wanted.copy()
     for number, source in enumerate(conversations.sources):
-        own = np.flatnonzero(conversations.source == number)
-        if not len(own):
-            continue
-        tables = read_tables(FILTERED / source, "signatures-", ["id"])
-        ids = pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks], pa.string())
-        places = pc.index_in(ids, conversations.names(own)).fill_null(-1).to_numpy()
-        del ids
-        begin = 0
-        for table in read_tables(FILTERED / source, "signatures-", ["signature"]):
-            at = places[begin : begin + len(table)]
-            identity = np.where(at >= 0, conversations.identity[own[at]], 0)
-            take = (at >= 0) & missing[identity]
+        own = np.zeros(len(wanted), np.bool_)
+        own[conversations.identity[conversations.source == number]] = True
+        for table in read_tables(FILTERED / source, "signatures-", ["id", "signature"]) if own.any() else ():
+            identity = conversations.ids.find(table["id"].combine_chunks())
+            take = (identity >= 0) & own[identity] & missing[identity]
             missing[identity[take]] = False
-            found.append(identity[take].astype(np.int32))
+            found.append(identity[take])
             sketches = b"".join(table["signature"].filter(pa.array(take)).to_pylist())
             yield np.frombuffer(sketches, np.uint8).reshape(-1, SIGNATURE_BYTES)
-            begin += len(table)
 
 
 def write_rejected(path: Path, samples: "Samples", conversations: "Conversations", plan: "Plan", params: Pack) -> None:
@@ -150,12 +142,12 @@ def write_rejected(path: Path, samples: "Samples", conversations: "Conversations
     from sft.packing.samples import FITS, NOT_DRAWN, OVER_LENGTH, REASONS, UNTRAINED
 
     refused = (samples.reason != FITS) & (samples.reason != NOT_DRAWN)
-    source_of = conversations.source[samples.conversation]
     with path.open("w", encoding="utf-8") as file:
         for source, number in sorted((name, number) for number, name in enumerate(conversations.sources)):
-            own = np.flatnonzero(refused & (source_of == number))
-            names = conversations.names(samples.conversation[own]).to_pylist()
-            for name, _, sample in sorted(zip(names, samples.number[own].tolist(), own.tolist(), strict=True)):
+            own = np.flatnonzero(refused & (conversations.source == number)[samples.conversation])
+            own = own[np.lexsort((samples.number[own], conversations.identity[samples.conversation[own]]))]
+            names = conversations.texts(samples.conversation[own])
+            for name, sample in zip(names, own.tolist(), strict=True):
                 reason, length = samples.reason[sample], samples.length[sample]
                 if reason == OVER_LENGTH:
                     evidence = f"sample {samples.number[sample]}: {length} tokens of {params.pack_size}"
@@ -287,13 +279,86 @@ def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
         say(f"repeated: {report['repeated']['samples']} samples, {report['repeated']['tokens']:,} tokens")
 
 
-def main() -> None:
-    """Pack the blend."""
+class Planned(NamedTuple):
+    """All that is known before a token is moved; nothing in it grows with the data."""
+
+    shuffle: "Shuffle"
+    metadata: dict[str, Any]
+    """What stands in metadata.json, but for digests of what is written."""
+    mixture: list[dict[str, str | int | float]]
+    ledger: Ledger
+    report: dict[str, Any]
+    """What stands in reports/pack.json beside the ledger."""
+
+
+def plan_packs(folder: Path, spool: Path, fetched: Mapping[str, Source], params: Pack) -> Planned:
+    """Plan the packs and describe them; write what was refused into a folder, and into the spool what goes where."""
     from sft.data.shards import give_back
     from sft.packing.bins import length_quantiles
     from sft.packing.plan import fitting, plan_blend
     from sft.packing.samples import FITS, refuse_over_length
-    from sft.packing.shuffle import Layout, write_packs
+    from sft.packing.shuffle import Layout, plan_shuffle
+
+    groups, samples, conversations = read_samples(fetched, params, spool)
+    prints, ids = fingerprints(fetched), token_ids()
+    if params.over_length == "error":
+        refuse_over_length(samples, conversations, params)
+    if not (samples.reason == FITS).any():
+        raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
+    cluster = np.arange(len(conversations.ids), dtype=np.int32)
+    if params.near_duplicates is not None:
+        cluster = find_alike(conversations, fitting(samples, conversations), params.near_duplicates, spool)
+        give_back()
+    plan = plan_blend(samples, conversations, cluster, fetched, params)
+    del cluster
+    prep_rows = sum(read_json(Path(f"reports/prep/{source}.json"))["rows_out"] for source in fetched)
+    ledger, balance = account(samples, conversations, plan, prep_rows)
+    write_rejected(folder / "rejected.jsonl", samples, conversations, plan, params)
+    give_back()
+
+    layout = Layout(params.pack_size, params.pad_segments_to, ids["pad"], ids["stop"])
+    shuffle = plan_shuffle(plan.splits, samples, conversations, groups, layout, spool)
+    splits = {split: describe_split(plan.splits[split], samples, conversations, params) for split in SPLITS}
+    sources, domains = describe_sources(samples, conversations, plan, fetched)
+    nothing = {"tokens": 0, "trained_tokens": 0}
+    mixture = describe_mixture(
+        plan.available,
+        {source: splits["training"]["sources"].get(source, nothing) for source in fetched},
+        {source: described.domain for source, described in fetched.items()},
+        plan.epochs,
+    )
+    metadata = {
+        "pack_size": params.pack_size,
+        "pad_segments_to": params.pad_segments_to,
+        "seed": params.seed,
+        "sampled": any(read_json(Path(f"reports/filter/{source}.json"))["sampled"] for source in fetched),
+        "npy": balance["tokens"] <= params.npy_max_tokens,
+        **prints,
+        "splits": splits,
+        "sources": sources,
+        "domains": domains,
+        "mixture": {"sources": {row["source"]: row for row in mixture}, "domains": mixture_by_domain(mixture)},
+    }
+    source_of = conversations.source[samples.conversation]
+    report = {
+        **balance,
+        "splits": {split: {k: v for k, v in splits[split].items() if k != "sources"} for split in SPLITS},
+        "lost": {
+            "sources": {source: described["lost"] for source, described in sources.items()},
+            "domains": {domain: described["lost"] for domain, described in domains.items()},
+        },
+        "length_quantiles": {
+            source: length_quantiles(samples.length[source_of == number])
+            for number, source in enumerate(conversations.sources)
+        },
+    }
+    return Planned(shuffle, metadata, mixture, ledger, report)
+
+
+def main() -> None:
+    """Pack the blend."""
+    from sft.data.shards import give_back
+    from sft.packing.shuffle import write_packs
 
     params, fetch = load("pack", "fetch")
     fetched = {name: fetch.sources[name] for name in by_precedence(fetch.sources, params.precedence)}
@@ -301,68 +366,17 @@ def main() -> None:
     with publish_folder(PACKED) as folder:
         spool = folder.absolute() / "spool"
         spool.mkdir()
-        groups, samples, conversations = read_samples(fetched, params, spool)
-        prints, ids = fingerprints(fetched), token_ids()
-        if params.over_length == "error":
-            refuse_over_length(samples, conversations, params)
-        if not (samples.reason == FITS).any():
-            raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
-        cluster = np.arange(len(conversations.ids), dtype=np.int32)
-        if params.near_duplicates is not None:
-            cluster = find_alike(conversations, fitting(samples, conversations), params.near_duplicates, spool)
-            give_back()
-        plan = plan_blend(samples, conversations, cluster, fetched, params)
-        prep_rows = sum(read_json(Path(f"reports/prep/{source}.json"))["rows_out"] for source in fetched)
-        ledger, balance = account(samples, conversations, plan, prep_rows)
-
-        give_back()
-        npy = balance["tokens"] <= params.npy_max_tokens
-        layout = Layout(params.pack_size, params.pad_segments_to, ids["pad"], ids["stop"])
-        write_packs(folder, plan.splits, samples, conversations, groups, layout, spool)
+        shuffle, metadata, mixture, ledger, described = plan_packs(folder, spool, fetched, params)
+        give_back()  # so that memory holds no sample while workers hold theirs
+        write_packs(folder, shuffle)
         shutil.rmtree(spool)
-        for split in SPLITS if npy else ():
+        for split in SPLITS if metadata["npy"] else ():
             write_npy(folder / f"{split}.npy", read_lists(folder / split))
-        write_rejected(folder / "rejected.jsonl", samples, conversations, plan, params)
         shutil.copyfile(PREPARED / next(iter(fetched)) / "chat_template.jinja", folder / "chat_template.jinja")
-        splits = {split: describe_split(plan.splits[split], samples, conversations, params) for split in SPLITS}
-        sources, domains = describe_sources(samples, conversations, plan, fetched)
-        nothing = {"tokens": 0, "trained_tokens": 0}
-        mixture = describe_mixture(
-            plan.available,
-            {source: splits["training"]["sources"].get(source, nothing) for source in fetched},
-            {source: described.domain for source, described in fetched.items()},
-            plan.epochs,
-        )
-        metadata = {
-            "pack_size": params.pack_size,
-            "pad_segments_to": params.pad_segments_to,
-            "seed": params.seed,
-            "sampled": any(read_json(Path(f"reports/filter/{source}.json"))["sampled"] for source in fetched),
-            "npy": npy,
-            **prints,
-            "splits": splits,
-            "sources": sources,
-            "domains": domains,
-            "mixture": {"sources": {row["source"]: row for row in mixture}, "domains": mixture_by_domain(mixture)},
-            "digests": {split: folder_digest(folder / split) for split in SPLITS},
-        }
-        write_json(folder / "metadata.json", metadata)
+        digests = {split: folder_digest(folder / split) for split in SPLITS}
+        write_json(folder / "metadata.json", {**metadata, "digests": digests})
     write_mixture(mixture)
-    source_of = conversations.source[samples.conversation]
-    report = ledger.write(
-        Path("reports/pack.json"),
-        **balance,
-        splits={split: {k: v for k, v in splits[split].items() if k != "sources"} for split in SPLITS},
-        lost={
-            "sources": {source: described["lost"] for source, described in sources.items()},
-            "domains": {domain: described["lost"] for domain, described in domains.items()},
-        },
-        length_quantiles={
-            source: length_quantiles(samples.length[source_of == number])
-            for number, source in enumerate(conversations.sources)
-        },
-    )
-    say_what_happened(report, params.pack_size)
+    say_what_happened(ledger.write(Path("reports/pack.json"), **described), params.pack_size)
 
 
 if __name__ == "__main__":
