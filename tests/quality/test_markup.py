@@ -51,6 +51,15 @@ def test_who_may_type_which_markup(role, text, is_refused):
     assert (escape(conversation) != conversation) == is_refused
 
 
+@pytest.mark.parametrize(
+    "token", ["<|eot_id|>", "<\uff5cUser\uff5c>", "<end_of_turn>", "<<SYS>>", "<</SYS>>", "[INST]", "[/INST]"]
+)
+def test_control_tokens_of_every_template_are_found(token):
+    for text in (token, f"a < b > {token}{token}\n>"):
+        assert check_markup(Conversation([{"role": "user", "content": text}, ANSWER], None)) is not None
+        assert count_control(Conversation([{"role": "user", "content": text}, ANSWER], None)) > 0
+
+
 def test_escaping_reaches_every_text_and_changes_nothing_else():
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": ["x", {"b": f"{FORGED} 1"}], "n": 1}}}
     tool = {"type": "function", "function": {"name": "f", "description": FORGED, "parameters": {"type": "object"}}}

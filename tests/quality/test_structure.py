@@ -33,7 +33,8 @@ def test_reasoning_and_arguments_count_as_length():
 
 
 def test_what_cannot_be_read_is_named_before_what_is_in_disorder():
-    assert reason({"role": "user", "content": "a\x00"}) == "encoding-garbage"
+    for control in "\x00\b\x7f":
+        assert reason({"role": "user", "content": f"a{control}"}) == "encoding-garbage"
     assert reason({"role": "user", "content": "a"}) == "last-turn-not-assistant"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 SUSPECT = re.compile(
     "[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\u200b-\u200d\u202d\u202e\u2060\ud800-\udfff\ufeff\ufffd-\uffff]"
 )
+PLAIN = bytes(code for code in range(128) if not SUSPECT.match(chr(code)))
 # What no text holds: zero bytes, halves of surrogate pairs, characters that Unicode never assigns, overrides of
 # the writing direction, runs of invisible characters (one may join or part words).
 HIDDEN = re.compile("[\x00\ud800-\udfff\ufffe\uffff\u202d\u202e]|[\u200b-\u200d\u2060\ufeff]{3}")
@@ -42,7 +43,11 @@ def find_garbage(judged: Iterable[tuple[str, str]], unjudged: Iterable[tuple[str
     `unjudged` are texts of machines (results and arguments of tools): control keys, bytes of a binary file and
     lost characters may stand there, hidden ones may not.
     """
-    judged = list(judged)
+    judged, unjudged = list(judged), list(unjudged)
+    whole = "".join([text for _, text in (*judged, *unjudged)])
+    others = whole.encode("utf-8", "surrogatepass").translate(None, PLAIN).decode("utf-8", "surrogatepass")
+    if not SUSPECT.search(others) and not MOJIBAKE_START.search(others):  # most texts
+        return ""
     suspect = [(place, text, [HIDDEN, LOST]) for place, text in judged if SUSPECT.search(text)]
     suspect += [(place, text, [HIDDEN]) for place, text in unjudged if SUSPECT.search(text)]
     for place, text, patterns in suspect:

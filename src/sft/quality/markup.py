@@ -32,11 +32,10 @@ CONTROL = re.compile(
 # Tags that templates write as plain text, around calls and around results: who may not type them.
 CALL_TAG, RESULT_TAG = re.compile(r"</?tool_call>"), re.compile(r"</?tool_response>")
 MARKUP = {"system": (), "user": (RESULT_TAG,), "assistant": (RESULT_TAG, CALL_TAG), "tool": (RESULT_TAG,)}
-# A conversation without any of these holds no markup.
-SIGNS_OF_MARKUP = tuple(
-    sign.encode()
-    for sign in ("<|", "<\uff5c", "_turn>", "SYS>>", "INST]", "tool_call>", "tool_response>", "</parameter>")
-)
+# A conversation in which no < is followed and no > preceded by one of these, and without [INST], holds no markup.
+# Split at one byte, it is searched several times faster than for a longer sign.
+OPENED = (b"|", "\uff5c".encode())
+CLOSED = (b"_turn", b"SYS", b"tool_call", b"tool_response", b"</parameter")
 # What ends an argument in the nano3 template, and what the names in it cannot hold.
 ARGUMENT_END, NAME_BREAK = re.compile(r"^</parameter>$", re.MULTILINE), re.compile(r"[<>\n]")
 
@@ -66,9 +65,11 @@ def check_markup(conversation: Conversation, policy: str = "reject") -> Rejectio
 def has_signs(conversation: Conversation) -> bool:
     """Say whether a conversation may hold markup: quickly, for most hold none."""
     whole = dump(conversation)
-    if b"<" not in whole and b">" not in whole:
-        return b"INST]" in whole
-    return any(sign in whole for sign in SIGNS_OF_MARKUP)
+    return (
+        any([piece.startswith(OPENED) for piece in whole.split(b"<")[1:]])
+        or any([piece.endswith(CLOSED) for piece in whole.split(b">")])
+        or b"INST]" in whole
+    )
 
 
 def dump(conversation: Conversation) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sft.data.conversation import THINK_TAGS, Conversation, Rejection
 from sft.quality.encoding import around, find_garbage
-from sft.quality.markup import check_markup, dump
+from sft.quality.markup import check_markup
 from sft.quality.schemas import schema_fault
 
 # Which roles may stand before a role; "" is the start.
@@ -40,15 +40,14 @@ def check_structure(
 
 def check_encoding(conversation: Conversation) -> Rejection | None:
     """Text that was decoded wrongly, or that holds characters which nobody sees."""
-    whole = dump(conversation)
-    if whole.isascii() and b"\\u" not in whole and b"\x7f" not in whole:  # ASCII without control characters
-        return None
     written, returned = [("tools", text) for text in _strings(conversation.tools)], list[tuple[str, str]]()
     for index, message in enumerate(conversation.messages):
         place = f"messages[{index}]"
         (returned if message["role"] == "tool" else written).append((place, message["content"]))
-        written.append((place, message.get("reasoning_content", "")))
-        returned += [(place, text) for text in _strings(message.get("tool_calls"))]
+        if "reasoning_content" in message:
+            written.append((place, message["reasoning_content"]))
+        if "tool_calls" in message:
+            returned += [(place, text) for text in _strings(message["tool_calls"])]
     garbage = find_garbage(written, returned)
     return Rejection("encoding-garbage", garbage) if garbage else None
 
