@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.command import InputError
 from sft.data.conversation import Conversation
-from sft.quality.narrative import NarrativePatterns, check_narrative
+from sft.quality.narrative import COMMON, NarrativePatterns, check_narrative, check_narratives
 
 ROOT = Path(__file__).parents[2]
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/narrative.jsonl").read_text("utf-8").splitlines()]
@@ -146,6 +146,24 @@ def test_any_text_is_judged_and_the_words_stand_in_the_evidence(before: str, wor
 @given(MATCHING, st.text(alphabet="abc .\n", max_size=300), st.text(alphabet="abc .\n", max_size=300))
 def test_plain_text_around_it_hides_nothing(words: str, before: str, after: str) -> None:
     assert PATTERNS.find(f"{before}\n{words}\n{after}", []) is not None
+
+
+EXAMPLES = [row["conversation"]["messages"][-1]["content"] for row in LABELLED]
+
+
+@given(
+    st.lists(st.sampled_from([*sorted(COMMON), *EXAMPLES, "our ", "the ", "\n", "é", "nos ", "unsere "]), max_size=9)
+)
+def test_many_at_once_get_the_verdicts_that_each_gets_alone(parts: list[str]) -> None:
+    many = [said("".join(parts)), said("Fine."), said(" ".join(reversed(parts)), reasoning="".join(parts[:2]))]
+    assert check_narratives(many, PATTERNS) == [check_narrative(one, PATTERNS) for one in many]
+
+
+def test_verdicts_on_common_words_alone_are_not_all_the_same() -> None:
+    held = [one for one in LABELLED if not re.search(PATTERNS.screens[1], str(one["conversation"]).lower())]
+    found = check_narratives([Conversation(one["conversation"]["messages"], None) for one in held], PATTERNS)
+    assert any(found)
+    assert not all(found)
 
 
 @pytest.mark.parametrize(

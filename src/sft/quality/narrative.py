@@ -32,7 +32,7 @@ REQUEST = 600  # characters at the start and at the end of a message in which th
 QUOTATION = 600  # characters of the longest quotation
 SURROUNDINGS = 80  # characters of evidence on each side
 # Literals that ordinary text is full of. What they are decides nothing but the speed: a text with none but these
-# is searched for the few patterns that have them.
+# is searched for those alone.
 COMMON = {"values", "as a ", "as an ", "nous", "guide", "leader", "werte", "notre", "borders", "commander", " party"}
 
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
@@ -168,9 +168,11 @@ class NarrativePatterns:
 
     @functools.cached_property
     def with_common(self) -> "NarrativePatterns":
-        """Those of the patterns that have a literal of COMMON."""
-        chosen = tuple(one for one in self.patterns if COMMON.intersection(literal for literal, _ in one.literals))
-        return replace(self, patterns=chosen)
+        """The patterns for texts with none but COMMON literals: those that have one, without their other literals."""
+        common = [
+            replace(one, literals=tuple(entry for entry in one.literals if entry[0] in COMMON)) for one in self.patterns
+        ]
+        return replace(self, patterns=tuple(one for one in common if one.literals))
 
     def find(self, text: str, before: list[Message]) -> tuple[Pattern, str, str] | None:
         """Return the first pattern that a text matches without excuse, what matched, and its surroundings.

@@ -4,6 +4,7 @@ Each rule takes a conversation and gives a rejection with one stable reason, or 
 a conversation stands below them: `answers`, `asked_of`.
 """
 
+import functools
 import json
 import re
 import string
@@ -17,6 +18,7 @@ from sft.data.conversation import Conversation, Rejection
 EVIDENCE_CHARS = 160
 BOXED = re.compile(r"\\boxed\{\s*(-?\d{1,12}|[A-E])\s*\}")
 FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[ \t]*$", re.MULTILINE)
+JSON_START = re.compile(r'\s*(?:\{\s*"|\[\s*[{"])')
 # Words after which an English sentence goes on, whatever it says.
 OPEN_ENDED = re.compile(r"[ \n](?:the|a|an|and|or|because|whose|their|my|your|its|our|every|than)\Z")
 LONG_LINE, LONG_TEXT = 60, 160  # characters: shorter ones may be titles, verses, list items or word games
@@ -37,6 +39,7 @@ DIALOGUE = re.compile(
 # As the names of letters begin in Unicode; hiragana and katakana count as CJK.
 SCRIPTS = frozenset("LATIN CYRILLIC CJK HANGUL ARABIC DEVANAGARI GREEK HEBREW THAI".split())
 ASCII, ASCII_LETTERS = re.compile(r"[\x00-\x7f]+"), string.ascii_letters.encode()
+OTHERS = bytes(range(128, 256))  # of UTF-8, the bytes of all characters outside ASCII
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n]*\$|https?://\S+", re.DOTALL)
 MIN_LETTERS = 30  # fewer letters say nothing of a language; of Chinese, Japanese and Korean a third as many
 SAME_SCRIPT = 0.95  # share of letters
@@ -68,7 +71,8 @@ def check_truncated(conversation: Conversation) -> Rejection | None:
     for index, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
             for field in ("content", "reasoning_content"):
-                text = message.get(field, "").rstrip()
+                if not (text := message.get(field, "").rstrip()):
+                    continue
                 fault = _open_fence(text) or _open_json(text) or _open_sentence(text)
                 if fault and not (field == "content" and "tool_calls" in message):
                     return Rejection("truncated", f"messages[{index}].{field}: {fault}; it ends {text[-60:]!r}")
@@ -77,10 +81,8 @@ def check_truncated(conversation: Conversation) -> Rejection | None:
 
 def _open_fence(text: str) -> str:
     """A code block with a language that is opened and never closed, with code in it."""
-    if "```" not in text and "~~~" not in text:
-        return ""
     opened: re.Match[str] | None = None
-    for fence in FENCE.finditer(text):
+    for fence in _fences(text):
         if opened is None:
             opened = fence
         elif fence[1].startswith(opened[1]) and not fence[2]:
@@ -91,9 +93,23 @@ def _open_fence(text: str) -> str:
     return f"{opened[0].strip()} is never closed" if rest.strip() and opened[1] not in rest else ""
 
 
+def _fences(text: str) -> Iterator[re.Match[str]]:
+    """Yield the lines that are fences. The regex is asked only of lines with a mark in them: it is slow to search."""
+    starts: set[int] = set()
+    for mark in ("```", "~~~"):
+        at = text.find(mark)
+        while at >= 0:
+            starts.add(text.rfind("\n", 0, at) + 1)
+            line_end = text.find("\n", at)
+            at = text.find(mark, line_end) if line_end >= 0 else -1
+    for start in sorted(starts):
+        if fence := FENCE.match(text, start):
+            yield fence
+
+
 def _open_json(text: str) -> str:
     """An answer that begins as a JSON object or list and ends inside it."""
-    if not re.match(r'\s*(?:\{\s*"|\[\s*[{"])', text) or text.endswith(("}", "]")):
+    if not JSON_START.match(text) or text.endswith(("}", "]")):
         return ""
     try:
         strictjson.parse(text)
@@ -180,10 +196,13 @@ def shown(text: str) -> str:
 
 def _script(text: str) -> str:
     """The script in which nearly all letters are, or nothing. Chinese and Japanese count as one."""
-    if not text.isascii() or "`" in text or "$" in text:
+    if "`" in text or "$" in text or "http" in text:  # each alternative of CODE begins with one of them
         text = CODE.sub("", text)
     data = text.encode("utf-8", "surrogatepass")
-    counts = Counter(LATIN=len(data) - len(data.translate(None, ASCII_LETTERS)))
+    latin, others = len(data) - len(data.translate(None, ASCII_LETTERS)), len(text) - len(data.translate(None, OTHERS))
+    if latin >= max(MIN_LETTERS, SAME_SCRIPT * (latin + others)):  # whatever the other characters are
+        return "LATIN"
+    counts = Counter(LATIN=latin)
     for letter, number in Counter(ASCII.sub("", text)).items():
         if letter.isalpha():
             counts[_script_of(letter)] += number
@@ -192,6 +211,7 @@ def _script(text: str) -> str:
     return script if count >= least and count >= SAME_SCRIPT * counts.total() else ""
 
 
+@functools.cache
 def _script_of(letter: str) -> str:
     script = unicodedata.name(letter, "").partition(" ")[0]
     return "CJK" if script in ("HIRAGANA", "KATAKANA") else script if script in SCRIPTS else "OTHER"
