@@ -151,6 +151,7 @@ def test_plain_text_around_it_hides_nothing(words: str, before: str, after: str)
 EXAMPLES = [row["conversation"]["messages"][-1]["content"] for row in LABELLED]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*sorted(COMMON), *EXAMPLES, "our ", "the ", "\n", "é", "nos ", "unsere "]), max_size=9)
 )

@@ -37,4 +37,4 @@ def test_fences_are_the_lines_that_the_regex_finds(text: str) -> None:
     ("latin", "greek", "script"), [(95, 5, "LATIN"), (94, 5, ""), (29, 0, ""), (30, 0, "LATIN"), (1, 40, "GREEK")]
 )
 def test_a_script_has_nearly_all_letters_and_marks_outside_ascii_are_none(latin: int, greek: int, script: str) -> None:
-    assert _script("a" * latin + "λ" * greek) == _script("–“ ”…" * 50 + "λ" * greek + "a" * latin) == script
+    assert _script("a" * latin + "λ" * greek) == _script("“ ”…" * 50 + "λ" * greek + "a" * latin) == script
