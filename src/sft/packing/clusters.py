@@ -14,13 +14,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from sft.quality.duplicates import CHANCE, NUMBERS_BYTES, SIGNATURE_BYTES, SLOTS, banding
+from sft.quality.duplicates import CHANCE, NUMBERS_BYTES, SIGNATURE_BYTES, SLOTS, band_keys, banding
 
 Bytes = npt.NDArray[np.uint8]
 Int32s = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
 
-MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: spreads the keys of bands
 # Signatures compared at once, if no more than these have one key.
 BLOCK_ROWS = 1 << 16
 
@@ -38,9 +37,10 @@ def find_clusters(signatures: Iterable[Bytes], threshold: float, folder: Path) -
         for some in signatures:
             file.write(some.tobytes())
             rows += len(some)
+            keys = band_keys(some, slots, bands)
             for band, path in enumerate(key_files):
-                with path.open("ab") as keys:
-                    keys.write(band_keys(some, band, slots).tobytes())
+                with path.open("ab") as key_file:
+                    key_file.write(keys[:, band].tobytes())
     first = np.arange(rows, dtype=np.int32)
     descriptor = os.open(folder / "signatures", os.O_RDONLY)
     try:
@@ -53,15 +53,6 @@ def find_clusters(signatures: Iterable[Bytes], threshold: float, folder: Path) -
     (folder / "signatures").unlink()
     _shorten(first)
     return first
-
-
-def band_keys(signatures: Bytes, band: int, slots: int) -> Keys:
-    """Return a key for one band of each signature: of its slots on both sides, and of the numbers."""
-    numbers = signatures[:, :NUMBERS_BYTES].copy().view("<u8").reshape(-1)
-    sides = signatures[:, NUMBERS_BYTES:].reshape(-1, 2, SLOTS)[:, :, band * slots : (band + 1) * slots]
-    powers = np.array([pow(MULTIPLIER, power, 1 << 64) for power in range(2 * slots)], np.uint64)
-    keys: Keys = sides.reshape(len(signatures), -1).astype(np.uint64) @ powers ^ numbers
-    return keys
 
 
 def fewest_same(threshold: float) -> int:
