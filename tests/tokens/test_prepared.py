@@ -88,6 +88,17 @@ def test_ids_that_are_not_those_of_the_reference_stop_the_stage(chat, monkeypatc
         prepare(chat, rows, KEPT, compared=1000)
 
 
+def test_as_much_text_is_compared_with_the_reference_as_is_asked_for(chat, monkeypatch):
+    compared = list[str]()
+    monkeypatch.setattr(chat.tokenizer.engine, "agrees", lambda texts: compared.extend(texts) or True)
+    rows = filtered(chat_records(3))
+    prepare(chat, rows, KEPT)
+    assert compared == []
+    prepare(chat, rows, KEPT, compared=40)
+    assert sum(map(len, compared)) == 40
+    assert len(compared) > 1, "it goes on in the next piece"
+
+
 @pytest.mark.parametrize(
     "value",
     [
