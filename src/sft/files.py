@@ -149,8 +149,13 @@ def value_digest(value: Any) -> str:
     >>> value_digest({"a": 1, "b": 2}) == value_digest({"b": 2, "a": 1})
     True
     """
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Write a JSON-like value, its keys in order, in UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
 
 
 @contextlib.contextmanager

@@ -79,8 +79,9 @@ def signatures(
     if not conversations:
         return []
     starts, lengths = found.starts.tolist(), np.diff(found.starts).tolist()
-    numbers = found.hashes[found.numbers].astype("<u8").tobytes()
-    number_starts = (np.concatenate([np.zeros(1, np.int64), np.cumsum(found.numbers)])[found.starts] * 8).tolist()
+    places_of_numbers = np.flatnonzero(found.numbers)
+    numbers = found.hashes[places_of_numbers].astype("<u8").tobytes()
+    number_starts = (np.searchsorted(places_of_numbers, found.starts) * 8).tolist()
     digests: list[bytes] = []
     spans: list[Hashes] = []  # words, of one side after the other
     sizes: list[int] = []  # of sides, in words
@@ -100,7 +101,7 @@ def signatures(
             if sizes[-1] < FEWEST_WORDS:
                 short.append(_plainly([own[part - place][1] for part in side]))
         place += len(own)
-    shingles, offsets = _shingles(np.concatenate([*spans, np.empty(0, np.uint64)]), np.array(sizes), short)
+    shingles, offsets = _shingles(np.concatenate([*spans, np.empty(0, np.uint64)]), sizes, short)
     rows = RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, SLOTS, MINHASH_SEED).to_rows()
     slots = np.frombuffer(b"".join([array.array("I", row) for row in rows]), np.uint32).astype(np.uint8)
     return [one + row.tobytes() for one, row in zip(digests, slots.reshape(-1, 2 * SLOTS), strict=True)]
@@ -112,29 +113,23 @@ def _plainly(texts: list[str]) -> bytes:
     return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def _shingles(
-    hashes: "Hashes", sizes: "npt.NDArray[np.int64]", short: list[bytes]
-) -> "tuple[Hashes, npt.NDArray[np.uint64]]":
+def _shingles(hashes: "Hashes", sizes: list[int], short: list[bytes]) -> "tuple[Hashes, Hashes]":
     """Return a number for each sequence of SHINGLE_WORDS words of each side, and where those of each side begin.
 
     `hashes` are the words of all sides, `sizes` how many each has; one with few has one number, the next of `short`.
     """
     import numpy as np
 
-    total = np.zeros(max(0, len(hashes) - SHINGLE_WORDS + 1), np.uint64)
-    for word in range(SHINGLE_WORDS):
+    total = hashes[: max(0, len(hashes) - SHINGLE_WORDS + 1)].copy()
+    for word in range(1, SHINGLE_WORDS):
         total *= np.uint64(MULTIPLIERS[0])
         total += hashes[word : len(total) + word]
-    is_long = sizes >= FEWEST_WORDS
-    counts = np.where(is_long, sizes - SHINGLE_WORDS + 1, 1)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])[:-1]
-    found = np.empty(offsets[-1], np.uint64)
-    chosen = np.repeat(np.where(is_long, begins - offsets[:-1], 0), counts) + np.arange(len(found))
-    of_long = np.repeat(is_long, counts)
-    found[of_long] = spread(total)[chosen[of_long]]
-    found[offsets[:-1][~is_long]] = np.frombuffer(b"".join(short), "<u8")
-    return found, offsets.astype(np.uint64)
+    spread(total)
+    pieces, begin, plain = [np.empty(0, np.uint64)], 0, iter(np.frombuffer(b"".join(short), "<u8").reshape(-1, 1))
+    for size in sizes:
+        pieces.append(total[begin : begin + size - SHINGLE_WORDS + 1] if size >= FEWEST_WORDS else next(plain))
+        begin += size
+    return np.concatenate(pieces), np.cumsum(list(map(len, pieces)), dtype=np.uint64)
 
 
 def banding(threshold: float) -> tuple[int, int]:

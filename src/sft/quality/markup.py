@@ -16,8 +16,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
-
 from sft.data.conversation import Conversation, Message, Rejection
 from sft.quality.encoding import around
 
@@ -64,21 +62,12 @@ def check_markup(conversation: Conversation, policy: str = "reject") -> Rejectio
 
 def has_signs(conversation: Conversation) -> bool:
     """Say whether a conversation may hold markup: quickly, for most hold none."""
-    whole = dump(conversation)
+    whole = conversation.canonical
     return (
         any([piece.startswith(OPENED) for piece in whole.split(b"<")[1:]])
         or any([piece.endswith(CLOSED) for piece in whole.split(b">")])
         or b"INST]" in whole
     )
-
-
-def dump(conversation: Conversation) -> bytes:
-    """Return all of a conversation as JSON, in UTF-8, control characters escaped: to be searched."""
-    whole = [conversation.messages, conversation.tools]
-    try:
-        return orjson.dumps(whole)
-    except TypeError:  # lone surrogates, and numbers of more than 64 bits
-        return json.dumps(whole, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def count_control(conversation: Conversation) -> int:

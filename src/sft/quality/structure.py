@@ -144,6 +144,9 @@ def check_think_tags(conversation: Conversation) -> Rejection | None:
 
 def check_length(conversation: Conversation, max_chars: int, max_message_chars: int | None) -> Rejection | None:
     """Neither the conversation nor a message of it is too long."""
+    most = max_chars if max_message_chars is None else min(max_chars, max_message_chars)
+    if 2 * len(conversation.canonical) <= most:  # spaces in the arguments do not double it
+        return None
     total = 0
     for index, message in enumerate(conversation.messages):
         length = len(message["content"]) + len(message.get("reasoning_content", ""))
