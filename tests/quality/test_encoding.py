@@ -22,6 +22,8 @@ def garbage(text: str) -> str:
 
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8), st.sampled_from([" ", "\n", "\u00a0", ", ", "-"]))
 def test_words_of_any_language_are_no_garbage(words: list[str], between: str) -> None:
+    if between == "\u00a0":  # which makes mojibake of these: of ↠ and 你
+        words = [word for word in words if word not in ("â†", "ä½")]
     assert garbage(between.join(words)) == ""
 
 
