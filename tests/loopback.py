@@ -132,7 +132,8 @@ def free_port() -> int:
 
 def write_profile(root: Path, name: str, cluster: Loopback | None = None, **keys: Any) -> Path:
     """Write a profile: one node of the cluster, one rank, unless told otherwise."""
-    profile = {"partition": "main", "nodes": 1, "gpus_per_node": 0, "ranks_per_node": 1, "time": 10, "free_gb": 1}
+    profile = {"partition": "main", "nodes": 1, "gpus_per_node": 0, "ranks_per_node": 1, "free_gb": 1}
+    profile |= {"time": 10, "stop_seconds": 60}
     if cluster:
         profile["slurm_conf"] = str(cluster.conf)
     path = root / f"slurm/clusters/{name}.yaml"

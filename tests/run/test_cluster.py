@@ -74,6 +74,17 @@ def test_a_missing_key_and_a_file_that_is_no_mapping_are_named(root):
         read_profile("lab")
 
 
+@pytest.mark.parametrize(("time", "limit"), [(10, 600), ("9:30", 570), ("0:05:00", 300)])
+def test_a_training_that_would_be_requeued_from_its_first_second_is_refused(root, time, limit):
+    write_profile(root, "lab", time=time, stop_seconds=600)
+    asked = rf"lab.yaml: time is {time}, {limit} seconds, and stop_seconds is 600: .* to less than {limit}"
+    with pytest.raises(InputError, match=asked):
+        read_profile("lab")
+    for fits in ("10:01", "0-1", "0"):  # 0: without a limit
+        write_profile(root, "lab", time=fits, stop_seconds=600, eval={"time": 1})
+        assert read_profile("lab").asked_by("eval").time == "1", "only training is stopped"
+
+
 def test_a_stage_asks_for_what_its_section_says_and_for_the_rest_as_training_does(root):
     write_profile(root, "lab", nodes=4, gpus_per_node=8, ranks_per_node=None, account="us", eval={"nodes": 1})
     cluster = read_profile("lab")

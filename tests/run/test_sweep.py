@@ -84,6 +84,31 @@ def test_a_grid_is_run_a_failed_member_stops_no_other_and_a_second_call_runs_not
     assert "too high" in run(project, "dvc", "queue", "logs", f"{name}-2")
 
 
+def test_the_same_name_from_another_commit_or_with_other_params_is_refused_and_what_differs_is_named(project):
+    """What is edited in params.yaml and swept anyway does not differ."""
+    members = {"s-1": ["optimizer.lr=0.3"], "s-2": ["optimizer.lr=0.1"]}
+    first = run(project, "git", "rev-parse", "HEAD").strip()[:8]
+    sweep.queue("s-1", members["s-1"])
+    with pytest.raises(
+        InputError, match=r"experiment s-1 is there already.*: optimizer\.lr 0\.3, now 0\.2\. Give this"
+    ):
+        sweep.run(plan("optimizer.lr=0.2", None), "s", 1)
+    (project / "params.yaml").write_text("optimizer:\n  lr: 0.7\n")
+    sweep.refuse_older(members, ["s-1"])
+    (project / "params.yaml").write_text("optimizer:\n  lr: 0.7\n  beta: 1\n")
+    with pytest.raises(InputError, match=r"s-1 .*: optimizer\.beta nothing, now 1\. Give this sweep a NAME of its own"):
+        sweep.refuse_older(members, ["s-1"])
+    run(project, "git", "checkout", "params.yaml")
+    (project / "stage.py").write_text(STAGE + "# edited\n")
+    with pytest.raises(InputError, match=r"s-1 .*: other edits that are not committed"):
+        sweep.refuse_older(members, ["s-1"])
+    commit(project, "two")
+    with pytest.raises(InputError, match=rf"s-1 .*: commit {first}, now [0-9a-f]{{8}}\."):
+        sweep.refuse_older(members, ["s-1"])
+    with pytest.raises(InputError, match=r"s-2 .*: nothing tells from which commit and params: runs/sweeps/s-2\.json"):
+        sweep.refuse_older(members, ["s-2"])
+
+
 def exp_ref(project, name):
     refs = run(project, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     return next(ref for ref in refs if ref.endswith(f"/{name}"))

@@ -66,7 +66,7 @@ class Cluster(Section):
     time: Minutes
     """Time limit of one life of the job, as sbatch reads it: minutes, or [days-]hours:minutes:seconds."""
     stop_seconds: Annotated[int, Field(ge=5)] = 600
-    """So long before the limit training saves a checkpoint and makes way for the next life."""
+    """So long before the limit training saves a checkpoint and makes way for the next life; less than `time`."""
     requeues: Annotated[int, Field(ge=0)] = 20
     """Lives after the first: time limit, preemption and lost nodes together."""
     free_gb: Positive = 20
@@ -140,7 +140,10 @@ def asked_cluster() -> str:
 
 
 def read_profile(name: str) -> Cluster:
-    """Read and check a profile. Raises InputError: there is none of that name, or it is wrong."""
+    """Read and check a profile.
+
+    Raises:  InputError: there is none of that name, it is wrong, or a training by it would stop as soon as it starts.
+    """
     folder = project_root() / PROFILES
     path = folder / f"{name}.yaml"
     if not re.fullmatch(r"[\w-]+", name) or not path.exists():
@@ -149,7 +152,26 @@ def read_profile(name: str) -> Cluster:
             f"CLUSTER={name}: no profile {PROFILES}/{name}.yaml. Profiles here: {known}. "
             f"Copy {PROFILES}/example.yaml and fill it in."
         )
-    return read_yaml(path, Cluster)
+    cluster = read_yaml(path, Cluster)
+    if 0 < (limit := seconds(cluster.time)) <= cluster.stop_seconds:
+        raise InputError(
+            f"{PROFILES}/{name}.yaml: time is {cluster.time}, {limit} seconds, and stop_seconds is "
+            f"{cluster.stop_seconds}: a training would be requeued from its first second on, without a step. Raise "
+            f"time, or set stop_seconds to less than {limit}: what a checkpoint takes, and some."
+        )
+    return cluster
+
+
+def seconds(time: str) -> int:
+    """Return how long a time limit is, as sbatch reads it; 0: there is none.
+
+    >>> [seconds(time) for time in ("30", "30:15", "4:00:00", "1-0", "1-2:30", "1-2:30:15")]
+    [1800, 1815, 14400, 86400, 95400, 95415]
+    """
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86_400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 def find_image(cluster: Cluster) -> None:

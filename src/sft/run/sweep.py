@@ -7,13 +7,14 @@
 The words are those of `dvc exp run --queue --set-param`, also choice(...) and range(...). --jobs so many at a time;
 with CLUSTER set each one's training is a job of that cluster. One that fails does not stop the others; the program
 then ends with status 1. Called again with the same grid, nothing is queued twice: what is not finished goes on, also
-what the workers of the queue lost. Results also stand in `dvc exp show` and in MLflow, where every run has the tag
-`sweep`.
+what the workers of the queue lost; from another commit, or with other params, the same name is refused. Results also
+stand in `dvc exp show` and in MLflow, where every run has the tag `sweep`.
 
 A worker of DVC's queue gives its own environment (CLUSTER, SFT_SWEEP, MLFLOW_TRACKING_URI, ...) to all that it runs. So
 one sweep runs at a time, nothing else may wait in the queue, and workers of another environment are let go first.
 """
 
+import hashlib
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,18 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.command import InputError, guard, parser_of, say
-from sft.files import flatten, holding, publish_file, value_digest
+from sft.files import flatten, holding, publish_file, read_json, value_digest, write_json
 from sft.run import parallel
 from sft.run.cluster import asked_cluster, is_on, read_profile
+from sft.run.lineage import OWN_OUTPUTS
 from sft.run.records import Records, find
 from sft.view.terminal import Screen, visible
 
 EVERY = 5.0  # seconds between two looks at the queue
 LOOKS = 4  # so many in a row make sure of what a single one may see by chance: DVC has no lock for it
 WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC keeps the process ids of the queue's workers
+ORIGINS = Path("runs/sweeps")  # what each member was made from
+MOST_SHOWN = 5
 # What of a worker's environment reaches what it runs; and what a cluster's profile names.
 CARRIED = ("CLUSTER", "AWS_", "MLFLOW_", "OMP_", "SFT_")
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
@@ -133,8 +138,7 @@ def look() -> Queue:
 
 def finished() -> set[str]:
     """Return the names of all experiments that git has: those of members whose tasks were removed from the queue."""
-    asked = ["git", "for-each-ref", "--format=%(refname)", "refs/exps"]
-    listed = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    listed = _git("for-each-ref", "--format=%(refname)", "refs/exps")
     return {ref.rpartition("/")[2] for ref in listed.split()}
 
 
@@ -144,8 +148,53 @@ def members_of(members: dict[str, list[str]], states: dict[str, str], done: set[
     return {member: state for member, state in known.items() if state}
 
 
+def origin(words: list[str]) -> dict[str, Any]:
+    """Return what an experiment that is queued now is made from: commit, edits of it, and all params as text."""
+    from dvc.utils.serialize import load_yaml
+
+    changed = _git("diff", "--binary", "--no-ext-diff", "HEAD", "--", ".", ":(exclude)params.yaml", *OWN_OUTPUTS)
+    params = {name: str(value) for name, value in flatten(load_yaml("params.yaml")).items()}
+    for name, _, value in (word.partition("=") for word in words):
+        params = {known: text for known, text in params.items() if not known.startswith(f"{name}.")} | {name: value}
+    edits = hashlib.sha256(changed.encode("utf-8", "surrogateescape")).hexdigest() if changed else None
+    return {"commit": _git("rev-parse", "HEAD").strip(), "edits": edits, "params": params}
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Say in what two origins differ.
+
+    >>> then = {"commit": "1a2b", "edits": None, "params": {"rng.seed": "1"}}
+    >>> differences(then, {"commit": "3c4d", "edits": None, "params": {"rng.seed": "2"}})
+    ['commit 1a2b, now 3c4d', 'rng.seed 1, now 2']
+    """
+    found = [f"commit {then['commit'][:8]}, now {now['commit'][:8]}"] if then["commit"] != now["commit"] else []
+    for name in sorted(then["params"].keys() | now["params"].keys()):
+        before, after = (each["params"].get(name, "nothing") for each in (then, now))
+        found += [f"{name} {before}, now {after}"] if before != after else []
+    return found + (["other edits that are not committed"] if then["edits"] != now["edits"] else [])
+
+
+def refuse_older(members: dict[str, list[str]], known: Iterable[str]) -> None:
+    """Refuse what has the name of a member and was made from something else: it is no result of now.
+
+    Raises:  InputError: names the first, and what differs.
+    """
+    for member in known:
+        if not (record := ORIGINS / f"{member}.json").exists():
+            differing = [f"nothing tells from which commit and params: {record} is missing"]
+        elif not (differing := differences(read_json(record), origin(members[member]))):
+            continue
+        shown = "; ".join([*differing[:MOST_SHOWN], *(["…"] if len(differing) > MOST_SHOWN else [])])
+        raise InputError(
+            f"an experiment {member} is there already, made from something else: {shown}. Give this sweep a NAME of "
+            "its own; or go back to what that one was made from. (dvc exp show shows it; what forgets it: "
+            f"dvc exp remove {member}, dvc queue remove {member}.)"
+        )
+
+
 def queue(member: str, words: list[str]) -> None:
     """Put an experiment into the queue."""
+    write_json(ORIGINS / f"{member}.json", origin(words))
     _dvc("exp", "run", "--queue", "--name", member, *(one for word in words for one in ("--set-param", word)))
 
 
@@ -299,6 +348,11 @@ def page(name: str, members: list[Member]) -> str:
     return parallel.page(name, rows, [*params, *labels], ended)
 
 
+def _git(*arguments: str) -> str:
+    asked = ["git", *arguments]
+    return subprocess.run(asked, check=True, capture_output=True, text=True, errors="surrogateescape").stdout
+
+
 def _dvc(*arguments: str, may_fail: bool = False) -> str:
     command = [sys.executable, "-m", "dvc", *arguments]
     with tempfile.TemporaryFile("w+") as said:  # workers keep what they inherit open: a pipe would have no end
@@ -313,7 +367,8 @@ def _dvc(*arguments: str, may_fail: bool = False) -> str:
 def run(calls: list[list[str]], name: str, jobs: int) -> list[Member]:
     """Queue what is not in the queue yet, run all, and read what came of it.
 
-    Raises:  InputError: another sweep runs, the profile is wrong, something else waits, DVC refuses a param.
+    Raises:  InputError: another sweep runs, the profile is wrong, something else waits, a member of that name was made
+    from something else, DVC refuses a param.
     """
     for switch in ("DETACH", "DRY_RUN"):
         if is_on(switch):
@@ -327,6 +382,7 @@ def run(calls: list[list[str]], name: str, jobs: int) -> list[Member]:
             raise InputError("another sweep runs in this project, and one runs at a time: wait for it, or end it")
         states = look().states
         refuse_others(members, states)
+        refuse_older(members, members_of(members, states, finished()))
         let_go(cluster)
         known = members_of(members, states, finished())
         if known:
