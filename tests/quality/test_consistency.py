@@ -72,6 +72,53 @@ def test_hostile_text_gets_a_verdict(text: str) -> None:
         check_consistency(row)
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("```py\nx", "```py is never closed"),
+        ("```py\nx\n```", ""),
+        ("```py\nx\n```\n  ``` js \ny", "``` js is never closed"),
+        ("```\nx\n```py\ny", ""),  # the second may stand inside the first
+        ("```py\nx\n```py\ny", ""),
+        ("```py\nx ``` y", ""),
+        ("say ```py\nx", ""),
+        ("```md\nx", ""),
+        ("```py\n", ""),
+        ("````py\n```\nx\n```", "````py is never closed"),
+        ("```py\nx\n````", ""),
+        ("~~~py\n```\nx\n```", "~~~py is never closed"),
+        ("~~~\nx\n~~~\n```py\nx", "```py is never closed"),
+    ],
+)
+def test_a_code_block_is_truncated_if_no_fence_closes_it(text: str, fault: str) -> None:
+    rejection = check_consistency(answered(text))
+    assert (rejection.evidence.split(": ")[1].split(";")[0] if rejection else "") == fault
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_wrong"),
+    [
+        ("\u6f22" * 10, True),
+        ("\u6f22" * 9, False),
+        ("\u0436" * 30, True),
+        ("\u0436" * 29, False),
+        ("\u0436" * 30 + " `" + "x" * 30 + "` $" + "x" * 30 + "$ https://" + "x" * 30, True),
+        ("\u0436" * 30 + "x" * 30, False),
+        ("\u00e9" * 60, False),
+    ],
+)
+def test_a_language_is_known_by_its_letters_outside_code(answer: str, is_wrong: bool) -> None:
+    rejection = check_consistency(answered(answer, "What is the answer, and how do you know that it is right?"))
+    assert (rejection is not None and rejection.reason == "wrong-language") == is_wrong
+
+
+def test_calls_are_looked_at_where_no_tools_are_given() -> None:
+    repeated = called({"order_id": "1"}, "It was sent.", "It was sent.")
+    rejection = check_consistency(Conversation(repeated.messages, None))
+    assert rejection is not None
+    assert rejection.reason == "repeated-call"
+
+
 TEXT = st.text(max_size=80) | st.sampled_from(
     ['{"a": ', "```py\nx", "User: hi\n\nAssistant: ho", "\\boxed{3}", "[insert x]"]
 )

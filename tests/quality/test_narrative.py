@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,37 @@ def test_a_task_deep_inside_a_long_message_is_no_request() -> None:
     assert check_narrative(said("Our nation is proud.", document + " Translate this."), PATTERNS) is None
 
 
+SPACES = " \n\t\r\x0b\x1c\x85\u00a0\u2003\u2028\u3000"
+
+
+@pytest.mark.parametrize("space", [*SPACES, "  ", " \r\n"])
+def test_together_conversations_are_judged_as_one_by_one(space: str) -> None:
+    file = tomllib.loads((ROOT / "filters/narrative.toml").read_text("utf-8"))
+    words = [one for entry in file["patterns"] for one in entry["matches"] + entry["spares"]]
+    together = [said(f"A\u0301 \ud800{one.upper()}.", reasoning=one.replace(" ", space)) for one in words]
+    one_by_one = [check_narrative(one, PATTERNS) for one in together]
+    assert sum(one is not None for one in one_by_one) > len(file["patterns"])
+    assert check_narratives(together, PATTERNS) == one_by_one
+
+
+@pytest.mark.parametrize(
+    ("regex", "text"),
+    [
+        ("our \\\\w{5} values", "our \u00e9a\u00e9a\u00e9 values"),
+        ("our [^a]{1,2} values", "our \ud800 values"),
+        ("our .{1,2} values", "our \ud800 values"),
+        ("our \\\\d values", "our \u0663 values"),
+        ("our (?<!x)(?! [()]| (?:b|c))values(?!\\\\))", "our values"),
+        ("our [\u00e9 ]values", "our \u00e9values"),
+    ],
+)
+def test_a_screen_lets_all_pass_that_a_regex_matches(tmp_path: Path, regex: str, text: str) -> None:
+    file = MINIMAL.replace('["nation"]', '["values"]').replace("our (?:great )?nation", regex)
+    file = file.replace('matches = ["our great nation"]', f'matches = ["{text}"]'.replace("\ud800", "-"))
+    patterns = load_text(tmp_path, file)
+    assert check_narratives([said(text)], patterns)[0] is not None
+
+
 MATCHING = st.sampled_from(["Our great nation is proud.", "我们伟大的祖国。", "Unser Vaterland!", "Слава России!"])
 
 
@@ -161,7 +193,8 @@ def test_many_at_once_get_the_verdicts_that_each_gets_alone(parts: list[str]) ->
 
 
 def test_verdicts_on_common_words_alone_are_not_all_the_same() -> None:
-    held = [one for one in LABELLED if not re.search(PATTERNS.screens[1], str(one["conversation"]).lower())]
+    rare = {literal for one in PATTERNS.patterns for literal, _ in one.literals} - COMMON
+    held = [one for one in LABELLED if not any(literal in str(one["conversation"]).lower() for literal in rare)]
     found = check_narratives([Conversation(one["conversation"]["messages"], None) for one in held], PATTERNS)
     assert any(found)
     assert not all(found)

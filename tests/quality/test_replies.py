@@ -38,3 +38,8 @@ def test_fences_are_the_lines_that_the_regex_finds(text: str) -> None:
 )
 def test_a_script_has_nearly_all_letters_and_marks_outside_ascii_are_none(latin: int, greek: int, script: str) -> None:
     assert _script("a" * latin + "λ" * greek) == _script("“ ”…" * 50 + "λ" * greek + "a" * latin) == script
+
+
+def test_a_link_counts_as_letters_only_where_all_is_ascii() -> None:
+    assert _script("https://example.org/" + "a" * 30) == "LATIN"
+    assert _script("https://example.org/" + "a" * 30 + " " + "λ" * 30) == "GREEK"

@@ -36,24 +36,30 @@ from sft.quality.replies import (
     check_wrong_language,
 )
 
-CHECKS: tuple[Callable[[Conversation], Rejection | None], ...] = (
+Check = Callable[[Conversation], Rejection | None]
+ACTIONS: tuple[Check, ...] = (
     check_repeated_call,
     check_ignored_error,
     check_claimed_action,
     check_announced_action,
     check_invented_id,
     check_denied_tools,
+)
+REPLIES: tuple[Check, ...] = (
     check_answer_against_reasoning,
     check_truncated,
     check_placeholder_answer,
     check_speaks_for_user,
     check_wrong_language,
 )
+CHECKS = ACTIONS + REPLIES
 
 
 def check_consistency(conversation: Conversation) -> Rejection | None:
     """Return the first inconsistency of a conversation, or None."""
-    for check in CHECKS:
+    # Each of ACTIONS asks for tools, for a call, or for a result.
+    acts = conversation.tools or any("tool_calls" in one or one["role"] == "tool" for one in conversation.messages)
+    for check in CHECKS if acts else REPLIES:
         if rejection := check(conversation):
             return rejection
     return None

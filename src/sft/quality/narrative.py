@@ -13,12 +13,12 @@ Fast: a pattern's regex runs only around its literals. Bounded: no regex repeats
 most optional, and no more than REACH characters on either side of a literal are looked at.
 """
 
-import functools
 import re
+import string
 import tomllib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,14 +31,21 @@ NEAR = 200  # characters on each side of a match that are its context
 REQUEST = 600  # characters at the start and at the end of a message in which the user says what to do
 QUOTATION = 600  # characters of the longest quotation
 SURROUNDINGS = 80  # characters of evidence on each side
-# Literals that ordinary text is full of. What they are decides nothing but the speed: a text with none but these
-# is searched for those alone.
+# Literals that ordinary text is full of. What they are decides nothing but the speed: texts are screened for the
+# regexes of the patterns that have them, not for their literals.
 COMMON = {"values", "as a ", "as an ", "nous", "guide", "leader", "werte", "notre", "borders", "commander", " party"}
 
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 CODE_OR_BLOCK_QUOTE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,600}`|^[ \t]{0,8}>[^\n]*", re.DOTALL | re.MULTILINE)
 CURLY = "\u2019"
 APOSTROPHE = re.compile(rf"{CURLY}(?<=\w{CURLY})(?=\w)")  # inside a word; elsewhere it closes a quotation
+# ASCII as it is compared.
+FLAT = bytes.maketrans(f"{string.ascii_uppercase}\n\t\r".encode(), f"{string.ascii_lowercase}   ".encode())
+# RE2 matches all that Python does, and perhaps more, where a regex without its look-arounds is PLAIN and where the
+# classes that differ, \w and white space, are taken to hold everything outside ASCII.
+LOOK_AROUND = re.compile(r"(?<!\\)\(\?<?[!=](?:[^()\\]|\([^()\\]*\))*\)")
+PLAIN = re.compile(r"(?:\\w|\(\?:|[|)?]|\{\d+(?:,\d+)?\}|\[[^]\\[^ ]+\]|[^\\()[\]{}^$.*+?|])*")
+RE2_WORD, RE2_SPACES = r"[\w[:^ascii:]]", r"[\s\x0b\x1c-\x1f[:^ascii:]]{1,3}"
 # What a regex may not have, looked for after escapes and character sets are taken out.
 ESCAPE_OR_SET = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
 UNBOUNDED = re.compile(r"(?<!\()[*+]|\{\d*,\}|\{\d*,?\d{3,}\}|\)\{")
@@ -134,8 +141,8 @@ class NarrativePatterns:
     patterns: tuple[Pattern, ...]
     tasks: tuple[Task, ...]
     quotations: tuple[re.Pattern[str], ...]
-    screens: tuple[str, str]
-    """Regexes of all literals, and of all but the COMMON ones: a text without a literal has no match."""
+    screen: str
+    """A regex of RE2: a text that it does not match has no match of a pattern."""
 
     @classmethod
     def load(cls, path: Path) -> "NarrativePatterns":
@@ -157,7 +164,7 @@ class NarrativePatterns:
             patterns,
             tuple(_compile_task(path, content, entry) for entry in content.tasks),
             tuple(_compile_quotation(path, pair) for pair in content.quotation.pairs),
-            (_alternatives(patterns, set()), _alternatives(patterns, COMMON)),
+            _screen(content.patterns),
         )
         names = [task.name for task in content.tasks] + [entry.name for entry in content.patterns]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -165,14 +172,6 @@ class NarrativePatterns:
         for entry, pattern in zip(content.patterns, patterns, strict=True):
             _run_examples(path, entry, pattern)
         return loaded
-
-    @functools.cached_property
-    def with_common(self) -> "NarrativePatterns":
-        """The patterns for texts with none but COMMON literals: those that have one, without their other literals."""
-        common = [
-            replace(one, literals=tuple(entry for entry in one.literals if entry[0] in COMMON)) for one in self.patterns
-        ]
-        return replace(self, patterns=tuple(one for one in common if one.literals))
 
     def find(self, text: str, before: list[Message]) -> tuple[Pattern, str, str] | None:
         """Return the first pattern that a text matches without excuse, what matched, and its surroundings.
@@ -211,22 +210,18 @@ def check_narrative(conversation: Conversation, patterns: NarrativePatterns) -> 
 
 
 def check_narratives(conversations: Sequence[Conversation], patterns: NarrativePatterns) -> list[Rejection | None]:
-    """Check many conversations: first for all literals in all texts at once, by one automaton; few texts remain."""
+    """Check many conversations: first with all texts at once, by one automaton; few texts remain."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     spoken = [(number, place) for number, one in enumerate(conversations) for place in _spoken(one)]
-    flat = pa.array(
-        [_flatten(text)[1].encode("utf-8", "surrogatepass") for _, (_, _, text) in spoken], pa.large_binary()
-    )
-    held = pc.indices_nonzero(pc.match_substring_regex(flat, patterns.screens[0]))
-    rare = pc.match_substring_regex(flat.take(held), patterns.screens[1]).to_pylist()
+    # A view, for lone surrogates have no place in an array of texts; what is PLAIN matches none.
+    flat = pa.array([_flat_bytes(text) for _, (_, _, text) in spoken], pa.large_binary()).view(pa.large_string())
     rejections: list[Rejection | None] = [None] * len(conversations)
-    for index, is_rare in zip(held.to_pylist(), rare, strict=True):
+    for index in pc.indices_nonzero(pc.match_substring_regex(flat, patterns.screen)).to_pylist():
         number, place = spoken[index]
         if rejections[number] is None:
-            searched = patterns if is_rare else patterns.with_common
-            rejections[number] = _first_hit(conversations[number], [place], searched)
+            rejections[number] = _first_hit(conversations[number], [place], patterns)
     return rejections
 
 
@@ -260,14 +255,27 @@ def _flatten(text: str) -> tuple[str, str]:
     return (text if len(text) == len(flat) else lower), flat
 
 
+def _flat_bytes(text: str) -> bytes:
+    """Return a text as it is compared, in UTF-8."""
+    if text.isascii():  # `_flatten` does no more to it than FLAT says
+        return text.encode().translate(FLAT)
+    return _flatten(text)[1].encode("utf-8", "surrogatepass")
+
+
 def _letters(flat: str) -> frozenset[str]:
     return frozenset() if flat.isascii() else frozenset(flat)
 
 
-def _alternatives(patterns: Iterable[Pattern], but: set[str]) -> str:
-    """Return a regex of all literals but some."""
-    literals = {literal for pattern in patterns for literal, _ in pattern.literals} - but
-    return "|".join(map(re.escape, sorted(literals)))
+def _screen(entries: Iterable[_Pattern]) -> str:
+    """Return a regex of RE2 that matches wherever a pattern may: its literals, or all of it if they are COMMON."""
+    alternatives: set[str] = set()
+    for entry in entries:
+        regex = LOOK_AROUND.sub("", entry.regex)
+        if COMMON.isdisjoint(entry.literals) or not PLAIN.fullmatch(regex):
+            alternatives.update(map(re.escape, entry.literals))
+        else:
+            alternatives.add(regex.replace(r"\w", RE2_WORD).replace(" ", RE2_SPACES))
+    return "|".join(sorted(alternatives))
 
 
 # --- Reading the file: every fault names the file and the entry ---------------------------------------------

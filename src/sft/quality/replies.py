@@ -56,7 +56,7 @@ LANGUAGE_NAMED = re.compile(
 def check_answer_against_reasoning(conversation: Conversation) -> Rejection | None:
     """Reasoning and answer each box one result, a whole number or a letter of choice, and they differ."""
     for index, message in enumerate(conversation.messages):
-        if "\\boxed" not in message["content"] or "\\boxed" not in message.get("reasoning_content", ""):
+        if "\\boxed" not in message.get("reasoning_content", "") or "\\boxed" not in message["content"]:
             continue
         if message["content"].count("\\boxed") == 1 and message["reasoning_content"].count("\\boxed") == 1:
             thought, said = BOXED.search(message["reasoning_content"]), BOXED.search(message["content"])
@@ -71,16 +71,21 @@ def check_truncated(conversation: Conversation) -> Rejection | None:
     for index, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
             for field in ("content", "reasoning_content"):
-                if not (text := message.get(field, "").rstrip()):
+                text = message.get(field, "").rstrip()
+                if not text or (field == "content" and "tool_calls" in message):
                     continue
-                fault = _open_fence(text) or _open_json(text) or _open_sentence(text)
-                if fault and not (field == "content" and "tool_calls" in message):
+                if fault := _open_fence(text) or _open_json(text) or _open_sentence(text):
                     return Rejection("truncated", f"messages[{index}].{field}: {fault}; it ends {text[-60:]!r}")
     return None
 
 
 def _open_fence(text: str) -> str:
     """A code block with a language that is opened and never closed, with code in it."""
+    if "````" not in text and "~~~" not in text:
+        # All fences are of three backticks: what is never closed is the last of them, so a look at its line is enough.
+        last = text.rfind("```")
+        if last < 0 or not (fence := FENCE.match(text, text.rfind("\n", 0, last) + 1)) or not fence[2]:
+            return ""
     opened: re.Match[str] | None = None
     for fence in _fences(text):
         if opened is None:
@@ -121,7 +126,7 @@ def _open_json(text: str) -> str:
 
 def _open_sentence(text: str) -> str:
     """A long line whose last word cannot end a sentence."""
-    if len(text) < LONG_TEXT or not (found := OPEN_ENDED.search(text[-12:])):
+    if len(text) < LONG_TEXT or not text[-1].isalpha() or not (found := OPEN_ENDED.search(text[-12:])):
         return ""
     last_line = text[text.rfind("\n", 0, len(text) - len(found[0])) + 1 :]
     return "the last sentence breaks off" if len(last_line) >= LONG_LINE else ""
@@ -158,7 +163,8 @@ def check_wrong_language(conversation: Conversation) -> Rejection | None:
     """Asked in one script, answered in another, where no language is named and nothing is to be translated."""
     for index, said in answers(conversation):
         question = next((m["content"] for m in reversed(conversation.messages[:index]) if m["role"] == "user"), "")
-        if said.isascii() and question.isascii():
+        # Scripts other than Latin have no letters in ASCII: without some beyond it both are Latin, or nothing.
+        if not _is_foreign(said) and not _is_foreign(question):
             continue
         asked, answered = _script(question), _script(said)
         if not asked or not answered or asked == answered or LANGUAGE_NAMED.search(asked_of(conversation, index)):
@@ -194,9 +200,15 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "...")
 
 
+def _is_foreign(text: str) -> bool:
+    """Whether there are enough letters outside ASCII for a script other than Latin."""
+    return not text.isascii() and sum(map(str.isalpha, ASCII.sub("", text))) >= MIN_LETTERS // 3
+
+
 def _script(text: str) -> str:
     """The script in which nearly all letters are, or nothing. Chinese and Japanese count as one."""
-    if "`" in text or "$" in text or "http" in text:  # each alternative of CODE begins with one of them
+    # Each alternative of CODE begins with one of these. A link in a text of ASCII stays: it is Latin like the rest.
+    if "`" in text or "$" in text or ("http" in text and not text.isascii()):
         text = CODE.sub("", text)
     data = text.encode("utf-8", "surrogatepass")
     latin, others = len(data) - len(data.translate(None, ASCII_LETTERS)), len(text) - len(data.translate(None, OTHERS))
