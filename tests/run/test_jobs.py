@@ -371,6 +371,20 @@ def test_a_node_with_too_little_space_is_refused(cluster, root):
 # What needs no cluster.
 
 
+def test_a_dry_run_counts_every_check_that_refuses(capsys):
+    told = [
+        "image: ok",
+        "Megatron-Bridge: REFUSED: a",
+        "estimate and rules:\nREFUSED  batch",
+        "data and model: REFUSED: b",
+    ]
+    for number, some in ((1, told[:2]), (2, told[:3]), (3, told)):
+        with pytest.raises(InputError, match=f"^{number} of the checks above refuse this job"):
+            jobs.conclude(some)
+    jobs.conclude(["slurm: ok: nothing is REFUSED: so far"])
+    assert "Megatron-Bridge: REFUSED: a" in capsys.readouterr().out
+
+
 def test_a_living_job_is_not_trained_over_here(tmp_path):
     jobs.refuse_living(tmp_path)
     record = {"cluster": "big", "stage": "train", "job": "7", "fate": None}

@@ -89,3 +89,10 @@ def test_scripts_are_plain_bash_that_shellcheck_has_nothing_against(script):
     for check in (["bash", "-n"], ["shellcheck"]):
         done = subprocess.run([*check, f"slurm/{script}"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_dask_in_a_job_serves_plain_pages_to_its_own_node_only():
+    """Its encrypted ports are for all nodes of the job; beside them it has one for pages, also without a dashboard."""
+    _, *calls = (ROOT / "slurm/prep.sbatch").read_text().split("-m distributed.cli.dask_")
+    assert [call.split()[0] for call in calls] == ["scheduler", "worker"]
+    assert all("--protocol=tls" in call and "--dashboard-address=127.0.0.1:0" in call for call in calls)

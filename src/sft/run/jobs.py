@@ -215,7 +215,7 @@ def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:
 def conclude(told: list[str]) -> None:
     """Print what a dry run shows. Raises InputError: one of its checks refuses the job."""
     sys.stdout.write("\n\n".join([*told, "nothing was submitted (DRY_RUN=1)"]) + "\n")
-    refused = sum(len(re.findall(r"^(?:\w[\w ]*: )?REFUSED", part, re.M)) for part in told)
+    refused = sum(len(re.findall(r"^(?:\w[\w -]*: )?REFUSED", part, re.M)) for part in told)
     if refused:
         raise InputError(f"{refused} of the checks above refuse this job")
 
