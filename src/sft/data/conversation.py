@@ -60,7 +60,8 @@ class Conversation:
     def canonical(self) -> bytes:
         """All of it as JSON in UTF-8, keys in order and control characters escaped: to be hashed and searched."""
         whole = {"messages": self.messages, "tools": self.tools}
-        if not _has_floats([self.tools, *(message.get("tool_calls") for message in self.messages)]):
+        called = [message["tool_calls"] for message in self.messages if "tool_calls" in message]
+        if not _has_floats([self.tools, called]):
             # The same bytes, several times faster; floats it writes in its own way.
             with contextlib.suppress(TypeError):  # lone surrogates, and integers of more than 64 bits
                 return orjson.dumps(whole, option=orjson.OPT_SORT_KEYS)
@@ -91,8 +92,10 @@ def _has_floats(value: Any) -> bool:
         item = waiting.pop()
         if isinstance(item, float):
             return True
-        if isinstance(item, dict | list):
-            waiting += item.values() if isinstance(item, dict) else item
+        if isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
     return False
 
 

@@ -133,7 +133,7 @@ def read_as(
         record = rename(row.record, fields)
         if any(all(record.get(name) is not None for name in names) for names in REQUIRED[format]):
             fit.fitting += 1
-            yield converted(replace(row, record=record), RECORDS[format])
+            yield converted(replace(row, record=record) if fields else row, RECORDS[format])
         else:
             fit.strangers += [(row.where, row.record)] if len(fit.strangers) < STRANGERS else []
             yield replace(row, record=None, fault=f"no field {_needed(format)}; the row has {listed(row.record)}")

@@ -178,9 +178,11 @@ def _strings(value: Any) -> list[str]:
         item = waiting.pop()
         if isinstance(item, str):
             found.append(item)
-        elif isinstance(item, list | dict):
+        elif isinstance(item, list):
             waiting += item
-            waiting += item.values() if isinstance(item, dict) else []
+        elif isinstance(item, dict):
+            waiting += item
+            waiting += item.values()
     return found
 
 
