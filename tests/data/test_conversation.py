@@ -219,14 +219,22 @@ OPTIONAL = {
 }
 
 
-@given(st.text(), st.text(st.characters(codec="utf-8")), st.booleans(), st.booleans())
-def test_the_id_is_a_digest_of_sorted_json_however_it_is_made(odd, text, tools, silent):
+@given(
+    st.text(),
+    st.text(st.characters(codec="utf-8")),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, 5, True, -0.0, 1e16, 1e-7, 1 << 70, [{"b": 1.5, "a": "é"}], {"b": [1], "a": 2}]),
+)
+def test_the_id_is_a_digest_of_sorted_json_however_it_is_made(odd, text, tools, silent, value):
     messages = [
         {"role": "user", "content": text + odd},
         {"role": "assistant", "content": text, "reasoning_content": odd},
     ]
     if silent:
         messages[1]["loss"] = False
+    if value is not None:
+        messages[1]["tool_calls"] = [{"type": "function", "function": {"name": "f", "arguments": {"x": value}}}]
     conversation = Conversation(messages, [{"type": "function", "function": {"name": text or "f"}}] if tools else None)
     whole = {"messages": conversation.messages, "tools": conversation.tools}
     assert conversation.id == value_digest(whole)[:32]
