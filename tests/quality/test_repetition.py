@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.conversation import Conversation
-from sft.quality import repetition
 from sft.quality.repetition import RepetitionLimits, check_repetition, find_loop, find_stretch
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +36,6 @@ PROSE = (
     "missing, and nobody on the quay remembered who had signed for them. She walked to the office, found the ledger "
     "open on a page from last autumn, and began to read it backwards, line by line, until a name made her stop. "
 )
-
-
-@pytest.fixture(scope="module", autouse=True, params=[0, 10**9], ids=["screened", "unscreened"])
-def screens(request):
-    """All of this file, with screens and without."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repetition, "UNSCREENED", request.param)
-        yield
 
 
 def says(text, **more):

@@ -18,7 +18,7 @@ from sft.quality.contamination import Benchmarks, rejection_of
 from sft.quality.duplicates import signatures
 from sft.quality.markup import count_control, escape
 from sft.quality.narrative import NarrativePatterns, check_narratives
-from sft.quality.repetition import RepetitionLimits, check_repetition
+from sft.quality.repetition import RepetitionLimits, check_repetitions
 from sft.quality.structure import check_structure
 from sft.quality.words import hash_words
 
@@ -57,10 +57,10 @@ class Checks:
                 typed[place] = count_control(one)
                 outcomes[place] = escape(one) if self._params.markup == "escape" else one
         self._ask(outcomes, self._structure)
-        if self._limits is not None:
-            limits = self._limits
-            self._ask(outcomes, lambda conversation: check_repetition(conversation, limits))
-        self._look_for_narrative(outcomes)
+        if (limits := self._limits) is not None:
+            self._ask_all(outcomes, lambda conversations: check_repetitions(conversations, limits))
+        if (patterns := self._patterns) is not None:
+            self._ask_all(outcomes, lambda conversations: check_narratives(conversations, patterns))
         if self._params.consistency:
             self._ask(outcomes, check_consistency)
         sketches = self._look_for_items_and_sketch(outcomes)
@@ -86,12 +86,14 @@ class Checks:
             if rejection := check(one):
                 outcomes[place] = rejection
 
-    def _look_for_narrative(self, outcomes: list[Conversation | Rejection]) -> None:
-        if self._patterns is not None:
-            asked = _conversations(outcomes)
-            found = check_narratives([one for _, one in asked], self._patterns)
-            for (place, _), rejection in zip(asked, found, strict=True):
-                outcomes[place] = rejection or outcomes[place]
+    def _ask_all(
+        self,
+        outcomes: list[Conversation | Rejection],
+        check: Callable[[Sequence[Conversation]], list[Rejection | None]],
+    ) -> None:
+        asked = _conversations(outcomes)
+        for (place, _), rejection in zip(asked, check([one for _, one in asked]), strict=True):
+            outcomes[place] = rejection or outcomes[place]
 
     def _look_for_items_and_sketch(self, outcomes: list[Conversation | Rejection]) -> dict[int, bytes]:
         """Look for items of evaluation sets, and sketch what is left: both by the words of all texts."""

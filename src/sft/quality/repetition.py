@@ -19,38 +19,37 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, count, islice, pairwise
+from itertools import accumulate, islice, pairwise
 from operator import sub
-from typing import TYPE_CHECKING
 
 from sft.data.conversation import Conversation, Message, Rejection
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+from sft.quality.screen import (
+    LONGEST_WORD,
+    OTHER_SENTENCE_ENDS,
+    SENTENCE_ENDS,
+    SHORTEST_LINE,
+    screen,
+)
 
 # A window of so many words is looked at closely when at most half of them are distinct, and at most this share
 # of its sequences of three.
 SCREEN_WORDS, SCREEN_SEQUENCES = 60, 0.6
-# Without spaces (Chinese, Thai) a word as long as this, in characters, is taken character by character.
-LONGEST_WORD = 20
-# Shorter lines ("}", "return x", "yes") are no evidence of a loop; the words in them may be.
-SHORTEST_LINE = 16
 # A loop with a changing number is one of words: more digits in it than this share, and it is data.
 NUMBERED_DIGITS = 0.1
 # Units of a loop of characters: the divisors of COMMON_PERIOD up to 12, so that one comparison finds them all.
 COMMON_PERIOD, PERIODS = 60, (1, 2, 3, 4, 5, 6, 10, 12)
 PROBE_CHARS = 32
 EVIDENCE_CHARS = 160
+# A line comes so many times as often in a loop over all turns.
+TOGETHER = 2
+# Screened together: the numbers on the way stay in the processor's cache.
+BLOCK_CHARS = 1 << 18
 
 DIGITS = b"0123456789"
 # Same length out as in: small letters and digits stay, punctuation becomes a space. Bytes above 127 stay.
 WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in bytes(range(256)).lower())
 NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
-UNSCREENED, _looks = 30_000, count()  # looks at texts, of three that each gets
-SENTENCE_ENDS = (". ", "! ", "? ")
-OTHER_SENTENCE_ENDS = ("。", "！", "？", "।")  # noqa: RUF001
 NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
 
 
@@ -81,6 +80,30 @@ class RepetitionLimits:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What of a conversation is judged."""
+
+    turns: list[int]
+    """Indices of its messages."""
+    texts: list[tuple[int, str, str]]
+    """(index, kind, text)"""
+    in_a_row: list[str] | None
+    """The texts of several turns, a call in one line: it counts as what stands between, never as a repeated line."""
+
+    @classmethod
+    def of(cls, conversation: Conversation) -> "Trained":
+        """Collect the texts of assistant turns that are trained."""
+        turns = [
+            (index, message)
+            for index, message in enumerate(conversation.messages)
+            if message["role"] == "assistant" and message.get("loss") is not False
+        ]
+        texts = [(index, kind, text) for index, message in turns for kind, text in trained_texts(message)]
+        lines = [text if kind != "call" else f"{index}: {text.replace('\n', ' ')}" for index, kind, text in texts]
+        return cls([index for index, _ in turns], texts, lines if len(turns) > 1 else None)
+
+
+@dataclass(frozen=True)
 class Stretch:
     """Items start <= i < end of a sequence, in which `first` and `second` are the nearest two of one item."""
 
@@ -94,22 +117,63 @@ class Stretch:
 
 def check_repetition(conversation: Conversation, limits: RepetitionLimits) -> Rejection | None:
     """Return the first loop of a conversation, or None."""
-    turns = [
-        (index, message)
-        for index, message in enumerate(conversation.messages)
-        if message["role"] == "assistant" and message.get("loss") is not False
-    ]
-    texts = [(index, kind, text) for index, message in turns for kind, text in trained_texts(message)]
+    return check_repetitions([conversation], limits)[0]
+
+
+def check_repetitions(conversations: Sequence[Conversation], limits: RepetitionLimits) -> list[Rejection | None]:
+    """Check many conversations: a screen of all their texts at once first; few must be looked at closely."""
+    found: list[Rejection | None] = []
+    block: list[tuple[Conversation, Trained]] = []
+    size = 0
+    for place, conversation in enumerate(conversations):
+        trained = Trained.of(conversation)
+        block.append((conversation, trained))
+        size += sum(len(text) for _, _, text in trained.texts)
+        if size >= BLOCK_CHARS or place == len(conversations) - 1:
+            found += _check_block(block, limits)
+            block, size = [], 0
+    return found
+
+
+def _check_block(
+    block: Sequence[tuple[Conversation, "Trained"]], limits: RepetitionLimits
+) -> Iterator[Rejection | None]:
+    """Yield the first loop of each conversation, or None."""
+    texts: list[str] = []
+    groups: list[int] = []
+    for group, (_, trained) in enumerate(block):
+        texts += [text for _, _, text in trained.texts]
+        groups += [group if kind != "call" else len(block) for _, kind, _ in trained.texts]
+        if trained.in_a_row is not None:  # calls are other lines there
+            calls = [line for line, (_, kind, _) in zip(trained.in_a_row, trained.texts, strict=True) if kind == "call"]
+            texts += calls
+            groups += [group] * len(calls)
+    screened = screen(texts, groups, len(block) + 1, limits, TOGETHER)
+    begin = 0
+    for group, (conversation, trained) in enumerate(block):
+        own = range(begin, begin + len(trained.texts))
+        looks = [(bool(screened.lines[place]), bool(screened.words[place])) for place in own]
+        yield _first_loop(conversation, trained, limits, looks, bool(screened.together[group]))
+        begin = own.stop + (0 if trained.in_a_row is None else sum(kind == "call" for _, kind, _ in trained.texts))
+
+
+def _first_loop(
+    conversation: Conversation,
+    trained: "Trained",
+    limits: RepetitionLimits,
+    looks: Sequence[tuple[bool, bool]],
+    together: bool,
+) -> Rejection | None:
+    """Return the first loop; `looks` say of each text whether lines and words are looked for, `together` of all."""
     shortest = min(limits.min_letters, limits.run_chars, limits.counted)
-    for index, kind, text in texts:
-        if len(text.encode("utf-8", "surrogatepass")) >= shortest and (loop := find_loop(text, limits)):
+    for (index, kind, text), (lines, words) in zip(trained.texts, looks, strict=True):
+        if len(text.encode("utf-8", "surrogatepass")) >= shortest and (loop := find_loop(text, limits, lines, words)):
             reason = "repetition-reasoning" if kind == "reasoning" else "repetition-answer"
             return Rejection(reason, f"messages[{index}] {kind}, {loop}")
-    if len(turns) > 1:  # a call counts as what stands between, never as a repeated line: actions are judged below
-        lines = [text if kind != "call" else f"{index}: {text.replace('\n', ' ')}" for index, kind, text in texts]
-        if loop := find_line_loop("\n".join(lines), limits, 2):
+    if together and trained.in_a_row is not None:
+        if loop := find_line_loop("\n".join(trained.in_a_row), limits, TOGETHER):
             return Rejection("repetition-trajectory", f"all turns in a row, {loop}")
-    if loop := find_turn_loop(conversation.messages, [index for index, _ in turns], limits):
+    if loop := find_turn_loop(conversation.messages, trained.turns, limits):
         return Rejection("repetition-trajectory", loop)
     return None
 
@@ -124,23 +188,18 @@ def trained_texts(message: Message) -> Iterator[tuple[str, str]]:
         yield "call", json.dumps(call["function"]["arguments"], ensure_ascii=False).replace("\\n", "\n")
 
 
-def find_loop(text: str, limits: RepetitionLimits) -> str:
-    """Describe the first loop in a text, the cheapest kinds to find first; empty if there is none."""
-    return find_line_loop(text, limits) or find_word_loop(text, limits) or find_run(text, limits)
+def find_loop(text: str, limits: RepetitionLimits, lines: bool = True, words: bool = True) -> str:
+    """Describe the first loop in a text; empty if there is none, or one of lines or words that is not looked for."""
+    return (
+        (lines and find_line_loop(text, limits)) or (words and find_word_loop(text, limits)) or find_run(text, limits)
+    )
 
 
 def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
     """Find lines or sentences that come back `times` x line_repeats times, with little else between."""
     repeats = limits.line_repeats * times
     marked = text
-    for mark in () if text.isascii() else OTHER_SENTENCE_ENDS:
-        marked = marked.replace(mark, "\n")
-    if (data := _to_screen(marked)) is not None:
-        from sft.quality.screens import repeats_lines
-
-        if not repeats_lines(data, SHORTEST_LINE, repeats):
-            return ""
-    for mark in SENTENCE_ENDS:
+    for mark in SENTENCE_ENDS if text.isascii() else SENTENCE_ENDS + OTHER_SENTENCE_ENDS:
         marked = marked.replace(mark, mark[:-1] + "\n")  # as long as before: places stay
     lines = marked.split("\n")
     long = [line for line in lines if len(line) >= SHORTEST_LINE]
@@ -159,13 +218,6 @@ def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
 
 def find_word_loop(text: str, limits: RepetitionLimits) -> str:
     """Find a sequence of words that comes back inside a window, as it is or with another number in it."""
-    if (data := _to_screen(text)) is not None:
-        from sft.quality.screens import repeats_words
-
-        letters = _as_numbers(WORDS_WITHOUT_NUMBERS)
-        window = (SCREEN_WORDS, SCREEN_SEQUENCES)
-        if not repeats_words(data, letters, LONGEST_WORD, *window, limits.ngram, limits.ngram_repeats):
-            return ""
     plain = _plain(text, WORDS_WITHOUT_NUMBERS)
     words = _words(plain)
     starts: list[int] = []
@@ -220,11 +272,6 @@ def _sequence_stretch(words: list[str], repeats: int, limits: RepetitionLimits) 
 def find_run(text: str, limits: RepetitionLimits) -> str:
     """Find a few characters over and over with nothing between, or numbers that only count on."""
     step = max(1, limits.run_chars - COMMON_PERIOD - PROBE_CHARS)  # every run that is long enough holds a probe
-    if text.isascii() and (data := _to_screen(text)) is not None:
-        from sft.quality.screens import count_digits, repeats_itself
-
-        if not repeats_itself(data, step, COMMON_PERIOD, PROBE_CHARS) and count_digits(data) < limits.counted:
-            return ""
     for probe in range(0, len(text) - COMMON_PERIOD - PROBE_CHARS + 1, step):
         if text[probe : probe + PROBE_CHARS] == text[probe + COMMON_PERIOD : probe + COMMON_PERIOD + PROBE_CHARS]:
             for period in PERIODS:
@@ -302,20 +349,6 @@ def find_stretch(
             first, second = min(pairwise(inside), key=lambda pair: pair[1] - pair[0])
             return Stretch(start, end, first, second, count)
     return None
-
-
-def _to_screen(text: str) -> "npt.NDArray[np.uint8] | None":
-    """Return the bytes of a text for a compiled screen, or None: without it the same loops are found, later.
-
-    To load the screens takes as long as UNSCREENED looks without them.
-    """
-    return None if next(_looks) < UNSCREENED else _as_numbers(text.encode("utf-8", "surrogatepass"))
-
-
-def _as_numbers(text: bytes) -> "npt.NDArray[np.uint8]":
-    import numpy as np
-
-    return np.frombuffer(text, np.uint8)
 
 
 def _plain(text: str, table: bytes) -> str:
