@@ -16,6 +16,7 @@ the others is given to an idle worker too, and the first result counts: so `work
 """
 
 import contextlib
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -50,6 +51,7 @@ STRAGGLER_SECONDS, STRAGGLER_FACTOR = 60.0, 4.0
 TICK_SECONDS = 1.0
 IDLE_SECONDS = 60.0  # a child that is not asked for so long ends
 CLUSTER_SECONDS = 60.0  # a cluster without any worker for so long is given up
+ALLOCATIONS_PER_COLLECTION = 100_000
 SOURCES = Path(__file__).parents[1]
 # What tells libraries how many threads to use.
 THREADS = (
@@ -120,6 +122,11 @@ def map_shards(work: Work, shards: Sequence[Any], what: str, then: Then | None =
     questions = [json.dumps({"work": _name(work), "shard": shard}) for shard in shards]
     with _cluster(cluster) if cluster else _processes(workers) as pool:
         return _run(pool, place, questions, what, then)
+
+
+def collect_rarely() -> None:
+    """Let Python look for cycles after so many new objects only: JSON, of which there are many, has none."""
+    gc.set_threshold(ALLOCATIONS_PER_COLLECTION)
 
 
 def working_on(rows: str) -> None:

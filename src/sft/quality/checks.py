@@ -22,7 +22,7 @@ from sft.quality.repetition import RepetitionLimits, check_repetitions
 from sft.quality.structure import check_structure
 from sft.quality.words import hash_words
 
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 256
 
 
 class Kept(NamedTuple):

@@ -28,7 +28,7 @@ import orjson
 from sft.command import InputError, run_source_stage, say
 from sft.data.formats import PACKAGES, Fit, check_asked, read_as, read_rows
 from sft.data.rows import Part, Row, cut, read_part
-from sft.executor import map_shards, working_on
+from sft.executor import collect_rarely, map_shards, working_on
 from sft.files import file_digest, project_root, publish_folder, scratch_folder, shipped, value_digest
 from sft.ledger import Ledger, check_handover
 from sft.packing.splits import keyed_hash
@@ -65,6 +65,7 @@ def load_benchmarks(names: set[str]) -> list[tuple[str, str, str]]:
 @functools.lru_cache(maxsize=1)
 def load_checks(params: str, benchmarks: tuple[str, ...], read: str) -> Checks:
     """Return the checks of this process: `params` is filter of params.yaml, as JSON, `read` a digest of their files."""
+    collect_rarely()
     return Checks(Filter.model_validate_json(params), load_benchmarks(set(benchmarks)))
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.command import InputError, run_source_stage, say
-from sft.executor import map_shards, working_on
+from sft.executor import collect_rarely, map_shards, working_on
 from sft.files import file_digest, publish_folder, scratch_folder, shipped
 from sft.ledger import Ledger, check_handover
 
@@ -35,8 +35,6 @@ CONVERSATIONS_PER_BATCH = 250
 COMPARED_FIRST, COMPARED = 1 << 14, 1 << 10
 # From so many conversations on, the time to load and try the faster tokenizer is won back.
 FEWEST_FOR_FASTOKENS = 500
-# Python looks for cycles after so many new objects; what is read here, JSON, has none.
-ALLOCATIONS_PER_COLLECTION = 100_000
 
 
 @functools.cache
@@ -44,7 +42,7 @@ def load_chat(template: str, quick: bool) -> Any:
     """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
     from sft.tokens.chat import ChatTemplate
 
-    gc.set_threshold(ALLOCATIONS_PER_COLLECTION)
+    collect_rarely()
     chat = ChatTemplate.load(template, BASE, whole=False, quick=quick and os.environ.get("SFT_FASTOKENS") != "0")
     gc.freeze()  # vocabularies stay: no use to look through them again and again
     return chat
