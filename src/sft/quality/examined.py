@@ -61,6 +61,8 @@ class Examined:
 
     def refuse_repeats(self) -> None:
         """Write beside each file which of its rows repeat an earlier one."""
+        from sft.data.shards import give_back
+
         starts = [0, *itertools.accumulate(rows for _, rows in self.files)]
 
         def file_of(found: tuple[int, Rejection]) -> int:
@@ -69,6 +71,7 @@ class Examined:
         for number, found in itertools.groupby(self._repeats.find(), key=file_of):
             write_refusals(self.files[number][0], ((row - starts[number], rejection) for row, rejection in found))
         shutil.rmtree(self._repeats.folder)
+        give_back()
 
     def cut(self) -> list[list[str]]:
         """Cut the files into lists of neighbours, each for a shard of what is kept."""

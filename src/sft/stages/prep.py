@@ -53,7 +53,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
 
     Writes samples and rejected rows into a new folder in task["scratch"]; returns its name, and counts.
     """
-    from sft.data.shards import SAMPLES, ShardWriter, Stretch, read_stretch
+    from sft.data.shards import SAMPLES, ShardWriter, Stretch, give_back, read_stretch
     from sft.tokens.prepared import prepare
     from sft.tokens.reasoning import Shares
 
@@ -77,6 +77,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
             for name, counter in done.counts.items():
                 counts.setdefault(name, Counter()).update(counter)
             row += len(rows)
+    give_back()
     return {"folder": folder.name, "rows": row - stretch.first_row, "counts": counts}
 
 
