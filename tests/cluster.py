@@ -52,7 +52,7 @@ class Cluster:
     def __init__(self, folder):
         self.folder, self.file, self.processes = folder, folder / "scheduler.json", []
         self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(self.file), "--no-dashboard")
-        wait_until(self.file.exists)
+        wait_until(lambda: self.file.exists() and self.file.stat().st_size)  # it is made before it is written
         self.address = json.loads(self.file.read_text())["address"].replace("tcp://", "dask://")
 
     def add_worker(self, *options):
