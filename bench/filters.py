@@ -33,7 +33,8 @@ from sft.quality.contamination import Benchmarks, check_contamination
 from sft.quality.duplicates import NearDuplicates, check_near_duplicate, signature
 from sft.quality.narrative import NarrativePatterns, check_narrative
 from sft.quality.repeats import Repeats
-from sft.quality.repetition import RepetitionLimits, check_repetition
+from sft.quality.repetition import check_repetition
+from sft.quality.screen import RepetitionLimits
 from sft.quality.structure import check_structure
 
 ROOT = Path(__file__).parents[1]

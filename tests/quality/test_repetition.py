@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.conversation import Conversation
-from sft.quality.repetition import RepetitionLimits, check_repetition, find_loop, find_stretch
+from sft.quality.repetition import check_repetition, find_loop, find_stretch
+from sft.quality.screen import RepetitionLimits
 
 ROOT = Path(__file__).parents[2]
 LABELLED = ROOT / "tests/labelled/repetition.jsonl"

@@ -18,7 +18,8 @@ from sft.quality.contamination import Benchmarks, rejection_of
 from sft.quality.duplicates import signatures
 from sft.quality.markup import count_control, escape
 from sft.quality.narrative import NarrativePatterns, check_narratives
-from sft.quality.repetition import RepetitionLimits, check_repetitions
+from sft.quality.repetition import check_repetitions
+from sft.quality.screen import RepetitionLimits
 from sft.quality.structure import check_structure
 from sft.quality.words import hash_words
 

@@ -28,6 +28,7 @@ from sft.quality.screen import (
     OTHER_SENTENCE_ENDS,
     SENTENCE_ENDS,
     SHORTEST_LINE,
+    RepetitionLimits,
     screen,
 )
 
@@ -51,32 +52,6 @@ WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in byte
 NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
 NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
-
-
-@dataclass(frozen=True)
-class RepetitionLimits:
-    """When something comes too often: filter.repetition of params.yaml. bench/filters.py measures it."""
-
-    min_letters: int
-    """A stretch with fewer letters, in UTF-8 bytes, is no loop."""
-    density: float
-    """Share of a stretch, in letters, that is made of repeated items."""
-    line_repeats: int
-    """How often a line or sentence comes in a stretch; over all turns together, twice as often."""
-    ngram: int
-    """Words in a sequence."""
-    ngram_repeats: int
-    """How often a sequence of words comes in a window."""
-    window: int
-    """Words in a window."""
-    numbered_repeats: int
-    """How often a sequence of words comes that is the same but for its numbers."""
-    run_chars: int
-    """Length from which a few characters over and over, with nothing between, are a loop."""
-    counted: int
-    """Numbers in a row that only count on, from which they are a loop."""
-    turn_repeats: int
-    """How often the same message is answered by the same action."""
 
 
 @dataclass(frozen=True)
