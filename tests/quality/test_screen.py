@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,4 +122,4 @@ def test_many_at_once_get_the_verdicts_that_each_gets_unscreened(spoken, block):
 
 
 def look_at_all(texts, groups, number, limits, together):
-    return Screened([True] * len(texts), [True] * len(texts), [True] * number)
+    return Screened(*(np.ones(places, np.bool_) for places in (len(texts), len(texts), number)))

@@ -13,8 +13,6 @@ import orjson
 
 # Chats and the schemas of their tools stay below 30 levels; jsonschema makes some 10 calls for each.
 MAX_DEPTH = 64
-
-
 # Digits as 0, all else as a point: to find integers of more digits than 64 bits always hold.
 DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(".") for byte in range(256))
 MANY_DIGITS = b"0" * 19

@@ -52,8 +52,8 @@ class Examined:
         for path in shard_paths(folder):
             begin = self._rows
             for table in read_tables(folder, path.stem, ["id", "reason", "signature"]):
-                kept = table.filter(table["reason"].is_null())
-                rows = self._rows + np.flatnonzero(table["reason"].is_null().to_numpy())
+                is_kept = table["reason"].is_null()
+                kept, rows = table.filter(is_kept), self._rows + np.flatnonzero(is_kept.to_numpy())
                 ids = bytes.fromhex("".join(kept["id"].to_pylist()))
                 self._repeats.add(rows, ids, b"".join(kept["signature"].to_pylist()))
                 self._rows += len(table)

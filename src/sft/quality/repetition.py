@@ -110,13 +110,13 @@ def check_repetitions(conversations: Sequence[Conversation], limits: RepetitionL
     return found
 
 
-def _check_block(
-    block: Sequence[tuple[Conversation, "Trained"]], limits: RepetitionLimits
-) -> Iterator[Rejection | None]:
+def _check_block(block: Sequence[tuple[Conversation, Trained]], limits: RepetitionLimits) -> Iterator[Rejection | None]:
     """Yield the first loop of each conversation, or None."""
     texts: list[str] = []
     groups: list[int] = []
+    begins: list[int] = []
     for group, (_, trained) in enumerate(block):
+        begins.append(len(texts))
         texts += [text for _, _, text in trained.texts]
         groups += [group if kind != "call" else len(block) for _, kind, _ in trained.texts]
         if trained.in_a_row is not None:  # calls are other lines there
@@ -124,17 +124,15 @@ def _check_block(
             texts += calls
             groups += [group] * len(calls)
     screened = screen(texts, groups, len(block) + 1, limits, TOGETHER)
-    begin = 0
-    for group, (conversation, trained) in enumerate(block):
-        own = range(begin, begin + len(trained.texts))
-        looks = [(bool(screened.lines[place]), bool(screened.words[place])) for place in own]
-        yield _first_loop(conversation, trained, limits, looks, bool(screened.together[group]))
-        begin = own.stop + (0 if trained.in_a_row is None else sum(kind == "call" for _, kind, _ in trained.texts))
+    for (conversation, trained), begin, together in zip(block, begins, screened.together.tolist(), strict=False):
+        own = slice(begin, begin + len(trained.texts))
+        looks = list(zip(screened.lines[own].tolist(), screened.words[own].tolist(), strict=True))
+        yield _first_loop(conversation, trained, limits, looks, together)
 
 
 def _first_loop(
     conversation: Conversation,
-    trained: "Trained",
+    trained: Trained,
     limits: RepetitionLimits,
     looks: Sequence[tuple[bool, bool]],
     together: bool,
