@@ -151,9 +151,12 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
                 pa.table({"id": names, "signature": [row.tobytes() for row in sketches]}, schema=SIGNATURES)
             )
     shutil.copyfile(ROOT / "templates/nano3.jinja", prepared / "chat_template.jinja")
-    counts = {"rows_out": samples, "samples": samples, "rejected": {}, "template_sha256": "0"}
-    digest = file_digest(folder / "models/base/tokenizer.json")
-    write_json(folder / "reports/prep/bench.json", {**counts, "tokenizer_sha256": digest})
+    counts = {"rows_out": samples, "samples": samples, "rejected": {}}
+    prints = {
+        "template_sha256": file_digest(prepared / "chat_template.jinja"),
+        "tokenizer_sha256": file_digest(folder / "models/base/tokenizer.json"),
+    }
+    write_json(folder / "reports/prep/bench.json", {**counts, **prints})
     write_json(folder / "reports/filter/bench.json", {"sampled": False, "rejected": {}})
 
 

@@ -101,8 +101,10 @@ def lay_out(folder: Path, sources: Mapping[str, Iterable[int]]) -> list[dict[str
         with ShardWriter(folder / "data/prepared" / source, "samples", SAMPLES) as shards:
             for sample in samples:
                 shards.write(sample)
-        (folder / "data/prepared" / source / "chat_template.jinja").write_text("template")
-        prints = {"template_sha256": "0", "tokenizer_sha256": file_digest(folder / "models/base/tokenizer.json")}
+        template = folder / "data/prepared" / source / "chat_template.jinja"
+        template.write_text("template")
+        files = {"template": template, "tokenizer": folder / "models/base/tokenizer.json"}
+        prints = {f"{name}_sha256": file_digest(path) for name, path in files.items()}
         counts = {"rows_out": len(numbers), "samples": len(samples), "rejected": {}}
         write_json(folder / f"reports/prep/{source}.json", {**counts, **prints})
         write_json(folder / f"reports/filter/{source}.json", {"sampled": False, "rejected": {}})

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from sft.command import InputError
 from sft.files import read_json
-from sft.ledger import Ledger, check_handover
+from sft.ledger import Ledger, check_handover, read_report
 
 
 def test_rows_are_counted_in_out_and_by_reason(tmp_path):
@@ -59,3 +59,21 @@ def test_what_one_stage_hands_on_is_what_the_next_must_find(tmp_path):
     check_handover(report, 3)
     with pytest.raises(InputError, match=r"filter\.json: says 3 rows.* but 2 were found.*rerun"):
         check_handover(report, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"rows_out": 3', "[]", "3", "{}", '{"rows_out": null}', '{"rows_out": "3"}', "[" * 9999]
+)
+def test_a_report_that_was_damaged_or_edited_is_an_error_that_names_it(tmp_path, text):
+    report = tmp_path / "filter.json"
+    report.write_text(text)
+    with pytest.raises(InputError, match=r"filter\.json: .*rerun"):
+        check_handover(report, 3)
+
+
+def test_a_report_has_the_values_that_are_asked_for(tmp_path):
+    report = tmp_path / "filter.json"
+    Ledger(rows_in=3, rows_out=3).write(report, sampled=False)
+    assert read_report(report, rows_in=int, sampled=bool)["sampled"] is False
+    with pytest.raises(InputError, match="sampled: expected str, found 'False'"):
+        read_report(report, sampled=str)

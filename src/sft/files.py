@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sft.command import InputError
+
 BLOCK_BYTES = 1 << 20
 REPOSITORY = Path(__file__).parents[2]
 # renameat2(2), which Python's os does not offer.
@@ -86,8 +88,13 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a stage wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file that a stage wrote. Raises InputError: it is no JSON any more."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: damaged: not JSON: {error}. To make it again, rerun its stage (dvc repro)."
+        ) from error
 
 
 def shipped(name: str) -> Path:

@@ -61,12 +61,28 @@ class Ledger:
         return report
 
 
+def read_report(path: Path, **expected: type) -> dict[str, Any]:
+    """Read a report of an earlier stage, in which `expected` says which values must stand, and of what types.
+
+    Raises:  InputError: names the report and what is wrong with it.
+    """
+    report = read_json(path)
+    for name, kind in expected.items():
+        found = report.get(name) if isinstance(report, dict) else None
+        if not isinstance(found, kind):
+            raise InputError(
+                f"{path}: {name}: expected {kind.__name__}, found {str(found)[:80]!r}. The report is damaged or was "
+                "edited: rerun the stage that writes it (dvc repro --force <stage>)."
+            )
+    return dict(report)
+
+
 def check_handover(upstream: Path, rows_in: int) -> None:
     """Raise unless a stage read exactly the rows that the stage before it says it wrote.
 
     Raises:  InputError: names the report, both numbers, and what to do.
     """
-    rows_out = read_json(upstream)["rows_out"]
+    rows_out = read_report(upstream, rows_out=int)["rows_out"]
     if rows_out != rows_in:
         raise InputError(
             f"{upstream}: says {rows_out} rows were handed on, but {rows_in} were found. "

@@ -240,6 +240,15 @@ def test_another_tokenizer_than_the_data_was_prepared_with_is_refused(project):
         stage.main()
 
 
+def test_another_template_than_the_samples_were_rendered_with_is_refused(bare):
+    lay_out(bare, {"a": range(9)})
+    sources_in_params(bare, {"a": {}})
+    stage.main()
+    (bare / "data/prepared/a/chat_template.jinja").write_text("edited")
+    with pytest.raises(InputError, match=r"data/prepared/a/chat_template\.jinja: not the template .*prep@a"):
+        stage.main()
+
+
 def test_a_source_that_is_not_prepared_says_what_to_run(project):
     set_params(project, **{"fetch.sources": {"other": {"uri": "file://x.jsonl", "format": "openai"}}})
     with pytest.raises(InputError, match="dvc repro prep@other"):

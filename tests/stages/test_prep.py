@@ -176,6 +176,28 @@ def test_a_ledger_that_does_not_meet_the_one_before_stops_the_stage(project):
     assert not (project / "data/prepared/calls").exists()
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        '[{"role": "user"',
+        "3",
+        "[1]",
+        '[{"content": "x"}]',
+        '[{"role": "user", "content": "x"}, {"role": "assistant", "content": null}]',
+        '[{"role": "user", "content": "x"}, {"role": "assistant", "content": [{"type": "text", "text": "y"}]}]',
+        '[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": {"a": 1}}]',
+        '[{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "y"}]',
+        "[" * 100_000,
+    ],
+)
+def test_a_conversation_that_was_edited_by_hand_is_an_error_that_names_it(project, messages):
+    row = {"id": "edited", "messages": messages, "tools": None, "meta": "{}"}
+    with ShardWriter(project / "data/filtered/calls", "kept", CONVERSATIONS) as kept:
+        kept.write(row)
+    with pytest.raises(InputError, match=r"conversation edited: not .*again"):
+        stage.main("calls")
+
+
 def test_what_is_missing_says_which_stage_makes_it(project):
     with pytest.raises(InputError, match="dvc repro filter@other"):
         stage.main("other")

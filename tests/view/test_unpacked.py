@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.command import InputError
-from sft.data.shards import PACKS, ShardWriter
+from sft.data.shards import PACKS, REJECTED, ShardWriter
 from sft.files import file_digest, write_json
 from sft.packing.splits import SPLITS
 from sft.view.unpacked import Place, locate, pieces, read_pack, samples, unpack
@@ -174,7 +174,7 @@ def test_a_conversation_that_was_refused_is_said_to_be(project):
     row = {"id": "d" * 32, "source": "calls", "reason": "over-length", "evidence": "9 tokens"}
     (project / "data/packed/rejected.jsonl").write_text(json.dumps(row) + "\n")
     (project / "data/filtered/calls").mkdir(parents=True)
-    with ShardWriter(project / "data/filtered/calls", "rejected", PACKS):
+    with ShardWriter(project / "data/filtered/calls", "rejected", REJECTED):
         pass
     with pytest.raises(InputError, match=f"{'d' * 32} of calls was refused by pack: over-length"):
         locate("dddddd")

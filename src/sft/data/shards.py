@@ -2,19 +2,23 @@
 
 A shard is a Parquet file `<name>-00000.parquet`; rows are written as they come and read in batches, so
 memory does not grow with the data. Same rows, same bytes: fixed compression, fixed row groups, no clock.
+Every page has a checksum, which is checked when it is read: damage is an error, never other text.
 
 `plan_stretches` cuts the shards of a folder into stretches of rows for workers: by the rows alone, so that what
 they write does not depend on how many they are.
 """
 
+import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from sft.command import InputError
 
 ROWS_PER_GROUP = 1_000
 ROWS_PER_SHARD = 100_000
@@ -55,6 +59,10 @@ PACKS = pa.schema(
         ("repeat", pa.list_(pa.int32())),
     ]
 )
+# Columns that need not be there, or not in every row.
+OPTIONAL = {"tools", "turn_ends"}
+# How every shard is written, packs too: statistics help nobody here, checksums of pages do.
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
 
 
 class ShardWriter:
@@ -83,7 +91,7 @@ class ShardWriter:
         if self._writer is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{self._name}-{self._shards:05d}.parquet"
-            self._writer = pq.ParquetWriter(path, self._schema, write_statistics=False, **_encoding(self._schema))
+            self._writer = pq.ParquetWriter(path, self._schema, **_encoding(self._schema))
             self._shards += 1
         if self._rows:
             self._tables.append(pa.Table.from_pylist(self._rows, schema=self._schema))
@@ -117,7 +125,7 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
     numbers = [name for name, kind in lists.items() if pa.types.is_integer(kind)]
     repeating = [name for name in lists if name not in numbers]
     return {
-        "compression": "zstd",
+        **WRITTEN,
         "use_dictionary": [f"{name}.list.element" for name in repeating],
         "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in numbers},
     }
@@ -138,7 +146,7 @@ def plan_stretches(folder: Path, name: str = "") -> list[Stretch]:
     """Cut the shards of a folder into stretches of whole row groups, about equally long, in order."""
     groups: list[tuple[str, int, int]] = []
     for shard in shard_paths(folder, name):
-        metadata = pq.read_metadata(shard)
+        metadata = read_metadata(shard)
         groups += [
             (str(shard), number, metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups)
         ]
@@ -153,25 +161,84 @@ def plan_stretches(folder: Path, name: str = "") -> list[Stretch]:
     return stretches
 
 
-def read_stretch(stretch: Stretch, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yield columns of a stretch, at most so many rows at a time."""
-    with pq.ParquetFile(stretch.path) as file:
-        chosen = range(stretch.first_group, stretch.first_group + stretch.groups)
-        yield from file.iter_batches(batch_size=rows, row_groups=list(chosen), columns=columns, use_threads=False)
+def read_stretch(stretch: Stretch, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a stretch of filtered rows, at most so many rows at a time; raises as `read_batches`."""
+    groups = range(stretch.first_group, stretch.first_group + stretch.groups)
+    return read_batches(stretch.path, columns, CONVERSATIONS, rows, groups)
 
 
-def read_tables(folder: Path, name: str = "", columns: list[str] | None = None) -> Iterator[pa.Table]:
+def read_tables(
+    folder: Path, name: str = "", columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+) -> Iterator[pa.Table]:
     """Yield the rows of the shards of a folder, in order, as tables of at most ROWS_PER_GROUP rows."""
     for path in shard_paths(folder, name):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=columns, use_threads=False):
-                yield pa.Table.from_batches([batch])
+        for batch in read_batches(path, columns, schema):
+            yield pa.Table.from_batches([batch])
 
 
-def read_rows(folder: Path, name: str = "", columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(folder: Path, name: str = "", columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of the shards of a folder one by one, in order."""
     for table in read_tables(folder, name, columns):
         yield from table.to_pylist()
+
+
+def read_batches(
+    path: Path | str,
+    columns: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
+    rows: int = ROWS_PER_GROUP,
+    groups: Sequence[int] | None = None,
+    threads: bool = False,
+) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a shard, at most so many rows at a time; with a schema, of its types and whole.
+
+    Raises:  InputError: a damaged file; with a schema: a column that is not there, has other types, or lacks values.
+    """
+    with _of_a_stage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        there = set(file.schema_arrow.names)
+        chosen = columns if columns is not None or schema is None else schema.names
+        if chosen is not None:
+            if missing := set(chosen) - there - OPTIONAL:
+                raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")
+            chosen = [name for name in chosen if name in there]
+        numbers = list(groups if groups is not None else range(file.num_row_groups))
+        missed = sum(file.metadata.row_group(number).num_rows for number in numbers)
+        for batch in file.iter_batches(batch_size=rows, row_groups=numbers, columns=chosen, use_threads=threads):
+            missed -= len(batch)
+            yield batch if schema is None else _typed(batch, schema)
+        if missed:  # the footer has no checksum
+            raise pa.ArrowInvalid(f"{missed} rows fewer than its footer says")
+
+
+def read_metadata(path: Path | str) -> pq.FileMetaData:
+    """Return what the footer of a shard says. Raises InputError: damaged."""
+    with _of_a_stage(path):
+        return pq.read_metadata(path)
+
+
+@contextlib.contextmanager
+def _of_a_stage(path: Path | str) -> Iterator[None]:
+    """Say of a file that cannot be read, or not as stages write it, that it is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the machine's fault, not the file's
+            raise
+        said = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"{path}: damaged, or changed since a stage wrote it: {said}. Rerun that stage: dvc repro --force <stage>"
+        ) from error
+
+
+def _typed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return a batch with the types of the schema: other tools write large_string for string, or int64 for int32."""
+    fields = [schema.field(name) for name in batch.schema.names]
+    if [field.type for field in fields] != batch.schema.types:
+        batch = batch.cast(pa.schema(fields))
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if column.null_count and name not in OPTIONAL:
+            raise pa.ArrowInvalid(f"{column.null_count} rows without {name}")
+    return batch
 
 
 def shard_paths(folder: Path, name: str = "") -> list[Path]:

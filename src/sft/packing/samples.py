@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.feather
-import pyarrow.parquet as pq
 
 from sft.command import InputError
-from sft.data.shards import shard_paths
+from sft.data.shards import SAMPLES, read_batches, read_metadata, shard_paths
 from sft.packing.ids import Ids, number_ids
 from sft.packing.packs import padded
 from sft.packing.splits import keyed_hashes
@@ -115,7 +114,7 @@ def list_groups(folders: Mapping[str, Path]) -> list[Group]:
     groups = []
     for source, folder in folders.items():
         for path in shard_paths(folder):
-            metadata = pq.read_metadata(path)
+            metadata = read_metadata(path)
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
                 columns = (group.column(place) for place in range(group.num_columns))
@@ -138,11 +137,9 @@ def cut_groups(groups: Sequence[Group], tokens: int) -> list[list[Group]]:
 
 
 def read_group(group: Group, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a row group in batches of about BATCH_TOKENS tokens."""
+    """Yield the rows of a row group in batches of about BATCH_TOKENS tokens; raises as `read_batches`."""
     rows = max(1, BATCH_TOKENS * group.rows // max(1, group.tokens))
-    with pq.ParquetFile(group.path) as file:
-        known = [name for name in columns if name in file.schema_arrow.names]
-        yield from file.iter_batches(batch_size=rows, row_groups=[group.group], columns=known)
+    return read_batches(group.path, columns, SAMPLES, rows, [group.group], threads=True)
 
 
 def measure_groups(shard: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 
 from sft.command import InputError
-from sft.data.shards import PACKS
+from sft.data.shards import PACKS, WRITTEN
 from sft.executor import map_shards, working_on
 from sft.packing.packs import Mask, build_packs, cumulated, pack_fault, padded
 from sft.packing.samples import Conversations, Group, Samples, read_group, write_arrow
@@ -41,11 +41,10 @@ GROUPS_AT_ONCE = 8
 # Measured on text of 131,072 tokens: 1.25 bytes a token, 25M tokens a second. Dictionaries and BYTE_STREAM_SPLIT
 # leave less for zstd to find (1.59 and 1.36 at its default level).
 PARQUET: dict[str, Any] = {
-    "compression": "zstd",
+    **WRITTEN,
     "compression_level": 5,
     "use_dictionary": ["loss_mask.list.element", "source.list.element"],
     "data_page_size": 4 * GROUP_TOKENS,
-    "write_statistics": False,
 }
 
 

@@ -30,8 +30,8 @@ import numpy.typing as npt
 
 from sft.command import InputError, run_stage, say
 from sft.executor import map_shards
-from sft.files import file_digest, folder_digest, publish_file, publish_folder, read_json, write_json
-from sft.ledger import Ledger
+from sft.files import file_digest, folder_digest, publish_file, publish_folder, write_json
+from sft.ledger import Ledger, read_report
 from sft.packing.blend import check_asked, describe_mixture, mixture_by_domain
 from sft.packing.packs import read_lists, write_npy
 from sft.packing.splits import SPLITS, by_precedence
@@ -47,8 +47,20 @@ FILTERED = Path("data/filtered")
 PREPARED = Path("data/prepared")
 PACKED = Path("data/packed")
 MIXTURE = Path("reports/mixture.csv")
+FINGERPRINTS = ("template_sha256", "tokenizer_sha256")
 
 Int32s = npt.NDArray[np.int32]
+
+
+def filter_report(source: str) -> dict[str, Any]:
+    """Read what the filter stage reports of a source. Raises InputError."""
+    return read_report(Path(f"reports/filter/{source}.json"), rejected=dict, sampled=bool)
+
+
+def prep_report(source: str) -> dict[str, Any]:
+    """Read what the prep stage reports of a source. Raises InputError."""
+    numbers, prints = dict.fromkeys(("rows_out", "samples"), int), dict.fromkeys(FINGERPRINTS, str)
+    return read_report(Path(f"reports/prep/{source}.json"), rejected=dict, **numbers, **prints)
 
 
 def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[list[Group], Samples, Conversations]":
@@ -64,10 +76,9 @@ def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[li
     for group in groups:
         rows[group.source] += group.rows
     for source in sources:
-        report = Path(f"reports/prep/{source}.json")
-        if rows[source] != (expected := read_json(report)["samples"]):
+        if rows[source] != (expected := prep_report(source)["samples"]):
             raise InputError(
-                f"{PREPARED / source}: {rows[source]} samples, but {report} says {expected}. "
+                f"{PREPARED / source}: {rows[source]} samples, but reports/prep/{source}.json says {expected}. "
                 f"The data was changed between stages: dvc repro --force prep@{source}"
             )
     fixed = {"pack": params.model_dump(), "spool": str(spool)}
@@ -79,9 +90,9 @@ def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[li
 
 def fingerprints(sources: Iterable[str]) -> dict[str, str]:
     """Return the digests of template and tokenizer that every source was prepared with."""
-    found = {source: read_json(Path(f"reports/prep/{source}.json")) for source in sources}
+    found = {source: prep_report(source) for source in sources}
     prints = {}
-    for name in ("template_sha256", "tokenizer_sha256"):
+    for name in FINGERPRINTS:
         values = {report[name] for report in found.values()}
         if len(values) > 1:
             raise InputError(
@@ -89,6 +100,13 @@ def fingerprints(sources: Iterable[str]) -> dict[str, str]:
                 "Prepare them alike: dvc repro prep"
             )
         prints[name] = values.pop()
+    for source in found:
+        template = PREPARED / source / "chat_template.jinja"
+        if file_digest(template) != prints["template_sha256"]:
+            raise InputError(
+                f"{template}: not the template that reports/prep/{source}.json names, so not the one that the samples "
+                f"were rendered with. Run: dvc repro --force prep@{source}"
+            )
     if prints["tokenizer_sha256"] != file_digest(BASE / "tokenizer.json"):
         raise InputError(f"{BASE}: another tokenizer than the data was prepared with. Run: dvc repro prep")
     return prints
@@ -121,14 +139,14 @@ def _signatures(
     """Yield the signatures of wanted ids, each once, and add to `found` whose they are."""
     import pyarrow as pa
 
-    from sft.data.shards import read_tables
+    from sft.data.shards import SIGNATURES, read_tables
     from sft.quality.duplicates import SIGNATURE_BYTES
 
     missing = wanted.copy()
     for number, source in enumerate(conversations.sources):
         own = np.zeros(len(wanted), np.bool_)
         own[conversations.identity[conversations.source == number]] = True
-        for table in read_tables(FILTERED / source, "signatures-", ["id", "signature"]) if own.any() else ():
+        for table in read_tables(FILTERED / source, "signatures-", schema=SIGNATURES) if own.any() else ():
             identity = conversations.ids.find(table["id"].combine_chunks())
             take = (identity >= 0) & own[identity] & missing[identity]
             missing[identity[take]] = False
@@ -199,8 +217,8 @@ def describe_sources(
             "license": described.license,
             **packed[source],
             "lost": lost[source],
-            "rejected_by_prep": read_json(Path(f"reports/prep/{source}.json"))["rejected"],
-            "rejected_by_filter": read_json(Path(f"reports/filter/{source}.json"))["rejected"],
+            "rejected_by_prep": prep_report(source)["rejected"],
+            "rejected_by_filter": filter_report(source)["rejected"],
         }
         for source, described in fetched.items()
     }
@@ -311,7 +329,7 @@ def plan_packs(folder: Path, spool: Path, fetched: Mapping[str, Source], params:
         give_back()
     plan = plan_blend(samples, conversations, cluster, fetched, params)
     del cluster
-    prep_rows = sum(read_json(Path(f"reports/prep/{source}.json"))["rows_out"] for source in fetched)
+    prep_rows = sum(prep_report(source)["rows_out"] for source in fetched)
     ledger, balance = account(samples, conversations, plan, prep_rows)
     write_rejected(folder / "rejected.jsonl", samples, conversations, plan, params)
     give_back()
@@ -331,7 +349,7 @@ def plan_packs(folder: Path, spool: Path, fetched: Mapping[str, Source], params:
         "pack_size": params.pack_size,
         "pad_segments_to": params.pad_segments_to,
         "seed": params.seed,
-        "sampled": any(read_json(Path(f"reports/filter/{source}.json"))["sampled"] for source in fetched),
+        "sampled": any(filter_report(source)["sampled"] for source in fetched),
         "npy": balance["tokens"] <= params.npy_max_tokens,
         **prints,
         "splits": splits,

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 
 from sft.command import InputError
-from sft.data.conversation import Rejection
+from sft.data.conversation import Conversation, Rejection, normalise
 from sft.data.shards import SAMPLES
 from sft.executor import at_row
 from sft.tokens.chat import ChatTemplate
@@ -52,8 +52,16 @@ def prepare(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compare
     columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist()
     for index, (name, messages, tools) in enumerate(zip(*columns_read, strict=True)):
         at_row(name)
-        each = control(name, _parse(name, messages), reasoning, chat.tokenizer.ranges, chat.tokenizer.engine.count)
-        outcome = chat.add(pieces, each.messages, _parse_tools(tools) if tools else None, each.budget)
+        said, known = _parse(name, messages), _parse_tools(tools) if tools else None
+        try:
+            each = control(name, said, reasoning, chat.tokenizer.ranges, chat.tokenizer.engine.count)
+            outcome = chat.add(pieces, each.messages, known, each.budget)
+        except (AttributeError, LookupError, TypeError) as error:
+            if _is_normal(said, known):
+                raise
+            raise InputError(
+                f"conversation {name}: not as the filter stage writes it. Run that stage again."
+            ) from error
         if isinstance(outcome, Rejection):
             refused[index], outcome = outcome, 0
         controlled.append(each)
@@ -145,17 +153,25 @@ def _views(column: pa.Array) -> list[memoryview]:
     return [every[start:end] for start, end in itertools.pairwise(bounds)]
 
 
+def _is_normal(messages: Any, tools: Any) -> bool:
+    """Say whether a conversation is in normal form: bringing it there changes nothing."""
+    normal = normalise({"messages": messages, "tools": tools})
+    return isinstance(normal, Conversation) and (normal.messages, normal.tools) == (messages, tools)
+
+
 def _parse(name: str, text: memoryview) -> Any:
     """Read JSON as Python's json does; in messages, numbers stand in the arguments of calls only."""
     try:
         try:
             value = orjson.loads(text)
         except orjson.JSONDecodeError:
-            return json.loads(bytes(text))  # NaN
+            value = json.loads(bytes(text))  # NaN
+            json.dumps(value, ensure_ascii=False).encode()  # a UnicodeEncodeError: half of a surrogate pair
+            return value
         if bytes(text[:8]) == b'[{"role"' and not any(["tool_calls" in message for message in value]):
             return value
         return json.loads(bytes(text)) if LARGE.search(text) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"conversation {name}: not JSON: {error}. Run the filter stage again.") from error
 
 

@@ -266,8 +266,18 @@ def token_id(folder: Path, name: str, default: int | None = None) -> int:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    settings, config = (folder / "tokenizer.json", folder / "tokenizer_config.json")
-    return orjson.loads(settings.read_bytes()), orjson.loads(config.read_bytes())
+    """Read tokenizer.json and tokenizer_config.json. Raises InputError: they are no tokenizer's."""
+    found = []
+    for name, wanted in (("tokenizer.json", {"added_tokens", "model"}), ("tokenizer_config.json", set())):
+        try:
+            value = orjson.loads((folder / name).read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise InputError(f"{folder / name}: not JSON: {error}. Run: dvc repro --force fetch-model") from error
+        if not isinstance(value, dict) or not wanted <= value.keys():
+            raise InputError(f"{folder / name}: not of a tokenizer. Run: dvc repro --force fetch-model")
+        found.append(value)
+    settings, config = found
+    return settings, config
 
 
 def _token_text(token: Any) -> str:
