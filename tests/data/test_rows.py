@@ -141,6 +141,24 @@ def test_bytes_in_parquet_that_are_no_text_are_a_fault_of_their_row(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [
+        pa.array([b"a", b"\xff\xfe", b"b"]).view(pa.string()),
+        pa.array([0, 1 << 30, 0], pa.int32()).view(pa.date32()),
+        pa.array([0, 1 << 62, 0]).view(pa.duration("s")),
+    ],
+    ids=["text", "date", "duration"],
+)
+def test_a_value_in_parquet_that_cannot_be_read_is_a_fault_of_its_row(tmp_path: Path, odd: pa.Array) -> None:
+    pq.write_table(pa.table({"n": [1, 2, 3], "odd": odd}), tmp_path / "a.parquet")
+    good, broken, next_good = read_objects(tmp_path)
+    assert [row.record and row.record["n"] for row in (good, broken, next_good)] == [1, None, 3]
+    assert broken.where == "a.parquet:2"
+    assert broken.fault.startswith("a value that cannot be read")
+    assert not broken.is_end
+
+
+@pytest.mark.parametrize(
     ("record", "fault"),
     [
         ({}, "'messages' is missing"),

@@ -1,5 +1,6 @@
 """The fetch stage: what it publishes, what it reports, and what it refuses."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -68,6 +69,26 @@ def test_a_source_without_rows_is_refused_and_the_old_one_stays(here: Path) -> N
         fetch.main("mine")
     assert (here / "data/raw/mine/b.jsonl").exists()
     assert (here / "reports/fetch/mine.json").read_bytes() == report
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("c.jsonl.gz", gzip.compress(CHAT.encode() * 99)[:-9], r"c\.jsonl\.gz:\d+"),
+        ("c.jsonl.gz", gzip.compress(CHAT.encode()) + b"garbage", r"c\.jsonl\.gz:2"),
+        ("c.json.gz", gzip.compress(b"[]")[:-9], r"c\.json\.gz:1"),
+        ("c.json", f"[{CHAT}, {CHAT}".encode(), r"c\.json:1"),
+        ("c.parquet", b"PAR1 cut off", r"c\.parquet:1"),
+    ],
+)
+def test_a_file_that_cannot_be_read_to_its_end_stops_the_stage(
+    here: Path, name: str, content: bytes, place: str
+) -> None:
+    """One row would stand for all that are lost."""
+    (here / "mine" / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{place}: .*cannot be counted"):
+        fetch.main("mine")
+    assert not (here / "data/raw/mine").exists()
 
 
 def test_an_unknown_source_names_the_nearest(here: Path) -> None:

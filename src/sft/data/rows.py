@@ -44,6 +44,8 @@ class Row:
     """What is wrong with the row, or empty."""
     raw: str = ""
     """The text of a faulty row, cut."""
+    is_end: bool = False
+    """Whether the file cannot be read from here on: nobody knows how many rows are lost."""
 
 
 class Part(NamedTuple):
@@ -205,7 +207,8 @@ def _lines(path: Path, part: Part) -> Iterator[Row]:
                 if line.strip():
                     yield parse_row(line.rstrip(b"\r\n"), f"{part.path}:{number}")
     except _damage() as error:
-        yield Row(f"{part.path}:{number + 1}", None, f"damaged compressed file, the rest is unreadable: {error}")
+        fault = f"damaged compressed file, the rest is unreadable: {error}"
+        yield Row(f"{part.path}:{number + 1}", None, fault, is_end=True)
 
 
 def _document(path: Path, name: str) -> Iterator[Row]:
@@ -214,7 +217,7 @@ def _document(path: Path, name: str) -> Iterator[Row]:
         with _open(path) as file:
             content = file.read()
     except _damage() as error:
-        yield Row(f"{name}:1", None, f"damaged compressed file: {error}")
+        yield Row(f"{name}:1", None, f"damaged compressed file: {error}", is_end=True)
         return
     whole = parse_row(content, f"{name}:1")
     if whole.record is not None:
@@ -223,7 +226,7 @@ def _document(path: Path, name: str) -> Iterator[Row]:
         try:
             items = strictjson.parse(content)
         except ValueError as error:
-            yield Row(f"{name}:1", None, f"not valid JSON: {error}", whole.raw)
+            yield Row(f"{name}:1", None, f"not valid JSON: {error}", whole.raw, is_end=True)
             return
         for number, item in enumerate(items, 1):
             yield object_row(item, f"{name}:{number}")
@@ -241,14 +244,27 @@ def _table(path: Path, part: Part) -> Iterator[Row]:
         table = pq.ParquetFile(source)
         groups = range(part.start, table.num_row_groups if part.end is None else part.end)
         for batch in table.iter_batches(PARQUET_ROWS, row_groups=list(groups)):
-            for item in batch.to_pylist():
+            for item in _items(batch):
                 number += 1
                 yield _table_row(item, f"{part.path}:{number}")
-    except (pa.ArrowInvalid, OSError, *_damage()) as error:
-        yield Row(f"{part.path}:{number + 1}", None, f"damaged Parquet file, the rest is unreadable: {error}")
+    except (pa.ArrowException, OSError, *_damage()) as error:
+        fault = f"damaged Parquet file, the rest is unreadable: {error}"
+        yield Row(f"{part.path}:{number + 1}", None, fault, is_end=True)
 
 
-def _table_row(item: Json, where: str) -> Row:
+def _items(batch: Any) -> list[Json | Exception]:
+    """Return the rows of a batch, or what is wrong with one: a text that is not UTF-8, a date that Python has not."""
+    try:
+        return list(batch.to_pylist())
+    except (OverflowError, ValueError) as error:
+        if len(batch) == 1:
+            return [error]
+        return [item for row in range(len(batch)) for item in _items(batch.slice(row, 1))]
+
+
+def _table_row(item: Json | Exception, where: str) -> Row:
+    if isinstance(item, Exception):
+        return Row(where, None, f"a value that cannot be read: {item}")
     try:
         text = json.dumps(_present(item), default=_as_text)
     except UnicodeDecodeError as error:

@@ -40,9 +40,19 @@ def describe(source: Download) -> dict[str, Any]:
 
 
 def count_rows(folder: Path, source: Source) -> Counter[str]:
-    """Return the number of rows, sound or faulty, by the file that they stand in."""
-    rows = read_rows(folder, source.format, source.fields, source.where)
-    return Counter(row.where.rpartition(":")[0] for row in rows)
+    """Return the number of rows, sound or faulty, by the file that they stand in.
+
+    Raises:  InputError: a file that cannot be read to its end, so that nobody could count what is lost.
+    """
+    rows = Counter[str]()
+    for row in read_rows(folder, source.format, source.fields, source.where):
+        if row.is_end:
+            raise InputError(
+                f"{row.where}: {row.fault}. How many rows are lost cannot be counted: bring the file anew, or leave "
+                "it out of the uri."
+            )
+        rows[row.where.rpartition(":")[0]] += 1
+    return rows
 
 
 def fetch_source(name: str, source: Source) -> None:
