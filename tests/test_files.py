@@ -57,6 +57,18 @@ def test_a_folder_is_replaced_not_merged(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+def test_a_file_or_a_link_in_the_place_of_a_folder_leaves_nothing_behind(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with publish_folder(tmp_path / name) as partial:
+            (partial / "new").touch()
+        assert names(tmp_path / name) == ["new"]
+    assert names(tmp_path) == ["elsewhere", "file", "link"]
+    assert names(tmp_path / "elsewhere") == []
+
+
 def test_a_file_system_that_cannot_exchange_gets_the_new_folder_too(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RENAME_EXCHANGE", 1 << 30)  # a flag that no kernel knows: EINVAL
     target = tmp_path / "out"

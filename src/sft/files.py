@@ -49,7 +49,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
             os.rename(partial, target)
         _flush(target.parent)
     finally:  # what is there now is unfinished, or the old folder
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
 
 
 @contextlib.contextmanager
@@ -213,10 +213,15 @@ def _remove_abandoned(target: Path) -> None:
         pid = path.name.rpartition("-")[2]
         if pid.isdecimal() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid():
             continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a file or a link that stood where a folder was published."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -185,6 +185,28 @@ def test_a_folder_or_pattern_of_files_keeps_their_places(here: Path) -> None:
     assert [file.path for file in fetch(f"file://{here}/in", here)] == ["a.jsonl", "c.txt", "deep/b.jsonl"]
 
 
+def test_links_lead_to_what_is_behind_them_once_and_never_to_nothing_in_silence(here: Path) -> None:
+    for name in ("in/a.jsonl", "elsewhere/b.jsonl"):
+        (here / name).parent.mkdir()
+        (here / name).write_text(name)
+    (here / "in/deep").symlink_to("../elsewhere")
+    (here / "in/round").symlink_to(".")
+    assert [file.path for file in fetch("file://in", here)] == ["a.jsonl", "deep/b.jsonl"]
+    (here / "in/lost.jsonl").symlink_to("nowhere.jsonl")
+    (here / "target").rename(here / "other")
+    with pytest.raises(FileNotFoundError, match=r"in/lost\.jsonl"):
+        fetch("file://in", here)
+    (here / "target").rename(here / "another")
+    assert [file.path for file in fetch("file://in/**/b.jsonl", here)] == ["deep/b.jsonl"]
+
+
+def test_a_name_that_no_report_can_hold_is_refused(here: Path) -> None:
+    (here / "in").mkdir()
+    (here / "in" / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(b"{}\n")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        fetch("file://in", here)
+
+
 def test_a_wrong_digest_keeps_nothing_and_says_both(here: Path) -> None:
     (here / "a.jsonl").write_bytes(b"{}\n")
     with pytest.raises(
@@ -259,6 +281,7 @@ def test_a_host_that_does_not_answer_is_said_without_the_query(here: Path) -> No
         ("https://example.org/", "names no file"),
         ("https://example.org/..", "names no file"),
         ("https:///a.bin", "names no file"),
+        ("https://[::1/a.bin", "not a URL"),
     ],
 )
 def test_a_url_that_is_not_safe_is_refused_before_anything_is_asked(here: Path, uri: str, reason: str) -> None:

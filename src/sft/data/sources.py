@@ -49,6 +49,8 @@ MAX_MEMBERS = 100_000
 COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 # What a model's folder is made of; above all no pickles (.bin, .pt).
 MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
+# What Python makes of the bytes of a name that are not UTF-8.
+NOT_UTF8 = re.compile("[\ud800-\udfff]")
 # What a remote file is: the offset it starts from, its whole size if known, and its blocks.
 Remote = tuple[int, int | None, Iterator[bytes]]
 
@@ -73,6 +75,8 @@ def fetch_files(source: Download, folder: Path) -> list[FetchedFile]:
         raise InputError(f"{redact(source.uri)}: unknown scheme. Known: {', '.join(f'{s}://' for s in SCHEMES)}.")
     SCHEMES[scheme](source, folder)
     digests = folder_digests(folder)
+    if odd := next(filter(NOT_UTF8.search, digests), None):
+        raise InputError(f"{redact(source.uri)}: the name {odd!r} is not UTF-8, as a report is. Give the file another.")
     return [FetchedFile(path, (folder / path).stat().st_size, digest) for path, digest in digests.items()]
 
 
@@ -221,7 +225,7 @@ def _fetch_file(source: Download, folder: Path) -> None:
     if root.is_file():
         chosen = {root: root.name}
     else:
-        files = {file.relative_to(root).as_posix(): file for file in root.rglob("*") if file.is_file()}
+        files = {file.relative_to(root).as_posix(): file for file in _below(root)}
         chosen = {files[name]: place for name, place in select(files, pattern, source.uri).items()}
     if source.sha256 is not None and len(chosen) != 1:
         raise InputError(f"{source.uri}: sha256 pins one file, but {len(chosen)} are named. Leave sha256 out.")
@@ -230,6 +234,19 @@ def _fetch_file(source: Download, folder: Path) -> None:
         shutil.copyfile(file, folder / place)
         if source.sha256 is not None:
             _check_digest(source, folder / place)
+
+
+def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder, also behind links, and links to nothing, which are an error where chosen.
+
+    A link to a folder that it stands in is left out: all below it is there already.
+    """
+    real = folder.resolve()
+    for path in folder.iterdir() if real not in above else ():
+        if path.is_dir():
+            yield from _below(path, above | {real})
+        elif path.is_file() or path.is_symlink():
+            yield path
 
 
 def _fetch_hf(source: Download, folder: Path) -> None:
@@ -291,7 +308,10 @@ def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
 def _fetch_remote_file(source: Download, folder: Path) -> None:
     """Download one file block by block; the part of an interrupted download is kept and completed."""
     digest = _required_digest(source)
-    url = urlsplit(source.uri)
+    try:
+        url = urlsplit(source.uri)
+    except ValueError as error:  # brackets that hold no address
+        raise InputError(f"{redact(source.uri)}: not a URL: {error}") from error
     name = PurePosixPath(unquote(url.path)).name
     if not name or name in {".", ".."} or re.search(r"[\\\x00-\x1f]", name) or not url.hostname:
         raise InputError(f"{redact(source.uri)}: names no file; expected {url.scheme}://host-or-bucket/path/to/file")
