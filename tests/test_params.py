@@ -99,6 +99,7 @@ def test_every_translation_leads_to_a_key_that_exists():
         ("optimizer.lr", ".inf", "finite", "inf (float)"),
         ("optimizer.lr", "-1.0", "greater than 0", "-1.0 (float)"),
         ("optimizer.lr", "high", "valid number", "'high' (str)"),
+        ("pack.pack_size", "1000000000000", "less than or equal to", "1000000000000 (int)"),
         ("pack.over_length", "cut", "'drop', 'error' or 'cut-at-turn'", "'cut' (str)"),
         ("model.sequence_parallel", "no", "boolean", "'no' (str)"),
     ],
@@ -142,6 +143,12 @@ def test_a_python_tag_is_refused_and_not_run(tmp_path, monkeypatch, value):
     path = changed(tmp_path, r"^rng:\n  seed: .*$", f"rng:\n  seed: {value}")
     assert re.search(r"params\.yaml:\d+: not valid YAML: could not determine a constructor", message(path))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "2026-13-45", "[" * 2000 + "]" * 2000], ids=["number", "date", "depth"])
+def test_a_value_that_yaml_cannot_be_read_as_is_no_traceback(tmp_path, value):
+    found = message(changed(tmp_path, r"^rng:\n  seed: .*$", f"rng:\n  seed: {value}"))
+    assert re.search(r"params\.yaml: not valid YAML: ", found)
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path):

@@ -140,7 +140,7 @@ class Source(Download):
     """Rows taken, drawn by hash; null = all."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the blend, in trained tokens of the training split; for all sources or for none."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """How often the source is seen in an epoch of the blend: 0.5 = half of it, 2.0 = twice; null = 1."""
 
     @model_validator(mode="after")
@@ -294,7 +294,7 @@ class Prep(Section):
 class Pack(Section):
     """Splits and packed sequences."""
 
-    pack_size: Positive
+    pack_size: Annotated[int, Field(gt=0, le=1 << 24)]
     """Tokens in a pack."""
     over_length: Literal["drop", "error", "cut-at-turn"]
     """A sample longer than a pack: dropped and counted, an error, or cut behind the last whole turn that fits."""
@@ -563,7 +563,7 @@ def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else "?"
         raise InputError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
-    except (YAMLError, UnicodeDecodeError) as error:  # characters that no YAML file holds
+    except (YAMLError, ValueError, RecursionError) as error:  # no such characters, numbers, dates; too deep
         raise InputError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         what = "sections" if model is Params else "keys"
