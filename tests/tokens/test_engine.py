@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sft.tokens.engine import Engine, _shorter, probes, token_bytes
+from sft.tokens.engine import Engine, _shorter, describe, probes, token_bytes
 from tests.vocabulary import write_tokenizer
 
 
@@ -20,13 +20,13 @@ def described(folder, **changes):
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory):
-    return Engine(described(tmp_path_factory.mktemp("bytes")))
+    return Engine(describe(described(tmp_path_factory.mktemp("bytes"))))
 
 
 @pytest.fixture(scope="module")
 def normalising(tmp_path_factory):
     """Writes é as two characters, so its tokens hold other bytes than the text."""
-    return Engine(described(tmp_path_factory.mktemp("nfd"), normalizer={"type": "NFD"}))
+    return Engine(describe(described(tmp_path_factory.mktemp("nfd"), normalizer={"type": "NFD"})))
 
 
 @pytest.fixture(params=["byte_level", "normalising"])
@@ -99,7 +99,7 @@ def test_bytes_of_tokens_are_known_where_text_is_kept_as_it_is(tmp_path):
 def test_merges_written_shorter_are_the_same_merges(tmp_path):
     settings = described(tmp_path)
     texts = [*probes(), "the # sum ## of #### all"]
-    engine, plain = Engine(settings), Tokenizer.from_str(json.dumps(settings))
+    engine, plain = Engine(describe(settings)), Tokenizer.from_str(json.dumps(settings))
     merges = settings["model"]["merges"]
     assert _shorter(settings["model"])["merges"] == [" ".join(pair) for pair in merges] != merges
     expected = [plain.encode(text, add_special_tokens=False).ids for text in texts]
@@ -120,7 +120,7 @@ def test_merges_that_would_read_otherwise_when_written_shorter_stay(merge):
 
 def test_the_faster_tokenizer_is_used_where_its_ids_are_the_same(tmp_path):
     settings, texts = described(tmp_path), [*probes(), "What is the sum of seven and five?"]
-    plain, engine = Engine(settings), Engine(settings, quick=True)
+    plain, engine = Engine(describe(settings)), Engine(describe(settings), quick=True)
     assert (plain.is_quick, engine.is_quick) == (False, True)
     assert [part.tolist() for part in engine.encode(texts)] == [part.tolist() for part in plain.encode(texts)]
     assert [part.tolist() for part in engine.encode([])] == [[], []]
@@ -144,8 +144,8 @@ def test_a_faster_tokenizer_that_is_wrong_or_does_not_know_this_kind_is_left_alo
         return types.SimpleNamespace(encode_batch_flat=encode_batch_flat)
 
     monkeypatch.setattr(fastokens, "Tokenizer", types.SimpleNamespace(from_json_str=from_json_str))
-    expected = [part.tolist() for part in Engine(settings).encode(["the sum"])]
-    engine = Engine(settings, quick=True)
+    expected = [part.tolist() for part in Engine(describe(settings)).encode(["the sum"])]
+    engine = Engine(describe(settings), quick=True)
     assert not engine.is_quick
     assert [part.tolist() for part in engine.encode(["the sum"])] == expected
 

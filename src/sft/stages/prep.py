@@ -40,10 +40,12 @@ FEWEST_FOR_FASTOKENS = 500
 @functools.cache
 def load_chat(template: str, quick: bool) -> Any:
     """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
+    from sft.data.shards import give_back
     from sft.tokens.chat import ChatTemplate
 
     collect_rarely()
     chat = ChatTemplate.load(template, BASE, whole=False, quick=quick and os.environ.get("SFT_FASTOKENS") != "0")
+    give_back()  # what loading needed beside
     gc.freeze()  # vocabularies stay: no use to look through them again and again
     return chat
 
@@ -62,6 +64,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
     compared = COMPARED
     if task["number"] == 0:  # once is enough
         chat.check_whole()
+        give_back()  # the tokenizer that it needed
         compared = COMPARED_FIRST
     folder, row = Path(tempfile.mkdtemp(dir=task["scratch"])), stretch.first_row
     counts: dict[str, Counter[Any]] = {}

@@ -9,7 +9,7 @@ matters); from the reference's own offsets where it is not.
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,31 @@ PROBES_SEED, PROBES_NUMBER = 7, 600
 LOSSLESS = {"Sequence", "Split", "ByteLevel", "Digits", "Punctuation"}
 
 
+class Described(NamedTuple):
+    """A tokenizer, not loaded yet: as text a tenth of what it takes as Python's objects, which may go."""
+
+    text: str
+    """Its tokenizer.json."""
+    bytes: npt.NDArray[np.int64] | None
+    """(ids,) How many bytes of text each id holds, where that can be said (`token_bytes`)."""
+
+
+def describe(settings: dict[str, Any]) -> Described:
+    """Describe the tokenizer of a tokenizer.json that was read."""
+    text = orjson.dumps({**settings, "model": _shorter(settings["model"])}).decode()
+    return Described(text, token_bytes(settings))
+
+
 class Engine:
     """The tokenizer that a tokenizer.json describes, without its post-processor."""
 
-    def __init__(self, settings: dict[str, Any], quick: bool = False) -> None:
+    def __init__(self, described: Described, quick: bool = False) -> None:
         """Load it; `quick`: use fastokens, if it gives the ids of the reference for PROBES."""
-        described = orjson.dumps({**settings, "model": _shorter(settings["model"])}).decode()
-        self.reference = Tokenizer.from_str(described)
+        self._bytes = described.bytes
+        fast = _fastokens(described.text) if quick else None  # takes most memory while it loads: before the other
+        self.reference = Tokenizer.from_str(described.text)
         self._encode: Encode = self._encode_by_reference
-        self._bytes = token_bytes(settings)
-        if quick and (fast := _fastokens(described)) and same(fast, self._encode, probes()):
+        if fast and same(fast, self._encode, probes()):
             self._encode = fast
 
     @property

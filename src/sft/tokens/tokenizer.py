@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from sft.command import InputError
 from sft.data.conversation import Rejection
-from sft.tokens.engine import Engine
+from sft.tokens.engine import Engine, describe
 from sft.tokens.pieces import UNTRAINED, Pieces, Samples
 
 PRIVATE_USE = range(0xE000, 0xF8FF)
@@ -63,9 +63,10 @@ class SafeTokenizer:
         names = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self.special = {key: text for key, text in names.items() if text}
         """Text of bos_token, eos_token, pad_token, unk_token: those that there are."""
-        self.engine = Engine(
-            {**settings, "added_tokens": [token for token in tokens if token["content"] not in self.control]}, quick
-        )
+        others = [token for token in tokens if token["content"] not in self.control]
+        described = describe({**settings, "added_tokens": others})
+        del settings  # large: goes before tokenizers are loaded
+        self.engine = Engine(described, quick)
         """Encodes content: knows no control tokens."""
         self.pattern = re.compile(_any_of(self.control))
         """Finds control tokens in rendered text."""
