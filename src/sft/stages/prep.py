@@ -33,6 +33,8 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 CONVERSATIONS_PER_BATCH = 250
 # Text that is compared with the reference tokenizer, in characters: of the first stretch, of each other.
 COMPARED_FIRST, COMPARED = 1 << 14, 1 << 10
+# After so many rows, memory is given back; after fewer, the next ones would take as much time to get it again.
+FEWEST_TO_GIVE_BACK = 10_000
 # From so many conversations on, the time to load and try the faster tokenizer is won back.
 FEWEST_FOR_FASTOKENS = 500
 
@@ -80,7 +82,8 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
             for name, counter in done.counts.items():
                 counts.setdefault(name, Counter()).update(counter)
             row += len(rows)
-    give_back()
+    if stretch.rows >= FEWEST_TO_GIVE_BACK:
+        give_back()
     return {"folder": folder.name, "rows": row - stretch.first_row, "counts": counts}
 
 
