@@ -31,10 +31,10 @@ def train(case: str, base: Path, packed: Path) -> dict[str, float]:
     import psutil
 
     from sft.files import read_json
-    from sft.model import bridge, config, estimate, refusals
-    from sft.params import TRAIN_SECTIONS, load
+    from sft.model import bridge, config, estimate
+    from sft.params import TrainParams, read
 
-    sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
+    sections = read().training.model_dump()
     changes = {
         "train": {"train_iters": STEPS},
         "validation": {"eval_iters": 0},
@@ -42,8 +42,8 @@ def train(case: str, base: Path, packed: Path) -> dict[str, float]:
         "checkpoint": {"save_interval": 10_000},
     } | CASES[case]
     for name, values in changes.items():
-        sections[name] = sections[name].model_copy(update=values)
-    params = refusals.TrainParams(**sections)
+        sections[name] |= values
+    params = TrainParams.model_validate(sections)
     pack_size = read_json(packed / "metadata.json")["pack_size"]
     start = Path("runs/bench/base").absolute()
     bridge.import_base(base=base, checkpoint=start)
@@ -73,7 +73,7 @@ def train(case: str, base: Path, packed: Path) -> dict[str, float]:
             on_validation=lambda *values: None,
         )
     thread.join()
-    found = estimate.estimate(geometry, params.sizes, 1, pack_size, on_gpu=False)
+    found = estimate.estimate(geometry, params, 1, pack_size, on_gpu=False)
     return {"taken": most[0] - before, "estimated": found.memory.total, "pack_size": pack_size}
 
 

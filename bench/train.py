@@ -25,14 +25,14 @@ WARM_UP_STEPS = 2
 def run_bridge(steps: int) -> list[tuple[int, float]]:
     """Train through the product's own module; return (tokens, seconds) of each step."""
     from sft.files import read_json
-    from sft.model import bridge, refusals
-    from sft.params import TRAIN_SECTIONS, load
+    from sft.model import bridge
+    from sft.params import TrainParams, read
 
-    sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
-    sections["train"] = sections["train"].model_copy(update={"train_iters": steps})
-    sections["validation"] = sections["validation"].model_copy(update={"eval_iters": 0})
-    sections["scheduler"] = sections["scheduler"].model_copy(update={"lr_warmup_iters": 1})
-    sections["checkpoint"] = sections["checkpoint"].model_copy(update={"save_interval": 10_000})
+    sections = read().training.model_dump()
+    sections["train"]["train_iters"] = steps
+    sections["validation"]["eval_iters"] = 0
+    sections["scheduler"]["lr_warmup_iters"] = 1
+    sections["checkpoint"]["save_interval"] = 10_000
     done = []
     start = Path("runs/bench/base").absolute()
     bridge.import_base(base=BASE.absolute(), checkpoint=start)
@@ -42,7 +42,7 @@ def run_bridge(steps: int) -> list[tuple[int, float]]:
             start=start,
             packed=PACKED.absolute(),
             run=Path(folder),
-            params=refusals.TrainParams(**sections),
+            params=TrainParams.model_validate(sections),
             pack_size=read_json(PACKED / "metadata.json")["pack_size"],
             on_step=lambda step: done.append((step.tokens, step.seconds)),
             on_validation=lambda *values: None,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from sft.params import TRAIN_SECTIONS, Params
+from sft.params import Params, TrainParams
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
@@ -86,16 +86,13 @@ def packages(sources: dict[str, ast.Module]) -> set[str]:
 
 
 def loaded_sections(tree: ast.AST) -> set[str]:
-    """Sections of params.yaml that a module asks `load` for."""
+    """Sections of params.yaml that a module asks `load` for, or takes as `.training`."""
     sections: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load":
-            for argument in node.args:
-                if isinstance(argument, ast.Constant):
-                    sections.add(str(argument.value))
-                else:
-                    assert ast.unparse(argument) == "*TRAIN_SECTIONS", f"load({ast.unparse(argument)})"
-                    sections.update(TRAIN_SECTIONS)
+            sections.update(ast.literal_eval(argument) for argument in node.args)
+        if isinstance(node, ast.Attribute) and node.attr == "training":
+            sections.update(TrainParams.model_fields)
     return sections
 
 
@@ -161,7 +158,7 @@ def test_the_closure_follows_imports_in_functions_and_through_other_modules():
 
 def test_sections_are_read_from_the_calls_of_load():
     assert loaded_sections(ast.parse("a, b = load('pack', 'fetch')")) == {"pack", "fetch"}
-    assert loaded_sections(ast.parse("load(*TRAIN_SECTIONS)")) == set(TRAIN_SECTIONS)
+    assert loaded_sections(ast.parse("read().training")) == set(TrainParams.model_fields)
     assert loaded_sections(ast.parse("json.load('pack')")) == set()
 
 

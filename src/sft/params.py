@@ -4,8 +4,8 @@ Strict: an unknown key, a missing key or a wrong type stops the stage with the l
 the right name, also where the name is the one another tool uses (learning_rate -> optimizer.lr). Read as
 YAML 1.2, because `dvc exp run -S optimizer.lr=1e-5` writes `1e-05`, which YAML 1.1 readers take for text.
 
-`load("pack")` gives one section, `load("model", "train")` several: a stage sees what it declares in
-dvc.yaml and nothing else. Sections of the train stage carry the names of Megatron-Bridge's ConfigContainer.
+`load("pack")` gives one section, `load("fetch", "pack")` several, `read().training` those of the train stage, which
+carry the names of Megatron-Bridge's ConfigContainer: a stage sees what it declares in dvc.yaml and nothing else.
 """
 
 import difflib
@@ -459,6 +459,20 @@ class Rng(Section):
     seed: int
 
 
+class TrainParams(Section):
+    """The sections that the train stage reads, in the order of params.yaml."""
+
+    model: Model
+    mixed_precision: MixedPrecision
+    peft: Peft
+    optimizer: Optimizer
+    scheduler: Scheduler
+    train: Train
+    validation: Validation
+    checkpoint: Checkpoint
+    rng: Rng
+
+
 class Gate(Section):
     """What a model has to hold to become a candidate, by its evaluation (sft.stages.eval)."""
 
@@ -508,18 +522,10 @@ class Params(Section):
     rng: Rng
     eval: Eval
 
-
-TRAIN_SECTIONS = (
-    "model",
-    "mixed_precision",
-    "peft",
-    "optimizer",
-    "scheduler",
-    "train",
-    "validation",
-    "checkpoint",
-    "rng",
-)
+    @property
+    def training(self) -> TrainParams:
+        """The sections that the train stage reads."""
+        return TrainParams(**{name: getattr(self, name) for name in TrainParams.model_fields})
 
 
 def ran_with(lock: Path = LOCK) -> dict[str, Any]:

@@ -21,8 +21,9 @@ import pytest
 
 from sft import files
 from sft.command import InputError
-from sft.model import bridge, checkpoints, config, refusals
+from sft.model import bridge, checkpoints, config
 from sft.packing.packs import build_packs, write_npy
+from sft.params import TrainParams
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ NO_DROPOUT = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
 RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
-def train_params(**changes: dict[str, Any]) -> refusals.TrainParams:
+def train_params(**changes: dict[str, Any]) -> TrainParams:
     sections: dict[str, dict[str, Any]] = {
         "model": {
             "recipe": None,
@@ -82,8 +83,7 @@ def train_params(**changes: dict[str, Any]) -> refusals.TrainParams:
     }
     for section, values in changes.items():
         sections[section] |= values
-    types = {field.name: field.type for field in dataclasses.fields(refusals.TrainParams)}
-    return refusals.TrainParams(**{name: types[name].model_validate(values) for name, values in sections.items()})
+    return TrainParams.model_validate(sections)
 
 
 # --- scenarios, each in its own process -----------------------------------------------------------------
@@ -92,7 +92,7 @@ def train_params(**changes: dict[str, Any]) -> refusals.TrainParams:
 def run(
     folder: Path,
     name: str,
-    params: refusals.TrainParams,
+    params: TrainParams,
     at_step: Callable[[int], None] | None = None,
     base: str = "base",
     start: Path | None = None,
@@ -122,9 +122,7 @@ def run(
     )
 
 
-def export(
-    folder: Path, checkpoint: Path, target: str, params: refusals.TrainParams | None = None, base: str = "base"
-) -> None:
+def export(folder: Path, checkpoint: Path, target: str, params: TrainParams | None = None, base: str = "base") -> None:
     """Export a checkpoint as `folder/target`."""
     bridge.export(
         checkpoint=checkpoint,
@@ -327,16 +325,12 @@ def padded_packs() -> list[dict[str, Any]]:
 
 def ranks(folder: Path) -> None:
     """Under torchrun: two ranks, each with half of the packs, then each with half of every matrix."""
-    bridge.import_base(base=folder / "base", checkpoint=folder / "start")
     run(folder, "two-data", train_params(model=NO_DROPOUT))
     run(folder, "two-tensor", train_params(model=NO_DROPOUT | {"tensor_model_parallel_size": 2}))
 
 
 def stages(folder: Path) -> None:
     """Under torchrun: three ranks, each with a third of the packs, then each with a third of the layers."""
-    if os.environ["RANK"] == "0":
-        tiny.make_tiny_base(folder / "base-3", layers=3)
-    bridge.import_base(base=folder / "base-3", checkpoint=folder / "start-3")
     for name, model in (("three-data", NO_DROPOUT), ("three-stages", NO_DROPOUT | {"pipeline_model_parallel_size": 3})):
         params = train_params(
             model=model,
@@ -344,7 +338,7 @@ def stages(folder: Path) -> None:
             checkpoint={"save_interval": 4},
             validation={"eval_iters": 1},
         )
-        run(folder, name, params, base="base-3", start=folder / "start-3")
+        run(folder, name, params, base="other-base", start=folder / "other-start")
 
 
 # --- what they showed -----------------------------------------------------------------------------------

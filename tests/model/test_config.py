@@ -35,7 +35,7 @@ Values = dict[str, Any]
 # --- the program -------------------------------------------------------------------------------------------------
 
 
-def built(folder: Path, params: refusals.TrainParams, base: Path, pack_size: int = 128, on_gpu: bool = True) -> Any:
+def built(folder: Path, params: p.TrainParams, base: Path, pack_size: int = 128, on_gpu: bool = True) -> Any:
     """Build a config without data, weights or a tokenizer."""
     (folder / "start").mkdir(exist_ok=True)
     return config.build(
@@ -50,12 +50,10 @@ def built(folder: Path, params: refusals.TrainParams, base: Path, pack_size: int
     )
 
 
-def profile(name: str) -> tuple[refusals.TrainParams, int]:
+def profile(name: str) -> tuple[p.TrainParams, int]:
     """Return the train sections of a profile and its pack size."""
     params = p.read(ROOT / "profiles" / f"{name}.yaml")
-    return refusals.TrainParams(**{section: getattr(params, section) for section in p.TRAIN_SECTIONS}), (
-        params.pack.pack_size
-    )
+    return params.training, params.pack.pack_size
 
 
 def losses(folder: Path, name: str, recipe: str | None) -> list[tuple[float, float]]:

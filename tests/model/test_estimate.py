@@ -80,7 +80,7 @@ def test_memory_of_the_production_layout_in_numbers() -> None:
     dense, experts = 2_195_073_344 / 4 + 8_055_936, 29_374_808_064 / 8
     layout = estimate.layout_of(nano().model, 16)
     assert (layout.data, layout.dense_copies, layout.expert_copies) == (4, 4, 2)
-    memory = estimate.memory(NANO, nano().sizes, layout, 4096, sharded=True)
+    memory = estimate.memory(NANO, nano(), layout, 4096, sharded=True)
     assert memory.weights == pytest.approx(2 * (dense + experts))
     assert memory.gradients == pytest.approx(4 * (dense + experts))
     assert memory.optimizer == pytest.approx(12 * (dense / 4 + experts / 2))
@@ -91,7 +91,7 @@ def test_memory_of_the_production_layout_in_numbers() -> None:
 def test_each_lever_moves_what_it_is_said_to_move() -> None:
     def memory(ranks: int = 16, **changes: dict[str, Any]) -> estimate.Memory:
         params = nano(**changes)
-        return estimate.memory(NANO, params.sizes, estimate.layout_of(params.model, ranks), 4096, sharded=True)
+        return estimate.memory(NANO, params, estimate.layout_of(params.model, ranks), 4096, sharded=True)
 
     plain = memory()
     assert memory(32).optimizer == plain.optimizer / 2
@@ -113,7 +113,7 @@ def test_a_cpu_run_has_16_bytes_for_each_parameter_and_does_not_share_them() -> 
     parameters = estimate.count(LLAMA).total
     for ranks in (1, 2):
         memory = estimate.memory(
-            LLAMA, train_params().sizes, estimate.layout_of(train_params().model, ranks), 128, sharded=False
+            LLAMA, train_params(), estimate.layout_of(train_params().model, ranks), 128, sharded=False
         )
         assert memory.weights + memory.gradients + memory.optimizer == 16 * parameters
 
@@ -138,12 +138,12 @@ def test_checkpoints_are_counted_at_the_fullest_moment(changes: dict[str, Any], 
 
 
 def test_a_step_costs_six_operations_a_weight_and_token_and_eight_when_computed_again() -> None:
-    plain = estimate.estimate(LLAMA, train_params().sizes, 1, 128, on_gpu=False)
+    plain = estimate.estimate(LLAMA, train_params(), 1, 128, on_gpu=False)
     weights = estimate.count(LLAMA).total
     assert plain.tokens_per_step == 256
     assert plain.flops_per_step == 6 * 256 * (weights + 2 * 64 * 128)
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    again = estimate.estimate(LLAMA, train_params(model=full).sizes, 1, 128, on_gpu=False)
+    again = estimate.estimate(LLAMA, train_params(model=full), 1, 128, on_gpu=False)
     assert again.flops_per_step == plain.flops_per_step * 8 / 6
     least, at_most = plain.seconds_per_step(1e9, 1)
     assert (least, at_most) == (plain.flops_per_step / 0.40e9, plain.flops_per_step / 0.15e9)
@@ -152,8 +152,10 @@ def test_a_step_costs_six_operations_a_weight_and_token_and_eight_when_computed_
 def test_the_production_profile_needs_what_its_head_says() -> None:
     """16 GPUs of 80 GB, or 8 larger ones."""
     params = p.read(PROFILES / "nemotron3-nano.yaml")
-    sizes = estimate.Sections(params.model, params.mixed_precision, params.peft, params.train, params.checkpoint)
-    needs = {n: estimate.estimate(NANO, sizes, n, params.pack.pack_size, on_gpu=True).memory.total for n in (8, 16)}
+    needs = {
+        ranks: estimate.estimate(NANO, params.training, ranks, params.pack.pack_size, on_gpu=True).memory.total
+        for ranks in (8, 16)
+    }
     usable = {name: memory * (1 - estimate.RESERVE) for name, (memory, _) in estimate.GPUS.items()}
     assert needs[16] < usable["H100"] < needs[8] < usable["H200"]
 

@@ -36,11 +36,11 @@ NANO_LAYOUT = {"tensor_model_parallel_size": 4, "sequence_parallel": True, "expe
 BF16 = {"mixed_precision": {"name": "bf16_mixed"}}
 
 
-def refused(params: refusals.TrainParams, facts: refusals.Facts) -> dict[str, str]:
+def refused(params: p.TrainParams, facts: refusals.Facts) -> dict[str, str]:
     return {verdict.rule: verdict.reason for verdict in refusals.verdicts(params, facts) if verdict.refused}
 
 
-def nano(**changes: dict[str, Any]) -> refusals.TrainParams:
+def nano(**changes: dict[str, Any]) -> p.TrainParams:
     """Params of the production layout, with some changed."""
     model = NANO_LAYOUT | changes.pop("model", {})
     return train_params(**{**BF16, "train": {"global_batch_size": 64}, "model": model, **changes})
@@ -236,7 +236,3 @@ def test_facts_are_read_where_they_lie_and_unknown_where_they_do_not(tmp_path: P
     assert (facts.pack_size, facts.pad_segments_to, facts.data_tokenizer) == (32, 4, "a" * 64)
     assert (facts.training_packs, facts.validation_packs) == (7, 0)
     assert facts.model_tokenizer == file_digest(tmp_path / "base" / "tokenizer.json")
-
-
-def test_params_of_training_are_the_sections_of_training() -> None:
-    assert tuple(field.name for field in dataclasses.fields(refusals.TrainParams)) == p.TRAIN_SECTIONS

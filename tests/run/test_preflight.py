@@ -12,6 +12,7 @@ import pytest
 from sft import params as p
 from sft.command import InputError
 from sft.model import estimate, refusals
+from sft.params import TrainParams
 from sft.run import preflight
 from tests.model.test_refusals import CLUSTER, LLAMA, NANO, nano
 from tests.project import ROOT
@@ -19,8 +20,8 @@ from tests.project import ROOT
 PROFILE = "nemotron3-nano"
 
 
-def seen(facts: refusals.Facts, gpu: preflight.Gpu, params: refusals.TrainParams) -> preflight.Preflight:
-    found = estimate.estimate(facts.geometry or LLAMA, params.sizes, facts.ranks, facts.pack_size or 1, on_gpu=True)
+def seen(facts: refusals.Facts, gpu: preflight.Gpu, params: TrainParams) -> preflight.Preflight:
+    found = estimate.estimate(facts.geometry or LLAMA, params, facts.ranks, facts.pack_size or 1, on_gpu=True)
     return preflight.Preflight(params, facts, found, refusals.verdicts(params, facts), gpu, Path("models/base"))
 
 

@@ -67,15 +67,11 @@ class Step:
 def import_base(*, base: Path, checkpoint: Path) -> None:
     """Convert a Hugging Face folder into the Megatron checkpoint `checkpoint`, in fp32; whole or not at all.
 
-    Done before from the same base: nothing happens. Under torchrun the first rank works and the others wait.
+    Done before from the same base: nothing happens.
 
     Raises:  InputError: the checkpoint's files are not those that were written.
     """
     manifest = checkpoints.manifest_of(checkpoint)
-    if _rank() != 0:
-        while not manifest.exists():
-            time.sleep(0.5)
-        return
     origin = {"base": folder_digest(base)}
     if manifest.exists():
         checkpoints.verify(checkpoint)
@@ -107,7 +103,7 @@ def train(
     start: Path,
     packed: Path,
     run: Path,
-    params: refusals.TrainParams,
+    params: p.TrainParams,
     pack_size: int,
     on_step: Callable[[Step], None],
     on_validation: Callable[[int, float], None],
@@ -138,7 +134,7 @@ def train(
             _everywhere(lambda: checkpoints.verify(start))
         watch = _Watch(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop)
         with quiet(run / "logs" / "bridge.log"):
-            _everywhere(lambda: write_json(run / PARAMS, {name: value.model_dump() for name, value in params.named()}))
+            _everywhere(lambda: write_json(run / PARAMS, params.model_dump()))
             _tie_writers_to_this_process(params.checkpoint.async_save)
             eval_iters = params.validation.eval_iters
             if eval_iters:
@@ -166,7 +162,7 @@ def check(
     start: Path | None,
     packed: Path,
     run: Path,
-    params: refusals.TrainParams,
+    params: p.TrainParams,
     ranks: int,
     on_gpu: bool | None = None,
 ) -> None:
@@ -217,7 +213,7 @@ def _bytes(folder: Path) -> float:
 
 
 def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> None:
-    """Write a trained checkpoint as a Hugging Face folder; under torchrun only the first rank does.
+    """Write a trained checkpoint as a Hugging Face folder.
 
     Weights come from the checkpoint, in the one number format of `base` (in fp32 where that has several), every
     other file from `base`, byte for byte. Adapters (`peft`) are added to the weights of `start`, which they were
@@ -225,8 +221,6 @@ def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.P
 
     Raises:  InputError: the checkpoint's files are not those that were written.
     """
-    if _rank() != 0:
-        return
     checkpoints.verify(checkpoint)
     if peft.name is not None:
         checkpoints.verify(start)
@@ -266,7 +260,7 @@ def _with_adapters(model: Any, checkpoint: Path, peft: p.Peft) -> Any:
     return model
 
 
-def _take_validation(packed: Path, run: Path, params: refusals.TrainParams) -> int:
+def _take_validation(packed: Path, run: Path, params: p.TrainParams) -> int:
     """Copy the packs of one validation to the run, the first of the split; return how many batches they are.
 
     Bridge goes on where the last validation stopped. With more packs than one takes, each would be over other
@@ -291,10 +285,6 @@ def _take_validation(packed: Path, run: Path, params: refusals.TrainParams) -> i
 def _weights_folder(start: Path) -> Path:
     """Name the folder that Bridge loads: it takes the one of a step without looking for its tracker file."""
     return start if start.name.startswith("iter_") else start / "iter_0000000"
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _tie_writers_to_this_process(async_save: bool) -> None:
@@ -433,21 +423,18 @@ class _Watch:
 
     def step_ends(self, context: Any) -> None:
         """Report the step."""
-        seconds = time.perf_counter() - self.started
         from megatron.bridge.training.utils.pg_utils import get_pg_collection
 
-        groups = get_pg_collection(context.model)
-        device = "cpu" if on_cpu() else torch.device("cuda", torch.cuda.current_device())
-        tokens = torch.tensor(self.tokens, device=device)
-        dist.all_reduce(tokens, group=groups.dp)
+        seconds = time.perf_counter() - self.started
+        tokens = torch.tensor(self.tokens, device=_device())
+        dist.all_reduce(tokens, group=get_pg_collection(context.model).dp)
         loss = _of_last_stage(context, context.loss_dict)
         done, steps = context.state.train_state.step + 1, context.state.cfg.train
         if self.stop is not None and done < steps.train_iters and _everywhere(self.stop.exists):
             steps.exit_interval = done  # Bridge saves and ends behind a step that this divides
         if dist.get_rank() == 0:
-            iteration = context.state.train_state.step + 1
             with contextlib.redirect_stdout(self.terminal):
-                self.on_step(Step(iteration, loss, self.lr, float(context.grad_norm), int(tokens), seconds))
+                self.on_step(Step(done, loss, self.lr, float(context.grad_norm), int(tokens), seconds))
 
     def validation_ends(self, context: Any) -> None:
         """Report the loss over the validation batches."""
@@ -473,7 +460,10 @@ def _of_last_stage(context: Any, losses: dict[str, Any]) -> float:
     """Return the loss, which only the last stage of a pipeline knows, on every stage."""
     from megatron.bridge.training.utils.pg_utils import get_pg_collection
 
-    device = "cpu" if on_cpu() else torch.device("cuda", torch.cuda.current_device())
-    loss = torch.tensor(float(losses.get("lm loss", 0.0)), device=device)
+    loss = torch.tensor(float(losses.get("lm loss", 0.0)), device=_device())
     dist.all_reduce(loss, group=get_pg_collection(context.model).pp)
     return loss.item()
+
+
+def _device() -> str:
+    return "cpu" if on_cpu() else f"cuda:{torch.cuda.current_device()}"

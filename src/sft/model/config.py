@@ -183,7 +183,7 @@ def _hub_answered_by(base: Path) -> Iterator[None]:
 
 
 def build(
-    params: refusals.TrainParams,
+    params: p.TrainParams,
     *,
     base: Path,
     start: Path,
@@ -218,9 +218,6 @@ def build(
     provider = _provider(params, base, ground, pack_size, on_gpu)
     layout, steps = params.model, params.train
     context_parallel = layout.context_parallel_size
-    # With stages of a pipeline, experts or parts of a sample on several ranks, all must expect one length.
-    spread = (context_parallel, layout.pipeline_model_parallel_size, layout.expert_model_parallel_size)
-    fixed_length = max(spread) > 1
     grad_in_fp32 = params.mixed_precision.grad_reduce_in_fp32
 
     optimizer = ground.optimizer if ground else c.OptimizerConfig(optimizer="adam")
@@ -272,7 +269,7 @@ def build(
                 packed_metadata_path=str(packed / "metadata.json"),
                 pad_seq_to_mult=2 * context_parallel if context_parallel > 1 else 1,
             ),
-            dataset_kwargs={"pad_to_max_length": True} if fixed_length else None,
+            dataset_kwargs={"pad_to_max_length": True} if refusals.has_fixed_length(layout) else None,
             do_validation=eval_iters > 0,
             do_test=False,
         ),
@@ -300,7 +297,7 @@ def build(
     )
 
 
-def _provider(params: refusals.TrainParams, base: Path, ground: Any, pack_size: int, on_gpu: bool) -> Any:
+def _provider(params: p.TrainParams, base: Path, ground: Any, pack_size: int, on_gpu: bool) -> Any:
     """Return the model's provider: the recipe's, or AutoBridge's, with `model` of params.yaml laid on it."""
     _, plain = model_of(base, weights=False, on_gpu=on_gpu)
     provider = plain

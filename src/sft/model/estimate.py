@@ -177,17 +177,6 @@ class Estimate:
         return self.flops_per_step / (ranks * flops * fast), self.flops_per_step / (ranks * flops * slow)
 
 
-@dataclass(frozen=True)
-class Sections:
-    """The sections of params.yaml that decide what a training needs."""
-
-    model: p.Model
-    mixed_precision: p.MixedPrecision
-    peft: p.Peft
-    train: p.Train
-    checkpoint: p.Checkpoint
-
-
 def layer_count(g: Geometry, kind: str) -> Count:
     """Count the parameters of one layer, with the norm in front of it."""
     h, gates = g.hidden, 2 if g.gated else 1
@@ -291,7 +280,7 @@ def activations(g: Geometry, model: p.Model, layout: Layout, tokens: float, laye
     return tokens * width * sum(kept)
 
 
-def memory(g: Geometry, params: Sections, layout: Layout, pack_size: int, *, sharded: bool) -> Memory:
+def memory(g: Geometry, params: p.TrainParams, layout: Layout, pack_size: int, *, sharded: bool) -> Memory:
     """Return the memory of the GPU that needs most; `sharded`: copies share optimizer states, as on GPUs."""
     whole = params.mixed_precision.name == "fp32"
     width = 4 if whole else 2
@@ -343,7 +332,7 @@ def most_checkpoints(checkpoint: p.Checkpoint, iterations: int) -> int:
     return min(saved, checkpoint.most_recent_k + retained + best + 1)
 
 
-def estimate(g: Geometry, params: Sections, ranks: int, pack_size: int, *, on_gpu: bool) -> Estimate:
+def estimate(g: Geometry, params: p.TrainParams, ranks: int, pack_size: int, *, on_gpu: bool) -> Estimate:
     """Estimate a training with these params over so many GPUs (or processes of a CPU)."""
     layout = layout_of(params.model, ranks)
     total, trained = count(g).total, count(g).total

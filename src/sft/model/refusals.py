@@ -32,30 +32,6 @@ COLLATED_TO = 16
 
 
 @dataclass(frozen=True)
-class TrainParams:
-    """The sections of params.yaml that the train stage reads."""
-
-    model: p.Model
-    mixed_precision: p.MixedPrecision
-    peft: p.Peft
-    optimizer: p.Optimizer
-    scheduler: p.Scheduler
-    train: p.Train
-    validation: p.Validation
-    checkpoint: p.Checkpoint
-    rng: p.Rng
-
-    def named(self) -> list[tuple[str, p.Section]]:
-        """Return the sections with their names."""
-        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-
-    @property
-    def sizes(self) -> estimate.Sections:
-        """The sections that decide what a training needs."""
-        return estimate.Sections(self.model, self.mixed_precision, self.peft, self.train, self.checkpoint)
-
-
-@dataclass(frozen=True)
 class Facts:
     """What the rules know besides params.yaml; None: not known here."""
 
@@ -137,12 +113,12 @@ def count_packs(folder: Path) -> int | None:
     return sum(counts)
 
 
-def verdicts(params: TrainParams, facts: Facts) -> list[Verdict]:
+def verdicts(params: p.TrainParams, facts: Facts) -> list[Verdict]:
     """Apply every rule, in order."""
     return [_verdict(rule, params, facts) for rule in RULES]
 
 
-def _verdict(rule: "Rule", params: TrainParams, facts: Facts) -> Verdict:
+def _verdict(rule: "Rule", params: p.TrainParams, facts: Facts) -> Verdict:
     name = rule.fault.__name__.strip("_").replace("_", "-")
     about = (rule.fault.__doc__ or "").split("\n")[0].rstrip(".")
     missing = [need for need in rule.needs if getattr(facts, need) is None]
@@ -152,7 +128,7 @@ def _verdict(rule: "Rule", params: TrainParams, facts: Facts) -> Verdict:
     return Verdict(name, about, bool(reason), reason)
 
 
-def check(params: TrainParams, facts: Facts) -> None:
+def check(params: p.TrainParams, facts: Facts) -> None:
     """Raise InputError with every reason for which a training is refused."""
     refused = [verdict.reason for verdict in verdicts(params, facts) if verdict.refused]
     if refused:
@@ -162,7 +138,7 @@ def check(params: TrainParams, facts: Facts) -> None:
 # Rules: params and facts -> the reason, or nothing.
 
 
-def precision_of_a_cpu(params: TrainParams, facts: Facts) -> str:
+def precision_of_a_cpu(params: p.TrainParams, facts: Facts) -> str:
     """A CPU trains in fp32."""
     if facts.on_gpu or params.mixed_precision.name == "fp32":
         return ""
@@ -172,7 +148,7 @@ def precision_of_a_cpu(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def layout_of_a_cpu(params: TrainParams, facts: Facts) -> str:
+def layout_of_a_cpu(params: p.TrainParams, facts: Facts) -> str:
     """A CPU does not split a sample over ranks."""
     if facts.on_gpu or params.model.context_parallel_size == 1:
         return ""
@@ -182,7 +158,7 @@ def layout_of_a_cpu(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def model_of_a_cpu(params: TrainParams, facts: Facts) -> str:
+def model_of_a_cpu(params: p.TrainParams, facts: Facts) -> str:
     """A CPU trains dense attention models."""
     geometry = _known(facts.geometry)
     if facts.on_gpu or not set(geometry.pattern) & {"M", "E"}:
@@ -193,7 +169,7 @@ def model_of_a_cpu(params: TrainParams, facts: Facts) -> str:
     return f"models/base has {kinds}, which exist as GPU kernels only. Train it on GPUs, or choose a dense model here."
 
 
-def world_size(params: TrainParams, facts: Facts) -> str:
+def world_size(params: p.TrainParams, facts: Facts) -> str:
     """The ranks are a multiple of a copy of the model."""
     copy = _copy(params)
     if facts.ranks % copy == 0:
@@ -204,7 +180,7 @@ def world_size(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def expert_parallel(params: TrainParams, facts: Facts) -> str:
+def expert_parallel(params: p.TrainParams, facts: Facts) -> str:
     """The experts of a layer can be spread so."""
     spread, geometry = params.model.expert_model_parallel_size, _known(facts.geometry)
     key = f"params.yaml: model.expert_model_parallel_size is {spread}"
@@ -222,7 +198,7 @@ def expert_parallel(params: TrainParams, facts: Facts) -> str:
     return ""
 
 
-def batch(params: TrainParams, facts: Facts) -> str:
+def batch(params: p.TrainParams, facts: Facts) -> str:
     """A step is a whole number of rounds."""
     copies = max(1, facts.ranks // _copy(params))
     at_once = copies * params.train.micro_batch_size
@@ -234,7 +210,7 @@ def batch(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def sequence_parallel(params: TrainParams, facts: Facts) -> str:
+def sequence_parallel(params: p.TrainParams, facts: Facts) -> str:
     """Sequence parallel goes with tensor parallel, and with experts it must."""
     tensor, sequence = params.model.tensor_model_parallel_size, params.model.sequence_parallel
     if sequence and tensor == 1:
@@ -247,7 +223,7 @@ def sequence_parallel(params: TrainParams, facts: Facts) -> str:
     return ""
 
 
-def tensor_parallel(params: TrainParams, facts: Facts) -> str:
+def tensor_parallel(params: p.TrainParams, facts: Facts) -> str:
     """Every matrix can be divided by the tensor-parallel size."""
     tensor, g = params.model.tensor_model_parallel_size, _known(facts.geometry)
     sizes = {
@@ -269,13 +245,10 @@ def tensor_parallel(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def context_parallel_of_mamba(params: TrainParams, facts: Facts) -> str:
+def context_parallel_of_mamba(params: p.TrainParams, facts: Facts) -> str:
     """Mamba's heads and groups can be divided by the context-parallel size."""
-    g, tensor, context = (
-        _known(facts.geometry),
-        params.model.tensor_model_parallel_size,
-        params.model.context_parallel_size,
-    )
+    g, model = _known(facts.geometry), params.model
+    tensor, context = model.tensor_model_parallel_size, model.context_parallel_size
     if context == 1 or "M" not in g.pattern or g.mamba_heads % tensor or g.mamba_groups % tensor:
         return ""
     heads, groups = g.mamba_heads // tensor, g.mamba_groups // tensor
@@ -287,7 +260,7 @@ def context_parallel_of_mamba(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def pipeline(params: TrainParams, facts: Facts) -> str:
+def pipeline(params: p.TrainParams, facts: Facts) -> str:
     """The layers can be divided into stages."""
     stages, layers = params.model.pipeline_model_parallel_size, _known(facts.geometry).layers
     if layers % stages == 0:
@@ -297,19 +270,18 @@ def pipeline(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def pack_size(params: TrainParams, facts: Facts) -> str:
+def pack_size(params: p.TrainParams, facts: Facts) -> str:
     """A pack can be divided as context and sequence parallel do."""
-    size, context, tensor = (
-        _known(facts.pack_size),
-        params.model.context_parallel_size,
-        params.model.tensor_model_parallel_size,
-    )
+    model, size = params.model, _known(facts.pack_size)
+    context, tensor = model.context_parallel_size, model.tensor_model_parallel_size
     if context > 1 and size % (2 * context):
         return (
             f"data/packed: packs of {size} tokens, and model.context_parallel_size {context} divides a pack by "
             f"{2 * context}. Set pack.pack_size to a multiple of it and run: dvc repro pack"
         )
-    if params.model.sequence_parallel and (size % (context * tensor) or (COLLATED_TO % tensor and not _fixed(params))):
+    if model.sequence_parallel and (
+        size % (context * tensor) or (COLLATED_TO % tensor and not has_fixed_length(model))
+    ):
         return (
             f"data/packed: packs of {size} tokens, and sequence parallel divides a pack by {context * tensor} "
             f"(context x tensor parallel size). Set pack.pack_size to a multiple of it and run: dvc repro pack"
@@ -317,7 +289,7 @@ def pack_size(params: TrainParams, facts: Facts) -> str:
     return ""
 
 
-def padding(params: TrainParams, facts: Facts) -> str:
+def padding(params: p.TrainParams, facts: Facts) -> str:
     """The samples of the packs are padded for this layout."""
     found, wanted = _known(facts.pad_segments_to), segment_multiple(params.model)
     if found % wanted == 0:
@@ -330,7 +302,7 @@ def padding(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def mamba_positions(params: TrainParams, facts: Facts) -> str:
+def mamba_positions(params: p.TrainParams, facts: Facts) -> str:
     """Mamba's kernels can count the positions of a pack."""
     g = _known(facts.geometry)
     share = params.model.tensor_model_parallel_size * params.model.context_parallel_size
@@ -344,7 +316,7 @@ def mamba_positions(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def schedule(params: TrainParams, facts: Facts) -> str:
+def schedule(params: p.TrainParams, facts: Facts) -> str:
     """The warm-up ends before the schedule does."""
     decay = params.scheduler.lr_decay_iters or params.train.train_iters
     if params.scheduler.lr_warmup_iters < decay:
@@ -355,17 +327,17 @@ def schedule(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def seed(params: TrainParams, facts: Facts) -> str:
+def seed(params: p.TrainParams, facts: Facts) -> str:
     """Megatron takes the seed."""
     return "" if params.rng.seed > 0 else f"params.yaml: rng.seed is {params.rng.seed}: Megatron wants 1 or more"
 
 
-def training_packs(params: TrainParams, facts: Facts) -> str:
+def training_packs(params: p.TrainParams, facts: Facts) -> str:
     """There are packs for a step."""
     return _too_few("training", _known(facts.training_packs), params, "train.global_batch_size")
 
 
-def validation_packs(params: TrainParams, facts: Facts) -> str:
+def validation_packs(params: p.TrainParams, facts: Facts) -> str:
     """There are packs for a batch of validation."""
     if not params.validation.eval_iters:
         return ""
@@ -373,7 +345,7 @@ def validation_packs(params: TrainParams, facts: Facts) -> str:
     return _too_few("validation", _known(facts.validation_packs), params, reason)
 
 
-def _too_few(split: str, packs: int, params: TrainParams, reason: str) -> str:
+def _too_few(split: str, packs: int, params: p.TrainParams, reason: str) -> str:
     batch_size = params.train.global_batch_size
     if not packs:
         return f"data/packed/{split}: no packs (*.parquet). Run the pack stage, or hold more out."
@@ -382,7 +354,7 @@ def _too_few(split: str, packs: int, params: TrainParams, reason: str) -> str:
     return ""
 
 
-def tokenizer(params: TrainParams, facts: Facts) -> str:
+def tokenizer(params: p.TrainParams, facts: Facts) -> str:
     """The data was made with the model's tokenizer."""
     if facts.data_tokenizer == facts.model_tokenizer:
         return ""
@@ -392,7 +364,7 @@ def tokenizer(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def start(params: TrainParams, facts: Facts) -> str:
+def start(params: p.TrainParams, facts: Facts) -> str:
     """The checkpoint to start from has the model's shapes."""
     faults = geometry_faults(_known(facts.start_geometry), _known(facts.geometry))
     if not faults:
@@ -403,7 +375,7 @@ def start(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def best(params: TrainParams, facts: Facts) -> str:
+def best(params: p.TrainParams, facts: Facts) -> str:
     """The best checkpoint can be told."""
     if params.checkpoint.export != "best":
         return ""
@@ -419,7 +391,7 @@ def best(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def adapters(params: TrainParams, facts: Facts) -> str:
+def adapters(params: p.TrainParams, facts: Facts) -> str:
     """Every matrix that is to get an adapter is there."""
     if params.peft.name is None:
         return ""
@@ -432,11 +404,11 @@ def adapters(params: TrainParams, facts: Facts) -> str:
     return f"params.yaml: peft.target_modules: {', '.join(unknown)}: the model has {', '.join(sorted(known))}"
 
 
-def gpu_memory(params: TrainParams, facts: Facts) -> str:
+def gpu_memory(params: p.TrainParams, facts: Facts) -> str:
     """Weights, gradients and optimizer states fit a GPU."""
     g, size = _known(facts.geometry), _known(facts.gpu_memory)
     needed = estimate.memory(
-        g, params.sizes, estimate.layout_of(params.model, facts.ranks), facts.pack_size or 1, sharded=facts.on_gpu
+        g, params, estimate.layout_of(params.model, facts.ranks), facts.pack_size or 1, sharded=facts.on_gpu
     )
     certain = needed.weights + needed.gradients + needed.optimizer
     if certain <= size:
@@ -448,7 +420,7 @@ def gpu_memory(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def disk(params: TrainParams, facts: Facts) -> str:
+def disk(params: p.TrainParams, facts: Facts) -> str:
     """One checkpoint, the imported model and the result fit the disk."""
     needed = _estimate(params, facts)
     least = needed.disk - needed.checkpoint * (needed.checkpoints - 1) - facts.done_disk
@@ -461,7 +433,7 @@ def disk(params: TrainParams, facts: Facts) -> str:
     )
 
 
-def checkpoints_kept(params: TrainParams, facts: Facts) -> str:
+def checkpoints_kept(params: p.TrainParams, facts: Facts) -> str:
     """The checkpoints of the whole run fit the disk."""
     needed, free = _estimate(params, facts), _known(facts.free_disk)
     if needed.disk - facts.done_disk <= free or disk(params, facts):
@@ -491,21 +463,19 @@ def segment_multiple(model: p.Model) -> int:
     return math.lcm(2 * context if context > 1 else 1, context * tensor if model.sequence_parallel else 1)
 
 
-def _copy(params: TrainParams) -> int:
+def has_fixed_length(model: p.Model) -> bool:
+    """Whether every pack is padded to the pack size: ranks that share samples, layers or experts expect one length."""
+    return max(model.context_parallel_size, model.pipeline_model_parallel_size, model.expert_model_parallel_size) > 1
+
+
+def _copy(params: p.TrainParams) -> int:
     model = params.model
     return model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
 
 
-def _fixed(params: TrainParams) -> bool:
-    """Whether every pack is padded to the pack size."""
-    model = params.model
-    sizes = (model.context_parallel_size, model.pipeline_model_parallel_size, model.expert_model_parallel_size)
-    return max(sizes) > 1
-
-
-def _estimate(params: TrainParams, facts: Facts) -> estimate.Estimate:
+def _estimate(params: p.TrainParams, facts: Facts) -> estimate.Estimate:
     g = _known(facts.geometry)
-    return estimate.estimate(g, params.sizes, facts.ranks, facts.pack_size or 1, on_gpu=facts.on_gpu)
+    return estimate.estimate(g, params, facts.ranks, facts.pack_size or 1, on_gpu=facts.on_gpu)
 
 
 def _known[T](value: T | None) -> T:
@@ -519,7 +489,7 @@ def _known[T](value: T | None) -> T:
 class Rule:
     """A rule and the facts without which it has nothing to say."""
 
-    fault: Callable[[TrainParams, Facts], str]
+    fault: Callable[[p.TrainParams, Facts], str]
     needs: tuple[str, ...] = ()
 
 

@@ -21,7 +21,7 @@ from sft.command import InputError, guard, parser_of, say
 from sft.files import project_root
 from sft.model import estimate, refusals
 from sft.model.estimate import GPUS, MEMORY_ERROR, RESERVE
-from sft.params import PARAMS, TRAIN_SECTIONS, Params, read
+from sft.params import PARAMS, Params, TrainParams, read
 from sft.run.cluster import read_profile
 
 BASE = Path("models/base")
@@ -51,7 +51,7 @@ class Gpu:
 class Preflight:
     """What is said of a training before it starts."""
 
-    params: refusals.TrainParams
+    params: TrainParams
     facts: refusals.Facts
     estimate: estimate.Estimate
     verdicts: list[refusals.Verdict]
@@ -70,7 +70,7 @@ def look(params: Params, ranks: int, gpu: Gpu | None, *, own: bool = True) -> Pr
     """
     from sft.model import config
 
-    trained = refusals.TrainParams(**{section: getattr(params, section) for section in TRAIN_SECTIONS})
+    trained = params.training
     model = model_folder(params, own)
     with config.quiet():
         geometry = config.geometry_of(config.model_of(model, weights=False, on_gpu=gpu is not None)[1])
@@ -86,7 +86,7 @@ def look(params: Params, ranks: int, gpu: Gpu | None, *, own: bool = True) -> Pr
     )
     if facts.pack_size is None:
         facts = _planned(facts, params)
-    found = estimate.estimate(geometry, trained.sizes, ranks, facts.pack_size or 1, on_gpu=gpu is not None)
+    found = estimate.estimate(geometry, trained, ranks, facts.pack_size or 1, on_gpu=gpu is not None)
     return Preflight(
         trained, facts, found, refusals.verdicts(trained, facts), gpu or Gpu("this processor", None, 0.0), model
     )
@@ -202,7 +202,7 @@ def resolved(params: Params, ranks: int, *, on_gpu: bool, own: bool = True) -> t
     """
     from sft.model import config
 
-    trained = refusals.TrainParams(**{section: getattr(params, section) for section in TRAIN_SECTIONS})
+    trained = params.training
     # Bridge wants the folder of the weights to be there.
     with tempfile.TemporaryDirectory() as scratch, config.quiet():
         built = config.build(

@@ -39,7 +39,7 @@ from sft.files import (
     write_json,
 )
 from sft.ledger import Ledger
-from sft.params import TRAIN_SECTIONS, Peft, load, ran_with, read
+from sft.params import Params, Peft, TrainParams, ran_with, read
 from sft.run import card, jobs, outbox, provenance, slurm
 from sft.run.cluster import Cluster, asked_cluster, read_profile
 from sft.run.lineage import (
@@ -66,10 +66,10 @@ ATTEMPT = {"dvc.experiment": "DVC_EXP_NAME", "sweep": "SFT_SWEEP"}
 
 @dataclass(frozen=True)
 class Run:
-    """What a rank needs to train: written to runs/<key>/run.json, read by every rank."""
+    """What a rank needs to train: written to runs/<lineage key>/run.json, read by every rank."""
 
-    key: str
     folder: Path
+    """runs/<lineage key>."""
     base: Path
     start: Path
     """Megatron checkpoint to start from."""
@@ -77,17 +77,11 @@ class Run:
 
 
 def check_inputs() -> dict[str, Any]:
-    """Return the metadata of the packed data; raise unless model and data are there and belong together."""
+    """Return the metadata of the packed data. Raises InputError: it or the model is not there."""
     for folder, stage in ((PACKED, "pack"), (BASE, "fetch-model")):
         if not folder.is_dir():
             raise InputError(f"{folder}: not found. Run the stage that makes it: dvc repro {stage}")
-    metadata: dict[str, Any] = read_json(PACKED / "metadata.json")
-    if metadata["tokenizer_sha256"] != file_digest(BASE / "tokenizer.json"):
-        raise InputError(
-            f"{BASE}: its tokenizer is not the one that {PACKED} was made with, so the ids would mean other "
-            "words. Prepare the data with this model: dvc repro prep pack"
-        )
-    return metadata
+    return dict(read_json(PACKED / "metadata.json"))
 
 
 def find_lineage(params: dict[str, Any]) -> Lineage:
@@ -143,10 +137,9 @@ def processes() -> int:
 def train(run: Run) -> None:
     """Train on this rank: the same call on a laptop and on every rank of a cluster."""
     from sft.model import bridge
-    from sft.model.refusals import TrainParams
     from sft.run.tracking import delivery
 
-    params = TrainParams(**dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True)))
+    params = read().training
     metadata = read_json(run.packed / "metadata.json")
     with contextlib.ExitStack() as stack:
         journal = None
@@ -193,23 +186,8 @@ class Journal:
     def step(self, step: "Step") -> None:
         """Write one training step down."""
         speed = step.tokens / step.seconds if step.seconds else math.nan
-        self._write(
-            {
-                "iteration": step.iteration,
-                "loss": step.loss,
-                "lr": step.lr,
-                "grad_norm": step.grad_norm,
-                "tokens": step.tokens,
-                "seconds": step.seconds,
-            }
-        )
-        self._metrics.log(
-            step.iteration,
-            loss=step.loss,
-            lr=step.lr,
-            grad_norm=step.grad_norm or 0.0,
-            tokens_per_second=speed,
-        )
+        self._write(asdict(step))
+        self._metrics.log(step.iteration, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm, tokens_per_second=speed)
         self._bar.update(self._task, completed=step.iteration, loss=f"{step.loss:.4f}", speed=f"{speed:,.0f}")
         every = max(1, self._iterations // 10)
         if not self._bar.console.is_terminal and (step.iteration % every == 0 or step.iteration == 1):
@@ -280,33 +258,30 @@ def submit(run: Run, name: str, cluster: Cluster, begin: Callable[[], None]) -> 
     return job
 
 
-def check(run: Run, sections: dict[str, Any], cluster: Cluster | None) -> None:
+def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
     """Refuse, before anything is made or a node is spent, what would fail. Raises InputError with the reasons."""
     from sft.model import bridge
-    from sft.model.refusals import TrainParams
 
     bridge.check(
         base=run.base,
         start=run.start,
         packed=run.packed,
         run=run.folder,
-        params=TrainParams(**sections),
+        params=params,
         ranks=cluster.ranks if cluster else processes(),
         on_gpu=cluster.gpus_per_node > 0 if cluster else None,
     )
 
 
-def show_job(sections: dict[str, Any], cluster: Cluster) -> None:
+def show_job(params: Params, cluster: Cluster) -> None:
     """Print what would be submitted, every value that Bridge would train with, the estimate and all verdicts.
 
     Before there are data and a model, the lineage key is not known, and the packs are those that params.yaml plans.
     """
     from sft.run import preflight
 
-    params, on_gpu, own = read(), cluster.gpus_per_node > 0, PACKED.is_dir() and BASE.is_dir()
-    key = (
-        find_lineage({name: section.model_dump() for name, section in sections.items()}).key if own else "not-known-yet"
-    )
+    on_gpu, own = cluster.gpus_per_node > 0, PACKED.is_dir() and BASE.is_dir()
+    key = find_lineage(params.training.model_dump()).key if own else "not-known-yet"
     gpu = None
     if on_gpu:
         gpu = preflight.gpu_of(cluster.gpu) if cluster.gpu else preflight.Gpu("GPU", None, 0.0)
@@ -376,7 +351,7 @@ def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> d
         iterations=iterations,
         epochs=round(iterations * batch / packs, 4),
         tokens=sum(entry["tokens"] for entry in steps),
-        lineage_key=run.key,
+        lineage_key=run.folder.name,
     )
 
 
@@ -387,21 +362,20 @@ def main() -> None:
 
     place = asked_cluster()
     cluster = read_profile(place) if place else None
-    sections = dict(zip(TRAIN_SECTIONS, load(*TRAIN_SECTIONS), strict=True))
+    every = read()
     if cluster and jobs.is_dry_run():
-        show_job(sections, cluster)
+        show_job(every, cluster)
         return
-    params = {name: section.model_dump() for name, section in sections.items()}
+    params = every.training
     metadata = check_inputs()
-    lineage = find_lineage(params)
+    lineage = find_lineage(params.model_dump())
     patch = dirty_patch(Path.cwd())
     runs = project_root() / "runs"
-    iterations, batch = sections["train"].train_iters, sections["train"].global_batch_size
-    start = sections["checkpoint"].pretrained_checkpoint
+    iterations, start = params.train.train_iters, params.checkpoint.pretrained_checkpoint
     imported = project_root() / start if start else runs / "imports" / lineage.base_model[:16]
-    run = Run(lineage.key, runs / lineage.key, BASE.absolute(), imported, PACKED.absolute())
+    run = Run(runs / lineage.key, BASE.absolute(), imported, PACKED.absolute())
     say(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
-    check(run, sections, cluster)
+    check(run, params, cluster)
     if not start:
         bridge.import_base(base=run.base, checkpoint=run.start)
     box = outbox.Outbox(run.folder)
@@ -437,10 +411,10 @@ def main() -> None:
         else:
             say(f"this run is complete: exporting step {iterations} again, no step is trained")
             jobs.close(run.folder, "complete")
-        chosen = checkpoints.to_export(run.folder, iterations, sections["checkpoint"])
+        chosen = checkpoints.to_export(run.folder, iterations, params.checkpoint)
         assert chosen is not None  # the run is complete
-        export(run, lineage, chosen, sections["peft"], patch, delivery.run_id(run.folder))
-        metrics = report(run, iterations, batch, metadata)
+        export(run, lineage, chosen, params.peft, patch, delivery.run_id(run.folder))
+        metrics = report(run, iterations, params.train.global_batch_size, metadata)
         outbox.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
         kept += environment(run.folder, checkpoint)
         box.attach(outbox.RECORDS, {**records(Path.cwd()), **{path.name: path for path in kept}})
@@ -449,9 +423,7 @@ def main() -> None:
 
 def _rank(folder: Path) -> None:
     """Train as one rank of several."""
-    record = read_json(folder / "run.json")
-    paths = {name: Path(record[name]) for name in ("folder", "base", "start", "packed")}
-    train(Run(key=record["key"], **paths))
+    train(Run(**{name: Path(path) for name, path in read_json(folder / "run.json").items()}))
 
 
 if __name__ == "__main__":
