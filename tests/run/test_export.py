@@ -26,7 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for key in ("aa11", "ab22"):
         write_json(tmp_path / "runs" / key / "run.json", {name: str(place) for name, place in places.items()})
     run = tmp_path / "runs" / "aa11"
-    params = {name: section.model_dump() for name, section in train_params().named()}
+    params = train_params().model_dump()
     write_json(run / "params.json", params)
     for iteration in (2, 4):
         save(run, iteration, rules(), loss=1.0 / iteration)
