@@ -247,6 +247,14 @@ def test_a_tokenizer_of_another_model_is_refused(published: Path, tmp_path: Path
         check_base(source)
 
 
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 99, b"GGUF\3\0\0\0" + b"\1" * 99])
+def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/m.gguf").write_bytes(content)
+    with pytest.raises(InputError, match=r"m\.gguf: damaged GGUF"):
+        make_base(tmp_path / "in", tmp_path / "out")
+
+
 def test_damaged_weights_are_refused(published: Path, tmp_path: Path) -> None:
     source = shutil.copytree(published, tmp_path / "in")
     (source / "model.safetensors").write_bytes(b"\x00" * 100)

@@ -122,6 +122,10 @@ def _from_gguf(file: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    try:
+        reader = gguf.GGUFReader(file)
+    except (IndexError, KeyError, OverflowError, ValueError) as error:
+        raise InputError(f"fetch.model: {file.name}: damaged GGUF: {error}") from error
     place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     loaded = AutoModelForCausalLM.from_pretrained(**place, trust_remote_code=False, dtype=torch.float32)
@@ -144,7 +148,7 @@ def _from_gguf(file: Path, target: Path) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(target)
-    field = gguf.GGUFReader(file).fields.get("tokenizer.ggml.pre")
+    field = reader.fields.get("tokenizer.ggml.pre")
     if field is not None and field.contents() in DIGITS_APART:
         _write(target / "tokenizer.json", digits_apart(_read(target / "tokenizer.json")))
     settings = _read(target / "tokenizer_config.json")
