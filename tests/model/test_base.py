@@ -255,6 +255,27 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
         make_base(tmp_path / "in", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"added_tokens": [{"x": 1}], "model": null}'),
+        ("tokenizer_config.json", "[]"),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "of tomorrow"}'),
+        ("config.json", '{"model_type": "llama", "hidden_size": "x"}'),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_an_error_that_names_the_file(
+    published: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    source = shutil.copytree(published, tmp_path / "in")
+    (source / name).write_text(content)
+    with pytest.raises(InputError, match=rf"fetch\.model: .*{name}: cannot be read as"):
+        make_base(source, tmp_path / "out")
+
+
 def test_damaged_weights_are_refused(published: Path, tmp_path: Path) -> None:
     source = shutil.copytree(published, tmp_path / "in")
     (source / "model.safetensors").write_bytes(b"\x00" * 100)

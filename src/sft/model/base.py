@@ -10,11 +10,13 @@ was written by a template or by the model. The vocabulary does not change, nor d
 without a marker.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack",
 # Names that GGUF gives to pre-tokenizers which part numbers into digits before they split words; what
 # transformers makes of a GGUF file leaves that out, and blanks before a digit get other ids.
 DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+SAID_CHARS = 200  # of what a library says about a file
 # Keys of tokenizer_config.json that say how it was loaded, not what it is.
 LOADING_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash")
 
@@ -56,7 +59,9 @@ def make_base(source_folder: Path, target: Path) -> None:
         if not (target / name).is_file():
             raise InputError(f"fetch.model: {name} is missing: this is not Hugging Face's layout of a model")
     tokenizer = _read(target / "tokenizer.json")
-    _write(target / "tokenizer.json", isolate_markers(tokenizer))
+    with _read_as("tokenizer.json"):
+        tokenizer = isolate_markers(tokenizer)
+    _write(target / "tokenizer.json", tokenizer)
     check_base(target)
 
 
@@ -96,8 +101,10 @@ def check_base(folder: Path) -> None:
     """Check that the weights of a model folder are safetensors and fit its tokenizer. Raises InputError."""
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _read_as("config.json"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _read_as("tokenizer.json with tokenizer_config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     rows = _embedding_rows(folder)
     eos = config.get_text_config().eos_token_id
     if len(tokenizer) > rows:
@@ -113,6 +120,21 @@ def check_base(folder: Path) -> None:
 def count_parameters(folder: Path) -> int:
     """Count the numbers in the weight files of a model folder; tied weights stand there once."""
     return sum(_product(shape) for shape in _tensor_shapes(folder).values())
+
+
+@contextlib.contextmanager
+def _read_as(name: str) -> Iterator[None]:
+    """Say of a file that transformers or we make nothing of, whose fault it is. Raises InputError."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())[:SAID_CHARS]
+        raise InputError(
+            f"fetch.model: {name}: cannot be read as this model's: {type(error).__name__}: {said}. It is damaged, or "
+            "of a model that the installed transformers does not know."
+        ) from error
 
 
 def _from_gguf(file: Path, target: Path) -> None:
