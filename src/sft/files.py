@@ -34,9 +34,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
     On an error nothing is published and the old `target`, if any, is untouched.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    partial = _partial_name(target)
+    partial = _begin(target)
     partial.mkdir()
     try:
         yield partial
@@ -55,10 +53,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`, on its disk, that is gone when the block ends: for files of workers."""
-    target = target.with_name(f"{target.name}-scratch")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    scratch = _partial_name(target)
+    scratch = _begin(target.with_name(f"{target.name}-scratch"))
     scratch.mkdir()
     try:
         yield scratch
@@ -69,9 +64,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def publish_file(target: Path) -> Iterator[Path]:
     """Yield a path to write; it becomes `target` when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    partial = _partial_name(target)
+    partial = _begin(target)
     try:
         yield partial
         _flush(partial)
@@ -187,7 +180,10 @@ def _try_lock(file: int) -> bool:
     return True
 
 
-def _partial_name(target: Path) -> Path:
+def _begin(target: Path) -> Path:
+    """Make room for what becomes `target`: its folder, nothing abandoned there; return the temporary name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
     return target.with_name(f".{target.name}.partial-{os.uname().nodename}-{os.getpid()}")
 
 

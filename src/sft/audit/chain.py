@@ -213,8 +213,6 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
     metrics = {key: run.get("metrics", {}).get(key) for key in ("loss", "validation_loss")}
     run["metrics"] = {key: training.get(f"train_{key}", training.get(key, value)) for key, value in metrics.items()}
     run |= {key: training.get(key) for key in ("iterations", "epochs", "tokens")}
-    origin = {key: redact(str(fetched[key])) for key in ORIGIN if fetched.get(key)}
-    origin |= {"parameters": fetched.get("parameters")}
     start = told["params"].get("checkpoint", {}).get("pretrained_checkpoint")
     final = outs(records.lock).get(FINAL)
     weights = told.get("files", {}).get("model.safetensors")
@@ -225,7 +223,14 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
         "base",
         "base",
         "base model",
-        _known({**origin, "checkpoint": start, "made by the run of": told.get("parent")}),
+        _known(
+            {
+                **_origin(fetched),
+                "parameters": fetched.get("parameters"),
+                "checkpoint": start,
+                "made by the run of": told.get("parent"),
+            }
+        ),
         f"sha256:{told['base_model']}",
         f"dvc pull {BASE}, or from its publisher: dvc repro --single-item fetch-model",
         states[BASE],

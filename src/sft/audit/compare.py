@@ -8,7 +8,6 @@ What one side lacks is a dash. Nothing is changed.
 """
 
 import csv
-import html
 import io
 import itertools
 import json
@@ -27,7 +26,7 @@ from sft.command import InputError, guard, parser_of
 from sft.files import flatten, publish_file, write_json
 from sft.run.lineage import DECISIVE_PACKAGES
 from sft.run.records import LOCK, Records, find
-from sft.run.report import STYLE
+from sft.run.report import escaped, whole_page
 from sft.view.terminal import Screen, visible
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -235,31 +234,28 @@ def show(comparison: Comparison) -> None:
 
 def page(comparison: Comparison) -> str:
     """Render the comparison as one page that stands alone."""
-    named = f'<span>A {_text(comparison.a)}</span><span class="b">B {_text(comparison.b)}</span>'
+    named = f'<span>A {escaped(comparison.a)}</span><span class="b">B {escaped(comparison.b)}</span>'
     legend = f'<p class="legend faint">{named}</p>'
-    body = [f"<h1>{_text(comparison.a)} and {_text(comparison.b)}</h1>", legend]
-    body += [f"<h2>{_text(name)}</h2>{_drawing(curves)}" for name, curves in comparison.curves.items() if all(curves)]
+    body = [f"<h1>{escaped(comparison.a)} and {escaped(comparison.b)}</h1>", legend]
+    body += [f"<h2>{escaped(name)}</h2>{_drawing(curves)}" for name, curves in comparison.curves.items() if all(curves)]
     for title, rows in comparison.tables.items():
         cells = "".join(
-            f"<tr><td>{_text(name)}</td>" + "".join(f"<td>{_text(shown(value))}</td>" for value in pair) + "</tr>"
+            f"<tr><td>{escaped(name)}</td>" + "".join(f"<td>{escaped(shown(value))}</td>" for value in pair) + "</tr>"
             for name, pair in rows.items()
         )
         head = "<tr><th></th><th>A</th><th>B</th></tr>"
-        body.append(f"<h2>{_text(title)}</h2>" + (f"<table>{head}{cells}</table>" if rows else "<p>none</p>"))
+        body.append(f"<h2>{escaped(title)}</h2>" + (f"<table>{head}{cells}</table>" if rows else "<p>none</p>"))
     body.append("<h2>Answers after training</h2>")
     for answer in comparison.answers:
-        panels = "".join(f'<div class="{side}">{side.upper()}<pre>{_text(answer[side])}</pre></div>' for side in SIDES)
-        origin = f'<span class="faint">{_text(answer["source"])}, {_text(answer["kind"])}:</span>'
-        summary = f"<summary>{origin} {_text(answer['question'][:110])}</summary>"
+        panels = "".join(
+            f'<div class="{side}">{side.upper()}<pre>{escaped(answer[side])}</pre></div>' for side in SIDES
+        )
+        origin = f'<span class="faint">{escaped(answer["source"])}, {escaped(answer["kind"])}:</span>'
+        summary = f"<summary>{origin} {escaped(answer['question'][:110])}</summary>"
         body.append(f'<details>{summary}<div class="pair">{panels}</div></details>')
     if not comparison.answers:
         body.append('<p class="faint">No prompt that both answered.</p>')
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(comparison.a)} and {_text(comparison.b)}</title>\n<style>{STYLE}{MORE_STYLE}</style>\n</head>\n"
-        "<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
+    return whole_page(f"{comparison.a} and {comparison.b}", "\n".join(body), MORE_STYLE)
 
 
 def _drawing(curves: Sequence[Sequence[tuple[int, float]]]) -> str:
@@ -284,10 +280,6 @@ def _drawing(curves: Sequence[Sequence[tuple[int, float]]]) -> str:
             at = [(at[0][0] - 8, at[0][1]), at[0]]
         parts.append(f'<path class="{side}" d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in at)}"/>')
     return "".join(parts) + "</svg></div>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
 
 
 def main(a: str, b: str, html_file: Path | None, json_file: Path | None) -> None:

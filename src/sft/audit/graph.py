@@ -4,11 +4,10 @@ The page stands alone (its style, one SVG, no script, nothing fetched) and follo
 setting. Every box leads to what is known of it: digest, facts, how to get it. Same inputs, same bytes.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.run.report import STYLE
+from sft.run.report import escaped, whole_page
 
 # What stands in which column, from left to right, and in which order below each other.
 COLUMNS = (
@@ -58,26 +57,20 @@ def page(chain: Mapping[str, Any]) -> str:
     """Render the chain (`Chain.as_json`)."""
     nodes = chain["nodes"]
     faults = "".join(
-        f'<p class="fault">{_text(where)}: expected {_text(expected)}, found {_text(found)}</p>'
+        f'<p class="fault">{escaped(where)}: expected {escaped(expected)}, found {escaped(found)}</p>'
         for where, expected, found in (fault.values() for fault in chain["faults"])
     )
     body = [
-        f"<h1>Where {_text(chain['model'])} comes from</h1>",
-        f'<p class="faint key">lineage key <code>{_text(chain["lineage_key"])}</code>; commands run in: '
-        f"<code>{_text(chain['where'])}</code></p>",
+        f"<h1>Where {escaped(chain['model'])} comes from</h1>",
+        f'<p class="faint key">lineage key <code>{escaped(chain["lineage_key"])}</code>; commands run in: '
+        f"<code>{escaped(chain['where'])}</code></p>",
         f"<h2>Not what it was</h2>{faults}" if faults else "",
         f'<div class="plot wide">{_drawing(nodes, chain["edges"])}</div>',
         '<p class="faint">A bar at the left of a box: green, the files lie here and are what they were; red, they '
         "differ; grey, they are not here or there are none.</p>",
         '<h2>The links</h2><div class="links">' + "".join(_section(node) for node in nodes) + "</div>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Lineage of {_text(chain['model'])}</title>\n<style>{STYLE}{MORE_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
-    )
+    return whole_page(f"Lineage of {chain['model']}", "\n".join(part for part in body if part), MORE_STYLE)
 
 
 def shown(value: Any) -> str:
@@ -120,13 +113,13 @@ def _drawing(nodes: Sequence[Mapping[str, Any]], edges: Sequence[Sequence[str]])
         parts.append(f'<path class="edge" d="M{x1} {y1} C{x1 + half} {y1} {x2 - half} {y2} {x2} {y2}"/>')
     for node in nodes:
         x, y = at[node["id"]]
-        state = _text(node["state"].replace(" ", "-"))
+        state = escaped(node["state"].replace(" ", "-"))
         parts.append(
-            f'<a href="#{_text(node["id"])}"><title>{_text(node["kind"])} {_text(node["title"])}</title>'
+            f'<a href="#{escaped(node["id"])}"><title>{escaped(node["kind"])} {escaped(node["title"])}</title>'
             f'<rect class="box" x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
             f'<rect class="state {state}" x="{x}" y="{y}" width="5" height="{HEIGHT}" rx="2"/>'
-            f'<text class="title" x="{x + 13}" y="{y + 19}">{_text(_short(node["title"]))}</text>'
-            f'<text x="{x + 13}" y="{y + 36}">{_text(_short(_told(node)))}</text></a>'
+            f'<text class="title" x="{x + 13}" y="{y + 19}">{escaped(_short(node["title"]))}</text>'
+            f'<text x="{x + 13}" y="{y + 36}">{escaped(_short(_told(node)))}</text></a>'
         )
     return "".join(parts) + "</svg>"
 
@@ -146,15 +139,11 @@ def _told(node: Mapping[str, Any]) -> str:
 def _section(node: Mapping[str, Any]) -> str:
     rows = {"digest": node["digest"], "on this disk": node["state"], **node["facts"], "get": node["get"]}
     cells = "".join(
-        f"<tr><td>{_text(name)}</td><td>{_text(shown(value))}</td></tr>" for name, value in rows.items() if value
+        f"<tr><td>{escaped(name)}</td><td>{escaped(shown(value))}</td></tr>" for name, value in rows.items() if value
     )
     title = node["title"] if node["kind"] in node["title"] else f"{node['kind']} {node['title']}"
-    return f'<section id="{_text(node["id"])}"><h3>{_text(title)}</h3><table>{cells}</table></section>'
+    return f'<section id="{escaped(node["id"])}"><h3>{escaped(title)}</h3><table>{cells}</table></section>'
 
 
 def _short(text: str) -> str:
     return text if len(text) <= TITLE_CHARS else f"{text[: TITLE_CHARS - 3]}..."
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))

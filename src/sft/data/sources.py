@@ -172,7 +172,7 @@ def _safe_members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, 
             "is neither file nor folder": kind not in (0, stat.S_IFREG, stat.S_IFDIR),
             "stands there twice": folded in seen,
             "is encrypted": bool(info.flag_bits & 1),
-            "has an unknown compression": info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+            "has an unknown compression": info.compress_type not in COMPRESSIONS,
             "unpacks to too much": info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size),
         }
         for fault, found in faults.items():

@@ -25,6 +25,11 @@ def iteration_folder(run: Path, iteration: int) -> Path:
     return run / "checkpoints" / f"iter_{iteration:07d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint of a run."""
+    return int(checkpoint.name.removeprefix("iter_"))
+
+
 def manifest_of(checkpoint: Path) -> Path:
     """Name the manifest of a checkpoint: outside of it, since it says what belongs in it."""
     if checkpoint.name.startswith("iter_"):
@@ -84,7 +89,7 @@ def keep(run: Path, iteration: int, rules: p.Checkpoint) -> None:
     """Write the manifest of the checkpoint that was just saved, then remove those that nothing asks to keep."""
     checkpoint = iteration_folder(run, iteration)
     write_json(manifest_of(checkpoint), folder_digests(checkpoint))
-    saved = {int(path.name.removeprefix("iter_")): path for path in checkpoint.parent.glob("iter_*")}
+    saved = {step_of(path): path for path in checkpoint.parent.glob("iter_*")}
     whole = [step for step in sorted(saved) if manifest_of(saved[step]).exists()]
     for step in whole:
         if step not in kept(whole, losses(run), rules):
@@ -132,7 +137,7 @@ def to_export(run: Path, iterations: int, rules: p.Checkpoint) -> Path | None:
     last = final_checkpoint(run, iterations)
     if last is None or rules.export == "last":
         return last
-    steps = sorted(int(path.name.removeprefix("iter_")) for path in last.parent.glob("iter_*"))
+    steps = sorted(map(step_of, last.parent.glob("iter_*")))
     best = best_of(steps, losses(run))
     if best is None:
         raise InputError(f"{run}: no checkpoint that is there was validated. Set checkpoint.export to last.")
@@ -153,7 +158,7 @@ def of_step(run: Path, step: int | None) -> Path:
         say(f"[yellow]{escape(f'{run}: not whole, and not taken: {", ".join(torn)}')}[/]")
     if chosen:
         return chosen[0]
-    known = ", ".join(str(int(path.name.removeprefix("iter_"))) for path in there)
+    known = ", ".join(str(step_of(path)) for path in there)
     spoilt = f"Not whole: {', '.join(torn)}. " if torn else ""
     raise InputError(
         f"{run}: no whole checkpoint{'' if step is None else f' of step {step}'}. Steps there: {known or 'none'}. "

@@ -118,9 +118,13 @@ def is_made(stage: Declared, run: Path) -> bool:
     return all((run / "work" / out).exists() for out in stage.outs)
 
 
-def submit(name: str, cluster: Cluster, stage: str, source: str | None, found: Declared) -> jobs.Job:
+def is_done(stage: Declared, run: Path) -> bool:
+    """Whether a run's job has ended well, and its outs can be collected."""
+    return not jobs.living(run) and jobs.is_marked(run) and is_made(stage, run)
+
+
+def submit(run: Path, name: str, cluster: Cluster, stage: str, source: str | None, found: Declared) -> jobs.Job:
     """Submit a stage's job, or find the one that does it."""
-    run = run_of(target_of(stage, source), found)
     environment = {"SFT_SOURCE": source} if source else {}
     job = jobs.submit(run, stage, name, cluster, lambda: keep_inputs(found, run), more=environment)
     say(f"{job}: {'submitted' if job.is_new else 'does this already'}; logs in {run / 'logs'}")
@@ -131,8 +135,8 @@ def follow(name: str, cluster: Cluster, stage: str, source: str | None) -> None:
     """Let a job do a stage, and publish its outs here."""
     found = declared(target_of(stage, source))
     run = run_of(target_of(stage, source), found)
-    if jobs.living(run) or not (jobs.is_marked(run) and is_made(found, run)):
-        job = submit(name, cluster, stage, source, found)
+    if not is_done(found, run):
+        job = submit(run, name, cluster, stage, source, found)
         jobs.settle(job, jobs.attend(job, cluster), lambda: is_made(found, run))
     collect(found, run)
 
@@ -147,9 +151,8 @@ def detach(name: str, cluster: Cluster, stage: str, sources: list[str | None]) -
             continue
         found = declared(target)
         run = run_of(target, found)
-        if not jobs.living(run) and jobs.is_marked(run) and is_made(found, run):
-            continue
-        waiting += not jobs.has_ended(submit(name, cluster, stage, source, found), cluster)
+        if not is_done(found, run):
+            waiting += not jobs.has_ended(submit(run, name, cluster, stage, source, found), cluster)
     if not waiting:
         raise SystemExit(jobs.TO_COLLECT)
     say(f"left to themselves (DETACH=1). Follow them, or collect what they made: make {stage} CLUSTER={name}")

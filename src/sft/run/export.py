@@ -51,7 +51,7 @@ def export(run: Path, step: int | None, target: Path) -> Path:
         bridge.export(checkpoint=checkpoint, base=base, target=folder, start=start, peft=peft)
         if (packed / "chat_template.jinja").exists():
             shutil.copyfile(packed / "chat_template.jinja", folder / "chat_template.jinja")
-        number = int(checkpoint.name.removeprefix("iter_"))
+        number = checkpoints.step_of(checkpoint)
         lineage = {
             "lineage_key": run.name,
             "step": number,
@@ -66,12 +66,12 @@ def export(run: Path, step: int | None, target: Path) -> Path:
 def show(name: str, step: int | None, to: Path | None) -> None:
     """Export, and say what was written."""
     run = find_run(name)
-    checkpoint = checkpoints.of_step(run, step)
-    target = to or Path("models") / f"{run.name}-{int(checkpoint.name.removeprefix('iter_'))}"
+    number = checkpoints.step_of(checkpoints.of_step(run, step))
+    target = to or Path("models") / f"{run.name}-{number}"
     if target.exists() and not (target / "lineage.json").exists():
         raise InputError(f"{target}: is there and is no exported model; choose another place: TO=")
-    export(run, step, target)
-    say(f"step {int(checkpoint.name.removeprefix('iter_'))} of run {run.name} -> {target}")
+    export(run, number, target)
+    say(f"step {number} of run {run.name} -> {target}")
 
 
 if __name__ == "__main__":

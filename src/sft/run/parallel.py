@@ -4,12 +4,11 @@ An axis for each param that varies and each measure, a line for each experiment;
 stands alone (its style, one SVG, no script, nothing fetched). A line under the pointer tells its name and values.
 """
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.run.report import STYLE
+from sft.run.report import escaped, whole_page
 
 LEFT, TOP, WIDTH, HEIGHT = 70, 40, 900, 300  # pixels
 LOG_RATIO = 20  # an axis whose largest value is so many times the smallest is logarithmic
@@ -27,25 +26,23 @@ Row = Mapping[str, Any]
 
 def page(title: str, rows: Sequence[Row], axes: Sequence[str], ended: Mapping[str, str]) -> str:
     """Render the page: `rows` best first, each with a name; `ended` are those without results, and why."""
-    head = "".join(f"<th>{_text(name)}</th>" for name in ("experiment", *axes))
+    head = "".join(f"<th>{escaped(name)}</th>" for name in ("experiment", *axes))
     body = "".join(
-        f"<tr{' class=best' if index == 0 else ''}><td>{_text(row['name'])}</td>"
-        + "".join(f"<td>{_text(shown(row.get(axis)))}</td>" for axis in axes)
+        f"<tr{' class=best' if index == 0 else ''}><td>{escaped(row['name'])}</td>"
+        + "".join(f"<td>{escaped(shown(row.get(axis)))}</td>" for axis in axes)
         + "</tr>"
         for index, row in enumerate(rows)
     )
-    others = "".join(f"<p>{_text(name)}: {_text(state)}</p>" for name, state in ended.items())
+    others = "".join(f"<p>{escaped(name)}: {escaped(state)}</p>" for name, state in ended.items())
     plot = f'<div class="plot">{drawing(rows, axes)}</div>' if rows and axes else ""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}{MORE_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{_text(title)}</h1>\n"
-        f'<p class="faint">{len(rows)} experiments with results, the lowest held-out loss first and drawn strong.</p>\n'
-        f"{plot}\n<table><tr>{head}</tr>{body}</table>\n"
-        + (f"<h2>Without results</h2>{others}\n" if ended else "")
-        + "</body>\n</html>\n"
-    )
+    parts = [
+        f"<h1>{escaped(title)}</h1>",
+        f'<p class="faint">{len(rows)} experiments with results, the lowest held-out loss first and drawn strong.</p>',
+        plot,
+        f"<table><tr>{head}</tr>{body}</table>",
+        *([f"<h2>Without results</h2>{others}"] if ended else []),
+    ]
+    return whole_page(title, "\n".join(parts), MORE_STYLE)
 
 
 def drawing(rows: Sequence[Row], axes: Sequence[str]) -> str:
@@ -56,10 +53,10 @@ def drawing(rows: Sequence[Row], axes: Sequence[str]) -> str:
     for index, axis in enumerate(axes):
         x = LEFT + index * gap
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + HEIGHT}"/>')
-        parts.append(f'<text class="name" x="{x:.1f}" y="{TOP - 18}" text-anchor="middle">{_text(axis)}</text>')
+        parts.append(f'<text class="name" x="{x:.1f}" y="{TOP - 18}" text-anchor="middle">{escaped(axis)}</text>')
         for value, height in ticks(heights[axis]):
             parts.append(
-                f'<text x="{x - 6:.1f}" y="{_y(height) + 4:.1f}" text-anchor="end">{_text(shown(value))}</text>'
+                f'<text x="{x - 6:.1f}" y="{_y(height) + 4:.1f}" text-anchor="end">{escaped(shown(value))}</text>'
             )
     for index, row in reversed(list(enumerate(rows))):  # the best on top
         told = ", ".join(f"{axis} {shown(row.get(axis))}" for axis in axes)
@@ -69,7 +66,7 @@ def drawing(rows: Sequence[Row], axes: Sequence[str]) -> str:
         ]
         kind = "line best" if index == 0 else "line"
         parts.append(
-            f'<path class="{kind}" d="{_path(points)}"><title>{_text(row["name"])}: {_text(told)}</title></path>'
+            f'<path class="{kind}" d="{_path(points)}"><title>{escaped(row["name"])}: {escaped(told)}</title></path>'
         )
     return "".join(parts) + "</svg>"
 
@@ -121,7 +118,3 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
 
 def _y(height: float) -> float:
     return TOP + HEIGHT * (1 - height)
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))

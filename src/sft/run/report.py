@@ -82,7 +82,7 @@ def render(
     before, after = evaluation["before"], evaluation["after"]
     sections = [
         "<h1>What training changed</h1>",
-        f'<p class="faint key">lineage key <code>{_text(lineage_key)}</code></p>',
+        f'<p class="faint key">lineage key <code>{escaped(lineage_key)}</code></p>',
         _cards(before, after),
         _curve(curve),
         "<h2>Held-out loss by domain</h2>" + _legend(),
@@ -103,13 +103,22 @@ def render(
     ]
     if not answers:
         sections.append('<p class="faint">No prompts.</p>')
-    body = "\n".join(part for part in sections if part)
+    return whole_page("What training changed", "\n".join(part for part in sections if part))
+
+
+def whole_page(title: str, body: str, more_style: str = "") -> str:
+    """Lay out a page that stands alone: other pages than this report have its style, and some more."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>What training changed</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{escaped(title)}</title>\n<style>{STYLE}{more_style}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def escaped(value: object) -> str:
+    """Return a value as text of a page."""
+    return html.escape(str(value))
 
 
 def number(value: float | None) -> str:
@@ -123,10 +132,6 @@ def number(value: float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
 
 
 def _cards(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -153,7 +158,7 @@ def _bars(rows: Sequence[tuple[str, float | None, float | None]], top: float | N
     for index, (label, *pair) in enumerate(rows):
         y = index * height + 8
         short = label if len(label) <= LABEL_CHARS else label[: LABEL_CHARS - 3] + "..."
-        parts.append(f'<text x="{left - 12}" y="{y + 19}" text-anchor="end">{_text(short)}</text>')
+        parts.append(f'<text x="{left - 12}" y="{y + 19}" text-anchor="end">{escaped(short)}</text>')
         for name, value, at in zip(("before", "after"), pair, (y, y + 15), strict=True):
             width = 0.0 if value is None else max(full * value / top, 1.5)
             shown = "no prompts" if value is None else number(value)
@@ -222,7 +227,7 @@ def _counts(evaluation: Mapping[str, Any]) -> str:
         *((f"held-out samples: {domain}", n) for domain, n in evaluation["samples_by_domain"].items()),
         ("trained tokens in them", evaluation["tokens"]),
     ]
-    cells = "".join(f"<tr><td>{_text(name)}</td><td>{number(count)}</td></tr>" for name, count in rows)
+    cells = "".join(f"<tr><td>{escaped(name)}</td><td>{number(count)}</td></tr>" for name, count in rows)
     return f"<table>{cells}</table>"
 
 
@@ -233,7 +238,7 @@ def _domains(domains: Mapping[str, Mapping[str, Any]]) -> str:
     rows = ["".join(f"<th>{head}</th>" for head in heads)]
     for slug in in_order({*BY_SLUG, *domains}):
         known = describe(slug)
-        cells = [f"<td>{_text(known.name)}</td>", f'<td class="faint">{_text(known.description)}</td>']
+        cells = [f"<td>{escaped(known.name)}</td>", f'<td class="faint">{escaped(known.description)}</td>']
         counts = domains.get(slug)
         shown = ["-"] * 4
         if counts:
@@ -257,15 +262,15 @@ def _example(answer: Mapping[str, Any], shown: bool) -> str:
         said = answer[name]
         fault = "" if "verdict" not in said else said["verdict"]["fault"] or "exact"
         notes = [note for note in (fault, "" if said["stopped"] else "cut at max_new_tokens") if note]
-        noted = f' <span class="faint">{_text(", ".join(notes))}</span>' if notes else ""
-        panels.append(f'<div class="{name}">{name}{noted}<pre>{_text(_cut(said["text"]))}</pre></div>')
+        noted = f' <span class="faint">{escaped(", ".join(notes))}</span>' if notes else ""
+        panels.append(f'<div class="{name}">{name}{noted}<pre>{escaped(_cut(said["text"]))}</pre></div>')
     question = answer["question"].strip()
-    title = _text(question if len(question) <= 110 else question[:107] + "...")
-    origin = _text(f"{answer['source']}, {answer['kind']}:")
+    title = escaped(question if len(question) <= 110 else question[:107] + "...")
+    origin = escaped(f"{answer['source']}, {answer['kind']}:")
     return (
         f'<details{" open" if shown else ""}><summary><span class="faint">{origin}</span> {title}</summary>'
         f'<div class="pair">{"".join(panels)}</div>'
-        f'<p class="faint">Reference</p><pre>{_text(_cut(_reference(answer["reference"])))}</pre></details>'
+        f'<p class="faint">Reference</p><pre>{escaped(_cut(_reference(answer["reference"])))}</pre></details>'
     )
 
 
