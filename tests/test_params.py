@@ -59,6 +59,11 @@ def test_an_unknown_key_that_is_near_to_none_lists_those_of_its_place(tmp_path):
     assert "rng.zzzzz: unknown key. Known here: seed." in found
 
 
+def test_an_unknown_key_of_what_the_user_named_is_told_the_right_one_there(tmp_path):
+    found = message(changed(tmp_path, "benchmarks: {}", "benchmarks: {mine: {uri: 'file://x', licence: MIT}}"))
+    assert "fetch.benchmarks.mine.licence: unknown key. Did you mean 'fetch.benchmarks.<name>.license'?" in found
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [

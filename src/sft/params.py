@@ -582,16 +582,14 @@ def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
 
 
 def known_keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
-    """List the dotted names of all keys: `optimizer.lr`; those of a source under `fetch.sources.<name>`."""
+    """List the dotted names of all keys: `optimizer.lr`; those of what the user names under `fetch.sources.<name>`."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if name == "sources":
-            keys += known_keys(Source, f"{prefix}sources.<name>.")
-            continue
+        named = "<name>." if typing.get_origin(field.annotation) is dict else ""
         for part in (field.annotation, *typing.get_args(field.annotation)):  # a section, or a section that may be null
             if isinstance(part, type) and issubclass(part, BaseModel):
-                keys += known_keys(part, f"{prefix}{name}.")
+                keys += known_keys(part, f"{prefix}{name}.{named}")
     return keys
 
 
@@ -608,11 +606,8 @@ def suggest(key: str, model: type[BaseModel] = Params) -> str:
     if model is Params and last in FOREIGN_NAMES and key not in known:
         note = f" ({FOREIGN_NOTES[last]})" if last in FOREIGN_NOTES else ""
         return f"Did you mean '{FOREIGN_NAMES[last]}'{note}?"
-    parts = key.split(".")
-    if parts[:2] == ["fetch", "sources"] and len(parts) > 3:
-        parts[2] = "<name>"
     same_name = [name for name in known if name.rpartition(".")[2] == last]
-    near = same_name or difflib.get_close_matches(".".join(parts), known, n=1, cutoff=0.75)
+    near = same_name or difflib.get_close_matches(".".join(_unnamed(key.split("."))), known, n=1, cutoff=0.75)
     near = near or [
         name for name in known if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() >= 0.75
     ]
@@ -633,10 +628,14 @@ def _explain(path: Path, tree: Node, fault: Any, model: type[BaseModel]) -> str:
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}; found {_short(fault['input'])}."
 
 
+def _unnamed(location: list[str]) -> list[str]:
+    """Put <name> for the name of a source or a benchmark, as known_keys does."""
+    is_inside = location[0] == "fetch" and location[1:2] in (["sources"], ["benchmarks"]) and len(location) > 3
+    return [*location[:2], "<name>", *location[3:]] if is_inside else location
+
+
 def _siblings(location: list[str], model: type[BaseModel]) -> list[str]:
-    prefix = ".".join(location[:-1])
-    if location[:2] == ["fetch", "sources"] and len(location) > 3:
-        prefix = "fetch.sources.<name>"
+    prefix = ".".join(_unnamed(location)[:-1])
     names = [name for name in known_keys(model) if name.rpartition(".")[0] == prefix]
     return [name.rpartition(".")[2] for name in names]
 
