@@ -6,6 +6,7 @@ golden/nemotron3-nano.json has every value, golden/nemotron3-nano-paper.json tho
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -255,6 +256,19 @@ def test_a_recipe_is_one_of_bridge_s() -> None:
 
 def test_a_difference_names_only_what_differs() -> None:
     assert difference({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 3}, "d": 3}) == {"a": {"c": 2}}
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"), [(KeyboardInterrupt(), False), (SystemExit(0), False), (ValueError(), True)]
+)
+def test_a_run_that_was_stopped_shows_no_traceback_and_its_log_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: BaseException, seen: bool
+) -> None:
+    log = tmp_path / "bridge.log"
+    with config.quiet(log):
+        logging.getLogger("megatron.bridge").error("Pretrain failed", exc_info=error)
+    assert ("Pretrain failed" in capsys.readouterr().err) == seen
+    assert f"Pretrain failed\n{type(error).__name__}" in log.read_text()
 
 
 if __name__ == "__main__":

@@ -64,6 +64,19 @@ def test_torchrun_understands_how_ranks_are_started(monkeypatch, tmp_path):
     assert parsed.training_script_args == ["--rank-of", str(tmp_path)]
 
 
+@pytest.mark.parametrize(("ranks", "asked", "given"), [(2, None, "4"), (3, None, "2"), (16, None, "1"), (2, "7", "7")])
+def test_ranks_share_the_cores_of_this_machine(monkeypatch, tmp_path, ranks, asked, given):
+    """torchrun by itself gives each rank one thread, whatever the machine has, and says so between rows of stars."""
+    told = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(stage.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(stage.subprocess, "run", lambda _, env, check: told.append(env["OMP_NUM_THREADS"]) or Ended())
+    stage.launch(run_of(tmp_path), ranks)
+    assert told == [given]
+
+
 class Ended:
     returncode = 0
 

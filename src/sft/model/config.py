@@ -30,6 +30,7 @@ from sft.model import refusals
 from sft.model.estimate import Geometry
 
 PROBES = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # loggers: "FP8… failed", "No CUDA"
+STOPPED = (KeyboardInterrupt, SystemExit)  # how a run ends that somebody, or its time limit, stopped
 # Keys of `model` in params.yaml that are no fields of a provider.
 NO_FIELDS = {"recipe"}
 # What Bridge cannot validate without Transformer Engine and a driver: set so while it validates, then put back.
@@ -62,12 +63,16 @@ def ready() -> None:
 
 @contextlib.contextmanager
 def quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
-    """Send what Bridge prints and warns of to a file, or nowhere; errors reach the terminal too."""
+    """Send what Bridge prints and warns of to a file, or nowhere; errors reach the terminal too.
+
+    The traceback with which Bridge meets Ctrl-C, or the end before a time limit, is for the file alone.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         to_file, to_terminal = logging.StreamHandler(file), logging.StreamHandler(sys.stderr)
         to_terminal.setLevel(logging.ERROR)
+        to_terminal.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], STOPPED)))
         before = root.handlers
         root.handlers = [to_file, to_terminal]
         root.setLevel(logging.WARNING)

@@ -231,7 +231,9 @@ def launch(run: Run, number: int) -> None:
         train(run)
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
-    done = subprocess.run([*command, "-m", "sft.stages.train", "--rank-of", str(run.folder)], check=False)
+    command += ["-m", "sft.stages.train", "--rank-of", str(run.folder)]
+    threads = max(1, len(os.sched_getaffinity(0)) // number)  # torchrun would give each rank one, with a warning
+    done = subprocess.run(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}, check=False)
     if done.returncode:
         raise InputError(
             f"training ended with status {done.returncode}; its messages stand above, logs in {run.folder}"
