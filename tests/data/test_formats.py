@@ -170,6 +170,12 @@ def test_a_mapped_field_is_never_taken_from_elsewhere(tmp_path: Path) -> None:
             {"question": "a", "answer": "b"},
             "  format: alpaca\n  fields: {prompt: question, completion: answer}",
         ),
+        ("openai", {"instruction": "a", "input": "", "output": "b"}, "  format: alpaca"),
+        (
+            "alpaca",
+            {"instruction": "a", "context": "c", "response": "b", "category": "qa"},
+            "  format: alpaca\n  fields: {input: context, output: response}",
+        ),
         ("sharegpt", {"messages": [USER]}, "  format: openai"),
         ("openai", {"text": "a"}, "None holds messages, or a question and its answer"),
     ],
@@ -190,6 +196,24 @@ def test_following_the_advice_reads_the_rows(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"fields: \{messages: chat\.turns\}"):
         list(read_rows(tmp_path, "openai"))
     assert len(records(tmp_path, "openai", fields={"messages": "chat.turns"})) == 1
+
+
+@pytest.mark.parametrize("names", [("instruction", "input", "output"), ("instruction", "context", "response")])
+def test_following_the_advice_loses_no_text_beside_the_instruction(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """The first row, which has none, decides."""
+    for text in ("", "of 1 and 2"):
+        with (tmp_path / "a.jsonl").open("a") as file:
+            file.write(json.dumps(dict(zip(names, ("Take the sum.", text, "3"), strict=True))) + "\n")
+    with pytest.raises(InputError) as error:
+        list(read_rows(tmp_path, "openai"))
+    advice = str(error.value).partition("write:\n")[2]
+    fields = (
+        {"input": "context", "output": "response"} if "fields: {input: context, output: response}" in advice else {}
+    )
+    assert "  format: alpaca" in advice
+    assert ("fields:" in advice) == bool(fields)
+    asked = [found["messages"][0]["content"] for found in records(tmp_path, "alpaca", fields=fields)]
+    assert asked == ["Take the sum.", "Take the sum.\n\nof 1 and 2"]
 
 
 def test_a_mapping_that_fits_no_row_is_named(tmp_path: Path) -> None:

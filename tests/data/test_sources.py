@@ -166,6 +166,13 @@ def test_an_unknown_scheme_lists_the_known_ones(here: Path) -> None:
         fetch("ftp://host/file", here)
 
 
+def test_a_path_without_a_scheme_is_told_its_uri(here: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^data/mine.jsonl: unknown .*\. A file of this machine: file://data/mine.jsonl$"
+    ):
+        fetch("data/mine.jsonl", here)
+
+
 # file://
 
 

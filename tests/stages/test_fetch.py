@@ -86,9 +86,31 @@ def test_a_file_that_cannot_be_read_to_its_end_stops_the_stage(
 ) -> None:
     """One row would stand for all that are lost."""
     (here / "mine" / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"^{place}: .*cannot be counted"):
+    with pytest.raises(InputError, match=rf"^fetch\.sources\.mine: {place}: .*cannot be counted"):
         fetch.main("mine")
     assert not (here / "data/raw/mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"uri": "mine/a.jsonl"}, "fetch.sources.mine: mine/a.jsonl: unknown scheme"),
+        ({"format": "opneai"}, "fetch.sources.mine: format 'opneai' is unknown. Did you mean 'openai'?"),
+        ({"where": {"kind": ["x"]}}, "fetch.sources.mine: where: no row has the field kind"),
+        ({"uri": "file://mine/README.md"}, "Read are .jsonl, .ndjson, .json or .parquet, with or without .gz or .zst"),
+        (
+            {"uri": "file://mine/a.jsonl", "sha256": "0" * 64},
+            "If you changed the file, write what was found into sha256",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_source_names_it_and_says_what_to_do(
+    here: Path, change: dict[str, object], message: str
+) -> None:
+    source = Source.model_validate({"uri": "file://mine", "format": "openai", **change})
+    with pytest.raises(InputError) as error:
+        fetch.fetch_source("mine", source)
+    assert message in str(error.value)
 
 
 def test_an_unknown_source_names_the_nearest(here: Path) -> None:

@@ -15,6 +15,8 @@ Json = dict[str, Any]
 # What a question and its answer are called, the likeliest name first.
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "input", "user")
 ANSWERS = ("completion", "output", "response", "answer", "solution", "assistant")
+# What some publish beside an instruction, and mean to be read with it; empty in many rows.
+CONTEXTS = ("input", "context")
 NESTED = 4  # levels down to which fields are looked at
 SHOWN_CHARS = 500
 KINDS = {str: "text", dict: "object", bool: "true or false", type(None): "null"}
@@ -75,6 +77,9 @@ def _advise(record: Json) -> str:
     named = {path.rpartition(".")[2].lower(): path for path, value in reversed(found) if value}
     question, answer = (next((named[name] for name in names if name in named), "") for names in (QUESTIONS, ANSWERS))
     if question and isinstance(lookup(record, answer), str) and _is_question(lookup(record, question)):
+        context = next((name for name in CONTEXTS if isinstance(record.get(name), str) and name != question), "")
+        if context and isinstance(lookup(record, question), str) and "prompt" not in record:
+            return _lines("alpaca", {"instruction": question, "input": context, "output": answer})
         return _lines("alpaca", {"prompt": question, "completion": answer})
     tools = next((path for path, value in found if _is_list_with(value, "function")), "tools")
     tools = next((path for path, value in found if _is_list_with(value, "name", "parameters")), tools)

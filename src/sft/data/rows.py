@@ -21,6 +21,7 @@ from sft.data import strictjson
 
 RAW_CHARS = 2_000
 LINES, DOCUMENT, TABLE, PACKED = {".jsonl", ".ndjson"}, {".json"}, {".parquet"}, {".gz", ".zst"}
+KINDS = ".jsonl, .ndjson, .json or .parquet, with or without .gz or .zst behind"  # the same, for a message
 PART_BYTES = 16 << 20
 PARQUET_ROWS = 256  # read together
 ZST_BYTES, READ_BYTES = 16 << 10, 1 << 20  # unpacked, and handed on, at a time

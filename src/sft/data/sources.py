@@ -72,7 +72,9 @@ def fetch_files(source: Download, folder: Path) -> list[FetchedFile]:
     """
     scheme, separator, _ = source.uri.partition("://")
     if not separator or scheme not in SCHEMES:
-        raise InputError(f"{redact(source.uri)}: unknown scheme. Known: {', '.join(f'{s}://' for s in SCHEMES)}.")
+        here = "" if separator else f" A file of this machine: {redact(f'file://{source.uri}')}"
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise InputError(f"{redact(source.uri)}: unknown scheme. Known: {known}.{here}")
     SCHEMES[scheme](source, folder)
     digests = folder_digests(folder)
     if odd := next(filter(NOT_UTF8.search, digests), None):
@@ -420,7 +422,10 @@ def _is_internal(host: str) -> bool:
 
 def _required_digest(source: Download) -> str:
     if source.sha256 is None:
-        raise InputError(f"{redact(source.uri)}: sha256 is missing: give the digest that the publisher names")
+        raise InputError(
+            f"{redact(source.uri)}: sha256 is missing: give the digest that the publisher names, or what sha256sum "
+            "says of a copy that you trust"
+        )
     return source.sha256
 
 
@@ -432,7 +437,10 @@ def _check_digest(source: Download, path: Path) -> None:
 
 
 def _wrong_digest(uri: str, expected: str | None, found: str) -> InputError:
-    return InputError(f"{redact(uri)}: wrong content: expected digest {expected}, found {found}. Nothing was kept.")
+    meant = " If you changed the file, write what was found into sha256." if uri.startswith("file://") else ""
+    return InputError(
+        f"{redact(uri)}: wrong content: expected digest {expected}, found {found}. Nothing was kept.{meant}"
+    )
 
 
 def _interrupted(url: str, error: Exception) -> InputError:

@@ -10,17 +10,19 @@ and number of rows. An output appears whole or not at all; a rerun after an inte
     python -m sft.stages.fetch --source NAME|model|benchmarks
 """
 
+import contextlib
 import difflib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sft.command import InputError, run_source_stage, say
-from sft.data.formats import read_rows
+from sft.data.formats import PACKAGES, read_rows
+from sft.data.rows import KINDS
 from sft.data.sources import FetchedFile, fetch_files, redact
 from sft.files import folder_digest, folder_digests, publish_folder
 from sft.ledger import Ledger
@@ -58,16 +60,17 @@ def count_rows(folder: Path, source: Source) -> Counter[str]:
 def fetch_source(name: str, source: Source) -> None:
     """Publish data/raw/<name>/ and its report.
 
-    Raises:  InputError: what fetch_files raises; a source without a single row.
+    Raises:  InputError: what fetch_files and read_rows raise; a source without a single row.
     """
-    with publish_folder(RAW / name) as folder:
+    with publish_folder(RAW / name) as folder, _naming(f"fetch.sources.{name}"):
         files = fetch_files(source, folder)
         rows = count_rows(folder, source)
         if not rows:
             named = ", ".join(file.path for file in files[:5])
+            read = "the files of its package" if source.format in PACKAGES else KINDS
             raise InputError(
-                f"fetch.sources.{name}: {redact(source.uri)}: not one row of format {source.format!r} in "
-                f"{len(files)} files ({named}). Check the path and the format."
+                f"{redact(source.uri)}: not one row of format {source.format!r} in {len(files)} files ({named}). "
+                f"Read are {read}. Check the path and the format."
             )
     listed = [{**asdict(file), "rows": rows[file.path]} for file in files]
     ledger = Ledger(rows_in=rows.total(), rows_out=rows.total())
@@ -79,7 +82,7 @@ def fetch_model(source: Download) -> None:
     """Publish models/base/ and its report. Raises InputError."""
     from sft.model.base import count_parameters, make_base
 
-    with publish_folder(BASE) as folder:
+    with publish_folder(BASE) as folder, _naming("fetch.model"):
         fetched = folder / "fetched"  # inside, so that a killed run leaves nothing that the next one keeps
         fetched.mkdir()
         files = fetch_files(source, fetched)
@@ -103,20 +106,18 @@ def fetch_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
         for name, benchmark in sorted(benchmarks.items()):
             fetched = folder / "fetched"
             fetched.mkdir()
-            files += (own := fetch_files(benchmark, fetched))
             texts = 0
-            try:
+            with _naming(f"fetch.benchmarks.{name}"):
+                files += (own := fetch_files(benchmark, fetched))
                 for item, text in read_items(fetched, benchmark.fields):
                     texts += 1
                     items.write(json.dumps({"benchmark": name, "item": item, "text": text}, ensure_ascii=False) + "\n")
-            except InputError as error:
-                raise InputError(f"fetch.benchmarks.{name}: {error}") from None
-            if not texts:
-                named = ", ".join(file.path for file in own[:5])
-                raise InputError(
-                    f"fetch.benchmarks.{name}: {redact(benchmark.uri)}: not one item in {len(own)} files ({named}). "
-                    "Expected .jsonl, .json or .parquet. Check the path."
-                )
+                if not texts:
+                    named = ", ".join(file.path for file in own[:5])
+                    raise InputError(
+                        f"{redact(benchmark.uri)}: not one item in {len(own)} files ({named}). Read are {KINDS}. "
+                        "Check the path."
+                    )
             sets[name] = {"files": [asdict(file) for file in own], "texts": texts, **describe(benchmark)}
             shutil.rmtree(fetched)
     total, digests = sum(told["texts"] for told in sets.values()), folder_digests(BENCHMARKS)
@@ -138,6 +139,15 @@ def main(name: str) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         meant = f"Did you mean {near[0]!r}? " if near else ""
         raise InputError(f"{name!r} is no source. {meant}Known: {', '.join(known)}.")
+
+
+@contextlib.contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Say in what is raised which part of params.yaml it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
 
 
 def _size(files: list[FetchedFile]) -> str:
