@@ -76,6 +76,12 @@ def test_a_training_of_which_nothing_is_recorded_is_an_error(two, tmp_path):
         compare(of_folder(two[0]), find("empty/models/final", tmp_path, tmp_path))
 
 
+@pytest.mark.parametrize(("a", "b"), [("", ""), ("HEAD", "")])
+def test_a_side_that_is_not_named_is_asked_for(a, b):
+    with pytest.raises(InputError, match=r"two trainings have to be named, as in A=HEAD B=my-experiment"):
+        main(a, b, None, None)
+
+
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=200), st.integers(1, 60))
 def test_a_sparkline_has_at_most_its_cells_and_rises_where_values_rise(values, cells):
     line = sparkline(sorted(values), 0, 10, cells)

@@ -40,6 +40,8 @@ def test_without_a_profile_of_that_name_the_message_lists_those_that_are_there(r
         read_profile("mars")
     with pytest.raises(InputError, match=r"no profile"):
         read_profile("../clusters/lab")
+    with pytest.raises(InputError, match=r"^CLUSTER= names no profile. Profiles here: lab."):
+        read_profile("")
 
 
 @pytest.mark.parametrize(

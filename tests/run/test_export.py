@@ -70,6 +70,13 @@ def test_what_is_not_there_names_what_is(project: Path, run: str, step: int | No
     assert not (project / "models").exists()
 
 
+def test_where_nothing_was_trained_yet_it_is_told_what_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    with pytest.raises(InputError, match="runs: no training has begun here yet: make train"):
+        export.show("", None, None)
+
+
 def test_a_base_model_that_was_replaced_since_is_refused(project: Path) -> None:
     write_json(project / "base/config.json", {"name": "another"})
     with pytest.raises(InputError, match=r"is not the model that .*start was made of"):

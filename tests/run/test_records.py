@@ -106,6 +106,12 @@ def test_the_model_of_a_training_without_mlflow_is_known_by_its_key():
     assert not _is_of({**told, "mlflow_run_id": "another"}, "run", {"lineage_key": "k"})
 
 
+def test_where_there_is_no_model_yet_it_is_told_how_to_get_one(tmp_path):
+    git(tmp_path, "init", "-q")
+    with pytest.raises(InputError, match=r"^models/final: not in .*: make repro\. .*: dvc pull models/final\."):
+        find("models/final", tmp_path, tmp_path)
+
+
 def test_an_unknown_name_says_which_names_there_are(project, tmp_path):
     git(project, "init", "-q")
     for name in ("models/none", "nano3-sft/7", "f" * 32, "0" * 16, "--help"):

@@ -113,7 +113,7 @@ def test_an_example_shows_its_place_its_evidence_and_marks_it_where_it_occurs(pr
         "0 user Weather in Oslo?",
         "1 assistant ⟨nothing⟩",
         '1 calls ⟦get_rain⟧ {"a": 1}',
-        "2 more: --from 1",
+        "2 more: FROM=1",
     ]
 
 
@@ -123,7 +123,7 @@ def test_pages_follow_one_another_through_all_stages_and_miss_nothing(project, c
     found = re.findall(r"^ *(?:id|where) (\S+)", whole, re.MULTILINE)
     assert found == re.findall(r"^ *(?:id|where) (\S+)", "".join(pages), re.MULTILINE)
     assert [place for place in found if "/" in place] == [f"data/raw/calls/calls.jsonl:{n}" for n in (8, 10, 7)]
-    assert "--from" not in whole + pages[-1]
+    assert "FROM=" not in whole + pages[-1]
 
 
 @pytest.mark.parametrize(("reason", "number"), [("template-refuses", 5), ("over-length", 6)])
@@ -151,7 +151,7 @@ def test_an_example_whose_conversation_is_gone_says_so(project, capsys):
     [
         ({"source": "nope"}, r"'nope': not a source in data/filtered: calls"),
         ({"reason": "nope"}, r"Reasons found: garbage \(1\), over-length \(1\), template-refuses \(1\), unknown-tool"),
-        ({"reason": "garbage", "start": 1}, r"--from 1: 1 rows were refused for garbage, numbered from 0"),
+        ({"reason": "garbage", "start": 1}, r"FROM=1: 1 rows were refused for garbage, numbered from 0"),
     ],
 )
 def test_what_is_not_there_says_what_is(project, arguments, said):

@@ -284,6 +284,8 @@ def _drawing(curves: Sequence[Sequence[tuple[int, float]]]) -> str:
 
 def main(a: str, b: str, html_file: Path | None, json_file: Path | None) -> None:
     """Compare two trainings. Raises InputError where one is not found."""
+    if not (a and b):
+        raise InputError("two trainings have to be named, as in A=HEAD B=my-experiment. make show lists experiments.")
     with tempfile.TemporaryDirectory() as scratch:
         found = [find(name, Path.cwd(), Path(scratch)) for name in (a, b)]
         comparison = compare(*found)

@@ -104,7 +104,7 @@ def rebuild(records: Records, place: Path, data: str, until: str) -> None:
     names = [name for name in records.lock if stage_of(name) in STAGES]
     brought = [out["path"] for name in names if name.startswith("fetch") for out in records.lock[name]["outs"]]
     if not brought:
-        raise InputError(f"{records.name}: no {LOCK} is recorded that names the data. Use --data {REFETCH}")
+        raise InputError(f"{records.name}: no {LOCK} is recorded that names the data. Use DATA={REFETCH}")
     (place / LOCK).write_bytes(records.read(LOCK) or b"")
     _share_cache(records.root, place)
     for path in (path for path in brought if path.startswith("reports/") and (content := records.read(path))):
@@ -298,7 +298,7 @@ def _dvc(place: Path, *arguments: str, may_fail: bool = False) -> int:
     if done.returncode and not may_fail:
         raise InputError(
             f"{place}: dvc {' '.join(arguments)} ended with status {done.returncode}; its messages stand above. "
-            f"A source that is gone: --data {PULL}. Data that no cache or remote has: --data {REFETCH}."
+            f"A source that is gone: DATA={PULL}. Data that no cache or remote has: DATA={REFETCH}."
         )
     return done.returncode
 

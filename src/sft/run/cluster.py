@@ -148,10 +148,8 @@ def read_profile(name: str) -> Cluster:
     path = folder / f"{name}.yaml"
     if not re.fullmatch(r"[\w-]+", name) or not path.exists():
         known = ", ".join(sorted(profile.stem for profile in folder.glob("*.yaml"))) or "none"
-        raise InputError(
-            f"CLUSTER={name}: no profile {PROFILES}/{name}.yaml. Profiles here: {known}. "
-            f"Copy {PROFILES}/example.yaml and fill it in."
-        )
+        what = f"CLUSTER={name}: no profile {PROFILES}/{name}.yaml" if name else "CLUSTER= names no profile"
+        raise InputError(f"{what}. Profiles here: {known}. Copy {PROFILES}/example.yaml and fill it in.")
     cluster = read_yaml(path, Cluster)
     if 0 < (limit := seconds(cluster.time)) <= cluster.stop_seconds:
         raise InputError(

@@ -24,6 +24,8 @@ def find_run(name: str) -> Path:
     found = [key for key in known if key.startswith(name)]
     if name in known or len(found) == 1:
         return runs / (name if name in known else found[0])
+    if not known:
+        raise InputError(f"{runs}: no training has begun here yet: make train")
     some = ", ".join((found or known)[:8]) or "none"
     raise InputError(f"RUN={name}: {len(found)} runs of {runs} start so; there are: {some}")
 

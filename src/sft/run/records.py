@@ -79,6 +79,11 @@ def find(name: str, root: Path, scratch: Path) -> Records:
     Raises:  InputError: nothing has that name.
     """
     found = _in_folder(name, root) or _in_mlflow(name, root, scratch) or _in_git(name, root)
+    if found is None and name == FINAL:
+        raise InputError(
+            f"{FINAL}: not in {root}: no model was trained or brought here yet. Train one: make repro. Bring the one "
+            f"that the committed {LOCK} names: dvc pull {FINAL}."
+        )
     if found is None:
         raise InputError(
             f"{name!r}: no folder with a lineage.json, no version, run or lineage key in MLflow, no git revision and "

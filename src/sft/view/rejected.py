@@ -266,7 +266,7 @@ def main(source: str | None, reason: str | None, number: int, start: int) -> Non
         found = ", ".join(f"{name} ({counts[name]})" for name in sorted(counts)) or "none"
         raise InputError(f"{reason!r}: no row of {', '.join(names)} was refused for that. Reasons found: {found}")
     if start >= counts[reason]:
-        raise InputError(f"--from {start}: {counts[reason]} rows were refused for {reason}, numbered from 0")
+        raise InputError(f"FROM={start}: {counts[reason]} rows were refused for {reason}, numbered from 0")
     with paged() as screen:
         for n, (stage, name, row) in enumerate(examples(names, reason, start, number), start):
             title = f"── example {n} of {counts[reason]}, from 0: {name}, {stage}: {reason} "
@@ -274,7 +274,7 @@ def main(source: str | None, reason: str | None, number: int, start: int) -> Non
             screen.print(example(stage, name, row, screen.plain))
             screen.print()
         if (following := start + number) < counts[reason]:
-            screen.print(_text(f"{counts[reason] - following} more: --from {following}"), soft_wrap=True)
+            screen.print(_text(f"{counts[reason] - following} more: FROM={following}"), soft_wrap=True)
 
 
 def _number(least: int) -> Callable[[str], int]:
