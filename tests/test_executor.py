@@ -287,3 +287,11 @@ def test_the_extra_is_what_the_tests_run_with():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cluster"]
     assert len(extra) == 2
     assert set(extra) <= set((ROOT / "requirements/dev.txt").read_text().splitlines())
+
+
+@pytest.mark.parametrize("module", ["sft.executor", "sft.stages.filter", "sft.stages.prep", "sft.stages.pack"])
+def test_arrow_shares_the_heap_of_the_c_library_in_workers_and_in_the_stages_that_ask_them(module):
+    call = [sys.executable, "-c", f"import {module}, pyarrow; print(pyarrow.default_memory_pool().backend_name)"]
+    environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    told = subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout
+    assert told == "system\n"

@@ -58,6 +58,10 @@ THREADS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_NUM_THREADS"),
     "FASTOKENS_BPE_THREADS",
 )
+# Read when Arrow is loaded, which is after this: one heap for it and the C library. Its own keeps what another thread
+# freed (30 MB in the filter of a million rows), and costs prep an eighth of its time in pages that are cleared again
+# and again (bench/prep.py).
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 # Packages that decide what bytes a worker writes.
 DECISIVE = ("jinja2", "numpy", "orjson", "pyarrow", "tokenizers")
 
@@ -345,13 +349,9 @@ def run_in_child(question: str, place: str) -> dict[str, Any]:
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """Return what the environment of a worker says to libraries: to use so many threads, and one heap.
-
-    Arrow's own heap beside that of the C library costs prep an eighth of its time in pages that are cleared again and
-    again, and 90 MB (bench/prep.py).
-    """
+    """Return what the environment of a worker says to libraries: to use so many threads."""
     parallel = {"TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
-    return {**dict.fromkeys(THREADS, str(threads)), **parallel, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    return {**dict.fromkeys(THREADS, str(threads)), **parallel}
 
 
 class _Child:

@@ -63,6 +63,7 @@ class Examined:
         """Write beside each file which of its rows repeat an earlier one."""
         from sft.data.shards import give_back
 
+        give_back()
         starts = [0, *itertools.accumulate(rows for _, rows in self.files)]
 
         def file_of(found: tuple[int, Rejection]) -> int:
@@ -137,6 +138,7 @@ def settle(task: dict[str, Any]) -> dict[str, Any]:
     with contextlib.ExitStack() as written:
         shards = {name: written.enter_context(ShardWriter(folder, name, schemas[name])) for name in schemas}
         for path in map(Path, task["examined"]):
+            give_back()
             refused, begin = read_refusals(path), 0
             for table in read_tables(path.parent, path.stem):
                 kept, rejected = decide(table, {place - begin: refusal for place, refusal in refused.items()})
@@ -151,7 +153,6 @@ def settle(task: dict[str, Any]) -> dict[str, Any]:
                 tokens = kept["control_tokens"].to_pylist()
                 typed.update(conversations=sum(number > 0 for number in tokens), control_tokens=sum(tokens))
             rows += begin
-            give_back()
     counted = {"rows": rows, "rejected": reasons, "contaminated_by": by_set, "typed": typed}
     return {"examined": task["examined"], "folder": str(folder), "examples": examples, **counted}
 
