@@ -352,6 +352,8 @@ def main() -> None:
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
+        if arguments.side != "ours":  # peers have Arrow's own heap, as anywhere else
+            os.environ.pop("ARROW_DEFAULT_MEMORY_POOL", None)
         sides: dict[str, Callable[[], Measure]] = {
             "ours": lambda: ours(arguments.place),
             "hugging-face": lambda: hugging_face(arguments.place),
