@@ -20,7 +20,7 @@ REPRO = $(if $(SAMPLE),dvc exp run --set-param filter.sample=$(SAMPLE),dvc repro
 option = $(if $($(1)), --$(2) '$($(1))')
 
 # DVC writes dvc.lock when the last stage has ended: MLflow is given it then.
-tell_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.run.deliver --lock)
+tell_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cli --lock)
 
 # Where prep, train and eval are done: CLUSTER=<profile> lets Slurm do them (slurm/README.md).
 export CLUSTER DETACH DRY_RUN
@@ -69,7 +69,7 @@ filter: setup ## Normalise and filter conversations, up to here
 	$(call stages,filter)
 
 prep: setup ## Apply the chat template, tokenise, mask, up to here
-	$(call job,prep,filter fetch-model,sft.run.away prep)
+	$(call job,prep,filter fetch-model,sft.cluster.remote_stage prep)
 
 pack: setup ## Split, blend and pack, up to here
 	$(call stages,pack)
@@ -78,64 +78,64 @@ train: setup ## Train, up to here
 	$(call job,train,pack fetch-model,sft.stages.train)
 
 eval: setup ## Measure before and after, up to here
-	$(call job,eval,train,sft.run.away eval)
+	$(call job,eval,train,sft.cluster.remote_stage eval)
 	$(tell_lock)
 
 profile: setup ## A full param set of profiles/ becomes params.yaml (NAME=nemotron3-nano; without, list them)
-	python -m sft.run.profile$(call option,NAME,name)
+	python -m sft.experiments.profile$(call option,NAME,name)
 
 estimate: setup ## What a training needs and what stands against it (PROFILE= NODES=1 GPUS=8 GPU=H100, or CLUSTER=)
-	python -m sft.run.preflight$(call option,PROFILE,profile)$(call option,NODES,nodes)$(call option,GPUS,gpus)$(call option,GPU,gpu)$(call option,CLUSTER,cluster)
+	python -m sft.planning.preflight$(call option,PROFILE,profile)$(call option,NODES,nodes)$(call option,GPUS,gpus)$(call option,GPU,gpu)$(call option,CLUSTER,cluster)
 
 ##@ Results
 show: setup ## Table of experiments; with SAMPLE=3 (or validation:3, or an id) a pack as trained (HTML=page.html)
 	$(if $(SAMPLE),$(show_pack),$(show_experiments))
-show_pack = python -m sft.view.sample$(call option,SAMPLE,sample)$(call option,HTML,html)
+show_pack = python -m sft.inspect.sample$(call option,SAMPLE,sample)$(call option,HTML,html)
 show_experiments = dvc exp show --only-changed --no-pager \
     --drop '^(data|models|src|requirements|templates|filters|reports)/'
 
 rejected: setup ## What was refused and why (SOURCE= REASON= NUMBER=5 FROM=0)
-	python -m sft.view.rejected$(call option,SOURCE,source)$(call option,REASON,reason)$(call option,NUMBER,number)$(call option,FROM,from)
+	python -m sft.inspect.rejected$(call option,SOURCE,source)$(call option,REASON,reason)$(call option,NUMBER,number)$(call option,FROM,from)
 
 lineage: setup ## From a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= JSON= CARD= CACHE=1)
-	python -m sft.audit.chain$(call option,MODEL,model)$(call option,HTML,html)$(call option,JSON,json)$(call option,CARD,card)$(if $(CACHE), --cache)
+	python -m sft.lineage.chain$(call option,MODEL,model)$(call option,HTML,html)$(call option,JSON,json)$(call option,CARD,card)$(if $(CACHE), --cache)
 
 reproduce: setup ## Build a model again from its commit and data, and compare stage by stage (MODEL= UNTIL= DATA=)
-	python -m sft.audit.reproduce$(call option,MODEL,model)$(call option,UNTIL,until)$(call option,DATA,data)
+	python -m sft.lineage.reproduce$(call option,MODEL,model)$(call option,UNTIL,until)$(call option,DATA,data)
 
 compare: setup ## Two runs side by side: params, data, code, metrics, curves, answers (A= B= HTML=)
-	python -m sft.audit.compare --a '$(A)' --b '$(B)'$(call option,HTML,html)
+	python -m sft.lineage.compare --a '$(A)' --b '$(B)'$(call option,HTML,html)
 
 export: setup ## A checkpoint of a run as a Hugging Face folder (RUN=lineage key STEP=50 TO=models/...)
-	python -m sft.run.export --run '$(RUN)'$(call option,STEP,step)$(call option,TO,to)
+	python -m sft.training.export --run '$(RUN)'$(call option,STEP,step)$(call option,TO,to)
 
 mlflow: setup ## Runs and registered models in the browser (PORT=5000)
-	python -m sft.run.server --port $(PORT)
+	python -m sft.tracking.server --port $(PORT)
 
 mlflow-server: setup ## A tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
-	python -m sft.run.server --port $(PORT)$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
+	python -m sft.tracking.server --port $(PORT)$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
 
 sweep: setup ## Many experiments: GRID='optimizer.lr=1e-5,2e-5 rng.seed=1,2' or LIST=file (JOBS=1 CLUSTER= NAME= HTML=)
-	python -m sft.run.sweep$(call option,GRID,grid)$(call option,LIST,list)$(call option,JOBS,jobs)$(call option,NAME,name) --html '$(or $(HTML),reports/sweep.html)'
+	python -m sft.experiments.sweep$(call option,GRID,grid)$(call option,LIST,list)$(call option,JOBS,jobs)$(call option,NAME,name) --html '$(or $(HTML),reports/sweep.html)'
 
 push: setup ## Push data, models and finished stages, so that others need not run them (REMOTE=)
-	python -m sft.run.share$(call option,REMOTE,remote)
+	python -m sft.lineage.dvc_push$(call option,REMOTE,remote)
 
 deliver: setup ## Tell MLflow what waits for it: after a server was away, or another store is named
-	python -m sft.run.deliver
+	python -m sft.tracking.cli
 
 clean: ## Remove what the pipeline made in data/, models/ and runs/; DVC's cache stays
 	git clean -fdX -- data models runs
 
 ##@ Clusters (prep, train and eval take CLUSTER=<profile>, and DETACH=1 or DRY_RUN=1: slurm/README.md)
 status: setup ## Runs on a cluster and what became of them (CLUSTER=)
-	python -m sft.run.queue status --cluster '$(CLUSTER)'
+	python -m sft.cluster.cli status --cluster '$(CLUSTER)'
 
 logs: setup ## Follow the newest job's log (CLUSTER= RUN=)
-	python -m sft.run.queue logs --cluster '$(CLUSTER)'$(call option,RUN,run)
+	python -m sft.cluster.cli logs --cluster '$(CLUSTER)'$(call option,RUN,run)
 
 cancel: setup ## Cancel the living job (CLUSTER= RUN=)
-	python -m sft.run.queue cancel --cluster '$(CLUSTER)'$(call option,RUN,run)
+	python -m sft.cluster.cli cancel --cluster '$(CLUSTER)'$(call option,RUN,run)
 
 slurm-up: ## Start a Slurm of two nodes on this machine, for CLUSTER=loopback
 	slurm/loopback.sh up

@@ -28,9 +28,9 @@ from typing import Any
 
 import orjson
 
-from sft.data.sources import fetch_files
 from sft.files import publish_file, publish_folder, write_json
-from sft.params import Download
+from sft.params.schema import Download
+from sft.sources.download import fetch_files
 
 PLACE = Path(__file__).parents[1] / "runs" / "bench"
 TEXT = PLACE / "text.json"

@@ -31,8 +31,9 @@ def train(case: str, base: Path, packed: Path) -> dict[str, float]:
     import psutil
 
     from sft.files import read_json
-    from sft.model import bridge, config, estimate
-    from sft.params import TrainParams, read
+    from sft.params.schema import TrainParams, read
+    from sft.planning import estimate
+    from sft.training import bridge, config
 
     sections = read().training.model_dump()
     changes = {

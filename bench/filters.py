@@ -23,19 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from sft.data.conversation import Conversation, Rejection, normalise
-from sft.data.formats import read_rows
-from sft.data.rows import Row
-from sft.params import Filter, load
-from sft.quality.checks import ROWS_AT_ONCE, Checks, Kept
-from sft.quality.consistency import check_consistency
-from sft.quality.contamination import Benchmarks, check_contamination
-from sft.quality.duplicates import NearDuplicates, check_near_duplicate, signature
-from sft.quality.narrative import NarrativePatterns, check_narrative
-from sft.quality.repeats import Repeats
-from sft.quality.repetition import check_repetition
-from sft.quality.screen import RepetitionLimits
-from sft.quality.structure import check_structure
+from sft.conversation import Conversation, Rejection, normalise
+from sft.filters.contamination import Benchmarks, check_contamination
+from sft.filters.dedup.near import NearDuplicates, check_near_duplicate, signature
+from sft.filters.dedup.repeats import Repeats
+from sft.filters.narrative import NarrativePatterns, check_narrative
+from sft.filters.pipeline import ROWS_AT_ONCE, Checks, Kept
+from sft.filters.repetition import check_repetition
+from sft.filters.rules.consistency import check_consistency
+from sft.filters.screen import RepetitionLimits
+from sft.filters.structure import check_structure
+from sft.formats.chat_forms import read_rows
+from sft.formats.raw_files import Row
+from sft.params.schema import Filter, load
 
 ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests/labelled"

@@ -32,8 +32,8 @@ from typing import Any
 from bench.corpus import write_corpus, write_tokenizer
 from ruamel.yaml import YAML
 
-from sft.executor import worker_environment
 from sft.files import publish_folder, write_json
+from sft.workers import worker_environment
 
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / "runs" / "bench"
@@ -105,8 +105,8 @@ def measured(work: Callable[[], tuple[int, int]]) -> Measure:
 
 def ours(place: Path) -> Measure:
     """Filtered Parquet -> prepared Parquet."""
-    from sft.data.shards import plan_stretches
-    from sft.params import load
+    from sft.params.schema import load
+    from sft.parquet import plan_stretches
     from sft.stages.prep import load_chat, prepare_stretch
 
     os.chdir(place / "project")  # the tokenizer is models/base of this folder

@@ -24,10 +24,10 @@ from typing import Any
 from bench.filters import read_fixture, rows
 from transformers import PreTrainedTokenizerFast
 
-from sft.data.conversation import Conversation, Rejection, normalise
-from sft.tokens.chat import ChatTemplate
-from tests.tiny import ADDED_TOKENS
-from tests.vocabulary import REASONING_AND_TOOLS, write_tokenizer
+from sft.conversation import Conversation, Rejection, normalise
+from sft.tokens.render import ChatTemplate
+from tests.support.tiny_model import ADDED_TOKENS
+from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
 
 CODE, TEMPLATE = "src/nemotron/data_prep/core/chat_template.py", "src/nemotron/data_prep/templates/nano3.jinja"
 SHOWN = 3

@@ -32,10 +32,10 @@ import pyarrow.parquet as pq
 from bench.corpus import PLACE, write_corpus, write_tokenizer
 from ruamel.yaml import YAML
 
-from sft.data.shards import SAMPLES, SIGNATURES, ShardWriter
 from sft.files import file_digest, read_json, write_json
 from sft.packing.bins import lower_bound, plan_bins
 from sft.packing.shuffle import PARQUET
+from sft.parquet import SAMPLES, SIGNATURES, ShardWriter
 
 ROOT = Path(__file__).parents[1]
 PACK_SIZES = (4096, 262_144)

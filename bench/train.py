@@ -25,8 +25,8 @@ WARM_UP_STEPS = 2
 def run_bridge(steps: int) -> list[tuple[int, float]]:
     """Train through the product's own module; return (tokens, seconds) of each step."""
     from sft.files import read_json
-    from sft.model import bridge
-    from sft.params import TrainParams, read
+    from sft.params.schema import TrainParams, read
+    from sft.training import bridge
 
     sections = read().training.model_dump()
     sections["train"]["train_iters"] = steps
@@ -55,7 +55,7 @@ def run_transformers(steps: int) -> list[tuple[int, float]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from sft.data.shards import read_rows
+    from sft.parquet import read_rows
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32, attn_implementation="sdpa").train()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project import clone_project
+from tests.support.project import clone_project
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from sft.data.conversation import Conversation, normalise
-from sft.quality.replies import check_truncated
-from sft.quality.structure import check_structure
-from tests.project import ROOT
+from sft.conversation import Conversation, normalise
+from sft.filters.rules.replies import check_truncated
+from sft.filters.structure import check_structure
+from tests.support.project import ROOT
 
 
 def load(name):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.project import ROOT, clone_checkout, run_script
+from tests.support.project import ROOT, clone_checkout, run_script
 
 TOP_PAGES = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md"))
 PAGES = [*TOP_PAGES, *sorted((ROOT / "docs").glob("**/*.md"))]

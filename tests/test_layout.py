@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from sft.params import Params, TrainParams
+from sft.params.schema import Params, TrainParams
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
@@ -24,9 +24,9 @@ EXTRA = {"fetch-model", "fetch-benchmarks"}
 # bridge.py has it done, and cpu.py fills in what Megatron lacks on a machine without a GPU. store.py asks MLflow,
 # teller.py tells it, and delivery.py, which says when, has its monitor of the machine.
 ONLY_HERE = {
-    "megatron": {"sft.model.config", "sft.model.bridge", "sft.model.cpu"},
-    "mlflow": {"sft.run.tracking.delivery", "sft.run.tracking.store", "sft.run.tracking.teller"},
-    "ruamel": {"sft.params"},  # who reads YAML reads params.yaml
+    "megatron": {"sft.training.config", "sft.training.bridge", "sft.training.cpu"},
+    "mlflow": {"sft.tracking.delivery", "sft.tracking.store", "sft.tracking.sync"},
+    "ruamel": {"sft.params.schema"},  # who reads YAML reads params.yaml
     "yaml": set(),
 }
 
@@ -285,7 +285,7 @@ def test_slurm_is_asked_by_one_module():
         name: {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         for name, tree in modules().items()
     }
-    assert {name for name, values in named.items() if values & commands} == {"sft.run.slurm"}
+    assert {name for name, values in named.items() if values & commands} == {"sft.cluster.slurm"}
 
 
 def test_nothing_forbidden_is_done():

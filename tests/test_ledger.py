@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.command import InputError
+from sft.cli import InputError
 from sft.files import read_json
 from sft.ledger import Ledger, check_handover, read_report
 

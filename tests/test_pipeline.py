@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sft.files import folder_digests, read_json
-from tests import planted
-from tests.project import clone_project, run, set_params
+from tests.support import planted_secrets as planted
+from tests.support.project import clone_project, run, set_params
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1200)]
 
@@ -153,7 +153,7 @@ def test_mlflow_shows_the_run_its_data_and_the_registered_model(project, first_r
 READ_BY_BRIDGE = """
 import json
 from pathlib import Path
-from sft.model import cpu
+from sft.training import cpu
 cpu.install()
 from megatron.bridge.data.packing.gpt_sft import GPTSFTPackedDataset
 from megatron.bridge.data.packing.parquet import GPTSFTPackedParquetDataset
@@ -243,7 +243,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, first
     crash = (
         "import os, signal, sys\n"
         "sys.argv = ['train']\n"
-        "from sft.model import bridge\n"
+        "from sft.training import bridge\n"
         "from sft.stages import train\n"
         "journal = train.Journal.step\n"
         "def step(self, done):\n"
@@ -305,14 +305,14 @@ def test_a_param_reruns_its_stages_and_no_other(project, first_run, param, value
 
 
 FILES = [
-    ("src/sft/data/sources.py", {"fetch@calls", "fetch@chats", "fetch-model", "fetch-benchmarks"}),
-    ("src/sft/data/conversation.py", {"filter@calls", "filter@chats", "prep@calls", "prep@chats", "pack"}),
+    ("src/sft/sources/download.py", {"fetch@calls", "fetch@chats", "fetch-model", "fetch-benchmarks"}),
+    ("src/sft/conversation.py", {"filter@calls", "filter@chats", "prep@calls", "prep@chats", "pack"}),
     ("templates/nano3.jinja", {"prep@calls", "prep@chats"}),
     ("src/sft/packing/bins.py", {"pack"}),
-    ("src/sft/model/bridge.py", {"train"}),
-    ("src/sft/run/report.py", {"eval"}),
+    ("src/sft/training/bridge.py", {"train"}),
+    ("src/sft/pages/report.py", {"eval"}),
     ("README.md", set()),
-    ("tests/project.py", set()),
+    ("tests/support/project.py", set()),
 ]
 
 
@@ -324,7 +324,7 @@ def test_a_file_reruns_the_stages_that_use_it_and_no_other(project, first_run, n
         found = changed(project)
         # prep@... and eval share chat.py's imports; what is asked is that exactly the listed stages changed.
         assert found - {"eval"} == stages - {"eval"}
-        assert ("eval" in found) == ("eval" in stages or name in {"src/sft/data/conversation.py"})
+        assert ("eval" in found) == ("eval" in stages or name in {"src/sft/conversation.py"})
     finally:
         (project / name).write_bytes(content)
 

@@ -6,8 +6,8 @@ import pytest
 from bench import filters
 from ruamel.yaml import YAML
 
-from sft.params import Benchmark
-from tests.project import ROOT
+from sft.params.schema import Benchmark
+from tests.support.project import ROOT
 
 PAGE = (ROOT / "docs/promises.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")]

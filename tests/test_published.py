@@ -5,7 +5,7 @@ import sys
 import pytest
 from bench import published
 
-from tests.project import ROOT
+from tests.support.project import ROOT
 
 MODULE = """
 def validate_conversation(messages, tools):

@@ -13,8 +13,8 @@ import urllib.request
 import pytest
 
 from sft.files import folder_digests
-from tests.project import ROOT, clone_project, commit, run, run_script
-from tests.servers import S3_KEYS, Proxy, client, free_port, s3_server
+from tests.support.project import ROOT, clone_project, commit, run, run_script
+from tests.support.servers import S3_KEYS, Proxy, client, free_port, s3_server
 from tests.test_docs import shell_blocks
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]

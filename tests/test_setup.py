@@ -163,7 +163,7 @@ def lab(make):
     return make
 
 
-TELLS_LOCK = "python -m sft.run.deliver --lock"
+TELLS_LOCK = "python -m sft.tracking.cli --lock"
 
 
 @pytest.mark.parametrize(
@@ -212,12 +212,12 @@ def test_a_cluster_without_a_profile_is_refused_and_never_ignored(lab, target):
         ("train CLUSTER=lab DRY_RUN=1", ["python -m sft.stages.train"]),
         ("train CLUSTER=lab DETACH=1", ["dvc repro pack fetch-model", "python -m sft.stages.train"]),
         ("eval CLUSTER=lab", ["dvc repro eval", TELLS_LOCK]),
-        ("eval CLUSTER=lab DRY_RUN=1", ["python -m sft.run.away eval"]),
-        ("eval CLUSTER=lab DETACH=1", ["dvc repro train", "python -m sft.run.away eval"]),
-        ("prep CLUSTER=lab DETACH=1", ["dvc repro filter fetch-model", "python -m sft.run.away prep"]),
-        ("status CLUSTER=lab", ["python -m sft.run.queue status --cluster lab"]),
-        ("logs CLUSTER=lab", ["python -m sft.run.queue logs --cluster lab"]),
-        ("cancel CLUSTER=lab RUN=0a", ["python -m sft.run.queue cancel --cluster lab --run 0a"]),
+        ("eval CLUSTER=lab DRY_RUN=1", ["python -m sft.cluster.remote_stage eval"]),
+        ("eval CLUSTER=lab DETACH=1", ["dvc repro train", "python -m sft.cluster.remote_stage eval"]),
+        ("prep CLUSTER=lab DETACH=1", ["dvc repro filter fetch-model", "python -m sft.cluster.remote_stage prep"]),
+        ("status CLUSTER=lab", ["python -m sft.cluster.cli status --cluster lab"]),
+        ("logs CLUSTER=lab", ["python -m sft.cluster.cli logs --cluster lab"]),
+        ("cancel CLUSTER=lab RUN=0a", ["python -m sft.cluster.cli cancel --cluster lab --run 0a"]),
     ],
 )
 def test_what_a_cluster_is_asked(lab, arguments, asked):
@@ -269,12 +269,12 @@ def test_make_alone_lists_the_targets(make):
 @pytest.mark.parametrize(
     ("line", "asked_for"),
     [
-        ("mlflow PORT=5001", "-m sft.run.server --port 5001"),
+        ("mlflow PORT=5001", "-m sft.tracking.server --port 5001"),
         (
             "mlflow-server STORE=postgresql://me@host/db ARTIFACTS=s3://bucket/x FOLDER=here",
-            "-m sft.run.server --port 5000 --store postgresql://me@host/db --artifacts s3://bucket/x --folder here",
+            "-m sft.tracking.server --port 5000 --store postgresql://me@host/db --artifacts s3://bucket/x --folder here",
         ),
-        ("deliver", "-m sft.run.deliver"),
+        ("deliver", "-m sft.tracking.cli"),
     ],
 )
 def test_mlflow_s_targets_call_their_programs(make, line, asked_for):

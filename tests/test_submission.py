@@ -1,6 +1,6 @@
 """Stages on a real cluster of two nodes, by the commands that people type; what they make is what no cluster makes.
 
-One project is used in the order of the tests. tests/run/test_jobs.py has what can become of a job.
+One project is used in the order of the tests. tests/cluster/test_jobs.py has what can become of a job.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sft.files import read_json
-from tests.loopback import Loopback, running_cluster, wait_for, write_profile
-from tests.project import clone_project, environment, run
+from tests.support.project import clone_project, environment, run
+from tests.support.slurm_loopback import Loopback, running_cluster, wait_for, write_profile
 
 pytestmark = [pytest.mark.slurm, pytest.mark.pipeline, pytest.mark.timeout(900)]
 TOLD = ("reports/train_loss.csv", "reports/validation_loss.csv", "models/final/model.safetensors")

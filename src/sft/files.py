@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft.command import InputError
+from sft.cli import InputError
 
 BLOCK_BYTES = 1 << 20
 REPOSITORY = Path(__file__).parents[2]

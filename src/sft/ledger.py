@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft.command import InputError
+from sft.cli import InputError
 from sft.files import read_json, write_json
 
 

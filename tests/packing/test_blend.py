@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.command import InputError
+from sft.cli import InputError
 from sft.packing.blend import check_asked, describe_mixture, draw_part, mixture_by_domain, plan_epochs, plan_repeats
 
 NOTHING = {"a": None, "b": None}

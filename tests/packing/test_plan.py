@@ -5,12 +5,12 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.data.shards import SAMPLES
 from sft.packing.plan import plan_blend
 from sft.packing.samples import FITS, REASONS, join, measure
 from sft.packing.splits import SPLITS
-from sft.params import Pack, Source
-from tests.tiny import made_up
+from sft.params.schema import Pack, Source
+from sft.parquet import SAMPLES
+from tests.support.tiny_model import made_up
 
 NUMBERS = st.lists(st.integers(0, 39), min_size=3, max_size=15, unique=True)
 POOL = {number: made_up(number) for number in range(40)}

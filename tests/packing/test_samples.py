@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.command import InputError
-from sft.data.shards import SAMPLES, ShardWriter
+from sft.cli import InputError
 from sft.packing import samples as module
 from sft.packing.samples import (
     FITS,
@@ -23,7 +22,8 @@ from sft.packing.samples import (
     read_group,
     refuse_over_length,
 )
-from sft.params import Pack
+from sft.params.schema import Pack
+from sft.parquet import SAMPLES, ShardWriter
 
 STOP = 2
 

@@ -7,17 +7,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sft.command import InputError
-from sft.data.shards import PACKS, SAMPLES, ShardWriter, read_rows, shard_paths
+from sft.cli import InputError
 from sft.files import folder_digests
 from sft.packing import shuffle
 from sft.packing.bins import plan_bins
-from sft.packing.packs import padded
 from sft.packing.plan import Order
 from sft.packing.samples import join, list_groups, measure, read_group
 from sft.packing.shuffle import Layout, plan_shuffle, write_packs
-from sft.params import Pack
-from tests.tiny import EOS, made_up
+from sft.packing.write import padded
+from sft.params.schema import Pack
+from sft.parquet import PACKS, SAMPLES, ShardWriter, read_rows, shard_paths
+from tests.support.tiny_model import EOS, made_up
 
 COLUMNS = ["conversation_id", "sample", "mask", "turn_ends"]
 SIZE = 48

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.command import InputError
+from sft.cli import InputError
 from sft.packing.splits import (
     SPLITS,
     by_precedence,

@@ -7,13 +7,13 @@ from collections import Counter
 import pytest
 from bench import filters
 
-from sft.data.shards import read_rows
 from sft.files import folder_digest, read_json
+from sft.parquet import read_rows
 from sft.stages import filter as filter_stage
 from sft.stages import pack as pack_stage
 from sft.stages import prep as prep_stage
-from tests.project import ROOT, set_params
-from tests.vocabulary import write_tokenizer
+from tests.support.project import ROOT, set_params
+from tests.support.tokenizers import write_tokenizer
 
 SPLITS = ("training", "validation", "test")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from sft.command import InputError
-from sft.data.shards import CONVERSATIONS, PACKS, ShardWriter
+from sft.cli import InputError
 from sft.files import file_digest, folder_digests, write_json
-from sft.params import Eval, Gate
+from sft.params.schema import Eval, Gate
+from sft.parquet import CONVERSATIONS, PACKS, ShardWriter
 from sft.stages import eval as stage
-from sft.tokens.chat import ChatTemplate
-from tests.tiny import make_tiny_base, pack_samples
+from sft.tokens.render import ChatTemplate
+from tests.support.tiny_model import make_tiny_base, pack_samples
 
 ROOT = Path(__file__).parents[2]
 TOOLS = [
@@ -161,7 +161,7 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
     assert card.startswith("---\nlicense: ")
     assert "| held-out loss: tools |" in card
 
-    from sft.run.tracking import store
+    from sft.tracking import store
 
     found = store.look_up("0123456789abcdef")  # trained elsewhere: its lineage.json says what it is
     metrics = found.facts["metrics"]
@@ -173,7 +173,7 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
 
 
 def test_a_store_that_is_away_does_not_stop_an_evaluation(project, monkeypatch, capsys):
-    from sft.run.tracking import delivery
+    from sft.tracking import delivery
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

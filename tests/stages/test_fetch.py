@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sft.command import InputError
+from sft.cli import InputError
 from sft.files import read_json
-from sft.params import Benchmark, Download, Fetch, Source
+from sft.params.schema import Benchmark, Download, Fetch, Source
 from sft.stages import fetch
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"
@@ -74,9 +74,9 @@ def test_a_source_without_rows_is_refused_and_the_old_one_stays(here: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "place"),
     [
-        ("c.jsonl.gz", gzip.compress(CHAT.encode() * 99)[:-9], r"c\.jsonl\.gz:\d+"),
-        ("c.jsonl.gz", gzip.compress(CHAT.encode()) + b"garbage", r"c\.jsonl\.gz:2"),
-        ("c.json.gz", gzip.compress(b"[]")[:-9], r"c\.json\.gz:1"),
+        ("c.jsonl.gz", gzip.compress(CHAT.encode() * 99, mtime=0)[:-9], r"c\.jsonl\.gz:\d+"),
+        ("c.jsonl.gz", gzip.compress(CHAT.encode(), mtime=0) + b"garbage", r"c\.jsonl\.gz:2"),
+        ("c.json.gz", gzip.compress(b"[]", mtime=0)[:-9], r"c\.json\.gz:1"),
         ("c.json", f"[{CHAT}, {CHAT}".encode(), r"c\.json:1"),
         ("c.parquet", b"PAR1 cut off", r"c\.parquet:1"),
     ],
@@ -131,7 +131,7 @@ def test_a_secret_in_a_uri_is_in_no_report() -> None:
 
 def test_the_model_is_published_with_its_digest_and_size(here: Path) -> None:
     from sft.files import folder_digest
-    from tests.tiny import make_tiny_base
+    from tests.support.tiny_model import make_tiny_base
 
     make_tiny_base(here / "model")
     fetch.main("model")

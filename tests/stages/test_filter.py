@@ -8,19 +8,19 @@ import sys
 
 import pytest
 
-from sft.command import InputError
-from sft.data import rows
-from sft.data.conversation import Conversation
-from sft.data.formats import Row
-from sft.data.shards import read_rows
+from sft.cli import InputError
+from sft.conversation import Conversation
 from sft.files import file_digest, folder_digest, read_json
-from sft.quality.duplicates import signature
+from sft.filters.dedup.near import signature
+from sft.formats import raw_files
+from sft.formats.chat_forms import Row
+from sft.parquet import read_rows
 from sft.stages import fetch
 from sft.stages import filter as stage
-from tests.cluster import Cluster, children, start_driver, wait_until
-from tests.project import ROOT, chat_records, set_params, tool_records, write_jsonl
-from tests.quality import test_judge
-from tests.quality.test_judge import BAD, GOOD, completion
+from tests.filters.judge.test_judge import BAD, GOOD, completion
+from tests.filters.judge import test_judge
+from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
+from tests.support.project import ROOT, chat_records, set_params, tool_records, write_jsonl
 
 model = test_judge.model  # a server on loopback
 
@@ -250,9 +250,9 @@ def test_the_bytes_do_not_depend_on_the_workers(project, monkeypatch):
     give(
         project, *tool_records(40), "{broken", *chat_records(40), *tool_records(3), {"messages": []}, *chat_records(41)
     )
-    monkeypatch.setattr(rows, "PART_BYTES", 2_000)
-    monkeypatch.setattr(rows, "READ_BYTES", 500)
-    assert len(rows.cut(project / "data/raw/calls")) > 5
+    monkeypatch.setattr(raw_files, "PART_BYTES", 2_000)
+    monkeypatch.setattr(raw_files, "READ_BYTES", 500)
+    assert len(raw_files.cut(project / "data/raw/calls")) > 5
     digests = set()
     for workers in ("1", "2", "3"):
         monkeypatch.setenv("SFT_WORKERS", workers)
@@ -268,8 +268,8 @@ def test_the_bytes_do_not_depend_on_the_workers(project, monkeypatch):
 
 
 def test_fields_that_no_row_of_any_part_has_stop_the_stage_with_what_would_fit(project, monkeypatch):
-    monkeypatch.setattr(rows, "PART_BYTES", 100)
-    monkeypatch.setattr(rows, "READ_BYTES", 50)
+    monkeypatch.setattr(raw_files, "PART_BYTES", 100)
+    monkeypatch.setattr(raw_files, "READ_BYTES", 50)
     monkeypatch.setenv("SFT_WORKERS", "2")
     give(project, *[{"talk": record["messages"]} for record in chat_records(9)])
     with pytest.raises(InputError, match=r"no row has what format 'openai' reads[\s\S]*fields: {messages: talk}"):
@@ -308,9 +308,9 @@ def test_the_judge_refuses_among_what_the_rules_keep_and_a_rerun_needs_no_endpoi
 
 
 IN_SMALL_PARTS = """
-from sft.command import guard
-from sft.data import rows
-from sft.quality import examined
+from sft.cli import guard
+from sft.formats import raw_files as rows
+from sft.filters import examined
 from sft.stages import filter
 rows.PART_BYTES, rows.READ_BYTES, examined.FEWEST_ROWS_PER_SHARD = 4_000, 1_000, 50
 guard("filter", lambda: filter.main("calls"))

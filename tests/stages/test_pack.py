@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sft.command import InputError
-from sft.data.conversation import Conversation
-from sft.data.shards import SIGNATURES, ShardWriter, read_rows
+from sft.cli import InputError
+from sft.conversation import Conversation
 from sft.files import file_digest, folder_digest, read_json
-from sft.quality.duplicates import signature
+from sft.filters.dedup.near import signature
+from sft.parquet import SIGNATURES, ShardWriter, read_rows
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
 from sft.stages import prep as prep_stage
-from tests.project import ROOT, lay_out, link_project, run, set_params, sources_in_params
+from tests.support.project import ROOT, lay_out, link_project, run, set_params, sources_in_params
 
 SPLITS = ("training", "validation", "test")
 LETTERS = str.maketrans("0123456789", "abcdefghij")

@@ -10,17 +10,17 @@ import time
 
 import pytest
 
-from sft.data import shards
-from sft.data.shards import SIGNATURES, ShardWriter
+from sft import parquet
 from sft.files import file_digest, folder_digest, read_json
-from sft.quality.duplicates import SIGNATURE_BYTES
-from tests.cluster import Cluster, children, start_driver, wait_until
-from tests.project import ROOT, lay_out, set_params, sources_in_params
-from tests.tiny import make_tiny_base
+from sft.filters.dedup.near import SIGNATURE_BYTES
+from sft.parquet import SIGNATURES, ShardWriter
+from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
+from tests.support.project import ROOT, lay_out, set_params, sources_in_params
+from tests.support.tiny_model import make_tiny_base
 
 # pack with pieces so small that each of its steps has several, for two workers.
 DRIVER = """
-from sft.command import guard
+from sft.cli import guard
 from sft.packing import samples, shuffle
 from sft.stages import pack
 samples.READ_TOKENS, shuffle.RUN_TOKENS, shuffle.SHARD_TOKENS = 8_000, 8_000, 8_000
@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
     make_tiny_base(folder / "models/base")
     drawn = random.Random(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "ROWS_PER_GROUP", 50)
+        patch.setattr(parquet, "ROWS_PER_GROUP", 50)
         lay_out(folder, SOURCES)
         for source, numbers in SOURCES.items():
             with ShardWriter(folder / "data/filtered" / source, "signatures", SIGNATURES) as signatures:

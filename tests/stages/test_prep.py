@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-from sft.command import InputError
-from sft.data import shards
-from sft.data.conversation import Conversation, normalise
-from sft.data.shards import CONVERSATIONS, ShardWriter, read_rows
+from sft import parquet
+from sft.cli import InputError
+from sft.conversation import Conversation, normalise
 from sft.files import folder_digest, read_json, write_json
+from sft.parquet import CONVERSATIONS, ShardWriter, read_rows
 from sft.stages import prep as stage
-from tests.cluster import Cluster, children, start_driver, wait_until
-from tests.project import ROOT, chat_records, link_project, set_params, tool_records
+from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
+from tests.support.project import ROOT, chat_records, link_project, set_params, tool_records
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -212,13 +212,13 @@ def test_what_is_missing_says_which_stage_makes_it(project):
 @pytest.fixture
 def stretches(project, monkeypatch):
     """A source of nine stretches, long enough to be killed in; two workers."""
-    monkeypatch.setattr(shards, "ROWS_PER_GROUP", 300)
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 300)
     write_filtered(project, "many", chat_records(2700))
     monkeypatch.undo()
     monkeypatch.chdir(project)
     monkeypatch.setenv("SFT_WORKERS", "2")
     monkeypatch.delenv("SFT_EXECUTOR", raising=False)
-    assert len(shards.plan_stretches(project / "data/filtered/many", "kept")) == 9
+    assert len(parquet.plan_stretches(project / "data/filtered/many", "kept")) == 9
     return project
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sft.command import InputError
+from sft.cli import InputError
 from sft.files import file_digest, read_json, write_json
 from sft.stages import train as stage
-from tests.project import link_project, set_params
+from tests.support.project import link_project, set_params
 
 
 @pytest.fixture

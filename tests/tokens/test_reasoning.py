@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sft.packing.splits import keyed_hash
 from sft.tokens.reasoning import ReasoningCounts, Shares, control, shorten
 from sft.tokens.tokenizer import SafeTokenizer
-from tests.vocabulary import write_tokenizer
+from tests.support.tokenizers import write_tokenizer
 
 THOUGHTS = "First look at the tools, then call one of them, or none."
 MESSAGES = [

@@ -6,7 +6,7 @@ import signal
 import jinja2
 import pytest
 
-from sft.command import InputError
+from sft.cli import InputError
 from sft.tokens import template as module
 from sft.tokens.template import Template, limited
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.command import InputError
+from sft.cli import InputError
 from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, token_id
-from tests.tiny import ADDED_TOKENS
-from tests.vocabulary import REASONING_AND_TOOLS, write_tokenizer
+from tests.support.tiny_model import ADDED_TOKENS
+from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
 
 GUARD = "\ue000"
 

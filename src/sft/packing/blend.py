@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sft.command import InputError
+from sft.cli import InputError
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]

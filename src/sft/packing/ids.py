@@ -1,6 +1,6 @@
 """Ids of conversations in few bytes: each once and in order, so that one is found by halving.
 
-An id is 32 hexadecimal digits (sft.data.conversation), which are 16 bytes here. Prepared files may come from elsewhere,
+An id is 32 hexadecimal digits (sft.conversation), which are 16 bytes here. Prepared files may come from elsewhere,
 and promise only text: where any id of a blend is something else, all of them are kept as their text.
 """
 

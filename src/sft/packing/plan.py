@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from sft.packing.bins import plan_bins
 from sft.packing.blend import plan_epochs, plan_repeats
-from sft.packing.packs import cumulated, padded
 from sft.packing.samples import DUPLICATE, FITS, NEAR_DUPLICATE, NOT_DRAWN, Conversations, Samples
 from sft.packing.splits import SPLITS, keyed_hashes, settle_duplicates, split_groups
-from sft.params import Pack, Source
+from sft.packing.write import cumulated, padded
+from sft.params.schema import Pack, Source
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]

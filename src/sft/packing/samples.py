@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.feather
 
-from sft.command import InputError
-from sft.data.shards import SAMPLES, read_batches, read_metadata, shard_paths
+from sft.cli import InputError
 from sft.packing.ids import Ids, number_ids
-from sft.packing.packs import padded
 from sft.packing.splits import keyed_hashes
-from sft.params import Pack
+from sft.packing.write import padded
+from sft.params.schema import Pack
+from sft.parquet import SAMPLES, read_batches, read_metadata, shard_paths
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -143,7 +143,7 @@ def read_group(group: Group, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
 
 
 def measure_groups(shard: dict[str, Any]) -> str:
-    """Measure the rows of some row groups (work for sft.executor); return the file of numbers."""
+    """Measure the rows of some row groups (work for sft.workers); return the file of numbers."""
     params = Pack(**shard["pack"])
     batches = []
     for values in shard["groups"]:

@@ -1,6 +1,6 @@
 """Shuffle: tokens from the order in which samples were prepared to the order in which they are packed.
 
-An external sort in two steps, each mapped over shards by sft.executor, so that memory holds one shard however
+An external sort in two steps, each mapped over shards by sft.workers, so that memory holds one shard however
 large the data is: `scatter` writes the samples of a chunk of prepared rows to disk in the order of packs, a run;
 `gather` collects the samples of one shard of packs from all runs, joins them and writes the Parquet file. What goes
 where is planned; so workers and their number change no byte.
@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
-from sft.command import InputError
-from sft.data.shards import PACKS, WRITTEN
-from sft.executor import map_shards, working_on
-from sft.packing.packs import Mask, build_packs, cumulated, pack_fault, padded
+from sft.cli import InputError
 from sft.packing.samples import Conversations, Group, Samples, read_group, write_arrow
+from sft.packing.write import Mask, build_packs, cumulated, pack_fault, padded
+from sft.parquet import PACKS, WRITTEN
+from sft.workers import map_shards, working_on
 
 if TYPE_CHECKING:  # workers need neither it nor what it imports, which takes 60 MB
     from sft.packing.plan import Order
@@ -170,7 +170,7 @@ def _to_scatter(
 
 
 def scatter(shard: dict[str, Any]) -> str:
-    """Write the samples of one run in the order of packs (work for sft.executor); return the folder of the run."""
+    """Write the samples of one run in the order of packs (work for sft.workers); return the folder of the run."""
     plan = pyarrow.feather.read_table(shard["plan"])
     rows, lengths = plan.column("row").to_numpy(), plan.column("length").to_numpy()
     starts = cumulated(lengths)
@@ -235,7 +235,7 @@ def _first_tokens(runs: Runs, place: int) -> list[int]:
 
 
 def gather(shards: list[dict[str, Any]]) -> list[str]:
-    """Write some shards of packs from all runs (work for sft.executor); return their files."""
+    """Write some shards of packs from all runs (work for sft.workers); return their files."""
     return [_gather_shard(shard) for shard in shards]
 
 

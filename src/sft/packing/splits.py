@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sft.command import InputError
+from sft.cli import InputError
 
 Int32s = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]

@@ -29,11 +29,13 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from sft.command import InputError, run_stage, say
+from sft.cli import InputError, run_stage, say
 from sft.files import file_digest, project_root, publish_file, read_json, value_digest, write_json
-from sft.params import Eval, Gate, load
-from sft.run import card, outbox, report
-from sft.run.lineage import EVAL_RECORDS, git_state, records
+from sft.lineage import card
+from sft.lineage.key import EVAL_RECORDS, git_state, records
+from sft.pages import report
+from sft.params.schema import Eval, Gate, load
+from sft.tracking import journal
 
 MODELS = {"before": Path("models/base"), "after": Path("models/final")}
 PACKED = Path("data/packed")
@@ -158,7 +160,7 @@ def choose_prompts(
 
 def assess(prompt: Prompt, ids: list[int], chat: Any) -> dict[str, Any]:
     """Judge one answer, as it stands in answers.jsonl."""
-    from sft.model.answers import judge, opening, think_balanced
+    from sft.evaluation.tool_calls import judge, opening, think_balanced
 
     stopped = ids[-1:] == [chat.stop_id]
     text = chat.decode(ids[:-1] if stopped else ids)
@@ -294,7 +296,7 @@ def choose(
     metadata: Mapping[str, Any], params: Eval, chat: Any
 ) -> tuple[dict[str, list[Segment]], list[Prompt], Counter[str]]:
     """Choose from the held-out splits what is measured: samples by domain, prompts, and what was left out."""
-    from sft.data.shards import read_rows
+    from sft.parquet import read_rows
 
     held_out: dict[str, set[str]] = {source: set() for source in sorted(metadata["sources"])}
     packs = itertools.chain.from_iterable(read_rows(PACKED / split) for split in SPLITS if (PACKED / split).is_dir())
@@ -338,7 +340,7 @@ def measure(
     params: Eval,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Load one model, measure it, and let it go; return its metrics and its judged answers."""
-    from sft.model import generate
+    from sft.evaluation import generate
 
     model = generate.load_model(folder)
     every = [segment for kept in segments.values() for segment in kept]
@@ -379,17 +381,17 @@ def answer_rows(
     ]
 
 
-def tell(evaluation: Mapping[str, Any], held_out: outbox.Dataset, params: Eval) -> Path:
+def tell(evaluation: Mapping[str, Any], held_out: journal.Dataset, params: Eval) -> Path:
     """Write down for MLflow what was measured of the final model; return the folder of its run."""
     final = MODELS["after"]
     run = project_root() / "runs" / str(read_json(final / "lineage.json")["lineage_key"])
-    box = outbox.open_model(run, final)
+    box = journal.open_model(run, final)
     box.attach("eval", {path.name: path for path in (EVAL, ANSWERS, REPORT, CARD)})
-    box.attach(outbox.RECORDS, records(Path.cwd(), EVAL_RECORDS))
+    box.attach(journal.RECORDS, records(Path.cwd(), EVAL_RECORDS))
     box.add(
         "evaluation",
         tags={"git.commit": str(git_state(Path.cwd())[0])},
-        params=outbox.as_params({"eval": params.model_dump()}),
+        params=journal.as_params({"eval": params.model_dump()}),
         metrics=flat_metrics(evaluation),
         dataset=dataclasses.asdict(held_out),
         passed=evaluation["gate"]["passed"],
@@ -400,7 +402,7 @@ def tell(evaluation: Mapping[str, Any], held_out: outbox.Dataset, params: Eval) 
 
 def main() -> None:
     """Measure both models and report."""
-    from sft.tokens.chat import ChatTemplate
+    from sft.tokens.render import ChatTemplate
 
     params = load("eval")
     metadata, lineage_key = find_inputs()
@@ -428,7 +430,7 @@ def main() -> None:
             partial.write_text(text, encoding="utf-8")
     write_json(EVAL, evaluation)
 
-    from sft.run.tracking import delivery
+    from sft.tracking import delivery
 
     # What is measured: the samples, the prompts, and how. Only numbers of the same can be compared.
     chosen = {
@@ -438,7 +440,7 @@ def main() -> None:
     }
     counts = {domain: str(len(kept)) for domain, kept in segments.items()}
     place = PACKED.absolute().as_uri()
-    held_out = outbox.Dataset(
+    held_out = journal.Dataset(
         "held-out", value_digest(chosen), place, "evaluation", {**counts, "prompts": str(len(prompts))}
     )
     run = tell(evaluation, held_out, params)

@@ -20,14 +20,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft.command import InputError, run_source_stage, say
-from sft.data.formats import PACKAGES, read_rows
-from sft.data.rows import KINDS
-from sft.data.sources import FetchedFile, fetch_files, redact
+from sft.cli import InputError, run_source_stage, say
 from sft.files import folder_digest, folder_digests, publish_folder
+from sft.formats.benchmarks import read_items
+from sft.formats.chat_forms import PACKAGES, read_rows
+from sft.formats.raw_files import KINDS
 from sft.ledger import Ledger
-from sft.params import Benchmark, Download, Fetch, Source, load
-from sft.quality.benchmarks import read_items
+from sft.params.schema import Benchmark, Download, Fetch, Source, load
+from sft.sources.download import FetchedFile, fetch_files, redact
 
 RAW = Path("data/raw")
 BASE = Path("models/base")
@@ -80,7 +80,7 @@ def fetch_source(name: str, source: Source) -> None:
 
 def fetch_model(source: Download) -> None:
     """Publish models/base/ and its report. Raises InputError."""
-    from sft.model.base import count_parameters, make_base
+    from sft.sources.base_model import count_parameters, make_base
 
     with publish_folder(BASE) as folder, _naming("fetch.model"):
         fetched = folder / "fetched"  # inside, so that a killed run leaves nothing that the next one keeps

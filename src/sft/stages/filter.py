@@ -7,8 +7,8 @@ data/raw/<source>/, filters/, data/benchmarks/
         reports/filter/<source>.json                 the ledger
 
 A row is brought into normal form, then asked in this order: its structure, loops, narrative, consistency, items
-of evaluation sets (sft.quality.checks: by workers, part by part of the files), duplicates within the source, and last,
-where one is named, a language model (sft.quality.examined). The first "no" is its reason.
+of evaluation sets (sft.filters.pipeline: by workers, part by part of the files), duplicates within the source, and last,
+where one is named, a language model (sft.filters.examined). The first "no" is its reason.
 Rows in = rows kept + rows rejected by reason. Rows in are all rows found, or as many as `rows` of the source
 or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
 """
@@ -25,16 +25,16 @@ from typing import Any
 
 import orjson
 
-from sft.command import InputError, run_source_stage, say
-from sft.data.formats import PACKAGES, Fit, check_asked, read_as, read_rows
-from sft.data.rows import Part, Row, cut, read_part
-from sft.executor import collect_rarely, map_shards, working_on
+from sft.cli import InputError, run_source_stage, say
 from sft.files import file_digest, project_root, publish_folder, scratch_folder, shipped, value_digest
+from sft.filters.examined import Examined, Result, refuse_by_judge, settle, valid_text
+from sft.filters.pipeline import ROWS_AT_ONCE, Checks, Kept, Outcome
+from sft.formats.chat_forms import PACKAGES, Fit, check_asked, read_as, read_rows
+from sft.formats.raw_files import Part, Row, cut, read_part
 from sft.ledger import Ledger, check_handover
 from sft.packing.splits import keyed_hash
-from sft.params import Filter, Source, load
-from sft.quality.checks import ROWS_AT_ONCE, Checks, Kept, Outcome
-from sft.quality.examined import Examined, Result, refuse_by_judge, settle, valid_text
+from sft.params.schema import Filter, Source, load
+from sft.workers import collect_rarely, map_shards, working_on
 
 RAW, FILTERED = Path("data/raw"), Path("data/filtered")
 BENCHMARKS = Path("data/benchmarks/items.jsonl")
@@ -81,7 +81,7 @@ def examine_part(task: dict[str, Any]) -> dict[str, Any]:
 
 def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int]:
     """Write each row with what its own checks say into a new folder; return its name and the number of rows."""
-    from sft.data.shards import EXAMINED, ShardWriter
+    from sft.parquet import EXAMINED, ShardWriter
 
     checks = load_checks(task["params"], tuple(task["benchmarks"]), task["read"])
     folder, number = Path(tempfile.mkdtemp(dir=task["scratch"])), 0
@@ -199,7 +199,7 @@ def main(source: str) -> None:
         task["scratch"] = str(scratch)
         judge = None
         if params.judge.model is not None:
-            from sft.quality.judge import Judge
+            from sft.filters.judge.judge import Judge
 
             judge = stack.enter_context(Judge.load(params.judge, project_root() / "runs" / "judge"))
         examined = Examined(scratch, params.near_duplicates)

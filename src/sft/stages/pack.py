@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sft.command import InputError, run_stage, say
-from sft.executor import map_shards
+from sft.cli import InputError, run_stage, say
 from sft.files import file_digest, folder_digest, publish_file, publish_folder, write_json
 from sft.ledger import Ledger, read_report
 from sft.packing.blend import check_asked, describe_mixture, mixture_by_domain
-from sft.packing.packs import read_lists, write_npy
 from sft.packing.splits import SPLITS, by_precedence
-from sft.params import Pack, Source, load
+from sft.packing.write import read_lists, write_npy
+from sft.params.schema import Pack, Source, load
+from sft.workers import map_shards
 
 if TYPE_CHECKING:
     from sft.packing.plan import Order, Plan
@@ -65,8 +65,8 @@ def prep_report(source: str) -> dict[str, Any]:
 
 def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[list[Group], Samples, Conversations]":
     """Measure the samples of all sources, in order."""
-    from sft.data.shards import give_back
     from sft.packing.samples import READ_TOKENS, cut_groups, join, list_groups, measure_groups, read_numbers
+    from sft.parquet import give_back
 
     for source in sources:
         if not (PREPARED / source).is_dir() or not Path(f"reports/prep/{source}.json").exists():
@@ -114,7 +114,7 @@ def fingerprints(sources: Iterable[str]) -> dict[str, str]:
 
 def find_alike(conversations: "Conversations", chosen: npt.NDArray[np.bool_], threshold: float, spool: Path) -> Int32s:
     """Give every id the number of the first that it is alike with, by signatures; only chosen conversations count."""
-    from sft.packing.clusters import find_clusters
+    from sft.filters.dedup.groups import find_clusters
 
     wanted = np.zeros(len(conversations.ids), np.bool_)
     wanted[conversations.identity[chosen]] = True
@@ -139,8 +139,8 @@ def _signatures(
     """Yield the signatures of wanted ids, each once, and add to `found` whose they are."""
     import pyarrow as pa
 
-    from sft.data.shards import SIGNATURES, read_tables
-    from sft.quality.duplicates import SIGNATURE_BYTES
+    from sft.filters.dedup.near import SIGNATURE_BYTES
+    from sft.parquet import SIGNATURES, read_tables
 
     missing = wanted.copy()
     for number, source in enumerate(conversations.sources):
@@ -311,11 +311,11 @@ class Planned(NamedTuple):
 
 def plan_packs(folder: Path, spool: Path, fetched: Mapping[str, Source], params: Pack) -> Planned:
     """Plan the packs and describe them; write what was refused into a folder, and into the spool what goes where."""
-    from sft.data.shards import give_back
     from sft.packing.bins import length_quantiles
     from sft.packing.plan import fitting, plan_blend
     from sft.packing.samples import FITS, refuse_over_length
     from sft.packing.shuffle import Layout, plan_shuffle
+    from sft.parquet import give_back
 
     groups, samples, conversations = read_samples(fetched, params, spool)
     prints, ids = fingerprints(fetched), token_ids()
@@ -375,8 +375,8 @@ def plan_packs(folder: Path, spool: Path, fetched: Mapping[str, Source], params:
 
 def main() -> None:
     """Pack the blend."""
-    from sft.data.shards import give_back
     from sft.packing.shuffle import write_packs
+    from sft.parquet import give_back
 
     params, fetch = load("pack", "fetch")
     fetched = {name: fetch.sources[name] for name in by_precedence(fetch.sources, params.precedence)}

@@ -7,7 +7,7 @@ data/filtered/<source>/kept-*.parquet, models/base (tokenizer), the chat templat
         data/prepared/<source>/chat_template.jinja  the template they were rendered with
         reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths, reasoning removed
 
-The template is checked before a token is written (sft.tokens.chat): a template without an exact mask stops
+The template is checked before a token is written (sft.tokens.render): a template without an exact mask stops
 the stage. A share of the conversations loses its reasoning, or some of it (sft.tokens.reasoning).
 """
 
@@ -22,10 +22,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.command import InputError, run_source_stage, say
-from sft.executor import collect_rarely, map_shards, working_on
+from sft.cli import InputError, run_source_stage, say
 from sft.files import file_digest, publish_folder, scratch_folder, shipped
 from sft.ledger import Ledger, check_handover
+from sft.workers import collect_rarely, map_shards, working_on
 
 BASE = Path("models/base")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -42,8 +42,8 @@ FEWEST_FOR_FASTOKENS = 500
 @functools.cache
 def load_chat(template: str, quick: bool) -> Any:
     """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
-    from sft.data.shards import give_back
-    from sft.tokens.chat import ChatTemplate
+    from sft.parquet import give_back
+    from sft.tokens.render import ChatTemplate
 
     collect_rarely()
     chat = ChatTemplate.load(template, BASE, whole=False, quick=quick and os.environ.get("SFT_FASTOKENS") != "0")
@@ -57,8 +57,8 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
 
     Writes samples and rejected rows into a new folder in task["scratch"]; returns its name, and counts.
     """
-    from sft.data.shards import SAMPLES, ShardWriter, Stretch, give_back, read_stretch
-    from sft.tokens.prepared import prepare
+    from sft.parquet import SAMPLES, ShardWriter, Stretch, give_back, read_stretch
+    from sft.tokens.prepare import prepare
     from sft.tokens.reasoning import Shares
 
     stretch, reasoning = Stretch(*task["stretch"]), Shares(**task["reasoning"])
@@ -118,8 +118,8 @@ def quantiles(lengths: Mapping[int, int]) -> dict[str, int]:
 
 def main(source: str) -> None:
     """Prepare one source."""
-    from sft.data.shards import plan_stretches
-    from sft.params import load  # workers do without
+    from sft.params.schema import load
+    from sft.parquet import plan_stretches
     from sft.tokens.reasoning import ReasoningCounts
 
     params = load("prep")

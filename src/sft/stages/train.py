@@ -26,7 +26,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.command import InputError, run_stage, say
+from sft.cli import InputError, run_stage, say
+from sft.cluster import jobs, slurm
+from sft.cluster.cluster_file import Cluster, asked_cluster, read_profile
 from sft.files import (
     file_digest,
     flatten,
@@ -39,10 +41,8 @@ from sft.files import (
     write_json,
 )
 from sft.ledger import Ledger
-from sft.params import Params, Peft, TrainParams, ran_with, read
-from sft.run import card, jobs, outbox, provenance, slurm
-from sft.run.cluster import Cluster, asked_cluster, read_profile
-from sft.run.lineage import (
+from sft.lineage import card
+from sft.lineage.key import (
     Lineage,
     code_digest,
     environment_text,
@@ -52,10 +52,12 @@ from sft.run.lineage import (
     records,
     sources,
 )
-from sft.run.patch import dirty_patch, keep_patch
+from sft.lineage.patch import dirty_patch, keep_patch
+from sft.params.schema import Params, Peft, TrainParams, ran_with, read
+from sft.tracking import data_run, journal
 
 if TYPE_CHECKING:
-    from sft.model.bridge import Step
+    from sft.training.bridge import Step
 
 BASE = Path("models/base")
 PACKED = Path("data/packed")
@@ -96,7 +98,7 @@ def find_lineage(params: dict[str, Any]) -> Lineage:
     )
 
 
-def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -> outbox.Outbox:
+def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -> journal.Outbox:
     """Begin an attempt at the run in a folder, for MLflow: its data, what determines the model, the attempt."""
     commit, dirty = git_state(Path.cwd())
     lock = Path("dvc.lock")
@@ -110,17 +112,17 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -
         **{name: os.environ[key] for name, key in ATTEMPT.items() if os.environ.get(key)},
     }
     place, told = (project_root() / PACKED).as_uri(), {"pack_size": str(metadata["pack_size"])}
-    datasets = [outbox.Dataset("packed", lineage.data, place, "training", told)]
+    datasets = [journal.Dataset("packed", lineage.data, place, "training", told)]
     for name, source in sources(Path.cwd()).items():
         prepared = Path("data/prepared", name)
         digest = folder_digest(prepared) if prepared.is_dir() else lineage.data
         told = {key: str(value) for key, value in source.items() if isinstance(value, str | int)}
-        datasets.append(outbox.Dataset(name, digest, (project_root() / prepared).as_uri(), "source", told))
+        datasets.append(journal.Dataset(name, digest, (project_root() / prepared).as_uri(), "source", told))
     sampled, made_with, here = metadata["sampled"], ran_with(), Path.cwd()
-    sets = provenance.data_sets(here, datasets[0])
-    texts = records(here, provenance.RECORDS)
-    outbox.add_data(folder, lineage.data, made_with, provenance.counts(here), sets, texts, sampled=sampled)
-    return outbox.open_run(folder, {**lineage.determining(), **made_with}, tags, datasets, sampled=sampled)
+    sets = data_run.data_sets(here, datasets[0])
+    texts = records(here, data_run.RECORDS)
+    journal.add_data(folder, lineage.data, made_with, data_run.counts(here), sets, texts, sampled=sampled)
+    return journal.open_run(folder, {**lineage.determining(), **made_with}, tags, datasets, sampled=sampled)
 
 
 def processes() -> int:
@@ -136,16 +138,16 @@ def processes() -> int:
 
 def train(run: Run) -> None:
     """Train on this rank: the same call on a laptop and on every rank of a cluster."""
-    from sft.model import bridge
-    from sft.run.tracking import delivery
+    from sft.tracking import delivery
+    from sft.training import bridge
 
     params = read().training
     metadata = read_json(run.packed / "metadata.json")
     with contextlib.ExitStack() as stack:
-        journal = None
+        steps = None
         if int(os.environ.get("RANK", "0")) == 0:
-            metrics = outbox.Metrics(outbox.Outbox(run.folder))
-            journal = stack.enter_context(contextlib.closing(Journal(run.folder, params.train.train_iters, metrics)))
+            metrics = journal.Metrics(journal.Outbox(run.folder))
+            steps = stack.enter_context(contextlib.closing(Journal(run.folder, params.train.train_iters, metrics)))
             stack.enter_context(delivery.delivering(run.folder))
         bridge.train(
             base=run.base,
@@ -154,8 +156,8 @@ def train(run: Run) -> None:
             run=run.folder,
             params=params,
             pack_size=metadata["pack_size"],
-            on_step=journal.step if journal else _say_nothing,
-            on_validation=journal.validation if journal else _say_nothing,
+            on_step=steps.step if steps else _say_nothing,
+            on_validation=steps.validation if steps else _say_nothing,
             stop=Path(stop) if (stop := os.environ.get("SFT_STOP_FILE")) else None,
         )
 
@@ -262,7 +264,7 @@ def submit(run: Run, name: str, cluster: Cluster, begin: Callable[[], None]) -> 
 
 def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
     """Refuse, before anything is made or a node is spent, what would fail. Raises InputError with the reasons."""
-    from sft.model import bridge
+    from sft.training import bridge
 
     bridge.check(
         base=run.base,
@@ -280,7 +282,7 @@ def show_job(params: Params, cluster: Cluster) -> None:
 
     Before there are data and a model, the lineage key is not known, and the packs are those that params.yaml plans.
     """
-    from sft.run import preflight
+    from sft.planning import preflight
 
     on_gpu, own = cluster.gpus_per_node > 0, PACKED.is_dir() and BASE.is_dir()
     key = find_lineage(params.training.model_dump()).key if own else "not-known-yet"
@@ -308,7 +310,7 @@ def show_job(params: Params, cluster: Cluster) -> None:
 
 def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: bytes | None, run_id: str | None) -> None:
     """Publish models/final: weights, tokenizer, the chat template it was trained on, README.md, lineage.json."""
-    from sft.model import bridge
+    from sft.training import bridge
 
     with publish_folder(FINAL) as folder:
         bridge.export(checkpoint=checkpoint, base=run.base, target=folder, start=run.start, peft=peft)
@@ -359,8 +361,8 @@ def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> d
 
 def main() -> None:
     """Prepare, train, export, register."""
-    from sft.model import bridge, checkpoints
-    from sft.run.tracking import delivery
+    from sft.tracking import delivery
+    from sft.training import bridge, checkpoints
 
     place = asked_cluster()
     cluster = read_profile(place) if place else None
@@ -380,7 +382,7 @@ def main() -> None:
     check(run, params, cluster)
     if not start:
         bridge.import_base(base=run.base, checkpoint=run.start)
-    box = outbox.Outbox(run.folder)
+    box = journal.Outbox(run.folder)
     kept = [keep_patch(patch, run.folder)] if patch else []
     checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
     job: jobs.Job | None = None
@@ -391,7 +393,7 @@ def main() -> None:
         try:
             delivery.greet(run.folder)
         except InputError:
-            box.add("end", attempt=max(box.attempts()), status=outbox.FAILED)
+            box.add("end", attempt=max(box.attempts()), status=journal.FAILED)
             raise
 
     if checkpoint is not None:
@@ -401,7 +403,7 @@ def main() -> None:
         state = jobs.attend(job, cluster)
     elif not jobs.living(run.folder):
         begin()
-    with delivery.told_in_the_end(run.folder) as told, outbox.true_status(box):
+    with delivery.told_in_the_end(run.folder) as told, journal.true_status(box):
         if checkpoint is None:
             if job:
                 jobs.settle(job, state, lambda: checkpoints.final_checkpoint(run.folder, iterations) is not None)
@@ -417,9 +419,9 @@ def main() -> None:
         assert chosen is not None  # the run is complete
         export(run, lineage, chosen, params.peft, patch, delivery.run_id(run.folder))
         metrics = report(run, iterations, params.train.global_batch_size, metadata)
-        outbox.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
+        journal.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
         kept += environment(run.folder, checkpoint)
-        box.attach(outbox.RECORDS, {**records(Path.cwd()), **{path.name: path for path in kept}})
+        box.attach(journal.RECORDS, {**records(Path.cwd()), **{path.name: path for path in kept}})
     say(f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; {told.text}")
 
 

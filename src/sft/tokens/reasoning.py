@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from sft.data.conversation import Message
+from sft.conversation import Message
 from sft.packing.splits import keyed_hash
 
 MODES = ("none", "kept", "stripped", "truncated")
 
 
 class Shares(NamedTuple):
-    """What prep.reasoning in params.yaml says; sft.params explains it."""
+    """What prep.reasoning in params.yaml says; sft.params.schema explains it."""
 
     strip: float
     truncate: float

@@ -24,7 +24,7 @@ import jinja2.parser
 import jinja2.runtime
 import jinja2.sandbox
 
-from sft.command import InputError
+from sft.cli import InputError
 
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 15

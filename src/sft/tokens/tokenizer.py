@@ -18,10 +18,10 @@ import numpy as np
 import orjson
 from tokenizers import Tokenizer
 
-from sft.command import InputError
-from sft.data.conversation import Rejection
-from sft.tokens.engine import Engine, describe
-from sft.tokens.pieces import UNTRAINED, Pieces, Samples
+from sft.cli import InputError
+from sft.conversation import Rejection
+from sft.tokens.encoder import Engine, describe
+from sft.tokens.segments import UNTRAINED, Pieces, Samples
 
 PRIVATE_USE = range(0xE000, 0xF8FF)
 # Keys of calls and tools that templates look up by name; they are ours, and stay as they are.

@@ -1,1 +1,0 @@
-"""From a model back to its data, whether it is whole, and how two models differ."""

@@ -1,0 +1,1 @@
+"""Slurm: cluster files, jobs, and stages that run as a job."""

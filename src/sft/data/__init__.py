@@ -1,1 +1,0 @@
-"""From published files to packed rows: sources, formats, conversations, chat, samples, bins, packs."""

@@ -1,0 +1,1 @@
+"""Evaluation: prompts, generated answers, held-out loss, the gate."""

@@ -1,0 +1,137 @@
+"""What a model says, and how surprised it is: greedy answers and held-out loss by plain transformers.
+
+A Hugging Face folder -> token ids of answers; sums of negative log likelihood. Transformers rather than
+Megatron, because it is what the exported folder is for: a fault of the export shows here. Safetensors
+only, no remote code, nothing from the network. fp32 on a CPU; the folder's own number format on a GPU.
+"""
+
+import gc
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
+from transformers.utils import logging as transformers_logging
+
+from sft.cli import InputError
+
+
+def load_model(folder: Path) -> Any:
+    """Load a causal language model, ready to be measured.
+
+    Raises:  InputError: the folder is missing or holds no safetensors weights.
+    """
+    if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder}: expected a Hugging Face folder with config.json and *.safetensors, found "
+            f"{'a folder without them' if folder.is_dir() else 'nothing'}. Run the stage that writes it."
+        )
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    on_gpu = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype="auto" if on_gpu else torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    return model.to("cuda" if on_gpu else "cpu").eval()
+
+
+def release_memory() -> None:
+    """Give back what models hold that nothing refers to any more, before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def check_ids(model: Any, ids: Iterable[int], where: str) -> None:
+    """Raise InputError unless the model has an embedding for every token id; `where` names model and ids."""
+    vocabulary = int(model.get_input_embeddings().num_embeddings)
+    largest = max(ids, default=0)
+    if largest >= vocabulary:
+        raise InputError(
+            f"{where}: token id {largest} is not among the {vocabulary} that the model knows. Model and "
+            "tokenizer do not belong together: rerun from fetch@model on (dvc repro)."
+        )
+
+
+class _OneThread(StoppingCriteria):  # type: ignore[misc]
+    """Stops nothing: once the prompts are read, answers go on in one thread.
+
+    A step of one token waits for memory, not for arithmetic: a second thread gains nothing on a free machine
+    (60 ms a step with one, 68 with two, 135M parameters), and on a busy one each waits for the other (ten times as
+    long).
+    """
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        torch.set_num_threads(1)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def generate(
+    model: Any, prompts: Sequence[Sequence[int]], *, stop_id: int, max_new_tokens: int, batch_size: int
+) -> list[list[int]]:
+    """Answer every prompt greedily; the answers stand in the order of the prompts.
+
+    An answer ends with `stop_id`, or is cut after `max_new_tokens` and then does not contain it. Prompts of
+    near lengths are answered together, padded on the left and masked, so that who shares a batch changes
+    rounding at most. The model folder's own sampling defaults are not used.
+    """
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop_id, pad_token_id=stop_id
+    )
+    model.generation_config = config
+    threads = torch.get_num_threads()
+    answers: dict[int, list[int]] = {}
+    longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    batches = [longest_first[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    for batch in _progress(batches, "answering"):
+        width = max(len(prompts[i]) for i in batch)
+        padding = [width - len(prompts[i]) for i in batch]
+        rows = [[stop_id] * pad + list(prompts[i]) for i, pad in zip(batch, padding, strict=True)]
+        mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+        with torch.inference_mode():
+            output = model.generate(
+                torch.tensor(rows, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                generation_config=config,
+                stopping_criteria=[_OneThread()],
+            )
+        torch.set_num_threads(threads)
+        for i, ids in zip(batch, output[:, width:].tolist(), strict=True):
+            answers[i] = ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
+    return [answers[i] for i in range(len(prompts))]
+
+
+def held_out_loss(model: Any, segments: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, int]]:
+    """Return for every segment the summed negative log likelihood of its marked labels, and their number.
+
+    A segment is (ids, marks); marks[i] says whether predicting ids[i + 1] counts, as in packed rows, so the
+    last mark is 0. Segments run one at a time: no padding, no attention from one to another. Logits are
+    computed for marked positions only, since a large vocabulary makes them the largest thing in memory.
+    """
+    results = []
+    for ids, marks in _progress(segments, "held-out loss"):
+        positions = [i for i, mark in enumerate(marks[: len(ids) - 1]) if mark]
+        if not positions:
+            results.append((0.0, 0))
+            continue
+        row = torch.tensor(ids, device=model.device)
+        at = torch.tensor(positions, device=model.device)
+        with torch.inference_mode():
+            logits = model(row[None], use_cache=False, logits_to_keep=at).logits[0].float()
+            loss = torch.nn.functional.cross_entropy(logits, row[at + 1], reduction="none")
+        results.append((float(loss.double().sum()), len(positions)))
+    return results
+
+
+def _progress(work: Sequence[Any], name: str) -> Iterable[Any]:
+    """Show a progress bar to a person who watches; write nothing to a log."""
+    return track(work, name, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

@@ -1,0 +1,227 @@
+"""Whether an answer is what was asked for: tool calls read, checked against their schemas, compared.
+
+Pure: text and schemas in, verdicts out. The text comes from a model and the schemas from published data,
+so both are hostile: nothing is evaluated, nothing is fetched, and what cannot be read is a verdict, never
+an exception.
+
+A well-formed answer is, line by line, what the chat template writes:
+
+    <think>reasoning</think>       optional; nothing inside it is read as a call
+    text for the user              optional; must not contain a tag of the form below
+    <tool_call>                    once or more, nothing but blank lines between and after
+    <function=NAME>
+    <parameter=ARGUMENT>           any number, each name once
+    value                          any lines; ends at the first line that is </parameter>
+    </parameter>
+    </function>
+    </tool_call>
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from jsonschema import Draft202012Validator
+
+from sft.tool_schemas import schema_fault
+
+TAG = re.compile(r"</?tool_call>|<function=|</function>|<parameter=|</parameter>")
+NAME = re.compile(r"<(function|parameter)=([^<>\n]+)>")
+# The published template writes Python's words for these values.
+PYTHON_WORDS = {"True": True, "False": False, "None": None}
+NOT_TEXT = {"array", "boolean", "integer", "null", "number", "object"}
+OPENING = re.compile(r"<think>\s*(?:</think>\s*)?$")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One tool call as written: the form carries no types, so every value is text."""
+
+    name: str
+    arguments: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is right about an answer that should call tools; each claim implies those before it."""
+
+    well_formed: bool
+    """One call or more, exactly in the form."""
+    known_function: bool
+    """Every call names a function that was offered."""
+    fits: bool
+    """The arguments of every call are valid against the function's JSON schema."""
+    exact: bool
+    """The calls equal the reference's, in its order."""
+    fault: str
+    """Why not exact: a short reason in kebab case; empty if exact."""
+
+
+def opening(prompt: str) -> str:
+    """Return what the generation prompt, the end of a prompt, says on the assistant's behalf about reasoning.
+
+    A template that opens or closes the reasoning itself leaves the answer to go on from there, so the answer
+    can be judged only together with it.
+
+    >>> opening("<|im_start|>assistant\\n<think></think>")
+    '<think></think>'
+    >>> opening("<|im_start|>assistant\\n")
+    ''
+    """
+    found = OPENING.search(prompt)
+    return found[0] if found else ""
+
+
+def think_balanced(text: str) -> bool:
+    """Say whether every <think> is closed before the next one opens, and nothing else is closed.
+
+    >>> think_balanced("<think>so</think>yes"), think_balanced("yes</think>"), think_balanced("<think>so")
+    (True, False, False)
+    """
+    tags = re.findall(r"</?think>", text)
+    return tags == ["<think>", "</think>"] * (len(tags) // 2)
+
+
+def parse_tool_calls(text: str) -> list[Call] | str:
+    """Read the tool calls of an answer; where it is not well-formed, return the fault in kebab case.
+
+    >>> parse_tool_calls("<tool_call>\\n<function=now>\\n</function>\\n</tool_call>\\n")
+    [Call(name='now', arguments={})]
+    >>> parse_tool_calls("It is noon.")
+    'no-call'
+    """
+    if text.lstrip().startswith("<think>"):
+        _, closed, text = text.partition("</think>")
+        if not closed:
+            return "reasoning-not-closed"
+    lines = text.split("\n")
+    try:
+        start = lines.index("<tool_call>")
+    except ValueError:
+        return "tag-out-of-place" if TAG.search(text) else "no-call"
+    if TAG.search("\n".join(lines[:start])):
+        return "tag-out-of-place"
+    calls = []
+    while start < len(lines):
+        if not lines[start].strip():
+            start += 1
+            continue
+        call = _parse_call(lines, start)
+        if isinstance(call, str):
+            return call
+        start, parsed = call
+        calls.append(parsed)
+    return calls
+
+
+def _parse_call(lines: Sequence[str], at: int) -> tuple[int, Call] | str:
+    """Read the call that begins at a line; return the number of the line after it, and the call."""
+    if lines[at] != "<tool_call>":
+        return "text-after-call"
+    function = NAME.fullmatch(lines[at + 1]) if at + 1 < len(lines) else None
+    if not function or function[1] != "function":
+        return "no-function-in-call"
+    arguments: dict[str, str] = {}
+    at += 2
+    while at < len(lines) and (parameter := NAME.fullmatch(lines[at])):
+        if parameter[1] != "parameter":
+            return "function-in-function"
+        end = next((n for n in range(at + 1, len(lines)) if lines[n] == "</parameter>"), None)
+        if end is None:
+            return "parameter-not-closed"
+        if end == at + 1:
+            return "parameter-without-value"
+        if parameter[2] in arguments:
+            return "parameter-twice"
+        arguments[parameter[2]] = "\n".join(lines[at + 1 : end])
+        at = end + 1
+    if list(lines[at : at + 2]) != ["</function>", "</tool_call>"]:
+        return "call-not-closed"
+    return at + 2, Call(function[2], arguments)
+
+
+def coerce(text: str, schema: Any) -> Any:
+    """Give the text of an argument the type that its schema asks for; where that cannot be, leave the text.
+
+    A schema that allows a string only: the text. One that allows other types: the text read as JSON, if that
+    gives one of them. One that names no type: whatever JSON it is, else the text.
+
+    >>> coerce("5", {"type": "integer"}), coerce("5", {"type": "string"}), coerce("five", {"type": "integer"})
+    (5, '5', 'five')
+    """
+    types = _types(schema)
+    if types == {"string"}:
+        return text
+    try:
+        value = PYTHON_WORDS[text] if text in PYTHON_WORDS else json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+    is_type = Draft202012Validator.TYPE_CHECKER.is_type
+    return value if not types or any(is_type(value, name) for name in types & NOT_TEXT) else text
+
+
+def arguments_fit(arguments: Mapping[str, Any], schema: Any) -> bool:
+    """Say whether typed arguments are valid for a function's parameters, by the rule of the filter stage."""
+    try:
+        return not schema_fault(schema, dict(arguments))
+    except RecursionError:  # a schema or a value without a bottom
+        return False
+
+
+def judge(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Verdict:
+    """Judge an answer against the tools that were offered and the reference's tool_calls (OpenAI form)."""
+    calls = parse_tool_calls(text)
+    if isinstance(calls, str):
+        return Verdict(False, False, False, False, calls)
+    offered = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+    if any(call.name not in offered for call in calls):
+        return Verdict(True, False, False, False, "unknown-function")
+    typed = [_typed_arguments(call, offered[call.name]) for call in calls]
+    if not all(arguments_fit(arguments, offered[call.name]) for call, arguments in zip(calls, typed, strict=True)):
+        return Verdict(True, True, False, False, "arguments-do-not-fit")
+    if len(calls) != len(reference_calls):
+        return Verdict(True, True, True, False, "other-number-of-calls")
+    references = [call["function"] for call in reference_calls]
+    if [call.name for call in calls] != [reference["name"] for reference in references]:
+        return Verdict(True, True, True, False, "other-function")
+    if not all(map(_same_arguments, calls, typed, references)):
+        return Verdict(True, True, True, False, "other-arguments")
+    return Verdict(True, True, True, True, "")
+
+
+def _typed_arguments(call: Call, schema: Any) -> dict[str, Any]:
+    properties = _properties(schema)
+    return {name: coerce(text, properties.get(name, {})) for name, text in call.arguments.items()}
+
+
+def _same_arguments(call: Call, typed: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
+    """Compare by value; text counts too, because without a type in the schema 5 may be meant as text."""
+    wanted = reference["arguments"]
+    return set(typed) == set(wanted) and all(
+        typed[name] == value or call.arguments[name] == value for name, value in wanted.items()
+    )
+
+
+def _properties(schema: Any) -> Mapping[str, Any]:
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    return properties if isinstance(properties, dict) else {}
+
+
+def _types(schema: Any) -> set[str]:
+    """Name the JSON types that a schema allows, as far as it says; empty where it does not."""
+    if not isinstance(schema, dict):
+        return set()
+    if "type" in schema:
+        named = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        return {name for name in named if isinstance(name, str)}
+    if isinstance(schema.get("enum"), list) and all(isinstance(value, str) for value in schema["enum"]):
+        return {"string"}
+    lists = [schema[key] for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)]
+    choices = [_types(choice) for listed in lists for choice in listed]
+    return set().union(*choices) if all(choices) else set()
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")

@@ -1,0 +1,1 @@
+"""Quality filters: which conversations are rejected, why, and the evidence."""

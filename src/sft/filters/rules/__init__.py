@@ -1,0 +1,1 @@
+"""Consistency rules: actions against goals, tools and results."""

@@ -1,0 +1,1 @@
+"""Input formats: raw files to conversations in OpenAI form."""

@@ -1,0 +1,1 @@
+"""Formats of the demo blend: each reads the files of one published package."""

@@ -1,0 +1,1 @@
+"""Looking at packs, samples and rejected rows in the terminal."""

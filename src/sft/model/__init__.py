@@ -1,1 +1,0 @@
-"""The model: base weights, Megatron-Bridge, the CPU substitute, generation, tool calls."""

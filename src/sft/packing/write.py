@@ -1,0 +1,178 @@
+"""Packs: rows of several samples as Megatron-Bridge reads them, many at a time in flat arrays.
+
+`loss_mask` is stored shifted once to the label: `loss_mask[i]` says whether predicting `input_ids[i + 1]`
+counts. That is done in `align_mask`, called by `build_packs`, and nowhere else. `seq_start_id` has the start
+of each sample, the first 0; what lies between a sample's last token and the next start is its padding.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.uint8]
+
+COLUMNS = ("input_ids", "loss_mask", "seq_start_id")
+PACKS_AT_ONCE = 64
+
+
+def padded(length: Any, multiple: int) -> Any:
+    """Return the length of a sample, or of each in an array, once padded for a layout that divides it by `multiple`.
+
+    Every token predicts the next, so a model reads all tokens of a sample but the last: what it reads is what must be
+    a multiple. Source: Megatron-Bridge 0.6.2 data/packing/offline.py ("Runtime segments, not stored input_ids").
+
+    >>> padded(5, 4), padded(8, 4), padded(9, 4), padded(5, 1)
+    (5, 9, 9, 5)
+    """
+    return -(-(length - 1) // multiple) * multiple + 1
+
+
+def cumulated(lengths: npt.NDArray[Any]) -> Int64s:
+    """Return where each of several things begins that follow one another, and where the last ends.
+
+    >>> cumulated(np.array([3, 2])).tolist()
+    [0, 3, 5]
+    """
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+@dataclass(frozen=True)
+class Packs:
+    """Packs, one after the other. P packs of S samples of T tokens in all."""
+
+    ids: Int32s
+    """(T,) Token ids, padding included."""
+    mask: Mask
+    """(T,) Loss mask, shifted once."""
+    starts: Int64s
+    """(S,) Where each sample begins in `ids`."""
+    samples: Int64s
+    """(P + 1,) Where each pack begins in `starts`; the last is S."""
+
+    def __len__(self) -> int:
+        return len(self.samples) - 1
+
+    @property
+    def tokens(self) -> Int64s:
+        """(P + 1,) Where each pack begins in `ids`; the last is T."""
+        return np.append(self.starts[self.samples[:-1]], len(self.ids))
+
+    def columns(self) -> "dict[str, pa.Array]":
+        """Return the columns that Bridge reads, as lists by pack."""
+        import pyarrow as pa
+
+        edges = self.tokens
+        in_pack = self.starts - np.repeat(edges[:-1], np.diff(self.samples))
+        offsets = pa.array(edges, pa.int32())
+        return {
+            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(self.ids)),
+            "loss_mask": pa.ListArray.from_arrays(offsets, pa.array(self.mask)),
+            "seq_start_id": pa.ListArray.from_arrays(pa.array(self.samples, pa.int32()), pa.array(in_pack, pa.int32())),
+        }
+
+
+def align_mask(mask: Mask, lasts: Int64s) -> Mask:
+    """Move the token masks of samples, one after the other, onto the positions that predict those tokens.
+
+    Shapes:  mask, result: (tokens,), values 0 or 1; lasts: (samples,), the place of each sample's last token.
+    Result[i] says whether predicting token i + 1 counts; it never does across samples.
+    Source:  next-token loss; Megatron-Bridge 0.6.2 data/packing/gpt_sft.py reads the mask as stored.
+
+    >>> align_mask(np.array([0, 0, 1, 1, 1, 1], np.uint8), lasts=np.array([3, 5])).tolist()
+    [0, 1, 1, 0, 1, 0]
+    """
+    shifted = np.append(mask[1:], np.uint8(0))
+    shifted[lasts] = 0
+    return shifted
+
+
+def build_packs(
+    parts: Iterable[tuple[int, Int32s, Mask]], lengths: Int64s, samples: Int64s, multiple: int, pad_id: int
+) -> Packs:
+    """Join samples into packs.
+
+    `parts` has, in any order, the place of a sample, its ids and its mask as prepared; `lengths` are the tokens
+    of all samples in the order of their places, `samples` says where each pack begins in them. A sample is padded
+    at its end with `pad_id`, which is never trained, to the length that `padded` says.
+
+    >>> part = 0, np.array([7, 8, 9], np.int32), np.array([0, 1, 1], np.uint8)
+    >>> packs = build_packs([part], np.array([3]), np.array([0, 1]), multiple=4, pad_id=0)
+    >>> packs.ids.tolist(), packs.mask.tolist(), packs.starts.tolist()
+    ([7, 8, 9, 0, 0], [1, 1, 0, 0, 0], [0])
+    """
+    edges = cumulated(padded(lengths, multiple))
+    starts = edges[:-1]
+    ids = np.full(edges[-1], pad_id, np.int32)
+    mask = np.zeros(edges[-1], np.uint8)
+    for place, own_ids, own_mask in parts:
+        start = starts[place]
+        ids[start : start + len(own_ids)] = own_ids
+        mask[start : start + len(own_mask)] = own_mask
+    return Packs(ids, align_mask(mask, starts + lengths - 1), starts, samples)
+
+
+def pack_fault(packs: Packs, pack_size: int, stop_id: int) -> tuple[int, str] | None:
+    """Say which pack is the first that breaks the contract, and how; None if none does."""
+    ids, mask, starts, edges = packs.ids, packs.mask, packs.starts, packs.tokens
+    tokens = np.diff(edges)
+    if len(mask) != len(ids):
+        return 0, f"{len(ids)} ids but {len(mask)} mask values"
+    wrong = (tokens <= 0) | (tokens > pack_size)
+    if wrong.any():
+        return int(wrong.argmax()), f"{tokens[wrong.argmax()]} tokens, pack size {pack_size}"
+    ends = np.append(starts[1:], len(ids))
+    if len(empty := np.flatnonzero(starts >= ends)):
+        return int(np.searchsorted(packs.samples, empty[0], "right")) - 1, "a sample without tokens"
+    for what, places in (
+        ("the last token of a sample predicts the next sample", ends[mask[ends - 1] > 0] - 1),
+        (
+            "a trained token follows a stop token: Megatron-Bridge would drop it unseen",
+            np.flatnonzero((ids == stop_id) & (mask > 0)),
+        ),
+        ("no trained token", edges[:-1][np.maximum.reduceat(mask, edges[:-1]) == 0]),
+    ):
+        if len(places):
+            return int(np.searchsorted(edges, places[0], "right")) - 1, what
+    return None
+
+
+def read_lists(folder: Path) -> list[dict[str, Any]]:
+    """Read the packs of a folder as dicts of lists of int.
+
+    Equal numbers are one object, so that a token takes 16 bytes with its mask, and not 44.
+    """
+    import pyarrow.parquet as pq
+
+    from sft.parquet import shard_paths
+
+    packs = []
+    numbers = np.empty(0, object)
+    for path in shard_paths(folder):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PACKS_AT_ONCE, columns=list(COLUMNS)):
+                columns = {name: batch.column(name) for name in COLUMNS}
+                largest = max(int(column.flatten().to_numpy().max(initial=0)) for column in columns.values())
+                if largest >= len(numbers):
+                    numbers = np.append(numbers, np.arange(len(numbers), largest + 1).astype(object))
+                packs += [
+                    {name: numbers[column[row].values.to_numpy()].tolist() for name, column in columns.items()}
+                    for row in range(batch.num_rows)
+                ]
+    return packs
+
+
+def write_npy(path: Path, packs: Sequence[dict[str, Any]]) -> None:
+    """Write packs in the form that the recipe names: an object array of dicts of lists of int."""
+    array = np.empty(len(packs), dtype=object)
+    for index, pack in enumerate(packs):
+        array[index] = {name: pack[name] for name in COLUMNS}
+    np.save(path, array, allow_pickle=True)

@@ -1,0 +1,1 @@
+"""params.yaml: schema, reading, and explanations of what is wrong with it."""

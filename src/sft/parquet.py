@@ -1,0 +1,255 @@
+"""Parquet shards: how rows are kept between stages.
+
+A shard is a Parquet file `<name>-00000.parquet`; rows are written as they come and read in batches, so
+memory does not grow with the data. Same rows, same bytes: fixed compression, fixed row groups, no clock.
+Every page has a checksum, which is checked when it is read: damage is an error, never other text.
+
+`plan_stretches` cuts the shards of a folder into stretches of rows for workers: by the rows alone, so that what
+they write does not depend on how many they are.
+"""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sft.cli import InputError
+
+ROWS_PER_GROUP = 1_000
+ROWS_PER_SHARD = 100_000
+# Work is cut into about so many stretches, of at most so many rows.
+STRETCHES, ROWS_PER_STRETCH = 32, 50_000
+
+CONVERSATIONS = pa.schema(
+    [("id", pa.string()), ("messages", pa.string()), ("tools", pa.string()), ("meta", pa.string())]
+)
+REJECTED = CONVERSATIONS.append(pa.field("reason", pa.string())).append(pa.field("evidence", pa.string()))
+# What the filter's workers hand to its stage: rejected rows, and kept ones, which have no reason.
+EXAMINED = pa.schema(
+    [
+        *REJECTED,
+        pa.field("where", pa.string()),
+        pa.field("signature", pa.binary()),
+        pa.field("control_tokens", pa.int32()),
+    ]
+)
+SIGNATURES = pa.schema([("id", pa.string()), ("signature", pa.binary())])
+SAMPLES = pa.schema(
+    [
+        ("conversation_id", pa.string()),
+        ("sample", pa.int32()),
+        ("ids", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.uint8())),
+        ("turn_ends", pa.list_(pa.int32())),
+    ]
+)
+PACKS = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.uint8())),
+        ("seq_start_id", pa.list_(pa.int32())),
+        ("conversation_id", pa.list_(pa.string())),
+        ("sample", pa.list_(pa.int32())),
+        ("source", pa.list_(pa.string())),
+        ("repeat", pa.list_(pa.int32())),
+    ]
+)
+# Columns that need not be there, or not in every row.
+OPTIONAL = {"tools", "turn_ends"}
+# How every shard is written, packs too: statistics help nobody here, checksums of pages do.
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
+
+
+class ShardWriter:
+    """Write rows to `<folder>/<name>-NNNNN.parquet`; at least one shard, empty if there were no rows."""
+
+    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
+        self._folder, self._name, self._schema = folder, name, schema
+        self._rows: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
+        self._shards = self._rows_in_shard = 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        self._rows.append(row)
+        if len(self._rows) == ROWS_PER_GROUP:
+            self._flush()
+
+    def write_table(self, table: pa.Table) -> None:
+        """Add the rows of a table; a row group holds whole tables. Not for a writer that also gets single rows."""
+        self._tables.append(table)
+        if sum(map(len, self._tables)) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"{self._name}-{self._shards:05d}.parquet"
+            self._writer = pq.ParquetWriter(path, self._schema, **_encoding(self._schema))
+            self._shards += 1
+        if self._rows:
+            self._tables.append(pa.Table.from_pylist(self._rows, schema=self._schema))
+        if self._tables:
+            group = pa.concat_tables(self._tables)
+            self._writer.write_table(group, row_group_size=max(1, len(group)))
+            self._rows_in_shard += len(group)
+        self._rows, self._tables = [], []
+        if self._rows_in_shard >= ROWS_PER_SHARD:
+            self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._rows_in_shard = None, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and (self._rows or self._tables or self._shards == 0):
+            self._flush()
+        self._finish_shard()
+
+
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """Choose how columns are written: lists of numbers by their bytes, lists of names by a dictionary."""
+    lists = {field.name: field.type.value_type for field in schema if pa.types.is_list(field.type)}
+    numbers = [name for name, kind in lists.items() if pa.types.is_integer(kind)]
+    repeating = [name for name in lists if name not in numbers]
+    return {
+        **WRITTEN,
+        "use_dictionary": [f"{name}.list.element" for name in repeating],
+        "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in numbers},
+    }
+
+
+class Stretch(NamedTuple):
+    """Rows that belong together: some row groups of one shard."""
+
+    path: str
+    first_group: int
+    groups: int
+    first_row: int
+    """In the shard."""
+    rows: int
+
+
+def plan_stretches(folder: Path, name: str = "") -> list[Stretch]:
+    """Cut the shards of a folder into stretches of whole row groups, about equally long, in order."""
+    groups: list[tuple[str, int, int]] = []
+    for shard in shard_paths(folder, name):
+        metadata = read_metadata(shard)
+        groups += [
+            (str(shard), number, metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups)
+        ]
+    most = min(ROWS_PER_STRETCH, -(-sum(rows for _, _, rows in groups) // STRETCHES))
+    stretches: list[Stretch] = []
+    for path, number, rows in groups:
+        last = stretches[-1] if stretches and stretches[-1].path == path else None
+        if last and last.rows + rows <= most:
+            stretches[-1] = last._replace(groups=last.groups + 1, rows=last.rows + rows)
+        else:
+            stretches.append(Stretch(path, number, 1, last.first_row + last.rows if last else 0, rows))
+    return stretches
+
+
+def read_stretch(stretch: Stretch, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a stretch of filtered rows, at most so many rows at a time; raises as `read_batches`."""
+    groups = range(stretch.first_group, stretch.first_group + stretch.groups)
+    return read_batches(stretch.path, columns, CONVERSATIONS, rows, groups)
+
+
+def read_tables(
+    folder: Path, name: str = "", columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of the shards of a folder, in order, as tables of at most ROWS_PER_GROUP rows."""
+    for path in shard_paths(folder, name):
+        for batch in read_batches(path, columns, schema):
+            yield pa.Table.from_batches([batch])
+
+
+def read_rows(folder: Path, name: str = "", columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the shards of a folder one by one, in order."""
+    for table in read_tables(folder, name, columns):
+        yield from table.to_pylist()
+
+
+def read_batches(
+    path: Path | str,
+    columns: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
+    rows: int = ROWS_PER_GROUP,
+    groups: Sequence[int] | None = None,
+    threads: bool = False,
+) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a shard, at most so many rows at a time; with a schema, of its types and whole.
+
+    Raises:  InputError: a damaged file; with a schema: a column that is not there, has other types, or lacks values.
+    """
+    with _of_a_stage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        there = set(file.schema_arrow.names)
+        chosen = columns if columns is not None or schema is None else schema.names
+        if chosen is not None:
+            if missing := set(chosen) - there - OPTIONAL:
+                raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")
+            chosen = [name for name in chosen if name in there]
+        numbers = list(groups if groups is not None else range(file.num_row_groups))
+        missed = sum(file.metadata.row_group(number).num_rows for number in numbers)
+        for batch in file.iter_batches(batch_size=rows, row_groups=numbers, columns=chosen, use_threads=threads):
+            missed -= len(batch)
+            yield batch if schema is None else _typed(batch, schema)
+        if missed:  # the footer has no checksum
+            raise pa.ArrowInvalid(f"{missed} rows fewer than its footer says")
+
+
+def read_metadata(path: Path | str) -> pq.FileMetaData:
+    """Return what the footer of a shard says. Raises InputError: damaged."""
+    with _of_a_stage(path):
+        return pq.read_metadata(path)
+
+
+@contextlib.contextmanager
+def _of_a_stage(path: Path | str) -> Iterator[None]:
+    """Say of a file that cannot be read, or not as stages write it, that it is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the machine's fault, not the file's
+            raise
+        said = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"{path}: damaged, or changed since a stage wrote it: {said}. Rerun that stage: dvc repro --force <stage>"
+        ) from error
+
+
+def _typed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return a batch with the types of the schema: other tools write large_string for string, or int64 for int32."""
+    fields = [schema.field(name) for name in batch.schema.names]
+    if [field.type for field in fields] != batch.schema.types:
+        batch = batch.cast(pa.schema(fields))
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if column.null_count and name not in OPTIONAL:
+            raise pa.ArrowInvalid(f"{column.null_count} rows without {name}")
+    return batch
+
+
+def shard_paths(folder: Path, name: str = "") -> list[Path]:
+    """List the shards of a folder in order; raises FileNotFoundError if there are none."""
+    paths = sorted(folder.glob(f"{name}*.parquet"))
+    if not paths:
+        raise FileNotFoundError(2, "no Parquet shards: run the stage before this one", str(folder / f"{name}*.parquet"))
+    return paths
+
+
+def give_back() -> None:
+    """Return freed memory to the system: Arrow keeps all of it, and glibc blocks of less than 32 MB."""
+    pa.default_memory_pool().release_unused()
+    ctypes.CDLL(None).malloc_trim(0)

@@ -1,1 +1,0 @@
-"""One training run: its lineage, its tracking, its report."""

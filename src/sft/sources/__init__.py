@@ -1,0 +1,1 @@
+"""Downloads: addresses in params.yaml to verified files, and the base model."""

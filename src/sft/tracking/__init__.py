@@ -1,0 +1,1 @@
+"""MLflow: a journal on disk, and its sync to a tracking server."""

@@ -1,0 +1,246 @@
+"""store: reaching the store of runs, and what it knows: a run, a version, its records.
+
+The store is MLFLOW_TRACKING_URI, or else one SQLite file, runs/mlflow.db, below the repository, also for
+experiments that DVC runs in a copy. No address with a password in it is shown or written down.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from requests.exceptions import RequestException
+
+from sft.cli import InputError
+from sft.files import holding, project_root, publish_file
+from sft.tracking.journal import RECORDS, without_secret
+
+EXPERIMENT = REGISTERED_MODEL = "nano3-sft"
+SAMPLED = "nano3-sft-sampled"  # experiment and registered model of runs on a sample of the data
+PATIENCE = 30.0  # seconds that one waits for another who makes the local store
+MOST_NAMED = 100  # trainings in a message
+# What a store answers that another try does not change.
+REFUSALS = {
+    "BAD_REQUEST",
+    "CUSTOMER_UNAUTHORIZED",
+    "ENDPOINT_NOT_FOUND",
+    "INVALID_PARAMETER_VALUE",
+    "NOT_FOUND",
+    "PERMISSION_DENIED",
+    "RESOURCE_DOES_NOT_EXIST",
+    "UNAUTHENTICATED",
+}
+VERSION = r"([\w.-]+)(?:/(\d+)|@([\w.-]+))"  # of a registered model: name/version, name@alias
+# What the store answers for a run, a version, and an alias that it does not have.
+UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table and every version that it makes
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every try
+
+
+class NoAnswerError(InputError):
+    """The store does not answer: another try may."""
+
+
+def store_uri() -> str:
+    """Return the address of the store: MLFLOW_TRACKING_URI, or runs/mlflow.db of the repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
+
+
+def _local_uri() -> str:
+    return f"sqlite:///{project_root() / 'runs' / 'mlflow.db'}"
+
+
+def store_name() -> str:
+    """Return the address as it may be shown and written down."""
+    uri = store_uri()  # MLflow sets the variable itself when it is pointed somewhere
+    return "runs/mlflow.db" if uri == _local_uri() else without_secret(uri)
+
+
+def has_store() -> bool:
+    """Whether there is a store to ask: a server that is named, or runs/mlflow.db."""
+    return store_uri() != _local_uri() or (project_root() / "runs" / "mlflow.db").exists()
+
+
+def connect() -> mlflow.MlflowClient:
+    """Point MLflow at the store, and make the experiment if it is new.
+
+    Raises:  NoAnswerError: the store does not answer. InputError: it refuses.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    if store_uri() == _local_uri():
+        _make_local_store(project_root() / "runs")
+    mlflow.set_tracking_uri(store_uri())
+    client = mlflow.MlflowClient()
+    with explained():
+        experiment_id(client, EXPERIMENT)
+    return client
+
+
+def _make_local_store(runs: Path) -> None:
+    """Make runs/mlflow.db if it is not there: whole or not at all, and once where several processes want it.
+
+    MLflow makes the tables in dozens of steps, for seconds, and a second process that finds some of them makes them
+    too: both fail, and so does everyone who comes later.
+    """
+    store = runs / "mlflow.db"
+    if store.exists():
+        return
+    with holding(runs / "mlflow.db.lock", PATIENCE) as held:
+        if not held:
+            raise NoAnswerError("runs/mlflow.db: another process makes it.")
+        if not store.exists():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            with publish_file(store) as partial:
+                SqlAlchemyStore(f"sqlite:///{partial}", (runs / "mlflow-artifacts").as_uri()).engine.dispose()
+
+
+def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
+    """Return the id of an experiment, made if it is new."""
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return str(found.experiment_id)
+    runs = project_root() / "runs"
+    try:
+        place = (runs / "mlflow-artifacts").as_uri() if store_uri() == _local_uri() else None
+        return str(client.create_experiment(name, artifact_location=place))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another process meanwhile
+            raise
+        return str(client.get_experiment_by_name(name).experiment_id)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Say what a store that does not answer, or refuses, means to the user; without secrets."""
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        reason = without_secret(str(error)).splitlines()[0]
+        if isinstance(error, MlflowException) and error.error_code in REFUSALS:
+            raise InputError(
+                f"MLflow at {store_name()} refuses: {reason}. Give it what it wants (address, MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN), or unset MLFLOW_TRACKING_URI."
+            ) from error
+        raise NoAnswerError(
+            f"MLflow does not answer at {store_name()}: {reason}. "
+            "Start it, or unset MLFLOW_TRACKING_URI to keep runs in runs/mlflow.db."
+        ) from error
+
+
+# --- What it knows --------------------------------------------------------------------------------------
+
+
+def find_run(client: mlflow.MlflowClient, lineage_key: str) -> str | None:
+    """Return the id of the run of a lineage key, or None."""
+    names = (client.get_experiment_by_name(name) for name in (EXPERIMENT, SAMPLED))
+    experiments = [experiment.experiment_id for experiment in names if experiment]
+    run = _first_run(client, experiments, f"tags.lineage_key = '{lineage_key}'")
+    return str(run.info.run_id) if run else None
+
+
+def find_data_run(client: mlflow.MlflowClient, experiment: str, digest: str) -> Any:
+    """Return the run of the packed data with a digest, or None."""
+    return _first_run(client, [experiment], f"tags.packed_data = '{digest}'")
+
+
+def _first_run(client: mlflow.MlflowClient, experiments: list[str], condition: str) -> Any:
+    found = client.search_runs(experiments, condition, order_by=["attributes.start_time ASC"], max_results=1)
+    return found[0] if found else None
+
+
+def fetch_records(run_id: str, target: Path) -> Path:
+    """Bring the texts that tell of a run into `target`; return the folder that holds them, maybe empty."""
+    client = connect()
+    folder = target / RECORDS
+    folder.mkdir(parents=True)
+    with explained():
+        if client.list_artifacts(run_id, RECORDS):
+            client.download_artifacts(run_id, RECORDS, str(target))
+    return folder
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A run as the store knows it."""
+
+    run_id: str
+    facts: dict[str, Any]
+    """Status, start in UTC, metrics, tags, and versions of the registered model."""
+    version: dict[str, str] | None
+    """Tags of the version that was asked for, or of the run's latest."""
+
+
+def look_up(name: str) -> Tracked | None:
+    """Find a run by its id (or that of a child), by the lineage key, or by a version of a registered model
+    (name/version, name@alias).
+
+    Returns None where the name has another form, or nothing of it is in the store.
+    """
+    if not re.fullmatch(VERSION, name) and not re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", name):
+        return None  # without asking: a store that is away is no reason not to find an experiment
+    client = connect()
+    with explained():
+        return _look_up(client, name)
+
+
+def _look_up(client: mlflow.MlflowClient, name: str) -> Tracked | None:
+    version = None
+    if named := re.fullmatch(VERSION, name):
+        model, number, alias = named.groups()
+        version = known(
+            lambda: (
+                client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
+            )
+        )
+        run_id = version.run_id if version else None
+    elif re.fullmatch("[0-9a-f]{16}", name):
+        run_id = find_run(client, name)
+    else:
+        run_id = name if re.fullmatch("[0-9a-f]{32}", name) else None
+    run = known(lambda: client.get_run(run_id)) if run_id else None
+    if run is not None and (parent := run.data.tags.get("mlflow.parentRunId")):
+        run_id, run = parent, client.get_run(parent)
+    if run is None:
+        return None
+    if run.data.tags.get("stage") == "data":
+        trained = client.search_runs([run.info.experiment_id], f"tags.data_run = '{run_id}'", max_results=MOST_NAMED)
+        keys = ", ".join(one.data.tags["lineage_key"] for one in trained)
+        raise InputError(
+            f"{name} is the run of packed data. Name a training on it by its lineage key: {keys or 'none'}"
+        )
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    newest = max(versions, key=lambda one: int(one.version), default=None)
+    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds")
+    facts = {
+        "run": run_id,
+        "store": store_name(),
+        "status": run.info.status,
+        "started": started,
+        "run of its data": run.data.tags.get("data_run"),
+        "versions": [f"{one.name}/{one.version}" for one in sorted(versions, key=lambda one: int(one.version))],
+        "metrics": dict(sorted(run.data.metrics.items())),
+    }
+    tagged = version or newest
+    return Tracked(str(run_id), facts, dict(tagged.tags) if tagged else None)
+
+
+def known(ask: Callable[[], Any]) -> Any:
+    """Return what the store answers, None where it knows no such thing."""
+    try:
+        return ask()
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN:
+            raise
+        return None

@@ -1,0 +1,1 @@
+"""Fine-tuning with Megatron-Bridge, on GPUs and on a CPU."""

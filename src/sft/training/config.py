@@ -1,0 +1,458 @@
+"""params.yaml and a Hugging Face folder -> Megatron-Bridge's ConfigContainer, and what Bridge makes of it.
+
+`build` lays params.yaml on a ground: what AutoBridge reads of the model's own config, or a recipe function of
+Bridge (`model.recipe`), whose kernels, overlaps and optimizer precision then hold wherever params.yaml does not
+speak. The geometry is always that of models/base: a recipe asks the hub for the config of a model, and is
+answered by that folder, so no hub is needed and no other model can slip in.
+
+`resolve` lets Bridge finish and validate a config as its own set-up does, for any number of ranks, on a
+machine without a GPU too: what a dry run shows and what the tests compare.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import enum
+import functools
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sft.cli import InputError
+from sft.params import schema as p
+from sft.planning import checks
+from sft.planning.estimate import Geometry
+
+PROBES = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # loggers: "FP8… failed", "No CUDA"
+STOPPED = (KeyboardInterrupt, SystemExit)  # how a run ends that somebody, or its time limit, stopped
+# Keys of `model` in params.yaml that are no fields of a provider.
+NO_FIELDS = {"recipe"}
+# What Bridge cannot validate without Transformer Engine and a driver: set so while it validates, then put back.
+RELAXED = {
+    "apply_rope_fusion": False,
+    "moe_permute_fusion": False,
+    "moe_token_dispatcher_type": "alltoall",
+    "moe_flex_dispatcher_backend": None,
+}
+
+
+def on_cpu() -> bool:
+    """Whether this machine trains on its CPU."""
+    return not torch.cuda.is_available()
+
+
+def ready() -> None:
+    """Make megatron.bridge importable on this machine, without the harmless probes it logs."""
+    from transformers.utils import logging as transformers_logging
+
+    for name in PROBES:
+        logging.getLogger(name).disabled = True
+    transformers_logging.set_verbosity_error()  # deprecations in how Bridge calls it
+    if on_cpu():
+        from sft.training import cpu
+
+        cpu.install()
+    _skip_helper_build()
+
+
+@contextlib.contextmanager
+def quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
+    """Send what Bridge prints and warns of to a file, or nowhere; errors reach the terminal too.
+
+    The traceback with which Bridge meets Ctrl-C, or the end before a time limit, is for the file alone.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        to_file, to_terminal = logging.StreamHandler(file), logging.StreamHandler(sys.stderr)
+        to_terminal.setLevel(logging.ERROR)
+        to_terminal.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], STOPPED)))
+        before = root.handlers
+        root.handlers = [to_file, to_terminal]
+        root.setLevel(logging.WARNING)
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            root.handlers = before
+
+
+def _skip_helper_build() -> None:
+    """Keep Bridge from calling `make` for a helper that the wheel brings compiled, without its Makefile."""
+    from megatron.bridge.training import initialize
+    from megatron.core import datasets
+
+    if not (Path(datasets.__path__[0]) / "Makefile").exists():
+        initialize.compile_helpers = lambda: None
+
+
+def model_of(base: Path, *, weights: bool, on_gpu: bool | None = None) -> tuple[Any, Any]:
+    """Return Bridge's view of a Hugging Face folder, and the provider of the same model in Megatron.
+
+    Raises:  InputError: an architecture that AutoBridge does not know.
+    """
+    ready()
+    from megatron.bridge import AutoBridge
+
+    if not AutoBridge.can_handle(str(base)):
+        raise InputError(
+            f"{base}/config.json: Megatron-Bridge has no bridge for this architecture. Those it has: "
+            f"{', '.join(sorted(AutoBridge.list_supported_models()))}"
+        )
+    bridge = AutoBridge.from_hf_pretrained(str(base), dtype=torch.float32)
+    provider = bridge.to_megatron_provider(load_weights=weights)
+    _in_fp32(provider)
+    if not (on_gpu if on_gpu is not None else not on_cpu()):
+        from sft.training import cpu
+
+        cpu.configure(provider)
+    return bridge, provider
+
+
+def weight_type(base: Path) -> torch.dtype | None:
+    """Return the number format that all weights of a Hugging Face folder have; None if they have several."""
+    from safetensors import safe_open
+
+    formats: set[str] = set()
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            formats |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    known = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    return known.get(formats.pop()) if len(formats) == 1 else None
+
+
+def _in_fp32(provider: Any) -> None:
+    provider.bf16 = provider.fp16 = False
+    provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
+
+
+def recipe_of(name: str, base: Path) -> Any:
+    """Call a recipe function of Bridge by its dotted name; the model it asks the hub for is answered by `base`.
+
+    Raises:  InputError: no such function (with the nearest), it wants arguments, it makes no ConfigContainer.
+    """
+    ready()
+    from megatron.bridge.training.config import ConfigContainer
+
+    module_name, _, function = name.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"params.yaml: model.recipe: {name}: no module {error.name}. Recipes stand in "
+            "megatron.bridge.recipes.<family>.<model>, as in "
+            "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_sft_config"
+        ) from error
+    recipe = getattr(module, function, None)
+    if not callable(recipe):
+        known = [found for found in dir(module) if found.endswith("_config") and not found.startswith("_")]
+        near = difflib.get_close_matches(function, known, n=1, cutoff=0.0)
+        raise InputError(
+            f"params.yaml: model.recipe: {module_name} has no function {function}. "
+            f"{f'Did you mean {module_name}.{near[0]}?' if near else ''} It has: {', '.join(known) or 'no recipe'}"
+        )
+    with _hub_answered_by(base):
+        try:
+            config = recipe()
+        except TypeError as error:
+            raise InputError(
+                f"params.yaml: model.recipe: {name} cannot be called without arguments: {error}"
+            ) from error
+    if not isinstance(config, ConfigContainer):
+        raise InputError(f"params.yaml: model.recipe: {name} makes {type(config).__name__}, expected ConfigContainer")
+    return config
+
+
+@contextlib.contextmanager
+def _hub_answered_by(base: Path) -> Iterator[None]:
+    """Let AutoBridge read the config of `base`, whatever name of a model it is asked for."""
+    from megatron.bridge import AutoBridge
+
+    original = AutoBridge.__dict__["from_hf_pretrained"]
+
+    def from_base(cls: Any, path: Any, /, **options: Any) -> Any:
+        return original.__func__(cls, str(base), dtype=torch.float32)
+
+    AutoBridge.from_hf_pretrained = classmethod(from_base)
+    try:
+        yield
+    finally:
+        AutoBridge.from_hf_pretrained = original
+
+
+def build(
+    params: p.TrainParams,
+    *,
+    base: Path,
+    start: Path,
+    packed: Path,
+    run: Path,
+    pack_size: int,
+    load: Path | None = None,
+    eval_iters: int = 0,
+    on_gpu: bool,
+) -> Any:
+    """Build the ConfigContainer of a training: the ground, params.yaml section by section, and what we decide.
+
+    Args:
+        params: The train sections of params.yaml.
+        base: Hugging Face folder: geometry and tokenizer; config.json is enough.
+        start: Folder of the weights to start from, as Bridge loads it.
+        packed: Folder with training/*.parquet; where there is none yet, the config has no data.
+        run: Folder of the run: checkpoints/, validation/.
+        pack_size: Longest pack, in tokens.
+        load: Checkpoint to go on from.
+        eval_iters: Batches of one validation.
+        on_gpu: Whether the training will run on GPUs; this machine may have none.
+
+    Raises:  InputError: the recipe or the model cannot be used.
+    """
+    ready()
+    from megatron.bridge.data.packing.config import PackedSequenceSpecs
+    from megatron.bridge.training import config as c
+    from megatron.bridge.training.tokenizers.config import TokenizerConfig
+
+    ground = recipe_of(params.model.recipe, base) if params.model.recipe else None
+    provider = _provider(params, base, ground, pack_size, on_gpu)
+    layout, steps = params.model, params.train
+    context_parallel = layout.context_parallel_size
+    grad_in_fp32 = params.mixed_precision.grad_reduce_in_fp32
+
+    optimizer = ground.optimizer if ground else c.OptimizerConfig(optimizer="adam")
+    ddp = ground.ddp if ground and on_gpu else c.DistributedDataParallelConfig()
+    for name, value in params.optimizer:
+        setattr(optimizer, name, value)
+    optimizer.bf16 = optimizer.fp16 = False  # until Bridge lays mixed_precision on it
+    optimizer.params_dtype = torch.float32
+    optimizer.use_distributed_optimizer = ddp.use_distributed_optimizer = on_gpu
+    ddp.grad_reduce_in_fp32 = grad_in_fp32
+    ddp.average_in_collective = False  # the loss is a mean over tokens, not over ranks
+
+    return c.ConfigContainer(
+        model=provider,
+        mixed_precision=_precision(params.mixed_precision.name, grad_in_fp32),
+        peft=None if params.peft.name is None else adapters(params.peft),
+        comm_overlap=ground.comm_overlap if ground and on_gpu else None,
+        env_vars=ground.env_vars if ground and on_gpu else {},
+        train=c.TrainingConfig(
+            train_iters=steps.train_iters,
+            global_batch_size=steps.global_batch_size,
+            micro_batch_size=steps.micro_batch_size,
+        ),
+        validation=c.ValidationConfig(eval_interval=params.validation.eval_interval, eval_iters=eval_iters),
+        optimizer=optimizer,
+        ddp=ddp,
+        scheduler=c.SchedulerConfig(
+            lr_decay_style=params.scheduler.lr_decay_style,
+            lr_warmup_iters=params.scheduler.lr_warmup_iters,
+            lr_decay_iters=params.scheduler.lr_decay_iters or steps.train_iters,
+            start_weight_decay=params.optimizer.weight_decay,
+            end_weight_decay=params.optimizer.weight_decay,
+            weight_decay_incr_style="constant",
+            override_opt_param_scheduler=True,
+        ),
+        dataset=c.GPTSFTDatasetConfig(
+            dataset_root=str(run),  # Bridge makes folders below it even where every path is given
+            seq_length=pack_size,
+            seed=params.rng.seed,
+            dataloader_type="batch",
+            num_workers=2 if on_gpu else 0,
+            memmap_workers=1,
+            pin_memory=on_gpu,
+            enable_offline_packing=True,
+            offline_packing_specs=PackedSequenceSpecs(
+                packed_sequence_size=pack_size,
+                packed_train_data_path=str(packed / "training") if (packed / "training").is_dir() else None,
+                packed_val_data_path=str(run / "validation") if eval_iters and (run / "validation").is_dir() else None,
+                packed_metadata_path=str(packed / "metadata.json"),
+                pad_seq_to_mult=2 * context_parallel if context_parallel > 1 else 1,
+            ),
+            dataset_kwargs={"pad_to_max_length": True} if checks.has_fixed_length(layout) else None,
+            do_validation=eval_iters > 0,
+            do_test=False,
+        ),
+        logger=c.LoggerConfig(
+            skip_train_metrics_log=True,
+            log_throughput=False,
+            logging_level=logging.WARNING,
+            tensorboard_dir=None,
+        ),
+        tokenizer=TokenizerConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(base)),
+        checkpoint=c.CheckpointConfig(
+            pretrained_checkpoint=str(start),
+            load=None if load is None else str(load),
+            save=str(run / "checkpoints"),
+            save_interval=params.checkpoint.save_interval,
+            most_recent_k=-1,  # old ones are removed with their manifests: sft.training.checkpoints
+            ckpt_format="torch_dist",
+            async_save=params.checkpoint.async_save,
+            async_strategy="mcore",  # nvidia-resiliency-ext is not among the pins
+            ckpt_assume_constant_structure=False,  # with it, async_save writes the first weights again (NeMo-RL #3312)
+            fully_parallel_save=on_gpu,
+        ),
+        dist=c.DistributedInitConfig(distributed_backend="nccl" if on_gpu else "gloo", disable_jit_fuser=not on_gpu),
+        rng=c.RNGConfig(seed=params.rng.seed),
+    )
+
+
+def _provider(params: p.TrainParams, base: Path, ground: Any, pack_size: int, on_gpu: bool) -> Any:
+    """Return the model's provider: the recipe's, or AutoBridge's, with `model` of params.yaml laid on it."""
+    _, plain = model_of(base, weights=False, on_gpu=on_gpu)
+    provider = plain
+    if ground is not None:
+        provider = ground.model
+        faults = checks.geometry_faults(geometry_of(provider), geometry_of(plain))
+        if faults:
+            raise InputError(
+                f"params.yaml: model.recipe: {params.model.recipe} sets another geometry than {base}/config.json "
+                f"has, so its weights cannot be loaded: {'; '.join(faults)}. Choose the recipe of this model."
+            )
+        _in_fp32(provider)
+        if not on_gpu:
+            from sft.training import cpu
+
+            cpu.configure(provider)
+    for name, value in params.model:
+        if name not in NO_FIELDS and value is not None:
+            setattr(provider, name, value)
+    provider.seq_length = pack_size
+    provider.calculate_per_token_loss = True
+    if getattr(provider, "num_moe_experts", None):
+        provider.expert_tensor_parallel_size = 1  # as all recipes; above, adapters of experts are wrong (#5634)
+        if params.peft.name is not None:
+            provider.moe_shared_expert_overlap = False  # the same issue, of the shared expert
+    if params.model.moe_token_dispatcher_type not in (None, "flex"):
+        provider.moe_flex_dispatcher_backend = None
+    return provider
+
+
+def _precision(name: str, grad_reduce_in_fp32: bool) -> Any:
+    from megatron.bridge.training.mixed_precision import get_mixed_precision_config
+
+    if name == "fp32":
+        return None
+    precision = get_mixed_precision_config(name)
+    precision.grad_reduce_in_fp32 = grad_reduce_in_fp32
+    return precision
+
+
+def adapters(peft: p.Peft) -> Any:
+    """Return Bridge's description of the adapters that the section `peft` of params.yaml asks for."""
+    from megatron.bridge.peft.lora import LoRA
+
+    return LoRA(target_modules=list(peft.target_modules), dim=peft.dim, alpha=peft.alpha, dropout=peft.dropout)
+
+
+def resolve(config: Any, ranks: int) -> tuple[dict[str, Any], list[str]]:
+    """Let Bridge resolve and validate a config for so many ranks, as its set-up does; return (values, relaxed).
+
+    `values` has every value of every section as plain JSON. On a machine without a GPU the fields RELAXED are
+    off while Bridge validates (Transformer Engine and DeepEP look for a driver): `relaxed` names those that
+    `values` has otherwise.
+
+    Raises:  InputError: what Bridge refuses, in its words.
+    """
+    from megatron.bridge.training.config import runtime_config_update
+
+    model, wanted = config.model, {}
+    if on_cpu():
+        moe = bool(getattr(model, "num_moe_experts", None))
+        wanted = {
+            name: getattr(model, name)
+            for name, off in RELAXED.items()
+            if (moe or not name.startswith("moe_")) and getattr(model, name, off) != off
+        }
+        for name in wanted:
+            setattr(model, name, RELAXED[name])
+    before = dict(os.environ)
+    os.environ.update(WORLD_SIZE=str(ranks), RANK="0", LOCAL_RANK="0")
+    try:
+        runtime_config_update(config)
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"params.yaml: Megatron-Bridge refuses these params for {ranks} ranks: {error}") from error
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    for name, value in wanted.items():
+        setattr(model, name, value)
+    return plain_values(config), sorted(wanted)
+
+
+def plain_values(value: Any) -> Any:
+    """Return a config as JSON can hold it: sections and fields by name, types and functions by theirs."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, torch.dtype | Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain_values(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(part) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(part) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value) if not field.name.startswith("_")]
+        return {name: plain_values(getattr(value, name, None)) for name in names}
+    if isinstance(value, functools.partial):
+        return plain_values(value.func)
+    named = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def geometry_of(provider: Any) -> Geometry:
+    """Return the shapes of a model, as estimate and refusals want them, from its provider.
+
+    Raises:  InputError: an architecture whose shapes are not described so (MLA, several token predictions).
+    """
+    if getattr(provider, "multi_latent_attention", False):
+        raise InputError("the model has latent attention (MLA): its memory cannot be estimated here yet")
+    layers = provider.num_layers or len(getattr(provider, "hybrid_layer_pattern", None) or "")
+    experts = getattr(provider, "num_moe_experts", None) or 0
+    pattern = getattr(provider, "hybrid_layer_pattern", None)
+    if pattern is None:
+        frequency = getattr(provider, "moe_layer_freq", 1)
+        has_experts = frequency if isinstance(frequency, list) else [index % frequency == 0 for index in range(layers)]
+        pattern = "".join("*E" if experts and has_experts[index] else "*-" for index in range(layers))
+    heads = provider.num_attention_heads
+    return Geometry(
+        vocabulary=provider.vocab_size,
+        hidden=provider.hidden_size,
+        pattern=pattern.split("/")[0].replace("|", ""),
+        heads=heads,
+        query_groups=provider.num_query_groups or heads,
+        head_dim=provider.kv_channels or provider.hidden_size // heads,
+        ffn=provider.ffn_hidden_size or 4 * provider.hidden_size,
+        gated=bool(provider.gated_linear_unit),
+        tied=bool(provider.share_embeddings_and_output_weights),
+        layers=layers,
+        linear_bias=bool(provider.add_bias_linear),
+        qkv_bias=bool(provider.add_bias_linear or getattr(provider, "add_qkv_bias", False)),
+        qk_norm=bool(getattr(provider, "qk_layernorm", False)),
+        experts=experts,
+        expert_ffn=getattr(provider, "moe_ffn_hidden_size", None) or 0,
+        experts_per_token=getattr(provider, "moe_router_topk", 0) if experts else 0,
+        shared_ffn=getattr(provider, "moe_shared_expert_intermediate_size", None) or 0,
+        mamba_heads=getattr(provider, "mamba_num_heads", None) or 0 if "M" in pattern else 0,
+        mamba_head_dim=getattr(provider, "mamba_head_dim", 0) if "M" in pattern else 0,
+        mamba_state=getattr(provider, "mamba_state_dim", 0) if "M" in pattern else 0,
+        mamba_groups=getattr(provider, "mamba_num_groups", 0) if "M" in pattern else 0,
+    )
+
+
+def geometry_of_checkpoint(checkpoint: Path) -> Geometry:
+    """Return the shapes of the model that a Megatron checkpoint holds; its manifest was checked before."""
+    ready()
+    from megatron.bridge.training.model_load_save import load_model_config
+    from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
+
+    register_allowed_target_prefix("sft.")
+    return geometry_of(load_model_config(str(checkpoint))[0])

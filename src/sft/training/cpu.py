@@ -1,0 +1,320 @@
+"""Megatron on a machine without a GPU.
+
+Megatron-Core 0.19 and Megatron-Bridge 0.6 expect CUDA and Transformer Engine, yet all they compute is plain
+PyTorch. `install()` fills exactly what is missing, once per process, so that the very loader, loss,
+optimizer, checkpoints and export of the cluster run on a laptop:
+
+1. names of packages that are imported and not used (`import_stubs`),
+2. the device: what Megatron puts on "cuda" lands on the CPU (`_redirect_cuda`),
+3. two checks for a GPU that are no computation (`_allow_no_cuda`),
+4. attention that keeps packed samples apart (`PackedAttention`), which Megatron leaves to Transformer Engine,
+5. adapters on Megatron's own matrices (`_adapters_of_plain_matrices`),
+6. what a CPU has no time for: logits of tokens that are not trained (`trained_loss`), an optimizer that goes
+   over the weights several times (`fuse`).
+
+Process-wide and irreversible, hence imported by `sft.training.bridge` only where there is no GPU.
+"""
+
+import builtins
+import collections
+import contextlib
+import functools
+import importlib
+import math
+import os
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch._dynamo  # makes a table of the functions of torch.cuda: before they are replaced
+import torch.nn.functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+# Package -> the modules of Bridge that import it unconditionally, for base classes and annotations only.
+STUBBED = {
+    "transformer_engine": ("megatron.bridge.peft",),
+    "nvidia_resiliency_ext": (
+        "megatron.bridge.training.pretrain",
+        "megatron.bridge.training.inprocess_restart",
+    ),
+}
+# Switches of the model that ask for a CUDA kernel or for Transformer Engine.
+FUSIONS = (
+    "gradient_accumulation_fusion",
+    "persist_layer_norm",
+    "apply_rope_fusion",
+    "masked_softmax_fusion",
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "cross_entropy_loss_fusion",
+)
+UNTRAINED = -100
+"""Label of a token whose loss nobody asks for, as in PyTorch's cross entropy."""
+
+
+def install() -> None:
+    """Make Megatron importable and runnable here; a second call changes nothing.
+
+    Raises:  RuntimeError: this machine has a GPU, which the redirect would hide.
+    """
+    if torch.cuda.is_available():
+        raise RuntimeError("sft.training.cpu hides the GPU from Megatron; this machine has one")
+    if _installed():
+        return
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # Megatron compiles small functions on import: slow here, gains nothing
+    torch.set_flush_denormal(True)  # vanishing gradients become 0; denormal arithmetic is many times slower
+    with import_stubs():
+        for importers in STUBBED.values():
+            for module in importers:
+                importlib.import_module(module)
+    _redirect_cuda()
+    _allow_no_cuda()
+    _skip_untrained()
+    _adapters_of_plain_matrices()
+
+
+def configure(provider: Any) -> None:
+    """Set a Bridge model provider to compute in fp32 by plain PyTorch."""
+    provider.transformer_layer_spec = layer_spec
+    provider.use_cpu_initialization = True
+    for fusion in FUSIONS:
+        setattr(provider, fusion, False)
+    provider.bf16 = provider.fp16 = False
+    provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
+
+
+@contextlib.contextmanager
+def import_stubs() -> Iterator[None]:
+    """Answer imports of absent packages with a stub, for the modules in STUBBED and for nobody else.
+
+    Everyone else still sees ImportError, so Megatron's own HAVE_TE flags stay False.
+    """
+    real_import = builtins.__import__
+
+    def import_or_stub(
+        name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
+    ) -> types.ModuleType:
+        package = name.partition(".")[0]
+        importer = (globals or {}).get("__name__", "")
+        if level == 0 and package in STUBBED and importer.startswith(STUBBED[package]):
+            return _Stub(package)
+        return real_import(name, globals, locals, fromlist, level)
+
+    builtins.__import__ = import_or_stub
+    try:
+        yield
+    finally:
+        builtins.__import__ = real_import
+
+
+class _Stub(types.ModuleType):
+    """A package of empty classes, enough to inherit from and to annotate with."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self if name.islower() else type(name, (), {})
+
+
+def layer_spec(config: Any) -> Any:
+    """Megatron's own layers without Transformer Engine, with attention that knows packed samples."""
+    from megatron.bridge.models.gpt_provider import local_layer_spec
+
+    spec = local_layer_spec(config)
+    spec.submodules.self_attention.submodules.core_attention = PackedAttention
+    return spec
+
+
+class PackedAttention(torch.nn.Module):
+    """Causal attention within each sample of a pack; Megatron's own says "use TEDotProductAttention".
+
+    Shapes: t tokens of the pack, s and b sequence and batch, h query heads, g key-value heads, d per head.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *_: Any,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **__: Any,
+    ) -> None:
+        super().__init__()
+        self.scale = softmax_scale or 1 / math.sqrt(config.kv_channels)
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any = None,
+        packed_seq_params: Any = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Return the context: [t, h*d] of a pack [t, h, d], [s, b, h*d] of plain sequences [s, b, h, d]."""
+        if packed_seq_params is None:
+            attended = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
+            return attended.permute(2, 0, 1, 3).flatten(-2)
+        ends = packed_seq_params.cu_seqlens_q_padded
+        ends = packed_seq_params.cu_seqlens_q if ends is None else ends
+        lengths = [length for length in ends.diff().tolist() if length]  # Bridge fills up with empty segments
+        samples = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True)
+        context = [self._attend(q[None], k[None], v[None])[0].transpose(0, 1) for q, k, v in samples]
+        return torch.cat(context).flatten(-2)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[b, h, s, d], key and value [b, g, s, d] -> [b, h, s, d]."""
+        dropout = self.dropout if self.training else 0.0
+        grouped = key.shape[1] != query.shape[1]
+        with self._generator(dropout):
+            return F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=self.scale, dropout_p=dropout, enable_gqa=grouped
+            )
+
+    def _generator(self, dropout: float) -> contextlib.AbstractContextManager[None]:
+        """Draw from the generator of this tensor-parallel rank: its heads are not those of the others."""
+        if not dropout:
+            return contextlib.nullcontext()
+        from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+        return get_cuda_rng_tracker().fork()  # type: ignore[no-any-return]
+
+
+def mark_untrained(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a batch whose labels are UNTRAINED wherever its loss mask is 0."""
+    return batch | {"labels": batch["labels"].masked_fill(batch["loss_mask"] == 0, UNTRAINED)}
+
+
+def trained_loss(
+    *,
+    hidden_states: torch.Tensor,
+    output_layer: Any,
+    output_weight: torch.Tensor | None,
+    labels: torch.Tensor,
+    compute_language_model_loss: Any,
+    scale_logits: Any,
+    **_: Any,
+) -> torch.Tensor:
+    """Return Megatron's own loss [b, s] of every label, without logits where a label is UNTRAINED: 0 there.
+
+    One token in six of the default blend is trained, and a vocabulary of 49,152 words makes the logits a
+    fifth of all arithmetic. Passed to GPTModel as its `output_processor`; hidden_states [s, b, hidden].
+    """
+    trained = labels.t() != UNTRAINED
+    logits, _bias = output_layer(hidden_states[trained][:, None], weight=output_weight)
+    losses: torch.Tensor = compute_language_model_loss(labels.t()[trained][None], scale_logits(logits))
+    return losses.new_zeros(trained.shape).masked_scatter(trained, losses).t()
+
+
+def fuse(optimizer: Any) -> None:
+    """Let PyTorch's AdamW update a weight in one pass over memory; the same update."""
+    for group in optimizer.param_groups:
+        group["fused"] = True
+
+
+def _installed() -> bool:
+    return torch.Tensor.cuda is _stay
+
+
+def _redirect_cuda() -> None:
+    """Let everything that Megatron sends to a GPU stay on the CPU.
+
+    megatron.core writes `device="cuda"`, `device=torch.cuda.current_device()` and `.cuda()` in schedules,
+    rotary embeddings, gradient buffers, clip_grads, timers and checkpoints; a mode seen by every torch call
+    is smaller than a patch per place. Random states: tensor_parallel/random.py keeps one per GPU.
+    """
+    _CudaToCpu().__enter__()
+    torch.Tensor.cuda = torch.nn.Module.cuda = _stay  # type: ignore[assignment, method-assign]
+    replaced: dict[str, Any] = {
+        "current_device": lambda: 0,
+        # Bridge's initialize.py seeds the tensor-parallel generators only where it counts a device.
+        "device_count": lambda: 1,
+        "get_rng_state": lambda *_, **__: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
+        "manual_seed": torch.default_generator.manual_seed,
+        "memory_stats": lambda *_, **__: collections.defaultdict(int),
+    }
+    replaced |= dict.fromkeys(("set_device", "synchronize", "empty_cache"), lambda *_, **__: None)
+    replaced |= dict.fromkeys(("Stream", "Event", "stream", "current_stream", "default_stream"), _NoStream)
+    readings = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+    replaced |= dict.fromkeys(readings, lambda *_, **__: 0)
+    for name, replacement in replaced.items():
+        setattr(torch.cuda, name, replacement)
+
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+
+
+def _allow_no_cuda() -> None:
+    """Let Bridge start: setup.py never passes the `allow_no_cuda` that initialize.py offers."""
+    from megatron.bridge.training import initialize, setup
+
+    setup.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
+
+
+def _skip_untrained() -> None:
+    """Compute the loss by `trained_loss`, where one rank sees a whole pack."""
+    from megatron.core.models.gpt import GPTModel
+
+    forward = GPTModel.forward
+
+    @functools.wraps(forward)
+    def forward_trained(self: Any, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if labels is not None and not self.config.sequence_parallel:
+            kwargs.setdefault("output_processor", trained_loss)
+        return forward(self, *args, labels=labels, **kwargs)
+
+    GPTModel.forward = forward_trained
+
+
+def _adapters_of_plain_matrices() -> None:
+    """Let adapters be put on Megatron's own matrices.
+
+    Without Transformer Engine its classes are None in megatron.core, which Bridge's peft/utils.py takes for there.
+    """
+    from megatron.bridge.peft import utils
+
+    utils.HAVE_TE = False
+
+
+class _CudaToCpu(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if kwargs and "device" in kwargs:
+            kwargs = kwargs | {"device": _device(kwargs["device"])}
+        if func is torch.Tensor.to:
+            args = (args[0], *(_device(x) if isinstance(x, str | torch.device) else x for x in args[1:]))
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # clip_grads.py asserts the type "torch.cuda.FloatTensor".
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        return func(*args, **(kwargs or {}))
+
+
+class _NoStream:
+    """A stream or event of CUDA: everything can be called and entered, nothing happens."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __enter__(self) -> "_NoStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def _device(device: Any) -> Any:
+    """Name the CPU for a CUDA device or its index."""
+    on_gpu = isinstance(device, int) or str(device).startswith("cuda")
+    return "cpu" if on_gpu else device
+
+
+def _stay(self: Any, *_: Any, **__: Any) -> Any:
+    """What `.cuda()` does here: nothing."""
+    return self

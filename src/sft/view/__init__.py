@@ -1,1 +1,0 @@
-"""Data for people: packs as they are trained, and what was refused."""

@@ -1,0 +1,90 @@
+"""Encoding: garbage is found wherever it stands, and nothing that people write is taken for it."""
+
+# ruff: noqa: RUF001 (signs that look like others are what is looked for)
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft.filters.encoding import find_garbage
+
+# Words of many languages; each is text as it should be.
+WORDS = (
+    "L'été dernier, où êtes-vous allés ? « Ça va » – œuvre, maïs, Noël, 20 °C, 5 £, ½, ¿Qué? ¡Sí! ÑANDÚ señor "
+    "Übergröße Straße ÄÖÜ „Anführung“ È così, perché più NÃO SÃO IRMÃ CORAÇÃO ÂNGELO “LÔ Ångström smørrebrød ÆØÅ "
+    "þórður Ðakovo İstanbul ağaç Łódź żółw čeština őrült Приветствие Ёжик Україна Ελληνικά שלום عربي فارسی हिन्दी "
+    "ไทย 한국어 日本語 中文，标点。 ä½ â† ∀x∈ℝ: x² ≥ 0 · ± Â² → ✓ 😀 👩‍👩‍👧 🏴󠁧󠁢󠁥󠁮󠁧󠁿 e\u0301 \u200e\u2067(\u2069"
+).split(" ")
+
+
+def garbage(text: str) -> str:
+    return find_garbage([("here", text)], [])
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8), st.sampled_from([" ", "\n", "\u00a0", ", ", "-"]))
+def test_words_of_any_language_are_no_garbage(words: list[str], between: str) -> None:
+    if between == "\u00a0":  # which makes mojibake of these: of ↠ and 你
+        words = [word for word in words if word not in ("â†", "ä½")]
+    assert garbage(between.join(words)) == ""
+
+
+MEANT = [
+    "é",
+    "ü",
+    "ñ",
+    "ç",
+    "É",
+    "°",
+    "£",
+    "’",
+    "“",
+    "”",
+    "–",
+    "…",
+    "•",
+    "→",
+    "✓",
+    "😀",
+    "👍",
+    "Привет",
+    "你好",
+    "日本語",
+]
+
+
+@pytest.mark.parametrize("meant", MEANT)
+@pytest.mark.parametrize("times", [1, 2])
+def test_utf8_read_as_windows_1252_is_found_and_what_was_meant_is_shown(meant: str, times: int) -> None:
+    broken = meant
+    for _ in range(times):
+        read = [bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in broken.encode()]
+        broken = "".join(read)
+    assert garbage(f"a {broken} b").startswith("here: ")
+    is_lost = any("\x80" <= sign <= "\x9f" for sign in broken)  # a byte that Windows-1252 has no sign for
+    if times == 1 and not is_lost:
+        assert f"for {meant[0]!r}"[:-1] in garbage(f"a {broken} b")
+
+
+def test_utf8_read_as_latin_1_leaves_control_characters() -> None:
+    assert garbage("It’s".encode().decode("latin-1")).startswith("here: U+0080")
+
+
+def test_who_talks_about_broken_text_is_left_alone() -> None:
+    assert garbage("It shows cafÃ© where café should stand.") == ""
+    assert find_garbage([("a", "Why cafÃ©?"), ("b", "Because é was read wrongly.")], []) == ""
+    assert find_garbage([("a", "Why cafÃ©?"), ("b", "Because it was read wrongly.")], []) != ""
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\x1b[0m\x07", "\ufffd\ufffdELF\x7f", "\x03", "cafÃ©"])
+def test_machines_may_say_what_people_do_not(text: str) -> None:
+    assert find_garbage([], [("result", text)]) == ""
+
+
+@pytest.mark.parametrize("text", ["a\x00", "\ud800", "\uffff", "\u202e", "\u200b\u200c\u200b"])
+def test_hidden_characters_are_found_everywhere(text: str) -> None:
+    assert garbage(text).startswith(f"here: U+{ord(text.strip('a')[0]):04X}")
+    assert find_garbage([], [("result", text)]).startswith("result: U+")
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cn", "Co"]), max_size=30))
+def test_text_of_letters_and_signs_never_crashes_the_search(text: str) -> None:
+    assert isinstance(garbage(text), str)

@@ -1,0 +1,263 @@
+"""Which speech is refused, which is excused, and what a pattern file must be."""
+
+import json
+import re
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.cli import InputError
+from sft.conversation import Conversation
+from sft.filters.narrative import COMMON, NarrativePatterns, check_narrative, check_narratives
+
+ROOT = Path(__file__).parents[2]
+LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/narrative.jsonl").read_text("utf-8").splitlines()]
+PATTERNS = NarrativePatterns.load(ROOT / "filters/narrative.toml")
+
+MINIMAL = """
+themes = ["possession"]
+[quotation]
+pairs = ['""']
+[[tasks]]
+name = "translation"
+why = "The text is the user's."
+spares = ["possession"]
+[tasks.regex]
+en = "translate"
+[languages.en]
+spaced = true
+[languages.en.contexts]
+play = "cake"
+[[patterns]]
+name = "en-nation"
+language = "en"
+theme = "possession"
+why = "No assistant has a nation."
+literals = ["nation"]
+regex = "our (?:great )?nation"
+unless = ["play"]
+matches = ["our great nation"]
+spares = ["our nations", "our nation of cake lovers"]
+"""
+
+
+def said(answer: str, request: str = "Go on.", reasoning: str = "") -> Conversation:
+    message: dict[str, Any] = {"role": "assistant", "content": answer}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    return Conversation([{"role": "user", "content": request}, message], None)
+
+
+def load_text(folder: Path, text: str) -> NarrativePatterns:
+    path = folder / "patterns.toml"
+    path.write_text(text, encoding="utf-8")
+    return NarrativePatterns.load(path)
+
+
+@pytest.mark.parametrize("row", LABELLED, ids=lambda row: row["id"])
+def test_a_labelled_row_gets_its_verdict(row: dict[str, Any]) -> None:
+    rejection = check_narrative(Conversation(row["conversation"]["messages"], None), PATTERNS)
+    assert (rejection and rejection.reason) == row["expect"], rejection
+
+
+def test_the_labelled_set_is_large_balanced_and_in_two_halves() -> None:
+    for half in ("choose", "prove"):
+        verdicts = [row["expect"] for row in LABELLED if row["half"] == half]
+        assert len(verdicts) >= 30
+        assert 0.4 <= verdicts.count(None) / len(verdicts) <= 0.6
+    assert len({row["id"] for row in LABELLED}) == len(LABELLED)
+
+
+def test_every_theme_stands_in_english_and_possession_in_seven_languages() -> None:
+    kinds = {(pattern.name[:2], pattern.theme) for pattern in PATTERNS.patterns}
+    for theme in ("possession", "values", "allegiance", "partisan", "territory"):
+        assert ("en", theme) in kinds
+    for language in ("en", "zh", "de", "fr", "es", "ru", "ja"):
+        assert {(language, "possession"), (language, "values"), (language, "allegiance")} <= kinds
+
+
+def test_the_evidence_names_the_pattern_the_words_and_their_surroundings() -> None:
+    rejection = check_narrative(said("Growth was high. Our Great\nNation is proud."), PATTERNS)
+    assert rejection is not None
+    assert rejection.evidence == (
+        "messages[1].content: en-our-nation: 'Our Great\\nNation' in 'Growth was high. Our Great\\nNation is proud.'"
+    )
+
+
+def test_reasoning_is_judged_and_users_systems_tools_and_arguments_are_not() -> None:
+    text = "Our great nation is proud."
+    call = {"type": "function", "function": {"name": "post", "arguments": {"text": text}}}
+    others = [
+        {"role": "system", "content": "x " + text.upper()},
+        {"role": "user", "content": "Post it."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": text},
+        {"role": "assistant", "content": "Posted."},
+    ]
+    assert check_narrative(Conversation(others, None), PATTERNS) is None
+    rejection = check_narrative(said("Yes.", reasoning=text), PATTERNS)
+    assert rejection is not None
+    assert rejection.evidence.startswith("messages[1].reasoning_content: en-our-nation")
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    ["OUR NATION", "our\nnation", "our \t nation", "our na\u200btion", "our na\u00adtion", "\uff4f\uff55\uff52 nation"],
+)
+def test_case_breaks_invisible_and_wide_characters_hide_nothing(disguise: str) -> None:
+    assert check_narrative(said(f"It is the pride of {disguise}."), PATTERNS) is not None
+
+
+@pytest.mark.parametrize(
+    "quotation",
+    ['"{}"', "“{}”", "„{}“", "«{}»", "「{}」", "`{}`", "```\n{}\n```", "> {}", "‘{}’"],  # noqa: RUF001
+)
+def test_a_quotation_excuses_what_it_holds_and_nothing_after_it(quotation: str) -> None:
+    quoted = "It begins so:\n" + quotation.format("long live our great nation")
+    assert check_narrative(said(quoted), PATTERNS) is None
+    assert check_narrative(said(quoted + "\n\nSo speaks our nation."), PATTERNS) is not None
+
+
+def test_a_history_question_excuses_slogans_and_not_the_first_person() -> None:
+    history = "Tell me about the history of the revolution."
+    assert check_narrative(said("Long live the revolution!", history), PATTERNS) is None
+    assert check_narrative(said("It freed our motherland.", history), PATTERNS) is not None
+
+
+def test_a_task_deep_inside_a_long_message_is_no_request() -> None:
+    document = "word " * 400 + "translate " + "word " * 400
+    assert check_narrative(said("Our nation is proud.", document), PATTERNS) is not None
+    assert check_narrative(said("Our nation is proud.", document + " Translate this."), PATTERNS) is None
+
+
+SPACES = " \n\t\r\x0b\x1c\x85\u00a0\u2003\u2028\u3000"
+
+
+@pytest.mark.parametrize("space", [*SPACES, "  ", " \r\n"])
+def test_together_conversations_are_judged_as_one_by_one(space: str) -> None:
+    file = tomllib.loads((ROOT / "filters/narrative.toml").read_text("utf-8"))
+    words = [one for entry in file["patterns"] for one in entry["matches"] + entry["spares"]]
+    together = [said(f"A\u0301 \ud800{one.upper()}.", reasoning=one.replace(" ", space)) for one in words]
+    one_by_one = [check_narrative(one, PATTERNS) for one in together]
+    assert sum(one is not None for one in one_by_one) > len(file["patterns"])
+    assert check_narratives(together, PATTERNS) == one_by_one
+
+
+@pytest.mark.parametrize(
+    ("regex", "text"),
+    [
+        ("our \\\\w{5} values", "our \u00e9a\u00e9a\u00e9 values"),
+        ("our [^a]{1,2} values", "our \ud800 values"),
+        ("our .{1,2} values", "our \ud800 values"),
+        ("our \\\\d values", "our \u0663 values"),
+        ("our (?<!x)(?! [()]| (?:b|c))values(?!\\\\))", "our values"),
+        ("our [\u00e9 ]values", "our \u00e9values"),
+    ],
+)
+def test_a_screen_lets_all_pass_that_a_regex_matches(tmp_path: Path, regex: str, text: str) -> None:
+    file = MINIMAL.replace('["nation"]', '["values"]').replace("our (?:great )?nation", regex)
+    file = file.replace('matches = ["our great nation"]', f'matches = ["{text}"]'.replace("\ud800", "-"))
+    patterns = load_text(tmp_path, file)
+    assert check_narratives([said(text)], patterns)[0] is not None
+
+
+MATCHING = st.sampled_from(["Our great nation is proud.", "我们伟大的祖国。", "Unser Vaterland!", "Слава России!"])
+
+
+@given(st.text(), MATCHING, st.text())
+def test_any_text_is_judged_and_the_words_stand_in_the_evidence(before: str, words: str, after: str) -> None:
+    found = PATTERNS.find(f"{before}\n\n{words}\n\n{after}", [])
+    assert found is None or found[1] in found[2]  # None: the text around it may make it a quotation
+
+
+@given(MATCHING, st.text(alphabet="abc .\n", max_size=300), st.text(alphabet="abc .\n", max_size=300))
+def test_plain_text_around_it_hides_nothing(words: str, before: str, after: str) -> None:
+    assert PATTERNS.find(f"{before}\n{words}\n{after}", []) is not None
+
+
+EXAMPLES = [row["conversation"]["messages"][-1]["content"] for row in LABELLED]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([*sorted(COMMON), *EXAMPLES, "our ", "the ", "\n", "é", "nos ", "unsere "]), max_size=9)
+)
+def test_many_at_once_get_the_verdicts_that_each_gets_alone(parts: list[str]) -> None:
+    many = [said("".join(parts)), said("Fine."), said(" ".join(reversed(parts)), reasoning="".join(parts[:2]))]
+    assert check_narratives(many, PATTERNS) == [check_narrative(one, PATTERNS) for one in many]
+
+
+def test_verdicts_on_common_words_alone_are_not_all_the_same() -> None:
+    rare = {literal for one in PATTERNS.patterns for literal, _ in one.literals} - COMMON
+    held = [one for one in LABELLED if not any(literal in str(one["conversation"]).lower() for literal in rare)]
+    found = check_narratives([Conversation(one["conversation"]["messages"], None) for one in held], PATTERNS)
+    assert any(found)
+    assert not all(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "our values " * 5000,
+        '"' * 50_000 + " our nation",
+        "our " * 20_000,
+        "“our values " * 3000,
+        "我们" * 20_000,
+        "> " * 30_000,
+    ],
+)
+def test_a_hostile_text_takes_no_more_than_seconds(text: str) -> None:
+    start = time.process_time()
+    PATTERNS.find(text, [])
+    assert time.process_time() - start < 5
+
+
+def test_the_minimal_file_loads_and_works(tmp_path: Path) -> None:
+    patterns = load_text(tmp_path, MINIMAL)
+    assert check_narrative(said("All hail our  nation."), patterns) is not None
+    assert check_narrative(said("Our nation eats.", "Translate it."), patterns) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[quotation]", "[quotation", "not valid TOML"),
+        ('theme = "possession"', 'theme = "posession"', "pattern en-nation: theme 'posession'; known: possession"),
+        ('language = "en"', 'language = "xx"', "pattern en-nation: language 'xx'; known: en"),
+        ('unless = ["play"]', 'unless = ["plays"]', "pattern en-nation: context plays; en has play"),
+        ('spares = ["possession"]', 'spares = ["all"]', "task translation: theme all"),
+        ('en = "translate"', 'xx = "translate"', "task translation: language xx"),
+        ("our (?:great )?nation", "our (?:great nation", "pattern en-nation: 'our (?:great nation': missing )"),
+        ("our (?:great )?nation", "(?:our nation)?", "matches the empty text"),
+        ("our (?:great )?nation", "our \\\\w+ nation", "pattern en-nation: '+' in"),
+        ("our (?:great )?nation", "our .* nation", "pattern en-nation: '*' in"),
+        ("our (?:great )?nation", "our \\\\w{2,} nation", "pattern en-nation: '{2,}' in"),
+        ("our (?:great )?nation", "our \\\\w{2,100} nation", "pattern en-nation: '{2,100}' in"),
+        ("our (?:great )?nation", "our (?:great ){0,9}nation", "pattern en-nation: '){' in"),
+        ("our (?:great )?nation", "our (great )?nation", "pattern en-nation: a capturing"),
+        ("our (?:great )?nation", "our nation", "its example 'our great nation' does not match"),
+        ('spares = ["our nations"', 'spares = ["in our nation"', "its example 'in our nation' matches"),
+        ('literals = ["nation"]', "literals = []", "at least one literal"),
+        ('literals = ["nation"]', 'literals = ["Nation"]', "does not match: mend the regex, the literals"),
+        ('play = "cake"', 'play = "cake|"', "matches the empty text"),
+        ("pairs = ['\"\"']", "pairs = ['\"']", "an opening and a closing mark"),
+        ('why = "No', 'whi = "No', "patterns[0].whi: Extra inputs are not permitted"),
+        ('name = "en-nation"', 'name = "translation"', "two entries are named translation"),
+        ("spaced = true", 'spaced = "yes"', "languages.en.spaced"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_entry_and_the_fault(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert MINIMAL.count(old) == 1
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        load_text(tmp_path, MINIMAL.replace(old, new))
+    assert "patterns.toml" in str(caught.value)
+
+
+def test_a_missing_file_says_where_it_comes_from(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="It is part of the repository"):
+        NarrativePatterns.load(tmp_path / "none.toml")

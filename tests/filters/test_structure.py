@@ -1,0 +1,45 @@
+"""Structure: which fault is named first, the limits, and who may type markup; the rest stands in test_fixtures.py."""
+
+from sft.conversation import Conversation
+from sft.filters.structure import CHECKS, check_structure
+
+USER, ANSWER = {"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}
+
+
+def reason(*messages, tools=None, max_chars=1000, **limits):
+    rejection = check_structure(Conversation(list(messages), tools), max_chars, **limits)
+    return rejection.reason if rejection else ""
+
+
+def test_a_sound_conversation_passes_every_check():
+    assert len(CHECKS) == 7
+    assert [check(Conversation([USER, ANSWER], None)) for check in CHECKS] == [None] * 7
+    assert reason(USER, ANSWER) == ""
+
+
+def test_a_length_of_exactly_the_limit_passes():
+    assert reason(USER, ANSWER, max_chars=15) == ""
+    assert reason(USER, ANSWER, max_chars=14) == "too-long"
+    assert reason(USER, ANSWER, max_message_chars=14) == ""
+    assert reason(USER, ANSWER, max_message_chars=13) == "message-too-long"
+
+
+def test_reasoning_and_arguments_count_as_length():
+    called = {"type": "function", "function": {"name": "f", "arguments": {"a": "xx"}}}
+    message = {"role": "assistant", "content": "2", "reasoning_content": "abc", "tool_calls": [called]}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert reason(USER, message, tools=tools, max_chars=14 + 1 + 3 + len('{"a": "xx"}')) == ""
+    assert reason(USER, message, tools=tools, max_chars=14 + 3 + len('{"a": "xx"}')) == "too-long"
+
+
+def test_what_cannot_be_read_is_named_before_what_is_in_disorder():
+    for control in "\x00\b\x7f":
+        assert reason({"role": "user", "content": f"a{control}"}) == "encoding-garbage"
+    assert reason({"role": "user", "content": "a"}) == "last-turn-not-assistant"
+
+
+def test_evidence_names_the_message_and_shows_the_place():
+    text = "x" * 500 + "<|im_end|>" + "y" * 500
+    rejection = check_structure(Conversation([{"role": "user", "content": text}, ANSWER], None), 10_000)
+    assert rejection is not None
+    assert rejection.evidence == f"messages[0]: {'x' * 100 + '<|im_end|>' + 'y' * 100!r}"

@@ -1,0 +1,214 @@
+"""Rows from raw files: every container, and every way a row can be broken."""
+
+import gzip
+import json
+import tempfile
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft.files import value_digest
+from sft.formats import raw_files
+from sft.formats.raw_files import Row, converted, read_objects
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+LINE = json.dumps(CHAT).encode() + b"\n"
+
+
+def write(folder: Path, name: str, content: bytes | str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_lines(folder: Path, name: str, *objects: Any) -> None:
+    write(folder, name, "".join(json.dumps(item) + "\n" for item in objects))
+
+
+def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    rows = list(rows)
+    assert [row.fault for row in rows] == [""] * len(rows)
+    return [row.record for row in rows if row.record is not None]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINE),
+        ("a.ndjson", LINE),
+        ("a.jsonl.gz", gzip.compress(LINE, mtime=0)),
+        ("a.jsonl.zst", zstandard.compress(LINE)),
+        ("a.json", json.dumps(CHAT, indent=2).encode()),
+        ("a.json", json.dumps([CHAT]).encode()),
+        ("a.json", b"\xef\xbb\xbf" + LINE),
+        ("a.json.gz", gzip.compress(json.dumps([CHAT]).encode(), mtime=0)),
+        ("deep/er/a.jsonl", b"\n" + LINE + b"\r\n"),
+    ],
+)
+def test_every_container_gives_the_same_record(tmp_path: Path, name: str, content: bytes) -> None:
+    write(tmp_path, name, content)
+    assert records(read_objects(tmp_path)) == [CHAT]
+
+
+def test_parquet_gives_its_rows_without_the_nulls_of_its_structs(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "name": "x"}
+    table = pa.Table.from_pylist([CHAT, {"messages": [call]}] * 300)
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    rows = list(read_objects(tmp_path))
+    assert len(rows) == 600
+    assert rows[0].record == CHAT
+    assert rows[599].record == {"messages": [{"role": "assistant", "name": "x"}]}
+    assert rows[599].where == "a.parquet:600"
+
+
+def test_json_with_an_object_on_each_line_is_read_by_lines(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", LINE + LINE)
+    assert [row.where for row in read_objects(tmp_path)] == ["a.json:1", "a.json:2"]
+
+
+def test_files_come_in_the_order_of_their_names_and_others_are_left_alone(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a/z.jsonl", "README.md", "c.csv"):
+        write(tmp_path, name, LINE)
+    assert [row.where for row in read_objects(tmp_path)] == ["a/z.jsonl:1", "b.jsonl:1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (b'{"messages": [', "not valid JSON"),
+        (b'{"messages": "\xff"}', "not valid UTF-8: byte 0xff at 14"),
+        (b"[1, 2]", "expected an object, found list"),
+        (b'{"messages": NaN}', "NaN is not JSON"),
+        (b'{"messages": [], "x": "\\ud800"}', "surrogate"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_broken_row_is_a_fault_at_its_line_and_the_next_row_is_read(tmp_path: Path, line: bytes, fault: str) -> None:
+    write(tmp_path, "a.jsonl", LINE + line + b"\n" + LINE)
+    good, broken, next_good = read_objects(tmp_path)
+    assert good.record == next_good.record == CHAT
+    assert (broken.where, broken.record, next_good.where) == ("a.jsonl:2", None, "a.jsonl:3")
+    assert fault in broken.fault
+    assert broken.raw == line.decode("utf-8", "replace")[:2000]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_cut_off_archive_gives_its_sound_rows_then_a_fault_never_silence(tmp_path: Path, suffix: str) -> None:
+    pack = gzip.compress if suffix == "gz" else zstandard.compress
+    lines = "".join(json.dumps({"messages": [], "n": value_digest(n)}) + "\n" for n in range(4000))
+    packed = pack(lines.encode())
+    write(tmp_path, f"a.jsonl.{suffix}", packed[: len(packed) * 3 // 4])
+    write(tmp_path, "b.jsonl", LINE)
+    rows = list(read_objects(tmp_path))
+    faults = [row for row in rows if row.record is None]
+    assert 1000 < len(rows) < 4000
+    assert "damaged compressed file" in faults[-1].fault
+    assert rows[-1].where == "b.jsonl:1"
+
+
+def test_a_zst_file_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl.zst", zstandard.compress(LINE) + zstandard.compress(LINE * 9_999))
+    assert len(records(read_objects(tmp_path))) == 10_000
+
+
+def test_a_file_that_is_no_parquet_is_one_fault(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", b"PAR1 but not really")
+    (row,) = read_objects(tmp_path)
+    assert row.where == "a.parquet:1"
+    assert "damaged Parquet file" in row.fault
+
+
+def test_what_parquet_knows_and_json_does_not_becomes_text_or_is_left_out(tmp_path: Path) -> None:
+    table = pa.table({"text": [b"caf\xc3\xa9"], "day": [date(2026, 1, 2)], "score": [float("nan")], "n": [1.5]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert records(read_objects(tmp_path)) == [{"text": "café", "day": "2026-01-02", "n": 1.5}]
+
+
+def test_bytes_in_parquet_that_are_no_text_are_a_fault_of_their_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [b"a", b"\xff", b"b"]}), tmp_path / "a.parquet")
+    good, broken, next_good = read_objects(tmp_path)
+    assert (good.record, next_good.record) == ({"text": "a"}, {"text": "b"})
+    assert (broken.where, broken.record) == ("a.parquet:2", None)
+    assert "not UTF-8" in broken.fault
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pa.array([b"a", b"\xff\xfe", b"b"]).view(pa.string()),
+        pa.array([0, 1 << 30, 0], pa.int32()).view(pa.date32()),
+        pa.array([0, 1 << 62, 0]).view(pa.duration("s")),
+    ],
+    ids=["text", "date", "duration"],
+)
+def test_a_value_in_parquet_that_cannot_be_read_is_a_fault_of_its_row(tmp_path: Path, odd: pa.Array) -> None:
+    pq.write_table(pa.table({"n": [1, 2, 3], "odd": odd}), tmp_path / "a.parquet")
+    good, broken, next_good = read_objects(tmp_path)
+    assert [row.record and row.record["n"] for row in (good, broken, next_good)] == [1, None, 3]
+    assert broken.where == "a.parquet:2"
+    assert broken.fault.startswith("a value that cannot be read")
+    assert not broken.is_end
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        ({}, "'messages' is missing"),
+        ({"messages": {"role": "user"}}, "messages must be a list of objects"),
+        ({"messages": ["Hi"]}, "messages must be a list of objects"),
+        ({"messages": [], "tools": [1]}, "tools must be a list of objects"),
+        ({"messages": [], "meta": 1}, "meta must be an object"),
+        ({"messages": [], "meta": {"refuse": ["so"]}}, "meta.refuse must be one of closed-model"),
+    ],
+)
+def test_a_record_that_no_reader_could_use_is_a_fault(record: dict[str, Any], fault: str) -> None:
+    row = converted(Row("a.jsonl:1", record, raw="{}"), lambda record, where: record)
+    assert row == Row("a.jsonl:1", None, row.fault, "{}")
+    assert fault in row.fault
+
+
+def test_a_sound_record_comes_without_the_text_of_its_row() -> None:
+    row = Row("a.jsonl:1", {"messages": [], "meta": {"refuse": "no-answer"}}, raw="{}")
+    assert converted(row, lambda record, where: record) == Row(row.where, row.record)
+
+
+@given(
+    st.lists(st.sampled_from(['{"a": 1}', "", "{broken", '{"b": "' + "x" * 40 + '"}', " ", "[1]"]), max_size=30),
+    st.booleans(),
+)
+def test_parts_in_order_are_the_file_whatever_stands_in_it(lines, ends):
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        folder = Path(place)
+        (folder / "a.jsonl").write_text("\n".join(lines) + ("\n" if ends else ""))
+        (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"c": 1}\n' * 30))
+        (folder / "c.json").write_text('{"d": 1}')
+        (folder / "README.md").write_text("no rows")
+        patch.setattr(raw_files, "PART_BYTES", 16)
+        patch.setattr(raw_files, "READ_BYTES", 8)
+        parts = raw_files.cut(folder)
+        whole = list(raw_files.read_objects(folder))
+        assert [row for part in parts for row in raw_files.read_part(folder, part)] == whole
+        assert len(whole) == sum(bool(line.strip()) for line in lines) + 31
+        text = sum(len(line) + 1 for line in lines)
+        assert len([part for part in parts if part.path == "a.jsonl"]) >= min(3, text // 70)
+
+
+def test_parts_of_a_table_are_its_row_groups_in_order(tmp_path, monkeypatch):
+    table = pa.table({"messages": [json.dumps([{"role": "user", "content": str(n)}]) for n in range(100)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no table" * 9)
+    monkeypatch.setattr(raw_files, "PART_BYTES", 100)
+    parts = raw_files.cut(tmp_path)
+    assert len(parts) > 10
+    assert [row for part in parts for row in raw_files.read_part(tmp_path, part)] == list(
+        raw_files.read_objects(tmp_path)
+    )
+    assert next(row.where for row in raw_files.read_part(tmp_path, parts[1])) == f"a.parquet:{parts[1].first}"

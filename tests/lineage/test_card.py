@@ -1,0 +1,103 @@
+"""card: a model card that a hub reads, with the licences of all data, and nothing that the reports do not say."""
+
+import pytest
+from ruamel.yaml import YAML
+
+from sft.lineage.card import HUB_LICENSES, render
+
+BASE = {"uri": "hf://models/owner/base", "license": "Apache-2.0", "parameters": 1000}
+PACK = {"splits": {"training": {"packs": 3, "trained_tokens": 90}}}
+SOURCE = {"domain": "chat", "license": "MIT", "uri": "pypi://a==1/b.json", "rows": 10, "kept": 9, "trained_tokens": 45}
+LINEAGE = {
+    "lineage_key": "0123456789abcdef",
+    "git_commit": "a" * 40,
+    "git_dirty": False,
+    "data": "d" * 64,
+    "base_model": "b" * 64,
+    "params": {"optimizer": {"lr": 1e-5}, "train": {"train_iters": 7}},
+    "packages": {},
+    "hardware": {"gpus": [], "processor": "a processor"},
+    "sources": {"chats": SOURCE},
+}
+
+
+def card(sources=None, evaluation=None, base=BASE):
+    reports = {"reports/fetch/model.json": base, "reports/pack.json": PACK}
+    return render({**LINEAGE, "sources": sources or {"chats": SOURCE}}, lambda path: reports.get(path, {}), evaluation)
+
+
+def front_matter(text):
+    assert text.startswith("---\n")
+    return YAML(typ="safe").load(text.split("---\n")[1])
+
+
+def test_the_front_matter_is_what_a_hub_reads():
+    hub = {**SOURCE, "uri": "hf://datasets/owner/chats/data/*.parquet", "license": "Apache-2.0"}
+    told = front_matter(card({"chats": hub, "more": {**hub, "uri": "hf://owner/more"}}))
+    assert told["license"] == "apache-2.0"
+    assert told["base_model"] == "owner/base"
+    assert told["datasets"] == ["owner/chats", "owner/more"]
+    assert told["library_name"] == "transformers"
+    assert {"sft", "chat", "lineage-0123456789abcdef"} <= set(told["tags"])
+
+
+@pytest.mark.parametrize(
+    ("licenses", "hub", "named"),
+    [
+        (["Apache-2.0"], "apache-2.0", None),
+        (["MIT"], "other", "Apache-2.0 and MIT"),
+        (["MIT and CC-BY-4.0", "MIT"], "other", "Apache-2.0 and CC-BY-4.0 and MIT"),
+        (["Apache-2.0, MIT and BSD-3-Clause"], "other", "Apache-2.0 and BSD-3-Clause and MIT"),
+        (['my "own": licence'], "other", 'Apache-2.0 and my "own": licence'),
+        ([None], "other", "Apache-2.0 and unknown"),
+    ],
+)
+def test_every_licence_of_data_and_base_model_travels_to_the_card(licenses, hub, named):
+    text = card({f"s{n}": {**SOURCE, "license": name} for n, name in enumerate(licenses)})
+    told = front_matter(text)
+    assert (told["license"], told.get("license_name")) == (hub, named)
+    for name in (named or "Apache-2.0").split(" and "):
+        assert name in text.split("# A fine-tuned")[1]
+
+
+def test_licences_of_the_hub_are_lower_case_identifiers():
+    assert all(name == name.lower() for name in HUB_LICENSES.values())
+
+
+def test_data_params_and_lineage_stand_in_tables():
+    text = card()
+    assert "| chats | chat | MIT | 10 | 9 | - | 45 | - | pypi://a==1/b.json | - |" in text
+    assert "| learning rate | 1e-05 |" in text
+    assert "| steps | 7 |" in text
+    assert "| trained on | a processor |" in text
+    assert "| lineage key | 0123456789abcdef |" in text
+
+
+def test_the_evaluation_stands_before_and_after_where_it_is_known():
+    assert "reports/eval.json" in card()
+    numbers = {"loss": 2.0, "stopped": None, "loss_by_domain": {"chat": 2.0}}
+    text = card(evaluation={"before": numbers, "after": {**numbers, "loss": 1.0}})
+    assert "| held-out loss | 2 | 1 |" in text
+    assert "| answers that stop by themselves | - | - |" in text
+    assert "| held-out loss: chat | 2 | 2 |" in text
+
+
+def test_a_model_trained_on_a_benchmark_says_not_to_report_it_there():
+    assert "Trained on benchmarks" not in card()
+    text = card({"calls": {**SOURCE, "origin": "OpenAI HumanEval, a benchmark"}, "chats": SOURCE})
+    assert "**Trained on benchmarks**: `calls`" in text
+
+
+def test_text_of_others_stays_in_its_cell():
+    text = card({"a|b": {**SOURCE, "origin": "x | y\n# heading <img src=x> [link](http://y)"}})
+    (line,) = [line for line in text.splitlines() if line.startswith("| a")]
+    assert line.replace(r"\|", "").count("|") == 11
+    assert "\n# heading" not in text
+    assert "<img" not in text
+    assert "[link]" not in text
+
+
+def test_a_model_without_reports_has_a_card():
+    text = render({key: value for key, value in LINEAGE.items() if key != "sources"}, lambda path: {})
+    assert front_matter(text)["license"] == "other"
+    assert "0123456789abcdef" in text

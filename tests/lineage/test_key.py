@@ -1,0 +1,138 @@
+"""Lineage: every thing that determines a model is in its key, and nothing else is."""
+
+import hashlib
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sft.files import file_digest, write_json
+from sft.lineage import key
+from sft.lineage.key import EVAL_RECORDS, Lineage, code_digest, git_state, import_closure, lineage_json, records
+
+ONE = Lineage(
+    data="d" * 64,
+    base_model="b" * 64,
+    params={"optimizer": {"lr": 1e-5}, "rng": {"seed": 1}},
+    code="c" * 64,
+    decisive_packages={"torch": "2.13.0"},
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "e" * 64},
+        {"base_model": "e" * 64},
+        {"params": {"optimizer": {"lr": 2e-5}, "rng": {"seed": 1}}},
+        {"code": "e" * 64},
+        {"decisive_packages": {"torch": "2.14.0"}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_determines_the_model_changes_the_key(change):
+    assert replace(ONE, **change).key != ONE.key
+
+
+def test_the_key_does_not_depend_on_the_order_of_params():
+    assert replace(ONE, params={"rng": {"seed": 1}, "optimizer": {"lr": 1e-5}}).key == ONE.key
+    assert len(ONE.key) == 16
+
+
+def test_the_closure_holds_what_a_module_imports_at_any_depth_and_inside_functions():
+    closure = import_closure("sft.stages.train")
+    assert {
+        "sft.stages.train",
+        "sft.training.bridge",
+        "sft.training.cpu",
+        "sft.tracking.sync",
+        "sft.params.schema",
+        "sft.files",
+    } <= closure.keys()
+    assert not {"sft.stages.filter", "sft.tokens.render", "sft.pages.report"} & closure.keys()
+    assert all(path.is_file() for path in closure.values())
+
+
+def test_a_changed_module_changes_the_digest_of_those_that_import_it(tmp_path, monkeypatch):
+    module = tmp_path / "other.py"
+    module.write_text("x = 1\n")
+    before = code_digest("sft.ledger")
+    closure = {**import_closure("sft.ledger"), "sft.other": module}
+    monkeypatch.setattr(key, "import_closure", lambda name: closure)
+    first = code_digest("sft.ledger")
+    module.write_text("x = 2\n")
+    assert len({before, first, code_digest("sft.ledger")}) == 3
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+def test_git_state_is_dirty_by_code_and_not_by_what_the_pipeline_writes(tmp_path):
+    assert git_state(tmp_path) == (None, None)
+    git(tmp_path, "init")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-m", "one")
+    commit, dirty = git_state(tmp_path)
+    assert commit is not None
+    assert len(commit) == 40
+    assert dirty is False
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/pack.json").write_text("{}")
+    (tmp_path / "dvc.lock").write_text("")
+    assert git_state(tmp_path) == (commit, False)
+    (tmp_path / "code.py").write_text("x = 2\n")
+    assert git_state(tmp_path) == (commit, True)
+
+
+def make_packed(folder: Path) -> None:
+    counts = {"domain": "chat", "license": "MIT", "conversations": 1, "tokens": 2, "trained_tokens": 1}
+    write_json(folder / "data/packed/metadata.json", {"sources": {"chats": counts}})
+    write_json(folder / "reports/fetch/chats.json", {"uri": "file://x", "sha256": "f", "rows_out": 3, "license": "MIT"})
+    write_json(folder / "reports/filter/chats.json", {"rows_out": 2, "rejected": {"no-answer": 1}})
+    write_json(folder / "reports/eval.json", {})
+
+
+def test_lineage_json_leads_from_the_model_back(tmp_path):
+    make_packed(tmp_path)
+    written = lineage_json(ONE, "run-1", tmp_path, b"changes")
+    assert written["lineage_key"] == ONE.key
+    assert written["mlflow_run_id"] == "run-1"
+    assert written["packages"]["torch"]
+    assert {"git_commit", "git_dirty", "data", "base_model", "params"} <= written.keys()
+    assert written["patch"] == hashlib.sha256(b"changes").hexdigest()
+    assert lineage_json(ONE, "run-1", tmp_path)["patch"] is None
+    assert written["sources"]["chats"]["uri"] == "file://x"
+    assert written["sources"]["chats"]["rows"] == 3
+    assert written["sources"]["chats"]["rejected"] == {"no-answer": 1}
+    assert written["hardware"].keys() == {"machine", "processor", "threads", "gpus"}
+    assert json.loads(json.dumps(written)) == written
+
+
+def test_lineage_json_names_the_reports_of_the_data_and_not_those_that_come_later(tmp_path):
+    make_packed(tmp_path)
+    named = lineage_json(ONE, "run-1", tmp_path)["records"]
+    assert named.keys() == {"data/packed/metadata.json", "reports/fetch/chats.json", "reports/filter/chats.json"}
+    assert named["reports/fetch/chats.json"] == file_digest(tmp_path / "reports/fetch/chats.json")
+
+
+def test_the_records_of_a_run_are_found_by_their_places(tmp_path):
+    make_packed(tmp_path)
+    (tmp_path / "dvc.lock").write_text("")
+    assert records(tmp_path).keys() >= {"dvc.lock", "reports/fetch/chats.json"}
+    assert records(tmp_path, EVAL_RECORDS).keys() == {"dvc.lock", "reports/eval.json"}
+
+
+def test_a_module_that_only_tells_of_a_model_is_not_in_the_key(tmp_path, monkeypatch):
+    module = tmp_path / "card.py"
+    module.write_text("x = 1\n")
+    monkeypatch.setattr(key, "import_closure", lambda name: {"sft.lineage.card": module, "sft.ledger": module})
+    monkeypatch.setattr(key, "file_digest", lambda path: path.read_text())
+    with_card = code_digest("sft.ledger")
+    monkeypatch.setattr(key, "import_closure", lambda name: {"sft.ledger": module})
+    assert code_digest("sft.ledger") == with_card
+    assert {"sft.lineage.card", "sft.lineage.patch"} <= key.TELLING

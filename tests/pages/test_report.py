@@ -1,0 +1,147 @@
+"""Run with: pytest tests/pages/test_report.py"""
+
+import re
+from html.parser import HTMLParser
+
+from sft.pages.report import SHARES, render
+
+HOSTILE = "<script>alert(1)</script>&\"'</pre></details><img src=x onerror=alert(1)>"
+
+
+def measured(loss, shares):
+    return {
+        "loss": loss,
+        "perplexity": 2.0,
+        "loss_by_domain": {"chat": loss, HOSTILE: 1.0},
+        **dict.fromkeys(SHARES, shares),
+    }
+
+
+def evaluation(share=0.5):
+    return {
+        "before": measured(2.5, share),
+        "after": measured(1.25, share),
+        "tool_prompts": 1,
+        "chat_prompts": 1,
+        "prompts_left_out": {"over-length": 3},
+        "samples_by_domain": {"chat": 8, HOSTILE: 8},
+        "tokens": 12_345,
+    }
+
+
+def answer(kind, text):
+    said = {"text": text, "stopped": True, "think_balanced": True}
+    if kind == "tool":
+        said["verdict"] = {"fault": "no-call"}
+    calls = [{"function": {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}}}]
+    reference = {"role": "assistant", "content": text, "tool_calls": calls}
+    return {
+        "kind": kind,
+        "source": HOSTILE,
+        "question": text,
+        "reference": reference,
+        "before": said,
+        "after": {**said, "stopped": False},
+    }
+
+
+DOMAINS = {
+    "chat": {"conversations": 3, "tokens": 400, "trained_tokens": 30},
+    HOSTILE: {"conversations": 1, "tokens": 100, "trained_tokens": 10},
+}
+
+CURVE = [
+    {"iteration": 1, "loss": 2.0},
+    {"iteration": 2, "loss": 1.0, "validation_loss": 1.5},
+    {"iteration": 3, "loss": 0.5},
+]
+
+
+class Elements(HTMLParser):
+    """Which elements a browser would see, whether all of them close, and what refers elsewhere."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.seen, self.references = [], set(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        self.references += [value for name, value in attrs if name in ("src", "href") or name.startswith("on")]
+        if tag not in ("meta", "rect", "line", "path"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_hostile_text_stays_text_wherever_it_stands():
+    page = render(evaluation(), [answer("tool", HOSTILE), answer("chat", HOSTILE)], CURVE, HOSTILE, DOMAINS)
+    elements = Elements(page)
+    assert page.count("&lt;script&gt;") >= 10
+    assert elements.seen.isdisjoint({"script", "img", "link", "iframe"})
+    assert elements.references == []
+    assert elements.open == []
+    assert "http" not in page
+
+
+def test_the_page_shows_before_and_after_and_every_count():
+    page = render(evaluation(), [answer("tool", "What now?")], CURVE, "k3y", DOMAINS)
+    for shown in ("2.500", "1.250", "12,345", "prompts left out: over-length", "k3y", "What now?", "no-call"):
+        assert shown in page
+    assert "cut at max_new_tokens" in page
+
+
+def test_what_was_not_measured_is_said_to_be_so():
+    page = render(evaluation(share=None), [], [], "key", {})
+    assert page.count("no prompts") == 2 * len(SHARES)
+    assert "Loss while training" not in page
+    assert "No prompts." in page
+
+
+def test_a_curve_of_one_value_and_a_loss_of_zero_can_be_drawn():
+    numbers = evaluation()
+    for name in ("before", "after"):
+        numbers[name]["loss_by_domain"] = {"chat": 0.0}
+    page = render(numbers, [], [{"iteration": 5, "loss": 1.0}, {"iteration": 6, "loss": 1.0}], "key", {})
+    assert "nan" not in page
+    assert "Loss while training" in page
+
+
+def test_a_single_validation_can_be_seen_and_steps_have_their_mean():
+    curve = [{"iteration": step, "loss": float(step % 2)} for step in range(48)]
+    page = render(evaluation(), [], [*curve, {"iteration": 48, "loss": 1.0, "validation_loss": 0.5}], "key", {})
+    assert page.count("<circle") == 1
+    heights = {
+        name: {point.split()[1] for point in re.search(rf'<path class="{name}" d="M([^"]+)"', page)[1].split(" L")}
+        for name in ("step", "loss")
+    }
+    assert heights["step"] == {"14.0", "234.0"}
+    assert "124.0" in heights["loss"]
+
+
+def test_a_long_answer_is_shortened_and_says_by_how_much():
+    page = render(evaluation(), [answer("chat", "a" * 1_500)], CURVE, "key", {})
+    assert "[300 more characters]" in page
+    assert "a" * 1_201 not in page
+
+
+def test_the_same_inputs_give_the_same_page():
+    inputs = (evaluation(), [answer("tool", "a")], CURVE, "key", {})
+    assert render(*inputs) == render(*inputs)
+
+
+def test_all_fourteen_domains_have_a_name_and_a_place_and_ones_own_comes_behind_them():
+    page = render(evaluation(), [], [], "key", DOMAINS)
+    rows = re.findall(r"<tr><td>(.*?)</td><td class=\"faint\">(.*?)</td>(.*?)</tr>", page)
+    assert len(rows) == 15
+    cells = {name: re.findall(r"<td>(.*?)</td>", rest) for name, _, rest in rows}
+    assert cells["General chat"] == ["3", "400", "30", "75.0%"]
+    assert cells["Safety"] == ["-", "-", "-", "-"]
+    assert all(described for _, described, _ in rows)
+    assert list(cells)[-1].startswith("&lt;script&gt;")
+    bars = re.findall(r'text-anchor="end">([^<]*)</text>', page.partition("Held-out loss by domain")[2])
+    assert bars[0] == "General chat"

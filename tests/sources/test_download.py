@@ -1,0 +1,539 @@
+"""What a uri brings: pinned, verified, resumed, and refused with a reason."""
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from sft.cli import InputError
+from sft.params.schema import Download, Source
+from sft.sources.download import FetchedFile, extract_zip, fetch_files, redact, select
+
+BODY = bytes(range(256)) * 8192  # 2 MiB
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def fetch(uri: str, folder: Path, **pins: Any) -> list[FetchedFile]:
+    target = folder / "target"
+    target.mkdir()
+    return fetch_files(Source(uri=uri, format="openai", **pins), target)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of its own: partial downloads and relative paths are seen from there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Web(http.server.ThreadingHTTPServer):
+    """A loopback server: answers by path, and a record of what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Page)
+        self.files: dict[str, bytes] = {"/a.bin": BODY}
+        self.redirects: dict[str, str] = {}
+        self.cut_at: int | None = None
+        self.ranges: list[str | None] = []
+        self.hub: dict[str, bytes] = {}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    server: Web
+
+    def log_message(self, *parts: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        if path in self.server.redirects:
+            self.answer(302, b"", Location=self.server.redirects[path])
+        elif path in self.server.files:
+            self.send_file(self.server.files[path])
+        elif self.server.hub and "/tree/" in path:
+            self.answer(200, json.dumps([hub_entry(*file) for file in self.server.hub.items()]).encode())
+        elif self.server.hub and "/revision/" in path:
+            siblings = [{"rfilename": name} for name in self.server.hub]
+            self.answer(200, json.dumps({"id": "own/set", "sha": COMMIT, "siblings": siblings}).encode())
+        elif self.server.hub and f"/resolve/{COMMIT}/" in path:
+            content = self.server.hub[path.partition(f"/resolve/{COMMIT}/")[2]]
+            self.answer(200, content, **{"ETag": f'"{sha256(content)}"', "X-Repo-Commit": COMMIT})
+        else:
+            self.answer(404, b"no such file")
+
+    def send_file(self, content: bytes) -> None:
+        asked = self.headers.get("Range")
+        self.server.ranges.append(asked)
+        start = int(re.findall(r"\d+", asked)[0]) if asked else 0
+        if start >= len(content):
+            self.answer(416, b"")
+            return
+        rest, cut = content[start:], self.server.cut_at
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        self.wfile.write(rest[:cut] if cut is not None else rest)
+
+    def answer(self, status: int, content: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+def hub_entry(path: str, content: bytes) -> dict[str, Any]:
+    """A file as the hub lists it: .parquet stands for a large file, with its sha256."""
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    entry: dict[str, Any] = {"type": "file", "oid": git, "size": len(content), "path": path}
+    if path.endswith(".parquet"):
+        entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
+    return entry
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    server = Web()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+# Paths and messages
+
+
+@pytest.mark.parametrize(
+    ("path", "chosen"),
+    [
+        ("a", {"a/b.json": "b.json", "a/c/d.json": "c/d.json"}),
+        ("a/b.json", {"a/b.json": "b.json"}),
+        ("a/*.json", {"a/b.json": "b.json"}),
+        ("a/**/*.json", {"a/b.json": "b.json", "a/c/d.json": "c/d.json"}),
+        ("**/d.json", {"a/c/d.json": "a/c/d.json"}),
+        ("a/{,c/}?.json", {"a/b.json": "b.json", "a/c/d.json": "c/d.json"}),
+        ("e,f.txt", {"e,f.txt": "e,f.txt"}),
+        ("", {"a/b.json": "a/b.json", "a/c/d.json": "a/c/d.json", "aa/x": "aa/x", "e,f.txt": "e,f.txt"}),
+    ],
+)
+def test_a_path_names_a_file_a_folder_or_a_pattern(path: str, chosen: dict[str, str]) -> None:
+    assert select(["a/b.json", "a/c/d.json", "aa/x", "e,f.txt"], path, "there") == chosen
+
+
+def test_a_missing_member_names_the_nearest(here: Path) -> None:
+    with pytest.raises(InputError, match=r"no file 'data/train.json'. Nearest: data/training.json"):
+        select(["data/training.json", "LICENSE"], "data/train.json", "there")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "https://user:hunter2@host/file failed",
+        "at https://host/file?X-Amz-Signature=hunter2&b=c",
+        "GET 'https://host/file#hunter2' and s3://hunter2:x@bucket/key",
+    ],
+)
+def test_secrets_of_a_url_are_never_shown(secret: str) -> None:
+    assert "hunter2" not in redact(secret)
+    assert "://" in redact(secret)
+
+
+def test_an_unknown_scheme_lists_the_known_ones(here: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown scheme. Known: pypi://, hf://, https://"):
+        fetch("ftp://host/file", here)
+
+
+def test_a_path_without_a_scheme_is_told_its_uri(here: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^data/mine.jsonl: unknown .*\. A file of this machine: file://data/mine.jsonl$"
+    ):
+        fetch("data/mine.jsonl", here)
+
+
+# file://
+
+
+def test_files_are_copied_not_linked(here: Path) -> None:
+    (here / "mine.jsonl").write_bytes(b"{}\n")
+    (here / "link.jsonl").symlink_to("mine.jsonl")
+    assert fetch("file://link.jsonl", here) == [FetchedFile("link.jsonl", 3, sha256(b"{}\n"))]
+    assert not (here / "target/link.jsonl").is_symlink()
+
+
+def test_a_folder_or_pattern_of_files_keeps_their_places(here: Path) -> None:
+    for name in ("in/a.jsonl", "in/deep/b.jsonl", "in/c.txt"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    assert [file.path for file in fetch("file://in/**/*.jsonl", here)] == ["a.jsonl", "deep/b.jsonl"]
+    (here / "target").rename(here / "other")
+    assert [file.path for file in fetch(f"file://{here}/in", here)] == ["a.jsonl", "c.txt", "deep/b.jsonl"]
+
+
+def test_links_lead_to_what_is_behind_them_once_and_never_to_nothing_in_silence(here: Path) -> None:
+    for name in ("in/a.jsonl", "elsewhere/b.jsonl"):
+        (here / name).parent.mkdir()
+        (here / name).write_text(name)
+    (here / "in/deep").symlink_to("../elsewhere")
+    (here / "in/round").symlink_to(".")
+    assert [file.path for file in fetch("file://in", here)] == ["a.jsonl", "deep/b.jsonl"]
+    (here / "in/lost.jsonl").symlink_to("nowhere.jsonl")
+    (here / "target").rename(here / "other")
+    with pytest.raises(FileNotFoundError, match=r"in/lost\.jsonl"):
+        fetch("file://in", here)
+    (here / "target").rename(here / "another")
+    assert [file.path for file in fetch("file://in/**/b.jsonl", here)] == ["deep/b.jsonl"]
+
+
+def test_a_name_that_no_report_can_hold_is_refused(here: Path) -> None:
+    (here / "in").mkdir()
+    (here / "in" / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(b"{}\n")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        fetch("file://in", here)
+
+
+def test_a_wrong_digest_keeps_nothing_and_says_both(here: Path) -> None:
+    (here / "a.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(
+        InputError, match=f"expected digest {'0' * 64}, found {sha256(b'{}' + bytes([10]))}. Nothing was"
+    ):
+        fetch("file://a.jsonl", here, sha256="0" * 64)
+    assert list((here / "target").iterdir()) == []
+    assert (here / "a.jsonl").exists()
+
+
+def test_a_file_that_does_not_exist_is_named(here: Path) -> None:
+    with pytest.raises(InputError, match=r"absent/x.jsonl does not exist"):
+        fetch("file://absent/x.jsonl", here.parent / here.name)
+
+
+# https:// (http:// on this machine)
+
+
+def test_a_download_is_verified_and_leaves_no_part(here: Path, web: Web) -> None:
+    assert fetch(f"{web.url}/a.bin?token=x", here, sha256=sha256(BODY)) == [
+        FetchedFile("a.bin", len(BODY), sha256(BODY))
+    ]
+    assert not (here / ".fetch-partial").exists()
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(here: Path, web: Web) -> None:
+    web.cut_at = 1 << 20
+    with pytest.raises(InputError, match=r"interrupted.*goes on where it stopped"):
+        fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))
+    assert list((here / "target").iterdir()) == []
+    (here / "target").rmdir()
+    web.cut_at = None
+    assert fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))[0].sha256 == sha256(BODY)
+    first, second = web.ranges
+    assert first is None
+    assert second is not None
+    assert int(second.removeprefix("bytes=").rstrip("-")) > 0
+
+
+def test_a_part_that_is_longer_than_the_file_is_dropped(here: Path, web: Web) -> None:
+    (here / ".fetch-partial").mkdir()
+    (here / ".fetch-partial" / sha256(BODY)).write_bytes(BODY + b"more")
+    assert fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))[0].sha256 == sha256(BODY)
+    assert web.ranges == [f"bytes={len(BODY) + 4}-", None]
+
+
+def test_wrong_content_is_removed_so_that_a_rerun_starts_afresh(here: Path, web: Web) -> None:
+    with pytest.raises(InputError, match=f"expected digest {'0' * 64}, found {sha256(BODY)}"):
+        fetch(f"{web.url}/a.bin", here, sha256="0" * 64)
+    assert list((here / ".fetch-partial").iterdir()) == []
+
+
+def test_what_the_server_answers_is_said_without_the_query(here: Path, web: Web) -> None:
+    with pytest.raises(InputError, match="404") as caught:
+        fetch(f"{web.url}/b.bin?token=hunter2", here, sha256="0" * 64)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_host_that_does_not_answer_is_said_without_the_query(here: Path) -> None:
+    with pytest.raises(InputError, match="no answer") as caught:
+        fetch("http://127.0.0.1:9/a.bin?token=hunter2", here, sha256="0" * 64)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("http://example.org/a.bin", "only https"),
+        ("http://169.254.169.254/a.bin", "only https"),
+        ("http://2130706433/a.bin", "only https"),
+        ("https://user:hunter2@example.org/a.bin", "user or password"),
+        ("https://example.org/", "names no file"),
+        ("https://example.org/..", "names no file"),
+        ("https:///a.bin", "names no file"),
+        ("https://[::1/a.bin", "not a URL"),
+    ],
+)
+def test_a_url_that_is_not_safe_is_refused_before_anything_is_asked(here: Path, uri: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        fetch(uri, here, sha256="0" * 64)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["http://example.org/a.bin", "file:///etc/passwd", "ftp://127.0.0.1/a.bin"])
+def test_a_redirect_away_from_https_is_refused(here: Path, web: Web, target: str) -> None:
+    web.redirects["/moved.bin"] = target
+    with pytest.raises(InputError, match="only https"):
+        fetch(f"{web.url}/moved.bin", here, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254", "[::1]", "localhost", "2130706433", "0x7f.1"])
+def test_a_redirect_from_outside_to_an_inner_address_is_refused(host: str) -> None:
+    from sft.sources.download import _check_url
+
+    _check_url(f"https://{host}/a", before=None)
+    with pytest.raises(InputError, match="internal address"):
+        _check_url(f"https://{host}/a", before="https://example.org/a")
+
+
+def test_a_redirect_on_the_same_machine_is_followed(here: Path, web: Web) -> None:
+    web.redirects["/moved.bin"] = "/a.bin"
+    assert fetch(f"{web.url}/moved.bin", here, sha256=sha256(BODY))[0].path == "moved.bin"
+
+
+@pytest.mark.parametrize("uri", ["https://example.org/a.bin", "s3://bucket/key", "pypi://a==1/b"])
+def test_a_download_without_a_digest_is_refused(here: Path, uri: str) -> None:
+    with pytest.raises(InputError, match="sha256 is missing"):
+        fetch(uri, here)
+
+
+# s3://
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    import boto3
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="data")
+    client.put_object(Bucket="data", Key="deep/a.bin", Body=BODY)
+    yield client
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_object_of_a_store_is_fetched_resumed_and_missed(here: Path, bucket: Any) -> None:
+    (here / ".fetch-partial").mkdir()
+    (here / ".fetch-partial" / sha256(BODY)).write_bytes(BODY[: 1 << 20])
+    assert fetch("s3://data/deep/a.bin", here, sha256=sha256(BODY)) == [FetchedFile("a.bin", len(BODY), sha256(BODY))]
+    (here / "target/a.bin").unlink()
+    (here / "target").rmdir()
+    with pytest.raises(InputError, match=r"s3://data/absent.bin: the store did not give it"):
+        fetch("s3://data/absent.bin", here, sha256=sha256(BODY))
+
+
+# pypi://
+
+
+@pytest.fixture
+def wheel(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel made by hand, which pip finds without any index."""
+    path = here / "links/tiny_data-1.0-py3-none-any.whl"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("tiny_data/rows/a.jsonl", "{}\n")
+        archive.writestr("tiny_data/rows/b.jsonl", "{}\n{}\n")
+        archive.writestr("tiny_data-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n")
+        archive.writestr(
+            "tiny_data-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny_data-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    return path
+
+
+def test_members_of_a_wheel_are_extracted_below_the_fixed_part_of_the_path(here: Path, wheel: Path) -> None:
+    pin = sha256(wheel.read_bytes())
+    files = fetch("pypi://tiny-data==1.0/tiny_data/rows/*.jsonl", here, sha256=pin)
+    assert [(file.path, file.bytes) for file in files] == [("a.jsonl", 3), ("b.jsonl", 6)]
+    assert not (here / ".fetch-partial").exists()
+
+
+def test_a_wheel_with_another_digest_is_not_opened(here: Path, wheel: Path) -> None:
+    found = sha256(wheel.read_bytes())
+    with pytest.raises(InputError, match=f"expected digest {'0' * 64}, found {found}. Nothing was kept"):
+        fetch("pypi://tiny-data==1.0/tiny_data/rows", here, sha256="0" * 64)
+    assert list((here / "target").iterdir()) == []
+
+
+def test_a_version_that_is_not_there_says_what_pip_says(here: Path, wheel: Path) -> None:
+    with pytest.raises(InputError, match=r"pip did not bring the wheel.*tiny-data==2.0"):
+        fetch("pypi://tiny-data==2.0/tiny_data", here, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("uri", ["pypi://tiny-data/x", "pypi://--index-url==1/x", "pypi://a==1", "pypi://a>=1/x"])
+def test_a_uri_of_another_shape_is_refused(here: Path, uri: str) -> None:
+    with pytest.raises(InputError, match="expected pypi://name==version/path"):
+        fetch(uri, here, sha256="0" * 64)
+
+
+# Hostile archives
+
+
+def archive_with(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (("data/good.txt", b"good"), *members):
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def special(name: str, mode: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+HOSTILE = {
+    "leaves its folder": archive_with(("data/../../evil", b"x")),
+    "leaves its folder ": archive_with(("..", b"x")),
+    "has an absolute path": archive_with(("/etc/evil", b"x")),
+    "has an absolute path ": archive_with(("C:/evil", b"x")),
+    "has a backslash": archive_with(("data\\..\\evil", b"x")),
+    "control character": archive_with(("data/aXb", b"x")).replace(b"data/aXb", b"data/a\x00b"),
+    "has an empty part": archive_with(("data//evil", b"x")),
+    "has an empty part ": archive_with(("data/./evil", b"x")),
+    "is neither file nor folder": archive_with((special("data/link", stat.S_IFLNK | 0o777), b"/etc/passwd")),
+    "is neither file nor folder ": archive_with((special("data/pipe", stat.S_IFIFO | 0o600), b"")),
+    "is neither file nor folder  ": archive_with((special("data/disk", stat.S_IFBLK | 0o600), b"")),
+    "stands there twice": archive_with(("data/a", b"1"), ("data/A", b"2")),
+    "stands there twice ": archive_with(("data/e\u0301", b"1"), ("data/\u00e9", b"2")),
+    "unpacks to too much": archive_with(("data/bomb", bytes(32 << 20))),
+    "damaged archive": archive_with()[:-10],
+    "damaged archive ": b"not a zip",
+}
+
+
+@pytest.mark.parametrize("reason", list(HOSTILE))
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_hostile_archive_is_refused_whole(tmp_path: Path, reason: str) -> None:
+    archive, folder = tmp_path / "a.whl", tmp_path / "inside"
+    archive.write_bytes(HOSTILE[reason])
+    folder.mkdir()
+    with pytest.raises(InputError, match=reason.strip()):
+        extract_zip(archive, "data", folder, "evil==1")
+    assert list(folder.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.whl", "inside"]
+
+
+def test_members_that_overlap_are_refused(tmp_path: Path) -> None:
+    content = bytearray(archive_with(("data/big", os.urandom(4000))))
+    # The directory's entry of the small member claims to be as long as the whole archive.
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 20 : entry + 24] = len(content).to_bytes(4, "little")
+    (tmp_path / "a.whl").write_bytes(content)
+    with pytest.raises(InputError, match="members that overlap"):
+        extract_zip(tmp_path / "a.whl", "data", tmp_path / "inside", "evil==1")
+
+
+def test_a_sound_archive_is_extracted(tmp_path: Path) -> None:
+    (tmp_path / "a.whl").write_bytes(archive_with(("data/deep/", b""), ("data/deep/b", b"b")))
+    extract_zip(tmp_path / "a.whl", "data", tmp_path / "inside", "good==1")
+    assert {path.name for path in (tmp_path / "inside").rglob("*")} == {"good.txt", "deep", "b"}
+
+
+# hf://
+
+
+def from_hub(here: Path, web: Web, uri: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Fetch from the loopback hub in another process: huggingface_hub reads HF_ENDPOINT when imported."""
+    program = f"""
+        from pathlib import Path
+        from sft.cli import InputError
+        from sft.sources.download import fetch_files
+        from sft.params.schema import Source
+        Path("target").mkdir()
+        try:
+            source = Source(uri={uri!r}, format="openai", revision={COMMIT!r})
+            for file in fetch_files(source, Path("target")):
+                print(file.path, file.bytes)
+        except InputError as error:
+            print("InputError", error)
+    """
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": web.url,
+        "HF_HOME": str(here / "home"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        **more,
+    }
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, check=False)
+
+
+def test_files_of_a_commit_are_fetched_from_the_hub_and_checked(here: Path, web: Web) -> None:
+    web.hub = {"README.md": b"# Set\n", "data/a.parquet": b"PAR1" * 100, "data/[b].jsonl": b"{}\n"}
+    done = from_hub(here, web, "hf://own/set/data/*")
+    assert done.stdout.splitlines() == ["[b].jsonl 3", "a.parquet 400"], done.stderr
+    assert sorted(path.name for path in here.iterdir() if path.name != "home") == ["target"]
+
+
+def test_a_file_that_the_hub_does_not_have_names_the_nearest(here: Path, web: Web) -> None:
+    web.hub = {"data/train.jsonl": b"{}\n"}
+    assert "no file 'train.jsonl'. Nearest: data/train.jsonl" in from_hub(here, web, "hf://own/set/train.jsonl").stdout
+
+
+def test_a_hub_that_gives_another_file_than_its_commit_says_is_caught(here: Path, web: Web) -> None:
+    web.hub = {"a.jsonl": b"{}\n"}
+    web.files = {f"/datasets/own/set/resolve/{COMMIT}/a.jsonl": b"[]\n"}
+    done = from_hub(here, web, "hf://own/set/a.jsonl")
+    assert "InputError" in done.stdout, done.stderr
+    assert list((here / "target").iterdir()) == []
+
+
+def test_offline_and_unknown_repositories_are_said(here: Path, web: Web) -> None:
+    said = from_hub(here, web, "hf://own/other").stdout
+    assert "the hub did not give it" in said
+    (here / "target").rmdir()
+    assert "HF_HUB_OFFLINE" in from_hub(here, web, "hf://own/set", HF_HUB_OFFLINE="1").stdout
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12]])
+def test_a_branch_or_tag_is_refused(here: Path, revision: str | None) -> None:
+    with pytest.raises(InputError, match=r"expected a commit, 40 hex digits\. A branch or tag may move"):
+        fetch("hf://own/set", here, revision=revision)
+
+
+def test_a_base_model_may_be_a_file(here: Path) -> None:
+    (here / "m.gguf").write_bytes(b"GGUF")
+    (here / "target").mkdir()
+    assert fetch_files(Download(uri="file://m.gguf"), here / "target")[0].path == "m.gguf"

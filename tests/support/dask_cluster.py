@@ -1,0 +1,82 @@
+"""A real Dask cluster on loopback, and what one asks of processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SOURCES = Path(__file__).parents[2] / "src"
+
+
+def alive(pid):
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def start_driver(folder, *command, **environment):
+    """Start what drives a stage, with two workers of this machine where `environment` does not say otherwise."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "SFT_EXECUTOR"}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**surroundings, "PYTHONPATH": str(SOURCES), "SFT_WORKERS": "2", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def children(process):
+    """Ids of the processes that a process has started."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+class Cluster:
+    """A real scheduler and workers on loopback."""
+
+    def __init__(self, folder):
+        self.folder, self.file, self.processes = folder, folder / "scheduler.json", []
+        self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(self.file), "--no-dashboard")
+        wait_until(lambda: self.file.exists() and self.file.stat().st_size)  # it is made before it is written
+        self.address = json.loads(self.file.read_text())["address"].replace("tcp://", "dask://")
+
+    def add_worker(self, *options):
+        return self._start(
+            "worker", self.address.replace("dask://", "tcp://"), "--nthreads", "1", "--no-dashboard", *options
+        )
+
+    def _start(self, command, *options):
+        local = ["--host", "127.0.0.1"] + (["--local-directory", str(self.folder)] if command == "worker" else [])
+        process = subprocess.Popen(
+            [Path(sys.prefix, "bin", "dask"), command, *options, *local],
+            cwd=self.folder,
+            stdout=(self.folder / "dask.log").open("a"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()

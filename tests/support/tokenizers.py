@@ -1,0 +1,26 @@
+"""Small real tokenizers: byte-level BPE with chosen control tokens, made without torch."""
+
+import json
+from pathlib import Path
+
+from tests.support.tiny_model import ADDED_TOKENS, VOCABULARY, train_tokenizer
+
+# What the tokenizers of Qwen3 and Nemotron 3 add to theirs.
+REASONING_AND_TOOLS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
+
+
+def write_tokenizer(folder: Path, added: tuple[str, ...] = ADDED_TOKENS, **named: str) -> Path:
+    """Write tokenizer.json and tokenizer_config.json; `named` are eos_token (default <|im_end|>), bos_token."""
+    tokenizer = train_tokenizer(VOCABULARY + len(added), added)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | named
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder

@@ -1,0 +1,77 @@
+"""A run as training tells MLflow of it, in small, and what a store then has: of the tests in run/tracking/."""
+
+import json
+
+from sft.tracking import journal
+from sft.tracking import store as store_of_runs
+from sft.tracking.journal import Dataset, Metrics, open_run, true_status
+from sft.tracking.store import EXPERIMENT, REGISTERED_MODEL
+
+KEY = "0123456789abcdef"
+PARAMS = {"optimizer": {"lr": 1e-5}, "train": {"train_iters": 6}}
+DATA = Dataset("packed", "f" * 64, "file:///data/packed", "training", {"tokens": "12"})
+SOURCE = Dataset("calls", "e" * 64, "file:///data/calls", "source", {"license": "MIT", "rows": "9", "tokens": "12"})
+HELD_OUT = Dataset("held-out", "d" * 64, "file:///data/packed", "evaluation", {"chat": "4"})
+
+
+def made(folder, key=KEY, digest=DATA.digest, sampled=False, **params):
+    """Tell of the packed data of a run, as who begins a training does."""
+    report = folder / "filter.json"
+    report.write_text("{}")
+    journal.add_data(
+        folder / "runs" / key, digest, {"filter": params}, {"filter/rows_in": 10.0}, [SOURCE, DATA],
+        {"reports/filter.json": report}, sampled=sampled,
+    )  # fmt: skip
+
+
+def data_runs(experiment=EXPERIMENT):
+    client = store_of_runs.connect()
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id], "tags.stage = 'data'") if found else []
+
+
+def begin(folder, key=KEY, sampled=False, **tags):
+    return open_run(folder / "runs" / key, PARAMS, tags, [DATA, SOURCE], sampled=sampled)
+
+
+def exported(folder, key=KEY, parent=None, more=""):
+    """A model as training leaves it."""
+    model = folder / "models/final"
+    model.mkdir(parents=True, exist_ok=True)
+    told = {"lineage_key": key, "data": DATA.digest, "base_model": "b", "code": "c", "git_commit": "a" * 40}
+    (model / "lineage.json").write_text(json.dumps({**told, "params": PARAMS, "parent": parent, "more": more}))
+    return model
+
+
+def begin_and_finish(folder):
+    """A whole run: two steps, a model, and what its evaluation says."""
+    box = begin(folder)
+    with true_status(box):
+        for step in (1, 2):
+            Metrics(box).log(step, loss=1 / step)
+        journal.add_model(box, exported(folder), {"train_loss": 0.5})
+    evaluate(box, 0.4)
+    return box
+
+
+def evaluate(box, loss, passed=True, held_out=HELD_OUT):
+    box.add(
+        "evaluation", tags={}, params={"eval.seed": "1"}, metrics={"eval/after/loss": loss}, passed=passed, loss=loss,
+        dataset=held_out.__dict__,
+    )  # fmt: skip
+
+
+def history(run_id, name="loss"):
+    return [(metric.step, metric.value) for metric in store_of_runs.connect().get_metric_history(run_id, name)]
+
+
+def children(run_id):
+    client = store_of_runs.connect()
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return {run.info.run_name: run for run in found}
+
+
+def aliases():
+    model = store_of_runs.connect().get_registered_model(REGISTERED_MODEL)
+    return dict(model.aliases)

@@ -1,0 +1,104 @@
+"""Shards: rows come back as they went in, in order, whatever their number."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sft import parquet
+from sft.cli import InputError
+from sft.parquet import SAMPLES, ShardWriter, read_rows, read_tables
+
+
+def rows(number: int) -> list[dict]:
+    return [
+        {"conversation_id": f"c{n}", "sample": n % 3, "ids": [n, n + 1], "mask": [0, 1], "turn_ends": [2]}
+        for n in range(number)
+    ]
+
+
+def write(folder, number):
+    with ShardWriter(folder, "samples", SAMPLES) as writer:
+        for row in rows(number):
+            writer.write(row)
+
+
+@pytest.mark.parametrize("number", [0, 1, 999, 1000, 1001, 2500])
+def test_rows_come_back_in_order(tmp_path, number):
+    write(tmp_path, number)
+    assert list(read_rows(tmp_path)) == rows(number)
+
+
+def test_long_data_is_cut_into_shards_and_read_in_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "ROWS_PER_SHARD", 2000)
+    write(tmp_path, 4500)
+    names = [path.name for path in parquet.shard_paths(tmp_path)]
+    assert names == ["samples-00000.parquet", "samples-00001.parquet", "samples-00002.parquet"]
+    assert max(len(table) for table in read_tables(tmp_path)) == parquet.ROWS_PER_GROUP
+    assert list(read_rows(tmp_path)) == rows(4500)
+
+
+def test_same_rows_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name, 1500)
+    first, second = (tmp_path / name / "samples-00000.parquet" for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_folder_without_shards_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the stage before"):
+        list(read_rows(tmp_path))
+
+
+def test_a_shard_with_any_byte_damaged_is_an_error_or_gives_the_same_rows_or_fewer(tmp_path):
+    """Fewer: the footer has no checksum, and its number of rows is what the reports of stages are for."""
+    write(tmp_path, 40)
+    (path,) = parquet.shard_paths(tmp_path)
+    sound, refused = path.read_bytes(), 0
+    for place in range(0, len(sound), 5):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x80]) + sound[place + 1 :])
+        try:
+            found = [row for table in read_tables(tmp_path, schema=SAMPLES) for row in table.to_pylist()]
+        except InputError:
+            refused += 1
+        else:
+            assert found == rows(40) or (found == rows(40)[: len(found)] and len(found) < 40)
+    assert refused > len(sound) / 5 / 2
+
+
+@pytest.mark.parametrize("length", [0, 8, 300, -8, -1])
+def test_a_shard_that_is_cut_off_is_an_error_that_names_it(tmp_path, length):
+    write(tmp_path, 40)
+    (path,) = parquet.shard_paths(tmp_path)
+    path.write_bytes(path.read_bytes()[:length])
+    for read in (lambda: list(read_rows(tmp_path)), lambda: parquet.plan_stretches(tmp_path)):
+        with pytest.raises(InputError, match=r"samples-00000\.parquet: damaged"):
+            read()
+
+
+def test_what_other_tools_make_of_the_types_is_read_as_the_same(tmp_path):
+    write(tmp_path, 3)
+    (path,) = parquet.shard_paths(tmp_path)
+    wide = {"conversation_id": pa.large_string(), "sample": pa.int64(), "mask": pa.large_list(pa.int64())}
+    pq.write_table(
+        pq.read_table(path).select([*wide, "ids"]).cast(pa.schema([*wide.items(), SAMPLES.field("ids")])), path
+    )
+    (table,) = read_tables(tmp_path, schema=SAMPLES)
+    assert table.schema.types == [SAMPLES.field(name).type for name in table.column_names]
+    assert table.to_pylist() == [{name: row[name] for name in table.column_names} for row in rows(3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.drop_columns(["ids"]), "no column ids"),
+        (lambda table: table.set_column(1, "sample", pa.array([0, None, 0], pa.int32())), "1 rows without sample"),
+        (lambda table: table.set_column(1, "sample", pa.array(["x", "y", "z"])), "Failed to parse"),
+        (lambda table: table.set_column(1, "sample", pa.array([1 << 40, 0, 0])), "not in range"),
+    ],
+)
+def test_a_shard_of_another_form_is_an_error(tmp_path, change, said):
+    write(tmp_path, 3)
+    (path,) = parquet.shard_paths(tmp_path)
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(InputError, match=said):
+        list(read_tables(tmp_path, schema=SAMPLES))

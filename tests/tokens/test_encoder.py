@@ -1,0 +1,158 @@
+"""Engine: the same ids and places as the reference, and nothing faster unless it is right."""
+
+import itertools
+import json
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from sft.tokens.encoder import Engine, _shorter, describe, probes, token_bytes
+from tests.support.tokenizers import write_tokenizer
+
+
+def described(folder, **changes):
+    return json.loads((write_tokenizer(folder) / "tokenizer.json").read_text()) | {"post_processor": None} | changes
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    return Engine(describe(described(tmp_path_factory.mktemp("bytes"))))
+
+
+@pytest.fixture(scope="module")
+def normalising(tmp_path_factory):
+    """Writes é as two characters, so its tokens hold other bytes than the text."""
+    return Engine(describe(described(tmp_path_factory.mktemp("nfd"), normalizer={"type": "NFD"})))
+
+
+@pytest.fixture(params=["byte_level", "normalising"])
+def engine(request):
+    return request.getfixturevalue(request.param)
+
+
+TEXTS = st.lists(
+    st.one_of(
+        st.text(max_size=12), st.sampled_from(["the sum ", "é", "e\u0301", "👩\u200d👧", "  \n", "12345", "\x00"])
+    ),
+    max_size=8,
+).map("".join)
+
+
+def offsets(engine, text):
+    return engine.reference.encode(text, add_special_tokens=False).offsets
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_ranges_are_those_of_the_reference(byte_level, normalising, text):
+    for engine in (byte_level, normalising):
+        assert engine.ranges(text) == offsets(engine, text)
+        assert [engine.ranges(text, most) for most in (0, 1, 3)] == [offsets(engine, text)[:most] for most in (0, 1, 3)]
+        assert engine.count(text) == len(offsets(engine, text))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(TEXTS, min_size=1, max_size=4), st.data())
+def test_an_edge_is_where_the_tokens_of_the_reference_part_or_the_token_that_is_cut(
+    byte_level, normalising, texts, data
+):
+    wanted = {
+        index: data.draw(st.integers(1, len(text)))
+        for index, text in enumerate(texts)
+        if text and data.draw(st.booleans())
+    }
+    for engine in (byte_level, normalising):
+        ids, sizes = engine.encode(texts)
+        found = engine.edges(texts, ids, sizes, wanted)
+        assert found.keys() == wanted.keys()
+        for index, place in wanted.items():
+            tokens, cut = found[index]
+            before = [start for start, _ in offsets(engine, texts[index]) if start < place]
+            across = [texts[index][a:b] for a, b in offsets(engine, texts[index]) if a < place < b]
+            assert tokens == len(before)
+            assert bool(cut) == bool(across)
+            assert not across or cut == across[0]
+
+
+def test_bytes_of_tokens_are_known_where_text_is_kept_as_it_is(tmp_path):
+    settings = described(tmp_path)
+    known = token_bytes(settings)
+    assert known[settings["model"]["vocab"]["Ġthe"]] == 4
+    assert known[2] == len("<|im_end|>")
+    for change in (
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "Metaspace"}},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"model": settings["model"] | {"byte_fallback": True}},
+        {"model": settings["model"] | {"end_of_word_suffix": "</w>"}},
+    ):
+        assert token_bytes(settings | change) is None, change
+    split = {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, settings["pre_tokenizer"]]}
+    assert token_bytes(settings | {"pre_tokenizer": split}) is not None
+
+
+def test_merges_written_shorter_are_the_same_merges(tmp_path):
+    settings = described(tmp_path)
+    texts = [*probes(), "the # sum ## of #### all"]
+    engine, plain = Engine(describe(settings)), Tokenizer.from_str(json.dumps(settings))
+    merges = settings["model"]["merges"]
+    assert _shorter(settings["model"])["merges"] == [" ".join(pair) for pair in merges] != merges
+    expected = [plain.encode(text, add_special_tokens=False).ids for text in texts]
+    assert np.array_equal(engine.encode(texts)[0], list(itertools.chain.from_iterable(expected)))
+
+
+@pytest.mark.parametrize("merge", [["a b", "c"], ["#version", "c"], ["", " "]])
+def test_merges_that_would_read_otherwise_when_written_shorter_stay(merge):
+    model = {"merges": [["a", "b"], merge]}
+    assert _shorter(model) == model
+    assert _shorter({"merges": [["a", "b"]]}) == {"merges": ["a b"]}
+    assert [_shorter(each) for each in ({}, {"merges": []}, {"merges": ["a b"]})] == [
+        {},
+        {"merges": []},
+        {"merges": ["a b"]},
+    ]
+
+
+def test_the_faster_tokenizer_is_used_where_its_ids_are_the_same(tmp_path):
+    settings, texts = described(tmp_path), [*probes(), "What is the sum of seven and five?"]
+    plain, engine = Engine(describe(settings)), Engine(describe(settings), quick=True)
+    assert (plain.is_quick, engine.is_quick) == (False, True)
+    assert [part.tolist() for part in engine.encode(texts)] == [part.tolist() for part in plain.encode(texts)]
+    assert [part.tolist() for part in engine.encode([])] == [[], []]
+    assert engine.agrees(texts)
+
+
+@pytest.mark.parametrize("wrong", ["an id", "an end", "nothing known"])
+def test_a_faster_tokenizer_that_is_wrong_or_does_not_know_this_kind_is_left_alone(tmp_path, monkeypatch, wrong):
+    import fastokens
+
+    settings = described(tmp_path)
+    right = fastokens.Tokenizer.from_json_str(json.dumps(settings))
+
+    def encode_batch_flat(texts):
+        ids, ends = right.encode_batch_flat(texts)
+        return (ids[:-4] + b"\x01\0\0\0", ends) if wrong == "an id" else (ids, ends[:-8] + ends[-16:-8])
+
+    def from_json_str(text):
+        if wrong == "nothing known":
+            raise ValueError("unsupported model")
+        return types.SimpleNamespace(encode_batch_flat=encode_batch_flat)
+
+    monkeypatch.setattr(fastokens, "Tokenizer", types.SimpleNamespace(from_json_str=from_json_str))
+    expected = [part.tolist() for part in Engine(describe(settings)).encode(["the sum"])]
+    engine = Engine(describe(settings), quick=True)
+    assert not engine.is_quick
+    assert [part.tolist() for part in engine.encode(["the sum"])] == expected
+
+
+def test_probes_are_many_the_same_each_time_and_hold_what_is_hard():
+    texts = probes()
+    assert texts == probes()
+    assert len(set(texts)) > 500
+    for hard in ("\r\n", "\u200b", "000000000", " " * 90, "\u0301", "<|im_start|>", "'LL"):
+        assert any(hard in text for text in texts), hard

@@ -1,0 +1,181 @@
+"""nano3: what Python writes is what the template writes, whatever the conversation; what it cannot, it leaves."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.conversation import Rejection
+from sft.tokens.fast_nano3 import PROBES, SHA256, Nano3, UnusualError
+from sft.tokens.render import ChatTemplate
+from sft.tokens.segments import Pieces
+from sft.tokens.tokenizer import SafeTokenizer, samples_of
+from tests.support.tiny_model import ADDED_TOKENS
+from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
+
+NANO3 = Path(__file__).parents[2] / "templates" / "nano3.jinja"
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    added = {
+        "plain": ADDED_TOKENS,
+        "reasoning": ADDED_TOKENS + REASONING_AND_TOOLS,
+        "brackets": (*ADDED_TOKENS, "[INST]"),
+    }
+    folders = {name: write_tokenizer(tmp_path_factory.mktemp(name), tokens) for name, tokens in added.items()}
+    return {name: ChatTemplate.load(str(NANO3), folder) for name, folder in folders.items()}
+
+
+def both(chat, messages, tools, budget):
+    """The samples of the faster way, or None where it leaves them, and those of the template."""
+    pieces = Pieces()
+    compiled = None
+    if chat._add_compiled(chat._nano3, pieces, messages, tools, budget):
+        compiled = list(samples_of(pieces.encode(chat.tokenizer.engine)))
+    rendered = chat.samples(messages, tools, budget)
+    return compiled, rendered if isinstance(rendered, Rejection) else chat.encode(rendered)
+
+
+def test_the_digest_is_that_of_the_template():
+    """Who changes templates/nano3.jinja changes nano3.py with it, or prep is some ten times slower."""
+    assert hashlib.sha256(NANO3.read_bytes()).hexdigest() == SHA256
+
+
+def test_it_is_used_with_every_tokenizer_whose_control_tokens_are_plain(chats):
+    assert all(chat.is_compiled for chat in chats.values())
+    looked_at = 0
+    for chat in chats.values():
+        for probe in PROBES:
+            compiled, rendered = both(chat, *probe)
+            assert compiled in (None, rendered)
+            looked_at += compiled is not None
+    assert looked_at >= 60
+
+
+TEXT = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["the sum", " ", "\n", "<|im_end|>", "<think>", "</think>", "im_end|>", "<|im_", "<", "é", "{", "[INST]"]
+        ),
+        st.text(max_size=4),
+    ),
+    max_size=4,
+).map("".join)
+VALUE = st.recursive(
+    st.one_of(TEXT, st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(TEXT, inner, max_size=2)),
+    max_leaves=4,
+)
+CALL = st.fixed_dictionaries(
+    {
+        "id": TEXT,
+        "type": st.just("function"),
+        "function": st.fixed_dictionaries({"name": TEXT, "arguments": st.dictionaries(TEXT, VALUE, max_size=2)}),
+    }
+)
+ANSWER = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "content": TEXT},
+    optional={
+        "reasoning_content": st.one_of(TEXT.filter(str.strip), TEXT.filter(str.strip), TEXT),
+        "tool_calls": st.lists(CALL, max_size=2),
+        "loss": st.booleans(),
+    },
+)
+OTHER = st.fixed_dictionaries({"role": st.sampled_from(["user", "user", "system", "tool"]), "content": TEXT})
+SCHEMA = st.one_of(
+    VALUE,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "type": VALUE,
+            "properties": st.dictionaries(
+                TEXT,
+                st.one_of(
+                    VALUE,
+                    st.fixed_dictionaries(
+                        {}, optional={"type": VALUE, "description": VALUE, "enum": VALUE, "x": VALUE}
+                    ),
+                ),
+                max_size=2,
+            ),
+            "required": VALUE,
+            "$defs": VALUE,
+        },
+    ),
+)
+TOOL = st.fixed_dictionaries(
+    {
+        "type": st.just("function"),
+        "function": st.fixed_dictionaries(
+            {"name": TEXT}, optional={"description": TEXT, "parameters": SCHEMA, "strict": VALUE}
+        ),
+    }
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.sampled_from(["plain", "reasoning", "brackets"]),
+    st.lists(st.one_of(ANSWER, OTHER), min_size=1, max_size=6),
+    st.one_of(st.none(), st.lists(TOOL, max_size=2)),
+    st.one_of(st.none(), st.integers(1, 512)),
+)
+def test_any_conversation_gets_the_ids_masks_and_turn_ends_of_the_template(chats, which, messages, tools, budget):
+    compiled, rendered = both(chats[which], messages, tools, budget)
+    assert compiled is None or compiled == rendered
+
+
+def test_most_conversations_need_no_template(chats):
+    ask, result = {"role": "user", "content": "a"}, {"role": "tool", "content": "b"}
+    answer = {"role": "assistant", "content": "c"}
+    thought = answer | {"reasoning_content": "d"}
+    calls = thought | {"tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    for messages in (
+        [ask, answer, ask, answer],
+        [ask, thought, ask, answer, ask, thought],
+        [ask, calls, result, result, thought, ask, calls, result, answer],
+        [answer, ask, answer],
+        [ask, answer | {"loss": False}, ask, answer],
+    ):
+        compiled, rendered = both(chats["reasoning"], messages, None, None)
+        assert compiled == rendered != []
+
+
+def test_reasoning_of_an_earlier_turn_that_is_trained_is_left_to_the_template(chats):
+    ask = {"role": "user", "content": "a"}
+    greeting = {"role": "assistant", "content": "c", "reasoning_content": "d"}
+    compiled, rendered = both(chats["reasoning"], [greeting, ask, greeting], None, None)
+    assert (compiled, len(rendered)) == (None, 2)
+    nano3 = chats["reasoning"]._nano3
+    with pytest.raises(UnusualError):
+        nano3.add(Pieces(), [ask, greeting, ask, greeting], [1, 3], None, None)
+
+
+def test_values_of_unexpected_types_are_left_to_the_template(chats):
+    ask = {"role": "user", "content": "a"}
+    for answer in (
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "assistant", "content": "", "tool_calls": ["f"]},
+        {"role": "assistant", "content": "a", "reasoning_content": " \n"},
+    ):
+        pieces = Pieces()
+        assert not chats["plain"]._add_compiled(chats["plain"]._nano3, pieces, [ask, answer], None, None)
+        assert vars(pieces) == vars(Pieces())
+
+
+@pytest.mark.parametrize(
+    "token", ["<parameter=", "<function=f>", "a\n<", "[1]", "</parameter>", "<name>", '"x"', "1.5"]
+)
+def test_a_tokenizer_whose_control_tokens_could_be_made_of_text_is_left_to_the_template(tmp_path, token):
+    tokenizer = SafeTokenizer(write_tokenizer(tmp_path, (*ADDED_TOKENS, token)))
+    assert not Nano3(tokenizer).fits()
+
+
+def test_another_template_is_not_taken_for_ours(tmp_path):
+    base = write_tokenizer(tmp_path / "base")
+    (tmp_path / "mine.jinja").write_text(NANO3.read_text().replace("Give every", "Always give every"))
+    assert not ChatTemplate.load(str(tmp_path / "mine.jinja"), base).is_compiled

@@ -1,0 +1,115 @@
+"""Prepared: a batch of rows as columns is what each row is alone, and what is refused is named and counted."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from sft.cli import InputError
+from sft.conversation import normalise
+from sft.parquet import SAMPLES
+from sft.tokens.prepare import _parse, prepare
+from sft.tokens.reasoning import Shares
+from sft.tokens.render import ChatTemplate
+from tests.support.project import ROOT, chat_records, tool_records
+from tests.support.tokenizers import write_tokenizer
+
+KEPT = Shares(strip=0.0, truncate=0.0, budgets=[32], seed=1)
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return ChatTemplate.load(str(ROOT / "templates/nano3.jinja"), write_tokenizer(tmp_path_factory.mktemp("base")))
+
+
+def filtered(records, **messages):
+    """Rows as filter hands them on; `messages` of some, by the number of the row, are others: row_1=..."""
+    rows = [
+        {
+            "id": conversation.id,
+            "messages": messages.get(f"row_{index}", json.dumps(conversation.messages)),
+            "tools": json.dumps(conversation.tools) if conversation.tools else None,
+        }
+        for index, conversation in enumerate(map(normalise, records))
+    ]
+    return pa.RecordBatch.from_pylist(rows, pa.schema(dict.fromkeys(("id", "messages", "tools"), pa.string())))
+
+
+def test_a_batch_is_what_its_rows_are_alone(chat):
+    rows = filtered([*chat_records(6), *tool_records(5)])
+    together = prepare(chat, rows, KEPT)
+    alone = [prepare(chat, rows.slice(index, 1), KEPT) for index in range(11)]
+    assert together.samples.schema == SAMPLES
+    assert together.samples.to_pylist() == [row for one in alone for row in one.samples.to_pylist()]
+    assert len(together.samples) == 14
+    for name in ("rows", "lengths", "reasoning", "rejected"):
+        assert together.counts[name] == sum((one.counts[name] for one in alone[1:]), alone[0].counts[name]), name
+
+
+def test_counts_are_those_of_the_samples(chat):
+    samples, rejected, counts = prepare(chat, filtered(chat_records(4)), KEPT)
+    rows = samples.to_pylist()
+    assert [row["sample"] for row in rows] == [0, 0, 1, 0, 0, 1]
+    assert counts["lengths"].total() == len(rows)
+    assert counts["rows"]["trained"] == sum(sum(row["mask"]) for row in rows) > 0
+    assert (counts["rows"]["out"], rejected) == (4, [])
+    assert counts["reasoning"] == {"none": 2, "kept": 2}
+
+
+def test_a_refused_row_takes_all_its_samples_with_it_and_no_other(chat):
+    rows = filtered(chat_records(4))
+    name = rows["id"][1].as_py()
+    expected = [row for row in prepare(chat, rows, KEPT).samples.to_pylist() if row["conversation_id"] != name]
+    silent = json.loads(rows["messages"][1].as_py())
+    for message in silent:
+        message |= {"loss": False} if message["role"] == "assistant" else {}
+    rows = filtered(chat_records(4), row_1=json.dumps(silent))
+    samples, rejected, counts = prepare(chat, rows, KEPT)
+    assert samples.to_pylist() == expected
+    assert [(line["id"], line["reason"]) for line in rejected] == [(name, "nothing-trained")]
+    assert (counts["rows"]["out"], counts["rejected"]) == (3, {"nothing-trained": 1})
+    assert prepare(chat, rows.slice(1, 1), KEPT).samples.to_pylist() == []
+
+
+def test_a_row_that_is_not_json_is_named(chat):
+    rows = filtered(chat_records(2), row_1="[{")
+    with pytest.raises(InputError, match=f"conversation {rows['id'][1]}: not JSON"):
+        prepare(chat, rows, KEPT)
+
+
+def test_ids_that_are_not_those_of_the_reference_stop_the_stage(chat, monkeypatch):
+    engine, rows = chat.tokenizer.engine, filtered(chat_records(3))
+    monkeypatch.setattr(
+        engine,
+        "_encode",
+        lambda texts: (engine._encode_by_reference(texts)[0] * 0, engine._encode_by_reference(texts)[1]),
+    )
+    with pytest.raises(InputError, match=r"fastokens gives other ids than tokenizers\. Set SFT_FASTOKENS=0"):
+        prepare(chat, rows, KEPT, compared=1000)
+
+
+def test_as_much_text_is_compared_with_the_reference_as_is_asked_for(chat, monkeypatch):
+    compared = list[str]()
+    monkeypatch.setattr(chat.tokenizer.engine, "agrees", lambda texts: compared.extend(texts) or True)
+    rows = filtered(chat_records(3))
+    prepare(chat, rows, KEPT)
+    assert compared == []
+    prepare(chat, rows, KEPT, compared=40)
+    assert sum(map(len, compared)) == 40
+    assert len(compared) > 1, "it goes on in the next piece"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"arguments": {"a": 2**64, "b": -(2**63), "c": 1e300, "d": 0.1, "e": 123456789012345678901234567890}},
+        [{"role": "user", "content": "9" * 40}],
+        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"x": 10**30}}}]}],
+        [{"role": "user", "content": '"arguments": 1'}],
+        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"x": 10**400}}}]}],
+    ],
+)
+@pytest.mark.parametrize("separators", [None, (",", ":")])
+def test_json_is_read_as_python_reads_it(value, separators):
+    text = json.dumps(value, separators=separators)
+    assert repr(_parse("x", memoryview(text.encode()))) == repr(json.loads(text))

@@ -1,0 +1,159 @@
+"""Outbox: in order, nothing lost by a kill, nothing twice, every attempt ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sft.tracking import journal
+from sft.tracking.journal import Dataset, Metrics, Outbox, open_run, true_status, without_secret
+
+DATA = [Dataset("packed", "f" * 64, "file:///data", "training", {})]
+
+
+def begin(folder, **tags):
+    return open_run(folder / "0123456789abcdef", {"optimizer": {"lr": 1e-5}}, tags, DATA)
+
+
+def things(box, kind):
+    return [thing for _, thing in box.read() if thing["kind"] == kind]
+
+
+def test_things_are_read_in_order_from_any_place_on(tmp_path):
+    box = Outbox(tmp_path / "key")
+    for number in range(3):
+        box.add("x", number=number)
+    ends = [end for end, _ in box.read()]
+    assert [thing["number"] for _, thing in box.read(ends[0])] == [1, 2]
+    assert ends[-1] == box.file.stat().st_size
+    assert list(box.read(ends[-1])) == []
+
+
+def test_a_line_that_a_kill_cut_is_passed_over_and_the_next_is_whole(tmp_path):
+    box = Outbox(tmp_path / "key")
+    box.add("x", number=1)
+    with box.file.open("a") as file:
+        file.write('{"kind": "x", "numb')
+    assert [thing["number"] for _, thing in box.read()] == [1]
+    Outbox(tmp_path / "key").add("x", number=2)
+    assert [thing["number"] for _, thing in box.read()] == [1, 2]
+
+
+def test_what_a_store_has_is_noted_for_each_store(tmp_path):
+    box = Outbox(tmp_path / "key")
+    box.add("x")
+    box.note("one", {"bytes": box.file.stat().st_size, "run_id": "1"})
+    assert (box.waiting("one"), box.waiting("another")) == (0, 1)
+    box.note("another", {"bytes": 0})
+    assert box.delivered("one")["run_id"] == "1"
+
+
+def test_an_attempt_that_ended_without_a_word_is_killed_by_the_next(tmp_path):
+    begin(tmp_path)
+    box = begin(tmp_path)
+    assert [(thing["attempt"], thing["status"]) for thing in things(box, "end")] == [(1, "KILLED")]
+    assert [thing["attempt"] for thing in things(box, "attempt")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_an_attempt_ends_as_it_ended(tmp_path, error, status):
+    box = begin(tmp_path)
+    if error:
+        with pytest.raises(error), true_status(box):
+            raise error
+    else:
+        with true_status(box):
+            pass
+    assert [thing["status"] for thing in things(box, "end")] == [status]
+    assert box.attempts() == {1: None}
+
+
+def test_sigterm_ends_an_attempt_as_killed(tmp_path):
+    program = (
+        "import os, signal, sys; from pathlib import Path; from sft.tracking.journal import *\n"
+        "box = open_run(Path(sys.argv[1]), {}, {}, [])\n"
+        "with true_status(box): os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "key")], capture_output=True, check=False)
+    assert done.returncode in (-signal.SIGINT, 1, 130)
+    assert [thing["status"] for thing in things(Outbox(tmp_path / "key"), "end")] == ["KILLED"]
+
+
+def test_an_attempt_whose_process_is_gone_is_ended_and_one_that_lives_is_not(tmp_path):
+    box = begin(tmp_path)
+    assert journal.end_dead_attempts(box) == []
+    text = box.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305')  # above any pid
+    box.file.write_text(text)
+    assert journal.end_dead_attempts(box) == [1]
+    assert things(box, "end")[0]["status"] == "KILLED"
+    assert journal.end_dead_attempts(box) == []
+
+
+def test_a_step_that_is_done_again_after_a_resume_is_told_once(tmp_path):
+    box = begin(tmp_path)
+    first = Metrics(box)
+    for step in (1, 2, 3):
+        first.log(step, loss=1.0 / step)
+    first.log(3, validation_loss=0.5)
+    resumed = Metrics(Outbox(tmp_path / "0123456789abcdef"))
+    for step in (3, 4):
+        resumed.log(step, loss=9.0, validation_loss=0.4)
+    told = [(thing["step"], thing["values"]) for thing in things(box, "metrics")]
+    assert told == [
+        (1, {"loss": 1.0}),
+        (2, {"loss": 0.5}),
+        (3, {"loss": 1 / 3}),
+        (3, {"validation_loss": 0.5}),
+        (4, {"loss": 9.0, "validation_loss": 0.4}),
+    ]
+
+
+def test_attached_files_are_kept_as_they_were(tmp_path):
+    box = Outbox(tmp_path / "key")
+    report = tmp_path / "pack.json"
+    report.write_text("one")
+    box.attach("records", {"reports/pack.json": report})
+    report.write_text("two")
+    box.attach("records", {"reports/pack.json": report})
+    box.attach("records", {})
+    kept = [(box.folder / thing["files"] / "reports/pack.json").read_text() for thing in things(box, "files")]
+    assert kept == ["one", "two"]
+
+
+def test_one_delivers_at_a_time(tmp_path):
+    box = Outbox(tmp_path / "key")
+    with box.delivering(0) as first, box.delivering(0) as second:
+        assert (first, second) == (True, False)
+    with box.delivering(0) as again:
+        assert again
+
+
+def test_a_model_that_was_trained_elsewhere_is_told_by_its_lineage(tmp_path):
+    model = tmp_path / "models/final"
+    model.mkdir(parents=True)
+    told = {"lineage_key": "k", "data": "d", "base_model": "b", "code": "c", "git_commit": "a", "params": {"x": 1}}
+    (model / "lineage.json").write_text(json.dumps({**told, "parent": "p"}))
+    box = journal.open_model(tmp_path / "runs/k", model)
+    assert [thing["kind"] for _, thing in box.read()] == ["run", "model"]
+    assert things(box, "run")[0]["params"] == {"x": "1", "data": "d", "base_model": "b", "code": "c"}
+    assert things(box, "model")[0]["parent"] == "p"
+    journal.open_model(tmp_path / "runs/k", model)
+    assert len(list(box.read())) == 2, "told once"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:s3cr3t@host:5000/x", "http://***@host:5000/x"),
+        ("see https://host/f?X-Amz-Signature=abc&n=1 now", "see https://host/f?X-Amz-Signature=***&n=*** now"),
+        ("postgresql://me:p/w@host/db and s3://bucket/a", "postgresql://***@host/db and s3://bucket/a"),
+        ("no address", "no address"),
+    ],
+)  # fmt: skip
+def test_secrets_of_addresses_are_left_out(text, shown):
+    assert without_secret(text) == shown

@@ -1,0 +1,119 @@
+"""store: reached, refused, away; a run is found by any of its names. The server is a real one."""
+
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from sft.cli import InputError
+from sft.tracking import journal
+from sft.tracking import store as store_of_runs
+from sft.tracking.delivery import deliver
+from sft.tracking.store import REGISTERED_MODEL, look_up
+from tests.support.dask_cluster import wait_until
+from tests.support.project import ROOT
+from tests.support.servers import S3_KEYS, client, mlflow_server, s3_server
+from tests.support.tracked_run import KEY, begin, children, evaluate, exported
+
+
+def test_the_store_is_made_once_and_whole_by_whichever_of_several_processes_lives(tmp_path):
+    """MLflow alone: both fail at the same table, and after them everyone."""
+    ask = "from sft.tracking import store; store.connect(); print('asked')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ask], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    made = "runs/.mlflow.db.partial-*[0-9]"  # beside it SQLite may have a journal
+    wait_until(lambda: list(tmp_path.glob(made)))
+    (partial,) = tmp_path.glob(made)
+    maker = next(process for process in processes if process.pid == int(partial.name.rpartition("-")[2]))
+    maker.kill()
+    maker.wait()  # until then its pid is taken, and what it left counts as of a living process
+    said = {process: process.communicate(timeout=60)[0] for process in processes}
+    assert [said[process] for process in processes if process is not maker] == ["asked\n"] * 2
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(InputError, match=r"MLflow does not answer at http://\*\*\*@127\.0\.0\.1:9") as error:
+        store_of_runs.connect()
+    assert "secret" not in str(error.value)
+
+
+def test_without_a_store_there_is_nothing_to_ask_and_none_is_made(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert not store_of_runs.has_store()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_looked_up_by_any_of_its_names(tmp_path, store):
+    box = begin(tmp_path)
+    journal.add_model(box, exported(tmp_path), {})
+    evaluate(box, 0.4)
+    told = deliver(box.folder.parent)
+    child = children(told.run_id)["attempt-1"].info.run_id
+    name = REGISTERED_MODEL
+    for asked in (told.run_id, child, KEY, f"{name}/1", f"{name}@candidate"):
+        found = look_up(asked)
+        assert found.run_id == told.run_id, asked
+        assert found.facts["versions"] == [f"{name}/1"]
+        assert found.version["lineage_key"] == KEY
+    for unknown in ("0" * 32, "0" * 16, f"{name}/9", f"{name}@none", "none/1", "models/final", "main"):
+        assert look_up(unknown) is None, unknown
+
+
+def test_texts_that_tell_of_a_run_keep_their_places_and_are_replaced(tmp_path, store):
+    box = begin(tmp_path)
+    report, params = tmp_path / "pack.json", tmp_path / "params.yaml"
+    report.write_text("{}")
+    params.write_text("a: 1\n")
+    run_id = deliver(box.folder.parent).run_id
+    assert store_of_runs.fetch_records(run_id, tmp_path / "none") == tmp_path / "none/records"
+    box.attach("records", {"reports/pack.json": report, "params.yaml": params})
+    report.write_text('{"rows_in": 1}')
+    box.attach("records", {"reports/pack.json": report})
+    deliver(box.folder.parent)
+    brought = store_of_runs.fetch_records(run_id, tmp_path / "brought")
+    assert (brought / "reports/pack.json").read_text() == '{"rows_in": 1}'
+    assert (brought / "params.yaml").read_text() == "a: 1\n"
+
+
+def test_artifacts_lie_in_s3_and_clients_need_no_keys(server, tmp_path, monkeypatch):
+    (tmp_path / "server").mkdir()
+    shutil.copyfile(server.folder / "empty.db", tmp_path / "server/mlflow.db")
+    report = tmp_path / "pack.json"
+    report.write_text('{"rows_in": 1}')
+    with (
+        s3_server(tmp_path / "s3", "artifacts") as s3,
+        mlflow_server(
+            tmp_path / "server", "--artifacts", "s3://artifacts/x", MLFLOW_S3_ENDPOINT_URL=s3.url, **S3_KEYS
+        ) as served,
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
+        for name in S3_KEYS:
+            monkeypatch.delenv(name, raising=False)
+        box = begin(tmp_path)
+        box.attach("records", {"reports/pack.json": report})
+        journal.add_model(box, exported(tmp_path), {})
+        told = deliver(box.folder.parent)
+        assert told.waiting == 0
+        objects = [one["Key"] for one in client(s3).list_objects_v2(Bucket="artifacts")["Contents"]]
+        assert any(name.endswith("records/reports/pack.json") for name in objects)
+        assert any(name.endswith("MLmodel") for name in objects)
+        brought = store_of_runs.fetch_records(told.run_id, tmp_path / "brought")
+        assert (brought / "reports/pack.json").read_bytes() == report.read_bytes()
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80"])
+def test_the_server_answers_to_its_own_names_only(server, host):
+    request = urllib.request.Request(f"{server.url}/api/2.0/mlflow/experiments/search", headers={"Host": host})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 403

@@ -1,0 +1,162 @@
+import builtins
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from sft.training import cpu
+
+HEADS, GROUPS, WIDTH = 4, 2, 8
+
+
+def attention(dropout: float = 0.0) -> cpu.PackedAttention:
+    return cpu.PackedAttention(SimpleNamespace(kv_channels=WIDTH, attention_dropout=dropout)).eval()
+
+
+def tokens(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(count, heads, WIDTH, generator=draw) for heads in (HEADS, GROUPS, GROUPS))  # type: ignore[return-value]
+
+
+def pack(*ends: int) -> SimpleNamespace:
+    return SimpleNamespace(cu_seqlens_q=torch.tensor(ends, dtype=torch.int32), cu_seqlens_q_padded=None)
+
+
+def test_a_sample_in_a_pack_attends_as_if_it_were_alone() -> None:
+    first, second = tokens(5, seed=1), tokens(7, seed=2)
+    together = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    packed = attention()(*together, packed_seq_params=pack(0, 5, 12))
+    alone = attention()(*second, packed_seq_params=pack(0, 7))
+    assert packed.shape == (12, HEADS * WIDTH)
+    torch.testing.assert_close(packed[5:], alone, rtol=0, atol=1e-6)
+
+
+def test_another_first_sample_changes_nothing_in_the_second() -> None:
+    second = tokens(7, seed=2)
+    contexts = []
+    for seed in (1, 3):
+        together = [torch.cat(pair) for pair in zip(tokens(5, seed), second, strict=True)]
+        contexts.append(attention()(*together, packed_seq_params=pack(0, 5, 12)))
+    assert not torch.equal(contexts[0][:5], contexts[1][:5])
+    assert torch.equal(contexts[0][5:], contexts[1][5:])
+
+
+def test_the_empty_segments_that_bridge_fills_up_with_change_nothing() -> None:
+    query_key_value = tokens(12, seed=4)
+    plain = attention()(*query_key_value, packed_seq_params=pack(0, 5, 12))
+    filled = attention()(*query_key_value, packed_seq_params=pack(0, 5, 12, 12, 12))
+    assert torch.equal(plain, filled)
+
+
+def test_a_later_token_never_changes_an_earlier_one() -> None:
+    query, key, value = tokens(6, seed=5)
+    before = attention()(query, key, value, packed_seq_params=pack(0, 6))
+    key[4:], value[4:] = 9.0, -9.0
+    after = attention()(query, key, value, packed_seq_params=pack(0, 6))
+    assert torch.equal(before[:4], after[:4])
+    assert not torch.equal(before[4:], after[4:])
+
+
+def test_grouped_heads_attend_as_if_keys_and_values_were_repeated() -> None:
+    query, key, value = tokens(6, seed=6)
+    repeated = [x.repeat_interleave(HEADS // GROUPS, dim=1).transpose(0, 1)[None] for x in (key, value)]
+    expected = F.scaled_dot_product_attention(query.transpose(0, 1)[None], *repeated, is_causal=True)
+    found = attention()(query, key, value, packed_seq_params=pack(0, 6))
+    torch.testing.assert_close(found, expected[0].transpose(0, 1).flatten(-2), rtol=0, atol=1e-6)
+
+
+def test_sequences_without_packing_attend_each_on_its_own() -> None:
+    rows = [tokens(6, seed) for seed in (7, 8)]
+    batch = [torch.stack(column, dim=1) for column in zip(*rows, strict=True)]  # [s, b, h, d]
+    found = attention()(*batch)
+    assert found.shape == (6, 2, HEADS * WIDTH)
+    for index, row in enumerate(rows):
+        alone = attention()(*row, packed_seq_params=pack(0, 6))
+        torch.testing.assert_close(found[:, index], alone, rtol=0, atol=1e-6)
+
+
+def head_and_loss() -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
+    """A head over 11 words, and 6 tokens of 2 sequences [s, b, hidden] with labels [b, s]."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        head, hidden = torch.nn.Linear(WIDTH, 11), torch.randn(6, 2, WIDTH)
+        return head, hidden, torch.randint(11, (2, 6))
+
+
+def losses(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """As Megatron's compute_language_model_loss: labels [b, s], logits [s, b, words] -> [b, s]."""
+    return F.cross_entropy(logits.permute(1, 2, 0), labels, reduction="none")
+
+
+def test_the_loss_and_its_gradient_are_those_of_all_logits_where_a_token_is_trained() -> None:
+    head, hidden, labels = head_and_loss()
+    mask = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0]])
+    found = {}
+    for name in ("all", "trained"):
+        inputs = hidden.clone().requires_grad_()
+        if name == "all":
+            loss = losses(labels, head(inputs))
+        else:
+            marked = cpu.mark_untrained({"labels": labels, "loss_mask": mask})["labels"]
+            loss = cpu.trained_loss(
+                hidden_states=inputs,
+                output_layer=lambda x, weight: (head(x), None),
+                output_weight=None,
+                labels=marked,
+                compute_language_model_loss=losses,
+                scale_logits=lambda logits: logits,
+            )
+        (loss * mask).sum().backward()
+        found[name] = (loss * mask, inputs.grad)
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert found["all"][0].count_nonzero() == 4
+
+
+def test_only_the_named_importers_see_a_stub() -> None:
+    real = builtins.__import__
+    with cpu.import_stubs():
+        inside: dict[str, object] = {"__name__": "megatron.bridge.peft.lora_layers"}
+        exec("import transformer_engine.pytorch as te\nclass Linear(te.Linear): pass", inside)
+        assert isinstance(inside["Linear"], type)
+        with pytest.raises(ImportError):
+            exec("import transformer_engine", {"__name__": "megatron.core.fusions"})
+    assert builtins.__import__ is real
+    assert "transformer_engine" not in sys.modules
+
+
+def test_a_machine_with_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RuntimeError, match="hides the GPU"):
+        cpu.install()
+
+
+@pytest.mark.pipeline
+def test_what_is_sent_to_cuda_stays_on_the_cpu_and_a_second_install_changes_nothing() -> None:
+    """In a process of its own: the redirect cannot be taken back."""
+    program = """
+import torch
+from sft.training import cpu
+cpu.install()
+current_device = torch.cuda.current_device
+cpu.install()
+assert torch.cuda.current_device is current_device
+places = [torch.zeros(2, device="cuda"), torch.ones(2).cuda(), torch.ones(2).to("cuda:0"),
+          torch.arange(3, device=torch.cuda.current_device()), torch.nn.Linear(2, 2).cuda().weight,
+          torch.empty(1, device=torch.device("cuda", 0))]
+assert {str(tensor.device) for tensor in places} == {"cpu"}
+assert torch.ones(2).type() == "torch.cuda.FloatTensor"
+assert torch.ones(2).to(torch.float64).dtype == torch.float64
+torch.cuda.manual_seed(3)
+state = torch.cuda.get_rng_state()
+first = torch.rand(4)
+torch.cuda.set_rng_state(state)
+assert torch.equal(first, torch.rand(4))
+assert not torch.cuda.is_available()
+from megatron.core.extensions.transformer_engine import HAVE_TE
+assert not HAVE_TE
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
