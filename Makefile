@@ -171,8 +171,13 @@ bench-peers: setup ## Install what is measured against and not used: TRL, beside
 
 COMPILE = uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-header \
     --no-annotate --no-emit-index-url --config-file requirements/bridge.toml $(if $(UPGRADE),--upgrade)
+PINS = data train tools dev
 pins: setup ## Compile requirements/*.in to pins (UPGRADE=1: to the newest releases)
-	$(COMPILE) requirements/run.in --output-file requirements/run.txt >/dev/null
-	all="$$(mktemp)"; trap 'rm -f "$$all"' EXIT; cat requirements/run.txt requirements/dev.txt >"$$all"; \
-	$(COMPILE) requirements/run.in requirements/dev.in --constraint requirements/run.txt --output-file "$$all" >/dev/null; \
-	grep -vxFf requirements/run.txt "$$all" >requirements/dev.txt
+	all="$$(mktemp)"; trap 'rm -f "$$all"' EXIT; cat $(PINS:%=requirements/%.txt) >"$$all"; \
+	$(COMPILE) $(PINS:%=requirements/%.in) --output-file "$$all" >/dev/null; \
+	earlier=(); for name in $(PINS); do \
+	    earlier+=("requirements/$$name.in"); part="$$(mktemp)"; \
+	    $(COMPILE) "$${earlier[@]}" --constraint "$$all" --output-file "$$part" >/dev/null; \
+	    others=(); for other in $(PINS); do [[ $$other == "$$name" ]] && break; others+=("requirements/$$other.txt"); done; \
+	    cat /dev/null "$${others[@]}" | grep -vxFf - "$$part" >"requirements/$$name.txt"; rm "$$part"; \
+	done

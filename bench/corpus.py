@@ -29,7 +29,7 @@ from typing import Any
 import orjson
 
 from sft.files import publish_file, publish_folder, write_json
-from sft.params.schema import Download
+from sft.params.data import Download
 from sft.sources.download import fetch_files
 
 PLACE = Path(__file__).parents[1] / "runs" / "bench"

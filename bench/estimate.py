@@ -31,7 +31,8 @@ def train(case: str, base: Path, packed: Path) -> dict[str, float]:
     import psutil
 
     from sft.files import read_json
-    from sft.params.schema import TrainParams, read
+    from sft.params.check import read
+    from sft.params.training import TrainParams
     from sft.planning import estimate
     from sft.training import bridge, config
 

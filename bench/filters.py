@@ -35,7 +35,8 @@ from sft.filters.screen import RepetitionLimits
 from sft.filters.structure import check_structure
 from sft.formats.chat_forms import read_rows
 from sft.formats.raw_files import Row
-from sft.params.schema import Filter, load
+from sft.params.data import Filter
+from sft.params.read import load
 
 ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests/labelled"

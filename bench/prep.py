@@ -105,8 +105,8 @@ def measured(work: Callable[[], tuple[int, int]]) -> Measure:
 
 def ours(place: Path) -> Measure:
     """Filtered Parquet -> prepared Parquet."""
-    from sft.params.schema import load
-    from sft.parquet import plan_stretches
+    from sft.params.read import load
+    from sft.parquet import plan_row_ranges
     from sft.stages.prep import load_chat, prepare_stretch
 
     os.chdir(place / "project")  # the tokenizer is models/base of this folder
@@ -114,7 +114,7 @@ def ours(place: Path) -> Measure:
     load_chat(task["template"], True)
 
     def work(folder: Path) -> tuple[int, int]:
-        stretches = plan_stretches(folder / "data/filtered/bench", "kept")
+        stretches = plan_row_ranges(folder / "data/filtered/bench", "kept")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             done = [
                 prepare_stretch({**task, "scratch": scratch, "number": number, "stretch": stretch})

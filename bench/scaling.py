@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 from bench.corpus import PLACE, write_corpus, write_tokenizer
 from ruamel.yaml import YAML
 
-from sft.files import file_digest, read_json, write_json
+from sft.files import read_json, write_json
+from sft.hashing import file_digest
 from sft.packing.bins import lower_bound, plan_bins
 from sft.packing.shuffle import PARQUET
 from sft.parquet import SAMPLES, SIGNATURES, ShardWriter

@@ -25,7 +25,8 @@ WARM_UP_STEPS = 2
 def run_bridge(steps: int) -> list[tuple[int, float]]:
     """Train through the product's own module; return (tokens, seconds) of each step."""
     from sft.files import read_json
-    from sft.params.schema import TrainParams, read
+    from sft.params.check import read
+    from sft.params.training import TrainParams
     from sft.training import bridge
 
     sections = read().training.model_dump()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv hold exactly what run.txt and dev.txt pin, and the project itself (editable). `make setup` calls
+# Make .venv hold exactly what data.txt, train.txt, tools.txt and dev.txt pin, and the project itself (editable). `make setup` calls
 # this before every target; when nothing has changed it takes milliseconds.
 #
 # .venv/.pins holds a digest of all that decides what .venv contains. It is written last: without it .venv is
@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-pins=(requirements/run.txt requirements/dev.txt)
+pins=(requirements/{data,train,tools,dev}.txt)
 digest="$(cat "${pins[@]}" pyproject.toml requirements/setup.sh <(readlink -m .venv) | sha256sum)"
 
 up_to_date() { [[ -x .venv/bin/python && "$(cat .venv/.pins 2>/dev/null)" == "$digest" ]]; }
@@ -57,7 +57,7 @@ if ! uv="$(command -v uv)"; then
 fi
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" # seconds; single packages have several hundred MB
 echo "setup: installing $(cat "${pins[@]}" | wc -l) packages (about 3 GB to download where they are not cached)"
-"$uv" pip sync --quiet --python .venv/bin/python --build-constraints requirements/run.txt "${pins[@]}"
+"$uv" pip sync --quiet --python .venv/bin/python --build-constraints requirements/tools.txt "${pins[@]}"
 "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 .venv/bin/python -c 'import torch, transformers, mlflow, dvc.commands.repro, dvc.repo.reproduce, dvc.repo.experiments, sft' ||
     fail ".venv is installed but does not work: see above. 'rm -r .venv' and 'make setup' begin anew."

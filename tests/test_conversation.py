@@ -7,8 +7,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from sft.conversation import Conversation, Rejection, normalise
-from sft.files import value_digest
 from sft.filters.structure import check_structure
+from sft.hashing import value_digest
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 ANSWER = {"role": "assistant", "content": "Mild."}

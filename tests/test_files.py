@@ -14,18 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft import files
-from sft.files import (
-    file_digest,
-    folder_digest,
-    folder_digests,
-    project_root,
-    publish_file,
-    publish_folder,
-    read_json,
-    shipped,
-    value_digest,
-    write_json,
-)
+from sft.files import project_root, publish_file, publish_folder, read_json, resolve_repo_file, write_json
+from sft.hashing import file_digest, folder_digest, folder_digests, value_digest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -218,11 +208,11 @@ def test_a_digest_of_a_value_does_not_depend_on_the_process():
 
 def test_a_file_of_this_folder_goes_before_the_one_that_the_repository_ships(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shipped("templates/nano3.jinja").read_text().startswith("{#-")
+    assert resolve_repo_file("templates/nano3.jinja").read_text().startswith("{#-")
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates/nano3.jinja").write_text("mine")
-    assert shipped("templates/nano3.jinja").read_text() == "mine"
-    assert shipped("nowhere.jinja") == Path("nowhere.jinja")
+    assert resolve_repo_file("templates/nano3.jinja").read_text() == "mine"
+    assert resolve_repo_file("nowhere.jinja") == Path("nowhere.jinja")
 
 
 def test_runs_stay_in_the_repository_when_dvc_works_in_a_copy(tmp_path, monkeypatch):
@@ -242,9 +232,9 @@ def test_one_process_holds_a_lock_and_it_ends_with_that_process(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
     holder = subprocess.Popen([sys.executable, "-c", code, lock], env=environment, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "True\n"
-    with files.holding(lock, 0.1) as held:
+    with files.file_lock(lock, 0.1) as held:
         assert not held
     holder.kill()
     holder.communicate()
-    with files.holding(lock, 0) as held:
+    with files.file_lock(lock, 0) as held:
         assert held

@@ -13,22 +13,41 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from sft.params.schema import Params, TrainParams
+from sft.params.check import Params
+from sft.params.read import SCHEMA, TRAINING
+from sft.params.training import TrainParams
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 STAGES = ["fetch", "filter", "prep", "pack", "train", "eval"]
 PER_SOURCE = {"fetch", "filter", "prep"}
 EXTRA = {"fetch-model", "fetch-benchmarks"}
-# What a class of import is for, and the only modules that may do it. config.py says what Megatron-Bridge is told,
-# bridge.py has it done, and cpu.py fills in what Megatron lacks on a machine without a GPU. store.py asks MLflow,
-# teller.py tells it, and delivery.py, which says when, has its monitor of the machine.
+# What a class of import is for, and the only modules that may do it.
 ONLY_HERE = {
     "megatron": {"sft.training.config", "sft.training.bridge", "sft.training.cpu"},
     "mlflow": {"sft.tracking.delivery", "sft.tracking.store", "sft.tracking.sync"},
-    "ruamel": {"sft.params.schema"},  # who reads YAML reads params.yaml
+    "ruamel": {"sft.params.read", "sft.params.explain"},  # who reads YAML reads params.yaml
     "yaml": set(),
 }
+# Code that a stage imports and that cannot change what it makes: where it runs, who is told, how it looks, and what
+# checks the params (whose values dvc.yaml declares). It is no dep of a stage, and neither is what only it imports.
+NOT_DEPS = (
+    "sft.cli",
+    "sft.cluster",
+    "sft.experiments",
+    "sft.inspect",
+    "sft.pages",
+    "sft.params.base",
+    "sft.params.check",
+    "sft.params.explain",
+    "sft.params.read",
+    "sft.tracking",
+)
+# What one of the three fetch stages imports and the others do not.
+ONLY_FOR = {"fetch-benchmarks": "sft.formats.benchmarks", "fetch-model": "sft.sources.base_model"}
+# Pinned packages: those of the data stages, and those that only training and models need.
+DATA_PINS, TRAIN_PINS = "requirements/data.txt", "requirements/train.txt"
+NEEDS_TRAIN_PINS = {"fetch-model", "train", "eval"}
 
 
 # What the repository holds.
@@ -51,34 +70,54 @@ def pipeline() -> dict[str, dict]:
     return {name: stage.get("do", stage) for name, stage in stages.items()}
 
 
-def module_path(name: str) -> str:
-    return f"src/{name.replace('.', '/')}.py"
-
-
 # Rules: from sources to faults.
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names that a module imports, anywhere in it; `from a import b` gives a and a.b."""
-    for node in ast.walk(tree):
+    """Dotted names that a module imports when it runs, anywhere in it; `from a import b` gives a and a.b."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, "relative imports are not used here"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from imports(node)
 
 
-def closure(start: str, sources: dict[str, ast.Module]) -> set[str]:
-    """`start` and every module of `sources` that it imports, directly or not."""
+def closure(start: str, sources: dict[str, ast.Module], but: tuple[str, ...] = ()) -> set[str]:
+    """`start` and every module of `sources` that it imports, directly or not, without those in packages `but`."""
     seen: set[str] = set()
     waiting = [start]
     while waiting:
         name = waiting.pop()
-        if name not in seen:
+        if name not in seen and not is_in(name, but):
             seen.add(name)
             waiting += [imported for imported in imports(sources[name]) if imported in sources]
     return seen
+
+
+def is_in(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def code_deps(stage: str, sources: dict[str, ast.Module]) -> set[str]:
+    """What a stage must declare of src/: packages, and the modules that are in none. `filters/dedup` is a package."""
+    module = f"sft.stages.{stage.partition('-')[0]}"
+    others = tuple(name for other, name in ONLY_FOR.items() if other != stage)
+    used = closure(module, sources, NOT_DEPS + others) - packages(sources)
+    used |= {f"sft.params.{SCHEMA[name.partition('.')[0]][0]}" for name in loaded_sections(sources[module])}
+    found = set()
+    for name in used:
+        parts = name.split(".")[1:]
+        if len(parts) == 1 or parts[0] in ("stages", "params"):
+            found.add(f"src/sft/{'/'.join(parts)}.py")
+        else:
+            found.add(f"src/sft/{'/'.join(parts[:-1])}")
+    return {dep for dep in found if not any(dep.startswith(f"{other}/") for other in found)}
 
 
 def packages(sources: dict[str, ast.Module]) -> set[str]:
@@ -86,14 +125,17 @@ def packages(sources: dict[str, ast.Module]) -> set[str]:
 
 
 def loaded_sections(tree: ast.AST) -> set[str]:
-    """Sections of params.yaml that a module asks `load` for, or takes as `.training`."""
-    sections: set[str] = set()
+    """Params that a module reads: load("pack"), load("fetch.model"), load_source(name, "uri"), load_training()."""
+    found: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load":
-            sections.update(ast.literal_eval(argument) for argument in node.args)
-        if isinstance(node, ast.Attribute) and node.attr == "training":
-            sections.update(TrainParams.model_fields)
-    return sections
+        called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        if called == "load":
+            found.add(ast.literal_eval(node.args[0]))
+        elif called == "load_source":
+            found.add(f"fetch.sources.${{key}}.{ast.literal_eval(node.args[1])}")
+        elif called == "load_training":
+            found.update(TRAINING)
+    return found
 
 
 def foreign_imports(sources: dict[str, ast.Module]) -> list[str]:
@@ -156,14 +198,15 @@ def test_the_closure_follows_imports_in_functions_and_through_other_modules():
     assert packages(sources) == {"sft"}
 
 
-def test_sections_are_read_from_the_calls_of_load():
-    assert loaded_sections(ast.parse("a, b = load('pack', 'fetch')")) == {"pack", "fetch"}
-    assert loaded_sections(ast.parse("read().training")) == set(TrainParams.model_fields)
+def test_params_are_read_from_the_calls_that_load_them():
+    assert loaded_sections(ast.parse("a, b = load('pack'), load('fetch.sources')")) == {"pack", "fetch.sources"}
+    assert loaded_sections(ast.parse("load_source(name, 'uri')")) == {"fetch.sources.${key}.uri"}
+    assert loaded_sections(ast.parse("load_training()")) == set(TrainParams.model_fields)
     assert loaded_sections(ast.parse("json.load('pack')")) == set()
 
 
 def test_an_import_of_megatron_or_mlflow_elsewhere_is_found():
-    sources = parsed(sft_model_bridge="import megatron.bridge", sft_other="def f():\n    from mlflow.data import x")
+    sources = parsed(sft_training_bridge="import megatron.bridge", sft_other="def f():\n    from mlflow.data import x")
     assert foreign_imports(sources) == ["sft.other imports mlflow"]
 
 
@@ -217,21 +260,22 @@ def test_a_stage_is_called_by_its_module_with_this_checkout_s_code():
     assert len(stages) == len(STAGES) + len(EXTRA)
 
 
-def test_the_deps_of_a_stage_are_its_import_closure_and_the_pins():
+def test_the_deps_of_a_stage_are_the_packages_that_it_imports_and_the_pins():
     sources = modules()
     for name, stage in pipeline().items():
-        needed = closure(f"sft.stages.{name.partition('-')[0]}", sources) - packages(sources)
+        needed = code_deps(name, sources)
         declared = {dep for dep in stage["deps"] if dep.startswith("src/")}
         assert len(needed) > 3, name
-        assert declared == {module_path(module) for module in needed}, name
-        assert "requirements/run.txt" in stage["deps"], name
+        assert declared == needed, name
+        pins = {DATA_PINS, TRAIN_PINS} if name in NEEDS_TRAIN_PINS else {DATA_PINS}
+        assert {dep for dep in stage["deps"] if dep.startswith("requirements/")} == pins, name
         assert stage["deps"] == sorted(stage["deps"], key=lambda dep: dep.replace("$", " ")), name
 
 
 def test_packages_hold_nothing_but_a_docstring():
     """So that they need not be deps of every stage."""
     sources = modules()
-    assert len(packages(sources)) == 11
+    assert len(packages(sources)) == 22
     for name in packages(sources):
         assert [type(node) for node in sources[name].body] == [ast.Expr], name
         assert ast.get_docstring(sources[name]), name
@@ -243,11 +287,8 @@ def test_a_stage_declares_the_params_that_its_module_loads():
         module, _, extra = name.partition("-")
         loaded = loaded_sections(sources[f"sft.stages.{module}"])
         assert loaded, name
-        if "fetch" in loaded:  # a stage of one source sees that source only, the others see the blend
-            loaded.remove("fetch")
-            loaded.add(
-                f"fetch.{extra}" if extra else "fetch.sources.${key}" if module in PER_SOURCE else "fetch.sources"
-            )
+        if module == "fetch":  # each of the three loads its own part
+            loaded = {key for key in loaded if key.startswith(f"fetch.{extra or 'sources.${key}'}")}
         assert set(stage["params"]) == loaded, name
 
 

@@ -70,7 +70,7 @@ def test_a_shard_that_is_cut_off_is_an_error_that_names_it(tmp_path, length):
     write(tmp_path, 40)
     (path,) = parquet.shard_paths(tmp_path)
     path.write_bytes(path.read_bytes()[:length])
-    for read in (lambda: list(read_rows(tmp_path)), lambda: parquet.plan_stretches(tmp_path)):
+    for read in (lambda: list(read_rows(tmp_path)), lambda: parquet.plan_row_ranges(tmp_path)):
         with pytest.raises(InputError, match=r"samples-00000\.parquet: damaged"):
             read()
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.files import folder_digests, read_json
+from sft.files import read_json
+from sft.hashing import folder_digests
 from tests.support import planted_secrets as planted
 from tests.support.project import clone_project, run, set_params
 
@@ -245,11 +246,11 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, first
         "sys.argv = ['train']\n"
         "from sft.training import bridge\n"
         "from sft.stages import train\n"
-        "journal = train.Journal.step\n"
+        "journal = train.StepLog.step\n"
         "def step(self, done):\n"
         "    journal(self, done)\n"
         "    if done.iteration == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train.Journal.step = step\n"
+        "train.StepLog.step = step\n"
         "train.main()\n"
     )
     run(project, "python", "-c", crash, fails=True, PYTHONPATH="src")

@@ -6,7 +6,7 @@ import pytest
 from bench import filters
 from ruamel.yaml import YAML
 
-from sft.params.schema import Benchmark
+from sft.params.data import Benchmark
 from tests.support.project import ROOT
 
 PAGE = (ROOT / "docs/promises.md").read_text(encoding="utf-8")

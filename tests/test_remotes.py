@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from sft.files import folder_digests
+from sft.hashing import folder_digests
 from tests.support.project import ROOT, clone_project, commit, run, run_script
 from tests.support.servers import S3_KEYS, Proxy, client, free_port, s3_server
 from tests.test_docs import shell_blocks

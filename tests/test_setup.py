@@ -88,7 +88,7 @@ def test_setup_makes_the_environment_once(setup):
     assert status == 0, said
     assert asked[0] == "uv python find --system 3.12"
     assert asked[1] == "venv"
-    assert "requirements/run.txt requirements/dev.txt" in asked[2]
+    assert "requirements/data.txt requirements/train.txt requirements/tools.txt requirements/dev.txt" in asked[2]
     assert asked[3].endswith("--no-deps --no-build-isolation --editable .")
     assert setup.run("requirements/setup.sh") == (0, "", [])
 
@@ -332,24 +332,35 @@ def direct(name: str) -> set[str]:
     return {canonical(re.split(r"[\[<>=]", line)[0]) for line in lines if line}
 
 
+PIN_FILES = ("data", "train", "tools", "dev")
+
+
 def test_every_pin_is_a_plain_name_and_version():
-    for file in ("run.txt", "dev.txt"):
-        for name, version in pins(file).items():
+    for file in PIN_FILES:
+        for name, version in pins(f"{file}.txt").items():
             assert re.fullmatch(r"[a-z0-9-]+", name), name
             assert re.fullmatch(r"[0-9][0-9a-z.]*", version), version
 
 
 def test_no_package_is_pinned_twice_and_every_direct_requirement_is_pinned():
-    run, dev = pins("run.txt"), pins("dev.txt")
-    assert not run.keys() & dev.keys()
-    assert direct("run.in") <= run.keys()
-    assert direct("dev.in") <= dev.keys()
-    assert "nvidia-resiliency-ext" not in run | dev
+    seen: dict[str, str] = {}
+    for file in PIN_FILES:
+        own = pins(f"{file}.txt")
+        assert not seen.keys() & own.keys(), file
+        seen |= own
+        assert direct(f"{file}.in") <= seen.keys(), file
+    assert "nvidia-resiliency-ext" not in seen
 
 
 def test_what_is_pinned_is_what_is_installed():
-    for name, version in {**pins("run.txt"), **pins("dev.txt")}.items():
-        assert importlib.metadata.version(name) == version, name
+    for file in PIN_FILES:
+        for name, version in pins(f"{file}.txt").items():
+            assert importlib.metadata.version(name) == version, name
+
+
+def test_packages_that_only_training_or_tracking_needs_are_not_pins_of_the_data_stages():
+    assert not {"torch", "megatron-bridge", "transformers", "mlflow", "dvc"} & pins("data.txt").keys()
+    assert not {"mlflow", "dvc"} & pins("train.txt").keys()
 
 
 def extras() -> set[str]:
@@ -360,7 +371,7 @@ def extras() -> set[str]:
 
 def test_what_the_source_imports_is_a_direct_requirement():
     distributions = importlib.metadata.packages_distributions()
-    required = direct("run.in") | extras()
+    required = direct("data.in") | direct("train.in") | direct("tools.in") | extras()
     looked_at = set()
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -29,21 +29,29 @@ def run_stage(stage: Callable[[], None], doc: str | None, *, away: bool = False)
 
     `away`: where CLUSTER names a cluster, its job does all of the stage (sft.cluster.remote_stage).
     """
-    parser = parser_of(stage.__module__, doc)
+    parser = make_parser(stage.__module__, doc)
     parser.parse_args()
     if away:
         _let_cluster_do(parser)
-    guard(stage.__module__, stage)
+    guard(stage.__module__, lambda: _checked(stage))
 
 
 def run_source_stage(stage: Callable[[str], None], doc: str | None, *, away: bool = False) -> None:
     """Run a stage that works on one source of the blend, named by --source; `away` as above."""
-    parser = parser_of(stage.__module__, doc)
+    parser = make_parser(stage.__module__, doc)
     parser.add_argument("--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml")
     source = parser.parse_args().source
     if away:
         _let_cluster_do(parser, "--source", source)
-    guard(f"{stage.__module__} {source}", lambda: stage(source))
+    guard(f"{stage.__module__} {source}", lambda: _checked(lambda: stage(source)))
+
+
+def _checked(stage: Callable[[], None]) -> None:
+    """Run a stage after a check of the whole of params.yaml, so that any mistake in it shows at the first stage."""
+    from sft.params.check import check_params
+
+    check_params()
+    stage()
 
 
 def _let_cluster_do(parser: argparse.ArgumentParser, *arguments: str) -> None:
@@ -53,7 +61,7 @@ def _let_cluster_do(parser: argparse.ArgumentParser, *arguments: str) -> None:
         os.execv(sys.executable, [sys.executable, "-m", "sft.cluster.remote_stage", stage, *arguments])
 
 
-def say(*parts: object) -> None:
+def echo(*parts: object) -> None:
     """Print a line for people: rich markup is read, colour only on a terminal."""
     Console(highlight=False, emoji=False, soft_wrap=True).print(*parts)
 
@@ -63,7 +71,7 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def parser_of(module: str, doc: str | None) -> argparse.ArgumentParser:
+def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """Return a parser that describes a program by its module's docstring."""
     spec = sys.modules["__main__"].__spec__
     name = spec.name if spec is not None else module

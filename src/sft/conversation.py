@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from sft import strict_json
-from sft.files import canonical_json
+from sft.hashing import canonical_json
 
 Message = dict[str, Any]
 

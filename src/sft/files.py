@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -90,7 +89,7 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def shipped(name: str) -> Path:
+def resolve_repo_file(name: str) -> Path:
     """Return a file that params.yaml names: of this folder, or else of the repository that this code is part of.
 
     So a stage runs in any folder that holds a params.yaml.
@@ -108,26 +107,6 @@ def project_root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file, as 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def folder_digests(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file below a folder, by relative path, in order."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-
-
-def folder_digest(folder: Path) -> str:
-    """Return one sha256 for a folder: over the names and digests of all its files."""
-    return value_digest(folder_digests(folder))
-
-
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings to dotted names; lists stay as they are.
 
@@ -143,23 +122,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def value_digest(value: Any) -> str:
-    """Return the sha256 of a JSON-like value, independent of the order of its keys.
-
-    >>> value_digest({"a": 1, "b": 2}) == value_digest({"b": 2, "a": 1})
-    True
-    """
-    return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
-def canonical_json(value: Any) -> bytes:
-    """Write a JSON-like value, its keys in order, in UTF-8."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass")
-
-
 @contextlib.contextmanager
-def holding(lock: Path, patience: float) -> Iterator[bool]:
+def file_lock(lock: Path, patience: float) -> Iterator[bool]:
     """Be the only process that holds a lock file, waiting some seconds for another; yields whether this one does.
 
     Let go of when the block ends, or the process, however that ends.

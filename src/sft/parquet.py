@@ -142,7 +142,7 @@ class Stretch(NamedTuple):
     rows: int
 
 
-def plan_stretches(folder: Path, name: str = "") -> list[Stretch]:
+def plan_row_ranges(folder: Path, name: str = "") -> list[Stretch]:
     """Cut the shards of a folder into stretches of whole row groups, about equally long, in order."""
     groups: list[tuple[str, int, int]] = []
     for shard in shard_paths(folder, name):
@@ -249,7 +249,7 @@ def shard_paths(folder: Path, name: str = "") -> list[Path]:
     return paths
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return freed memory to the system: Arrow keeps all of it, and glibc blocks of less than 32 MB."""
     pa.default_memory_pool().release_unused()
     ctypes.CDLL(None).malloc_trim(0)

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sft.cli import InputError, end_with_parent, say
+from sft.cli import InputError, echo, end_with_parent
 
 Work = Callable[[Any], Any]
 Then = Callable[[Any], None]
@@ -63,7 +63,7 @@ THREADS = (
 # and again (bench/prep.py).
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 # Packages that decide what bytes a worker writes.
-DECISIVE = ("jinja2", "numpy", "orjson", "pyarrow", "tokenizers")
+PINNED_FOR_BYTES = ("jinja2", "numpy", "orjson", "pyarrow", "tokenizers")
 
 
 class LostWorkerError(Exception):
@@ -128,12 +128,12 @@ def map_shards(work: Work, shards: Sequence[Any], what: str, then: Then | None =
         return _run(pool, place, questions, what, then)
 
 
-def collect_rarely() -> None:
+def relax_gc() -> None:
     """Let Python look for cycles after so many new objects only: JSON, of which there are many, has none."""
     gc.set_threshold(ALLOCATIONS_PER_COLLECTION)
 
 
-def working_on(rows: str) -> None:
+def report_position(rows: str) -> None:
     """Say which rows the work is at, so that a process that is killed is a message that names them."""
     global _at, _row
     _at, _row = rows, ""
@@ -262,7 +262,7 @@ def _name(work: Work) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in DECISIVE}}
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in PINNED_FOR_BYTES}}
 
 
 @contextlib.contextmanager
@@ -301,7 +301,7 @@ def _cluster(address: str) -> Iterator[Pool]:
         ) from error
     with client:
         _wait_for_workers(client, address)
-        say(f"Dask: {len(client.nthreads())} workers, dashboard {client.dashboard_link}")
+        echo(f"Dask: {len(client.nthreads())} workers, dashboard {client.dashboard_link}")
         executor = client.get_executor(pure=False)
         try:
             yield Pool(executor, _Capacity(client, address), (LostWorkerError, distributed.KilledWorker))

@@ -380,8 +380,8 @@ def test_a_dry_run_counts_every_check_that_refuses(capsys):
     ]
     for number, some in ((1, told[:2]), (2, told[:3]), (3, told)):
         with pytest.raises(InputError, match=f"^{number} of the checks above refuse this job"):
-            jobs.conclude(some)
-    jobs.conclude(["slurm: ok: nothing is REFUSED: so far"])
+            jobs.print_verdict(some)
+    jobs.print_verdict(["slurm: ok: nothing is REFUSED: so far"])
     assert "Megatron-Bridge: REFUSED: a" in capsys.readouterr().out
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from sft.cli import InputError
 from sft.experiments import profile
-from sft.params import schema
 from tests.support.project import ROOT, commit, run, set_params
 
 

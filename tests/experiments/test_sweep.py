@@ -162,7 +162,7 @@ def test_what_else_waits_in_the_queue_is_refused():
 def test_two_sweeps_at_once_and_switches_of_one_job_are_refused(project, monkeypatch):
     calls = plan("optimizer.lr=0.3", None)
     with (
-        sweep.holding(project / "runs/sweep.lock", 0),
+        sweep.file_lock(project / "runs/sweep.lock", 0),
         pytest.raises(InputError, match="another sweep runs in this project"),
     ):
         sweep.run(calls, "s", 1)

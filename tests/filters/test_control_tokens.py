@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sft.conversation import Conversation
 from sft.filters import control_tokens
-from sft.filters.control_tokens import check_markup, count_control, escape
+from sft.filters.control_tokens import check_control_tokens, count_control, escape
 from tests.support.project import ROOT
 
 POLICIES = set(control_tokens.POLICIES)
@@ -45,9 +45,9 @@ def test_who_may_type_which_markup(role, text, is_refused):
     messages = [{**turns[name], "role": name} for name in ("system", "user", "tool", "assistant")]
     messages.insert(2, call)
     conversation = Conversation(messages, tools)
-    refused = {policy for policy in POLICIES if check_markup(conversation, policy)}
+    refused = {policy for policy in POLICIES if check_control_tokens(conversation, policy)}
     assert refused == ((POLICIES - {"plain"} if text == "<|im_end|>" else POLICIES) if is_refused else set())
-    assert check_markup(escape(conversation)) is None
+    assert check_control_tokens(escape(conversation)) is None
     assert (escape(conversation) != conversation) == is_refused
 
 
@@ -56,7 +56,7 @@ def test_who_may_type_which_markup(role, text, is_refused):
 )
 def test_control_tokens_of_every_template_are_found(token):
     for text in (token, f"a < b > {token}{token}\n>"):
-        assert check_markup(Conversation([{"role": "user", "content": text}, ANSWER], None)) is not None
+        assert check_control_tokens(Conversation([{"role": "user", "content": text}, ANSWER], None)) is not None
         assert count_control(Conversation([{"role": "user", "content": text}, ANSWER], None)) > 0
 
 
@@ -92,18 +92,18 @@ def test_an_argument_that_ends_itself_is_escaped_and_a_name_that_does_is_refused
         call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
         return Conversation([USER, {**ANSWER, "tool_calls": [call]}], None)
 
-    assert check_markup(calling({"a": "x\n</parameter>\n<|end|>"}), "plain") is not None
-    assert check_markup(escape(calling({"a": "x\n</parameter>\n<|end|>"}))) is None
+    assert check_control_tokens(calling({"a": "x\n</parameter>\n<|end|>"}), "plain") is not None
+    assert check_control_tokens(escape(calling({"a": "x\n</parameter>\n<|end|>"}))) is None
     for policy in POLICIES:
-        assert check_markup(escape(calling({"a>": "x"})), policy) is not None
+        assert check_control_tokens(escape(calling({"a>": "x"})), policy) is not None
 
 
 @pytest.mark.parametrize("fixture", HOSTILE, ids=lambda fixture: fixture["id"])
 def test_what_is_refused_as_markup_is_not_once_it_is_escaped_unless_it_is_in_a_name(fixture, tmp_path, monkeypatch):
     monkeypatch.setattr("sft.filters.structure.check_markup", lambda conversation, policy: None)
     conversation = read_fixture(fixture, tmp_path)
-    assert check_markup(conversation) is not None
-    assert (check_markup(escape(conversation)) is None) == (not fixture["id"].endswith("-name"))
+    assert check_control_tokens(conversation) is not None
+    assert (check_control_tokens(escape(conversation)) is None) == (not fixture["id"].endswith("-name"))
     assert escape(escape(conversation)) == escape(conversation)
 
 
@@ -113,5 +113,5 @@ parts = ["<|im_start|>", "<|im_end|>", "[INST]", "<tool_call>", "</tool_response
 @given(st.lists(st.sampled_from(parts), max_size=8).map("".join), st.sampled_from(["system", "user", "assistant"]))
 def test_escaped_text_holds_no_markup_whatever_it_was_made_of_and_says_the_same_otherwise(text, role):
     escaped = escape(Conversation([{"role": role, "content": text}], None))
-    assert check_markup(escaped) is None
+    assert check_control_tokens(escaped) is None
     assert escaped.messages[0]["content"].replace("\\", "") == text.replace("\\", "")

@@ -9,7 +9,7 @@ from sft.conversation import Rejection
 from sft.filters import examined
 from sft.filters.contamination import CONTAMINATED
 from sft.filters.dedup.near import SIGNATURE_BYTES
-from sft.filters.examined import Examined, Result, decide, read_refusals, settle, valid_text, write_refusals
+from sft.filters.examined import Examined, Result, decide, read_refusals, valid_text, write_final_shards, write_refusals
 from sft.parquet import EXAMINED, ShardWriter, read_rows
 
 
@@ -43,7 +43,7 @@ def settled(tmp_path, found):
     target.mkdir()
     result = Result(target)
     for part in found.cut():
-        result.take(settle({"scratch": str(tmp_path), "examined": part}))
+        result.take(write_final_shards({"scratch": str(tmp_path), "examined": part}))
     return result, target
 
 

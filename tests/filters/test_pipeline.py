@@ -73,11 +73,11 @@ def test_together_rows_are_told_what_one_filter_after_the_other_says_of_each(row
 
 
 def test_what_a_row_becomes_depends_on_no_other_row_and_no_order(rows, checks):
-    whole = dict(zip((row.where for row in rows), checks.examine(rows), strict=True))
+    whole = dict(zip((row.location for row in rows), checks.examine(rows), strict=True))
     shuffled = random.Random(2).sample(rows, len(rows))
     for start in range(0, len(rows), 7):
         few = shuffled[start : start + 7]
-        assert checks.examine(few) == [whole[row.where] for row in few]
+        assert checks.examine(few) == [whole[row.location] for row in few]
     assert checks.examine([]) == []
 
 

@@ -15,9 +15,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.files import value_digest
 from sft.formats import raw_files
 from sft.formats.raw_files import Row, converted, read_objects
+from sft.hashing import value_digest
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 LINE = json.dumps(CHAT).encode() + b"\n"
@@ -71,13 +71,13 @@ def test_parquet_gives_its_rows_without_the_nulls_of_its_structs(tmp_path: Path)
 
 def test_json_with_an_object_on_each_line_is_read_by_lines(tmp_path: Path) -> None:
     write(tmp_path, "a.json", LINE + LINE)
-    assert [row.where for row in read_objects(tmp_path)] == ["a.json:1", "a.json:2"]
+    assert [row.location for row in read_objects(tmp_path)] == ["a.json:1", "a.json:2"]
 
 
 def test_files_come_in_the_order_of_their_names_and_others_are_left_alone(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a/z.jsonl", "README.md", "c.csv"):
         write(tmp_path, name, LINE)
-    assert [row.where for row in read_objects(tmp_path)] == ["a/z.jsonl:1", "b.jsonl:1"]
+    assert [row.location for row in read_objects(tmp_path)] == ["a/z.jsonl:1", "b.jsonl:1"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_zst_file_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None
 def test_a_file_that_is_no_parquet_is_one_fault(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", b"PAR1 but not really")
     (row,) = read_objects(tmp_path)
-    assert row.where == "a.parquet:1"
+    assert row.location == "a.parquet:1"
     assert "damaged Parquet file" in row.fault
 
 
@@ -177,7 +177,7 @@ def test_a_record_that_no_reader_could_use_is_a_fault(record: dict[str, Any], fa
 
 def test_a_sound_record_comes_without_the_text_of_its_row() -> None:
     row = Row("a.jsonl:1", {"messages": [], "meta": {"refuse": "no-answer"}}, raw="{}")
-    assert converted(row, lambda record, where: record) == Row(row.where, row.record)
+    assert converted(row, lambda record, where: record) == Row(row.location, row.record)
 
 
 @given(
@@ -211,4 +211,4 @@ def test_parts_of_a_table_are_its_row_groups_in_order(tmp_path, monkeypatch):
     assert [row for part in parts for row in raw_files.read_part(tmp_path, part)] == list(
         raw_files.read_objects(tmp_path)
     )
-    assert next(row.where for row in raw_files.read_part(tmp_path, parts[1])) == f"a.parquet:{parts[1].first}"
+    assert next(row.location for row in raw_files.read_part(tmp_path, parts[1])) == f"a.parquet:{parts[1].first}"

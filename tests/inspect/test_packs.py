@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.cli import InputError
-from sft.files import file_digest, write_json
+from sft.files import write_json
+from sft.hashing import file_digest
 from sft.inspect.packs import Place, locate, pieces, read_pack, samples, unpack
 from sft.packing.splits import SPLITS
 from sft.parquet import PACKS, REJECTED, ShardWriter

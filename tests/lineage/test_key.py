@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.files import file_digest, write_json
+from sft.files import write_json
+from sft.hashing import file_digest
 from sft.lineage import key
 from sft.lineage.key import EVAL_RECORDS, Lineage, code_digest, git_state, import_closure, lineage_json, records
 
@@ -17,7 +18,7 @@ ONE = Lineage(
     base_model="b" * 64,
     params={"optimizer": {"lr": 1e-5}, "rng": {"seed": 1}},
     code="c" * 64,
-    decisive_packages={"torch": "2.13.0"},
+    numeric_packages={"torch": "2.13.0"},
 )
 
 
@@ -28,7 +29,7 @@ ONE = Lineage(
         {"base_model": "e" * 64},
         {"params": {"optimizer": {"lr": 2e-5}, "rng": {"seed": 1}}},
         {"code": "e" * 64},
-        {"decisive_packages": {"torch": "2.14.0"}},
+        {"numeric_packages": {"torch": "2.14.0"}},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.files import folder_digests, read_json, write_json
+from sft.files import read_json, write_json
+from sft.hashing import folder_digests
 from sft.lineage.resolve import cached, find, of_folder, outs
 from sft.lineage.verify import ABSENT, DIFFERS, INTACT, digests, dvc_digest, verify
 from sft.training.checkpoints import iteration_folder, manifest_of

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sft.packing.plan import plan_blend
 from sft.packing.samples import FITS, REASONS, join, measure
 from sft.packing.splits import SPLITS
-from sft.params.schema import Pack, Source
+from sft.params.data import Pack, Source
 from sft.parquet import SAMPLES
 from tests.support.tiny_model import made_up
 

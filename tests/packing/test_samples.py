@@ -22,7 +22,7 @@ from sft.packing.samples import (
     read_group,
     refuse_over_length,
 )
-from sft.params.schema import Pack
+from sft.params.data import Pack
 from sft.parquet import SAMPLES, ShardWriter
 
 STOP = 2

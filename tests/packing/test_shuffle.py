@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from sft.cli import InputError
-from sft.files import folder_digests
+from sft.hashing import folder_digests
 from sft.packing import shuffle
 from sft.packing.bins import plan_bins
 from sft.packing.plan import Order
 from sft.packing.samples import join, list_groups, measure, read_group
 from sft.packing.shuffle import Layout, plan_shuffle, write_packs
 from sft.packing.write import padded
-from sft.params.schema import Pack
+from sft.params.data import Pack
 from sft.parquet import PACKS, SAMPLES, ShardWriter, read_rows, shard_paths
 from tests.support.tiny_model import EOS, made_up
 

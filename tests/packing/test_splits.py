@@ -6,15 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.cli import InputError
-from sft.packing.splits import (
-    SPLITS,
-    by_precedence,
-    held_out,
-    keyed_hash,
-    keyed_hashes,
-    settle_duplicates,
-    split_groups,
-)
+from sft.hashing import keyed_hash, keyed_hashes
+from sft.packing.splits import SPLITS, by_precedence, held_out, settle_duplicates, split_groups
 
 
 def split(sizes: list[int], validation: float, test: float, seed: int = 1) -> list[str]:

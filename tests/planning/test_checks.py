@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from sft.cli import InputError
-from sft.files import file_digest, write_json
-from sft.params import schema as p
+from sft.files import write_json
+from sft.hashing import file_digest
+from sft.params import check as p
 from sft.planning import checks
 from sft.planning.estimate import Geometry
 from tests.support import tiny_model as tiny

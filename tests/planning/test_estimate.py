@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sft.params import schema as p
+from sft.params import check as p
 from sft.planning import estimate
 from sft.planning.estimate import Count
 from tests.planning.test_checks import LLAMA, NANO, nano

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.params import schema as p
-from sft.params.schema import TrainParams
+from sft.params import check as p
+from sft.params.training import TrainParams
 from sft.planning import checks, estimate, preflight
 from tests.planning.test_checks import CLUSTER, LLAMA, NANO, nano
 from tests.support.project import ROOT

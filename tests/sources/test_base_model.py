@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sft.cli import InputError
-from sft.files import folder_digests
+from sft.hashing import folder_digests
 from sft.sources.base_model import MARKERS, check_base, count_parameters, digits_apart, isolate_markers, make_base
 
 TEXT = "The quick <think> brown > fox < jumps over >\n\nthe lazy dog. <tool_call> {1: 22} think tool_call "

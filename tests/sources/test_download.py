@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import pytest
 
 from sft.cli import InputError
-from sft.params.schema import Download, Source
+from sft.params.data import Download, Source
 from sft.sources.download import FetchedFile, extract_zip, fetch_files, redact, select
 
 BODY = bytes(range(256)) * 8192  # 2 MiB

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from bench import filters
 
-from sft.files import folder_digest, read_json
+from sft.files import read_json
+from sft.hashing import folder_digest
 from sft.parquet import read_rows
 from sft.stages import filter as filter_stage
 from sft.stages import pack as pack_stage

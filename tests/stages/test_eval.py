@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.files import file_digest, folder_digests, write_json
-from sft.params.schema import Eval, Gate
+from sft.files import write_json
+from sft.hashing import file_digest, folder_digests
+from sft.params.evaluation import Eval, Gate
 from sft.parquet import CONVERSATIONS, PACKS, ShardWriter
 from sft.stages import eval as stage
 from sft.tokens.render import ChatTemplate

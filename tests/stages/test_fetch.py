@@ -11,7 +11,7 @@ import pytest
 
 from sft.cli import InputError
 from sft.files import read_json
-from sft.params.schema import Benchmark, Download, Fetch, Source
+from sft.params.data import Benchmark, Download, Fetch, Source
 from sft.stages import fetch
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"
@@ -130,7 +130,7 @@ def test_a_secret_in_a_uri_is_in_no_report() -> None:
 
 
 def test_the_model_is_published_with_its_digest_and_size(here: Path) -> None:
-    from sft.files import folder_digest
+    from sft.hashing import folder_digest
     from tests.support.tiny_model import make_tiny_base
 
     make_tiny_base(here / "model")

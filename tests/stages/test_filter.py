@@ -10,15 +10,16 @@ import pytest
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.files import file_digest, folder_digest, read_json
+from sft.files import read_json
 from sft.filters.dedup.near import signature
 from sft.formats import raw_files
 from sft.formats.chat_forms import Row
+from sft.hashing import file_digest, folder_digest
 from sft.parquet import read_rows
 from sft.stages import fetch
 from sft.stages import filter as stage
-from tests.filters.judge.test_judge import BAD, GOOD, completion
 from tests.filters.judge import test_judge
+from tests.filters.judge.test_judge import BAD, GOOD, completion
 from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
 from tests.support.project import ROOT, chat_records, set_params, tool_records, write_jsonl
 

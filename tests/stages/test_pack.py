@@ -10,8 +10,9 @@ import pytest
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.files import file_digest, folder_digest, read_json
+from sft.files import read_json
 from sft.filters.dedup.near import signature
+from sft.hashing import file_digest, folder_digest
 from sft.parquet import SIGNATURES, ShardWriter, read_rows
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
@@ -328,7 +329,7 @@ def bare(project, monkeypatch):
     (project / "data/prepared").unlink()
     for name in ("filter", "prep"):
         (project / "reports" / name).unlink()
-    monkeypatch.setattr(stage, "say", lambda *parts: None)
+    monkeypatch.setattr(stage, "echo", lambda *parts: None)
     set_params(project, **{"pack.pack_size": 64, "pack.npy_max_tokens": 0})
     return project
 

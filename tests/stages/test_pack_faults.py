@@ -11,8 +11,9 @@ import time
 import pytest
 
 from sft import parquet
-from sft.files import file_digest, folder_digest, read_json
+from sft.files import read_json
 from sft.filters.dedup.near import SIGNATURE_BYTES
+from sft.hashing import file_digest, folder_digest
 from sft.parquet import SIGNATURES, ShardWriter
 from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
 from tests.support.project import ROOT, lay_out, set_params, sources_in_params

@@ -14,7 +14,8 @@ import pytest
 from sft import parquet
 from sft.cli import InputError
 from sft.conversation import Conversation, normalise
-from sft.files import folder_digest, read_json, write_json
+from sft.files import read_json, write_json
+from sft.hashing import folder_digest
 from sft.parquet import CONVERSATIONS, ShardWriter, read_rows
 from sft.stages import prep as stage
 from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
@@ -218,7 +219,7 @@ def stretches(project, monkeypatch):
     monkeypatch.chdir(project)
     monkeypatch.setenv("SFT_WORKERS", "2")
     monkeypatch.delenv("SFT_EXECUTOR", raising=False)
-    assert len(parquet.plan_stretches(project / "data/filtered/many", "kept")) == 9
+    assert len(parquet.plan_row_ranges(project / "data/filtered/many", "kept")) == 9
     return project
 
 

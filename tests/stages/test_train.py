@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.files import file_digest, read_json, write_json
+from sft.files import read_json, write_json
+from sft.hashing import file_digest
 from sft.stages import train as stage
 from tests.support.project import link_project, set_params
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from sft.files import folder_digest, folder_digests, write_json
+from sft.files import write_json
+from sft.hashing import folder_digest, folder_digests
 from sft.lineage.key import Lineage, lineage_json
 
 KEYED = {"torch": "1", "megatron-core": "1", "megatron-bridge": "1", "transformers": "1", "tokenizers": "1"}

@@ -13,9 +13,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from sft.files import file_digest, write_json
+from sft.files import write_json
+from sft.hashing import file_digest
 from sft.parquet import SAMPLES, ShardWriter
-from tests.support.tiny_model import made_up, make_tiny_base
+from tests.support.tiny_model import EOS, made_up, make_tiny_base
 
 ROOT = Path(__file__).parents[2]
 CITIES = ("Paris", "Berlin", "Rome", "Oslo", "Bern", "Wien", "Prag", "Lima")
@@ -105,7 +106,7 @@ def lay_out(folder: Path, sources: Mapping[str, Iterable[int]]) -> list[dict[str
         template.write_text("template")
         files = {"template": template, "tokenizer": folder / "models/base/tokenizer.json"}
         prints = {f"{name}_sha256": file_digest(path) for name, path in files.items()}
-        counts = {"rows_out": len(numbers), "samples": len(samples), "rejected": {}}
+        counts = {"rows_out": len(numbers), "samples": len(samples), "rejected": {}, "stop_id": EOS, "pad_id": 0}
         write_json(folder / f"reports/prep/{source}.json", {**counts, **prints})
         write_json(folder / f"reports/filter/{source}.json", {"sampled": False, "rejected": {}})
         everything += [{**sample, "source": source} for sample in samples]
@@ -114,7 +115,7 @@ def lay_out(folder: Path, sources: Mapping[str, Iterable[int]]) -> list[dict[str
 
 def sources_in_params(folder: Path, sources: Mapping[str, dict[str, Any]]) -> None:
     """Name made-up sources in params.yaml, each with what more is given."""
-    described = {"uri": "file://x.jsonl", "format": "openai"}
+    described = {"uri": "file://x.jsonl", "read": "openai"}
     set_params(folder, **{"fetch.sources": {source: {**described, **more} for source, more in sources.items()}})
 
 
@@ -129,8 +130,8 @@ def make_project(folder: Path) -> None:
         **{
             "fetch.model": {"uri": "file://inputs/model", "license": "MIT"},
             "fetch.sources": {
-                "calls": {"uri": "file://inputs/calls.jsonl", "format": "openai", "domain": "tool-use"},
-                "chats": {"uri": "file://inputs/chats.jsonl.gz", "format": "openai", "domain": "chat"},
+                "calls": {"uri": "file://inputs/calls.jsonl", "read": "openai", "domain": "tool-use"},
+                "chats": {"uri": "file://inputs/chats.jsonl.gz", "read": "openai", "domain": "chat"},
             },
             "filter.near_duplicates": None,
             "prep.reasoning.strip": 0.0,

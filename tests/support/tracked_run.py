@@ -4,7 +4,7 @@ import json
 
 from sft.tracking import journal
 from sft.tracking import store as store_of_runs
-from sft.tracking.journal import Dataset, Metrics, open_run, true_status
+from sft.tracking.journal import Dataset, Metrics, open_run, record_status
 from sft.tracking.store import EXPERIMENT, REGISTERED_MODEL
 
 KEY = "0123456789abcdef"
@@ -46,7 +46,7 @@ def exported(folder, key=KEY, parent=None, more=""):
 def begin_and_finish(folder):
     """A whole run: two steps, a model, and what its evaluation says."""
     box = begin(folder)
-    with true_status(box):
+    with record_status(box):
         for step in (1, 2):
             Metrics(box).log(step, loss=1 / step)
         journal.add_model(box, exported(folder), {"train_loss": 0.5})

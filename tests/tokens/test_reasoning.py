@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.packing.splits import keyed_hash
+from sft.hashing import keyed_hash
 from sft.tokens.reasoning import ReasoningCounts, Shares, control, shorten
 from sft.tokens.tokenizer import SafeTokenizer
 from tests.support.tokenizers import write_tokenizer

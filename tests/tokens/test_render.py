@@ -51,7 +51,7 @@ def chat(chats):
     return chats["plain"]
 
 
-def say(content, **more):
+def echo(content, **more):
     return {"role": "assistant", "content": content, **more}
 
 
@@ -90,7 +90,7 @@ ASKED = "<|im_start|>user\nWhat is the sum?<|im_end|>\n"
 
 
 def test_a_conversation_starts_with_a_system_turn_even_without_a_system_message(chat):
-    assert text(chat, [ASK, say("12.")]) == (SYSTEM + ASKED + "<|im_start|>assistant\n<think></think>12.<|im_end|>\n")
+    assert text(chat, [ASK, echo("12.")]) == (SYSTEM + ASKED + "<|im_start|>assistant\n<think></think>12.<|im_end|>\n")
 
 
 def test_a_system_message_stands_in_the_system_turn(chat):
@@ -100,7 +100,7 @@ def test_a_system_message_stands_in_the_system_turn(chat):
 
 
 def test_a_system_message_in_the_middle_is_a_turn_of_its_own(chat):
-    messages = [ASK, say("a"), {"role": "system", "content": "Now in verse."}, ASK]
+    messages = [ASK, echo("a"), {"role": "system", "content": "Now in verse."}, ASK]
     assert text(chat, messages) == (
         SYSTEM + ASKED + "<|im_start|>assistant\n<think></think>a<|im_end|>\n"
         "<|im_start|>system\nNow in verse.<|im_end|>\n" + ASKED
@@ -146,15 +146,15 @@ CALLED = (
 @pytest.mark.parametrize(
     ("turn", "written"),
     [
-        (say("", tool_calls=[CALL]), "<think></think>\n" + CALLED),
-        (say("", tool_calls=[CALL, CALL]), "<think></think>\n" + CALLED + CALLED),
-        (say("Let me see.", tool_calls=[CALL]), "<think></think>Let me see.\n" + CALLED),
-        (say(" \n Let me see.\n", tool_calls=[CALL]), "<think></think>Let me see.\n" + CALLED),
-        (say("", reasoning_content="r", tool_calls=[CALL]), "<think>\nr\n</think>\n" + CALLED),
-        (say("Now.", reasoning_content="r", tool_calls=[CALL]), "<think>\nr\n</think>\nNow.\n" + CALLED),
-        (say("Now.", reasoning_content="r"), "<think>\nr\n</think>\nNow."),
-        (say("", reasoning_content="r"), "<think>\nr\n</think>"),
-        (say("  four = 4\n"), "<think></think>  four = 4"),
+        (echo("", tool_calls=[CALL]), "<think></think>\n" + CALLED),
+        (echo("", tool_calls=[CALL, CALL]), "<think></think>\n" + CALLED + CALLED),
+        (echo("Let me see.", tool_calls=[CALL]), "<think></think>Let me see.\n" + CALLED),
+        (echo(" \n Let me see.\n", tool_calls=[CALL]), "<think></think>Let me see.\n" + CALLED),
+        (echo("", reasoning_content="r", tool_calls=[CALL]), "<think>\nr\n</think>\n" + CALLED),
+        (echo("Now.", reasoning_content="r", tool_calls=[CALL]), "<think>\nr\n</think>\nNow.\n" + CALLED),
+        (echo("Now.", reasoning_content="r"), "<think>\nr\n</think>\nNow."),
+        (echo("", reasoning_content="r"), "<think>\nr\n</think>"),
+        (echo("  four = 4\n"), "<think></think>  four = 4"),
     ],
 )
 def test_an_answer_is_its_reasoning_its_text_and_its_calls(chat, turn, written):
@@ -164,14 +164,14 @@ def test_an_answer_is_its_reasoning_its_text_and_its_calls(chat, turn, written):
 def test_arguments_that_are_not_text_are_written_as_json(chat):
     arguments = {"rows": [1, "ü", None], "how": {"a": True}, "fast": False, "none": None, "share": 0.5, "text": "[1]"}
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
-    shown = text(chat, [ASK, say("", tool_calls=[call])])
+    shown = text(chat, [ASK, echo("", tool_calls=[call])])
     assert '<parameter=rows>\n[1, "ü", null]\n</parameter>\n<parameter=how>\n{"a": true}\n</parameter>\n' in shown
     assert "<parameter=fast>\nfalse\n</parameter>\n<parameter=none>\nnull\n</parameter>\n" in shown
     assert "<parameter=share>\n0.5\n</parameter>\n<parameter=text>\n[1]\n</parameter>\n</function>" in shown
 
 
 def test_results_that_follow_each_other_make_one_user_turn(chat):
-    messages = [ASK, say("", tool_calls=[CALL, CALL]), result("a"), result("b")]
+    messages = [ASK, echo("", tool_calls=[CALL, CALL]), result("a"), result("b")]
     assert text(chat, messages, [TOOL]).endswith(
         "<|im_start|>user\n<tool_response>\na\n</tool_response>\n<tool_response>\nb\n</tool_response>\n<|im_end|>\n"
     )
@@ -185,8 +185,8 @@ def test_the_generation_prompt_opens_or_closes_the_reasoning(chat):
 
 
 def test_reasoning_is_kept_after_the_last_user_message_and_dropped_before(chat):
-    first, second = say("a", reasoning_content="one"), say("b", reasoning_content="two")
-    called = say("", reasoning_content="zero", tool_calls=[CALL])
+    first, second = echo("a", reasoning_content="one"), echo("b", reasoning_content="two")
+    called = echo("", reasoning_content="zero", tool_calls=[CALL])
     assert "<think>\nzero\n</think>\n<tool_call>" in text(chat, [ASK, called, result("x"), first])
     assert "<think>\none\n</think>\na<|im_end|>" in text(chat, [ASK, called, result("x"), first])
     shown = text(chat, [ASK, called, result("x"), first, ASK, second])
@@ -197,7 +197,7 @@ def test_reasoning_is_kept_after_the_last_user_message_and_dropped_before(chat):
 
 
 def test_a_thinking_budget_is_told_on_the_last_user_message(chat):
-    shown = text(chat, [ASK, say("a"), ASK], thinking=True, budget=64, generation_prompt=True)
+    shown = text(chat, [ASK, echo("a"), ASK], thinking=True, budget=64, generation_prompt=True)
     assert shown.count("{thinking token budget: 64}") == 1
     assert shown.endswith("sum?\n\n{thinking token budget: 64}<|im_end|>\n<|im_start|>assistant\n<think>\n")
 
@@ -206,20 +206,20 @@ def test_a_thinking_budget_is_told_on_the_last_user_message(chat):
 
 
 def test_every_answer_of_a_conversation_without_reasoning_is_trained_with_its_stop_token(chat):
-    assert trained(chat, [ASK, say("one"), ASK, say("two")]) == [["one<|im_end|>", "two<|im_end|>"]]
+    assert trained(chat, [ASK, echo("one"), ASK, echo("two")]) == [["one<|im_end|>", "two<|im_end|>"]]
 
 
 def test_each_user_turn_of_a_reasoning_conversation_is_a_sample_that_trains_its_own_answers(chat):
-    messages = [ASK, say("a", reasoning_content="one"), ASK, say("b", reasoning_content="two")]
+    messages = [ASK, echo("a", reasoning_content="one"), ASK, echo("b", reasoning_content="two")]
     assert trained(chat, messages) == [["one\n</think>\na<|im_end|>"], ["two\n</think>\nb<|im_end|>"]]
 
 
 def test_all_reasoning_of_several_steps_of_one_turn_is_trained(chat):
     steps = [
         ASK,
-        say("", reasoning_content="ask", tool_calls=[CALL]),
+        echo("", reasoning_content="ask", tool_calls=[CALL]),
         {"role": "tool", "content": "12 C"},
-        say("12 degrees", reasoning_content="tell"),
+        echo("12 degrees", reasoning_content="tell"),
     ]
     ((first, second),) = trained(chat, steps, [TOOL])
     assert first.startswith("ask\n</think>\n<tool_call>\n<function=get_weather>")
@@ -228,23 +228,23 @@ def test_all_reasoning_of_several_steps_of_one_turn_is_trained(chat):
 
 
 def test_an_answer_without_reasoning_in_a_reasoning_conversation_is_trained_behind_closed_thoughts(chat):
-    messages = [ASK, say("a", reasoning_content="one"), ASK, say("b")]
+    messages = [ASK, echo("a", reasoning_content="one"), ASK, echo("b")]
     assert trained(chat, messages) == [["one\n</think>\na<|im_end|>"], ["b<|im_end|>"]]
 
 
 def test_an_unanswered_user_message_is_context_and_no_sample(chat):
-    messages = [ASK, ASK, say("a", reasoning_content="one")]
+    messages = [ASK, ASK, echo("a", reasoning_content="one")]
     assert trained(chat, messages) == [["one\n</think>\na<|im_end|>"]]
 
 
 def test_no_trained_token_follows_a_stop_token(chat):
     messages = [
         ASK,
-        say("one"),
+        echo("one"),
         ASK,
-        say("", tool_calls=[CALL]),
+        echo("", tool_calls=[CALL]),
         {"role": "tool", "content": "x"},
-        say("two"),
+        echo("two"),
     ]
     (sample,) = chat.encode(chat.samples(messages, [TOOL]))
     follows = [kept for token, kept in zip(sample.ids, sample.mask[1:], strict=False) if token == chat.stop_id]
@@ -253,7 +253,7 @@ def test_no_trained_token_follows_a_stop_token(chat):
 
 
 def test_turn_ends_stand_behind_each_trained_stop_token(chat):
-    messages = [ASK, say("one"), ASK, say("", tool_calls=[CALL]), result("x"), say("two")]
+    messages = [ASK, echo("one"), ASK, echo("", tool_calls=[CALL]), result("x"), echo("two")]
     (sample,) = chat.encode(chat.samples(messages, [TOOL]))
     trained_stops = [
         index + 1
@@ -269,7 +269,7 @@ def test_turn_ends_stand_behind_each_trained_stop_token(chat):
 
 
 def test_a_turn_that_says_loss_false_is_rendered_and_not_trained(chat):
-    messages = [ASK, say("one", loss=False), ASK, say("two", loss=True)]
+    messages = [ASK, echo("one", loss=False), ASK, echo("two", loss=True)]
     assert trained(chat, messages) == [["two<|im_end|>"]]
     (sample,) = chat.encode(chat.samples(messages, None))
     plain = [{key: value for key, value in message.items() if key != "loss"} for message in messages]
@@ -278,17 +278,17 @@ def test_a_turn_that_says_loss_false_is_rendered_and_not_trained(chat):
 
 
 def test_a_user_turn_in_which_nothing_is_trained_makes_no_sample(chat):
-    messages = [ASK, say("a", reasoning_content="one", loss=False), ASK, say("b", reasoning_content="two")]
+    messages = [ASK, echo("a", reasoning_content="one", loss=False), ASK, echo("b", reasoning_content="two")]
     assert trained(chat, messages) == [["two\n</think>\nb<|im_end|>"]]
 
 
-@pytest.mark.parametrize("messages", [[ASK], [ASK, say("a", loss=False), ASK, say("b", loss=False)]])
+@pytest.mark.parametrize("messages", [[ASK], [ASK, echo("a", loss=False), ASK, echo("b", loss=False)]])
 def test_a_conversation_in_which_nothing_is_trained_is_refused(chat, messages):
     assert chat.samples(messages, None).reason == "nothing-trained"
 
 
 def test_a_greeting_before_the_first_user_message_is_trained_with_the_first_user_turn(chat):
-    messages = [say("Hello."), ASK, say("a", reasoning_content="one"), ASK, say("b", reasoning_content="two")]
+    messages = [echo("Hello."), ASK, echo("a", reasoning_content="one"), ASK, echo("b", reasoning_content="two")]
     assert trained(chat, messages) == [
         ["Hello.<|im_end|>", "one\n</think>\na<|im_end|>"],
         ["two\n</think>\nb<|im_end|>"],
@@ -298,10 +298,10 @@ def test_a_greeting_before_the_first_user_message_is_trained_with_the_first_user
 def test_a_system_message_in_the_middle_of_a_reasoning_conversation_splits_nothing(chat):
     messages = [
         ASK,
-        say("a", reasoning_content="one"),
+        echo("a", reasoning_content="one"),
         {"role": "system", "content": "Now in verse."},
         ASK,
-        say("b", reasoning_content="two"),
+        echo("b", reasoning_content="two"),
     ]
     assert trained(chat, messages) == [["one\n</think>\na<|im_end|>"], ["two\n</think>\nb<|im_end|>"]]
     second = chat.encode(chat.samples(messages, None))[1]
@@ -309,7 +309,7 @@ def test_a_system_message_in_the_middle_of_a_reasoning_conversation_splits_nothi
 
 
 def test_the_budget_is_told_in_every_sample_with_reasoning_and_never_trained(chat):
-    messages = [ASK, say("a", reasoning_content="one"), ASK, say("b")]
+    messages = [ASK, echo("a", reasoning_content="one"), ASK, echo("b")]
     first, second = chat.samples(messages, None, 32)
     assert first.text.count("{thinking token budget: 32}") == 1
     assert "budget" not in second.text
@@ -320,26 +320,26 @@ def test_the_budget_is_told_in_every_sample_with_reasoning_and_never_trained(cha
 
 
 def call_with(**arguments):
-    return say("", tool_calls=[{"type": "function", "function": {"name": "get_weather", "arguments": arguments}}])
+    return echo("", tool_calls=[{"type": "function", "function": {"name": "get_weather", "arguments": arguments}}])
 
 
 CARRIERS = {
-    "content of a user": lambda t: ([{"role": "user", "content": t}, say("a")], [TOOL]),
-    "content of an answer": lambda t: ([ASK, say(f"a{t}b")], [TOOL]),
-    "reasoning": lambda t: ([ASK, say("a", reasoning_content=f"a{t}b")], [TOOL]),
+    "content of a user": lambda t: ([{"role": "user", "content": t}, echo("a")], [TOOL]),
+    "content of an answer": lambda t: ([ASK, echo(f"a{t}b")], [TOOL]),
+    "reasoning": lambda t: ([ASK, echo("a", reasoning_content=f"a{t}b")], [TOOL]),
     "a tool argument": lambda t: ([ASK, call_with(x=t)], [TOOL]),
     "an argument called role": lambda t: ([ASK, call_with(role=t, type=t)], [TOOL]),
     "the name of an argument": lambda t: ([ASK, call_with(**{f"a{t}": 1})], [TOOL]),
     "the name of an argument, whole": lambda t: ([ASK, call_with(**{t: 1})], [TOOL]),
     "a value in an argument": lambda t: ([ASK, call_with(x={"y": [t]})], [TOOL]),
-    "a tool result": lambda t: ([ASK, call_with(), result(t), say("a")], [TOOL]),
-    "the system message": lambda t: ([{"role": "system", "content": t}, ASK, say("a")], [TOOL]),
-    "the name of a tool": lambda t: ([ASK, say("a")], [{"function": {"name": f"f{t}"}}]),
+    "a tool result": lambda t: ([ASK, call_with(), result(t), echo("a")], [TOOL]),
+    "the system message": lambda t: ([{"role": "system", "content": t}, ASK, echo("a")], [TOOL]),
+    "the name of a tool": lambda t: ([ASK, echo("a")], [{"function": {"name": f"f{t}"}}]),
     "a type": lambda t: (
-        [ASK, say("a")],
+        [ASK, echo("a")],
         [{"function": {"name": "f", "parameters": {"properties": {"p": {"type": t}}}}}],
     ),
-    "a key of a tool": lambda t: ([ASK, say("a")], [{"function": {"name": "f", t: "x"}}]),
+    "a key of a tool": lambda t: ([ASK, echo("a")], [{"function": {"name": "f", t: "x"}}]),
 }
 FORGERIES = [
     "<|im_start|>",
@@ -379,9 +379,9 @@ nasty = st.one_of(
 @given(st.lists(nasty.filter(str.strip), min_size=2, max_size=4), st.booleans())
 def test_tokens_are_those_of_the_whole_text_and_say_what_was_said(chat, texts, reasoned):
     more = {"reasoning_content": texts[1]} if reasoned else {}
-    messages = [{"role": "user", "content": texts[0]}, say(texts[1], **more)]
+    messages = [{"role": "user", "content": texts[0]}, echo(texts[1], **more)]
     if len(texts) == 4:
-        messages += [{"role": "user", "content": texts[2]}, say(texts[3])]
+        messages += [{"role": "user", "content": texts[2]}, echo(texts[3])]
     for rendered, sample in zip(samples := chat.samples(messages, None), chat.encode(samples), strict=True):
         if isinstance(sample, Rejection):  # '>' and punctuation are one token here: refused, never mislabelled
             assert sample.reason == "token-crosses-mask"
@@ -397,7 +397,7 @@ def test_tokens_are_those_of_the_whole_text_and_say_what_was_said(chat, texts, r
 
 
 def test_a_prompt_has_the_ids_that_its_sample_starts_with(chat):
-    messages = [ASK, say("", tool_calls=[CALL])]
+    messages = [ASK, echo("", tool_calls=[CALL])]
     prompt = chat.prompt_ids([ASK], [TOOL], thinking=False)
     (sample,) = chat.encode(chat.samples(messages, [TOOL]))
     assert sample.ids[: len(prompt)] == prompt
@@ -405,7 +405,7 @@ def test_a_prompt_has_the_ids_that_its_sample_starts_with(chat):
 
 
 def test_a_batch_gives_what_each_gives_alone(chat):
-    rendered = [chat.samples([ASK, say(word * n)], None)[0] for n, word in enumerate(["one ", "two ", "three "], 1)]
+    rendered = [chat.samples([ASK, echo(word * n)], None)[0] for n, word in enumerate(["one ", "two ", "three "], 1)]
     assert chat.encode(rendered) == [chat.encode([one])[0] for one in rendered]
 
 
@@ -498,24 +498,24 @@ def load(folder, template, added=ADDED_TOKENS, **named):
     return ChatTemplate.load(str(path), write_tokenizer(folder / "tokenizer", added, **named))
 
 
-THINKS = say("b", reasoning_content="why")
+THINKS = echo("b", reasoning_content="why")
 
 
 def test_chatml_is_one_sample_with_every_answer(tmp_path):
     chat = load(tmp_path, CHATML)
-    assert trained(chat, [ASK, say("one"), ASK, say("two")]) == [["one<|im_end|>", "two<|im_end|>"]]
+    assert trained(chat, [ASK, echo("one"), ASK, echo("two")]) == [["one<|im_end|>", "two<|im_end|>"]]
 
 
 def test_marks_of_generation_change_nothing(tmp_path):
     marked = CHATML.replace("{{ m.content }}<|im_end|>", "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}")
     assert "endgeneration" in marked
     chat = load(tmp_path, marked)
-    assert trained(chat, [ASK, say("one"), ASK, say("two")]) == [["one<|im_end|>", "two<|im_end|>"]]
+    assert trained(chat, [ASK, echo("one"), ASK, echo("two")]) == [["one<|im_end|>", "two<|im_end|>"]]
 
 
 def test_a_template_that_writes_empty_reasoning_in_the_last_turn_only_makes_a_sample_of_each_user_turn(tmp_path):
     chat = load(tmp_path, QWEN3)
-    assert trained(chat, [ASK, say("one"), ASK, say("two")]) == [["one<|im_end|>"], ["two<|im_end|>"]]
+    assert trained(chat, [ASK, echo("one"), ASK, echo("two")]) == [["one<|im_end|>"], ["two<|im_end|>"]]
     assert trained(chat, [ASK, THINKS]) == [["<think>\nwhy\n</think>\n\nb<|im_end|>"]]
     first, second = chat.encode(chat.samples([ASK, THINKS, ASK, THINKS], None))
     assert "<|im_start|>assistant\n<think>\nwhy" in chat.decode(first.ids)
@@ -524,7 +524,7 @@ def test_a_template_that_writes_empty_reasoning_in_the_last_turn_only_makes_a_sa
 
 def test_such_a_template_makes_a_sample_of_each_step_where_steps_have_no_reasoning(tmp_path):
     chat = load(tmp_path, QWEN3, ADDED_TOKENS + REASONING_AND_TOOLS)
-    steps = [ASK, say("", tool_calls=[CALL]), result("12 C"), say("It is 12 C.")]
+    steps = [ASK, echo("", tool_calls=[CALL]), result("12 C"), echo("It is 12 C.")]
     called = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich", "days": 2}}\n</tool_call><|im_end|>'
     assert trained(chat, steps, [TOOL]) == [[called], ["It is 12 C.<|im_end|>"]]
     reasoned = [turn | {"reasoning_content": "r"} if turn["role"] == "assistant" else turn for turn in steps]
@@ -539,42 +539,42 @@ LLAMA_NAMES = {"bos_token": "<|begin|>", "eos_token": "<|eot|>", "pad_token": "<
 
 def test_a_template_in_the_manner_of_llama_3_is_exact_with_its_one_bos_and_its_fixed_date(tmp_path):
     chat = load(tmp_path, LLAMA3, LLAMA_TOKENS, **LLAMA_NAMES)
-    (sample,) = chat.encode(chat.samples([ASK, say("one"), ASK, say("two")], None))
+    (sample,) = chat.encode(chat.samples([ASK, echo("one"), ASK, echo("two")], None))
     assert chat.decode(sample.ids).startswith("<|begin|><|start|>system<|end|>\n\nToday Date: 26 Jul 2024<|eot|>")
     assert sample.ids.count(chat.tokenizer.control["<|begin|>"]) == 1
-    assert trained(chat, [ASK, say("one"), ASK, say("two")]) == [["one<|eot|>", "two<|eot|>"]]
+    assert trained(chat, [ASK, echo("one"), ASK, echo("two")]) == [["one<|eot|>", "two<|eot|>"]]
 
 
 def test_what_such_a_template_refuses_or_leaves_out_is_a_refused_row(tmp_path):
     chat = load(tmp_path, LLAMA3, LLAMA_TOKENS, **LLAMA_NAMES)
-    called = [ASK, say("", tool_calls=[CALL]), result("12 C"), say("12 C")]
+    called = [ASK, echo("", tool_calls=[CALL]), result("12 C"), echo("12 C")]
     assert trained(chat, called)[0][1] == "12 C<|eot|>"
-    assert chat.samples([ASK, say("", tool_calls=[CALL, CALL])], None) == Rejection(
+    assert chat.samples([ASK, echo("", tool_calls=[CALL, CALL])], None) == Rejection(
         "template-refuses", "only single tool-calls at once"
     )
     lost = {
-        "messages[1].content is": [ASK, say("Let me see.", tool_calls=[CALL])],
+        "messages[1].content is": [ASK, echo("Let me see.", tool_calls=[CALL])],
         "messages[1].reasoning_content is": [ASK, THINKS],
     }
     for evidence, messages in lost.items():
         refused = chat.samples(messages, None)
         assert (refused.reason, evidence in refused.evidence) == ("template-drops-text", True)
-    assert chat.samples([ASK, say("a")], [TOOL]).evidence.startswith("tools: get_weather is not")
+    assert chat.samples([ASK, echo("a")], [TOOL]).evidence.startswith("tools: get_weather is not")
     assert load(tmp_path, CHATML).samples(called, None).evidence.startswith("messages[1].tool_calls[0] is not")
 
 
 def test_a_template_without_generation_prompt_is_exact(tmp_path):
     tokens, names = ("<s>", "</s>", "[INST]", "[/INST]"), {"bos_token": "<s>", "eos_token": "</s>"}
     chat = load(tmp_path, MISTRAL, tokens, **names)
-    assert trained(chat, [ASK, say("one"), ASK, say("two")]) == [["one</s>", "two</s>"]]
+    assert trained(chat, [ASK, echo("one"), ASK, echo("two")]) == [["one</s>", "two</s>"]]
     system = {"role": "system", "content": "Be brief."}
-    assert trained(chat, [system, ASK, say("one"), ASK, say("two")]) == [["one</s>"], ["two</s>"]]
+    assert trained(chat, [system, ASK, echo("one"), ASK, echo("two")]) == [["one</s>"], ["two</s>"]]
 
 
 def test_a_template_that_says_the_mode_at_the_start_makes_samples_of_one_mode_each(tmp_path):
     chat = load(tmp_path, MODED)
     assert trained(chat, [ASK, THINKS, ASK, THINKS]) == [["<think>\nwhy</think>\nb<|im_end|>"] * 2]
-    mixed = chat.encode(chat.samples([ASK, THINKS, ASK, say("c")], None))
+    mixed = chat.encode(chat.samples([ASK, THINKS, ASK, echo("c")], None))
     assert [("/no_think" in chat.decode(sample.ids)) for sample in mixed] == [False, True]
 
 
@@ -627,11 +627,11 @@ def test_a_template_without_an_exact_mask_is_refused_when_it_is_loaded(tmp_path,
 def test_a_template_that_turns_hostile_on_a_row_ends_in_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr("sft.tokens.template.CPU_SECONDS", 0.2)
     chat = load(tmp_path, CHATML + "{% if messages | length > 5 %}{{ 'a' * 10000000000 }}{% endif %}")
-    assert trained(chat, [ASK, say("one")]) == [["one<|im_end|>"]]
+    assert trained(chat, [ASK, echo("one")]) == [["one<|im_end|>"]]
     with pytest.raises(InputError, match="used more than 1024 MiB of memory"):
-        chat.samples([ASK, say("one")] * 3, None)
+        chat.samples([ASK, echo("one")] * 3, None)
     with pytest.raises(InputError, match="memory"):
-        chat.prompt_ids([ASK, say("one")] * 3, None, thinking=False)
+        chat.prompt_ids([ASK, echo("one")] * 3, None, thinking=False)
 
 
 def test_a_tokenizer_whose_pieces_are_not_the_whole_is_refused(tmp_path):

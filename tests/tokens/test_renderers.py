@@ -47,7 +47,7 @@ def call(name="get_weather", **arguments):
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def say(content, reasoning=None, *calls):
+def echo(content, reasoning=None, *calls):
     return (
         {"role": "assistant", "content": content}
         | ({"reasoning_content": reasoning} if reasoning else {})
@@ -62,55 +62,55 @@ def result(content):
 PARIS = call(city="Paris", days=2)
 SAME = {  # construct: (messages, tools)
     "a question": ([ASK], None),
-    "no system message": ([ASK, say("12")], None),
-    "a system message": ([SYSTEM, ASK, say("12")], None),
-    "an empty system message": ([{"role": "system", "content": ""}, ASK, say("12")], [BARE]),
-    "tools without a system message": ([ASK, say("12")], [WEATHER, BARE]),
-    "tools with a system message": ([SYSTEM, ASK, say("12")], [WEATHER]),
-    "a tool without the function wrapper": ([ASK, say("12")], [BARE["function"]]),
-    "non-ASCII": ([{"role": "user", "content": "Zürich, 東京 👩‍👩‍👧?"}, say("Jå", "Grüße")], None),
-    "two turns": ([ASK, say("12"), ASK, say("Yes")], None),
-    "an answer with blanks around": ([ASK, say("  12 \n"), ASK, say(" Yes")], None),
-    "a user message with blanks around": ([{"role": "user", "content": "  a \n"}, say("12")], None),
-    "reasoning": ([ASK, say("12", "7 + 5")], None),
-    "reasoning and no answer": ([ASK, say("", "7 + 5")], None),
-    "reasoning of an earlier turn": ([ASK, say("12", "7 + 5"), ASK, say("Yes", "same")], None),
-    "reasoning of an earlier turn only": ([ASK, say("12", "7 + 5"), ASK, say("Yes")], None),
-    "an unanswered question behind reasoning": ([ASK, say("12", "7 + 5"), ASK], None),
-    "a call": ([ASK, say("", None, PARIS)], [WEATHER]),
-    "a call without arguments": ([ASK, say("", None, call("now"))], [BARE]),
-    "a call with text": ([ASK, say("Let me see.", None, PARIS)], [WEATHER]),
-    "a call with reasoning": ([ASK, say("", "look", PARIS)], [WEATHER]),
-    "a call with reasoning and text": ([ASK, say("Now.\n", "look", PARIS)], [WEATHER]),
+    "no system message": ([ASK, echo("12")], None),
+    "a system message": ([SYSTEM, ASK, echo("12")], None),
+    "an empty system message": ([{"role": "system", "content": ""}, ASK, echo("12")], [BARE]),
+    "tools without a system message": ([ASK, echo("12")], [WEATHER, BARE]),
+    "tools with a system message": ([SYSTEM, ASK, echo("12")], [WEATHER]),
+    "a tool without the function wrapper": ([ASK, echo("12")], [BARE["function"]]),
+    "non-ASCII": ([{"role": "user", "content": "Zürich, 東京 👩‍👩‍👧?"}, echo("Jå", "Grüße")], None),
+    "two turns": ([ASK, echo("12"), ASK, echo("Yes")], None),
+    "an answer with blanks around": ([ASK, echo("  12 \n"), ASK, echo(" Yes")], None),
+    "a user message with blanks around": ([{"role": "user", "content": "  a \n"}, echo("12")], None),
+    "reasoning": ([ASK, echo("12", "7 + 5")], None),
+    "reasoning and no answer": ([ASK, echo("", "7 + 5")], None),
+    "reasoning of an earlier turn": ([ASK, echo("12", "7 + 5"), ASK, echo("Yes", "same")], None),
+    "reasoning of an earlier turn only": ([ASK, echo("12", "7 + 5"), ASK, echo("Yes")], None),
+    "an unanswered question behind reasoning": ([ASK, echo("12", "7 + 5"), ASK], None),
+    "a call": ([ASK, echo("", None, PARIS)], [WEATHER]),
+    "a call without arguments": ([ASK, echo("", None, call("now"))], [BARE]),
+    "a call with text": ([ASK, echo("Let me see.", None, PARIS)], [WEATHER]),
+    "a call with reasoning": ([ASK, echo("", "look", PARIS)], [WEATHER]),
+    "a call with reasoning and text": ([ASK, echo("Now.\n", "look", PARIS)], [WEATHER]),
     "parallel calls and merged results": (
-        [ASK, say("", None, PARIS, call("now")), result("12 C"), result("noon"), say("12 C at noon")],
+        [ASK, echo("", None, PARIS, call("now")), result("12 C"), result("noon"), echo("12 C at noon")],
         [WEATHER, BARE],
     ),
     "several steps with reasoning": (
         [
             ASK,
-            say("", "look", PARIS),
+            echo("", "look", PARIS),
             result("12 C"),
-            say("So.", "again", call("now")),
+            echo("So.", "again", call("now")),
             result("noon"),
-            say("b", "tell"),
+            echo("b", "tell"),
         ],
         [WEATHER, BARE],
     ),
     "several steps of an earlier turn": (
-        [ASK, say("", "look", PARIS), result("12 C"), say("b", "tell"), ASK, say("Yes", "sure")],
+        [ASK, echo("", "look", PARIS), result("12 C"), echo("b", "tell"), ASK, echo("Yes", "sure")],
         [WEATHER],
     ),
     "a call with text of an earlier turn": (
-        [ASK, say("Now.", "look", PARIS), result("12 C"), say("b"), ASK],
+        [ASK, echo("Now.", "look", PARIS), result("12 C"), echo("b"), ASK],
         [WEATHER],
     ),
     "lists and objects as arguments": (
-        [ASK, say("", None, call(hours=[[1, 2], []], where={"lat": 1.5, "name": "Zürich"}, city="a\nb"))],
+        [ASK, echo("", None, call(hours=[[1, 2], []], where={"lat": 1.5, "name": "Zürich"}, city="a\nb"))],
         [WEATHER],
     ),
-    "an empty result": ([ASK, say("", None, PARIS), result(""), say("b")], [WEATHER]),
-    "two questions in a row": ([ASK, ASK, say("12", "7 + 5")], None),
+    "an empty result": ([ASK, echo("", None, PARIS), result(""), echo("b")], [WEATHER]),
+    "two questions in a row": ([ASK, ASK, echo("12", "7 + 5")], None),
 }
 
 
@@ -126,18 +126,18 @@ DIFFERENCES = {  # construct: (messages, tools, ours, theirs)
     "a list of types": ([ASK], tool({"type": ["string", "null"]}), '["string", "null"]', "['string', 'null']"),
     "a default of true": ([ASK], tool({"default": True}), "<default>true<", "<default>True<"),
     "a default of null": ([ASK], tool({"default": None}), "<default>null<", "<default>None<"),
-    "an argument of false": ([ASK, say("", None, call(now=False))], None, "=now>\nfalse\n", "=now>\nFalse\n"),
-    "an argument of null": ([ASK, say("", None, call(now=None))], None, "=now>\nnull\n", "=now>\nNone\n"),
+    "an argument of false": ([ASK, echo("", None, call(now=False))], None, "=now>\nfalse\n", "=now>\nFalse\n"),
+    "an argument of null": ([ASK, echo("", None, call(now=None))], None, "=now>\nnull\n", "=now>\nNone\n"),
     # Before a call, theirs keeps blanks in this turn and drops them in later ones: a row that NVIDIA's code loses.
     "blanks before text and a call": (
-        [ASK, say("\n Now.", None, PARIS)],
+        [ASK, echo("\n Now.", None, PARIS)],
         None,
         "<think></think>Now.\n",
         "<think></think>\n Now.\n",
     ),
     # Reasoning in normal form has no blanks around it; in any other form ours takes them off.
     "blanks around reasoning": (
-        [ASK, say("12", " 7 + 5\n")],
+        [ASK, echo("12", " 7 + 5\n")],
         None,
         "<think>\n7 + 5\n</think>",
         "<think>\n 7 + 5\n\n</think>",
@@ -238,7 +238,7 @@ def test_the_differences_are_these(chat, theirs, construct):
 
 
 def test_a_system_message_in_the_middle_is_an_error_there_and_a_turn_here(chat, theirs):
-    messages = [ASK, say("a"), SYSTEM, ASK]
+    messages = [ASK, echo("a"), SYSTEM, ASK]
     with pytest.raises(ValueError, match="must be at the beginning"):
         theirs[True].render(messages)
     assert "a<|im_end|>\n<|im_start|>system\n Be brief. <|im_end|>\n" in chat.render(messages, None, thinking=True)
@@ -246,12 +246,12 @@ def test_a_system_message_in_the_middle_is_an_error_there_and_a_turn_here(chat, 
 
 def test_arguments_as_json_text_are_parsed_there_and_in_normal_form_here(chat, theirs):
     written = {"type": "function", "function": {"name": "f", "arguments": json.dumps({"x": "1"})}}
-    assert "<parameter=x>\n1\n" in their_text(chat, theirs, [ASK, say("", None, written)], None)
-    assert chat.samples([ASK, say("", None, written)], None).reason == "template-refuses"
+    assert "<parameter=x>\n1\n" in their_text(chat, theirs, [ASK, echo("", None, written)], None)
+    assert chat.samples([ASK, echo("", None, written)], None).reason == "template-refuses"
 
 
 def test_text_that_looks_like_structure_is_structure_there_and_text_here(chat, theirs):
-    messages = [{"role": "user", "content": "a<|im_end|>b"}, say("12")]
+    messages = [{"role": "user", "content": "a<|im_end|>b"}, echo("12")]
     (sample,) = chat.encode(chat.samples(messages, None))
     stop = chat.stop_id
     assert (theirs[True].render_ids(messages).count(stop), sample.ids.count(stop)) == (4, 3)

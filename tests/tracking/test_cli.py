@@ -11,7 +11,7 @@ from sft.cli import InputError
 from sft.files import read_json
 from sft.lineage.resolve import outs, parse_lock
 from sft.tracking import cli, delivery, store
-from sft.tracking.journal import RECORDS, Dataset, Metrics, Outbox, add_model, open_run
+from sft.tracking.journal import RECORDS, Dataset, Journal, Metrics, add_model, open_run
 from tests.support.finished_project import make_recorded
 
 KEYS = ("0" * 16, "1" * 16)
@@ -26,7 +26,7 @@ def waiting(tmp_path, monkeypatch, local_store):
 
 
 def test_every_run_is_told_and_what_is_gone_is_killed(waiting, capsys):
-    box = Outbox(waiting / KEYS[0])
+    box = Journal(waiting / KEYS[0])
     box.file.write_text(box.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305'))
     cli.main()
     said = capsys.readouterr().out

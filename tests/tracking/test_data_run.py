@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.files import folder_digest, read_json, write_json
+from sft.files import read_json, write_json
+from sft.hashing import folder_digest
 from sft.tracking.data_run import counts, data_sets
 from sft.tracking.journal import Dataset
 from tests.support.finished_project import make_recorded

@@ -10,7 +10,7 @@ from sft.cli import InputError
 from sft.tracking import delivery
 from sft.tracking import store as store_of_runs
 from sft.tracking.delivery import deliver
-from sft.tracking.journal import Metrics, true_status
+from sft.tracking.journal import Metrics, record_status
 from tests.support.dask_cluster import wait_until
 from tests.support.servers import mlflow_server
 from tests.support.tracked_run import begin, children, history
@@ -24,7 +24,7 @@ def test_a_server_that_stops_and_starts_again_has_every_step_once_and_in_order(s
         box = begin(tmp_path)
         run, metrics = box.folder.parent, Metrics(box)
         step = 0
-        with true_status(box), delivery.delivering(run):
+        with record_status(box), delivery.delivering(run):
 
             def train(steps):
                 nonlocal step
@@ -53,8 +53,8 @@ def test_a_server_that_is_away_from_beginning_to_end_is_told_later(tmp_path, ser
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr3t-word@127.0.0.1:9")
     box = begin(tmp_path)
     run = box.folder.parent
-    delivery.greet(run)
-    with delivery.told_in_the_end(run) as ending, true_status(box):
+    delivery.check_server(run)
+    with delivery.sync_at_exit(run) as ending, record_status(box):
         monkeypatch.setattr(delivery, "PATIENCE", 0)
         Metrics(box).log(1, loss=2.0)
         assert delivery.run_id(run) is None
@@ -86,7 +86,7 @@ def test_a_server_that_refuses_is_said_before_training_begins(tmp_path, served, 
         store_of_runs.connect()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{served.url}/nothing-here")
     with pytest.raises(InputError, match="refuses"):
-        delivery.greet(box.folder.parent)
+        delivery.check_server(box.folder.parent)
 
 
 def test_what_is_written_while_a_store_is_told_is_not_said_to_wait(tmp_path, store, monkeypatch):

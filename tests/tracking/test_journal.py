@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from sft.tracking import journal
-from sft.tracking.journal import Dataset, Metrics, Outbox, open_run, true_status, without_secret
+from sft.tracking.journal import Dataset, Journal, Metrics, open_run, record_status, without_secret
 
 DATA = [Dataset("packed", "f" * 64, "file:///data", "training", {})]
 
@@ -23,7 +23,7 @@ def things(box, kind):
 
 
 def test_things_are_read_in_order_from_any_place_on(tmp_path):
-    box = Outbox(tmp_path / "key")
+    box = Journal(tmp_path / "key")
     for number in range(3):
         box.add("x", number=number)
     ends = [end for end, _ in box.read()]
@@ -33,17 +33,17 @@ def test_things_are_read_in_order_from_any_place_on(tmp_path):
 
 
 def test_a_line_that_a_kill_cut_is_passed_over_and_the_next_is_whole(tmp_path):
-    box = Outbox(tmp_path / "key")
+    box = Journal(tmp_path / "key")
     box.add("x", number=1)
     with box.file.open("a") as file:
         file.write('{"kind": "x", "numb')
     assert [thing["number"] for _, thing in box.read()] == [1]
-    Outbox(tmp_path / "key").add("x", number=2)
+    Journal(tmp_path / "key").add("x", number=2)
     assert [thing["number"] for _, thing in box.read()] == [1, 2]
 
 
 def test_what_a_store_has_is_noted_for_each_store(tmp_path):
-    box = Outbox(tmp_path / "key")
+    box = Journal(tmp_path / "key")
     box.add("x")
     box.note("one", {"bytes": box.file.stat().st_size, "run_id": "1"})
     assert (box.waiting("one"), box.waiting("another")) == (0, 1)
@@ -64,10 +64,10 @@ def test_an_attempt_that_ended_without_a_word_is_killed_by_the_next(tmp_path):
 def test_an_attempt_ends_as_it_ended(tmp_path, error, status):
     box = begin(tmp_path)
     if error:
-        with pytest.raises(error), true_status(box):
+        with pytest.raises(error), record_status(box):
             raise error
     else:
-        with true_status(box):
+        with record_status(box):
             pass
     assert [thing["status"] for thing in things(box, "end")] == [status]
     assert box.attempts() == {1: None}
@@ -81,7 +81,7 @@ def test_sigterm_ends_an_attempt_as_killed(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "key")], capture_output=True, check=False)
     assert done.returncode in (-signal.SIGINT, 1, 130)
-    assert [thing["status"] for thing in things(Outbox(tmp_path / "key"), "end")] == ["KILLED"]
+    assert [thing["status"] for thing in things(Journal(tmp_path / "key"), "end")] == ["KILLED"]
 
 
 def test_an_attempt_whose_process_is_gone_is_ended_and_one_that_lives_is_not(tmp_path):
@@ -100,7 +100,7 @@ def test_a_step_that_is_done_again_after_a_resume_is_told_once(tmp_path):
     for step in (1, 2, 3):
         first.log(step, loss=1.0 / step)
     first.log(3, validation_loss=0.5)
-    resumed = Metrics(Outbox(tmp_path / "0123456789abcdef"))
+    resumed = Metrics(Journal(tmp_path / "0123456789abcdef"))
     for step in (3, 4):
         resumed.log(step, loss=9.0, validation_loss=0.4)
     told = [(thing["step"], thing["values"]) for thing in things(box, "metrics")]
@@ -114,7 +114,7 @@ def test_a_step_that_is_done_again_after_a_resume_is_told_once(tmp_path):
 
 
 def test_attached_files_are_kept_as_they_were(tmp_path):
-    box = Outbox(tmp_path / "key")
+    box = Journal(tmp_path / "key")
     report = tmp_path / "pack.json"
     report.write_text("one")
     box.attach("records", {"reports/pack.json": report})
@@ -126,7 +126,7 @@ def test_attached_files_are_kept_as_they_were(tmp_path):
 
 
 def test_one_delivers_at_a_time(tmp_path):
-    box = Outbox(tmp_path / "key")
+    box = Journal(tmp_path / "key")
     with box.delivering(0) as first, box.delivering(0) as second:
         assert (first, second) == (True, False)
     with box.delivering(0) as again:

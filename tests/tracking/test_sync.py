@@ -8,11 +8,11 @@ import mlflow
 import pytest
 
 from sft.cli import InputError
-from sft.files import file_digest
+from sft.hashing import file_digest
 from sft.tracking import delivery, journal
 from sft.tracking import store as store_of_runs
 from sft.tracking.delivery import deliver
-from sft.tracking.journal import Dataset, Metrics, Outbox, true_status
+from sft.tracking.journal import Dataset, Journal, Metrics, record_status
 from sft.tracking.store import EXPERIMENT, REGISTERED_MODEL, SAMPLED, look_up
 from sft.tracking.sync import CANDIDATE, CHAMPION
 from tests.support.servers import mlflow_server, postgres_server
@@ -35,7 +35,7 @@ from tests.support.tracked_run import (
 def test_a_whole_run_stands_in_a_real_server_with_all_its_links(tmp_path, served):
     key = "9" * 16  # of no other test on this server
     box = begin(tmp_path, key=key, cluster="local")
-    with true_status(box):
+    with record_status(box):
         Metrics(box).log(1, loss=2.0)
         box.add("system", attempt=1, step=0, values={"system/cpu_utilization_percentage": 50.0})
         journal.add_model(box, exported(tmp_path, key=key), {"train_loss": 0.5, "validation_loss": None})
@@ -87,7 +87,7 @@ def test_a_requeue_goes_on_in_the_run_as_another_attempt(tmp_path, store):
     again = begin(tmp_path, cluster="two")  # the first attempt was killed without a word
     Metrics(again).log(1, loss=9.0)
     Metrics(again).log(2, loss=1.0)
-    with pytest.raises(RuntimeError), true_status(again):
+    with pytest.raises(RuntimeError), record_status(again):
         raise RuntimeError
     assert deliver(box.folder.parent).run_id == first.run_id
     assert history(first.run_id) == [(1, 2.0), (2, 1.0)]
@@ -295,6 +295,6 @@ def test_steps_that_another_copy_of_the_run_told_are_not_told_again(tmp_path, st
 
 
 def test_an_outbox_without_its_run_says_so(tmp_path, store):
-    Outbox(tmp_path / "runs/key").add("metrics", step=1, values={"loss": 1.0})
+    Journal(tmp_path / "runs/key").add("metrics", step=1, values={"loss": 1.0})
     with pytest.raises(KeyError):
         deliver(tmp_path / "runs/key")

@@ -22,7 +22,7 @@ import pytest
 from sft import files
 from sft.cli import InputError
 from sft.packing.write import build_packs, write_npy
-from sft.params.schema import TrainParams
+from sft.params.training import TrainParams
 from sft.training import bridge, checkpoints, config
 from tests.support import tiny_model as tiny
 

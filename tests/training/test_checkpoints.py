@@ -9,7 +9,7 @@ import pytest
 
 from sft import files
 from sft.cli import InputError
-from sft.params import schema as p
+from sft.params import check as p
 from sft.training import checkpoints
 
 

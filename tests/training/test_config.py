@@ -17,11 +17,11 @@ import pytest
 
 from sft.cli import InputError
 from sft.files import read_json, write_json
-from sft.params import schema as p
+from sft.params import check as p
 from sft.planning import checks
 from sft.training import bridge, config
-from tests.support import tiny_model as tiny
 from tests.planning.test_checks import LLAMA, NANO
+from tests.support import tiny_model as tiny
 from tests.training.test_bridge import train_params
 
 ROOT = Path(__file__).resolve().parents[2]

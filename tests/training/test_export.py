@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.files import folder_digest, read_json, write_json
+from sft.files import read_json, write_json
+from sft.hashing import folder_digest
 from sft.training import bridge, checkpoints, export
 from tests.training.test_bridge import train_params
 from tests.training.test_checkpoints import rules, save

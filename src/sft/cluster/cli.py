@@ -11,9 +11,9 @@ They change no record: the stage's own command (`make train CLUSTER=…`) collec
 
 from pathlib import Path
 
-from sft.cli import InputError, guard, parser_of, say
+from sft.cli import InputError, echo, guard, make_parser
 from sft.cluster import jobs, slurm
-from sft.cluster.cluster_file import Cluster, read_profile
+from sft.cluster.cluster_file import Cluster, read_cluster_file
 from sft.files import project_root
 
 
@@ -30,9 +30,9 @@ def status(found: list[jobs.Job], cluster: Cluster) -> None:
         fate = jobs.fate(job.run)
         state = f"ended: {fate}" if fate else str(slurm.state(cluster, job.id, job.name) or "not known to Slurm")
         steps = jobs.steps_done(job.run)
-        say(f"{job.run.name}  {job.stage}  job {job.id}  {state}" + (f"  step {steps}" if steps else ""))
+        echo(f"{job.run.name}  {job.stage}  job {job.id}  {state}" + (f"  step {steps}" if steps else ""))
     if not found:
-        say("no run went there from here")
+        echo("no run went there from here")
 
 
 def newest(found: list[jobs.Job], name: str) -> jobs.Job:
@@ -54,7 +54,7 @@ def the_living(found: list[jobs.Job], name: str) -> jobs.Job:
 
 def do(command: str, name: str, key: str) -> None:
     """Do what is asked."""
-    cluster, found = read_profile(name), jobs_on(name, key)
+    cluster, found = read_cluster_file(name), jobs_on(name, key)
     if command == "status":
         status(found, cluster)
     elif command == "logs":
@@ -62,12 +62,12 @@ def do(command: str, name: str, key: str) -> None:
     else:
         job = the_living(found, name)
         slurm.cancel(cluster, job.id)
-        say(f"{job}: cancelled; checkpoints and logs are kept in {Path('runs', job.run.name)}")
+        echo(f"{job}: cancelled; checkpoints and logs are kept in {Path('runs', job.run.name)}")
 
 
 def main() -> None:
     """Read the command and do it."""
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("command", choices=["status", "logs", "cancel"])
     parser.add_argument("--cluster", required=True, metavar="NAME", help="a profile: slurm/clusters/NAME.yaml")
     parser.add_argument("--run", default="", metavar="KEY", help="a run: the first digits of its name in runs/")

@@ -13,7 +13,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sft.cli import InputError
 from sft.files import project_root
-from sft.params.schema import Positive, Section, read_yaml
+from sft.params.base import Positive, Section
+from sft.params.read import read_yaml
 
 PROFILES = Path("slurm/clusters")
 STAGES = ("prep", "train", "eval")
@@ -127,7 +128,7 @@ def is_on(switch: str) -> bool:
     return os.environ.get(switch, "") not in ("", "0")
 
 
-def asked_cluster() -> str:
+def requested_cluster() -> str:
     """Return the profile's name that the environment asks for (CLUSTER), or an empty text.
 
     Raises:  InputError: DETACH or DRY_RUN is on, without a cluster that it could be about.
@@ -139,7 +140,7 @@ def asked_cluster() -> str:
     return name
 
 
-def read_profile(name: str) -> Cluster:
+def read_cluster_file(name: str) -> Cluster:
     """Read and check a profile.
 
     Raises:  InputError: there is none of that name, it is wrong, or a training by it would stop as soon as it starts.

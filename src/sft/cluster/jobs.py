@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from sft.cli import InputError, say
+from sft.cli import InputError, echo
 from sft.cluster import slurm
 from sft.cluster.cluster_file import Cluster, find_image, is_on
-from sft.files import REPOSITORY, holding, publish_file, publish_folder, read_json, write_json
+from sft.files import REPOSITORY, file_lock, publish_file, publish_folder, read_json, write_json
 from sft.lineage.key import package_versions
-from sft.params.schema import PARAMS
+from sft.params.read import PARAMS
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0  # between two questions to the controller
@@ -87,7 +87,7 @@ def job_name(run: Path) -> str:
 @contextlib.contextmanager
 def alone(run: Path) -> Iterator[None]:
     """Hold a run: nobody else submits it, or writes down its end. Ends with the process, however that ends."""
-    with holding(run / "job.lock", LOCK_SECONDS) as held:
+    with file_lock(run / "job.lock", LOCK_SECONDS) as held:
         if not held:
             raise InputError(f"{run}: another process submits this run; wait for it")
         yield
@@ -212,7 +212,7 @@ def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:
     ]
 
 
-def conclude(told: list[str]) -> None:
+def print_verdict(told: list[str]) -> None:
     """Print what a dry run shows. Raises InputError: one of its checks refuses the job."""
     sys.stdout.write("\n\n".join([*told, "nothing was submitted (DRY_RUN=1)"]) + "\n")
     refused = sum(len(re.findall(r"^(?:\w[\w -]*: )?REFUSED", part, re.M)) for part in told)
@@ -304,7 +304,7 @@ def follow(job: Job, cluster: Cluster) -> slurm.State | None:
             time.sleep(pause)
             pause = min(pause * 1.3, LONGEST_PAUSE_SECONDS)
     except KeyboardInterrupt:
-        say(f"{job} goes on. Follow it: {job.again}. End it: make cancel CLUSTER={job.cluster}")
+        echo(f"{job} goes on. Follow it: {job.again}. End it: make cancel CLUSTER={job.cluster}")
         raise
 
 
@@ -324,7 +324,7 @@ def _news(job: Job, cluster: Cluster) -> tuple[slurm.State | None, str, bool]:
         return None, f"no news: {error}", False
 
 
-def attend(job: Job, cluster: Cluster) -> slurm.State | None:
+def wait_or_detach(job: Job, cluster: Cluster) -> slurm.State | None:
     """Follow a job to its end, or leave it to itself (DETACH=1) while it has none; return its last state.
 
     Leaving ends this process: with 0, or as a failure where DVC waits for outputs.
@@ -334,13 +334,13 @@ def attend(job: Job, cluster: Cluster) -> slurm.State | None:
             told = f"{job}: left to itself (DETACH=1). Follow it, or collect what it made: {job.again}"
             if in_dvc():
                 raise InputError(told)
-            say(told)
+            echo(told)
             raise SystemExit(0)
-        let_dvc_collect()
+        exit_for_dvc()
     return follow(job, cluster)
 
 
-def let_dvc_collect() -> None:
+def exit_for_dvc() -> None:
     """End a process that nobody waits for outputs of (DETACH=1 outside of DVC), so that the stage is run by DVC."""
     if is_on("DETACH") and not in_dvc():
         raise SystemExit(TO_COLLECT)
@@ -361,7 +361,7 @@ def is_dry_run() -> bool:
 def has_ended(job: Job, cluster: Cluster) -> bool:
     """Whether a job has ended, without waiting for it; what is known of it is said."""
     _, now, ended = _news(job, cluster)
-    say(f"{job}: {now}")
+    echo(f"{job}: {now}")
     return ended
 
 
@@ -371,7 +371,7 @@ def is_marked(run: Path) -> bool:
     return marker.exists() and marker.read_text(encoding="utf-8").strip() == run.name
 
 
-def settle(job: Job, state: slurm.State | None, is_complete: Callable[[], bool] = lambda: True) -> None:
+def finish(job: Job, state: slurm.State | None, is_complete: Callable[[], bool] = lambda: True) -> None:
     """Write down what became of an ended job. Raises InputError: it is not complete.
 
     Complete is a run whose job left its marker, and of which `is_complete` says the same. A job that Slurm says
@@ -384,7 +384,7 @@ def settle(job: Job, state: slurm.State | None, is_complete: Callable[[], bool] 
     close(job.run, "complete" if complete else name, job.id)
     if not complete:
         _fail(job, state)
-    say(f"{job}: {name}, complete")
+    echo(f"{job}: {name}, complete")
 
 
 def close(run: Path, told: str, job: str | None = None) -> None:

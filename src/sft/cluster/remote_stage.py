@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sft.cli import InputError, guard, parser_of, say
+from sft.cli import InputError, echo, guard, make_parser
 from sft.cluster import jobs
-from sft.cluster.cluster_file import Cluster, asked_cluster, is_on, read_profile
-from sft.files import file_digest, folder_digest, project_root, publish_file, publish_folder, value_digest
+from sft.cluster.cluster_file import Cluster, is_on, read_cluster_file, requested_cluster
+from sft.files import project_root, publish_file, publish_folder
+from sft.hashing import file_digest, folder_digest, value_digest
 from sft.lineage.key import KEY_DIGITS, package_versions
-from sft.params.schema import PARAMS, load, read
+from sft.params.check import read
+from sft.params.read import PARAMS, load
 
 SWITCHES = ("CLUSTER", "DETACH", "DRY_RUN")
 NOT_DATA = ("src/", "requirements/")
@@ -127,7 +129,7 @@ def submit(run: Path, name: str, cluster: Cluster, stage: str, source: str | Non
     """Submit a stage's job, or find the one that does it."""
     environment = {"SFT_SOURCE": source} if source else {}
     job = jobs.submit(run, stage, name, cluster, lambda: keep_inputs(found, run), more=environment)
-    say(f"{job}: {'submitted' if job.is_new else 'does this already'}; logs in {run / 'logs'}")
+    echo(f"{job}: {'submitted' if job.is_new else 'does this already'}; logs in {run / 'logs'}")
     return job
 
 
@@ -137,7 +139,7 @@ def follow(name: str, cluster: Cluster, stage: str, source: str | None) -> None:
     run = run_of(target_of(stage, source), found)
     if not is_done(found, run):
         job = submit(run, name, cluster, stage, source, found)
-        jobs.settle(job, jobs.attend(job, cluster), lambda: is_made(found, run))
+        jobs.finish(job, jobs.wait_or_detach(job, cluster), lambda: is_made(found, run))
     collect(found, run)
 
 
@@ -147,7 +149,7 @@ def detach(name: str, cluster: Cluster, stage: str, sources: list[str | None]) -
     for source in sources:
         target = target_of(stage, source)
         if not has_changed(target):
-            say(f"{target}: has not changed")
+            echo(f"{target}: has not changed")
             continue
         found = declared(target)
         run = run_of(target, found)
@@ -155,7 +157,7 @@ def detach(name: str, cluster: Cluster, stage: str, sources: list[str | None]) -
             waiting += not jobs.has_ended(submit(run, name, cluster, stage, source, found), cluster)
     if not waiting:
         raise SystemExit(jobs.TO_COLLECT)
-    say(f"left to themselves (DETACH=1). Follow them, or collect what they made: make {stage} CLUSTER={name}")
+    echo(f"left to themselves (DETACH=1). Follow them, or collect what they made: make {stage} CLUSTER={name}")
     raise SystemExit(0)
 
 
@@ -168,16 +170,16 @@ def show(cluster: Cluster, stage: str, source: str | None) -> None:
     def inputs() -> str:
         return "ok\n" + "\n".join(f"  {path}" for path in found.data) if found.key else ""
 
-    jobs.conclude([*jobs.dry_run(run, stage, cluster), jobs.verdict("inputs", inputs)])
+    jobs.print_verdict([*jobs.dry_run(run, stage, cluster), jobs.verdict("inputs", inputs)])
 
 
 def do(stage: str, source: str | None) -> None:
     """Do what the environment asks."""
-    name = asked_cluster()
-    cluster = read_profile(name).asked_by(stage)
+    name = requested_cluster()
+    cluster = read_cluster_file(name).asked_by(stage)
     sources: list[str | None] = [source] if source or stage == "eval" else [*load("fetch").sources]
     if cluster is None:
-        say(f"{stage}: slurm/clusters/{name}.yaml has no section `{stage}`, so this machine does it")
+        echo(f"{stage}: slurm/clusters/{name}.yaml has no section `{stage}`, so this machine does it")
         if jobs.is_dry_run():
             return
         if source is None and stage == "prep":
@@ -198,7 +200,7 @@ def do(stage: str, source: str | None) -> None:
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("stage", choices=["prep", "eval"])
     parser.add_argument("--source", metavar="NAME", help="a source of fetch.sources; none: all of them")
     return parser.parse_args()

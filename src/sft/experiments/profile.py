@@ -11,9 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, guard, parser_of, say
+from sft.cli import InputError, echo, guard, make_parser
 from sft.files import publish_file
-from sft.params.schema import PARAMS, read
+from sft.params.check import read
+from sft.params.read import PARAMS
 
 PROFILES = Path("profiles")
 
@@ -94,19 +95,19 @@ def show(name: str | None) -> None:
     """Apply a profile, or list them."""
     if not name:
         for one in known():
-            say(f"{one:24} {title(one)}")
+            echo(f"{one:24} {title(one)}")
         return
     changed = apply(name)
     for line in changed:
-        say(f"  {line}".replace("[", r"\["))
+        echo(f"  {line}".replace("[", r"\["))
     if changed:
-        say(f"params.yaml is now profiles/{name}.yaml: {len(changed)} keys changed. Back: git checkout params.yaml")
+        echo(f"params.yaml is now profiles/{name}.yaml: {len(changed)} keys changed. Back: git checkout params.yaml")
     else:
-        say(f"params.yaml is profiles/{name}.yaml already")
+        echo(f"params.yaml is profiles/{name}.yaml already")
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--name", metavar="PROFILE", help="a file of profiles/, without .yaml; none: list them")
     chosen = parser.parse_args().name
     guard("profile", lambda: show(chosen))

@@ -30,9 +30,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, guard, parser_of, say
-from sft.cluster.cluster_file import asked_cluster, is_on, read_profile
-from sft.files import flatten, holding, publish_file, read_json, value_digest, write_json
+from sft.cli import InputError, echo, guard, make_parser
+from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
+from sft.files import file_lock, flatten, publish_file, read_json, write_json
+from sft.hashing import value_digest
 from sft.inspect.terminal import Screen, visible
 from sft.lineage.key import OWN_OUTPUTS
 from sft.lineage.resolve import Records, find
@@ -209,7 +210,7 @@ def refuse_others(members: dict[str, list[str]], states: dict[str, str]) -> None
 
 def strangers(cluster: str) -> list[int]:
     """Return the processes of workers that an earlier command left with an environment other than this one's."""
-    named = tuple(read_profile(cluster).environment) if cluster else ()
+    named = tuple(read_cluster_file(cluster).environment) if cluster else ()
 
     def carried(environment: dict[str, str]) -> dict[str, str]:
         return {
@@ -235,7 +236,7 @@ def let_go(cluster: str) -> None:
     told = False
     while strangers(cluster):
         if not told:
-            say("workers of an earlier command, with another environment, end after what they run")
+            echo("workers of an earlier command, with another environment, end after what they run")
             _dvc("queue", "stop")
         told = True
         time.sleep(EVERY)
@@ -255,7 +256,7 @@ def wait(members: dict[str, list[str]], jobs: int) -> dict[str, str]:
         states = members_of(members, now.states, finished())
         for member, state in states.items():
             if seen.get(member) != state:
-                say(f"{member}: {state.lower()}")
+                echo(f"{member}: {state.lower()}")
         seen = states
         running = [member for member, state in states.items() if state == RUNNING]
         unattended = unattended + 1 if running and not now.busy else 0
@@ -264,7 +265,7 @@ def wait(members: dict[str, list[str]], jobs: int) -> dict[str, str]:
             for member in running:
                 _dvc("queue", "kill", member, may_fail=True)  # its processes, if any; then DVC's record of it
         for member in [member for member in lost if states.get(member) == FAILED]:
-            say(f"{member}: its worker was lost; it goes on")
+            echo(f"{member}: its worker was lost; it goes on")
             _dvc("queue", "remove", member)
             queue(member, members[member])
             lost.remove(member)
@@ -373,11 +374,11 @@ def run(calls: list[list[str]], name: str, jobs: int) -> list[Member]:
     for switch in ("DETACH", "DRY_RUN"):
         if is_on(switch):
             raise InputError(f"{switch}=1 is about one job: make train CLUSTER=<profile> {switch}=1")
-    if cluster := asked_cluster():
-        read_profile(cluster)
+    if cluster := requested_cluster():
+        read_cluster_file(cluster)
     os.environ["SFT_SWEEP"] = name  # what the workers of the queue run gets this environment
     members = expand(calls, name)
-    with holding(Path("runs/sweep.lock"), 0) as alone:
+    with file_lock(Path("runs/sweep.lock"), 0) as alone:
         if not alone:
             raise InputError("another sweep runs in this project, and one runs at a time: wait for it, or end it")
         states = look().states
@@ -386,7 +387,7 @@ def run(calls: list[list[str]], name: str, jobs: int) -> list[Member]:
         let_go(cluster)
         known = members_of(members, states, finished())
         if known:
-            say(f"{name}: {len(known)} of {len(members)} experiments are there already; what is not finished goes on")
+            echo(f"{name}: {len(known)} of {len(members)} experiments are there already; what is not finished goes on")
         for member in members:
             if member not in known:
                 queue(member, members[member])
@@ -404,7 +405,7 @@ def main(calls: list[list[str]], name: str | None, jobs: int, html_file: Path | 
     if html_file:
         with publish_file(html_file) as partial:
             partial.write_text(page(name, members), encoding="utf-8")
-        say(f"see {html_file}")
+        echo(f"see {html_file}")
     if failed := [member.name for member in members if member.state == FAILED]:
         raise InputError(
             f"{len(failed)} of {len(members)} failed: {', '.join(failed)}. Why: dvc queue logs {failed[0]}. "
@@ -413,7 +414,7 @@ def main(calls: list[list[str]], name: str | None, jobs: int, html_file: Path | 
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--grid", metavar="WORDS", help="params and their values; every combination is run")
     parser.add_argument("--list", type=Path, metavar="FILE", help="a line of params for each experiment")
     parser.add_argument("--name", metavar="NAME", help="default: sweep- and a digest of what is swept")

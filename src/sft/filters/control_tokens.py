@@ -1,6 +1,6 @@
 """Markup: control tokens and tags of chat templates, typed as text where they would be read as structure.
 
-By policy (`filter.markup`), whatever the text says:
+By policy (`filter.control_tokens`), whatever the text says:
 
     reject   the conversation is refused as template-markup
     plain    control tokens pass; prep encodes them as the letters they are, never as a control token
@@ -19,7 +19,7 @@ from typing import Any
 from sft.conversation import Conversation, Message, Rejection
 from sft.filters.encoding import around
 
-POLICIES = ("reject", "plain", "escape")
+POLICIES = ("reject", "as_text", "escape")
 # Control tokens of the common chat templates, typed as text.
 CONTROL = re.compile(
     r"<(?:\|(?:im_start|im_end|im_sep|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id"
@@ -38,13 +38,13 @@ CLOSED = (b"_turn", b"SYS", b"tool_call", b"tool_response", b"</parameter")
 ARGUMENT_END, NAME_BREAK = re.compile(r"^</parameter>$", re.MULTILINE), re.compile(r"[<>\n]")
 
 
-def check_markup(conversation: Conversation, policy: str = "reject") -> Rejection | None:
+def check_control_tokens(conversation: Conversation, policy: str = "reject") -> Rejection | None:
     """Refuse template markup typed as text: read as structure, or learnt to be typed. Escaped text holds none.
 
     People and tools may speak of `<tool_call>`; an assistant that types it teaches calls that nobody executes.
     The system may speak of results; whoever else types one forges it.
     """
-    control = [] if policy == "plain" else [CONTROL]
+    control = [] if policy == "as_text" else [CONTROL]
     if has_signs(conversation):
         for index, message in enumerate(conversation.messages):
             for text in (message["content"], message.get("reasoning_content", ""), *_arguments(message)):

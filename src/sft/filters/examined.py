@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from sft.filters.judge.judge import Judge
-    from sft.params.schema import JudgeParams
+    from sft.params.data import JudgeParams
 
 # What is kept of a source is written in about so many shards, of at least so many rows and at most those of a shard.
 SHARDS, FEWEST_ROWS_PER_SHARD = 8, 12_500
@@ -61,9 +61,9 @@ class Examined:
 
     def refuse_repeats(self) -> None:
         """Write beside each file which of its rows repeat an earlier one."""
-        from sft.parquet import give_back
+        from sft.parquet import release_memory
 
-        give_back()
+        release_memory()
         starts = [0, *itertools.accumulate(rows for _, rows in self.files)]
 
         def file_of(found: tuple[int, Rejection]) -> int:
@@ -72,7 +72,7 @@ class Examined:
         for number, found in itertools.groupby(self._repeats.find(), key=file_of):
             write_refusals(self.files[number][0], ((row - starts[number], rejection) for row, rejection in found))
         shutil.rmtree(self._repeats.folder)
-        give_back()
+        release_memory()
 
     def cut(self) -> list[list[str]]:
         """Cut the files into lists of neighbours, each for a shard of what is kept."""
@@ -124,12 +124,12 @@ def read_refusals(path: Path) -> dict[int, tuple[str, str]]:
     return {place: (reason, evidence) for place, reason, evidence in map(json.loads, lines)}
 
 
-def settle(task: dict[str, Any]) -> dict[str, Any]:
+def write_final_shards(task: dict[str, Any]) -> dict[str, Any]:
     """Write the rows of some examined files as what they are in the end: kept or rejected.
 
     The shards go into a new folder in task["scratch"]; returns it, and what was counted.
     """
-    from sft.parquet import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter, give_back, read_tables
+    from sft.parquet import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter, read_tables, release_memory
 
     folder = Path(tempfile.mkdtemp(dir=task["scratch"]))
     schemas = {"kept": CONVERSATIONS, "rejected": REJECTED, "signatures": SIGNATURES}
@@ -138,7 +138,7 @@ def settle(task: dict[str, Any]) -> dict[str, Any]:
     with contextlib.ExitStack() as written:
         shards = {name: written.enter_context(ShardWriter(folder, name, schemas[name])) for name in schemas}
         for path in map(Path, task["examined"]):
-            give_back()
+            release_memory()
             refused, begin = read_refusals(path), 0
             for table in read_tables(path.parent, path.stem):
                 kept, rejected = decide(table, {place - begin: refusal for place, refusal in refused.items()})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from sft.conversation import Conversation, Rejection, normalise
-from sft.files import shipped
+from sft.files import resolve_repo_file
 from sft.filters.contamination import Benchmarks, rejection_of
 from sft.filters.control_tokens import count_control, escape
 from sft.filters.dedup.near import signatures
@@ -21,7 +21,7 @@ from sft.filters.rules.consistency import check_consistency
 from sft.filters.screen import RepetitionLimits
 from sft.filters.structure import check_structure
 from sft.formats.raw_files import Row
-from sft.params.schema import Filter
+from sft.params.data import Filter
 
 ROWS_AT_ONCE = 256
 
@@ -46,17 +46,19 @@ class Checks:
         items = list(benchmarks) if params.contamination is not None else []
         self._params = params
         self._limits = None if params.repetition is None else RepetitionLimits(**params.repetition.model_dump())
-        self._patterns = None if params.narrative is None else NarrativePatterns.load(shipped(params.narrative))
+        self._patterns = (
+            None if params.narrative is None else NarrativePatterns.load(resolve_repo_file(params.narrative))
+        )
         self._benchmarks = Benchmarks(items, params.contamination.n) if params.contamination and items else None
 
     def examine(self, rows: Sequence[Row]) -> list[Outcome]:
         """Turn rows into conversations, or say why they are refused."""
         outcomes: list[Conversation | Rejection] = [self._read(row) for row in rows]
         typed = [0] * len(rows)
-        if self._params.markup != "reject":
+        if self._params.control_tokens != "reject":
             for place, one in _conversations(outcomes):
                 typed[place] = count_control(one)
-                outcomes[place] = escape(one) if self._params.markup == "escape" else one
+                outcomes[place] = escape(one) if self._params.control_tokens == "escape" else one
         self._ask(outcomes, self._structure)
         if (limits := self._limits) is not None:
             self._ask_all(outcomes, lambda conversations: check_repetitions(conversations, limits))
@@ -80,7 +82,7 @@ class Checks:
 
     def _structure(self, conversation: Conversation) -> Rejection | None:
         params = self._params
-        return check_structure(conversation, params.max_chars, params.max_message_chars, params.markup)
+        return check_structure(conversation, params.max_chars, params.max_message_chars, params.control_tokens)
 
     def _ask(self, outcomes: list[Conversation | Rejection], check: Callable[[Conversation], Rejection | None]) -> None:
         for place, one in _conversations(outcomes):

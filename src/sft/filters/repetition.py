@@ -131,7 +131,7 @@ def _first_loop(
     together: bool,
 ) -> Rejection | None:
     """Return the first loop; `looks` say of each text whether lines and words are looked for, `together` of all."""
-    shortest = min(limits.min_letters, limits.run_chars, limits.counted)
+    shortest = min(limits.min_letters, limits.max_char_run, limits.max_counting_run)
     for (index, kind, text), (lines, words) in zip(trained.texts, looks, strict=True):
         if len(text.encode("utf-8", "surrogatepass")) >= shortest and (loop := find_loop(text, limits, lines, words)):
             reason = "repetition-reasoning" if kind == "reasoning" else "repetition-answer"
@@ -173,7 +173,7 @@ def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
         return ""
     keys = [line.strip() if len(line) >= SHORTEST_LINE else None for line in lines]
     stretch = find_stretch(
-        keys, lambda: _letters_of_lines(marked), repeats, len(keys), limits.density, limits.min_letters
+        keys, lambda: _letters_of_lines(marked), repeats, len(keys), limits.min_repeated_share, limits.min_letters
     )
     if stretch is None:
         return ""
@@ -197,7 +197,7 @@ def find_word_loop(text: str, limits: RepetitionLimits) -> str:
 
 def _word_loop(text: str, begin: int, stop: int, limits: RepetitionLimits) -> str:
     """Look closely at the characters begin <= i < stop of a text."""
-    for table, repeats in ((WORDS, limits.ngram_repeats), (WORDS_WITHOUT_NUMBERS, limits.numbered_repeats)):
+    for table, repeats in ((WORDS, limits.ngram_repeats), (WORDS_WITHOUT_NUMBERS, limits.max_numbered_repeats)):
         plain = _plain(text[begin:stop], table)
         words = _words(plain)
         if stretch := _sequence_stretch(words, repeats, limits):
@@ -232,21 +232,23 @@ def _has_few_sequences(window: list[str]) -> bool:
 def _sequence_stretch(words: list[str], repeats: int, limits: RepetitionLimits) -> Stretch | None:
     sequences = list(zip(*(words[i:] for i in range(limits.ngram)), strict=False))
     window = limits.window * repeats // limits.ngram_repeats
-    return find_stretch(sequences, lambda: _word_letters(words), repeats, window, limits.density, limits.min_letters)
+    return find_stretch(
+        sequences, lambda: _word_letters(words), repeats, window, limits.min_repeated_share, limits.min_letters
+    )
 
 
 def find_run(text: str, limits: RepetitionLimits) -> str:
     """Find a few characters over and over with nothing between, or numbers that only count on."""
-    step = max(1, limits.run_chars - COMMON_PERIOD - PROBE_CHARS)  # every run that is long enough holds a probe
+    step = max(1, limits.max_char_run - COMMON_PERIOD - PROBE_CHARS)  # every run that is long enough holds a probe
     for probe in range(0, len(text) - COMMON_PERIOD - PROBE_CHARS + 1, step):
         if text[probe : probe + PROBE_CHARS] == text[probe + COMMON_PERIOD : probe + COMMON_PERIOD + PROBE_CHARS]:
             for period in PERIODS:
                 start, end = _periodic(text, probe, period)
-                if end - start >= limits.run_chars:
+                if end - start >= limits.max_char_run:
                     return _describe(text[start : start + period], (end - start) // period, start, end)
     encoded = text.encode("utf-8", "surrogatepass")
-    if len(encoded) - len(encoded.translate(None, DIGITS)) >= limits.counted:
-        return _count_on(text, limits.counted)
+    if len(encoded) - len(encoded.translate(None, DIGITS)) >= limits.max_counting_run:
+        return _count_on(text, limits.max_counting_run)
     return ""
 
 
@@ -264,7 +266,9 @@ def find_turn_loop(messages: Sequence[Message], turns: Sequence[int], limits: Re
         for action in _actions(messages[index])
     ]
     places, actions = [index for index, _ in steps], [action for _, action in steps]
-    stretch = find_stretch(actions, lambda: [1] * len(actions), limits.turn_repeats, len(actions), limits.density, 0)
+    stretch = find_stretch(
+        actions, lambda: [1] * len(actions), limits.turn_repeats, len(actions), limits.min_repeated_share, 0
+    )
     if stretch is None:
         return ""
     first, last = places[stretch.start], places[stretch.end - 1]

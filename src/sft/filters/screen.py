@@ -41,7 +41,7 @@ class RepetitionLimits:
 
     min_letters: int
     """A stretch with fewer letters, in UTF-8 bytes, is no loop."""
-    density: float
+    min_repeated_share: float
     """Share of a stretch, in letters, that is made of repeated items."""
     line_repeats: int
     """How often a line or sentence comes in a stretch; over all turns together, twice as often."""
@@ -51,11 +51,11 @@ class RepetitionLimits:
     """How often a sequence of words comes in a window."""
     window: int
     """Words in a window."""
-    numbered_repeats: int
+    max_numbered_repeats: int
     """How often a sequence of words comes that is the same but for its numbers."""
-    run_chars: int
+    max_char_run: int
     """Length from which a few characters over and over, with nothing between, are a loop."""
-    counted: int
+    max_counting_run: int
     """Numbers in a row that only count on, from which they are a loop."""
     turn_repeats: int
     """How often the same message is answered by the same action."""
@@ -167,12 +167,12 @@ def _may_loop(items: _Items, is_counted: "Flags", repeats: int, limits: Repetiti
     letters = np.bincount(items.owners[often], items.letters[often], minlength=len(is_counted))
     # The intervals of a stretch lie one over the other, at most two of them anywhere if none is left out that is needed
     # to cover it: so no less than half of `density` of its letters are of what is repeated. One less, for rounding.
-    can = letters >= limits.density / 2 * limits.min_letters - 1
+    can = letters >= limits.min_repeated_share / 2 * limits.min_letters - 1
     # And `repeats` of one item are within as many letters as all that is repeated makes dense.
     order = often[np.argsort(keys[often], kind="stable")]
     begin, last = order[: max(0, len(order) - repeats + 1)], order[repeats - 1 :]
     within = items.before[last] + items.letters[last] - items.before[begin]
-    is_near = (keys[begin] == keys[last]) & (limits.density * within <= letters[items.owners[begin]] + 1)
+    is_near = (keys[begin] == keys[last]) & (limits.min_repeated_share * within <= letters[items.owners[begin]] + 1)
     near = ~is_counted
     near[items.owners[begin[is_near]]] = True
     return can & near

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sft.conversation import THINK_TAGS, Conversation, Rejection
-from sft.filters.control_tokens import check_markup
+from sft.filters.control_tokens import check_control_tokens
 from sft.filters.encoding import around, find_garbage
 from sft.tool_schemas import schema_fault
 
@@ -33,7 +33,7 @@ def check_structure(
     for check in CHECKS:
         if rejection := check(conversation):
             return rejection
-    if rejection := check_markup(conversation, markup):
+    if rejection := check_control_tokens(conversation, markup):
         return rejection
     return check_length(conversation, max_chars, max_message_chars)
 

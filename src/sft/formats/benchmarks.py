@@ -10,7 +10,9 @@ from typing import Any
 
 from sft.cli import InputError
 from sft.formats.fields import rename
-from sft.formats.raw_files import read_objects
+from sft.formats.raw_files import KINDS, read_objects
+
+__all__ = ["KINDS", "read_items"]
 
 # The fields, in small letters, in which known benchmarks have what a model is asked: the first line all of whose
 # fields a record has.
@@ -48,13 +50,13 @@ def read_items(folder: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, s
     """
     for row in read_objects(folder):
         if row.record is None:
-            raise InputError(f"{row.where}: {row.fault}")
+            raise InputError(f"{row.location}: {row.fault}")
         try:
             texts = item_texts(rename(row.record, fields))
         except InputError as error:
-            raise InputError(f"{row.where}: {error}") from None
+            raise InputError(f"{row.location}: {error}") from None
         for text in texts:
-            yield row.where, text
+            yield row.location, text
 
 
 def item_texts(record: dict[str, Any]) -> list[str]:

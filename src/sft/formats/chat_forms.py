@@ -135,7 +135,7 @@ def read_as(
             fit.fitting += 1
             yield converted(replace(row, record=record) if fields else row, RECORDS[format])
         else:
-            fit.strangers += [(row.where, row.record)] if len(fit.strangers) < STRANGERS else []
+            fit.strangers += [(row.location, row.record)] if len(fit.strangers) < STRANGERS else []
             yield replace(row, record=None, fault=f"no field {_needed(format)}; the row has {listed(row.record)}")
 
 

@@ -37,7 +37,7 @@ Json = dict[str, Any]
 class Row:
     """One row of a raw file."""
 
-    where: str
+    location: str
     """`file:n`, the file relative to the folder, n the line (of an array or a table: the item), from 1."""
     record: Json | None
     """messages, tools, meta; None if there is a fault."""
@@ -324,7 +324,7 @@ def converted(row: Row, to_record: Callable[[Json, str], Json]) -> Row:
     if row.record is None:
         return row
     try:
-        return Row(row.where, _checked(to_record(row.record, row.where)))
+        return Row(row.location, _checked(to_record(row.record, row.location)))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         return replace(row, record=None, fault=f"not of this format: {reason}")

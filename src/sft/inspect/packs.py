@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.cli import InputError
-from sft.files import file_digest, read_json
+from sft.files import read_json
+from sft.hashing import file_digest
 from sft.inspect.rejections import refusals
 from sft.packing.splits import SPLITS
 

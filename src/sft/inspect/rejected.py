@@ -20,7 +20,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, guard, parser_of
+from sft.cli import InputError, guard, make_parser
 from sft.inspect.rejections import FILTERED, STAGES, UNITS, count, examples, place, sources, taken_in
 from sft.inspect.terminal import MARKED, aside, paged, visible
 
@@ -194,7 +194,8 @@ def example(stage: str, source: str, row: dict[str, Any], plain: bool) -> Table:
     shown = Table.grid(padding=(0, 1))
     shown.add_column(justify="right", no_wrap=True)
     shown.add_column(overflow="fold")
-    where = json.loads(row.get("meta") or "{}").get("where", "")
+    meta = json.loads(row.get("meta") or "{}")
+    where = meta.get("location") or meta.get("where", "")  # `where` in data of version 0.1.0
     evidence = row["evidence"].removeprefix(f"{where}: ")
     named = {int(found[1]) for found in NAMED.finditer(evidence)}
     patterns = needles(evidence)
@@ -287,7 +288,7 @@ def _number(least: int) -> Callable[[str], int]:
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--source", metavar="NAME", help="a source of the blend; all of them by default")
     parser.add_argument("--reason", metavar="REASON", help="show examples of this reason")
     parser.add_argument("--number", type=_number(1), default=5, metavar="N", help="how many examples (5)")

@@ -18,11 +18,12 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from sft.cli import InputError, guard, parser_of
-from sft.files import publish_file, value_digest, write_json
+from sft.cli import InputError, guard, make_parser
+from sft.files import publish_file, write_json
+from sft.hashing import value_digest
 from sft.inspect.terminal import Screen, visible
 from sft.lineage import card, verify
-from sft.lineage.key import DECISIVE_PACKAGES, ORIGIN, git_state
+from sft.lineage.key import NUMERIC_PACKAGES, ORIGIN, git_state
 from sft.lineage.resolve import FINAL, Records, find, outs
 from sft.lineage.verify import ABSENT, BASE, BENCHMARKS, DIFFERS, INTACT, PACKED, Fault
 from sft.pages import graph
@@ -202,7 +203,7 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
         "mixture": {name: f"{number / total:.1%}" for name, number in tokens.items()},
         **{f"{split} sha256": digest for split, digest in metadata.get("digests", {}).items()},
     }
-    decisive = {name: told["packages"].get(name) for name in DECISIVE_PACKAGES}
+    decisive = {name: told["packages"].get(name) for name in NUMERIC_PACKAGES}
     code = {
         "commit": told["git_commit"],
         "uncommitted changes": told["git_dirty"],
@@ -336,7 +337,7 @@ def main(name: str, json_file: Path | None, html_file: Path | None, card_file: P
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--model", default=FINAL, metavar="NAME", help="default: models/final")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the chain as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the drawn graph")

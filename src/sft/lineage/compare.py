@@ -20,11 +20,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, guard, parser_of
+from sft.cli import InputError, guard, make_parser
 from sft.files import flatten, publish_file, write_json
 from sft.inspect.terminal import Screen, visible
 from sft.lineage.chain import data_sources, evaluation_of
-from sft.lineage.key import DECISIVE_PACKAGES
+from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.resolve import LOCK, Records, find
 from sft.pages.graph import shown
 from sft.pages.report import escaped, whole_page
@@ -137,7 +137,7 @@ def _code(records: Records) -> dict[str, Any]:
         for dep in stage.get("deps", [])
         if not dep["path"].startswith(("data/", "models/", "reports/"))
     }
-    packages = {name: told.get("packages", {}).get(name) for name in DECISIVE_PACKAGES if told}
+    packages = {name: told.get("packages", {}).get(name) for name in NUMERIC_PACKAGES if told}
     return {**deps, **packages, **flatten(told.get("hardware", {}), "hardware.")}
 
 
@@ -299,7 +299,7 @@ def main(a: str, b: str, html_file: Path | None, json_file: Path | None) -> None
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     for side in SIDES:
         parser.add_argument(f"--{side}", required=True, metavar="NAME", help="a model, run, revision or experiment")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sft.cli import InputError, guard, parser_of, say
+from sft.cli import InputError, echo, guard, make_parser
 
 REPORTS = "reports/"
 REMEDY = "Look at address, bucket and keys (docs/remotes.md) and run it again: what was pushed stays."
@@ -44,7 +44,7 @@ def main(remote: str | None) -> None:
             place = repo.cloud.get_remote(remote).path
             if not repo.cloud.get_remote(remote).config.get("verify"):
                 name = remote or repo.config["core"].get("remote")
-                say(f"[yellow]What comes from {name} is not verified: dvc remote modify {name} verify true[/]")
+                echo(f"[yellow]What comes from {name} is not verified: dvc remote modify {name} verify true[/]")
             pushed = repo.cloud.push(there, remote=remote)
         except (DvcException, BotoCoreError, ClientError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -54,11 +54,11 @@ def main(remote: str | None) -> None:
     named = ["--remote", remote] if remote else []
     if subprocess.run([sys.executable, "-m", "dvc", "push", "--run-cache", *named], check=False).returncode:
         raise InputError(f"{place}: dvc push did not push all; its message stands above. {REMEDY}")
-    say(f"{place}: with {len(there)} reports of finished stages, which others take by: dvc repro --pull")
+    echo(f"{place}: with {len(there)} reports of finished stages, which others take by: dvc repro --pull")
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--remote", metavar="NAME", help="default: DVC's default remote")
     given = parser.parse_args()
     guard("share", lambda: main(given.remote))

@@ -13,14 +13,18 @@ import re
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sft.files import file_digest, read_json, value_digest
+from sft.files import read_json
+from sft.hashing import file_digest, value_digest
+
+if TYPE_CHECKING:
+    from sft.params.data import Download
 
 PACKAGE = Path(__file__).parents[1]
 KEY_DIGITS = 16
 # Packages whose version can change a number in the model.
-DECISIVE_PACKAGES = (
+NUMERIC_PACKAGES = (
     "torch",
     "megatron-core",
     "megatron-bridge",
@@ -44,7 +48,9 @@ ORIGIN = ("uri", "revision", "sha256", "license", "origin", "domain")
 DATA_RECORDS = (
     "params.yaml",
     "dvc.yaml",
-    "requirements/run.txt",
+    "requirements/data.txt",
+    "requirements/train.txt",
+    "requirements/tools.txt",
     "data/packed/metadata.json",
     "reports/pack.json",
     *(f"reports/{stage}/*.json" for stage in ("fetch", "filter", "prep")),
@@ -75,7 +81,7 @@ class Lineage:
     """The train sections of params.yaml."""
     code: str
     """Digest of the modules that the train stage imports."""
-    decisive_packages: dict[str, str]
+    numeric_packages: dict[str, str]
     """Versions of DECISIVE_PACKAGES."""
 
     @property
@@ -86,10 +92,10 @@ class Lineage:
     def determining(self) -> dict[str, Any]:
         """What determines the model, as the store of runs shows it: params, and digests of what they apply to."""
         digests = {"data": self.data, "base_model": self.base_model, "code": self.code}
-        return {**self.params, **digests, "packages": self.decisive_packages}
+        return {**self.params, **digests, "packages": self.numeric_packages}
 
 
-def package_versions(names: tuple[str, ...] = DECISIVE_PACKAGES) -> dict[str, str]:
+def package_versions(names: tuple[str, ...] = NUMERIC_PACKAGES) -> dict[str, str]:
     """Return the installed versions of packages, by name."""
     return {name: importlib.metadata.version(name) for name in names}
 
@@ -116,15 +122,15 @@ def parent_key(params: dict[str, Any], folder: Path) -> str | None:
     return str(read_json(base)["lineage_key"]) if base.exists() else None
 
 
-def base_model_from(folder: Path) -> dict[str, Any]:
-    """Return where the base model was fetched from: uri, revision, licence; empty where no report tells."""
+def base_model_from(folder: Path, base: "Download") -> dict[str, Any]:
+    """Return where the base model was fetched from: uri and pin as the report says, licence and origin as params do."""
     report = folder / "reports/fetch/model.json"
-    told = read_json(report) if report.exists() else {}
-    return {name: told[name] for name in ORIGIN if told.get(name)}
+    found = {"license": base.license, "origin": base.origin} | (read_json(report) if report.exists() else {})
+    return {name: found[name] for name in ORIGIN if found.get(name)}
 
 
 def code_digest(module: str) -> str:
-    """Return the digest of a module of this package and of all that it imports from it, at any depth, less NOT_IN_KEY."""
+    """Return the digest of a module and of all `sft` modules that it imports, at any depth, without NOT_IN_KEY."""
     closure = sorted(import_closure(module).items())
     return value_digest({name: file_digest(path) for name, path in closure if not name.startswith(NOT_IN_KEY)})
 
@@ -207,18 +213,22 @@ def benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _source(folder: Path, name: str, counts: dict[str, Any]) -> dict[str, Any]:
-    told = {key: counts[key] for key in ("domain", "license", "conversations", "tokens", "trained_tokens")}
+    found = {key: counts[key] for key in ("domain", "license", "conversations", "tokens", "trained_tokens")}
     fetched, filtered = (folder / "reports" / stage / f"{name}.json" for stage in ("fetch", "filter"))
+    packed = folder / "reports/pack.json"
+    if packed.exists() and (origin := read_json(packed).get("origins", {}).get(name)):
+        found["origin"] = origin
     if fetched.exists():
-        report = read_json(fetched)
-        told |= {key: report[key] for key in ORIGIN if key in report} | {"rows": report["rows_out"]}
+        found |= {key: value for key, value in read_json(fetched).items() if key in ORIGIN}
     if filtered.exists():
         report = read_json(filtered)
-        told |= {"kept": report["rows_out"], "rejected": report["rejected"]}
-    return told
+        found |= {"rows": report["rows_found"], "kept": report["rows_out"], "rejected": report["rejected"]}
+    return found
 
 
-def lineage_json(lineage: Lineage, run_id: str | None, folder: Path, patch: bytes | None = None) -> dict[str, Any]:
+def lineage_json(
+    lineage: Lineage, run_id: str | None, folder: Path, base: "Download", patch: bytes | None = None
+) -> dict[str, Any]:
     """Return what stands in models/final/lineage.json: the way from the model back to data, code and run.
 
     `patch` is what `sft.lineage.patch` says of the work tree, taken when training began. The stage that exports
@@ -236,7 +246,7 @@ def lineage_json(lineage: Lineage, run_id: str | None, folder: Path, patch: byte
         "patch": None if patch is None else hashlib.sha256(patch).hexdigest(),
         "data": lineage.data,
         "base_model": lineage.base_model,
-        "base_model_from": base_model_from(folder),
+        "base_model_from": base_model_from(folder, base),
         "parent": parent_key(lineage.params, folder),
         "params": lineage.params,
         "code": lineage.code,

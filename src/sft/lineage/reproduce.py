@@ -22,10 +22,10 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, guard, parser_of, say
+from sft.cli import InputError, echo, guard, make_parser
 from sft.files import flatten, read_json, write_json
 from sft.inspect.terminal import Screen, visible
-from sft.lineage.key import DECISIVE_PACKAGES, all_packages, hardware
+from sft.lineage.key import NUMERIC_PACKAGES, all_packages, hardware
 from sft.lineage.patch import patch_name
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, Records, find, listing, of_folder
 
@@ -211,7 +211,7 @@ def explain(stage: str, recorded: Records, rebuilt: Records) -> list[str]:
         reasons.append(f"code: the command was {before.get('cmd')!r}, is {after.get('cmd')!r}")
     told = recorded.lineage
     packages, now = told.get("packages", {}), all_packages()
-    decisive = [name for name in (*DECISIVE_PACKAGES, "rapidfuzz", "datasketch") if name in packages or name in now]
+    decisive = [name for name in (*NUMERIC_PACKAGES, "rapidfuzz", "datasketch") if name in packages or name in now]
     reasons += [
         f"packages: {name} was {packages.get(name)}, is {now.get(name)}"
         for name in decisive
@@ -256,7 +256,7 @@ def main(name: str, data: str, until: str, json_file: Path | None) -> None:
         recorded = find(name, Path.cwd(), Path(scratch))
         place = make_worktree(recorded)
         told = recorded.lineage
-        say(f"rebuilding {name} (lineage key {told['lineage_key']}, commit {told['git_commit'][:8]}) in {place}")
+        echo(f"rebuilding {name} (lineage key {told['lineage_key']}, commit {told['git_commit'][:8]}) in {place}")
         rebuild(recorded, place, data, until)
         rebuilt = of_folder(place)
         compared = compare(recorded, rebuilt, until)
@@ -272,7 +272,7 @@ def main(name: str, data: str, until: str, json_file: Path | None) -> None:
             json_file,
             {"model": name, "lineage_key": told["lineage_key"], "compared": found, "first": first, "reasons": reasons},
         )
-    say(f"rebuilt in {place}; remove it: git worktree remove --force {place}")
+    echo(f"rebuilt in {place}; remove it: git worktree remove --force {place}")
     if wrong:
         listed = "\n".join(visible(reason) for reason in reasons)
         raise InputError(f"first differs at {wrong[0].stage}, {wrong[0].path}:\n{listed}")
@@ -284,7 +284,7 @@ def main(name: str, data: str, until: str, json_file: Path | None) -> None:
             )
     verdicts = [one.verdict for one in compared]
     others = "".join(f", {verdicts.count(kind)} {kind}" for kind in (DECLARED, MISSING) if kind in verdicts)
-    say(f"[green]identical: {verdicts.count(IDENTICAL)} of {len(verdicts)} outputs[/]{others}")
+    echo(f"[green]identical: {verdicts.count(IDENTICAL)} of {len(verdicts)} outputs[/]{others}")
 
 
 def _dvc(place: Path, *arguments: str, may_fail: bool = False) -> int:
@@ -310,7 +310,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--model", default=FINAL, metavar="NAME", help="default: models/final")
     parser.add_argument("--data", choices=(REFETCH, PULL), default=REFETCH, help="where data comes from")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage that is run")

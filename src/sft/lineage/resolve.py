@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from sft.cli import InputError, say
+from sft.cli import InputError, echo
 from sft.lineage.patch import patch_name
 
 FINAL = "models/final"
@@ -154,7 +154,7 @@ def _tracked(model: Path) -> tuple[dict[str, Any] | None, dict[str, str] | None]
     try:
         tracked = store.look_up(told.get("mlflow_run_id") or told["lineage_key"])
     except store.NoAnswerError as error:
-        say(f"[yellow]{escape(str(error))} What is known without it:[/]")
+        echo(f"[yellow]{escape(str(error))} What is known without it:[/]")
         return None, None
     return (tracked.facts, tracked.version) if tracked else (None, None)
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sft.files import BLOCK_BYTES, value_digest
-from sft.lineage.key import DECISIVE_PACKAGES, Lineage
+from sft.hashing import BLOCK_BYTES, value_digest
+from sft.lineage.key import NUMERIC_PACKAGES, Lineage
 from sft.lineage.resolve import FINAL, LINEAGE, Records, cached, listing, outs
 from sft.training.checkpoints import fault_of, manifest_of
 
@@ -95,7 +95,7 @@ def check_lineage(records: Records) -> Iterator[Fault]:
     told = records.lineage
     if not told:
         return
-    decisive = {name: told["packages"].get(name) for name in DECISIVE_PACKAGES}
+    decisive = {name: told["packages"].get(name) for name in NUMERIC_PACKAGES}
     lineage = Lineage(told["data"], told["base_model"], told["params"], told["code"], decisive)
     if lineage.key != told["lineage_key"]:
         yield Fault(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sft.hashing import keyed_hashes
 from sft.packing.bins import plan_bins
 from sft.packing.blend import plan_epochs, plan_repeats
 from sft.packing.samples import DUPLICATE, FITS, NEAR_DUPLICATE, NOT_DRAWN, Conversations, Samples
-from sft.packing.splits import SPLITS, keyed_hashes, settle_duplicates, split_groups
+from sft.packing.splits import SPLITS, settle_duplicates, split_groups
 from sft.packing.write import cumulated, padded
-from sft.params.schema import Pack, Source
+from sft.params.data import Pack, Source
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.feather
 
 from sft.cli import InputError
+from sft.hashing import keyed_hashes
 from sft.packing.ids import Ids, number_ids
-from sft.packing.splits import keyed_hashes
 from sft.packing.write import padded
-from sft.params.schema import Pack
+from sft.params.data import Pack
 from sft.parquet import SAMPLES, read_batches, read_metadata, shard_paths
 
 Int32s = npt.NDArray[np.int32]

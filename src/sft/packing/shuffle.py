@@ -23,7 +23,7 @@ from sft.cli import InputError
 from sft.packing.samples import Conversations, Group, Samples, read_group, write_arrow
 from sft.packing.write import Mask, build_packs, cumulated, pack_fault, padded
 from sft.parquet import PACKS, WRITTEN
-from sft.workers import map_shards, working_on
+from sft.workers import map_shards, report_position
 
 if TYPE_CHECKING:  # workers need neither it nor what it imports, which takes 60 MB
     from sft.packing.plan import Order
@@ -178,7 +178,7 @@ def scatter(shard: dict[str, Any]) -> str:
     by_row = np.argsort(rows, kind="stable")
     for first, source, *of_group in shard["groups"]:
         group = Group(source, *of_group)
-        working_on(f"{source}, {group.path}, row group {group.group}")
+        report_position(f"{source}, {group.path}, row group {group.group}")
         for batch in read_group(group, ["ids", "mask"]):
             offsets, from_ids, from_mask = _flat(batch, source)
             copies = by_row[slice(*np.searchsorted(rows[by_row], [first, first + batch.num_rows]))]
@@ -246,7 +246,7 @@ def _gather_shard(shard: dict[str, Any]) -> str:
     edges = np.append(np.flatnonzero(np.diff(pack, prepend=-1)), len(pack))  # where each pack begins
     at = [Position(Path(run), token) for run, token in zip(shard["runs"], shard["first_tokens"], strict=True)]
     groups = _row_groups(cumulated(padded(lengths, layout.multiple))[edges])
-    working_on(shard["target"])
+    report_position(shard["target"])
     path = Path(tempfile.mkdtemp(prefix="packs-", dir=shard["spool"])) / "packs.parquet"
     with pq.ParquetWriter(path, PACKS, **PARQUET) as writer:
         for some in range(0, len(groups) - 1, GROUPS_AT_ONCE):

@@ -7,7 +7,6 @@ first source by `pack.precedence` keeps its own.
 """
 
 import difflib
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -21,21 +20,6 @@ Hashes = npt.NDArray[np.uint64]
 
 SPLITS = ("training", "validation", "test")
 FEWEST_TO_SPLIT = 3
-
-
-def keyed_hash(seed: int, text: str) -> str:
-    """Return a hash that orders texts anew for each seed, the same on every machine."""
-    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
-
-
-def keyed_hashes(seed: int, texts: Iterable[str]) -> Hashes:
-    """Return the first 64 bits of the keyed hash of each text, as numbers that are in the same order.
-
-    >>> f"{keyed_hashes(1, ['text'])[0]:016x}" == keyed_hash(1, "text")[:16]
-    True
-    """
-    digests = (hashlib.sha256(f"{seed}:{text}".encode()).digest() for text in texts)
-    return np.fromiter((int.from_bytes(digest[:8]) for digest in digests), np.uint64)
 
 
 def by_precedence(sources: Iterable[str], precedence: Sequence[str]) -> list[str]:

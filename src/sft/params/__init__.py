@@ -1,1 +1,1 @@
-"""params.yaml: schema, reading, and explanations of what is wrong with it."""
+"""params.yaml: the schema of each section, reading, and explanations of what is wrong."""

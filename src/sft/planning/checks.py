@@ -20,8 +20,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from sft.cli import InputError
-from sft.files import file_digest, read_json
-from sft.params import schema as p
+from sft.files import read_json
+from sft.hashing import file_digest
+from sft.params import training as p
 from sft.planning import estimate
 from sft.planning.estimate import Geometry
 
@@ -182,19 +183,17 @@ def world_size(params: p.TrainParams, facts: Facts) -> str:
 
 def expert_parallel(params: p.TrainParams, facts: Facts) -> str:
     """The experts of a layer can be spread so."""
-    spread, geometry = params.model.expert_model_parallel_size, _known(facts.geometry)
-    key = f"params.yaml: model.expert_model_parallel_size is {spread}"
-    if spread == 1:
+    mix64, geometry = params.model.expert_model_parallel_size, _known(facts.geometry)
+    key = f"params.yaml: model.expert_model_parallel_size is {mix64}"
+    if mix64 == 1:
         return ""
     if not geometry.experts:
         return f"{key}, and the model has no experts. Use 1."
-    if geometry.experts % spread:
+    if geometry.experts % mix64:
         return f"{key}, and the model's {geometry.experts} experts cannot be divided so. Use a divisor of them."
     stages = params.model.pipeline_model_parallel_size
-    if facts.ranks % (spread * stages):
-        return (
-            f"{key}: with {stages} pipeline stages it takes a multiple of {spread * stages} ranks, not {facts.ranks}."
-        )
+    if facts.ranks % (mix64 * stages):
+        return f"{key}: with {stages} pipeline stages it takes a multiple of {mix64 * stages} ranks, not {facts.ranks}."
     return ""
 
 

@@ -22,7 +22,7 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from sft.params import schema as p
+from sft.params import training as p
 
 RESERVE = 0.1
 """Share of a GPU's memory that the estimate leaves free."""

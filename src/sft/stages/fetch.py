@@ -11,22 +11,19 @@ and number of rows. An output appears whole or not at all; a rerun after an inte
 """
 
 import contextlib
-import difflib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, run_source_stage, say
-from sft.files import folder_digest, folder_digests, publish_folder
-from sft.formats.benchmarks import read_items
-from sft.formats.chat_forms import PACKAGES, read_rows
-from sft.formats.raw_files import KINDS
+from sft.cli import InputError, echo, run_source_stage
+from sft.files import publish_folder
+from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
-from sft.params.schema import Benchmark, Download, Fetch, Source, load
+from sft.params.data import Benchmark, Download
+from sft.params.read import load, load_source
 from sft.sources.download import FetchedFile, fetch_files, redact
 
 RAW = Path("data/raw")
@@ -37,45 +34,17 @@ REPORTS = Path("reports/fetch")
 
 def describe(source: Download) -> dict[str, Any]:
     """Return what a report says about where data comes from; nothing secret."""
-    told = source.model_dump(include={"domain", "license", "origin", "revision", "sha256"}, exclude_none=True)
-    return {"uri": redact(source.uri), **told}
+    pins = {"revision": source.revision, "sha256": source.sha256}
+    return {"uri": redact(source.address), **{name: pin for name, pin in pins.items() if pin is not None}}
 
 
-def count_rows(folder: Path, source: Source) -> Counter[str]:
-    """Return the number of rows, sound or faulty, by the file that they stand in.
-
-    Raises:  InputError: a file that cannot be read to its end, so that nobody could count what is lost.
-    """
-    rows = Counter[str]()
-    for row in read_rows(folder, source.format, source.fields, source.where):
-        if row.is_end:
-            raise InputError(
-                f"{row.where}: {row.fault}. How many rows are lost cannot be counted: bring the file anew, or leave "
-                "it out of the uri."
-            )
-        rows[row.where.rpartition(":")[0]] += 1
-    return rows
-
-
-def fetch_source(name: str, source: Source) -> None:
-    """Publish data/raw/<name>/ and its report.
-
-    Raises:  InputError: what fetch_files and read_rows raise; a source without a single row.
-    """
+def fetch_source(name: str, source: Download) -> None:
+    """Publish data/raw/<name>/ and its report. Raises InputError: what fetch_files raises."""
     with publish_folder(RAW / name) as folder, _naming(f"fetch.sources.{name}"):
         files = fetch_files(source, folder)
-        rows = count_rows(folder, source)
-        if not rows:
-            named = ", ".join(file.path for file in files[:5])
-            read = "the files of its package" if source.format in PACKAGES else KINDS
-            raise InputError(
-                f"{redact(source.uri)}: not one row of format {source.format!r} in {len(files)} files ({named}). "
-                f"Read are {read}. Check the path and the format."
-            )
-    listed = [{**asdict(file), "rows": rows[file.path]} for file in files]
-    ledger = Ledger(rows_in=rows.total(), rows_out=rows.total())
-    ledger.write(REPORTS / f"{name}.json", files=listed, format=source.format, **describe(source))
-    say(f"{name}: {rows.total():,} rows in {_size(files)} -> {RAW / name}")
+    ledger = Ledger(rows_in=len(files), rows_out=len(files))
+    ledger.write(REPORTS / f"{name}.json", unit="files", files=[asdict(file) for file in files], **describe(source))
+    echo(f"{name}: {_size(files)} -> {RAW / name}")
 
 
 def fetch_model(source: Download) -> None:
@@ -85,15 +54,17 @@ def fetch_model(source: Download) -> None:
     with publish_folder(BASE) as folder, _naming("fetch.model"):
         fetched = folder / "fetched"  # inside, so that a killed run leaves nothing that the next one keeps
         fetched.mkdir()
-        files = fetch_files(source, fetched)
+        files = fetch_files(source, fetched, is_model=True)
         make_base(fetched, folder)
         shutil.rmtree(fetched)
         parameters = count_parameters(folder)
     listed = [asdict(file) for file in files]
     digest = folder_digest(BASE)
     ledger = Ledger(rows_in=len(files), rows_out=len(files))
-    ledger.write(REPORTS / "model.json", files=listed, digest=digest, parameters=parameters, **describe(source))
-    say(f"model: {parameters:,} parameters from {_size(files)} -> {BASE}")
+    ledger.write(
+        REPORTS / "model.json", unit="files", files=listed, digest=digest, parameters=parameters, **describe(source)
+    )
+    echo(f"model: {parameters:,} parameters from {_size(files)} -> {BASE}")
 
 
 def fetch_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
@@ -101,6 +72,8 @@ def fetch_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
 
     Raises:  InputError: what fetch_files raises; a set that asks nothing, or a record of it that cannot be read.
     """
+    from sft.formats.benchmarks import KINDS, read_items
+
     sets, files = {}, list[FetchedFile]()
     with publish_folder(BENCHMARKS) as folder, (folder / "items.jsonl").open("w", encoding="utf-8") as items:
         for name, benchmark in sorted(benchmarks.items()):
@@ -115,30 +88,24 @@ def fetch_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
                 if not texts:
                     named = ", ".join(file.path for file in own[:5])
                     raise InputError(
-                        f"{redact(benchmark.uri)}: not one item in {len(own)} files ({named}). Read are {KINDS}. "
+                        f"{redact(benchmark.address)}: not one item in {len(own)} files ({named}). Read are {KINDS}. "
                         "Check the path."
                     )
             sets[name] = {"files": [asdict(file) for file in own], "texts": texts, **describe(benchmark)}
             shutil.rmtree(fetched)
     total, digests = sum(told["texts"] for told in sets.values()), folder_digests(BENCHMARKS)
     Ledger(rows_in=total, rows_out=total).write(REPORTS / "benchmarks.json", benchmarks=sets, digests=digests)
-    say(f"benchmarks: {total:,} texts of {len(sets)} evaluation sets from {_size(files)} -> {BENCHMARKS}")
+    echo(f"benchmarks: {total:,} texts of {len(sets)} evaluation sets from {_size(files)} -> {BENCHMARKS}")
 
 
 def main(name: str) -> None:
     """Fetch what `name` stands for in params.yaml."""
-    section: Fetch = load("fetch")
     if name == "model":
-        fetch_model(section.model)
+        fetch_model(Download(uri=load("fetch.model.uri")))
     elif name == "benchmarks":
-        fetch_benchmarks(section.benchmarks)
-    elif name in section.sources:
-        fetch_source(name, section.sources[name])
+        fetch_benchmarks(load("fetch.benchmarks"))
     else:
-        known = [*section.sources, "model", "benchmarks"]
-        near = difflib.get_close_matches(name, known, n=1)
-        meant = f"Did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"{name!r} is no source. {meant}Known: {', '.join(known)}.")
+        fetch_source(name, Download(uri=load_source(name, "uri")))
 
 
 @contextlib.contextmanager

@@ -25,16 +25,17 @@ from typing import Any
 
 import orjson
 
-from sft.cli import InputError, run_source_stage, say
-from sft.files import file_digest, project_root, publish_folder, scratch_folder, shipped, value_digest
-from sft.filters.examined import Examined, Result, refuse_by_judge, settle, valid_text
+from sft.cli import InputError, echo, run_source_stage
+from sft.files import project_root, publish_folder, resolve_repo_file, scratch_folder
+from sft.filters.examined import Examined, Result, refuse_by_judge, valid_text, write_final_shards
 from sft.filters.pipeline import ROWS_AT_ONCE, Checks, Kept, Outcome
 from sft.formats.chat_forms import PACKAGES, Fit, check_asked, read_as, read_rows
-from sft.formats.raw_files import Part, Row, cut, read_part
-from sft.ledger import Ledger, check_handover
-from sft.packing.splits import keyed_hash
-from sft.params.schema import Filter, Source, load
-from sft.workers import collect_rarely, map_shards, working_on
+from sft.formats.raw_files import KINDS, Part, Row, cut, read_part
+from sft.hashing import file_digest, keyed_hash, value_digest
+from sft.ledger import Ledger, read_report
+from sft.params.data import Filter, Read
+from sft.params.read import load, load_source
+from sft.workers import map_shards, relax_gc, report_position
 
 RAW, FILTERED = Path("data/raw"), Path("data/filtered")
 BENCHMARKS = Path("data/benchmarks/items.jsonl")
@@ -44,36 +45,30 @@ TOP_REASONS = 5
 # --- What a worker does: rows by themselves ----------------------------------------------------------------
 
 
-def load_benchmarks(names: set[str]) -> list[tuple[str, str, str]]:
-    """Return (benchmark, item, text) of all that the evaluation sets of these names ask.
+def load_benchmarks() -> list[tuple[str, str, str]]:
+    """Return (benchmark, item, text) of everything that the evaluation sets ask.
 
-    Raises:  InputError: the fetch stage has not brought exactly these.
+    Raises:  InputError: the fetch stage has not run.
     """
-    if not names:
-        return []
-    found: list[dict[str, str]] = []
-    if BENCHMARKS.exists():
-        found = [json.loads(line) for line in BENCHMARKS.read_text(encoding="utf-8").splitlines()]
-    if (there := {item["benchmark"] for item in found}) != names:
-        raise InputError(
-            f"{BENCHMARKS}: has {', '.join(sorted(there)) or 'no evaluation sets'}, but fetch.benchmarks names "
-            f"{', '.join(sorted(names))}. Run the fetch stage first: dvc repro fetch-benchmarks"
-        )
-    return [(item["benchmark"], item["item"], item["text"]) for item in found]
+    if not BENCHMARKS.exists():
+        raise InputError(f"{BENCHMARKS}: not found. Run the fetch stage first: dvc repro fetch-benchmarks")
+    items = [json.loads(line) for line in BENCHMARKS.read_text(encoding="utf-8").splitlines()]
+    return [(item["benchmark"], item["item"], item["text"]) for item in items]
 
 
 @functools.lru_cache(maxsize=1)
-def load_checks(params: str, benchmarks: tuple[str, ...], read: str) -> Checks:
+def load_checks(params: str, read: str) -> Checks:
     """Return the checks of this process: `params` is filter of params.yaml, as JSON, `read` a digest of their files."""
-    collect_rarely()
-    return Checks(Filter.model_validate_json(params), load_benchmarks(set(benchmarks)))
+    relax_gc()
+    filters = Filter.model_validate_json(params)
+    return Checks(filters, load_benchmarks() if filters.contamination is not None else [])
 
 
 def examine_part(task: dict[str, Any]) -> dict[str, Any]:
     """Examine a part of the raw files. Writes examined rows into a new folder in task["scratch"]; returns its name."""
     raw, part = Path(task["raw"]), Part(*task["part"])
     fit = Fit(unseen=set(task["where"]))
-    rows = read_as(read_part(raw, part), task["format"], task["fields"], task["where"], fit)
+    rows = read_as(whole(read_part(raw, part), raw), task["format"], task["fields"], task["where"], fit)
     folder, number = write_examined(rows, task)
     found = {"fitting": fit.fitting, "filtered": fit.filtered, "unseen": sorted(fit.unseen)}
     return {"folder": folder, "rows": number, "fit": {**found, "strangers": fit.strangers}}
@@ -83,11 +78,11 @@ def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int]
     """Write each row with what its own checks say into a new folder; return its name and the number of rows."""
     from sft.parquet import EXAMINED, ShardWriter
 
-    checks = load_checks(task["params"], tuple(task["benchmarks"]), task["read"])
+    checks = load_checks(task["params"], task["read"])
     folder, number = Path(tempfile.mkdtemp(dir=task["scratch"])), 0
     with ShardWriter(folder, "examined", EXAMINED) as shards:
         for batch in itertools.batched(rows, ROWS_AT_ONCE):
-            working_on(f"{task['raw']}: {batch[0].where} to {batch[-1].where}")
+            report_position(f"{task['raw']}: {batch[0].location} to {batch[-1].location}")
             for row, outcome in zip(batch, checks.examine(batch), strict=True):
                 shards.write(stored(row, outcome, task["meta"]))
             number += len(batch)
@@ -96,16 +91,16 @@ def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int]
 
 def stored(row: Row, outcome: Outcome, source: dict[str, str]) -> dict[str, Any]:
     """Return the Parquet row of an outcome: what is kept so far, or what is refused, as it came, and why."""
-    meta = _json({**source, "where": row.where})
+    meta = _json({**source, "location": row.location})
     if isinstance(outcome, Kept):
         said: dict[str, Any] = {"messages": outcome.conversation.messages, "tools": outcome.conversation.tools}
         told = {"id": outcome.id, "signature": outcome.signature, "control_tokens": outcome.control_tokens}
     else:
         said = row.record if row.record is not None else {"raw": row.raw}
-        evidence = valid_text(f"{row.where}: {outcome.evidence}")
+        evidence = valid_text(f"{row.location}: {outcome.evidence}")
         told = {"id": value_digest(said)[:32], "reason": outcome.reason, "evidence": evidence}
     tools = None if said.get("tools") is None else _json(said["tools"])
-    return {**told, "messages": _json(said.get("messages", said)), "tools": tools, "meta": meta, "where": row.where}
+    return {**told, "messages": _json(said.get("messages", said)), "tools": tools, "meta": meta, "where": row.location}
 
 
 def _json(value: Any) -> str:
@@ -128,32 +123,57 @@ def draw(rows: Iterable[Row], number: int, seed: int) -> Iterator[Row]:
         yield row
 
 
-def examine(source: str, described: Source, params: Filter, task: dict[str, Any], take: Callable[[str], None]) -> int:
+def examine(source: str, described: Read, params: Filter, task: dict[str, Any], take: Callable[[str], None]) -> int:
     """Examine the rows of a source; return how many were found. `take` gets the folders with them, in order."""
     raw = Path(task["raw"])
-    limits = [limit for limit in (described.rows, params.sample) if limit is not None]
+    limits = [limit for limit in (described.max_rows, params.max_rows) if limit is not None]
     if limits or described.format in PACKAGES:
         found = 0
 
         def counted() -> Iterator[Row]:
             nonlocal found
-            for row in read_rows(raw, described.format, described.fields, described.where):
+            for row in whole(read_rows(raw, described.format, described.fields, described.select), raw):
                 found += 1
                 yield row
 
         folder, _ = write_examined(draw(counted(), min(limits), params.seed) if limits else counted(), task)
         take(folder)
         return found
-    check_asked(described.format, described.fields, described.where)
+    check_asked(described.format, described.fields, described.select)
     parts = [{**task, "part": part} for part in cut(raw)]
     results = map_shards(examine_part, parts, f"filter {source}", lambda result: take(result["folder"]))
-    fit = Fit(unseen=set(described.where))
+    fit = Fit(unseen=set(described.select))
     for result in results:
         told = result["fit"]
         strangers = [(where, record) for where, record in told["strangers"]]
         fit.add(Fit(told["fitting"], told["filtered"], set(told["unseen"]), strangers))
     fit.check(described.format, described.fields)
     return sum(result["rows"] for result in results)
+
+
+def check_files(raw: Path, report: Path) -> None:
+    """Raise InputError unless a folder has the files that the fetch stage reports, where it left a report."""
+    if not report.exists():
+        return
+    expected = {file["path"]: file["bytes"] for file in read_report(report, files=list)["files"]}
+    found = {path.relative_to(raw).as_posix(): path.stat().st_size for path in raw.rglob("*") if path.is_file()}
+    if changed := sorted(dict(expected.items() ^ found.items())):
+        raise InputError(
+            f"{raw / changed[0]}: {found.get(changed[0], 'no such file')} bytes, but {report} says "
+            f"{expected.get(changed[0], 'nothing of it')}. The data was changed between stages: "
+            f"dvc repro --force fetch@{raw.name}"
+        )
+
+
+def whole(rows: Iterable[Row], raw: Path) -> Iterator[Row]:
+    """Yield rows. Raises InputError: a file cannot be read to its end, so nobody can count what is lost."""
+    for row in rows:
+        if row.is_end:
+            raise InputError(
+                f"{raw / row.location}: {row.fault}. How many rows are lost cannot be counted: download the file again, or "
+                "leave it out of the uri."
+            )
+        yield row
 
 
 def check_share(source: str, ledger: Ledger, examples: dict[str, str], params: Filter) -> None:
@@ -175,26 +195,24 @@ def check_share(source: str, ledger: Ledger, examples: dict[str, str], params: F
 
 def main(source: str) -> None:
     """Filter one source."""
-    params, fetch = load("filter", "fetch")
-    if source not in fetch.sources:
-        raise InputError(f"--source {source}: not in fetch.sources: {', '.join(fetch.sources)}")
-    described, raw, target = fetch.sources[source], RAW / source, FILTERED / source
+    params, described = load("filter"), load_source(source, "read")
+    raw, target = RAW / source, FILTERED / source
     if not raw.is_dir():
         raise InputError(f"{raw}: not found. Run the fetch stage first: dvc repro fetch@{source}")
-    meta = {"source": source, "domain": described.domain, "license": described.license}
+    check_files(raw, Path(f"reports/fetch/{source}.json"))
+    meta = {"source": source}
     task = {
         "raw": str(raw),
         "format": described.format,
         "fields": described.fields,
-        "where": described.where,
+        "where": described.select,
         "meta": meta,
         "params": params.model_dump_json(),
-        "benchmarks": sorted(fetch.benchmarks) if params.contamination is not None else [],
     }
-    read = [BENCHMARKS] if task["benchmarks"] else []
-    read += [shipped(params.narrative)] if params.narrative is not None else []
+    read = [BENCHMARKS] if params.contamination is not None else []
+    read += [resolve_repo_file(params.narrative)] if params.narrative is not None else []
     task["read"] = value_digest([file_digest(path) for path in read if path.exists()])  # a worker may outlive an edit
-    more: dict[str, Any] = {"sampled": params.sample is not None}
+    more: dict[str, Any] = {"sampled": params.max_rows is not None}
     with publish_folder(target) as folder, scratch_folder(target) as scratch, contextlib.ExitStack() as stack:
         task["scratch"] = str(scratch)
         judge = None
@@ -210,22 +228,27 @@ def main(source: str) -> None:
                 refuse_by_judge(path, judge, params.judge)
         result = Result(folder)
         parts = [{"scratch": str(scratch), "examined": part} for part in examined.cut()]
-        map_shards(settle, parts, f"write {source}", result.take)
+        map_shards(write_final_shards, parts, f"write {source}", result.take)
         ledger = result.ledger
-        if Path(f"reports/fetch/{source}.json").exists():
-            check_handover(Path(f"reports/fetch/{source}.json"), found)
+        if not found:
+            raise InputError(
+                f"{raw}: not one row of format {described.format!r}. Read are "
+                f"{'the files of its package' if described.format in PACKAGES else KINDS}. Check uri and read."
+            )
         check_share(source, ledger, result.examples, params)
-        if params.markup != "reject":
+        if params.control_tokens != "reject":
             names = ("conversations", "control_tokens")
-            more["markup"] = {"policy": params.markup, **{name: result.typed[name] for name in names}}
+            more["control_tokens"] = {"policy": params.control_tokens, **{name: result.typed[name] for name in names}}
         if result.contaminated_by:
-            more["contaminated_by"] = dict.fromkeys(task["benchmarks"], 0) | result.contaminated_by
+            more["contaminated_by"] = (
+                dict.fromkeys(sorted({name for name, _, _ in load_benchmarks()}), 0) | result.contaminated_by
+            )
         if judge is not None:
             more["judge"] = judge.report()
-            say(f"[bold]{source}[/], judge: {judge.usage}")
+            echo(f"[bold]{source}[/], judge: {judge.usage}")
     ledger.write(Path(f"reports/filter/{source}.json"), **meta, rows_found=found, **more)
     reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.rejected.most_common(TOP_REASONS))
-    say(
+    echo(
         f"[bold]{source}[/]: {ledger.rows_in} rows, {ledger.rows_out} kept, {ledger.rows_in - ledger.rows_out} rejected"
         f"{' (' + reasons + ')' if reasons else ''}"
     )

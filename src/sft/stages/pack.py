@@ -28,13 +28,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sft.cli import InputError, run_stage, say
-from sft.files import file_digest, folder_digest, publish_file, publish_folder, write_json
+from sft.cli import InputError, echo, run_stage
+from sft.files import publish_file, publish_folder, write_json
+from sft.hashing import file_digest, folder_digest
 from sft.ledger import Ledger, read_report
 from sft.packing.blend import check_asked, describe_mixture, mixture_by_domain
 from sft.packing.splits import SPLITS, by_precedence
 from sft.packing.write import read_lists, write_npy
-from sft.params.schema import Pack, Source, load
+from sft.params.data import Pack, Source
+from sft.params.read import load
 from sft.workers import map_shards
 
 if TYPE_CHECKING:
@@ -59,14 +61,14 @@ def filter_report(source: str) -> dict[str, Any]:
 
 def prep_report(source: str) -> dict[str, Any]:
     """Read what the prep stage reports of a source. Raises InputError."""
-    numbers, prints = dict.fromkeys(("rows_out", "samples"), int), dict.fromkeys(FINGERPRINTS, str)
+    numbers, prints = dict.fromkeys(("rows_out", "samples", "stop_id", "pad_id"), int), dict.fromkeys(FINGERPRINTS, str)
     return read_report(Path(f"reports/prep/{source}.json"), rejected=dict, **numbers, **prints)
 
 
 def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[list[Group], Samples, Conversations]":
     """Measure the samples of all sources, in order."""
     from sft.packing.samples import READ_TOKENS, cut_groups, join, list_groups, measure_groups, read_numbers
-    from sft.parquet import give_back
+    from sft.parquet import release_memory
 
     for source in sources:
         if not (PREPARED / source).is_dir() or not Path(f"reports/prep/{source}.json").exists():
@@ -84,7 +86,7 @@ def read_samples(sources: Iterable[str], params: Pack, spool: Path) -> "tuple[li
     fixed = {"pack": params.model_dump(), "spool": str(spool)}
     parts = [{"groups": part, **fixed} for part in cut_groups(groups, READ_TOKENS)]
     samples, conversations = join(read_numbers(map_shards(measure_groups, parts, "lengths")), rows)
-    give_back()
+    release_memory()
     return groups, samples, conversations
 
 
@@ -112,7 +114,9 @@ def fingerprints(sources: Iterable[str]) -> dict[str, str]:
     return prints
 
 
-def find_alike(conversations: "Conversations", chosen: npt.NDArray[np.bool_], threshold: float, spool: Path) -> Int32s:
+def group_near_duplicates(
+    conversations: "Conversations", chosen: npt.NDArray[np.bool_], threshold: float, spool: Path
+) -> Int32s:
     """Give every id the number of the first that it is alike with, by signatures; only chosen conversations count."""
     from sft.filters.dedup.groups import find_clusters
 
@@ -232,12 +236,10 @@ def describe_sources(
     return sources, domains
 
 
-def token_ids() -> dict[str, int]:
-    """Return the ids of the padding and of the stop token of models/base."""
-    from sft.tokens.tokenizer import token_id
-
-    stop = token_id(BASE, "eos_token")
-    return {"stop": stop, "pad": token_id(BASE, "pad_token", default=stop)}
+def token_ids(source: str) -> dict[str, int]:
+    """Return the ids of the padding and of the stop token, as prep reports them of any source."""
+    report = prep_report(source)
+    return {"stop": report["stop_id"], "pad": report["pad_id"]}
 
 
 def account(
@@ -282,7 +284,7 @@ def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
     """Say how full the packs are and what was lost."""
     for split, figures in report["splits"].items():
         efficiency = figures["packing_efficiency"]
-        say(
+        echo(
             f"[bold]{split}[/]: {figures['conversations']} conversations, {figures['packs']} packs of "
             f"{pack_size}, {'-' if efficiency is None else format(efficiency, '.2%')} full"
         )
@@ -292,9 +294,9 @@ def say_what_happened(report: Mapping[str, Any], pack_size: int) -> None:
             by_reason.setdefault(reason, []).append(f"{counts['samples']} {source}")
     for reason, sources in sorted(by_reason.items()):
         tokens = report["tokens_rejected"][reason]
-        say(f"[yellow]{reason}[/]: {tokens:,} tokens, samples by source: {', '.join(sources)}")
+        echo(f"[yellow]{reason}[/]: {tokens:,} tokens, samples by source: {', '.join(sources)}")
     if report["repeated"]["samples"]:
-        say(f"repeated: {report['repeated']['samples']} samples, {report['repeated']['tokens']:,} tokens")
+        echo(f"repeated: {report['repeated']['samples']} samples, {report['repeated']['tokens']:,} tokens")
 
 
 class Planned(NamedTuple):
@@ -315,24 +317,24 @@ def plan_packs(folder: Path, spool: Path, fetched: Mapping[str, Source], params:
     from sft.packing.plan import fitting, plan_blend
     from sft.packing.samples import FITS, refuse_over_length
     from sft.packing.shuffle import Layout, plan_shuffle
-    from sft.parquet import give_back
+    from sft.parquet import release_memory
 
     groups, samples, conversations = read_samples(fetched, params, spool)
-    prints, ids = fingerprints(fetched), token_ids()
+    prints, ids = fingerprints(fetched), token_ids(next(iter(fetched)))
     if params.over_length == "error":
         refuse_over_length(samples, conversations, params)
     if not (samples.reason == FITS).any():
         raise InputError(f"{PREPARED}: no sample fits pack.pack_size {params.pack_size} tokens. Raise it.")
     cluster = np.arange(len(conversations.ids), dtype=np.int32)
     if params.near_duplicates is not None:
-        cluster = find_alike(conversations, fitting(samples, conversations), params.near_duplicates, spool)
-        give_back()
+        cluster = group_near_duplicates(conversations, fitting(samples, conversations), params.near_duplicates, spool)
+        release_memory()
     plan = plan_blend(samples, conversations, cluster, fetched, params)
     del cluster
     prep_rows = sum(prep_report(source)["rows_out"] for source in fetched)
     ledger, balance = account(samples, conversations, plan, prep_rows)
     write_rejected(folder / "rejected.jsonl", samples, conversations, plan, params)
-    give_back()
+    release_memory()
 
     layout = Layout(params.pack_size, params.pad_segments_to, ids["pad"], ids["stop"])
     shuffle = plan_shuffle(plan.splits, samples, conversations, groups, layout, spool)
@@ -359,6 +361,7 @@ def plan_packs(folder: Path, spool: Path, fetched: Mapping[str, Source], params:
     }
     source_of = conversations.source[samples.conversation]
     report = {
+        "origins": {source: described.origin for source, described in sorted(fetched.items()) if described.origin},
         **balance,
         "splits": {split: {k: v for k, v in splits[split].items() if k != "sources"} for split in SPLITS},
         "lost": {
@@ -376,16 +379,16 @@ def plan_packs(folder: Path, spool: Path, fetched: Mapping[str, Source], params:
 def main() -> None:
     """Pack the blend."""
     from sft.packing.shuffle import write_packs
-    from sft.parquet import give_back
+    from sft.parquet import release_memory
 
-    params, fetch = load("pack", "fetch")
-    fetched = {name: fetch.sources[name] for name in by_precedence(fetch.sources, params.precedence)}
+    params, sources = load("pack"), load("fetch.sources")
+    fetched = {name: sources[name] for name in by_precedence(sources, params.precedence)}
     check_asked({s: d.share for s, d in fetched.items()}, {s: d.epochs for s, d in fetched.items()})
     with publish_folder(PACKED) as folder:
         spool = folder.absolute() / "spool"
         spool.mkdir()
         shuffle, metadata, mixture, ledger, described = plan_packs(folder, spool, fetched, params)
-        give_back()  # so that memory holds no sample while workers hold theirs
+        release_memory()  # so that memory holds no sample while workers hold theirs
         write_packs(folder, shuffle)
         shutil.rmtree(spool)
         for split in SPLITS if metadata["npy"] else ():

@@ -22,10 +22,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, run_source_stage, say
-from sft.files import file_digest, publish_folder, scratch_folder, shipped
+from sft.cli import InputError, echo, run_source_stage
+from sft.files import publish_folder, resolve_repo_file, scratch_folder
+from sft.hashing import file_digest
 from sft.ledger import Ledger, check_handover
-from sft.workers import collect_rarely, map_shards, working_on
+from sft.workers import map_shards, relax_gc, report_position
 
 BASE = Path("models/base")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -42,12 +43,12 @@ FEWEST_FOR_FASTOKENS = 500
 @functools.cache
 def load_chat(template: str, quick: bool) -> Any:
     """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
-    from sft.parquet import give_back
+    from sft.parquet import release_memory
     from sft.tokens.render import ChatTemplate
 
-    collect_rarely()
+    relax_gc()
     chat = ChatTemplate.load(template, BASE, whole=False, quick=quick and os.environ.get("SFT_FASTOKENS") != "0")
-    give_back()  # what loading needed beside
+    release_memory()  # what loading needed beside
     gc.freeze()  # vocabularies stay: no use to look through them again and again
     return chat
 
@@ -57,7 +58,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
 
     Writes samples and rejected rows into a new folder in task["scratch"]; returns its name, and counts.
     """
-    from sft.parquet import SAMPLES, ShardWriter, Stretch, give_back, read_stretch
+    from sft.parquet import SAMPLES, ShardWriter, Stretch, read_stretch, release_memory
     from sft.tokens.prepare import prepare
     from sft.tokens.reasoning import Shares
 
@@ -66,7 +67,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
     compared = COMPARED
     if task["number"] == 0:  # once is enough
         chat.check_whole()
-        give_back()  # the tokenizer that it needed
+        release_memory()  # the tokenizer that it needed
         compared = COMPARED_FIRST
     folder, row = Path(tempfile.mkdtemp(dir=task["scratch"])), stretch.first_row
     counts: dict[str, Counter[Any]] = {}
@@ -75,7 +76,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
         (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
     ):
         for rows in read_stretch(stretch, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools"]):
-            working_on(f"{stretch.path}, rows {row} to {row + len(rows) - 1}")
+            report_position(f"{stretch.path}, rows {row} to {row + len(rows) - 1}")
             done = prepare(chat, rows, reasoning, compared if row == stretch.first_row else 0)
             shards.write_table(done.samples)
             rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in done.rejected)
@@ -83,7 +84,7 @@ def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
                 counts.setdefault(name, Counter()).update(counter)
             row += len(rows)
     if stretch.rows >= FEWEST_TO_GIVE_BACK:
-        give_back()
+        release_memory()
     return {"folder": folder.name, "rows": row - stretch.first_row, "counts": counts}
 
 
@@ -118,9 +119,10 @@ def quantiles(lengths: Mapping[int, int]) -> dict[str, int]:
 
 def main(source: str) -> None:
     """Prepare one source."""
-    from sft.params.schema import load
-    from sft.parquet import plan_stretches
+    from sft.params.read import load
+    from sft.parquet import plan_row_ranges
     from sft.tokens.reasoning import ReasoningCounts
+    from sft.tokens.tokenizer import token_id
 
     params = load("prep")
     filtered, target = Path("data/filtered", source), Path("data/prepared", source)
@@ -128,8 +130,8 @@ def main(source: str) -> None:
         raise InputError(f"{filtered}: not found. Run the filter stage first: dvc repro filter@{source}")
     if not BASE.is_dir():
         raise InputError(f"{BASE}: not found. Run the fetch stage first: dvc repro fetch-model")
-    template = shipped(params.template)
-    stretches = plan_stretches(filtered, "kept")
+    template = resolve_repo_file(params.template)
+    stretches = plan_row_ranges(filtered, "kept")
     quick = sum(stretch.rows for stretch in stretches) >= FEWEST_FOR_FASTOKENS
     with publish_folder(target) as folder, scratch_folder(target) as scratch:
         what = {
@@ -163,8 +165,10 @@ def main(source: str) -> None:
         template=params.template,
         template_sha256=hashlib.sha256(text.encode()).hexdigest(),
         tokenizer_sha256=file_digest(BASE / "tokenizer.json"),
+        stop_id=(stop_id := token_id(BASE, "eos_token")),
+        pad_id=token_id(BASE, "pad_token", default=stop_id),
     )
-    say(
+    echo(
         f"[bold]{source}[/]: {report['rows_out']} conversations, {report['samples']} samples, "
         f"{report['tokens']:,} tokens, "
         f"{rows['trained'] / max(1, tokens):.1%} trained, median length {report['length_quantiles']['p50']}"

@@ -26,20 +26,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.cli import InputError, run_stage, say
+from sft.cli import InputError, echo, run_stage
 from sft.cluster import jobs, slurm
-from sft.cluster.cluster_file import Cluster, asked_cluster, read_profile
-from sft.files import (
-    file_digest,
-    flatten,
-    folder_digest,
-    folder_digests,
-    project_root,
-    publish_file,
-    publish_folder,
-    read_json,
-    write_json,
-)
+from sft.cluster.cluster_file import Cluster, read_cluster_file, requested_cluster
+from sft.files import flatten, project_root, publish_file, publish_folder, read_json, write_json
+from sft.hashing import file_digest, folder_digest, folder_digests
 from sft.ledger import Ledger
 from sft.lineage import card
 from sft.lineage.key import (
@@ -53,10 +44,12 @@ from sft.lineage.key import (
     sources,
 )
 from sft.lineage.patch import dirty_patch, keep_patch
-from sft.params.schema import Params, Peft, TrainParams, ran_with, read
+from sft.params.read import load, load_training, recorded_data_params
+from sft.params.training import Peft, TrainParams
 from sft.tracking import data_run, journal
 
 if TYPE_CHECKING:
+    from sft.params.check import Params
     from sft.training.bridge import Step
 
 BASE = Path("models/base")
@@ -94,11 +87,11 @@ def find_lineage(params: dict[str, Any]) -> Lineage:
         base_model=folder_digest(project_root() / start) if start else folder_digest(BASE),
         params=params,
         code=code_digest("sft.stages.train"),
-        decisive_packages=package_versions(),
+        numeric_packages=package_versions(),
     )
 
 
-def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -> journal.Outbox:
+def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -> journal.Journal:
     """Begin an attempt at the run in a folder, for MLflow: its data, what determines the model, the attempt."""
     commit, dirty = git_state(Path.cwd())
     lock = Path("dvc.lock")
@@ -118,7 +111,7 @@ def open_tracked_run(lineage: Lineage, metadata: dict[str, Any], folder: Path) -
         digest = folder_digest(prepared) if prepared.is_dir() else lineage.data
         told = {key: str(value) for key, value in source.items() if isinstance(value, str | int)}
         datasets.append(journal.Dataset(name, digest, (project_root() / prepared).as_uri(), "source", told))
-    sampled, made_with, here = metadata["sampled"], ran_with(), Path.cwd()
+    sampled, made_with, here = metadata["sampled"], recorded_data_params(), Path.cwd()
     sets = data_run.data_sets(here, datasets[0])
     texts = records(here, data_run.RECORDS)
     journal.add_data(folder, lineage.data, made_with, data_run.counts(here), sets, texts, sampled=sampled)
@@ -141,13 +134,13 @@ def train(run: Run) -> None:
     from sft.tracking import delivery
     from sft.training import bridge
 
-    params = read().training
+    params = load_training()
     metadata = read_json(run.packed / "metadata.json")
     with contextlib.ExitStack() as stack:
         steps = None
         if int(os.environ.get("RANK", "0")) == 0:
-            metrics = journal.Metrics(journal.Outbox(run.folder))
-            steps = stack.enter_context(contextlib.closing(Journal(run.folder, params.train.train_iters, metrics)))
+            metrics = journal.Metrics(journal.Journal(run.folder))
+            steps = stack.enter_context(contextlib.closing(StepLog(run.folder, params.train.train_iters, metrics)))
             stack.enter_context(delivery.delivering(run.folder))
         bridge.train(
             base=run.base,
@@ -166,7 +159,7 @@ def _say_nothing(*values: object) -> None:
     """Take the place of the journal on ranks other than the first."""
 
 
-class Journal:
+class StepLog:
     """The steps of a run: a file in its folder, metrics in MLflow, one line on the terminal."""
 
     def __init__(self, folder: Path, iterations: int, metrics: Any) -> None:
@@ -193,7 +186,7 @@ class Journal:
         self._bar.update(self._task, completed=step.iteration, loss=f"{step.loss:.4f}", speed=f"{speed:,.0f}")
         every = max(1, self._iterations // 10)
         if not self._bar.console.is_terminal and (step.iteration % every == 0 or step.iteration == 1):
-            say(f"step {step.iteration}/{self._iterations}: loss {step.loss:.4f}, {speed:,.0f} tokens/s")
+            echo(f"step {step.iteration}/{self._iterations}: loss {step.loss:.4f}, {speed:,.0f} tokens/s")
 
     def validation(self, iteration: int, loss: float) -> None:
         """Write one validation down."""
@@ -258,7 +251,7 @@ def submit(run: Run, name: str, cluster: Cluster, begin: Callable[[], None]) -> 
         write_run(replace(run, base=inputs / run.base.name, packed=inputs / run.packed.name))
 
     job = jobs.submit(run.folder, "train", name, cluster, prepare)
-    say(f"{job}: {'submitted' if job.is_new else 'trains this run already'}; logs in {run.folder / 'logs'}")
+    echo(f"{job}: {'submitted' if job.is_new else 'trains this run already'}; logs in {run.folder / 'logs'}")
     return job
 
 
@@ -277,7 +270,7 @@ def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
     )
 
 
-def show_job(params: Params, cluster: Cluster) -> None:
+def show_job(params: "Params", cluster: Cluster) -> None:
     """Print what would be submitted, every value that Bridge would train with, the estimate and all verdicts.
 
     Before there are data and a model, the lineage key is not known, and the packs are those that params.yaml plans.
@@ -305,7 +298,7 @@ def show_job(params: Params, cluster: Cluster) -> None:
         )
     )
     told.append(jobs.verdict("data and model", lambda: check_inputs() and None))
-    jobs.conclude(told)
+    jobs.print_verdict(told)
 
 
 def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: bytes | None, run_id: str | None) -> None:
@@ -315,7 +308,7 @@ def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: byte
     with publish_folder(FINAL) as folder:
         bridge.export(checkpoint=checkpoint, base=run.base, target=folder, start=run.start, peft=peft)
         (folder / "chat_template.jinja").write_bytes((run.packed / "chat_template.jinja").read_bytes())
-        told = lineage_json(lineage, run_id, Path.cwd(), patch)
+        told = lineage_json(lineage, run_id, Path.cwd(), load("fetch.model"), patch)
         text = card.render(told, lambda path: read_json(Path(path)) if Path(path).exists() else {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         write_json(folder / "lineage.json", {**told, "files": folder_digests(folder)})
@@ -364,13 +357,14 @@ def main() -> None:
     from sft.tracking import delivery
     from sft.training import bridge, checkpoints
 
-    place = asked_cluster()
-    cluster = read_profile(place) if place else None
-    every = read()
+    place = requested_cluster()
+    cluster = read_cluster_file(place) if place else None
     if cluster and jobs.is_dry_run():
-        show_job(every, cluster)
+        from sft.params.check import read
+
+        show_job(read(), cluster)
         return
-    params = every.training
+    params = load_training()
     metadata = check_inputs()
     lineage = find_lineage(params.model_dump())
     patch = dirty_patch(Path.cwd())
@@ -378,11 +372,11 @@ def main() -> None:
     iterations, start = params.train.train_iters, params.checkpoint.pretrained_checkpoint
     imported = project_root() / start if start else runs / "imports" / lineage.base_model[:16]
     run = Run(runs / lineage.key, BASE.absolute(), imported, PACKED.absolute())
-    say(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
+    echo(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
     check(run, params, cluster)
     if not start:
         bridge.import_base(base=run.base, checkpoint=run.start)
-    box = journal.Outbox(run.folder)
+    box = journal.Journal(run.folder)
     kept = [keep_patch(patch, run.folder)] if patch else []
     checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
     job: jobs.Job | None = None
@@ -391,29 +385,29 @@ def main() -> None:
     def begin() -> None:
         open_tracked_run(lineage, metadata, run.folder)
         try:
-            delivery.greet(run.folder)
+            delivery.check_server(run.folder)
         except InputError:
             box.add("end", attempt=max(box.attempts()), status=journal.FAILED)
             raise
 
     if checkpoint is not None:
-        jobs.let_dvc_collect()
+        jobs.exit_for_dvc()
     if checkpoint is None and cluster:  # as long as its job runs, the attempt has no end that could be told
         job = submit(run, place, cluster, begin)
-        state = jobs.attend(job, cluster)
+        state = jobs.wait_or_detach(job, cluster)
     elif not jobs.living(run.folder):
         begin()
-    with delivery.told_in_the_end(run.folder) as told, journal.true_status(box):
+    with delivery.sync_at_exit(run.folder) as told, journal.record_status(box):
         if checkpoint is None:
             if job:
-                jobs.settle(job, state, lambda: checkpoints.final_checkpoint(run.folder, iterations) is not None)
+                jobs.finish(job, state, lambda: checkpoints.final_checkpoint(run.folder, iterations) is not None)
             else:
                 launch(run, processes())
             checkpoint = checkpoints.final_checkpoint(run.folder, iterations)
             if checkpoint is None:
                 raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
         else:
-            say(f"this run is complete: exporting step {iterations} again, no step is trained")
+            echo(f"this run is complete: exporting step {iterations} again, no step is trained")
             jobs.close(run.folder, "complete")
         chosen = checkpoints.to_export(run.folder, iterations, params.checkpoint)
         assert chosen is not None  # the run is complete
@@ -422,7 +416,7 @@ def main() -> None:
         journal.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
         kept += environment(run.folder, checkpoint)
         box.attach(journal.RECORDS, {**records(Path.cwd()), **{path.name: path for path in kept}})
-    say(f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; {told.text}")
+    echo(f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; {told.text}")
 
 
 def _rank(folder: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from sft.conversation import Message
-from sft.packing.splits import keyed_hash
+from sft.hashing import keyed_hash
 
 MODES = ("none", "kept", "stripped", "truncated")
 

@@ -13,10 +13,11 @@ nothing else is done, and where nothing is to be replaced MLflow is not even loa
 import hashlib
 from pathlib import Path
 
-from sft.cli import InputError, guard, parser_of, say
-from sft.files import file_digest, project_root, read_json
+from sft.cli import InputError, echo, guard, make_parser
+from sft.files import project_root, read_json
+from sft.hashing import file_digest
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, listing, outs, parse_lock
-from sft.tracking.journal import RECORDS, Outbox, end_dead_attempts
+from sft.tracking.journal import RECORDS, Journal, end_dead_attempts
 
 
 def renew_lock(root: Path) -> Path | None:
@@ -24,7 +25,7 @@ def renew_lock(root: Path) -> Path | None:
     lineage, lock = root / LINEAGE, root / LOCK
     if not lineage.exists() or not lock.exists():
         return None
-    box = Outbox(project_root() / "runs" / read_json(lineage)["lineage_key"])
+    box = Journal(project_root() / "runs" / read_json(lineage)["lineage_key"])
     things = [thing for _, thing in box.read()]
     if file_digest(lineage) not in {thing.get("digest") for thing in things if thing["kind"] == "model"}:
         return None
@@ -44,9 +45,9 @@ def tell_lock() -> None:
     if run := renew_lock(Path.cwd()):
         from sft.tracking import delivery
 
-        with delivery.told_in_the_end(run) as ending:
+        with delivery.sync_at_exit(run) as ending:
             pass
-        say(f"MLflow: {LOCK} of runs/{run.name}, as all stages left it. {ending.text}")
+        echo(f"MLflow: {LOCK} of runs/{run.name}, as all stages left it. {ending.text}")
 
 
 def main() -> None:
@@ -60,18 +61,18 @@ def main() -> None:
     renew_lock(Path.cwd())
     folders = sorted(path.parents[1] for path in (project_root() / "runs").glob("*/mlflow/outbox.jsonl"))
     for run in folders:
-        for attempt in end_dead_attempts(Outbox(run)):
-            say(f"runs/{run.name}: attempt {attempt} is gone without a word: KILLED")
-        before = Outbox(run).waiting(store_name())
+        for attempt in end_dead_attempts(Journal(run)):
+            echo(f"runs/{run.name}: attempt {attempt} is gone without a word: KILLED")
+        before = Journal(run).waiting(store_name())
         told = delivery.deliver(run)
-        say(f"runs/{run.name}: {before - told.waiting} told, {told.waiting} wait, run {told.run_id}")
+        echo(f"runs/{run.name}: {before - told.waiting} told, {told.waiting} wait, run {told.run_id}")
         if told.reason:
             raise InputError(told.reason)
-    say(f"{store_name()} has been told all of {len(folders)} runs")
+    echo(f"{store_name()} has been told all of {len(folders)} runs")
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--lock", action="store_true", help="only dvc.lock of the run of models/final, if it is news")
     given = parser.parse_args()
     guard("deliver", tell_lock if given.lock else main)

@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sft.files import flatten, read_json, value_digest
+from sft.files import flatten, read_json
+from sft.hashing import value_digest
 from sft.lineage.key import DATA_RECORDS, ORIGIN
 from sft.tracking.journal import Dataset
 
@@ -50,7 +51,9 @@ def data_sets(folder: Path, packed: Dataset) -> list[Dataset]:
         if not path.exists():
             continue
         report = read_json(path)
-        told = {key: str(report[key]) for key in ORIGIN if report.get(key)} | {"rows": str(report["rows_out"])}
+        counted = folder / f"reports/filter/{name}.json"
+        rows = read_json(counted)["rows_found"] if counted.exists() else report["rows_out"]
+        told = {key: str(report[key]) for key in ORIGIN if report.get(key)} | {"rows": str(rows)}
         if name == "benchmarks":
             told |= {"sets": ", ".join(report["benchmarks"]) or "none"}
             digests, place, context = report.get("digests", {}), "data/benchmarks", "decontamination"

@@ -21,8 +21,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from rich.console import Console
 from rich.markup import escape
 
-from sft.cli import InputError, say
-from sft.tracking.journal import Outbox
+from sft.cli import InputError, echo
+from sft.tracking.journal import Journal
 from sft.tracking.store import NoAnswerError, store_name
 from sft.tracking.sync import tell_all
 
@@ -55,7 +55,7 @@ def deliver(run: Path, patience: float = PATIENCE) -> Told:
 
     Raises:  InputError: the store refuses.
     """
-    box, store = Outbox(run), store_name()
+    box, store = Journal(run), store_name()
     deadline = time.monotonic() + patience
     reason = None
     with box.delivering(patience) as alone:
@@ -79,16 +79,18 @@ def deliver(run: Path, patience: float = PATIENCE) -> Told:
 
 def run_id(run: Path) -> str | None:
     """Return the id that the store gave to the run in a folder, None if it could not be asked yet."""
-    return Outbox(run).delivered(store_name()).get("run_id")
+    return Journal(run).delivered(store_name()).get("run_id")
 
 
-def greet(run: Path) -> None:
+def check_server(run: Path) -> None:
     """Tell the store of a run that begins. One that does not answer is left for later.
 
     Raises:  InputError: the store refuses; better known now than when the training has ended.
     """
     if reason := deliver(run, patience=0).reason:
-        say(f"[yellow]{escape(reason)} The work goes on; what MLflow is to be told waits in runs/{run.name}/mlflow.[/]")
+        echo(
+            f"[yellow]{escape(reason)} The work goes on; what MLflow is to be told waits in runs/{run.name}/mlflow.[/]"
+        )
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Ending:
 
 
 @contextlib.contextmanager
-def told_in_the_end(run: Path) -> Iterator[Ending]:
+def sync_at_exit(run: Path) -> Iterator[Ending]:
     """Tell the store when a block has ended, well or not. Whether it can be told does not decide how it ended."""
     ending, patience = Ending(), EVERY
     try:
@@ -126,7 +128,7 @@ def summary(told: Told, run: Path) -> str:
 @contextlib.contextmanager
 def delivering(run: Path) -> Iterator[None]:
     """Tell the store in the background while a block runs, and sample the machine; never in the block's way."""
-    box, over, terminal = Outbox(run), threading.Event(), sys.stdout
+    box, over, terminal = Journal(run), threading.Event(), sys.stdout
     attempt = max(box.attempts())
     threads = [
         threading.Thread(target=_keep_telling, args=(run, over, terminal), name="mlflow", daemon=True),
@@ -159,7 +161,7 @@ def _keep_telling(run: Path, over: threading.Event, terminal: Any) -> None:
         pause = min(pause * 2, LONGEST_PAUSE) if said else EVERY
 
 
-def _sample_machine(box: Outbox, attempt: int, over: threading.Event) -> None:
+def _sample_machine(box: Journal, attempt: int, over: threading.Event) -> None:
     """Note load, memory, disk, network and GPUs of this machine, as MLflow measures them."""
     monitor = SystemMetricsMonitor("")
     every = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or SYSTEM_EVERY)

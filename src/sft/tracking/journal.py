@@ -28,7 +28,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sft.files import file_digest, flatten, holding, read_json, write_json
+from sft.files import file_lock, flatten, read_json, write_json
+from sft.hashing import file_digest
 
 MOST_PARAM_CHARS = 6000
 DIGEST_DIGITS = 12
@@ -49,7 +50,7 @@ class Dataset:
     tags: dict[str, str]
 
 
-class Outbox:
+class Journal:
     """The outbox of the run in a folder, runs/<lineage key>."""
 
     def __init__(self, run: Path) -> None:
@@ -115,7 +116,7 @@ class Outbox:
 
     def delivering(self, patience: float) -> AbstractContextManager[bool]:
         """Be the only one that delivers, waiting some seconds for another; yields whether one is."""
-        return holding(self.folder / "lock", patience)
+        return file_lock(self.folder / "lock", patience)
 
     def attempts(self) -> dict[int, dict[str, Any] | None]:
         """Return the attempts by number: of each that has not ended how it began, None of those that have."""
@@ -130,12 +131,12 @@ class Outbox:
 
 def open_run(
     run: Path, params: dict[str, Any], tags: dict[str, str], datasets: list[Dataset], *, sampled: bool = False
-) -> Outbox:
+) -> Journal:
     """Begin an attempt at a run: what determines the model as params, what describes the attempt as tags.
 
     A sampled run goes to an experiment and a registered model of its own.
     """
-    box = Outbox(run)
+    box = Journal(run)
     attempts = box.attempts()
     for number in (number for number, began in attempts.items() if began):
         box.add("end", attempt=number, status=KILLED)
@@ -159,13 +160,13 @@ def add_data(
 
     A store has one run for each packed data set, known by its digest, and every training on it links to that.
     """
-    box = Outbox(run)
+    box = Journal(run)
     if not any(thing["kind"] == "data" and thing["digest"] == digest for _, thing in box.read()):
         told = {"params": as_params(params), "counts": counts, "datasets": [asdict(one) for one in datasets]}
         box.add("data", digest=digest, files=box.keep(files), sampled=sampled, **told)
 
 
-def end_dead_attempts(box: Outbox) -> list[int]:
+def end_dead_attempts(box: Journal) -> list[int]:
     """End the attempts of processes of this machine that are gone; return their numbers."""
     ended = []
     for number, began in box.attempts().items():
@@ -177,7 +178,7 @@ def end_dead_attempts(box: Outbox) -> list[int]:
 
 
 @contextlib.contextmanager
-def true_status(box: Outbox) -> Iterator[None]:
+def record_status(box: Journal) -> Iterator[None]:
     """End the attempt as it ended: FINISHED, FAILED on an error, KILLED on an interrupt or SIGTERM."""
     status = FAILED
     main = threading.current_thread() is threading.main_thread()
@@ -198,9 +199,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def open_model(run: Path, model: Path) -> Outbox:
+def open_model(run: Path, model: Path) -> Journal:
     """Return the outbox of a model's run; told of run and model by its lineage.json where training was elsewhere."""
-    box, told = Outbox(run), read_json(model / "lineage.json")
+    box, told = Journal(run), read_json(model / "lineage.json")
     kinds = {thing["kind"] for _, thing in box.read()}
     if "run" not in kinds:
         tags = {"git.commit": str(told["git_commit"]), "trained": "elsewhere"}
@@ -212,7 +213,7 @@ def open_model(run: Path, model: Path) -> Outbox:
     return box
 
 
-def add_model(box: Outbox, model: Path, metrics: Mapping[str, float | None]) -> None:
+def add_model(box: Journal, model: Path, metrics: Mapping[str, float | None]) -> None:
     """Have an exported model registered, with what was measured at the end of its training."""
     told = read_json(model / "lineage.json")
     tags = {name: str(told[name]) for name in ("lineage_key", "data", "base_model", "code", "git_commit")}
@@ -232,7 +233,7 @@ def add_model(box: Outbox, model: Path, metrics: Mapping[str, float | None]) -> 
 class Metrics:
     """Metrics of a run over its steps; a step that a resumed training does again is not told again."""
 
-    def __init__(self, box: Outbox) -> None:
+    def __init__(self, box: Journal) -> None:
         self._box = box
         self._last: dict[str, int] = {}
         for _, thing in box.read():

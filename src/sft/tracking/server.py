@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from sft.cli import InputError, guard, parser_of
+from sft.cli import InputError, guard, make_parser
 from sft.tracking.journal import without_secret
 
 OFF = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")
@@ -49,7 +49,7 @@ def main(store: str | None, artifacts: str | None, port: int, folder: Path) -> N
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--store", metavar="URI", help="default: SQLite in the folder")
     parser.add_argument("--artifacts", metavar="PLACE", help="default: mlflow-artifacts in the folder")
     parser.add_argument("--port", type=int, default=5000)

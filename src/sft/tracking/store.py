@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
 from sft.cli import InputError
-from sft.files import holding, project_root, publish_file
+from sft.files import file_lock, project_root, publish_file
 from sft.tracking.journal import RECORDS, without_secret
 
 EXPERIMENT = REGISTERED_MODEL = "nano3-sft"
@@ -97,7 +97,7 @@ def _make_local_store(runs: Path) -> None:
     store = runs / "mlflow.db"
     if store.exists():
         return
-    with holding(runs / "mlflow.db.lock", PATIENCE) as held:
+    with file_lock(runs / "mlflow.db.lock", PATIENCE) as held:
         if not held:
             raise NoAnswerError("runs/mlflow.db: another process makes it.")
         if not store.exists():

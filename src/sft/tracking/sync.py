@@ -18,8 +18,8 @@ from typing import Any
 import mlflow
 from mlflow import entities
 
-from sft.files import holding, project_root
-from sft.tracking.journal import DIGEST_DIGITS, FINISHED, RECORDS, Outbox
+from sft.files import file_lock, project_root
+from sft.tracking.journal import DIGEST_DIGITS, FINISHED, RECORDS, Journal
 from sft.tracking.store import (
     EXPERIMENT,
     SAMPLED,
@@ -39,7 +39,7 @@ NOTE = "mlflow.note.content"  # MLflow's tag for the description of a run, in Ma
 ANOTHER_SECONDS = 2.0  # that one waits for another who tells of the same data
 
 
-def tell_all(box: Outbox, store: str) -> None:
+def tell_all(box: Journal, store: str) -> None:
     """Tell the store what it lacks of an outbox, in order, and note after each thing that it has it.
 
     Raises:  NoAnswerError: it does not answer; what it has is noted. InputError: it refuses.
@@ -60,7 +60,7 @@ def tell_all(box: Outbox, store: str) -> None:
 class Teller:
     """Tells a store the things of one run. Each can be told again: found by tags, or the same entry."""
 
-    def __init__(self, client: mlflow.MlflowClient, box: Outbox, state: dict[str, Any]) -> None:
+    def __init__(self, client: mlflow.MlflowClient, box: Journal, state: dict[str, Any]) -> None:
         self.client, self.box, self.state = client, box, state
         self._last: dict[str, int] = {}
 
@@ -74,7 +74,7 @@ class Teller:
 
     def data(self, thing: dict[str, Any]) -> None:
         """The run of the packed data, told whole by the first training on it; the others find it."""
-        with holding(project_root() / "runs/.mlflow-data", ANOTHER_SECONDS) as alone:
+        with file_lock(project_root() / "runs/.mlflow-data", ANOTHER_SECONDS) as alone:
             if not alone:
                 raise NoAnswerError("another training tells it of the same data.")
             self.state["data_run"] = self._data_run(thing)

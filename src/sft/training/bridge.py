@@ -36,8 +36,9 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from sft.cli import InputError, end_with_parent
-from sft.files import folder_digest, folder_digests, publish_folder, read_json, value_digest, write_json
-from sft.params import schema as p
+from sft.files import publish_folder, read_json, write_json
+from sft.hashing import folder_digest, folder_digests, value_digest
+from sft.params import training as p
 from sft.planning import checks
 from sft.training import checkpoints, config
 from sft.training.config import on_cpu, quiet

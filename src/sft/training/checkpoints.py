@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from sft.cli import InputError, say
-from sft.files import folder_digests, read_json, write_json
-from sft.params import schema as p
+from sft.cli import InputError, echo
+from sft.files import read_json, write_json
+from sft.hashing import folder_digests
+from sft.params import training as p
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """File of Megatron in checkpoints/: the step of the newest checkpoint that is all on disk."""
@@ -75,7 +76,7 @@ def newest_whole(run: Path) -> Path | None:
         fault = fault_of(checkpoint)
         if fault is None:
             return checkpoint
-        say(f"{checkpoint} is torn ({fault}): removed, going on from the one before it")
+        echo(f"{checkpoint} is torn ({fault}): removed, going on from the one before it")
         remove(checkpoint)
     return None
 
@@ -155,7 +156,7 @@ def of_step(run: Path, step: int | None) -> Path:
     torn = [f"{path.name} ({fault})" for path, fault in faults.items() if fault]
     chosen = there[-1:] if step is None else [path for path in there if path == iteration_folder(run, step)]
     if chosen and torn:
-        say(f"[yellow]{escape(f'{run}: not whole, and not taken: {", ".join(torn)}')}[/]")
+        echo(f"[yellow]{escape(f'{run}: not whole, and not taken: {", ".join(torn)}')}[/]")
     if chosen:
         return chosen[0]
     known = ", ".join(str(step_of(path)) for path in there)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from sft.cli import InputError
-from sft.params import schema as p
+from sft.params import training as p
 from sft.planning import checks
 from sft.planning.estimate import Geometry
 

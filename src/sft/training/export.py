@@ -11,9 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, guard, parser_of, say
-from sft.files import folder_digests, project_root, publish_folder, read_json, write_json
-from sft.params import schema as p
+from sft.cli import InputError, echo, guard, make_parser
+from sft.files import project_root, publish_folder, read_json, write_json
+from sft.hashing import folder_digests
+from sft.params import training as p
 from sft.training import checkpoints
 
 
@@ -73,11 +74,11 @@ def show(name: str, step: int | None, to: Path | None) -> None:
     if target.exists() and not (target / "lineage.json").exists():
         raise InputError(f"{target}: is there and is no exported model; choose another place: TO=")
     export(run, number, target)
-    say(f"step {number} of run {run.name} -> {target}")
+    echo(f"step {number} of run {run.name} -> {target}")
 
 
 if __name__ == "__main__":
-    parser = parser_of(__name__, __doc__)
+    parser = make_parser(__name__, __doc__)
     parser.add_argument("--run", required=True, metavar="KEY", help="lineage key, or its first digits")
     parser.add_argument("--step", type=int, metavar="N", help="a step with a checkpoint; none: the newest")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="none: models/KEY-STEP")

@@ -146,4 +146,4 @@ def test_django_po_gives_a_row_for_each_text_and_language(tmp_path: Path) -> Non
 def test_a_broken_po_line_is_a_fault_at_its_line(tmp_path: Path) -> None:
     write(tmp_path, "locale/fr/a.po", 'msgid "A"\nmsgstr "unclosed\n')
     (row,) = django_po(tmp_path)
-    assert (row.where, row.raw) == ("locale/fr/a.po:2", 'msgstr "unclosed')
+    assert (row.location, row.raw) == ("locale/fr/a.po:2", 'msgstr "unclosed')

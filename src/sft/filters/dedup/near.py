@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sft.conversation import Conversation, Rejection
-from sft.filters.dedup.words import MULTIPLIERS, WordHashes, hash_words, spread
+from sft.filters.dedup.words import MULTIPLIERS, WordHashes, hash_words, mix64
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,7 +124,7 @@ def _shingles(hashes: "Hashes", sizes: list[int], short: list[bytes]) -> "tuple[
     for word in range(1, SHINGLE_WORDS):
         total *= np.uint64(MULTIPLIERS[0])
         total += hashes[word : len(total) + word]
-    spread(total)
+    mix64(total)
     pieces, begin, plain = [np.empty(0, np.uint64)], 0, iter(np.frombuffer(b"".join(short), "<u8").reshape(-1, 1))
     for size in sizes:
         pieces.append(total[begin : begin + size - SHINGLE_WORDS + 1] if size >= FEWEST_WORDS else next(plain))
@@ -159,7 +159,7 @@ def band_keys(signatures: "npt.NDArray[np.uint8]", slots: int, bands: int) -> "H
     values = used.reshape(-1, 2, bands, slots).swapaxes(1, 2).reshape(-1, bands, 2 * slots)
     powers = np.array([pow(MULTIPLIERS[0], power, 1 << 64) for power in range(2 * slots + 1)], np.uint64)
     places = np.arange(1, bands + 1, dtype=np.uint64) * powers[-1]
-    keys: Hashes = spread(values.astype(np.uint64) @ powers[:-1] + places ^ numbers)
+    keys: Hashes = mix64(values.astype(np.uint64) @ powers[:-1] + places ^ numbers)
     return keys
 
 

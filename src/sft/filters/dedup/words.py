@@ -111,7 +111,7 @@ def hash_words(texts: Sequence[str]) -> WordHashes:
     )
 
 
-def spread(numbers: "Hashes") -> "Hashes":
+def mix64(numbers: "Hashes") -> "Hashes":
     """Spread numbers over 64 bits (splitmix64), in place."""
     import numpy as np
 
@@ -158,7 +158,7 @@ def _hash_block(spelled: list[bytes]) -> WordHashes:
     digits = np.flatnonzero((letters - np.uint8(ord("0")) < 10) | (letters == MARK[0]))
     numbers = np.zeros(len(begins), np.bool_)
     numbers[np.searchsorted(begins, digits, "right") - 1] = True
-    return WordHashes(spread(hashes), numbers, np.searchsorted(begins, ends))
+    return WordHashes(mix64(hashes), numbers, np.searchsorted(begins, ends))
 
 
 @functools.cache
@@ -166,7 +166,7 @@ def _polynomial_of(size: int) -> "tuple[Hashes, Hashes, Hashes]":
     import numpy as np
 
     base = MULTIPLIERS[0]
-    byte_values = spread(np.arange(1, 257, dtype=np.uint64) * np.uint64(base))
+    byte_values = mix64(np.arange(1, 257, dtype=np.uint64) * np.uint64(base))
     powers, inverses = (
         np.cumprod(np.concatenate([np.ones(1, np.uint64), np.full(size - 1, value, np.uint64)]))
         for value in (base, pow(base, -1, 1 << 64))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.files import shipped, value_digest
+from sft.files import resolve_repo_file
 from sft.filters.judge.endpoint import BACKOFF_S, LONGEST_PAUSE_S, Endpoint, pause_s, setting
 from sft.filters.judge.verdicts import (
     FORMATS,
@@ -35,9 +35,10 @@ from sft.filters.judge.verdicts import (
     read_rubric,
     request_of,
 )
+from sft.hashing import value_digest
 
 if TYPE_CHECKING:
-    from sft.params.schema import JudgeParams
+    from sft.params.data import JudgeParams
 
 # SFT_JUDGE_CONCURRENCY: default and form.
 CONCURRENCY, CONCURRENCY_FORM = "8", r"[1-9]\d{0,2}"
@@ -88,7 +89,7 @@ class Judge:
     @classmethod
     def load(cls, params: "JudgeParams", cache: Path, backoff_s: float = BACKOFF_S) -> "Judge":
         """Read rubric and environment, open the cache in the folder `cache`. Raises InputError."""
-        return cls(params, read_rubric(shipped(params.rubric)), VerdictCache(cache), backoff_s)
+        return cls(params, read_rubric(resolve_repo_file(params.rubric)), VerdictCache(cache), backoff_s)
 
     def __enter__(self) -> Self:
         return self

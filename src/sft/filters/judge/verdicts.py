@@ -21,7 +21,7 @@ from sft.cli import InputError
 from sft.conversation import Conversation, Rejection
 
 if TYPE_CHECKING:
-    from sft.params.schema import JudgeParams
+    from sft.params.data import JudgeParams
 
 EVIDENCE_CHARS = 200
 MARKER = "{{conversation}}"

@@ -34,7 +34,7 @@ def bfcl(folder: Path) -> Iterator[Row]:
     accepted: dict[str, Any] = {}
     questions: list[Row] = []
     for row in read_objects(folder):
-        if "possible_answer/" not in row.where:
+        if "possible_answer/" not in row.location:
             questions.append(row)
         elif row.record is not None and isinstance(row.record.get("id"), str):
             accepted[row.record["id"]] = row.record.get("ground_truth")
@@ -118,7 +118,7 @@ def champ(folder: Path) -> Iterator[Row]:
         if not isinstance(problems, dict):
             yield (row if row.record is None else replace(row, record=None, fault="not of this format: no problems"))
             continue
-        name = row.where.rpartition(":")[0]
+        name = row.location.rpartition(":")[0]
         items = (object_row(item, f"{name}:{n}") for n, item in enumerate(problems.values(), 1))
         yield from convert(items, to_record)
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.params.schema import FOREIGN_NAMES, Params, known_keys, load, read, suggest
+from sft.params.check import Params, read
+from sft.params.explain import FOREIGN_NAMES, known_keys, suggest
+from sft.params.read import load
 
 DEFAULT = Path(__file__).parents[2] / "params.yaml"
 

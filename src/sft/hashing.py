@@ -1,0 +1,62 @@
+"""Digests of files, folders and values, and hashes that order things the same on every machine."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK_BYTES = 1 << 20
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file below a folder, by relative path, in order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def folder_digest(folder: Path) -> str:
+    """Return one sha256 for a folder: over the names and digests of all its files."""
+    return value_digest(folder_digests(folder))
+
+
+def value_digest(value: Any) -> str:
+    """Return the sha256 of a JSON-like value, independent of the order of its keys.
+
+    >>> value_digest({"a": 1, "b": 2}) == value_digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Write a JSON-like value, its keys in order, in UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def keyed_hash(seed: int, text: str) -> str:
+    """Return a hash that orders texts anew for each seed, the same on every machine."""
+    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+
+
+def keyed_hashes(seed: int, texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Return the first 64 bits of the keyed hash of each text, as numbers that are in the same order.
+
+    >>> f"{keyed_hashes(1, ['text'])[0]:016x}" == keyed_hash(1, "text")[:16]
+    True
+    """
+    digests = (hashlib.sha256(f"{seed}:{text}".encode()).digest() for text in texts)
+    return np.fromiter((int.from_bytes(digest[:8]) for digest in digests), np.uint64)
