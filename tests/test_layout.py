@@ -22,6 +22,15 @@ SRC = ROOT / "src"
 STAGES = ["fetch", "filter", "prep", "pack", "train", "eval"]
 PER_SOURCE = {"fetch", "filter", "prep"}
 EXTRA = {"fetch-model", "fetch-benchmarks"}
+LINEAGE_PROGRAMS = ("compare", "graph", "reproduce", "resolve")
+# The parts of the package in the order of the data flow: imports point from later to earlier ones.
+ORDER = (
+    *("hashing", "cli", "files", "ledger", "strict_json", "domains", "params", "sources", "formats", "conversation"),
+    *("parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning", "training", "evaluation"),
+    *("lineage", "tracking", "cluster", "pages", "inspect", "experiments", "stages"),
+)
+# Programs for people that look at all of it; and cli, which checks params.yaml before it runs a stage.
+PROGRAMS = {"sft.cli", "sft.planning.preflight", *(f"sft.lineage.{name}" for name in LINEAGE_PROGRAMS)}
 # What a class of import is for, and the only modules that may do it.
 ONLY_HERE = {
     "megatron": {"sft.training.config", "sft.training.bridge", "sft.training.cpu"},
@@ -138,6 +147,17 @@ def loaded_sections(tree: ast.AST) -> set[str]:
     return found
 
 
+def backward_imports(sources: dict[str, ast.Module]) -> list[str]:
+    """Imports of a part of the package that comes later in ORDER, except those of PROGRAMS."""
+    return [
+        f"{name} imports {imported}"
+        for name, tree in sources.items()
+        for imported in imports(tree)
+        if imported in sources and "sft" not in (name, imported) and name not in PROGRAMS
+        if ORDER.index(imported.split(".")[1]) > ORDER.index(name.split(".")[1])
+    ]
+
+
 def foreign_imports(sources: dict[str, ast.Module]) -> list[str]:
     return [
         f"{name} imports {package}"
@@ -203,6 +223,11 @@ def test_params_are_read_from_the_calls_that_load_them():
     assert loaded_sections(ast.parse("load_source(name, 'uri')")) == {"fetch.sources.${key}.uri"}
     assert loaded_sections(ast.parse("load_training()")) == set(TrainParams.model_fields)
     assert loaded_sections(ast.parse("json.load('pack')")) == set()
+
+
+def test_an_import_of_a_later_part_is_found():
+    sources = parsed(sft_files="import sft.training.config", sft_training_config="import sft.files")
+    assert backward_imports(sources) == ["sft.files imports sft.training.config"]
 
 
 def test_an_import_of_megatron_or_mlflow_elsewhere_is_found():
@@ -272,13 +297,30 @@ def test_the_deps_of_a_stage_are_the_packages_that_it_imports_and_the_pins():
         assert stage["deps"] == sorted(stage["deps"], key=lambda dep: dep.replace("$", " ")), name
 
 
-def test_packages_hold_nothing_but_a_docstring():
-    """So that they need not be deps of every stage."""
+def test_packages_hold_nothing_but_a_docstring_of_one_line():
+    """So that they need not be deps of every stage, and `ls` of the source tree is its table of contents."""
     sources = modules()
-    assert len(packages(sources)) == 22
+    assert len(packages(sources)) > 15
     for name in packages(sources):
         assert [type(node) for node in sources[name].body] == [ast.Expr], name
-        assert ast.get_docstring(sources[name]), name
+        assert len((ast.get_docstring(sources[name]) or "").splitlines()) == 1, name
+
+
+def test_a_stage_module_fits_in_250_lines():
+    for name in STAGES:
+        assert len((SRC / f"sft/stages/{name}.py").read_text().splitlines()) <= 250, name
+
+
+def test_imports_point_from_later_to_earlier_in_the_data_flow():
+    assert backward_imports(modules()) == []
+
+
+def test_no_module_imports_itself_through_others():
+    sources = modules()
+    for name in sources.keys() - packages(sources):
+        direct = [other for other in imports(sources[name]) if other in sources and other not in packages(sources)]
+        circles = [other for other in direct if name in closure(other, sources, ("sft.cli",))]
+        assert circles == [], name
 
 
 def test_a_stage_declares_the_params_that_its_module_loads():

@@ -271,8 +271,8 @@ def test_make_alone_lists_the_targets(make):
     [
         ("mlflow PORT=5001", "-m sft.tracking.server --port 5001"),
         (
-            "mlflow-server STORE=postgresql://me@host/db ARTIFACTS=s3://bucket/x FOLDER=here",
-            "-m sft.tracking.server --port 5000 --store postgresql://me@host/db --artifacts s3://bucket/x --folder here",
+            "mlflow-server STORE=postgresql://me@host/db ARTIFACTS=s3://bucket/x FOLDER=d",
+            "-m sft.tracking.server --port 5000 --store postgresql://me@host/db --artifacts s3://bucket/x --folder d",
         ),
         ("deliver", "-m sft.tracking.cli"),
     ],

@@ -130,8 +130,8 @@ def test_what_follows_is_told_each_result_in_order_while_others_are_worked_on(wo
 
 
 def test_threads_times_processes_are_at_most_the_cores(work, monkeypatch):
-    for workers in ("2", "64"):
-        monkeypatch.setenv("SFT_WORKERS", workers)
+    for number in ("2", "64"):
+        monkeypatch.setenv("SFT_WORKERS", number)
         (found, *_) = map_shards(work.environment, list(range(4)), "numbers")
         threads = max(1, cores() // min(int(workers), 4))
         assert (found["OMP_NUM_THREADS"], found["RAYON_NUM_THREADS"]) == (str(threads), str(threads))

@@ -1,4 +1,4 @@
-"""slurm: what is submitted, to the letter, and what becomes of the answers. tests/cluster/test_jobs.py asks a real one."""
+"""slurm: what is submitted, to the letter, and how answers are read. tests/cluster/test_jobs.py asks a real one."""
 
 import subprocess
 

@@ -153,7 +153,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Values:
 @pytest.mark.pipeline
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_passes_bridge_s_validation_with_the_values_of_its_golden(seen: Values, name: str) -> None:
-    """After a change that is meant: `python tests/training/test_config.py FOLDER golden`, and look at the difference."""
+    """After an intended change: `python tests/training/test_config.py FOLDER golden`, and look at the difference."""
     ground = read_json(GOLDEN / "nemotron3-nano.json")
     expected = ground if name == "nemotron3-nano" else read_json(GOLDEN / f"{name}.json")
     values = seen["profiles"][name]["values"]

@@ -165,7 +165,8 @@ def _explain(path: Path, tree: Node, fault: Any, model: type[BaseModel]) -> str:
         if now := _renamed(location, model):
             return f"{where}: a key of version 0.1.0. Its value stands {now} now."
         siblings = ", ".join(_siblings(location, model)) or "none"
-        return f"{where}: unknown key. {suggest(key, None if _is_of_params(model) else model) or f'Known here: {siblings}.'}"
+        meant = suggest(key, None if _is_of_params(model) else model)
+        return f"{where}: unknown key. {meant or f'Known here: {siblings}.'}"
     if fault["type"] == "missing":
         default = " Every key must be given: git show HEAD:params.yaml has the default." if _is_of_params(model) else ""
         return f"{where}: missing.{default}"

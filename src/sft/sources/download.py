@@ -433,8 +433,8 @@ def _is_internal(host: str) -> bool:
 def _required_digest(source: Download) -> str:
     if source.sha256 is None:
         raise InputError(
-            f"{redact(source.address)}: sha256 is missing: add #sha256= and the digest that the publisher names, or what "
-            "sha256sum says of a copy that you trust"
+            f"{redact(source.address)}: sha256 is missing: add #sha256= and the digest that the publisher names, or "
+            "what sha256sum says of a copy that you trust"
         )
     return source.sha256
 

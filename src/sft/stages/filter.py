@@ -7,7 +7,7 @@ data/raw/<source>/, filters/, data/benchmarks/
         reports/filter/<source>.json                 the ledger
 
 A row is brought into normal form, then asked in this order: its structure, loops, narrative, consistency, items
-of evaluation sets (sft.filters.pipeline: by workers, part by part of the files), duplicates within the source, and last,
+of evaluation sets (sft.filters.pipeline: by workers, part by part of the files), duplicates in the source, and last,
 where one is named, a language model (sft.filters.examined). The first "no" is its reason.
 Rows in = rows kept + rows rejected by reason. Rows in are all rows found, or as many as `rows` of the source
 or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage stops and writes nothing.
@@ -170,8 +170,8 @@ def whole(rows: Iterable[Row], raw: Path) -> Iterator[Row]:
     for row in rows:
         if row.is_end:
             raise InputError(
-                f"{raw / row.location}: {row.fault}. How many rows are lost cannot be counted: download the file again, or "
-                "leave it out of the uri."
+                f"{raw / row.location}: {row.fault}. How many rows are lost cannot be counted: download the file again, "
+                "or leave it out of the uri."
             )
         yield row
 

@@ -1,6 +1,6 @@
 """Prepared: filtered rows -> a table of samples, the rows that were refused, and counts.
 
-Whole columns at a time: the conversations of a batch become pieces (sft.tokens.render), all text of them is tokenised in
+Whole columns at a time: the conversations of a batch become pieces (sft.tokens.render), all text is tokenised in
 one call, and ids, masks and turn ends are columns of Parquet without ever being lists.
 """
 

@@ -2,7 +2,7 @@
 
 reports/{fetch,filter,prep}/*.json, reports/pack.json  ->  counts by name, and the data sets that went in and came out
 
-Pure of MLflow: who begins a training puts it into the outbox (`sft.tracking.journal.add_data`), for one run for each packed
+Pure of MLflow: who begins a training puts it into the outbox (`sft.tracking.journal.add_data`), one run for each packed
 data set. Nothing large is read: digests are those that the stages wrote down.
 """
 

@@ -2,7 +2,7 @@
 
 Each rule is a function with one stable reason and its evidence; `check_consistency` gives the first hit.
 A rule speaks only where next to nothing else can be meant: what it misses is left to the judge
-(sft.filters.judge.judge). Six look at actions (sft.filters.rules.actions), five at what is said (sft.filters.rules.replies).
+(sft.filters.judge.judge). Six look at actions (sft.filters.rules.actions), five at texts (sft.filters.rules.replies).
 
     repeated-call             a reading call, made again at once, when the result was good and is the same
     ignored-error             every result since the user spoke is an error, and the answer reports success
