@@ -6,6 +6,7 @@ sources to faults, shown to find a fault in a small example before it is applied
 """
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,7 @@ NEEDS_TRAIN_PINS = {"fetch-model", "train", "eval"}
 # What the repository holds.
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Every module below src/, by dotted name; a package by its own name."""
     found = {}
@@ -97,6 +99,11 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from imports(node)
 
 
+@functools.cache
+def imported_names(tree: ast.Module) -> tuple[str, ...]:
+    return tuple(imports(tree))
+
+
 def closure(start: str, sources: dict[str, ast.Module], but: tuple[str, ...] = ()) -> set[str]:
     """`start` and every module of `sources` that it imports, directly or not, without those in packages `but`."""
     seen: set[str] = set()
@@ -105,7 +112,7 @@ def closure(start: str, sources: dict[str, ast.Module], but: tuple[str, ...] = (
         name = waiting.pop()
         if name not in seen and not is_in(name, but):
             seen.add(name)
-            waiting += [imported for imported in imports(sources[name]) if imported in sources]
+            waiting += [imported for imported in imported_names(sources[name]) if imported in sources]
     return seen
 
 
@@ -152,7 +159,7 @@ def backward_imports(sources: dict[str, ast.Module]) -> list[str]:
     return [
         f"{name} imports {imported}"
         for name, tree in sources.items()
-        for imported in imports(tree)
+        for imported in imported_names(tree)
         if imported in sources and "sft" not in (name, imported) and name not in PROGRAMS
         if ORDER.index(imported.split(".")[1]) > ORDER.index(name.split(".")[1])
     ]
@@ -163,7 +170,7 @@ def foreign_imports(sources: dict[str, ast.Module]) -> list[str]:
         f"{name} imports {package}"
         for name, tree in sources.items()
         for package, allowed in ONLY_HERE.items()
-        if name not in allowed and any(imported.split(".")[0] == package for imported in imports(tree))
+        if name not in allowed and any(imported.split(".")[0] == package for imported in imported_names(tree))
     ]
 
 
@@ -318,7 +325,9 @@ def test_imports_point_from_later_to_earlier_in_the_data_flow():
 def test_no_module_imports_itself_through_others():
     sources = modules()
     for name in sources.keys() - packages(sources):
-        direct = [other for other in imports(sources[name]) if other in sources and other not in packages(sources)]
+        direct = [
+            other for other in imported_names(sources[name]) if other in sources and other not in packages(sources)
+        ]
         circles = [other for other in direct if name in closure(other, sources, ("sft.cli",))]
         assert circles == [], name
 
@@ -358,7 +367,7 @@ def test_reports_are_kept_in_git_and_everything_else_in_dvc():
 def test_megatron_mlflow_and_yaml_are_entered_where_it_is_said():
     sources = modules()
     assert foreign_imports(sources) == []
-    entered = {imported.split(".")[0] for tree in sources.values() for imported in imports(tree)}
+    entered = {imported.split(".")[0] for tree in sources.values() for imported in imported_names(tree)}
     assert set(ONLY_HERE) - {"yaml"} <= entered
 
 

@@ -271,7 +271,7 @@ FILTER = {"filter@calls", "filter@chats"}
 PREP = {"prep@calls", "prep@chats"}
 ALL = {*FETCH, *FILTER, *PREP, "pack", "train", "eval"}
 
-# A param and another value -> the stages that DVC reruns for it alone; what follows them reruns if their outputs change.
+# A param and another value -> the stages that DVC reruns for it alone. What follows reruns if their outputs change.
 # pack names the whole blend, so that it is among them for every key of a source.
 PARAMS = [
     ("fetch.sources.calls.uri", "file://inputs/chats.jsonl.gz", {"fetch@calls", "pack"}),

@@ -7,6 +7,7 @@ import pytest
 
 from sft.cli import InputError
 from sft.experiments import profile
+from sft.params import check
 from tests.support.project import ROOT, commit, run, set_params
 
 
@@ -27,7 +28,7 @@ def test_a_profile_becomes_params_yaml_byte_for_byte_and_what_changed_is_told(pr
     assert "model.tensor_model_parallel_size: 1 -> 4" in said
     assert "fetch.sources.swe: added" in said
     assert "fetch.sources.tool-calls: removed" in said
-    assert schema.read(project / "params.yaml").pack.pack_size == 4096
+    assert check.read(project / "params.yaml").pack.pack_size == 4096
     assert profile.apply("nemotron3-nano") == []
 
 
@@ -66,4 +67,4 @@ def test_every_profile_is_a_full_param_set() -> None:
     paths = sorted((ROOT / "profiles").glob("*.yaml"))
     assert len(paths) >= 2
     for path in paths:
-        assert isinstance(schema.read(path), schema.Params)
+        assert isinstance(check.read(path), check.Params)

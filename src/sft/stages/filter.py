@@ -170,7 +170,7 @@ def whole(rows: Iterable[Row], raw: Path) -> Iterator[Row]:
     for row in rows:
         if row.is_end:
             raise InputError(
-                f"{raw / row.location}: {row.fault}. How many rows are lost cannot be counted: download the file again, "
+                f"{raw / row.location}: {row.fault}. How many rows are lost cannot be counted: download it again, "
                 "or leave it out of the uri."
             )
         yield row
