@@ -85,7 +85,7 @@ def test_a_script_that_fails_fails_its_test(tmp_path):
 
 def test_a_dry_run_finds_what_does_not_exist_and_does_nothing(tmp_path):
     clone = clone_checkout(tmp_path / "clone")
-    run_script(clone, DRY + "make repro SAMPLE=50\ndvc repro train\nCLUSTER=x make train")
+    run_script(clone, DRY + "make repro ROWS=50\ndvc repro train\nCLUSTER=x make train")
     for wrong in ("make nothing", "dvc nothing"):
         with pytest.raises(AssertionError):
             run_script(clone, DRY + wrong)

@@ -1,4 +1,4 @@
-"""Set-up, Make targets and pins, with stand-ins for uv and dvc that write down what they were asked."""
+"""Setup, Make targets and pins, with stand-ins for uv and dvc that record their arguments."""
 
 import ast
 import importlib.metadata
@@ -11,6 +11,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
+
+from tests.support.project import clone_checkout, commit, run
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements"
@@ -157,13 +160,13 @@ def test_the_environment_of_another_checkout_is_never_changed(setup):
 
 @pytest.fixture
 def lab(make):
-    """The same, with a cluster's profile, and a python that writes down what it is asked and ends as $STATUS says."""
+    """The same, with a cluster file, and a python that records its arguments and exits as $LOG.status says."""
     write_program(make.root / ".venv/bin/python", RECORD + '[[ ! -e "$LOG.status" ]] || exit "$(cat "$LOG.status")"\n')
     write_program(make.root / "slurm/clusters/lab.yaml", "")
     return make
 
 
-TELLS_LOCK = "python -m sft.tracking.cli --lock"
+LOGS_LOCK = "python -m sft.tracking.cli --lock"
 
 
 @pytest.mark.parametrize(
@@ -171,12 +174,12 @@ TELLS_LOCK = "python -m sft.tracking.cli --lock"
     [
         ("repro", "dvc repro"),
         ("repro FORCE=1", "dvc repro --force"),
-        ("repro SAMPLE=50", "dvc exp run --set-param filter.sample=50"),
-        ("repro SAMPLE=50 FORCE=1", "dvc exp run --set-param filter.sample=50 --force"),
+        ("repro ROWS=50", "dvc exp run --set-param filter.max_rows=50"),
+        ("repro ROWS=50 FORCE=1", "dvc exp run --set-param filter.max_rows=50 --force"),
         ("fetch", "dvc repro fetch fetch-model fetch-benchmarks"),
         ("filter", "dvc repro filter"),
         ("prep", "dvc repro prep"),
-        ("pack SAMPLE=5", "dvc exp run --set-param filter.sample=5 pack"),
+        ("pack ROWS=5", "dvc exp run --set-param filter.max_rows=5 pack"),
         ("train", "dvc repro train"),
         ("eval", "dvc repro eval"),
         ("test", "pytest"),
@@ -185,23 +188,47 @@ TELLS_LOCK = "python -m sft.tracking.cli --lock"
 def test_a_target_runs_what_it_says(lab, arguments, asked):
     status, said, log = lab.run("make", *arguments.split())
     assert status == 0, said
-    tells_lock = arguments.partition(" ")[0] in ("repro", "eval")
-    assert [line.strip() for line in log] == [asked, *([TELLS_LOCK] if tells_lock else [])]
-    assert ("git checkout params.yaml" in said) == ("SAMPLE" in arguments)
+    logs_lock = arguments.partition(" ")[0] in ("repro", "eval")
+    assert [line.strip() for line in log] == [asked, *([LOGS_LOCK] if logs_lock else [])]
+    assert ("git checkout params.yaml" in said) == ("ROWS" in arguments)
 
 
-@pytest.mark.parametrize("sample", ["0", "-1", "1.5", "all", "1 2", "007"])
-def test_a_sample_that_is_no_number_of_rows_is_refused(make, sample):
-    status, said, asked = make.run("make", "repro", f"SAMPLE={sample}")
+@pytest.mark.parametrize("rows", ["0", "-1", "1.5", "all", "1 2", "007"])
+def test_rows_that_are_no_positive_number_are_an_error(make, rows):
+    status, said, asked = make.run("make", "repro", f"ROWS={rows}")
     assert (status, asked) == (2, [])
-    assert f"error: SAMPLE={sample}: expected a positive number of rows" in said
+    assert f"error: ROWS={rows}: " in said
+
+
+@pytest.mark.parametrize("dry", [[], ["-n"]], ids=["run", "dry"])
+@pytest.mark.parametrize(
+    ("arguments", "new_form"),
+    [
+        ("repro SAMPLE=50", "ROWS=50"),
+        ("train SAMPLE=50 FORCE=1", "ROWS=50"),
+        ("show SAMPLE=validation:3", "make show PACK=validation:3"),
+        ("profile NAME=nemotron3-nano", "make profile PROFILE=nemotron3-nano"),
+        ("deliver", "make mlflow-sync"),
+    ],
+)
+def test_an_old_variable_or_target_is_an_error_that_shows_the_new_form(lab, arguments, new_form, dry):
+    status, said, asked = lab.run("make", *dry, *arguments.split())
+    assert (status, asked) == (2, [])
+    assert new_form in said
+
+
+def test_a_name_in_the_environment_is_not_taken_for_the_old_variable_of_profile(lab):
+    status, said, log = lab.run("env", "NAME=host", "make", "profile")
+    assert status == 0, said
+    assert log == ["python -m sft.experiments.profile"]
 
 
 @pytest.mark.parametrize("target", ["train", "repro", "pack"])
-def test_a_cluster_without_a_profile_is_refused_and_never_ignored(lab, target):
+def test_a_cluster_without_a_cluster_file_is_an_error_and_never_ignored(lab, target):
     status, said, asked = lab.run("make", target, "CLUSTER=mars")
     assert (status, asked) == (2, [])
-    assert "error: CLUSTER=mars: no profile slurm/clusters/mars.yaml. Profiles here: lab." in said
+    assert "error: CLUSTER=mars: slurm/clusters/mars.yaml not found" in said
+    assert "lab" in said
 
 
 @pytest.mark.parametrize(
@@ -211,7 +238,7 @@ def test_a_cluster_without_a_profile_is_refused_and_never_ignored(lab, target):
         ("train CLUSTER=lab DETACH=0", ["dvc repro train"]),
         ("train CLUSTER=lab DRY_RUN=1", ["python -m sft.stages.train"]),
         ("train CLUSTER=lab DETACH=1", ["dvc repro pack fetch-model", "python -m sft.stages.train"]),
-        ("eval CLUSTER=lab", ["dvc repro eval", TELLS_LOCK]),
+        ("eval CLUSTER=lab", ["dvc repro eval", LOGS_LOCK]),
         ("eval CLUSTER=lab DRY_RUN=1", ["python -m sft.cluster.remote_stage eval"]),
         ("eval CLUSTER=lab DETACH=1", ["dvc repro train", "python -m sft.cluster.remote_stage eval"]),
         ("prep CLUSTER=lab DETACH=1", ["dvc repro filter fetch-model", "python -m sft.cluster.remote_stage prep"]),
@@ -240,17 +267,18 @@ def test_what_a_detached_job_made_is_collected_by_dvc_as_soon_as_it_has_ended(la
 def test_detach_and_dry_run_are_refused_where_there_is_no_job(lab, arguments):
     status, said, asked = lab.run("make", *arguments.split())
     assert (status, asked) == (2, [])
-    assert "error: DETACH and DRY_RUN are about one job" in said
+    assert "error: DETACH and DRY_RUN " in said
 
 
 def test_dry_run_shows_the_command_and_runs_nothing(make):
-    status, said, asked = make.run("make", "-n", "repro", "SAMPLE=50")
+    status, said, asked = make.run("make", "-n", "repro", "ROWS=50")
     assert (status, asked) == (0, [])
-    assert "dvc exp run --set-param filter.sample=50" in said
+    assert "dvc exp run --set-param filter.max_rows=50" in said
 
 
 @pytest.mark.parametrize(
-    "given", ["", "SAMPLE=3 HTML=x.html RUN=1 NAME=x NODES=2 FROM=4 CARD=y CACHE=1 FORCE=1 TO=z UNTIL=pack JOBS=2"]
+    "given",
+    ["", "ROWS=3 PACK=4 HTML=x.html RUN=1 PROFILE=x NODES=2 FROM=4 CARD=y CACHE=1 FORCE=1 TO=z UNTIL=pack JOBS=2"],
 )
 def test_commands_are_shown_as_one_would_type_them(make, given):
     programs = "show estimate rejected lineage reproduce export compare sweep push profile logs cancel repro train"
@@ -274,7 +302,7 @@ def test_make_alone_lists_the_targets(make):
             "mlflow-server STORE=postgresql://me@host/db ARTIFACTS=s3://bucket/x FOLDER=d",
             "-m sft.tracking.server --port 5000 --store postgresql://me@host/db --artifacts s3://bucket/x --folder d",
         ),
-        ("deliver", "-m sft.tracking.cli"),
+        ("mlflow-sync", "-m sft.tracking.cli"),
     ],
 )
 def test_mlflow_s_targets_call_their_programs(make, line, asked_for):
@@ -396,13 +424,25 @@ def debian(sandbox: Sandbox, installed: bool) -> None:
         )
 
 
-def test_ci_runs_the_tests_from_anywhere_without_input(make, tmp_path):
+def test_ci_runs_lint_and_the_tests_from_anywhere_without_input(make, tmp_path):
     debian(make, installed=True)
     write_program(make.root / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
+    for program in ("ruff", "mypy", "shellcheck"):
+        write_program(make.root / ".venv" / "bin" / program, RECORD)
     write_program(make.root / ".venv" / "bin" / "pytest", RECORD + 'echo "$CI $(cat | wc -c)" >> "$LOG"\n')
+    make.run("git", "init", "-q")
     status, said, asked = make.run("bash", "-c", f"cd / && {make.root / '.ci' / 'run'}")
     assert status == 0, said
-    assert [line.strip() for line in asked] == ["pytest", "true 0"]
+    *lint, shellcheck = [line.strip() for line in asked[:-2]]
+    assert lint == ["ruff format --check", "ruff check", "mypy"]
+    assert shellcheck.startswith("shellcheck .ci/run requirements/debian.sh requirements/setup.sh")
+    assert [line.strip() for line in asked[-2:]] == ["pytest", "true 0"]
+
+
+def test_the_hosted_workflow_runs_what_ci_runs():
+    workflow = YAML(typ="safe").load((ROOT / ".github/workflows/ci.yaml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert job["steps"][-1]["run"] == ".ci/run"
 
 
 def test_debian_packages_are_installed_where_they_are_missing_after_an_update(make):
@@ -418,3 +458,21 @@ def test_scripts_can_be_executed():
     scripts = ("requirements/setup.sh", "requirements/debian.sh", ".ci/run", "slurm/loopback.sh", "slurm/train.sbatch")
     for path in (ROOT / script for script in scripts):
         assert os.access(path, os.X_OK), path
+
+
+def test_a_clone_with_autocrlf_has_the_same_bytes_and_scripts_that_run(tmp_path):
+    """Compare with a clone of the same files without .gitattributes, whose lines end in CRLF."""
+    checkout = clone_checkout(tmp_path / "checkout")
+    scripts = run(checkout, "git", "ls-files", "*.sh", "*.sbatch", ".ci/run").split()
+    assert len(scripts) >= 7
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "-q", "--config", "core.autocrlf=true", str(checkout), str(clone))
+    assert run(clone, "git", "status", "--porcelain") == ""
+    for name in run(checkout, "git", "ls-files").splitlines():
+        assert (clone / name).read_bytes() == (checkout / name).read_bytes(), name
+    for script in scripts:
+        run(clone, "bash", "-n", script)
+    (checkout / ".gitattributes").unlink()
+    commit(checkout, "no attributes")
+    run(tmp_path, "git", "clone", "-q", "--config", "core.autocrlf=true", str(checkout), str(tmp_path / "crlf"))
+    assert b"\r\n" in (tmp_path / "crlf" / ".ci/run").read_bytes()
