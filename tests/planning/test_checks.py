@@ -10,7 +10,7 @@ import pytest
 from sft.cli import InputError
 from sft.files import write_json
 from sft.hashing import file_digest
-from sft.params import check as p
+from sft.params import training as p
 from sft.planning import checks
 from sft.planning.estimate import Geometry
 from tests.support import tiny_model as tiny

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sft.params import check as p
+from sft.params.check import read
 from sft.planning import estimate
 from sft.planning.estimate import Count
 from tests.planning.test_checks import LLAMA, NANO, nano
@@ -151,7 +151,7 @@ def test_a_step_costs_six_operations_a_weight_and_token_and_eight_when_computed_
 
 def test_the_production_profile_needs_what_its_head_says() -> None:
     """16 GPUs of 80 GB, or 8 larger ones."""
-    params = p.read(PROFILES / "nemotron3-nano.yaml")
+    params = read(PROFILES / "nemotron3-nano.yaml")
     needs = {
         ranks: estimate.estimate(NANO, params.training, ranks, params.pack.pack_size, on_gpu=True).memory.total
         for ranks in (8, 16)

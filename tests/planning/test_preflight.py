@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.params import check as p
+from sft.params.check import read
 from sft.params.training import TrainParams
 from sft.planning import checks, estimate, preflight
 from tests.planning.test_checks import CLUSTER, LLAMA, NANO, nano
@@ -68,7 +68,7 @@ def test_a_gpu_is_one_that_is_known_or_so_many_bytes() -> None:
 def test_shapes_are_those_of_the_model_that_is_here_or_of_its_published_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = p.read(ROOT / "profiles" / f"{PROFILE}.yaml")
+    params = read(ROOT / "profiles" / f"{PROFILE}.yaml")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"neither models/base/config\.json"):
         preflight.model_folder(params, own=True)

@@ -21,6 +21,7 @@ import pytest
 
 from sft import files
 from sft.cli import InputError
+from sft.hashing import folder_digests
 from sft.packing.write import build_packs, write_npy
 from sft.params.training import TrainParams
 from sft.training import bridge, checkpoints, config
@@ -187,9 +188,9 @@ def killed(folder: Path) -> None:
 
 def whole(folder: Path) -> None:
     """All that one process can show: unbroken, resumed and torn runs, exports, batches."""
-    report: dict[str, Any] = {"start_before": files.folder_digests(folder / "start")}
+    report: dict[str, Any] = {"start_before": folder_digests(folder / "start")}
     bridge.import_base(base=folder / "base", checkpoint=folder / "start")
-    report["start_after"] = files.folder_digests(folder / "start")
+    report["start_after"] = folder_digests(folder / "start")
     export(folder, folder / "start", "round-trip")
 
     shutil.copytree(folder / "killed", folder / "torn")
@@ -637,9 +638,9 @@ def test_bridge_is_heard_in_its_log_alone(lab: Path) -> None:
 def test_the_tiny_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     tiny.make_tiny_base(tmp_path / "one")
     tiny.make_tiny_base(tmp_path / "two")
-    digests = files.folder_digests(tmp_path / "one")
+    digests = folder_digests(tmp_path / "one")
     assert "model.safetensors" in digests
-    assert digests == files.folder_digests(tmp_path / "two")
+    assert digests == folder_digests(tmp_path / "two")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import pytest
 
 from sft import files
 from sft.cli import InputError
-from sft.params import check as p
+from sft.hashing import folder_digests
+from sft.params import training as p
 from sft.training import checkpoints
 
 
@@ -18,7 +19,7 @@ def checkpoint_of(folder: Path) -> Path:
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights").write_bytes(b"w" * 100)
     (checkpoint / ".metadata").write_bytes(b"m")
-    files.write_json(checkpoints.manifest_of(checkpoint), files.folder_digests(checkpoint))
+    files.write_json(checkpoints.manifest_of(checkpoint), folder_digests(checkpoint))
     return checkpoint
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from sft.cli import InputError
 from sft.files import read_json, write_json
-from sft.params import check as p
+from sft.params.check import read
+from sft.params.training import TrainParams
 from sft.planning import checks
 from sft.training import bridge, config
 from tests.planning.test_checks import LLAMA, NANO
@@ -37,7 +38,7 @@ Values = dict[str, Any]
 # --- the program -------------------------------------------------------------------------------------------------
 
 
-def built(folder: Path, params: p.TrainParams, base: Path, pack_size: int = 128, on_gpu: bool = True) -> Any:
+def built(folder: Path, params: TrainParams, base: Path, pack_size: int = 128, on_gpu: bool = True) -> Any:
     """Build a config without data, weights or a tokenizer."""
     (folder / "start").mkdir(exist_ok=True)
     return config.build(
@@ -52,9 +53,9 @@ def built(folder: Path, params: p.TrainParams, base: Path, pack_size: int = 128,
     )
 
 
-def profile(name: str) -> tuple[p.TrainParams, int]:
+def profile(name: str) -> tuple[TrainParams, int]:
     """Return the train sections of a profile and its pack size."""
-    params = p.read(ROOT / "profiles" / f"{name}.yaml")
+    params = read(ROOT / "profiles" / f"{name}.yaml")
     return params.training, params.pack.pack_size
 
 
@@ -235,8 +236,8 @@ def test_adapters_are_bridge_s_own(seen: Values) -> None:
 
 
 def test_both_profiles_are_one_blend_and_one_model() -> None:
-    recipe, paper = (p.read(ROOT / "profiles" / f"{name}.yaml") for name in PROFILES)
-    default = p.read(ROOT / "params.yaml")
+    recipe, paper = (read(ROOT / "profiles" / f"{name}.yaml") for name in PROFILES)
+    default = read(ROOT / "params.yaml")
     assert recipe.fetch == paper.fetch
     assert recipe.filter == paper.filter == default.filter
     assert recipe.prep == paper.prep == default.prep
@@ -245,7 +246,7 @@ def test_both_profiles_are_one_blend_and_one_model() -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_pads_its_samples_for_its_own_layout(name: str) -> None:
-    params = p.read(ROOT / "profiles" / f"{name}.yaml")
+    params = read(ROOT / "profiles" / f"{name}.yaml")
     assert params.pack.pad_segments_to == checks.segment_multiple(params.model)
 
 

@@ -101,7 +101,7 @@ def _planned(facts: checks.Facts, params: Params) -> checks.Facts:
 
 def model_folder(params: Params, own: bool) -> Path:
     """Return the folder whose config.json has the shapes of the model. Raises InputError: none is here."""
-    name = params.fetch.model.uri.partition("://")[2].removeprefix("models/").split("/")
+    name = params.fetch.model.address.partition("://")[2].removeprefix("models/").split("/")
     known = KNOWN_MODELS / (name[1] if len(name) > 1 else name[0])
     for folder in ([BASE] if own else []) + [known]:
         if (folder / "config.json").is_file():
