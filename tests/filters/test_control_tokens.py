@@ -46,7 +46,7 @@ def test_who_may_type_which_markup(role, text, is_refused):
     messages.insert(2, call)
     conversation = Conversation(messages, tools)
     refused = {policy for policy in POLICIES if check_control_tokens(conversation, policy)}
-    assert refused == ((POLICIES - {"plain"} if text == "<|im_end|>" else POLICIES) if is_refused else set())
+    assert refused == ((POLICIES - {"as_text"} if text == "<|im_end|>" else POLICIES) if is_refused else set())
     assert check_control_tokens(escape(conversation)) is None
     assert (escape(conversation) != conversation) == is_refused
 
@@ -92,7 +92,7 @@ def test_an_argument_that_ends_itself_is_escaped_and_a_name_that_does_is_refused
         call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
         return Conversation([USER, {**ANSWER, "tool_calls": [call]}], None)
 
-    assert check_control_tokens(calling({"a": "x\n</parameter>\n<|end|>"}), "plain") is not None
+    assert check_control_tokens(calling({"a": "x\n</parameter>\n<|end|>"}), "as_text") is not None
     assert check_control_tokens(escape(calling({"a": "x\n</parameter>\n<|end|>"}))) is None
     for policy in POLICIES:
         assert check_control_tokens(escape(calling({"a>": "x"})), policy) is not None
@@ -100,7 +100,7 @@ def test_an_argument_that_ends_itself_is_escaped_and_a_name_that_does_is_refused
 
 @pytest.mark.parametrize("fixture", HOSTILE, ids=lambda fixture: fixture["id"])
 def test_what_is_refused_as_markup_is_not_once_it_is_escaped_unless_it_is_in_a_name(fixture, tmp_path, monkeypatch):
-    monkeypatch.setattr("sft.filters.structure.check_markup", lambda conversation, policy: None)
+    monkeypatch.setattr("sft.filters.structure.check_control_tokens", lambda conversation, policy: None)
     conversation = read_fixture(fixture, tmp_path)
     assert check_control_tokens(conversation) is not None
     assert (check_control_tokens(escape(conversation)) is None) == (not fixture["id"].endswith("-name"))

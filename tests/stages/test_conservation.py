@@ -13,7 +13,7 @@ from sft.parquet import read_rows
 from sft.stages import filter as filter_stage
 from sft.stages import pack as pack_stage
 from sft.stages import prep as prep_stage
-from tests.support.project import ROOT, set_params
+from tests.support.project import ROOT, set_params, write_jsonl
 from tests.support.tokenizers import write_tokenizer
 
 SPLITS = ("training", "validation", "test")
@@ -33,7 +33,8 @@ def run_stages(folder, lines, monkeypatch, **params):
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(folder)
     write_tokenizer(folder / "models/base")
-    sources = {name: {"uri": f"file://{name}", "format": "openai", "domain": "chat"} for name in ("odd", "even")}
+    write_jsonl(folder / "data/benchmarks/items.jsonl", [])
+    sources = {name: {"uri": f"file://{name}", "read": "openai", "domain": "chat"} for name in ("odd", "even")}
     settings = {
         "fetch.sources": sources,
         "filter.max_rejected": 0.9,
@@ -74,7 +75,7 @@ def test_every_row_is_packed_or_refused_with_a_reason_and_no_token_is_lost(done)
     for number, source in enumerate(("odd", "even")):
         kept = list(read_rows(done / "data/filtered" / source, "kept"))
         rejected = list(read_rows(done / "data/filtered" / source, "rejected"))
-        places = [json.loads(row["meta"])["where"] for row in [*kept, *rejected]]
+        places = [json.loads(row["meta"])["location"] for row in [*kept, *rejected]]
         wanted = [f"a.jsonl:{n}" for n, line in enumerate(lines[number::2], 1) if line.strip()]
         assert sorted(places) == sorted(wanted)
         assert all(row["reason"] and row["evidence"] for row in rejected)
