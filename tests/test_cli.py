@@ -10,17 +10,18 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 STAGE = '''"""What this stage does."""
 import errno
-from sft.cli import InputError, run_source_stage, run_stage, say
+from sft.cli import InputError, echo, run_source_stage, run_stage
 def main() -> None:
     {body}
 def one(source: str) -> None:
-    say("source", source)
+    echo("source", source)
 {call}
 '''
 
 
 def call(tmp_path: Path, body: str = "pass", *arguments: str, call: str = "run_stage(main, __doc__)", **environment):
     (tmp_path / "stage.py").write_text(STAGE.format(body=body, call=call))
+    (tmp_path / "params.yaml").write_bytes((SRC.parent / "params.yaml").read_bytes())
     return subprocess.run(
         [sys.executable, "-m", "stage", *arguments],
         cwd=tmp_path,
@@ -32,7 +33,7 @@ def call(tmp_path: Path, body: str = "pass", *arguments: str, call: str = "run_s
 
 
 def test_a_stage_that_works_ends_with_0_and_says_what_it_says(tmp_path):
-    done = call(tmp_path, "say('3 rows')")
+    done = call(tmp_path, "echo('3 rows')")
     assert (done.returncode, done.stdout, done.stderr) == (0, "3 rows\n", "")
 
 
@@ -65,7 +66,7 @@ def test_an_error_of_the_system_names_the_file(tmp_path):
 def test_an_interruption_ends_with_130(tmp_path):
     done = call(tmp_path, "raise KeyboardInterrupt")
     assert done.returncode == 130
-    assert done.stderr == "error: interrupted; rerun to go on. Nothing was half-written.\n"
+    assert done.stderr == "error: interrupted. Rerun to continue: nothing was half-written.\n"
 
 
 def test_a_fault_of_the_program_shows_its_traceback(tmp_path):
@@ -94,6 +95,18 @@ def test_help_is_the_module_s_docstring_under_its_real_name(tmp_path):
     assert "python -m stage" in done.stdout
     assert "What this stage does." in done.stdout
     assert call(tmp_path, "pass", "--unknown").returncode == 2
+
+
+def test_a_stage_checks_all_of_params_yaml_before_it_runs(tmp_path):
+    (tmp_path / "stage.py").write_text(STAGE.format(body="echo('ran')", call="run_stage(main, __doc__)"))
+    params = (SRC.parent / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(params.replace("  train_iters:", "  train_itres:"))
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    done = subprocess.run(
+        [sys.executable, "-m", "stage"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "train.train_itres" in done.stderr
 
 
 @pytest.mark.parametrize("stage", ["fetch", "filter", "prep", "pack", "train", "eval"])

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from sft import files
 from sft.files import project_root, publish_file, publish_folder, read_json, resolve_repo_file, write_json
-from sft.hashing import file_digest, folder_digest, folder_digests, value_digest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -163,49 +162,6 @@ def test_json_has_the_same_bytes_whatever_the_order_of_its_keys(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == b'{\n  "a": "\xc3\xa9",\n  "b": 1\n}\n'
 
 
-def test_digests_stay_what_they_are(tmp_path):
-    """These values stand in reports, models and the names of runs: a change of them is a change of format."""
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "x").write_bytes(b"abc")
-    (tmp_path / "a").write_bytes(b"")
-    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert file_digest(tmp_path / "b" / "x") == abc
-    assert list(folder_digests(tmp_path).items()) == [("a", empty), ("b/x", abc)]
-    assert folder_digest(tmp_path) == "9129793e2275e27ac56ad0b3f59adda2b33d22de69431567ef3b913db6f714a9"
-    assert (
-        value_digest({"b": [1, 2.5, None], "a": "é"})
-        == "d764fee2563da33e3d57334755404e635da33c995824b0adfabc4b6e1af4f608"
-    )
-
-
-def test_a_folder_s_digest_sees_names_contents_and_missing_files(tmp_path):
-    def digest(**contents: str) -> str:
-        with publish_folder(tmp_path / "out") as partial:
-            for name, text in contents.items():
-                (partial / name).write_text(text)
-        return folder_digest(tmp_path / "out")
-
-    folders = [{"a": "1", "b": "2"}, {"a": "2", "b": "1"}, {"a": "1"}, {"a": "1", "c": "2"}, {}]
-    assert len({digest(**folder) for folder in folders}) == len(folders)
-    assert digest(a="1", b="2") == digest(b="2", a="1")
-
-
-def test_a_digest_of_a_value_does_not_depend_on_the_process():
-    code = "from sft.files import value_digest; print(value_digest({'b': 'x', 'a': ['y']}))"
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(files.__file__).parents[1])},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for seed in ("0", "1", "2")
-    }
-    assert digests == {value_digest({"a": ["y"], "b": "x"})}
-
-
 def test_a_file_of_this_folder_goes_before_the_one_that_the_repository_ships(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_repo_file("templates/nano3.jinja").read_text().startswith("{#-")
@@ -226,8 +182,8 @@ def test_runs_stay_in_the_repository_when_dvc_works_in_a_copy(tmp_path, monkeypa
 def test_one_process_holds_a_lock_and_it_ends_with_that_process(tmp_path):
     lock = tmp_path / "new" / "lock"
     code = (
-        "import sys, time; from pathlib import Path; from sft.files import holding\n"
-        "with holding(Path(sys.argv[1]), 0) as held:\n    print(held, flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from sft.files import file_lock\n"
+        "with file_lock(Path(sys.argv[1]), 0) as held:\n    print(held, flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
     holder = subprocess.Popen([sys.executable, "-c", code, lock], env=environment, stdout=subprocess.PIPE, text=True)

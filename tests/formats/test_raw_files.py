@@ -66,7 +66,7 @@ def test_parquet_gives_its_rows_without_the_nulls_of_its_structs(tmp_path: Path)
     assert len(rows) == 600
     assert rows[0].record == CHAT
     assert rows[599].record == {"messages": [{"role": "assistant", "name": "x"}]}
-    assert rows[599].where == "a.parquet:600"
+    assert rows[599].location == "a.parquet:600"
 
 
 def test_json_with_an_object_on_each_line_is_read_by_lines(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_broken_row_is_a_fault_at_its_line_and_the_next_row_is_read(tmp_path: 
     write(tmp_path, "a.jsonl", LINE + line + b"\n" + LINE)
     good, broken, next_good = read_objects(tmp_path)
     assert good.record == next_good.record == CHAT
-    assert (broken.where, broken.record, next_good.where) == ("a.jsonl:2", None, "a.jsonl:3")
+    assert (broken.location, broken.record, next_good.location) == ("a.jsonl:2", None, "a.jsonl:3")
     assert fault in broken.fault
     assert broken.raw == line.decode("utf-8", "replace")[:2000]
 
@@ -111,7 +111,7 @@ def test_a_cut_off_archive_gives_its_sound_rows_then_a_fault_never_silence(tmp_p
     faults = [row for row in rows if row.record is None]
     assert 1000 < len(rows) < 4000
     assert "damaged compressed file" in faults[-1].fault
-    assert rows[-1].where == "b.jsonl:1"
+    assert rows[-1].location == "b.jsonl:1"
 
 
 def test_a_zst_file_of_several_frames_is_read_to_its_end(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_bytes_in_parquet_that_are_no_text_are_a_fault_of_their_row(tmp_path: Pa
     pq.write_table(pa.table({"text": [b"a", b"\xff", b"b"]}), tmp_path / "a.parquet")
     good, broken, next_good = read_objects(tmp_path)
     assert (good.record, next_good.record) == ({"text": "a"}, {"text": "b"})
-    assert (broken.where, broken.record) == ("a.parquet:2", None)
+    assert (broken.location, broken.record) == ("a.parquet:2", None)
     assert "not UTF-8" in broken.fault
 
 
@@ -153,7 +153,7 @@ def test_a_value_in_parquet_that_cannot_be_read_is_a_fault_of_its_row(tmp_path: 
     pq.write_table(pa.table({"n": [1, 2, 3], "odd": odd}), tmp_path / "a.parquet")
     good, broken, next_good = read_objects(tmp_path)
     assert [row.record and row.record["n"] for row in (good, broken, next_good)] == [1, None, 3]
-    assert broken.where == "a.parquet:2"
+    assert broken.location == "a.parquet:2"
     assert broken.fault.startswith("a value that cannot be read")
     assert not broken.is_end
 

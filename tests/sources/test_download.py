@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import pytest
 
 from sft.cli import InputError
-from sft.params.data import Download, Source
+from sft.params.data import Download
 from sft.sources.download import FetchedFile, extract_zip, fetch_files, redact, select
 
 BODY = bytes(range(256)) * 8192  # 2 MiB
@@ -31,10 +31,11 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def fetch(uri: str, folder: Path, **pins: Any) -> list[FetchedFile]:
+def fetch(uri: str, folder: Path, sha256: str | None = None) -> list[FetchedFile]:
+    """Fetch what a uri names, pinned by a digest if one is given, into folder/target."""
     target = folder / "target"
     target.mkdir()
-    return fetch_files(Source(uri=uri, format="openai", **pins), target)
+    return fetch_files(Download(uri=f"{uri}#sha256={sha256}" if sha256 else uri), target)
 
 
 @pytest.fixture
@@ -480,11 +481,10 @@ def from_hub(here: Path, web: Web, uri: str, **more: str) -> subprocess.Complete
         from pathlib import Path
         from sft.cli import InputError
         from sft.sources.download import fetch_files
-        from sft.params.schema import Source
+        from sft.params.data import Download
         Path("target").mkdir()
         try:
-            source = Source(uri={uri!r}, format="openai", revision={COMMIT!r})
-            for file in fetch_files(source, Path("target")):
+            for file in fetch_files(Download(uri={uri!r}), Path("target")):
                 print(file.path, file.bytes)
         except InputError as error:
             print("InputError", error)
@@ -502,35 +502,38 @@ def from_hub(here: Path, web: Web, uri: str, **more: str) -> subprocess.Complete
 
 def test_files_of_a_commit_are_fetched_from_the_hub_and_checked(here: Path, web: Web) -> None:
     web.hub = {"README.md": b"# Set\n", "data/a.parquet": b"PAR1" * 100, "data/[b].jsonl": b"{}\n"}
-    done = from_hub(here, web, "hf://own/set/data/*")
+    done = from_hub(here, web, f"hf://own/set@{COMMIT}/data/*")
     assert done.stdout.splitlines() == ["[b].jsonl 3", "a.parquet 400"], done.stderr
     assert sorted(path.name for path in here.iterdir() if path.name != "home") == ["target"]
 
 
 def test_a_file_that_the_hub_does_not_have_names_the_nearest(here: Path, web: Web) -> None:
     web.hub = {"data/train.jsonl": b"{}\n"}
-    assert "no file 'train.jsonl'. Nearest: data/train.jsonl" in from_hub(here, web, "hf://own/set/train.jsonl").stdout
+    assert (
+        "no file 'train.jsonl'. Nearest: data/train.jsonl"
+        in from_hub(here, web, f"hf://own/set@{COMMIT}/train.jsonl").stdout
+    )
 
 
 def test_a_hub_that_gives_another_file_than_its_commit_says_is_caught(here: Path, web: Web) -> None:
     web.hub = {"a.jsonl": b"{}\n"}
     web.files = {f"/datasets/own/set/resolve/{COMMIT}/a.jsonl": b"[]\n"}
-    done = from_hub(here, web, "hf://own/set/a.jsonl")
+    done = from_hub(here, web, f"hf://own/set@{COMMIT}/a.jsonl")
     assert "InputError" in done.stdout, done.stderr
     assert list((here / "target").iterdir()) == []
 
 
 def test_offline_and_unknown_repositories_are_said(here: Path, web: Web) -> None:
-    said = from_hub(here, web, "hf://own/other").stdout
+    said = from_hub(here, web, f"hf://own/other@{COMMIT}").stdout
     assert "the hub did not give it" in said
     (here / "target").rmdir()
-    assert "HF_HUB_OFFLINE" in from_hub(here, web, "hf://own/set", HF_HUB_OFFLINE="1").stdout
+    assert "HF_HUB_OFFLINE" in from_hub(here, web, f"hf://own/set@{COMMIT}", HF_HUB_OFFLINE="1").stdout
 
 
-@pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12]])
-def test_a_branch_or_tag_is_refused(here: Path, revision: str | None) -> None:
-    with pytest.raises(InputError, match=r"expected a commit, 40 hex digits\. A branch or tag may move"):
-        fetch("hf://own/set", here, revision=revision)
+@pytest.mark.parametrize("revision", ["", "@main", "@v1.0", f"@{COMMIT[:12]}"])
+def test_a_branch_or_tag_is_refused(here: Path, revision: str) -> None:
+    with pytest.raises(InputError, match=r"hf://own/set: .*40 hex digits"):
+        fetch(f"hf://own/set{revision}", here)
 
 
 def test_a_base_model_may_be_a_file(here: Path) -> None:

@@ -399,12 +399,12 @@ def test_the_judge_refuses_among_what_the_rules_keep_and_a_rerun_needs_no_endpoi
 
 
 IN_SMALL_PARTS = """
-from sft.cli import guard
+from sft.cli import run_or_exit
 from sft.formats import raw_files as rows
 from sft.filters import examined
 from sft.stages import filter
 rows.PART_BYTES, rows.READ_BYTES, examined.FEWEST_ROWS_PER_SHARD = 4_000, 1_000, 50
-guard("filter", lambda: filter.main("calls"))
+run_or_exit(lambda: filter.main("calls"))
 """
 
 

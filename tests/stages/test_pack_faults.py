@@ -21,11 +21,11 @@ from tests.support.tiny_model import make_tiny_base
 
 # pack with pieces so small that each of its steps has several, for two workers.
 DRIVER = """
-from sft.cli import guard
+from sft.cli import run_or_exit
 from sft.packing import samples, shuffle
 from sft.stages import pack
 samples.READ_TOKENS, shuffle.RUN_TOKENS, shuffle.SHARD_TOKENS = 8_000, 8_000, 8_000
-guard("pack", pack.main)
+run_or_exit(pack.main)
 """
 SOURCES = {"a": range(500), "b": range(400, 900)}
 

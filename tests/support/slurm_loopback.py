@@ -23,7 +23,7 @@ from tests.support.project import ROOT, environment
 DRIVER = """
 import sys
 from pathlib import Path
-from sft.cli import guard
+from sft.cli import run_or_exit
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import read_profile
 jobs.SHARED_FILES_SECONDS = 1.0
@@ -35,7 +35,7 @@ def main():
     job = jobs.submit(Path(run).absolute(), stage, name, cluster, command=tuple(command))
     print("submitted" if job.is_new else "found", job.id, flush=True)
     jobs.settle(job, jobs.attend(job, cluster))
-guard("driver", main)
+run_or_exit(main)
 """
 
 

@@ -11,7 +11,7 @@ They change no record: the stage's own command (`make train CLUSTER=…`) collec
 
 from pathlib import Path
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file
 from sft.files import project_root
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--cluster", required=True, metavar="NAME", help="a profile: slurm/clusters/NAME.yaml")
     parser.add_argument("--run", default="", metavar="KEY", help="a run: the first digits of its name in runs/")
     asked = parser.parse_args()
-    guard(__name__, lambda: do(asked.command, asked.cluster, asked.run))
+    run_or_exit(lambda: do(asked.command, asked.cluster, asked.run))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster import jobs
 from sft.cluster.cluster_file import Cluster, is_on, read_cluster_file, requested_cluster
 from sft.files import project_root, publish_file, publish_folder
@@ -208,4 +208,4 @@ def arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     asked = arguments()
-    guard(__name__, lambda: do(asked.stage, asked.source))
+    run_or_exit(lambda: do(asked.stage, asked.source))

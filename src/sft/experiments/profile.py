@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import publish_file
 from sft.params.check import read
 from sft.params.read import PARAMS
@@ -110,4 +110,4 @@ if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--name", metavar="PROFILE", help="a file of profiles/, without .yaml; none: list them")
     chosen = parser.parse_args().name
-    guard("profile", lambda: show(chosen))
+    run_or_exit(lambda: show(chosen))

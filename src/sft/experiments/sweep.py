@@ -30,7 +30,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
 from sft.files import file_lock, flatten, publish_file, read_json, write_json
 from sft.hashing import value_digest
@@ -421,8 +421,7 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
     given = parser.parse_args()
-    guard(
-        "sweep",
+    run_or_exit(
         lambda: main(
             plan(given.grid, given.list and given.list.read_text(encoding="utf-8")), given.name, given.jobs, given.html
         ),

@@ -20,7 +20,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, guard, make_parser
+from sft.cli import InputError, make_parser, run_or_exit
 from sft.inspect.rejections import FILTERED, STAGES, UNITS, count, examples, place, sources, taken_in
 from sft.inspect.terminal import MARKED, aside, paged, visible
 
@@ -294,4 +294,4 @@ if __name__ == "__main__":
     parser.add_argument("--number", type=_number(1), default=5, metavar="N", help="how many examples (5)")
     parser.add_argument("--from", type=_number(0), default=0, dest="start", metavar="N", help="the first of them (0)")
     given = parser.parse_args()
-    guard("rejected", lambda: main(given.source, given.reason, given.number, given.start))
+    run_or_exit(lambda: main(given.source, given.reason, given.number, given.start))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
-from sft.cli import guard, make_parser
+from sft.cli import make_parser, run_or_exit
 from sft.files import publish_file
 from sft.inspect.packs import UTF8_BYTES, Piece, Shown, heading, unpack
 from sft.inspect.terminal import MARKED, Screen, aside, paged, visible
@@ -172,4 +172,4 @@ if __name__ == "__main__":
     parser.add_argument("--sample", default="0", metavar="N|SPLIT:N|ID", help="what to show; the first pack by default")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
     given = parser.parse_args()
-    guard("sample", lambda: main(given.sample, given.html))
+    run_or_exit(lambda: main(given.sample, given.html))

@@ -18,7 +18,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from sft.cli import InputError, guard, make_parser
+from sft.cli import InputError, make_parser, run_or_exit
 from sft.files import publish_file, write_json
 from sft.hashing import value_digest
 from sft.inspect.terminal import Screen, visible
@@ -344,4 +344,4 @@ if __name__ == "__main__":
     parser.add_argument("--card", type=Path, metavar="FILE", help="write the model card, with the evaluation")
     parser.add_argument("--cache", action="store_true", help="also verify DVC's cache and the run's checkpoints")
     given = parser.parse_args()
-    guard("chain", lambda: main(given.model, given.json, given.html, given.card, given.cache))
+    run_or_exit(lambda: main(given.model, given.json, given.html, given.card, given.cache))

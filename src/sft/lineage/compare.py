@@ -20,7 +20,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, guard, make_parser
+from sft.cli import InputError, make_parser, run_or_exit
 from sft.files import flatten, publish_file, write_json
 from sft.inspect.terminal import Screen, visible
 from sft.lineage.chain import data_sources, evaluation_of
@@ -305,4 +305,4 @@ if __name__ == "__main__":
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison as JSON")
     given = parser.parse_args()
-    guard("compare", lambda: main(given.a, given.b, given.html, given.json))
+    run_or_exit(lambda: main(given.a, given.b, given.html, given.json))

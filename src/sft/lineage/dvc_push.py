@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 
 REPORTS = "reports/"
 REMEDY = "Look at address, bucket and keys (docs/remotes.md) and run it again: what was pushed stays."
@@ -61,4 +61,4 @@ if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--remote", metavar="NAME", help="default: DVC's default remote")
     given = parser.parse_args()
-    guard("share", lambda: main(given.remote))
+    run_or_exit(lambda: main(given.remote))

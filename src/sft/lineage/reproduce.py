@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import flatten, read_json, write_json
 from sft.inspect.terminal import Screen, visible
 from sft.lineage.key import NUMERIC_PACKAGES, all_packages, hardware
@@ -316,4 +316,4 @@ if __name__ == "__main__":
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage that is run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was compared as JSON")
     given = parser.parse_args()
-    guard("reproduce", lambda: main(given.model, given.data, given.until, given.json))
+    run_or_exit(lambda: main(given.model, given.data, given.until, given.json))

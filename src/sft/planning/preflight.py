@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster.cluster_file import read_cluster_file
 from sft.files import project_root
 from sft.params.check import Params, read
@@ -289,4 +289,4 @@ if __name__ == "__main__":
     parser.add_argument("--gpu", default="H100", metavar="NAME", help=f"{', '.join(GPUS)}, or its memory in bytes")
     parser.add_argument("--cluster", metavar="NAME", help="nodes and GPUs of slurm/clusters/NAME.yaml")
     asked = parser.parse_args()
-    guard("estimate", lambda: show(asked.profile, asked.nodes, asked.gpus, asked.gpu, asked.cluster))
+    run_or_exit(lambda: show(asked.profile, asked.nodes, asked.gpus, asked.gpu, asked.cluster))

@@ -454,4 +454,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__, away=True)
+    run_stage(main, __doc__, remote=True)

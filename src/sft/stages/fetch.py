@@ -1,11 +1,14 @@
-"""Bring one source of the blend, the base model, or the evaluation sets, from where they are published.
+"""Download one source of the blend, the base model, or the evaluation sets.
 
-fetch.sources.<name>  ->  data/raw/<name>/ as published, never edited    reports/fetch/<name>.json
-fetch.model           ->  models/base/     in Hugging Face's layout      reports/fetch/model.json
-fetch.benchmarks      ->  data/benchmarks/items.jsonl, what they ask     reports/fetch/benchmarks.json
+fetch.sources.<name>  ->  data/raw/<name>/               as published, never edited
+                          reports/fetch/<name>.json
+fetch.model           ->  models/base/                   in Hugging Face's layout
+                          reports/fetch/model.json
+fetch.benchmarks      ->  data/benchmarks/items.jsonl    what the evaluation sets ask
+                          reports/fetch/benchmarks.json
 
-Everything is pinned: by sha256 or, on the hub, by commit. The report names every file with its size, digest
-and number of rows. An output appears whole or not at all; a rerun after an interruption goes on.
+Every download is pinned: by sha256 or, on the Hugging Face hub, by commit. The report lists each file with its size
+and digest. An output appears whole or not at all; a rerun continues interrupted downloads.
 
     python -m sft.stages.fetch --source NAME|model|benchmarks
 """
@@ -32,74 +35,79 @@ BENCHMARKS = Path("data/benchmarks")
 REPORTS = Path("reports/fetch")
 
 
-def describe(source: Download) -> dict[str, Any]:
-    """Return what a report says about where data comes from; nothing secret."""
+def origin(source: Download) -> dict[str, Any]:
+    """Return the uri and the pin of a source for its report, without secrets."""
     pins = {"revision": source.revision, "sha256": source.sha256}
     return {"uri": redact(source.address), **{name: pin for name, pin in pins.items() if pin is not None}}
 
 
 def fetch_source(name: str, source: Download) -> None:
-    """Publish data/raw/<name>/ and its report. Raises InputError: what fetch_files raises."""
-    with publish_folder(RAW / name) as folder, _naming(f"fetch.sources.{name}"):
+    """Publish data/raw/<name>/ and its report. Raises InputError, as fetch_files."""
+    with publish_folder(RAW / name) as folder, _prefix_errors(f"fetch.sources.{name}"):
         files = fetch_files(source, folder)
     ledger = Ledger(rows_in=len(files), rows_out=len(files))
-    ledger.write(REPORTS / f"{name}.json", unit="files", files=[asdict(file) for file in files], **describe(source))
-    echo(f"{name}: {_size(files)} -> {RAW / name}")
+    ledger.write(REPORTS / f"{name}.json", unit="files", files=[asdict(file) for file in files], **origin(source))
+    echo(f"{name}: {_total_size(files)} -> {RAW / name}")
 
 
 def fetch_model(source: Download) -> None:
     """Publish models/base/ and its report. Raises InputError."""
     from sft.sources.base_model import count_parameters, make_base
 
-    with publish_folder(BASE) as folder, _naming("fetch.model"):
-        fetched = folder / "fetched"  # inside, so that a killed run leaves nothing that the next one keeps
+    with publish_folder(BASE) as folder, _prefix_errors("fetch.model"):
+        fetched = folder / "fetched"  # inside, so that the next run removes what a killed one left
         fetched.mkdir()
         files = fetch_files(source, fetched, is_model=True)
         make_base(fetched, folder)
         shutil.rmtree(fetched)
         parameters = count_parameters(folder)
-    listed = [asdict(file) for file in files]
-    digest = folder_digest(BASE)
-    ledger = Ledger(rows_in=len(files), rows_out=len(files))
-    ledger.write(
-        REPORTS / "model.json", unit="files", files=listed, digest=digest, parameters=parameters, **describe(source)
+    Ledger(rows_in=len(files), rows_out=len(files)).write(
+        REPORTS / "model.json",
+        unit="files",
+        files=[asdict(file) for file in files],
+        digest=folder_digest(BASE),
+        parameters=parameters,
+        **origin(source),
     )
-    echo(f"model: {parameters:,} parameters from {_size(files)} -> {BASE}")
+    echo(f"model: {parameters:,} parameters from {_total_size(files)} -> {BASE}")
 
 
 def fetch_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
-    """Publish data/benchmarks/: benchmark, item and text of all that the evaluation sets ask; and its report.
+    """Publish data/benchmarks/items.jsonl, one line per question: benchmark, item, text. Write the report.
 
-    Raises:  InputError: what fetch_files raises; a set that asks nothing, or a record of it that cannot be read.
+    Raises:  InputError: as fetch_files; an evaluation set without questions, or with a row that cannot be read.
     """
     from sft.formats.benchmarks import KINDS, read_items
 
-    sets, files = {}, list[FetchedFile]()
+    sets: dict[str, Any] = {}
+    all_files: list[FetchedFile] = []
     with publish_folder(BENCHMARKS) as folder, (folder / "items.jsonl").open("w", encoding="utf-8") as items:
         for name, benchmark in sorted(benchmarks.items()):
             fetched = folder / "fetched"
             fetched.mkdir()
             texts = 0
-            with _naming(f"fetch.benchmarks.{name}"):
-                files += (own := fetch_files(benchmark, fetched))
+            with _prefix_errors(f"fetch.benchmarks.{name}"):
+                files = fetch_files(benchmark, fetched)
                 for item, text in read_items(fetched, benchmark.fields):
                     texts += 1
                     items.write(json.dumps({"benchmark": name, "item": item, "text": text}, ensure_ascii=False) + "\n")
                 if not texts:
-                    named = ", ".join(file.path for file in own[:5])
+                    names = ", ".join(file.path for file in files[:5])
                     raise InputError(
-                        f"{redact(benchmark.address)}: not one item in {len(own)} files ({named}). Read are {KINDS}. "
-                        "Check the path."
+                        f"{redact(benchmark.address)}: no items in {len(files)} files ({names}); expected {KINDS}. "
+                        "Check the path in the uri."
                     )
-            sets[name] = {"files": [asdict(file) for file in own], "texts": texts, **describe(benchmark)}
+            all_files += files
+            sets[name] = {"files": [asdict(file) for file in files], "texts": texts, **origin(benchmark)}
             shutil.rmtree(fetched)
-    total, digests = sum(told["texts"] for told in sets.values()), folder_digests(BENCHMARKS)
+    total = sum(report["texts"] for report in sets.values())
+    digests = folder_digests(BENCHMARKS)
     Ledger(rows_in=total, rows_out=total).write(REPORTS / "benchmarks.json", benchmarks=sets, digests=digests)
-    echo(f"benchmarks: {total:,} texts of {len(sets)} evaluation sets from {_size(files)} -> {BENCHMARKS}")
+    echo(f"benchmarks: {total:,} texts of {len(sets)} evaluation sets from {_total_size(all_files)} -> {BENCHMARKS}")
 
 
 def main(name: str) -> None:
-    """Fetch what `name` stands for in params.yaml."""
+    """Fetch a source, or `model`, or `benchmarks`."""
     if name == "model":
         fetch_model(Download(uri=load("fetch.model.uri")))
     elif name == "benchmarks":
@@ -109,15 +117,15 @@ def main(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Say in what is raised which part of params.yaml it is about."""
+def _prefix_errors(key: str) -> Iterator[None]:
+    """Put a key of params.yaml in front of the message of an InputError."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{place}: {error}") from None
+        raise InputError(f"{key}: {error}") from None
 
 
-def _size(files: list[FetchedFile]) -> str:
+def _total_size(files: list[FetchedFile]) -> str:
     return f"{len(files)} files, {sum(file.bytes for file in files) / 1e6:,.1f} MB"
 
 

@@ -177,4 +177,4 @@ def main(source: str) -> None:
 
 
 if __name__ == "__main__":
-    run_source_stage(main, __doc__, away=True)
+    run_source_stage(main, __doc__, remote=True)

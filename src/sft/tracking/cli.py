@@ -13,7 +13,7 @@ nothing else is done, and where nothing is to be replaced MLflow is not even loa
 import hashlib
 from pathlib import Path
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import project_root, read_json
 from sft.hashing import file_digest
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, listing, outs, parse_lock
@@ -75,4 +75,4 @@ if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--lock", action="store_true", help="only dvc.lock of the run of models/final, if it is news")
     given = parser.parse_args()
-    guard("deliver", tell_lock if given.lock else main)
+    run_or_exit(tell_lock if given.lock else main)

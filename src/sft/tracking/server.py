@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from sft.cli import InputError, guard, make_parser
+from sft.cli import InputError, make_parser, run_or_exit
 from sft.tracking.journal import without_secret
 
 OFF = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")
@@ -55,4 +55,4 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     given = parser.parse_args()
-    guard("server", lambda: main(given.store, given.artifacts, given.port, given.folder))
+    run_or_exit(lambda: main(given.store, given.artifacts, given.port, given.folder))

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, echo, guard, make_parser
+from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import project_root, publish_folder, read_json, write_json
 from sft.hashing import folder_digests
 from sft.params import training as p
@@ -83,4 +83,4 @@ if __name__ == "__main__":
     parser.add_argument("--step", type=int, metavar="N", help="a step with a checkpoint; none: the newest")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="none: models/KEY-STEP")
     asked = parser.parse_args()
-    guard("export", lambda: show(asked.run, asked.step, asked.to))
+    run_or_exit(lambda: show(asked.run, asked.step, asked.to))

