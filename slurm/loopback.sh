@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# A real Slurm on this machine: one controller and two nodes, for trying `make train CLUSTER=loopback` and for tests.
+# Run a real Slurm on this machine: one controller and two nodes, to try `make train CLUSTER=loopback` and for tests.
 #
-#   slurm/loopback.sh up      packages if missing (requirements/debian.txt), daemons; milliseconds when it is up
-#   slurm/loopback.sh down    cancel its jobs, end its daemons by their pids
-#   slurm/loopback.sh purge   down, and remove the state folder
+#   slurm/loopback.sh up      install missing packages (requirements/debian.txt), start the daemons; does nothing if up
+#   slurm/loopback.sh down    cancel its jobs, stop its daemons by pid
+#   slurm/loopback.sh purge   down, then remove the state folder
 #
-# All it writes is in one folder (SFT_SLURM, default runs/slurm); it listens on loopback only, from SFT_SLURM_PORT.
-# Needs root: each node gets its own host name (unshare). Nodes claim 8 CPUs, and 8 GPUs, which are /dev/null.
-# Where the machine has memory control groups of version 1, a job that takes more than it asked for is ended by them.
+# It writes to one folder only (SFT_SLURM, default runs/slurm) and listens on loopback only, from port SFT_SLURM_PORT.
+# Needs root, because each node gets its own host name (unshare). Each node claims 8 CPUs and 8 GPUs (/dev/null).
+# If the machine has version 1 memory control groups, they end a job that uses more memory than it requested.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 state=$(readlink -m "${SFT_SLURM:-runs/slurm}")
 port=${SFT_SLURM_PORT:-16817}
 nodes=(n1 n2)
-cpus=8 gpus=8 memory_mb=800000 # claims, that none of the programs here comes near
+cpus=8 gpus=8 memory_mb=800000 # claimed, not checked
 export SLURM_CONF=$state/etc/slurm.conf
 
-say() { echo "slurm: $*" >&2; }
+log() { echo "slurm: $*" >&2; }
 fail() {
-    say "error: $*"
+    log "error: $*"
     exit 1
 }
 
-# A pid file can outlive its process, and another process can have its number.
+# A pid file can outlive its process, and another process can reuse the pid.
 alive() { [[ -s "$state/run/$1.pid" ]] && grep -qs "^${1%%-*}" "/proc/$(<"$state/run/$1.pid")/comm"; }
 
-within() { # SECONDS COMMAND…
+within() { # SECONDS COMMAND...
     local end=$((SECONDS + $1))
     shift
     until "$@" >/dev/null 2>&1; do
@@ -59,7 +59,7 @@ SlurmctldPort=$port
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job starts when its old credential has expired: 120 s by default.
+# A requeued job waits until its old credential expires: 120 s by default.
 AuthInfo=socket=$state/munge/socket,cred_expire=5
 CredType=cred/munge
 MpiDefault=none
@@ -98,7 +98,7 @@ start_daemons() {
     local node
     alive munged || {
         rm -f "$state"/munge/socket*
-        # --force: the state folder may be in a home that others may not enter; nobody else is to use this cluster.
+        # --force: the state folder may be in a private home folder; only this user needs it.
         munged --force --key-file="$state/munge/key" --socket="$state/munge/socket" --pid-file="$state/run/munged.pid" \
             --log-file="$state/log/munged.log" --seed-file="$state/munge/seed" --num-threads=2 2>>"$state/log/munged.log"
     }
@@ -121,23 +121,23 @@ all_idle() { [[ "$(sinfo -h -N -p main -o '%T' | grep -cE '^(idle|mixed|allocate
 up() {
     requirements/debian.sh
     if all_alive && timeout 5 scontrol ping >/dev/null && all_idle; then
-        say "already up ($state)"
+        log "already up ($state)"
         return
     fi
-    [[ $EUID == 0 ]] || fail "needs root: each node gets a host name of its own. sudo make slurm-up"
-    unshare --mount --uts true || fail "this machine does not allow host names of one's own (unshare --mount --uts)"
+    [[ $EUID == 0 ]] || fail "needs root, because each node gets its own host name: sudo make slurm-up"
+    unshare --mount --uts true || fail "this machine does not allow private host names (unshare --mount --uts)"
     write_configuration
     start_daemons
     within 10 timeout 5 scontrol ping || fail "the controller did not start: $(tail -n 3 "$state/log/slurmctld.log")"
     local node
     for node in "${nodes[@]}"; do scontrol update nodename="$node" state=resume 2>/dev/null || true; done
     within 90 all_idle || fail "nodes did not come up; logs in $state/log"
-    # A resumed node is "idle" before it has registered: a step on both of them proves it.
+    # A resumed node reports "idle" before it has registered, so run a step on both.
     timeout 60 srun -Q -N"${#nodes[@]}" -t1 true || fail "a step on both nodes did not run; logs in $state/log"
-    say "up: ${nodes[*]} ($state)"
+    log "up: ${nodes[*]} ($state)"
 }
 
-end() { # PID-FILE-NAME…: all are told at once, since a slurmd takes 4 s
+stop() { # PID-FILE-NAME...: signals all at once, because a slurmd takes 4 s
     local name pids=()
     for name in "$@"; do
         ! alive "$name" || pids+=("$(<"$state/run/$name.pid")")
@@ -151,7 +151,7 @@ no_jobs() { [[ -z "$(timeout 5 squeue -h)" ]]; }
 
 gone() { ! kill -0 "$@" 2>/dev/null; }
 
-# Steps of this cluster that outlived their node's daemon, as where the controller was lost before they ended.
+# Steps of this cluster that outlived their node's daemon, for example after the controller died.
 orphans() {
     local process
     for process in /proc/[0-9]*; do
@@ -167,11 +167,11 @@ down() {
         timeout 10 scancel --user=root 2>/dev/null || true
         within 15 no_jobs || true
     fi
-    end "${nodes[@]/#/slurmd-}"
-    end slurmctld munged
+    stop "${nodes[@]/#/slurmd-}"
+    stop slurmctld munged
     local step
     for step in $(orphans); do kill -KILL "$step" 2>/dev/null || true; done
-    say "down"
+    log "down"
 }
 
 case "${1:-}" in

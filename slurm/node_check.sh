@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Is this node fit to train? One line per check; ends with 1 on the first that fails, before a model is loaded.
-# Called by the job's script on every node, inside the container where there is one; see there for the variables.
+# Check that this node can train, before a model is loaded: one line per check, exit status 1 at the first that fails.
+# The job's script runs it on every node, inside the container if there is one. Variables: see train.sbatch.
 set -euo pipefail
 
 fail() {
@@ -9,29 +9,29 @@ fail() {
 }
 
 [[ -d "$SFT_RUN/code" ]] ||
-    fail "$SFT_RUN is not there: the run's folder must be on a file system that all nodes share, and have mounted"
+    fail "$SFT_RUN: not found. Put the project on a file system that all nodes share and have mounted"
 
 free=$(($(df --output=avail -k "$SFT_RUN" | tail -n 1) / 1000000))
-((free >= SFT_FREE_GB)) || fail "$free GB free for $SFT_RUN, wanted $SFT_FREE_GB (profile: free_gb)"
+((free >= SFT_MIN_FREE_GB)) || fail "$free GB free for $SFT_RUN, expected $SFT_MIN_FREE_GB (min_free_gb)"
 echo "disk: $free GB free"
 
-# The file system's clock is the one that all nodes see.
+# Compare the clock of this node with that of the shared file system.
 mark=$(mktemp "$SFT_RUN/logs/.clock-XXXXXX") || fail "cannot write to $SFT_RUN/logs"
 skew=$(($(date +%s) - $(stat --format=%Y "$mark")))
 rm -f "$mark"
-((skew >= -60 && skew <= 60)) || fail "its clock and the file system's are $skew s apart"
-echo "clock: $skew s off"
+((skew >= -60 && skew <= 60)) || fail "the clocks of the node and of the file system differ by $skew s"
+echo "clock: differs by $skew s"
 
 if ((SFT_GPUS_PER_NODE > 0)); then
     gpus=$(nvidia-smi --list-gpus | wc -l) || fail "nvidia-smi does not work"
-    ((gpus >= SFT_GPUS_PER_NODE)) || fail "$gpus GPUs, wanted $SFT_GPUS_PER_NODE"
+    ((gpus >= SFT_GPUS_PER_NODE)) || fail "$gpus GPUs, expected $SFT_GPUS_PER_NODE"
     busy=$(nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader | tr '\n' ';')
-    [[ -z "$busy" ]] || fail "its GPUs are in use: $busy"
+    [[ -z "$busy" ]] || fail "GPUs in use: $busy"
     echo "GPUs: $gpus, idle"
 fi
 
-# Versions decide the model, so they are part of the lineage key; what follows a + is the build (cpu, cu130).
-"$SFT_PYTHON" - "$SFT_CODE/packages.txt" <<'PYTHON' || fail "its packages are not those of the lineage key"
+# Package versions are part of the lineage key. What follows a + is the build (cpu, cu130) and is not compared.
+"$SFT_PYTHON" - "$SFT_CODE/packages.txt" <<'PYTHON' || fail "packages differ from those in the lineage key"
 import importlib.metadata, sys
 
 wrong = 0
@@ -43,12 +43,12 @@ for line in open(sys.argv[1], encoding="utf-8"):
         found = "none"
     if found.partition("+")[0] != wanted.partition("+")[0]:
         wrong = 1
-        print(f"error: {name} is {found}, wanted {wanted}")
+        print(f"error: {name}: found {found}, expected {wanted}")
 sys.exit(wrong)
 PYTHON
 echo "packages: as pinned"
 
-# Nodes that cannot add numbers together would wait for each other until the time limit.
+# Nodes that cannot run a collective would wait for each other until the time limit.
 if ((SLURM_NNODES > 1)) && [[ -n "${MASTER_ADDR:-}" ]]; then
     RANK=$SLURM_NODEID WORLD_SIZE=$SLURM_NNODES timeout 300 "$SFT_PYTHON" - <<'PYTHON' || fail "no all-reduce across nodes"
 import datetime, os, time, torch, torch.distributed as dist

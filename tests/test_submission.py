@@ -1,6 +1,6 @@
-"""Stages on a real cluster of two nodes, by the commands that people type; what they make is what no cluster makes.
+"""Stages on a real Slurm of two nodes, by the commands that people type: the same outputs as without a cluster.
 
-One project is used in the order of the tests. tests/cluster/test_jobs.py has what can become of a job.
+The tests share one project and run in order. tests/cluster/test_jobs.py tests every way in which a job can end.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ import pytest
 
 from sft.files import read_json
 from tests.support.project import clone_project, environment, run
-from tests.support.slurm_loopback import Loopback, running_cluster, wait_for, write_profile
+from tests.support.slurm_loopback import Loopback, running_cluster, wait_for, write_cluster_file
 
 pytestmark = [pytest.mark.slurm, pytest.mark.pipeline, pytest.mark.timeout(900)]
-TOLD = ("reports/train_loss.csv", "reports/validation_loss.csv", "models/final/model.safetensors")
+OUTPUTS = ("reports/train_loss.csv", "reports/validation_loss.csv", "models/final/model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +33,24 @@ def project(cluster, tmp_path_factory):
     project = clone_project(tmp_path_factory.mktemp("cluster") / "clone")
     run(project, "dvc", "repro", "pack", "fetch-model")
     (project / "runs").mkdir(exist_ok=True)
-    (project / "runs/slurm").symlink_to(cluster.state)  # where slurm/clusters/loopback.yaml looks for it
+    (project / "runs/slurm").symlink_to(cluster.state)  # where slurm/clusters/loopback.yaml expects it
     return project
 
 
 @pytest.fixture(scope="module")
 def trained(project):
-    """What `make train CLUSTER=loopback` says, and the bytes of what it made."""
-    said = run(project, "make", "train", "CLUSTER=loopback")
-    return said, {name: (project / name).read_bytes() for name in TOLD}
+    """What `make train CLUSTER=loopback` prints, and the bytes of its outputs."""
+    output = run(project, "make", "train", "CLUSTER=loopback")
+    return output, {name: (project / name).read_bytes() for name in OUTPUTS}
 
 
-def folder_of(project: Path) -> Path:
-    """The folder of the run in runs/."""
+def run_folder_of(project: Path) -> Path:
+    """Return the folder of the run in runs/."""
     return project / "runs" / read_json(project / "models/final/lineage.json")["lineage_key"]
 
 
 def test_a_dry_run_shows_script_layout_and_verdicts_and_submits_nothing(cluster, project):
-    said = run(project, "make", "train", "CLUSTER=loopback", "DRY_RUN=1")
+    output = run(project, "make", "train", "CLUSTER=loopback", "DRY_RUN=1")
     for shown in (
         "sbatch \\\n    --parsable",
         (project / "slurm/train.sbatch").read_text(),
@@ -64,32 +64,32 @@ def test_a_dry_run_shows_script_layout_and_verdicts_and_submits_nothing(cluster,
         "data and model: ok",
         "nothing was submitted",
     ):
-        assert shown in said
+        assert shown in output
     assert cluster.jobs() == []
     assert {path.name for path in (project / "runs").iterdir()} <= {"slurm", "imports", "mlflow.db"}
 
 
 def test_a_dry_run_whose_checks_refuse_ends_with_an_error(project):
-    said = run(project, "make", "train", "CLUSTER=example", "DRY_RUN=1", fails=True)
+    output = run(project, "make", "train", "CLUSTER=example", "DRY_RUN=1", fails=True)
     for shown in (
-        "variables: REFUSED: the profile's environment names HF_TOKEN",
-        "image: REFUSED: /images/megatron-bridge.sqsh: no such image",
+        "variables: REFUSED: environment: HF_TOKEN: not set",
+        "image: REFUSED: container.image: /images/megatron-bridge.sqsh: not found",
         "REFUSED  batch",
         "nothing was submitted",
         "of the checks above refuse this job",
     ):
-        assert shown in said
+        assert shown in output
 
 
-def test_two_nodes_train_a_model_that_lands_as_if_trained_here(project, trained):
-    said, _ = trained
-    run_folder = folder_of(project)
-    assert "submitted; logs in" in said
-    assert "step 6/6: loss" in said
-    assert "COMPLETED, complete" in said
+def test_two_nodes_train_a_model_and_dvc_is_up_to_date(project, trained):
+    output, _ = trained
+    run_folder = run_folder_of(project)
+    assert "submitted; logs in" in output
+    assert "step 6/6: loss" in output
+    assert "COMPLETED, complete" in output
     assert read_json(project / "reports/train.json")["iterations"] == 6
     record = read_json(run_folder / "job.json")
-    assert (record["cluster"], record["stage"], record["fate"]) == ("loopback", "train", "complete")
+    assert (record["cluster"], record["stage"], record["outcome"]) == ("loopback", "train", "complete")
     logs = run_folder / f"logs/{record['job']}-0"
     assert {path.name for path in logs.glob("*.log")} == {
         f"{kind}-{n}.log" for kind in ("check", "node") for n in (0, 1)
@@ -100,22 +100,20 @@ def test_two_nodes_train_a_model_that_lands_as_if_trained_here(project, trained)
     assert "up to date" in run(project, "dvc", "status", "train")
 
 
-def test_status_tells_of_the_run_and_nothing_is_left_to_cancel(project, trained):
-    said = run(project, "make", "status", "CLUSTER=loopback")
-    assert f"{folder_of(project).name}  train  job" in said
-    assert "ended: complete  step 6" in said
-    assert "living jobs on loopback: none" in run(project, "make", "cancel", "CLUSTER=loopback", fails=True)
+def test_status_shows_the_run_and_there_is_nothing_to_cancel(project, trained):
+    output = run(project, "make", "status", "CLUSTER=loopback")
+    assert f"{run_folder_of(project).name}  train  job" in output
+    assert "ended: complete  step 6" in output
+    assert "CLUSTER=loopback: no active job" in run(project, "make", "cancel", "CLUSTER=loopback", fails=True)
 
 
-def test_stopped_at_its_time_limit_and_its_caller_killed_it_ends_as_if_nothing_had_been(
-    cluster: Loopback, project, trained
-):
-    """Slurm's signal before the time limit is sent by hand; then the job is requeued, and goes on in a second life."""
+def test_a_requeued_job_whose_follower_was_killed_makes_the_same_bytes(cluster: Loopback, project, trained):
+    """The test sends the signal that Slurm sends before the time limit; the job is requeued and resumes."""
     _, uninterrupted = trained
-    run_folder = folder_of(project)
+    run_folder = run_folder_of(project)
     shutil.rmtree(run_folder)
-    said = run(project, "make", "train", "CLUSTER=loopback", "DETACH=1")
-    assert "left to itself (DETACH=1)" in said
+    output = run(project, "make", "train", "CLUSTER=loopback", "DETACH=1")
+    assert "detached (DETACH=1)" in output
     job = read_json(run_folder / "job.json")["job"]
     wait_for(lambda: (run_folder / "logs/latest").exists())
     cluster.ask("scancel", "--batch", "--signal=USR1", job)
@@ -134,35 +132,35 @@ def test_stopped_at_its_time_limit_and_its_caller_killed_it_ends_as_if_nothing_h
         os.killpg(follower.pid, signal.SIGKILL)
     assert cluster.jobs("sft-" + run_folder.name) == [job]
 
-    said = run(project, *again, CLUSTER="loopback")
-    assert f"job {job} on loopback: trains this run already" in said
-    assert "requeued: life 2 goes on from the newest checkpoint" in said
-    lives = [json.loads(line)["iteration"] for line in (run_folder / "steps.jsonl").open() if '"loss"' in line]
-    assert lives == [1, 2, 3, 4, 5, 6]
+    output = run(project, *again, CLUSTER="loopback")
+    assert f"job {job} on loopback: " in output
+    assert "requeued: attempt 2 resumes from the newest checkpoint" in output
+    steps = [json.loads(line)["iteration"] for line in (run_folder / "steps.jsonl").open() if '"loss"' in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
     assert {path.name for path in (run_folder / "logs").glob(f"{job}-*")} == {f"{job}-0", f"{job}-1"}
     for name, content in uninterrupted.items():
         assert (project / name).read_bytes() == content, name
 
 
-def test_evaluation_and_preparation_by_jobs_make_what_they_make_here(cluster, project, trained):
-    """By Dask workers on both nodes, over an encrypted connection; the bytes are those of this machine."""
+def test_prep_and_eval_as_jobs_make_the_same_bytes(cluster, project, trained):
+    """prep uses encrypted Dask workers on both nodes."""
     prepared = {path: path.read_bytes() for path in (project / "data/prepared/calls").iterdir()}
-    said = run(project, "make", "prep", "CLUSTER=loopback", "DRY_RUN=1")
-    assert (project / "slurm/prep.sbatch").read_text() in said
-    assert said.count("inputs: ok") == 2
+    output = run(project, "make", "prep", "CLUSTER=loopback", "DRY_RUN=1")
+    assert (project / "slurm/prep.sbatch").read_text() in output
+    assert output.count("inputs: ok") == 2
     again = ["dvc", "repro", "--force", "--single-item", "prep@calls"]
-    said = run(project, *again, CLUSTER="loopback")
-    assert "Dask: 2 workers" in said
+    output = run(project, *again, CLUSTER="loopback")
+    assert "Dask: 2 workers" in output
     assert {path: path.read_bytes() for path in (project / "data/prepared/calls").iterdir()} == prepared
     (run_folder,) = (project / "runs").glob("prep-calls-*")
     assert not (run_folder / "work").exists()
     assert not list(run_folder.rglob("dask.key"))
 
-    said = run(project, "make", "eval", "CLUSTER=loopback", "DETACH=1")
-    assert "left to themselves (DETACH=1)" in said
-    said = run(project, "make", "eval", "CLUSTER=loopback")
-    assert "does this already" in said
-    assert "COMPLETED, complete" in said
+    output = run(project, "make", "eval", "CLUSTER=loopback", "DETACH=1")
+    assert "detached (DETACH=1)" in output
+    output = run(project, "make", "eval", "CLUSTER=loopback")
+    assert "is active already" in output
+    assert "COMPLETED, complete" in output
     evaluation = read_json(project / "reports/eval.json")
     assert evaluation["before"].keys() == evaluation["after"].keys()
     assert "up to date" in run(project, "dvc", "status", "eval", "prep")
@@ -171,35 +169,33 @@ def test_evaluation_and_preparation_by_jobs_make_what_they_make_here(cluster, pr
     assert cluster.jobs() == []
 
 
-def test_a_sweep_is_a_job_for_each_member_two_at_a_time_also_when_it_is_killed_and_a_member_is_cancelled(
-    cluster, project, trained
-):
-    """By a profile that git does not know; the command, killed once two jobs run, is given again."""
-    write_profile(project, "one", cluster, stop_seconds=60)
+def test_a_sweep_survives_a_kill_and_a_cancelled_member(cluster, project, trained):
+    """A sweep runs a job per member, two at a time. Its cluster file is not in git. It is killed and run again."""
+    write_cluster_file(project, "one", cluster, save_before_seconds=60)
     before = jobs_of_runs(project, "one")
     line = ["make", "sweep", "GRID=optimizer.lr=1e-3,1e-4,1e-5", "CLUSTER=one", "NAME=rates", "JOBS=2"]
     with subprocess.Popen(
         line, cwd=project, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
-    ) as one:
-        wait_for(lambda: len(cluster.jobs()) == 2, tell=lambda: cluster.ask("squeue", "--long"))
-        os.killpg(one.pid, signal.SIGKILL)
+    ) as sweep:
+        wait_for(lambda: len(cluster.jobs()) == 2, describe=lambda: cluster.ask("squeue", "--long"))
+        os.killpg(sweep.pid, signal.SIGKILL)
     cancelled = cluster.jobs()[0]
     (key,) = (key for key, job in jobs_of_runs(project, "one").items() if job == cancelled)
     assert f"{key}  train  job {cancelled}  " in run(project, "make", "status", "CLUSTER=one")
     run(project, "make", "cancel", "CLUSTER=one", f"RUN={key}")
-    said = run(project, *line, fails=True)
-    assert "rates: 3 of 3 experiments are there already" in said
-    assert "1 of 3 failed: rates-" in said
+    output = run(project, *line, fails=True)
+    assert "rates: 3 of 3 experiments are there already" in output
+    assert "1 of 3 failed: rates-" in output
 
     submitted = jobs_of_runs(project, "one")
     assert len(submitted) == 3 > len(before) == 0
     assert len(set(submitted.values())) == 3
-    fates = {key: read_json(project / f"runs/{key}/job.json")["fate"] for key in submitted}
-    assert fates.pop(key) == "CANCELLED"
-    assert set(fates.values()) == {"complete"}
+    outcomes = {key: read_json(project / f"runs/{key}/job.json")["outcome"] for key in submitted}
+    assert outcomes.pop(key) == "CANCELLED"
+    assert set(outcomes.values()) == {"complete"}
     shown = run(project, "dvc", "exp", "show", "--csv")
     page = (project / "reports/sweep.html").read_text()
-    table = {line.split()[0]: line.split()[1] for line in said.splitlines() if line.startswith(" rates-")}
+    table = {line.split()[0]: line.split()[1] for line in output.splitlines() if line.startswith(" rates-")}
     assert sorted(table.values()) == ["failed", "success", "success"]
     for name, state in table.items():
         assert (f"<td>{name}" in page) == (state == "success"), name
@@ -211,42 +207,43 @@ def test_a_sweep_is_a_job_for_each_member_two_at_a_time_also_when_it_is_killed_a
         assert sorted(statuses) == [("FAILED",), ("FINISHED",), ("FINISHED",)], kind
 
 
-def jobs_of_runs(project: Path, profile: str) -> dict[str, str]:
-    """The last job of each run that went to a cluster, by the run's name."""
+def jobs_of_runs(project: Path, cluster: str) -> dict[str, str]:
+    """Return the last job on a cluster of each run, by the run's name."""
     records = {path.parent.name: read_json(path) for path in (project / "runs").glob("*/job.json")}
-    return {name: record["job"] for name, record in records.items() if record["cluster"] == profile}
+    return {name: record["job"] for name, record in records.items() if record["cluster"] == cluster}
 
 
 def test_a_layout_that_does_not_divide_is_refused_before_anything_is_submitted(cluster, project, trained):
     params = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(params.replace("global_batch_size: 2", "global_batch_size: 3"))
     try:
-        said = run(project, "python", "-m", "sft.stages.train", CLUSTER="loopback", PYTHONPATH="src", fails=True)
+        output = run(project, "python", "-m", "sft.stages.train", CLUSTER="loopback", PYTHONPATH="src", fails=True)
     finally:
         (project / "params.yaml").write_text(params)
-    assert "global_batch_size is 3" in said
+    assert "global_batch_size is 3" in output
     assert cluster.jobs() == []
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"CLUSTER": "mars"}, "CLUSTER=mars: no profile slurm/clusters/mars.yaml. Profiles here: example, loopback"),
-        ({"CLUSTER": "", "DETACH": "1"}, "DETACH=1 is about a cluster's job"),
+        ({"CLUSTER": "mars"}, "CLUSTER=mars: slurm/clusters/mars.yaml: not found. Clusters: example, loopback"),
+        ({"CLUSTER": "", "DETACH": "1"}, "DETACH=1 needs a cluster"),
     ],
 )
-def test_what_the_environment_asks_wrongly_is_one_message(project, changes, message):
+def test_a_wrong_environment_variable_is_one_message(project, changes, message):
     environ = {"PYTHONPATH": "src", **changes}
-    said = run(project, "python", "-m", "sft.stages.train", fails=True, **environ)
-    assert message in said
-    assert "Traceback" not in said
+    output = run(project, "python", "-m", "sft.stages.train", fails=True, **environ)
+    assert message in output
+    assert "Traceback" not in output
 
 
 def test_without_a_base_model_nothing_is_submitted(cluster, project):
     (project / "models/base").rename(project / "models/elsewhere")
     try:
-        said = run(project, "python", "-m", "sft.stages.train", CLUSTER="loopback", PYTHONPATH="src", fails=True)
+        output = run(project, "python", "-m", "sft.stages.train", CLUSTER="loopback", PYTHONPATH="src", fails=True)
     finally:
         (project / "models/elsewhere").rename(project / "models/base")
-    assert "models/base: not found. Run the stage that makes it: dvc repro fetch-model" in said
+    assert "models/base: not found" in output
+    assert "dvc repro fetch-model" in output
     assert cluster.jobs() == []

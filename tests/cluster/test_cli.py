@@ -1,4 +1,4 @@
-"""queue: which jobs are listed, and which one is meant. tests/test_submission.py asks a real Slurm."""
+"""cluster.cli: which jobs are listed and which one is chosen. tests/test_submission.py uses a real Slurm."""
 
 import pytest
 
@@ -17,28 +17,35 @@ def runs(tmp_path, monkeypatch):
         "cccc": ("big", "8", "complete"),
         "dddd": ("other", "11", None),
     }
-    for name, (cluster, job, fate) in records.items():
-        write_json(tmp_path / f"runs/{name}/job.json", {"cluster": cluster, "stage": "train", "job": job, "fate": fate})
+    for name, (cluster, job, outcome) in records.items():
+        write_json(
+            tmp_path / f"runs/{name}/job.json", {"cluster": cluster, "stage": "train", "job": job, "outcome": outcome}
+        )
     (tmp_path / "runs/eeee").mkdir()
     return tmp_path / "runs"
 
 
-def test_jobs_of_a_cluster_are_listed_by_number_the_newest_last(runs):
+def test_jobs_of_a_cluster_are_listed_newest_last(runs):
     assert [job.id for job in cli.jobs_on("big")] == ["8", "9", "10"]
     assert [job.id for job in cli.jobs_on("big", "a")] == ["9", "10"]
     assert cli.newest(cli.jobs_on("big"), "big").id == "10"
 
 
-def test_without_a_job_the_message_says_where_to_look(runs):
-    with pytest.raises(InputError, match=r"no run of that name went to big from here: make status CLUSTER=big"):
+def test_a_missing_job_is_an_error_that_names_the_cluster_and_the_command(runs):
+    with pytest.raises(InputError, match=r"CLUSTER=big: .* make status CLUSTER=big"):
         cli.newest(cli.jobs_on("big", "zz"), "big")
 
 
-def test_only_a_job_that_is_meant_is_cancelled(runs):
-    with pytest.raises(
-        InputError, match=r"living jobs on big: aaaa \(job 9\), abbb \(job 10\). Say which: make cancel"
-    ):
-        cli.the_living(cli.jobs_on("big"), "big")
-    assert cli.the_living(cli.jobs_on("big", "ab"), "big").id == "10"
-    with pytest.raises(InputError, match="living jobs on big: none"):
-        cli.the_living(cli.jobs_on("big", "cccc"), "big")
+def test_cancel_needs_exactly_one_active_job(runs):
+    with pytest.raises(InputError, match=r"CLUSTER=big: 2 .*aaaa \(job 9\), abbb \(job 10\).* RUN="):
+        cli.the_active_job(cli.jobs_on("big"), "big")
+    assert cli.the_active_job(cli.jobs_on("big", "ab"), "big").id == "10"
+    with pytest.raises(InputError, match="CLUSTER=big"):
+        cli.the_active_job(cli.jobs_on("big", "cccc"), "big")
+
+
+def test_a_record_of_version_0_1_0_is_read(runs):
+    write_json(runs / "ffff/job.json", {"cluster": "old", "stage": "train", "job": "7", "fate": None})
+    assert cli.the_active_job(cli.jobs_on("old"), "old").id == "7"
+    write_json(runs / "ffff/job.json", {"cluster": "old", "stage": "train", "job": "7", "fate": "FAILED"})
+    assert cli.jobs.outcome(runs / "ffff") == "FAILED"

@@ -1,5 +1,6 @@
-"""cluster: what a cluster's profile may say, and what its mistakes are called."""
+"""cluster_file: its keys, and the errors about them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from sft.cli import InputError
 from sft.cluster import cluster_file
 from sft.cluster.cluster_file import Cluster, read_cluster_file
 from tests.support.project import ROOT
-from tests.support.slurm_loopback import write_profile
+from tests.support.slurm_loopback import write_cluster_file
 
 
 @pytest.fixture
@@ -18,9 +19,9 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_profiles_of_the_repository_are_right(monkeypatch):
+def test_the_cluster_files_of_the_repository_are_valid(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names = {path.stem for path in (ROOT / cluster_file.PROFILES).glob("*.yaml")}
+    names = {path.stem for path in (ROOT / cluster_file.CLUSTER_FILES).glob("*.yaml")}
     assert {"example", "loopback"} <= names
     read = {name: read_cluster_file(name) for name in names}
     assert (read["example"].nodes, read["example"].ranks, read["example"].time) == (4, 32, "4:00:00")
@@ -28,86 +29,103 @@ def test_the_profiles_of_the_repository_are_right(monkeypatch):
 
 
 def test_the_example_names_every_key():
-    text = (ROOT / cluster_file.PROFILES / "example.yaml").read_text()
+    text = (ROOT / cluster_file.CLUSTER_FILES / "example.yaml").read_text()
     keys = [*Cluster.model_fields, *cluster_file.Container.model_fields]
     assert len(keys) > 15
     assert [key for key in keys if f"{key}:" not in text] == []
 
 
-def test_without_a_profile_of_that_name_the_message_lists_those_that_are_there(root):
-    write_profile(root, "lab")
-    with pytest.raises(InputError, match=r"CLUSTER=mars: no profile slurm/clusters/mars.yaml. Profiles here: lab."):
+def test_an_unknown_cluster_is_an_error_that_lists_the_known_ones(root):
+    write_cluster_file(root, "lab")
+    with pytest.raises(InputError, match=r"CLUSTER=mars: slurm/clusters/mars\.yaml: .*: lab\."):
         read_cluster_file("mars")
-    with pytest.raises(InputError, match=r"no profile"):
+    with pytest.raises(InputError, match=r"\.\./clusters/lab\.yaml: not found"):
         read_cluster_file("../clusters/lab")
-    with pytest.raises(InputError, match=r"^CLUSTER= names no profile. Profiles here: lab."):
+    with pytest.raises(InputError, match=r"^CLUSTER= .*: lab\."):
         read_cluster_file("")
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("keys", "location", "named"),
     [
-        ({"partion": "gpu"}, r"lab.yaml:\d+: partion: unknown key. Did you mean 'partition'\?"),
-        ({"nodes": 0}, "nodes: Input should be greater than 0"),
-        ({"nodes": "two"}, "nodes: Input should be a valid integer"),
-        ({"time": "soon"}, "time: String should match"),
-        ({"ranks_per_node": None}, "ranks_per_node must say how many processes train on a node"),
-        ({"gpus_per_node": 8, "ranks_per_node": 4}, "with GPUs it is their number"),
-        ({"options": ["--nodes=5"]}, "options: '--nodes=5': is set by the profile's own keys or by the job"),
-        ({"options": ["exclusive"]}, "options: 'exclusive': expected --name=value"),
-        ({"environment": ["A=1"]}, "environment"),
-        ({"container": {"imag": "x"}}, r"container.imag: unknown key. Did you mean 'container.image'\?"),
-        ({"eval": {"nods": 1}}, r"eval.nods: unknown key. Did you mean 'eval.nodes'\?"),
+        ({"partion": "gpu"}, "partion", "'partition'"),
+        ({"nodes": 0}, "nodes", "found 0"),
+        ({"nodes": "two"}, "nodes", "found 'two'"),
+        ({"time": "soon"}, "time", "found 'soon'"),
+        ({"ranks_per_node": None}, "lab", "ranks_per_node"),
+        ({"gpus_per_node": 8, "ranks_per_node": 4}, "lab", "ranks_per_node is 4, gpus_per_node is 8"),
+        ({"sbatch_options": ["--nodes=5"]}, "lab", "sbatch_options: '--nodes=5'"),
+        ({"sbatch_options": ["exclusive"]}, "lab", "sbatch_options: 'exclusive'"),
+        ({"environment": ["A=1"]}, "environment.0", "found 'A=1'"),
+        ({"container": {"imag": "x"}}, "container.imag", "'container.image'"),
+        ({"eval": {"nods": 1}}, "eval.nods", "'eval.nodes'"),
     ],
 )
-def test_a_mistake_is_named_with_its_place_and_the_right_name(root, keys, message):
-    write_profile(root, "lab", **keys)
-    with pytest.raises(InputError, match=message):
+def test_an_error_names_the_key_its_line_and_the_right_key_or_value(root, keys, location, named):
+    write_cluster_file(root, "lab", **keys)
+    with pytest.raises(InputError, match=rf"lab\.yaml:\d+: {re.escape(location)}: .*{re.escape(named)}"):
         read_cluster_file("lab")
 
 
-def test_a_missing_key_and_a_file_that_is_no_mapping_are_named(root):
-    path = write_profile(root, "lab")
+@pytest.mark.parametrize(
+    ("old", "value", "new"),
+    [
+        ("stop_seconds", 60, "save_before_seconds"),
+        ("free_gb", 1, "min_free_gb"),
+        ("options", ["--exclusive"], "sbatch_options"),
+        ("setup", ["true"], "job_setup"),
+        ("eval", {"options": []}, "eval.sbatch_options"),
+        ("prep", {"options": []}, "prep.sbatch_options"),
+    ],
+)
+def test_a_key_of_version_0_1_0_is_an_error_that_shows_the_new_one(root, old, value, new):
+    write_cluster_file(root, "lab", **{old: value})
+    location = f"{old}.options" if isinstance(value, dict) else old
+    with pytest.raises(InputError, match=rf"lab\.yaml:\d+: {location}: .*\b{new}\b"):
+        read_cluster_file("lab")
+
+
+def test_a_missing_key_and_a_file_without_keys_are_errors(root):
+    path = write_cluster_file(root, "lab")
     path.write_text("nodes: 1\n")
     with pytest.raises(InputError, match="partition: missing"):
         read_cluster_file("lab")
     path.write_text("- nodes\n")
-    with pytest.raises(InputError, match="expected keys"):
+    with pytest.raises(InputError, match=r"lab\.yaml: .*partition.*list"):
         read_cluster_file("lab")
 
 
 @pytest.mark.parametrize(("time", "limit"), [(10, 600), ("9:30", 570), ("0:05:00", 300)])
-def test_a_training_that_would_be_requeued_from_its_first_second_is_refused(root, time, limit):
-    write_profile(root, "lab", time=time, stop_seconds=600)
-    asked = rf"lab.yaml: time is {time}, {limit} seconds, and stop_seconds is 600: .* to less than {limit}"
-    with pytest.raises(InputError, match=asked):
+def test_a_time_limit_that_leaves_no_time_to_train_is_refused(root, time, limit):
+    write_cluster_file(root, "lab", time=time, save_before_seconds=600)
+    with pytest.raises(InputError, match=rf"lab\.yaml: save_before_seconds: 600 .* {limit} seconds \(time: {time}\)"):
         read_cluster_file("lab")
-    for fits in ("10:01", "0-1", "0"):  # 0: without a limit
-        write_profile(root, "lab", time=fits, stop_seconds=600, eval={"time": 1})
-        assert read_cluster_file("lab").asked_by("eval").time == "1", "only training is stopped"
+    for fits in ("10:01", "0-1", "0"):  # 0: no limit
+        write_cluster_file(root, "lab", time=fits, save_before_seconds=600, eval={"time": 1})
+        assert read_cluster_file("lab").for_stage("eval").time == "1", "only training is stopped"
 
 
-def test_a_stage_asks_for_what_its_section_says_and_for_the_rest_as_training_does(root):
-    write_profile(root, "lab", nodes=4, gpus_per_node=8, ranks_per_node=None, account="us", eval={"nodes": 1})
+def test_a_stage_requests_what_its_section_says_and_otherwise_what_training_does(root):
+    write_cluster_file(root, "lab", nodes=4, gpus_per_node=8, ranks_per_node=None, account="us", eval={"nodes": 1})
     cluster = read_cluster_file("lab")
-    assert cluster.asked_by("train") == cluster
-    assert cluster.asked_by("prep") is None
-    evaluation = cluster.asked_by("eval")
+    assert cluster.for_stage("train") == cluster
+    assert cluster.for_stage("prep") is None
+    evaluation = cluster.for_stage("eval")
     assert (evaluation.nodes, evaluation.gpus_per_node, evaluation.account) == (1, 8, "us")
-    write_profile(root, "lab", gpus_per_node=8, ranks_per_node=None, prep={"gpus_per_node": 0, "partition": "cpu"})
-    prep = read_cluster_file("lab").asked_by("prep")
+    write_cluster_file(root, "lab", gpus_per_node=8, ranks_per_node=None, prep={"gpus_per_node": 0, "partition": "cpu"})
+    prep = read_cluster_file("lab").for_stage("prep")
     assert (prep.partition, prep.ranks_on_node) == ("cpu", 1)
 
 
-def test_an_image_that_is_a_file_must_be_there(root):
-    write_profile(root, "lab", container={"image": "images/a.sqsh"})
-    with pytest.raises(InputError, match=r"images/a.sqsh: no such image"):
-        cluster_file.find_image(read_cluster_file("lab"))
+def test_an_image_that_is_a_file_must_exist(root):
+    write_cluster_file(root, "lab", container={"image": "images/a.sqsh"})
+    with pytest.raises(InputError, match=r"container\.image: images/a\.sqsh: not found"):
+        cluster_file.check_image(read_cluster_file("lab"))
     (root / "images").mkdir()
     (root / "images/a.sqsh").touch()
-    cluster_file.find_image(read_cluster_file("lab"))
-    write_profile(root, "lab", container={"image": "nvcr.io#nvidia/nemo:1"})
-    cluster_file.find_image(read_cluster_file("lab"))
+    cluster_file.check_image(read_cluster_file("lab"))
+    write_cluster_file(root, "lab", container={"image": "nvcr.io#nvidia/nemo:1"})
+    cluster_file.check_image(read_cluster_file("lab"))
 
 
 @pytest.mark.parametrize("switch", ["DETACH", "DRY_RUN"])
@@ -116,16 +134,16 @@ def test_a_switch_without_a_cluster_is_refused(monkeypatch, switch):
     monkeypatch.setenv(switch, "0")
     assert cluster_file.requested_cluster() == ""
     monkeypatch.setenv(switch, "1")
-    with pytest.raises(InputError, match=f"{switch}=1 is about a cluster's job"):
+    with pytest.raises(InputError, match=f"{switch}=1 .*CLUSTER="):
         cluster_file.requested_cluster()
     monkeypatch.setenv("CLUSTER", "lab")
     assert cluster_file.requested_cluster() == "lab"
 
 
-def test_profiles_are_those_of_the_original_repository(root, monkeypatch):
-    """DVC runs experiments in copies, and says where the original is."""
-    write_profile(root / "original", "lab")
-    with pytest.raises(InputError, match="no profile"):
+def test_cluster_files_are_read_from_the_original_repository(root, monkeypatch):
+    """DVC runs experiments in copies and sets DVC_ROOT to the original."""
+    write_cluster_file(root / "original", "lab")
+    with pytest.raises(InputError, match=r"lab\.yaml: not found"):
         read_cluster_file("lab")
     monkeypatch.setenv("DVC_ROOT", str(root / "original"))
     assert read_cluster_file("lab").nodes == 1

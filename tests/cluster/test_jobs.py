@@ -1,6 +1,6 @@
-"""jobs: what becomes of a job, on a real Slurm: each state it can end in, and each way the one who waits can be lost.
+"""jobs, on a real Slurm: every state in which a job can end, and every way to lose the process that waits for it.
 
-The jobs run small programs in place of training; tests/test_submission.py trains.
+The jobs run small programs instead of training; tests/test_submission.py trains.
 """
 
 import json
@@ -13,8 +13,8 @@ import pytest
 
 from sft.cli import InputError
 from sft.cluster import jobs
-from sft.files import read_json, write_json
-from tests.support.slurm_loopback import Driver, Loopback, running_cluster, wait_for, write_profile
+from sft.files import write_json
+from tests.support.slurm_loopback import Driver, Loopback, running_cluster, wait_for, write_cluster_file
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 SLEEP = ("bash", "-c", "echo begun; sleep 300")
@@ -28,31 +28,27 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def root(cluster, tmp_path_factory):
-    """A project: params.yaml, profiles, runs/."""
+    """A project: params.yaml, cluster files, runs/."""
     root = tmp_path_factory.mktemp("jobs")
     (root / "params.yaml").write_text("train: {}\n")
-    write_profile(root, "one", cluster)
-    write_profile(root, "here", cluster, options=["--nodelist=n2"])
+    write_cluster_file(root, "one", cluster)
+    write_cluster_file(root, "here", cluster, sbatch_options=["--nodelist=n2"])
     return root
 
 
-def fate(run: Path) -> str | None:
-    return read_json(run / "job.json")["fate"]
-
-
-# A job near its time limit takes a minute, whatever it does: begun here, looked at last.
+# A job that reaches its time limit takes a minute: started here, checked last.
 
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(cluster, root):
-    write_profile(root, "minute", cluster, time=1, stop_seconds=20, options=["--nodelist=n1"])
+    write_cluster_file(root, "minute", cluster, time=1, save_before_seconds=20, sbatch_options=["--nodelist=n1"])
     saves = (
         "if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then "
         'until [[ -e "$SFT_STOP_FILE" ]]; do sleep 0.2; done; echo saved >"$SFT_RUN/checkpoint"; '
-        'else echo "goes on from: $(cat "$SFT_RUN/checkpoint")"; fi'
+        'else echo "resumed from: $(cat "$SFT_RUN/checkpoint")"; fi'
     )
     drivers = {
-        "makes way": Driver(root, "saves", "minute", "bash", "-c", saves),
+        "saves": Driver(root, "saves", "minute", "bash", "-c", saves),
         "hangs": Driver(root, "hangs", "minute", *SLEEP, stage="eval"),
     }
     yield drivers
@@ -61,34 +57,34 @@ def slow(cluster, root):
             driver.kill()
 
 
-# How a job can end.
+# How a job ends.
 
 
 def test_completed_with_its_marker_is_complete(root):
     driver = Driver(root, "good", "one", "bash", "-c", "echo from the node")
-    said = driver.end(0)
-    assert "from the node" in said
-    assert ": COMPLETED, complete" in said
-    assert fate(driver.run) == "complete"
+    output = driver.end(0)
+    assert "from the node" in output
+    assert ": COMPLETED, complete" in output
+    assert jobs.outcome(driver.run) == "complete"
     assert (driver.run / "logs/latest/node-0.log").read_text() == "from the node\n"
 
 
-def test_failed_says_so_with_the_log_of_the_task_that_failed_first(cluster, root):
-    write_profile(root, "two", cluster, nodes=2)
+def test_failed_shows_the_log_of_the_task_that_failed_first(cluster, root):
+    write_cluster_file(root, "two", cluster, nodes=2)
     program = "if [[ $SLURM_PROCID == 1 ]]; then echo the reason; exit 42; else sleep 60; fi"
-    said = Driver(root, "bad", "two", "bash", "-c", program).end(1)
-    assert ": FAILED (NonZeroExitCode): train failed." in said
-    assert "node-1.log ends:\n    the reason" in said
-    assert "The same command submits it again, from its newest checkpoint: make train CLUSTER=two" in said
+    output = Driver(root, "bad", "two", "bash", "-c", program).end(1)
+    assert ": FAILED (NonZeroExitCode): " in output
+    assert "node-1.log ends:\n    the reason" in output
+    assert "from its newest checkpoint: make train CLUSTER=two" in output
 
 
 def test_after_a_failure_the_same_command_submits_again(root):
-    program = 'if [[ -e "$SFT_RUN/mended" ]]; then echo mended; else exit 1; fi'
-    first = Driver(root, "mends", "one", "bash", "-c", program)
+    program = 'if [[ -e "$SFT_RUN/fixed" ]]; then echo fixed; else exit 1; fi'
+    first = Driver(root, "fixed", "one", "bash", "-c", program)
     first.end(1)
-    assert fate(first.run) == "FAILED"
-    (first.run / "mended").touch()
-    second = Driver(root, "mends", "one", "bash", "-c", program)
+    assert jobs.outcome(first.run) == "FAILED"
+    (first.run / "fixed").touch()
+    second = Driver(root, "fixed", "one", "bash", "-c", program)
     second.end(0)
     assert second.job() != first.job()
 
@@ -97,20 +93,20 @@ def test_after_a_failure_the_same_command_submits_again(root):
     ("setup", "name"), [("exit 0", "silent"), ("echo another-run >$SFT_RUN/complete; exit 0", "foreign")]
 )
 def test_completed_without_the_marker_of_this_run_is_a_failure(cluster, root, setup, name):
-    """A line of the profile's set-up ends the job with 0, before it has done anything."""
-    write_profile(root, name, cluster, setup=[setup])
+    """A line of job_setup ends the job with 0 before it does anything."""
+    write_cluster_file(root, name, cluster, job_setup=[setup])
     driver = Driver(root, name, name, "true")
-    assert ": COMPLETED, but it left no completion marker of this run." in driver.end(1)
-    assert fate(driver.run) == "COMPLETED"
+    assert ": COMPLETED, but it left no completion marker" in driver.end(1)
+    assert jobs.outcome(driver.run) == "COMPLETED"
 
 
-def test_cancelled_says_so_also_where_the_job_ends_with_0(cluster, root):
-    """Such a job makes `sbatch --wait` end with 0."""
-    write_profile(root, "trap", cluster, setup=["trap 'exit 0' TERM"])
+def test_cancelled_is_a_failure_even_if_the_job_ends_with_0(cluster, root):
+    """`sbatch --wait` ends with 0 for such a job."""
+    write_cluster_file(root, "trap", cluster, job_setup=["trap 'exit 0' TERM"])
     driver = Driver(root, "cancelled", "trap", *SLEEP)
-    wait_for(lambda: "begun" in driver.said())
+    wait_for(lambda: "begun" in driver.text())
     cluster.ask("scancel", driver.job())
-    assert ": CANCELLED: somebody cancelled it." in driver.end(1)
+    assert ": CANCELLED: " in driver.end(1)
 
 
 GREEDY = "python3 -c 'bytearray(400_000_000)'"
@@ -119,59 +115,59 @@ GREEDY = "python3 -c 'bytearray(400_000_000)'"
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/memory").is_dir(), reason="no memory control groups of version 1 here")
 @pytest.mark.parametrize("where", ["in the job's script", "in a step"])
 def test_out_of_memory_says_what_to_do(cluster, root, where):
-    """Slurm gives the job this state where its script ran out; where one of its steps did, it is FAILED."""
+    """Slurm reports OUT_OF_MEMORY for the script itself, but FAILED for one of its steps."""
     name = where.replace(" ", "-").replace("'", "")
     in_step = where == "in a step"
-    write_profile(root, name, cluster, options=["--mem=200"], setup=[] if in_step else [GREEDY])
-    said = Driver(root, name, name, "bash", "-c", GREEDY).end(1)
-    assert (": FAILED" if in_step else ": OUT_OF_MEMORY") in said
-    assert "ask for more (options: [--mem=0])" in said
+    write_cluster_file(root, name, cluster, sbatch_options=["--mem=200"], job_setup=[] if in_step else [GREEDY])
+    output = Driver(root, name, name, "bash", "-c", GREEDY).end(1)
+    assert (": FAILED" if in_step else ": OUT_OF_MEMORY") in output
+    assert "sbatch_options: [--mem=0]" in output
 
 
-def test_preempted_goes_on_when_it_gets_its_nodes_back(cluster, root):
+def test_a_preempted_job_restarts_when_nodes_are_free(cluster, root):
     cluster.free()
-    driver = Driver(root, "preempted", "here", *lives("begun"))
-    wait_for(lambda: "begun" in driver.said(), tell=driver.said)
+    driver = Driver(root, "preempted", "here", *hangs_once("begun"))
+    wait_for(lambda: "begun" in driver.text(), describe=driver.text)
     cluster.ask("sbatch", "--partition=urgent", "--nodelist=n2", "--exclusive", "--output=/dev/null", "--wrap=true")
-    goes_on(cluster, driver)
+    check_restart(driver)
     assert "DUE TO PREEMPTION" in (driver.run / f"logs/{driver.job()}.log").read_text()
 
 
-def test_a_lost_node_costs_a_life_of_the_job_and_no_more(cluster, root):
+def test_a_job_restarts_after_a_node_failure(cluster, root):
     cluster.free()
-    driver = Driver(root, "lost", "here", *lives("begun"))
-    wait_for(lambda: "begun" in driver.said(), tell=driver.said)
+    driver = Driver(root, "lost", "here", *hangs_once("begun"))
+    wait_for(lambda: "begun" in driver.text(), describe=driver.text)
     cluster.ask("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_for(lambda: cluster.state_of(driver.job()) == "PENDING")
     cluster.ask("scontrol", "update", "nodename=n2", "state=resume", may_fail=True)  # it may be back by itself
-    goes_on(cluster, driver)
+    check_restart(driver)
     assert "DUE TO NODE FAILURE" in (driver.run / f"logs/{driver.job()}.log").read_text()
 
 
-def lives(word: str) -> tuple[str, ...]:
-    """A program that hangs in its first life, and ends well in its second."""
+def hangs_once(word: str) -> tuple[str, ...]:
+    """A program that hangs in its first attempt and succeeds in its second."""
     return ("bash", "-c", f"echo {word}; ((${{SLURM_RESTART_COUNT:-0}})) || sleep 300; echo again")
 
 
-def goes_on(cluster: Loopback, driver: Driver) -> None:
-    wait_for(lambda: "PENDING" in driver.said())
-    said = driver.end(0)
-    assert "life 2" in said
-    assert "again" in said
-    lives = [driver.run / "logs" / f"{driver.job()}-{life}" for life in (0, 1)]
-    assert all((life / "node-0.log").exists() for life in lives)
-    assert (driver.run / "logs/latest").resolve() == lives[-1]
+def check_restart(driver: Driver) -> None:
+    wait_for(lambda: "PENDING" in driver.text())
+    output = driver.end(0)
+    assert "attempt 2" in output
+    assert "again" in output
+    attempts = [driver.run / "logs" / f"{driver.job()}-{restart}" for restart in (0, 1)]
+    assert all((attempt / "node-0.log").exists() for attempt in attempts)
+    assert (driver.run / "logs/latest").resolve() == attempts[-1]
 
 
-def test_a_job_that_is_requeued_without_end_is_given_up(cluster, root):
-    write_profile(root, "bounded", cluster, requeues=0)
+def test_a_job_is_requeued_at_most_as_often_as_the_cluster_file_allows(cluster, root):
+    write_cluster_file(root, "bounded", cluster, requeues=0)
     driver = Driver(root, "bounded", "bounded", *SLEEP)
-    wait_for(lambda: "begun" in driver.said())
+    wait_for(lambda: "begun" in driver.text())
     cluster.ask("scontrol", "requeue", driver.job())
-    assert "requeued 1 times, allowed are 0 (profile: requeues); the checkpoints are kept" in driver.end(1)
+    assert "requeued 1 times, the cluster file allows 0 (requeues)" in driver.end(1)
 
 
-# How the one who waits can be lost, or see double.
+# How the waiting process can be lost, or run twice.
 
 
 def test_two_shells_at_once_submit_one_job(cluster, root):
@@ -184,111 +180,113 @@ def test_two_shells_at_once_submit_one_job(cluster, root):
 def test_the_job_of_a_killed_shell_is_found_again(cluster, root):
     program = ("bash", "-c", 'echo begun; until [[ -e "$SFT_RUN/go" ]]; do sleep 0.2; done; echo done')
     first = Driver(root, "killed", "one", *program)
-    wait_for(lambda: "begun" in first.said())
+    wait_for(lambda: "begun" in first.text())
     first.kill()
     assert cluster.state_of(first.job()) == "RUNNING"
     second = Driver(root, "killed", "one", *program)
-    wait_for(lambda: "begun" in second.said(), 30)
+    wait_for(lambda: "begun" in second.text(), 30)
     (first.run / "go").touch()
-    said = second.end(0)
-    assert said.startswith(f"found {first.job()}\n")
-    assert "done" in said
+    output = second.end(0)
+    assert output.startswith(f"found {first.job()}\n")
+    assert "done" in output
     assert cluster.jobs("sft-killed") == []
 
 
-def test_a_job_that_was_submitted_and_not_written_down_is_found_by_its_name(root):
-    first = Driver(root, "unwritten", "one", "sleep", "5")
+def test_a_job_without_a_record_is_found_by_its_name(root):
+    first = Driver(root, "unrecorded", "one", "sleep", "5")
     first.job()
     first.kill()
     (first.run / "job.json").unlink()
-    second = Driver(root, "unwritten", "one", "sleep", "5")
+    second = Driver(root, "unrecorded", "one", "sleep", "5")
     assert second.job() == first.job()
     second.end(0)
 
 
-def test_detached_leaves_the_job_and_says_how_it_is(root):
+def test_detached_returns_while_the_job_runs(root):
     program = ("bash", "-c", 'until [[ -e "$SFT_RUN/go" ]]; do sleep 0.2; done')
     first = Driver(root, "detached", "one", *program, DETACH="1")
-    said = first.end(0)
-    assert f"job {first.job()} on one: left to itself (DETACH=1)" in said
-    assert "left to itself" in Driver(root, "detached", "one", *program, DETACH="1").end(0)
-    assert "left to itself" in Driver(root, "detached", "one", *program, DETACH="1", DVC_STAGE="train").end(1)
+    output = first.end(0)
+    assert f"job {first.job()} on one: detached (DETACH=1)" in output
+    assert "detached (DETACH=1)" in Driver(root, "detached", "one", *program, DETACH="1").end(0)
+    assert "detached (DETACH=1)" in Driver(root, "detached", "one", *program, DETACH="1", DVC_STAGE="train").end(1)
     (first.run / "go").touch()
-    wait_for(lambda: jobs.is_marked(first.run))
+    wait_for(lambda: jobs.has_marker(first.run))
     Driver(root, "detached", "one", *program, DVC_STAGE="train").end(0)
-    assert fate(first.run) == "complete"
+    assert jobs.outcome(first.run) == "complete"
 
 
 def test_a_controller_that_is_restarted_is_waited_for(cluster, root):
     driver = Driver(root, "restarted", "one", "sleep", "8")
     driver.job()
-    wait_for(lambda: "RUNNING" in driver.said())
+    wait_for(lambda: "RUNNING" in driver.text())
     controller = cluster.pid("slurmctld")
     os.kill(controller, 15)
-    wait_for(lambda: "no news: " in driver.said())
+    wait_for(lambda: "state unknown: " in driver.text())
     wait_for(lambda: not Path(f"/proc/{controller}").exists())
     cluster.script("up")
-    said = driver.end(0)
-    assert said.rindex("COMPLETED") > said.rindex("no news")
+    output = driver.end(0)
+    assert output.rindex("COMPLETED") > output.rindex("state unknown")
 
 
-def test_another_cluster_does_not_get_a_run_that_has_a_job(cluster, root):
+def test_a_run_with_an_active_job_is_refused_on_another_cluster(cluster, root):
     first = Driver(root, "elsewhere", "one", "sleep", "5")
     first.job()
-    said = Driver(root, "elsewhere", "here", "true").end(1)
-    assert f"job {first.job()} on one computes this run. Follow it, or hear how it ended: make train" in said
+    output = Driver(root, "elsewhere", "here", "true").end(1)
+    assert f"job {first.job()} on one computes this run" in output
     first.end(0)
 
 
-# What is refused: one message, and nothing was submitted.
+# What is refused: one message, and nothing is submitted.
 
 
 def refused(cluster: Loopback, root: Path, name: str, **environ: str) -> str:
     driver = Driver(root, name, name, "true", **environ)
-    said = driver.end(1)
+    output = driver.end(1)
     assert not (driver.run / "job.json").exists()
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1, said
-    return said
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1, output
+    return output
 
 
-def test_a_partition_that_does_not_exist_is_refused(cluster, root):
-    write_profile(root, "partition", cluster, partition="gpus")
+def test_an_unknown_partition_is_refused(cluster, root):
+    write_cluster_file(root, "partition", cluster, partition="gpus")
     assert "allocation failure: Invalid partition name specified" in refused(cluster, root, "partition")
     assert cluster.jobs("sft-partition") == []
 
 
 @pytest.mark.parametrize("keys", [{"gpus_per_node": 9, "ranks_per_node": 9}, {"nodes": 3}])
 def test_more_than_the_cluster_has_is_refused(cluster, root, keys):
-    write_profile(root, "large", cluster, **keys)
+    write_cluster_file(root, "large", cluster, **keys)
     assert "Requested node configuration is not available" in refused(cluster, root, "large") or "nodes" in keys
     assert cluster.jobs("sft-large") == []
 
 
-def test_an_image_that_is_not_there_is_refused(cluster, root):
-    write_profile(root, "image", cluster, container={"image": "/images/none.sqsh"})
-    assert "/images/none.sqsh: no such image" in refused(cluster, root, "image")
+def test_a_missing_image_is_refused(cluster, root):
+    write_cluster_file(root, "image", cluster, container={"image": "/images/none.sqsh"})
+    assert "container.image: /images/none.sqsh: not found" in refused(cluster, root, "image")
 
 
-def test_a_variable_that_is_not_set_is_refused(cluster, root):
-    write_profile(root, "token", cluster, environment=["SOME_TOKEN"])
-    assert "names SOME_TOKEN, which is not set here" in refused(cluster, root, "token")
+def test_an_unset_variable_is_refused(cluster, root):
+    write_cluster_file(root, "token", cluster, environment=["SOME_TOKEN"])
+    assert "environment: SOME_TOKEN: not set" in refused(cluster, root, "token")
 
 
 def test_a_controller_that_does_not_answer_is_one_message(cluster, root, tmp_path):
     conf = tmp_path / "slurm.conf"
     conf.write_text(cluster.conf.read_text().replace(f"SlurmctldPort={cluster.port}", "SlurmctldPort=9"))
-    write_profile(root, "away", slurm_conf=str(conf))
-    assert re.search("the Slurm controller does not answer|no answer from Slurm", refused(cluster, root, "away"))
+    write_cluster_file(root, "silent-controller", slurm_conf=str(conf))
+    assert re.search(
+        "the Slurm controller does not answer|no answer from Slurm", refused(cluster, root, "silent-controller")
+    )
 
 
 def test_a_cluster_that_is_not_up_is_one_message(cluster, root):
-    write_profile(root, "down", slurm_conf="runs/none/slurm.conf")
-    assert "runs/none/slurm.conf: not found (profile: slurm_conf)" in refused(cluster, root, "down")
+    write_cluster_file(root, "down", slurm_conf="runs/none/slurm.conf")
+    assert "runs/none/slurm.conf: not found" in refused(cluster, root, "down")
 
 
-def test_a_credential_that_slurm_does_not_accept_is_one_message(cluster, root, tmp_path):
-    """A munge with another key stands for an expired token: Slurm answers both with a protocol authentication error."""
+def test_a_rejected_credential_is_one_message(cluster, root, tmp_path):
+    """A munge with another key acts like an expired token: both give a protocol authentication error."""
     (tmp_path / "key").write_bytes(os.urandom(1024))
     (tmp_path / "key").chmod(0o600)
     place = cluster.state / "munge2"
@@ -308,125 +306,123 @@ def test_a_credential_that_slurm_does_not_accept_is_one_message(cluster, root, t
     try:
         conf = tmp_path / "slurm.conf"
         conf.write_text(cluster.conf.read_text().replace("munge/socket", "munge2/socket"))
-        write_profile(root, "stranger", slurm_conf=str(conf))
-        assert "Slurm does not accept who asks" in refused(cluster, root, "stranger")
+        write_cluster_file(root, "credential", slurm_conf=str(conf))
+        assert "Slurm rejects your credential" in refused(cluster, root, "credential")
     finally:
         os.kill(int((place / "pid").read_text()), 15)
 
 
-# What a job gets, and what it does not.
+# What a job gets.
 
 
-def test_a_job_gets_the_variables_that_the_profile_names_and_their_values_stand_in_no_file(cluster, root):
-    write_profile(root, "secret", cluster, environment=["SOME_TOKEN"])
+def test_a_job_gets_the_named_variables_and_no_file_holds_their_values(cluster, root):
+    write_cluster_file(root, "secret", cluster, environment=["SOME_TOKEN"])
     program = 'echo "${SOME_TOKEN:0:3} ${OTHER_TOKEN:-none}"'
     driver = Driver(root, "secret", "secret", "bash", "-c", program, SOME_TOKEN="abcdefgh", OTHER_TOKEN="ijklmnop")
     assert "\nabc none\n" in driver.end(0)
-    looked_at = [path for path in driver.run.rglob("*") if path.is_file()]
-    assert len(looked_at) > 20
-    assert not [path for path in looked_at if b"abcdefgh" in path.read_bytes()]
+    files = [path for path in driver.run.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if b"abcdefgh" in path.read_bytes()]
 
 
 def test_a_job_runs_the_code_of_its_submission(cluster, root):
     driver = Driver(root, "frozen", "one", "bash", "-c", 'cat "$SFT_CODE/params.yaml"; pwd')
     driver.job()
     (root / "params.yaml").write_text("train: {edited: 1}\n")
-    said = driver.end(0)
+    output = driver.end(0)
     (root / "params.yaml").write_text("train: {}\n")
-    assert "\ntrain: {}\n" in said
-    assert f"\n{driver.run}/code\n" in said
+    assert "\ntrain: {}\n" in output
+    assert f"\n{driver.run}/code\n" in output
 
 
-# The check of the nodes, before anything is run.
+# The node check.
 
 
 def test_a_node_without_the_shared_folder_is_named(cluster, root):
-    """The second node gets an empty folder where the project is: its file system is lost to it alone. Slurm ends the
-    job, or the first node waits in vain for the second's number.
-    """
-    write_profile(root, "shared", cluster, nodes=2)
+    """The second node sees an empty project folder. Slurm ends the job, or that node leaves no marker."""
+    write_cluster_file(root, "shared", cluster, nodes=2)
     enter = ["nsenter", f"--target={cluster.pid('slurmd-n2')}", "--mount"]
     subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(root)], check=True)
     try:
-        said = Driver(root, "shared", "shared").end(1, timeout=200)
+        output = Driver(root, "shared", "shared").end(1, timeout=200)
     finally:
         subprocess.run([*enter, "umount", str(root)], check=True)
-    either = "Slurm could not begin it on every node: one may not see the run's|not fit, or without sight of .*: .*n2"
-    assert re.search(either, said), said
+    either = "Slurm could not start it on every node|is not visible, on: .*n2"
+    assert re.search(either, output), output
 
 
-def test_a_node_with_other_packages_is_refused(cluster, root):
-    """The job's snapshot is told other pins than those that are installed."""
-    write_profile(root, "pins", cluster, setup=["echo numpy==0.1 >>$SFT_CODE/packages.txt"])
-    said = Driver(root, "pins", "pins").end(1)
-    assert "error: numpy is " in said
-    assert "wanted 0.1" in said
+def test_a_node_with_other_package_versions_is_refused(cluster, root):
+    """The pins in the job's snapshot differ from what is installed."""
+    write_cluster_file(root, "pins", cluster, job_setup=["echo numpy==0.1 >>$SFT_CODE/packages.txt"])
+    output = Driver(root, "pins", "pins").end(1)
+    assert "error: numpy: found " in output
+    assert "expected 0.1" in output
 
 
 def test_a_node_with_too_little_space_is_refused(cluster, root):
-    write_profile(root, "space", cluster, free_gb=10**9)
+    write_cluster_file(root, "space", cluster, min_free_gb=10**9)
     assert "GB free for" in Driver(root, "space", "space").end(1)
 
 
-# What needs no cluster.
+# Tests without a cluster.
 
 
 def test_a_dry_run_counts_every_check_that_refuses(capsys):
-    told = [
+    paragraphs = [
         "image: ok",
         "Megatron-Bridge: REFUSED: a",
         "estimate and rules:\nREFUSED  batch",
         "data and model: REFUSED: b",
     ]
-    for number, some in ((1, told[:2]), (2, told[:3]), (3, told)):
-        with pytest.raises(InputError, match=f"^{number} of the checks above refuse this job"):
+    for number, some in ((1, paragraphs[:2]), (2, paragraphs[:3]), (3, paragraphs)):
+        with pytest.raises(InputError, match=f"^{number} of the checks "):
             jobs.print_verdict(some)
     jobs.print_verdict(["slurm: ok: nothing is REFUSED: so far"])
     assert "Megatron-Bridge: REFUSED: a" in capsys.readouterr().out
 
 
-def test_a_living_job_is_not_trained_over_here(tmp_path):
-    jobs.refuse_living(tmp_path)
-    record = {"cluster": "big", "stage": "train", "job": "7", "fate": None}
+def test_a_run_with_an_active_job_is_refused_on_this_machine(tmp_path):
+    jobs.refuse_if_active(tmp_path)
+    record = {"cluster": "big", "stage": "train", "job": "7", "outcome": None}
     write_json(tmp_path / "job.json", record)
     with pytest.raises(InputError, match=r"job 7 on big computes this run.*make cancel CLUSTER=big"):
-        jobs.refuse_living(tmp_path)
-    jobs.close(tmp_path, "FAILED", job="8")
-    assert fate(tmp_path) is None
-    jobs.close(tmp_path, "FAILED", job="7")
-    jobs.refuse_living(tmp_path)
+        jobs.refuse_if_active(tmp_path)
+    jobs.record_outcome(tmp_path, "FAILED", job="8")
+    assert jobs.outcome(tmp_path) is None
+    jobs.record_outcome(tmp_path, "FAILED", job="7")
+    jobs.refuse_if_active(tmp_path)
 
 
-def test_inputs_are_kept_as_they_are_when_their_place_gets_others(tmp_path):
+def test_copied_inputs_do_not_change_with_their_source(tmp_path):
     source = tmp_path / "data"
     source.mkdir()
     (source / "a").write_text("old")
-    jobs.keep(source, tmp_path / "kept")
+    jobs.copy_input(source, tmp_path / "copy")
     (source / "a").unlink()
     (source / "a").write_text("new")
-    assert (tmp_path / "kept/a").read_text() == "old"
+    assert (tmp_path / "copy/a").read_text() == "old"
 
 
-def test_steps_are_counted_without_validations_and_the_line_that_is_being_written(tmp_path):
+def test_steps_are_counted_without_validations_and_a_partial_line(tmp_path):
     assert jobs.steps_done(tmp_path) == 0
     lines = [json.dumps({"iteration": n, "loss": 1.0}) for n in (1, 2)]
     (tmp_path / "steps.jsonl").write_text("\n".join([*lines, '{"validation_loss": 1.0}', '{"iteration": 3, "loss"']))
     assert jobs.steps_done(tmp_path) == 2
 
 
-# Last: what began first.
+# The jobs that were started first.
 
 
-def test_at_the_time_limit_a_job_saves_and_is_requeued_and_goes_on(cluster, slow):
-    driver = slow["makes way"]
-    said = driver.end(0, timeout=180)
-    assert "requeued: life 2 goes on from the newest checkpoint" in said
-    assert "the time limit is near: saving a checkpoint" in said
-    assert "goes on from: saved" in said
-    assert "life 2" in said
+def test_near_its_time_limit_a_job_saves_and_is_requeued(cluster, slow):
+    driver = slow["saves"]
+    output = driver.end(0, timeout=180)
+    assert "requeued: attempt 2 resumes from the newest checkpoint" in output
+    assert "the time limit is near: saving a checkpoint" in output
+    assert "resumed from: saved" in output
+    assert "attempt 2" in output
 
 
-def test_a_job_that_does_not_make_way_times_out(slow):
-    said = slow["hangs"].end(1, timeout=180)
-    assert ": TIMEOUT" in said
-    assert "raise `time`" in said
+def test_a_job_that_does_not_stop_times_out(slow):
+    output = slow["hangs"].end(1, timeout=180)
+    assert ": TIMEOUT" in output
+    assert "Raise `time`" in output

@@ -1,4 +1,4 @@
-"""away: what a job is given, how it is named, and what is taken from it. tests/test_submission.py runs the jobs."""
+"""remote_stage: the inputs, key and outs of a job. tests/test_submission.py runs such jobs on a real Slurm."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def project(tmp_path, monkeypatch):
         (tmp_path / "templates").symlink_to(ROOT / "templates")
     run(tmp_path, "git", "init", "-q")
     run(tmp_path, "dvc", "init", "-q")
-    for name in ("data/filtered/calls/kept.parquet", "models/base/tokenizer.json", "reports/filter/calls.json"):
+    for name in ("data/filtered/calls/kept.parquet", "models/base/tokenizer.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     (tmp_path / "models/base/tokenizer_config.json").write_text("{}")
@@ -30,69 +30,80 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_job_is_given_what_dvc_yaml_declares_and_its_key_changes_with_each_of_it(project):
-    found = remote_stage.declared("prep@calls")
-    assert {path.as_posix() for path in found.data} == {
+def test_a_job_gets_the_declared_deps_and_each_of_them_changes_its_key(project):
+    stage = remote_stage.read_stage("prep@calls")
+    assert {path.as_posix() for path in stage.data} == {
         "templates/nano3.jinja",
         "data/filtered/calls",
         "models/base/tokenizer.json",
         "models/base/tokenizer_config.json",
-        "reports/filter/calls.json",
     }
-    assert {path.as_posix() for path in found.outs} == {"data/prepared/calls", "reports/prep/calls.json"}
-    assert found.params["prep"]["template"] == "templates/nano3.jinja"
-    keys = {found.key, remote_stage.Declared(found.deps, {"prep": 1}, found.outs).key}
-    for name in ("data/filtered/calls/kept.parquet", "reports/filter/calls.json"):
+    assert {path.as_posix() for path in stage.outs} == {"data/prepared/calls", "reports/prep/calls.json"}
+    assert stage.params["prep"]["template"] == "templates/nano3.jinja"
+    keys = {stage.key, remote_stage.DeclaredStage(stage.deps, {"prep": 1}, stage.outs).key}
+    for name in ("data/filtered/calls/kept.parquet", "models/base/tokenizer.json"):
         (project / name).write_text("[]")
-        keys.add(remote_stage.declared("prep@calls").key)
+        keys.add(remote_stage.read_stage("prep@calls").key)
     assert len(keys) == 4
-    remote_stage.keep_inputs(found, project / "runs/x")
-    kept = {path.relative_to(project / "runs/x/work").as_posix() for path in (project / "runs/x").rglob("*.*")}
-    assert {"params.yaml", "dvc.yaml", "templates/nano3.jinja", "data/filtered/calls/kept.parquet"} <= kept
+    remote_stage.copy_inputs(stage, project / "runs/x")
+    copied = {path.relative_to(project / "runs/x/work").as_posix() for path in (project / "runs/x").rglob("*.*")}
+    assert {"params.yaml", "dvc.yaml", "templates/nano3.jinja", "data/filtered/calls/kept.parquet"} <= copied
 
 
-def test_a_file_that_is_edited_later_does_not_reach_the_job(project):
-    found = remote_stage.declared("prep@calls")
-    remote_stage.keep_inputs(found, project / "runs/x")
+def test_a_later_edit_does_not_reach_the_job(project):
+    stage = remote_stage.read_stage("prep@calls")
+    remote_stage.copy_inputs(stage, project / "runs/x")
     with (project / "params.yaml").open("a") as params:
         params.write("# edited\n")
     assert "# edited" not in (project / "runs/x/work/params.yaml").read_text()
 
 
-def test_without_its_inputs_a_stage_has_no_key(project):
-    (project / "reports/filter/calls.json").unlink()
-    with pytest.raises(InputError, match=r"reports/filter/calls.json: not found. Run the stages before this one"):
-        _ = remote_stage.declared("prep@calls").key
+def test_a_missing_dep_is_an_error_that_names_it(project):
+    (project / "models/base/tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"models/base/tokenizer\.json: not found"):
+        _ = remote_stage.read_stage("prep@calls").key
 
 
-def test_outs_are_published_and_the_folder_of_the_job_goes(tmp_path, monkeypatch):
+def test_compiled_python_files_do_not_change_the_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = remote_stage.Declared((), {}, (Path("data/out"), Path("reports/out.json")))
+    Path("code/__pycache__").mkdir(parents=True)
+    Path("code/a.py").write_text("1")
+    stage = remote_stage.DeclaredStage((Path("code"),), {}, ())
+    key = stage.key
+    Path("code/__pycache__/a.pyc").write_text("1")
+    assert stage.key == key
+    Path("code/a.py").write_text("2")
+    assert stage.key != key
+
+
+def test_outs_are_published_and_the_job_folder_is_removed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stage = remote_stage.DeclaredStage((), {}, (Path("data/out"), Path("reports/out.json")))
     run = tmp_path / "runs/prep-x"
-    assert not remote_stage.is_made(found, run)
+    assert not remote_stage.has_outs(stage, run)
     for name in ("data/out/a/b", "reports/out.json"):
         (run / "work" / name).parent.mkdir(parents=True, exist_ok=True)
         (run / "work" / name).write_text(name)
-    assert remote_stage.is_made(found, run)
+    assert remote_stage.has_outs(stage, run)
     (tmp_path / "data/out").mkdir(parents=True)
     (tmp_path / "data/out/old").touch()
-    remote_stage.collect(found, run)
+    remote_stage.collect_outs(stage, run)
     assert (tmp_path / "data/out/a/b").read_text() == "data/out/a/b"
     assert not (tmp_path / "data/out/old").exists()
     assert (tmp_path / "reports/out.json").read_text() == "reports/out.json"
     assert not (run / "work").exists()
 
 
-def test_a_stage_without_a_section_is_done_here(project):
-    """Here: it finds that its data is no data."""
-    said = run(project, "python", "-m", "sft.stages.eval", CLUSTER="example", PYTHONPATH="src", fails=True)
-    assert "has no section `eval`" not in said
-    profile = (ROOT / "slurm/clusters/loopback.yaml").read_text()
+def test_a_stage_without_a_section_runs_on_this_machine(project):
+    """Locally it fails, because the data is fake."""
+    output = run(project, "python", "-m", "sft.stages.eval", CLUSTER="example", PYTHONPATH="src", fails=True)
+    assert "no section `eval`" not in output
+    text = (ROOT / "slurm/clusters/loopback.yaml").read_text()
     (project / "slurm").unlink()
     (project / "slurm/clusters").mkdir(parents=True)
     (project / "slurm/clusters/bare.yaml").write_text(
-        "\n".join(line for line in profile.splitlines() if not line.startswith(("eval", "prep")))
+        "\n".join(line for line in text.splitlines() if not line.startswith(("eval", "prep")))
     )
-    said = run(project, "python", "-m", "sft.stages.eval", CLUSTER="bare", PYTHONPATH="src", fails=True)
-    assert "eval: slurm/clusters/bare.yaml has no section `eval`, so this machine does it" in said
-    assert "Run the" in said
+    output = run(project, "python", "-m", "sft.stages.eval", CLUSTER="bare", PYTHONPATH="src", fails=True)
+    assert "eval: slurm/clusters/bare.yaml has no section `eval`" in output
+    assert "not found" in output

@@ -83,7 +83,7 @@ class Ended:
 
 
 def test_what_a_cluster_s_job_computes_is_not_trained_here_too(project):
-    write_json(project / "k/job.json", {"cluster": "big", "stage": "train", "job": "7", "fate": None})
+    write_json(project / "k/job.json", {"cluster": "big", "stage": "train", "job": "7", "outcome": None})
     with pytest.raises(InputError, match="job 7 on big computes this run"):
         stage.launch(run_of(project / "k"), 1)
 

@@ -1,4 +1,4 @@
-"""A real Slurm for tests: two nodes on this machine, in a folder with a short name, ended by its pids."""
+"""A real Slurm for tests: two nodes on this machine, in a temporary folder, stopped by pid."""
 
 import os
 import shutil
@@ -19,22 +19,22 @@ from ruamel.yaml import YAML
 
 from tests.support.project import ROOT, environment
 
-# Submits a run's job with a command of its own, and does with it what the train stage does.
+# Submits a job with a command of its own, then follows and finishes it as the train stage does.
 DRIVER = """
 import sys
 from pathlib import Path
 from sft.cli import run_or_exit
 from sft.cluster import jobs, slurm
-from sft.cluster.cluster_file import read_profile
+from sft.cluster.cluster_file import read_cluster_file
 jobs.SHARED_FILES_SECONDS = 1.0
 jobs.LONGEST_PAUSE_SECONDS = 1.0
-slurm.ANSWER_SECONDS = 5
+slurm.TIMEOUT_SECONDS = 5
 def main():
     run, stage, name, *command = sys.argv[1:]
-    cluster = read_profile(name)
+    cluster = read_cluster_file(name)
     job = jobs.submit(Path(run).absolute(), stage, name, cluster, command=tuple(command))
     print("submitted" if job.is_new else "found", job.id, flush=True)
-    jobs.settle(job, jobs.attend(job, cluster))
+    jobs.finish(job, jobs.wait_or_detach(job, cluster))
 run_or_exit(main)
 """
 
@@ -90,7 +90,7 @@ class Loopback:
         return shown.partition("JobState=")[2].split()[0]
 
     def free(self) -> None:
-        """Wait until both nodes are idle but for n1's long jobs; resume one that was left down or drained."""
+        """Wait until n2 is idle and n1 is up; resume a node that is down or drained."""
 
         def ready() -> bool:
             nodes = dict(line.split() for line in self.ask("sinfo", "-hN", "-o", "%N %T").splitlines())
@@ -99,14 +99,14 @@ class Loopback:
                     self.ask("scontrol", "update", f"nodename={name}", "state=resume", may_fail=True)
             return nodes["n2"] == "idle" and nodes["n1"] in ("idle", "mixed", "allocated")
 
-        wait_for(ready, tell=lambda: self.ask("sinfo", "--Node", "--long") + self.ask("squeue", "--long"))
+        wait_for(ready, describe=lambda: self.ask("sinfo", "--Node", "--long") + self.ask("squeue", "--long"))
 
 
 @contextmanager
 def running_cluster() -> Iterator[Loopback]:
-    """A cluster that ends with the block. Skips the test where this user cannot start one."""
+    """Start a cluster and stop it when the block ends. Skips the test if this user cannot start one."""
     if os.geteuid() or subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True).returncode:
-        pytest.skip("a cluster on one machine needs root, and host names of its own (unshare --mount --uts)")
+        pytest.skip("a cluster on one machine needs root and private host names (unshare --mount --uts)")
     folder = Path(tempfile.mkdtemp(prefix="sft-slurm-"))
     cluster = Loopback(folder / "s", free_port())
     try:
@@ -118,7 +118,7 @@ def running_cluster() -> Iterator[Loopback]:
 
 
 def free_port() -> int:
-    """A port from which three are free that a cluster takes: its controller's and its two nodes'."""
+    """Return a port p where p, p + 101 and p + 102 are free: the controller and two nodes."""
     for port in range(10_000 + os.getpid() % 5_000, 20_000):
         try:
             for wanted in (port, port + 101, port + 102):
@@ -130,27 +130,27 @@ def free_port() -> int:
     raise AssertionError("no free ports")
 
 
-def write_profile(root: Path, name: str, cluster: Loopback | None = None, **keys: Any) -> Path:
-    """Write a profile: one node of the cluster, one rank, unless told otherwise."""
-    profile = {"partition": "main", "nodes": 1, "gpus_per_node": 0, "ranks_per_node": 1, "free_gb": 1}
-    profile |= {"time": 10, "stop_seconds": 60}
+def write_cluster_file(root: Path, name: str, cluster: Loopback | None = None, **keys: Any) -> Path:
+    """Write a cluster file: by default one node, one rank."""
+    values = {"partition": "main", "nodes": 1, "gpus_per_node": 0, "ranks_per_node": 1, "min_free_gb": 1}
+    values |= {"time": 10, "save_before_seconds": 60}
     if cluster:
-        profile["slurm_conf"] = str(cluster.conf)
+        values["slurm_conf"] = str(cluster.conf)
     path = root / f"slurm/clusters/{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    YAML().dump({**profile, **keys}, path)
+    YAML().dump({**values, **keys}, path)
     return path
 
 
 class Driver:
-    """A process that submits a run's job, follows it, and says what became of it."""
+    """A process that submits a run's job, follows it and prints how it ended."""
 
-    def __init__(self, root: Path, run: str, profile: str, *command: str, stage: str = "train", **environ: str):
+    def __init__(self, root: Path, run: str, cluster: str, *command: str, stage: str = "train", **environ: str):
         self.run = root / "runs" / run
         self.output = root / f"driver-{time.monotonic_ns()}.txt"
         with self.output.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", DRIVER, str(self.run), stage, profile, *command],
+                [sys.executable, "-c", DRIVER, str(self.run), stage, cluster, *command],
                 cwd=root,
                 env={**environment(**environ), "PYTHONPATH": str(ROOT / "src")},
                 stdin=subprocess.DEVNULL,
@@ -159,34 +159,34 @@ class Driver:
                 start_new_session=True,
             )
 
-    def said(self) -> str:
+    def text(self) -> str:
         """What it has printed."""
         return self.output.read_text()
 
     def job(self) -> str:
-        """The id of its job, waited for."""
-        wait_for(lambda: "submitted " in self.said() or "found " in self.said() or self.process.poll() is not None)
-        return next(line.split()[1] for line in self.said().splitlines() if line.startswith(("submitted", "found")))
+        """Wait for the id of its job and return it."""
+        wait_for(lambda: "submitted " in self.text() or "found " in self.text() or self.process.poll() is not None)
+        return next(line.split()[1] for line in self.text().splitlines() if line.startswith(("submitted", "found")))
 
     def end(self, status: int, timeout: float = 120) -> str:
-        """Wait for its end with this exit status; return what it printed."""
+        """Wait until it ends, check its exit status, and return what it printed."""
         try:
-            found = self.process.wait(timeout)
+            actual = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"the driver did not end:\n{self.said()}") from None
-        assert found == status, f"status {found}:\n{self.said()}"
-        return self.said()
+            raise AssertionError(f"the driver did not end:\n{self.text()}") from None
+        assert actual == status, f"exit status {actual}:\n{self.text()}"
+        return self.text()
 
     def kill(self) -> None:
-        """End it and what it started, as a closed connection does not even do it."""
+        """Kill it and all processes it started."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90, tell: Callable[[], str] = str) -> None:
-    """Wait until something is so; `tell` says how things are where it never is."""
+def wait_for(condition: Callable[[], Any], seconds: float = 90, describe: Callable[[], str] = str) -> None:
+    """Wait until a condition holds; `describe` returns the text of the failure."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited in vain: {tell()}"
+        assert time.monotonic() < end, f"timed out: {describe()}"
         time.sleep(0.1)

@@ -1,12 +1,12 @@
-"""queue: the jobs of this project on a cluster, for people: status, logs, cancel.
+"""Show, follow and cancel the jobs of this project on a cluster.
 
 runs/*/job.json, Slurm  ->  the terminal
 
-    python -m sft.cluster.cli status --cluster NAME           every run that went there, and what became of it
-    python -m sft.cluster.cli logs --cluster NAME [--run KEY]    the newest job's log, to its end
-    python -m sft.cluster.cli cancel --cluster NAME [--run KEY]  the living job
+    python -m sft.cluster.cli status --cluster NAME              every run submitted there, with its state
+    python -m sft.cluster.cli logs --cluster NAME [--run KEY]    the log of the newest job, until it ends
+    python -m sft.cluster.cli cancel --cluster NAME [--run KEY]  cancel the active job
 
-They change no record: the stage's own command (`make train CLUSTER=…`) collects what became of a job.
+These commands record nothing. The stage's own command (`make train CLUSTER=NAME`) records how a job ended.
 """
 
 from pathlib import Path
@@ -18,61 +18,65 @@ from sft.files import project_root
 
 
 def jobs_on(cluster: str, key: str = "") -> list[jobs.Job]:
-    """Return the last job of each run on a cluster whose name begins with `key`, the newest job last."""
+    """Return the last job on a cluster of each run whose name begins with `key`, newest job last."""
     runs = sorted(path.parent for path in (project_root() / "runs").glob(f"{key}*/job.json"))
-    found = [job for run in runs if (job := jobs.last(run)) and job.cluster == cluster]
-    return sorted(found, key=lambda job: int(job.id))
+    listed = [job for run in runs if (job := jobs.last_job(run)) and job.cluster == cluster]
+    return sorted(listed, key=lambda job: int(job.id))
 
 
-def status(found: list[jobs.Job], cluster: Cluster) -> None:
-    """List the jobs: run, stage, job, state, how far."""
-    for job in found:
-        fate = jobs.fate(job.run)
-        state = f"ended: {fate}" if fate else str(slurm.state(cluster, job.id, job.name) or "not known to Slurm")
+def print_status(listed: list[jobs.Job], cluster: Cluster) -> None:
+    """Print a line per job: run, stage, job, state, steps."""
+    for job in listed:
+        outcome = jobs.outcome(job.run)
+        state = f"ended: {outcome}" if outcome else str(slurm.state(cluster, job.id, job.name) or "not known to Slurm")
         steps = jobs.steps_done(job.run)
         echo(f"{job.run.name}  {job.stage}  job {job.id}  {state}" + (f"  step {steps}" if steps else ""))
-    if not found:
-        echo("no run went there from here")
+    if not listed:
+        echo("no run of this project was submitted there")
 
 
-def newest(found: list[jobs.Job], name: str) -> jobs.Job:
+def newest(listed: list[jobs.Job], name: str) -> jobs.Job:
     """Return the newest job. Raises InputError: there is none."""
-    if not found:
-        raise InputError(f"no run of that name went to {name} from here: make status CLUSTER={name} lists them")
-    return found[-1]
+    if not listed:
+        raise InputError(f"CLUSTER={name}: no such run was submitted there. To list runs: make status CLUSTER={name}")
+    return listed[-1]
 
 
-def the_living(found: list[jobs.Job], name: str) -> jobs.Job:
-    """Return the one job that may still run. Raises InputError: there is none, or several."""
-    living = [job for job in found if jobs.living(job.run)]
-    if len(living) != 1:
-        listed = ", ".join(f"{job.run.name} (job {job.id})" for job in living) or "none"
-        which = f". Say which: make cancel CLUSTER={name} RUN=<the first digits of its name>" if living else ""
-        raise InputError(f"living jobs on {name}: {listed}{which}")
-    return living[0]
+def the_active_job(listed: list[jobs.Job], name: str) -> jobs.Job:
+    """Return the one active job. Raises InputError: there is none, or several."""
+    active = [job for job in listed if jobs.active_job(job.run)]
+    if not active:
+        raise InputError(f"CLUSTER={name}: no active job")
+    if len(active) > 1:
+        names = ", ".join(f"{job.run.name} (job {job.id})" for job in active)
+        raise InputError(
+            f"CLUSTER={name}: {len(active)} active jobs: {names}. "
+            f"Choose one: make cancel CLUSTER={name} RUN=<first digits of its name>"
+        )
+    return active[0]
 
 
-def do(command: str, name: str, key: str) -> None:
-    """Do what is asked."""
-    cluster, found = read_cluster_file(name), jobs_on(name, key)
+def run_command(command: str, name: str, key: str) -> None:
+    """Run one of status, logs and cancel."""
+    cluster, listed = read_cluster_file(name), jobs_on(name, key)
     if command == "status":
-        status(found, cluster)
+        print_status(listed, cluster)
     elif command == "logs":
-        jobs.follow(newest(found, name), cluster)
+        jobs.follow(newest(listed, name), cluster)
     else:
-        job = the_living(found, name)
+        job = the_active_job(listed, name)
         slurm.cancel(cluster, job.id)
-        echo(f"{job}: cancelled; checkpoints and logs are kept in {Path('runs', job.run.name)}")
+        echo(f"{job}: cancelled. Its checkpoints and logs stay in {Path('runs', job.run.name)}")
 
 
 def main() -> None:
-    """Read the command and do it."""
+    """Parse the command line and run the command."""
     parser = make_parser(__name__, __doc__)
     parser.add_argument("command", choices=["status", "logs", "cancel"])
-    parser.add_argument("--cluster", required=True, metavar="NAME", help="a profile: slurm/clusters/NAME.yaml")
-    parser.add_argument("--run", default="", metavar="KEY", help="a run: the first digits of its name in runs/")
-    asked = parser.parse_args()
-    run_or_exit(lambda: do(asked.command, asked.cluster, asked.run))
+    parser.add_argument("--cluster", required=True, metavar="NAME", help="a cluster file: slurm/clusters/NAME.yaml")
+    parser.add_argument("--run", default="", metavar="KEY", help="the first digits of a run's name in runs/")
+    args = parser.parse_args()
+    run_or_exit(lambda: run_command(args.command, args.cluster, args.run))
 
 
 if __name__ == "__main__":

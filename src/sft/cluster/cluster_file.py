@@ -1,13 +1,13 @@
-"""A cluster's profile: where a stage's job runs, and how its nodes are made ready. It never says what is computed.
+"""Read a cluster file, slurm/clusters/<name>.yaml: where the jobs of a stage run, and how their nodes are set up.
 
-slurm/clusters/<name>.yaml, checked -> `Cluster`, as one stage asks for it. Nothing here is part of a lineage key,
-and no stage of dvc.yaml depends on a profile: changing one reruns nothing.
+A cluster file never says what is computed. It is not part of the lineage key and no dependency in dvc.yaml: changing
+it reruns nothing.
 """
 
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -16,155 +16,168 @@ from sft.files import project_root
 from sft.params.base import Positive, Section
 from sft.params.read import read_yaml
 
-PROFILES = Path("slurm/clusters")
-STAGES = ("prep", "train", "eval")
-# Options of sbatch that follow from the profile's own keys, or that a job relies on.
-OURS = frozenset(
+CLUSTER_FILES = Path("slurm/clusters")
+# sbatch options that the cluster file's own keys set, or that the job relies on.
+RESERVED_OPTIONS = frozenset(
     "account chdir export gpus-per-node job-name nodes no-requeue ntasks ntasks-per-node open-mode output parsable "
     "partition requeue signal time wait".split()
 )
-Minutes = Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$"), BeforeValidator(lambda v: str(v) if v else v)]
-Name = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$"), BeforeValidator(lambda v: str(v) if v else v)]
+VariableName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Container(Section):
-    """An image that pyxis starts on every node."""
+    """The image that pyxis starts on every node."""
 
     image: str
-    """What `srun --container-image` takes: a .sqsh file, or a registry's name."""
+    """As `srun --container-image` takes it: a .sqsh file or a name in a registry."""
     mounts: list[str] = Field(default_factory=list)
-    """More mounts, as outside:inside; the project's own folder is always there."""
+    """Extra mounts, as outside:inside. The project folder is always mounted."""
 
     @property
     def is_file(self) -> bool:
-        """Whether the image is a file, which must be there, or a name that a registry knows."""
+        """Whether the image is a file, not a name in a registry."""
         return self.image.startswith(("/", ".")) or self.image.endswith(".sqsh")
 
 
-class Asked(Section):
-    """What another stage asks for where it differs from training."""
+class StageResources(Section):
+    """What prep or eval requests differently from training."""
 
     partition: str | None = None
     nodes: Positive | None = None
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     ranks_per_node: Positive | None = None
-    time: Minutes | None = None
-    options: list[str] | None = None
+    time: TimeLimit | None = None
+    sbatch_options: list[str] | None = None
 
 
 class Cluster(Section):
-    """A profile. What stands at its top is what training asks for."""
+    """A cluster file. Its top level is what training requests."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "stop_seconds": "save_before_seconds",
+        "free_gb": "min_free_gb",
+        "options": "sbatch_options",
+        "prep.options": "prep.sbatch_options",
+        "eval.options": "eval.sbatch_options",
+        "setup": "job_setup",
+    }
+    """Keys of version 0.1.0 and their new names."""
 
     partition: str
     account: str | None = None
     nodes: Positive
     gpus_per_node: Annotated[int, Field(ge=0)]
-    """0 = train on CPUs."""
+    """0: train on CPUs."""
     gpu: str | None = None
-    """Which, for estimates: H100, H200, …, or its memory in bytes; null = not known."""
+    """GPU model for estimates: H100, H200, ..., or its memory in bytes. null: unknown."""
     ranks_per_node: Positive | None = None
-    """Processes on a node; null = one for each GPU."""
-    time: Minutes
-    """Time limit of one life of the job, as sbatch reads it: minutes, or [days-]hours:minutes:seconds."""
-    stop_seconds: Annotated[int, Field(ge=5)] = 600
-    """So long before the limit training saves a checkpoint and makes way for the next life; less than `time`."""
+    """Processes per node. null: one per GPU."""
+    time: TimeLimit
+    """Time limit of one attempt, in the format of sbatch: minutes, or [days-]hours:minutes:seconds."""
+    save_before_seconds: Annotated[int, Field(ge=5)] = 600
+    """Training saves a checkpoint and is requeued this long before the time limit. Must be less than `time`."""
     requeues: Annotated[int, Field(ge=0)] = 20
-    """Lives after the first: time limit, preemption and lost nodes together."""
-    free_gb: Positive = 20
-    """Free space that the file system of runs/ must have when a life starts."""
+    """How often a job may be requeued: time limits, preemptions and node failures together."""
+    min_free_gb: Positive = 20
+    """Free space that the file system of runs/ needs when an attempt starts."""
     container: Container | None = None
     python: str | None = None
-    """Interpreter on the nodes, or in the container; null = the one that submits."""
-    setup: list[str] = Field(default_factory=list)
-    """Lines of bash before the job's own: modules, NCCL settings."""
-    options: list[str] = Field(default_factory=list)
-    """More options of sbatch."""
-    environment: list[Name] = Field(default_factory=list)
-    """Variables that the job gets from the shell that submits, by name: tokens and keys."""
+    """Interpreter on the nodes or in the container. null: the one that submits."""
+    job_setup: list[str] = Field(default_factory=list)
+    """Lines of bash that run first in the job: modules, NCCL settings."""
+    sbatch_options: list[str] = Field(default_factory=list)
+    """Extra sbatch options."""
+    environment: list[VariableName] = Field(default_factory=list)
+    """Names of variables that the job inherits from the submitting shell: tokens and keys."""
     slurm_conf: str | None = None
-    """slurm.conf of this cluster, where it is not the machine's own; relative to the project."""
-    prep: Asked | None = None
-    eval: Asked | None = None
-    """What these stages ask for; null = they are run by the machine that asks."""
+    """slurm.conf of this cluster, relative to the project. null: the machine's default."""
+    prep: StageResources | None = None
+    eval: StageResources | None = None
+    """What these stages request. null: they run on this machine."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_consistency(self) -> Self:
         if not self.gpus_per_node and self.ranks_per_node is None:
-            raise ValueError("gpus_per_node is 0, so ranks_per_node must say how many processes train on a node")
+            raise ValueError("gpus_per_node is 0: set ranks_per_node to the number of processes per node")
         if self.gpus_per_node and self.ranks_per_node not in (None, self.gpus_per_node):
-            raise ValueError(f"ranks_per_node is {self.ranks_per_node}: with GPUs it is their number; leave it out")
-        for option in self.options:
+            raise ValueError(
+                f"ranks_per_node is {self.ranks_per_node}, gpus_per_node is {self.gpus_per_node}: training runs one "
+                "process per GPU. Remove ranks_per_node"
+            )
+        for option in self.sbatch_options:
             name = option.removeprefix("--").partition("=")[0]
-            if not option.startswith("--") or name in OURS:
-                why = "is set by the profile's own keys or by the job" if name in OURS else "expected --name=value"
-                raise ValueError(f"options: {option!r}: {why}")
+            if name in RESERVED_OPTIONS:
+                raise ValueError(f"sbatch_options: {option!r} is set by another key of this file or by the job")
+            if not option.startswith("--"):
+                raise ValueError(f"sbatch_options: {option!r}: expected --name or --name=value")
         return self
 
     @property
     def ranks_on_node(self) -> int:
-        """Processes on a node."""
+        """Processes per node."""
         return self.ranks_per_node or self.gpus_per_node
 
     @property
     def ranks(self) -> int:
-        """Processes in all."""
+        """Processes on all nodes."""
         return self.nodes * self.ranks_on_node
 
-    def asked_by(self, stage: str) -> "Cluster | None":
-        """Return the profile as a stage asks for it; None: the stage is not for this cluster."""
+    def for_stage(self, stage: str) -> "Cluster | None":
+        """Return the cluster file with what `stage` requests at its top level, or None: the stage runs locally."""
         if stage == "train":
             return self
-        asked: Asked | None = getattr(self, stage)
-        if asked is None:
+        resources: StageResources | None = getattr(self, stage)
+        if resources is None:
             return None
-        differing: dict[str, Any] = {name: value for name, value in asked if value is not None}
-        if "gpus_per_node" in differing:
-            differing.setdefault("ranks_per_node", None if differing["gpus_per_node"] else 1)
-        return Cluster.model_validate({**self.model_dump(), **differing, "prep": None, "eval": None})
+        overrides: dict[str, Any] = {name: value for name, value in resources if value is not None}
+        if "gpus_per_node" in overrides:
+            overrides.setdefault("ranks_per_node", None if overrides["gpus_per_node"] else 1)
+        return Cluster.model_validate({**self.model_dump(), **overrides, "prep": None, "eval": None})
 
 
 def is_on(switch: str) -> bool:
-    """Whether a switch of the environment is on: DETACH=1."""
+    """Whether an environment variable switches something on, such as DETACH=1."""
     return os.environ.get(switch, "") not in ("", "0")
 
 
 def requested_cluster() -> str:
-    """Return the profile's name that the environment asks for (CLUSTER), or an empty text.
+    """Return the name in the environment variable CLUSTER, or an empty string.
 
-    Raises:  InputError: DETACH or DRY_RUN is on, without a cluster that it could be about.
+    Raises:  InputError: DETACH or DRY_RUN is on without CLUSTER.
     """
     name = os.environ.get("CLUSTER", "")
     for switch in ("DETACH", "DRY_RUN"):
         if not name and is_on(switch):
-            raise InputError(f"{switch}=1 is about a cluster's job: name the cluster with CLUSTER=<profile>, too")
+            raise InputError(f"{switch}=1 needs a cluster. Add CLUSTER=<name of a file in {CLUSTER_FILES}/>.")
     return name
 
 
 def read_cluster_file(name: str) -> Cluster:
-    """Read and check a profile.
+    """Read and check slurm/clusters/<name>.yaml.
 
-    Raises:  InputError: there is none of that name, it is wrong, or a training by it would stop as soon as it starts.
+    Raises:  InputError: no such file, a wrong key or value, or a time limit that leaves no time to train.
     """
-    folder = project_root() / PROFILES
+    folder = project_root() / CLUSTER_FILES
     path = folder / f"{name}.yaml"
     if not re.fullmatch(r"[\w-]+", name) or not path.exists():
-        known = ", ".join(sorted(profile.stem for profile in folder.glob("*.yaml"))) or "none"
-        what = f"CLUSTER={name}: no profile {PROFILES}/{name}.yaml" if name else "CLUSTER= names no profile"
-        raise InputError(f"{what}. Profiles here: {known}. Copy {PROFILES}/example.yaml and fill it in.")
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
+        problem = f"CLUSTER={name}: {CLUSTER_FILES}/{name}.yaml: not found" if name else "CLUSTER= is empty"
+        raise InputError(f"{problem}. Clusters: {known}. To add one, copy {CLUSTER_FILES}/example.yaml.")
     cluster = read_yaml(path, Cluster)
-    if 0 < (limit := seconds(cluster.time)) <= cluster.stop_seconds:
+    if 0 < (limit := parse_time_limit(cluster.time)) <= cluster.save_before_seconds:
         raise InputError(
-            f"{PROFILES}/{name}.yaml: time is {cluster.time}, {limit} seconds, and stop_seconds is "
-            f"{cluster.stop_seconds}: a training would be requeued from its first second on, without a step. Raise "
-            f"time, or set stop_seconds to less than {limit}: what a checkpoint takes, and some."
+            f"{CLUSTER_FILES}/{name}.yaml: save_before_seconds: {cluster.save_before_seconds} is not less than the "
+            f"time limit, {limit} seconds (time: {cluster.time}): training would be requeued before its first step. "
+            f"Raise time, or set save_before_seconds to less than {limit}."
         )
     return cluster
 
 
-def seconds(time: str) -> int:
-    """Return how long a time limit is, as sbatch reads it; 0: there is none.
+def parse_time_limit(time: str) -> int:
+    """Return the seconds in an sbatch time limit; 0 means no limit.
 
-    >>> [seconds(time) for time in ("30", "30:15", "4:00:00", "1-0", "1-2:30", "1-2:30:15")]
+    >>> [parse_time_limit(time) for time in ("30", "30:15", "4:00:00", "1-0", "1-2:30", "1-2:30:15")]
     [1800, 1815, 14400, 86400, 95400, 95415]
     """
     days, dash, rest = time.rpartition("-")
@@ -173,11 +186,11 @@ def seconds(time: str) -> int:
     return int(days or 0) * 86_400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
-def find_image(cluster: Cluster) -> None:
-    """Refuse an image that is a file and is not there. Raises InputError."""
+def check_image(cluster: Cluster) -> None:
+    """Check that an image that is a file exists. Raises InputError."""
     container = cluster.container
     if container and container.is_file and not (project_root() / container.image).exists():
         raise InputError(
-            f"{container.image}: no such image (profile: container.image). Nothing was submitted. Give the path of a "
-            "file that this machine and the nodes see, or a registry's name."
+            f"container.image: {container.image}: not found; nothing was submitted. Give a path that this machine and "
+            "the nodes can see, or a name in a registry."
         )

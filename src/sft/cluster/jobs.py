@@ -1,16 +1,16 @@
-"""Jobs: a run's way through a cluster, from submission to what became of it.
+"""The job of a run: submit it, follow it, and record how it ended.
 
-runs/<run>/job.json    cluster, stage, job id, and what became of it once that is known
+runs/<run>/job.json    cluster, stage, job id, and the outcome once it is known
 runs/<run>/code/       what the job runs: code, params.yaml, scripts
-runs/<run>/inputs/     the data that it reads, as it was when submitted
-runs/<run>/logs/       <job>.log, <job>-<life>/node-<n>.log, latest
-runs/<run>/complete    written last by the job: the run's name, which holds its lineage key
+runs/<run>/inputs/     the data it reads, as of submission
+runs/<run>/logs/       <job>.log, <job>-<restart>/node-<n>.log, latest
+runs/<run>/complete    written last by the job; holds the run's name, which is the lineage key
 
 Guarantees:
-- A run has one living job at most, also when two shells submit it at once, or one died while it did: a job is
-  known by its record, and before that by its name, which holds the lineage key.
-- A job computes what was submitted: no later edit of code, params or data reaches it.
-- What became of a job is said by Slurm's state and by `complete`; never by an exit code.
+- A run has at most one active job, even if two shells submit it at once or one dies while it submits: a job is found
+  by job.json, or else by its name, which holds the lineage key.
+- A job computes what was submitted. Later edits of code, params or data do not reach it.
+- Slurm's state and `complete` decide the outcome. An exit code never does.
 """
 
 import contextlib
@@ -26,53 +26,52 @@ from typing import NoReturn
 
 from sft.cli import InputError, echo
 from sft.cluster import slurm
-from sft.cluster.cluster_file import Cluster, find_image, is_on
+from sft.cluster.cluster_file import Cluster, check_image, is_on
 from sft.files import REPOSITORY, file_lock, publish_file, publish_folder, read_json, write_json
 from sft.lineage.key import package_versions
 from sft.params.read import PARAMS
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0  # between two questions to the controller
-SHARED_FILES_SECONDS = 15.0  # a network file system may show a node's last files so much later
+SHARED_FILES_SECONDS = 15.0  # a network file system can show the last files of a node this late
 LOCK_SECONDS = 120.0
-LAST_LINES = 20
-# What Slurm writes into a log where a step took more memory than the job has; the job itself is FAILED then.
+TAIL_LINES = 20
+# Slurm writes this into the log if a step runs out of memory; the state of the job is then FAILED.
 OUT_OF_MEMORY = re.compile(r"Out Of Memory|oom[-_]kill", re.IGNORECASE)
-COMPLETE = "complete"
-TO_COLLECT = 3  # exit status: the job has ended, and DVC, which runs the stage, is to collect what it made
-# By Slurm's state, or by its reason.
-WHAT_TO_DO = {
+MARKER = "complete"
+READY_FOR_DVC = 3  # exit status: the job has ended; the Makefile now runs the stage in DVC to collect its outputs
+# By Slurm's state or reason.
+ADVICE = {
     "CANCELLED": "somebody cancelled it",
-    "JobLaunchFailure": "Slurm could not begin it on every node: one may not see the run's folder, which must be on a "
-    "file system that all nodes share, and have mounted",
-    "DEADLINE": "it could not end before its deadline",
-    "NODE_FAIL": "a node was lost, and Slurm did not requeue the job",
-    "OUT_OF_MEMORY": "a node ran out of memory: ask for more (options: [--mem=0]), or change the parallel layout",
-    "PREEMPTED": "another job took its nodes, and Slurm did not requeue it: the partition's rule",
-    "TIMEOUT": "it reached the time limit without making way: raise `time`, or `stop_seconds` so that a "
-    "checkpoint is saved in it",
+    "JobLaunchFailure": "Slurm could not start it on every node. A node may not see the run's folder: put the project "
+    "on a file system that all nodes share",
+    "DEADLINE": "it could not finish before its deadline",
+    "NODE_FAIL": "a node failed, and Slurm did not requeue the job",
+    "OUT_OF_MEMORY": "a node ran out of memory. Request more (sbatch_options: [--mem=0]) or change the parallel layout",
+    "PREEMPTED": "another job took its nodes, and this partition does not requeue preempted jobs",
+    "TIMEOUT": "it reached the time limit before it saved a checkpoint. Raise `time` or `save_before_seconds`",
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted run."""
+    """A submitted job."""
 
     run: Path
     stage: str
     cluster: str
     id: str
     is_new: bool = False
-    """Submitted just now, by this process."""
+    """Whether this process submitted it."""
 
     @property
     def name(self) -> str:
-        """Name of the job in Slurm: it holds the lineage key."""
+        """Name of the job in Slurm."""
         return job_name(self.run)
 
     @property
-    def again(self) -> str:
-        """The command that follows the job, collects what it made, or submits it again."""
+    def make_command(self) -> str:
+        """The command that follows the job, collects its outputs, or submits it again."""
         return f"make {self.stage} CLUSTER={self.cluster}"
 
     def __str__(self) -> str:
@@ -80,43 +79,45 @@ class Job:
 
 
 def job_name(run: Path) -> str:
-    """Name a run's jobs."""
+    """Return the name of a run's jobs in Slurm: it holds the lineage key."""
     return f"sft-{run.name}"
 
 
 @contextlib.contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Hold a run: nobody else submits it, or writes down its end. Ends with the process, however that ends."""
-    with file_lock(run / "job.lock", LOCK_SECONDS) as held:
-        if not held:
-            raise InputError(f"{run}: another process submits this run; wait for it")
+def job_lock(run: Path) -> Iterator[None]:
+    """Hold the lock to submit a run's job or record its outcome. Released when the process ends."""
+    with file_lock(run / "job.lock", LOCK_SECONDS) as is_held:
+        if not is_held:
+            raise InputError(f"{run}: another process is submitting this run. Wait for it, then rerun.")
         yield
 
 
-def last(run: Path) -> Job | None:
-    """Return the last job of a run that was written down, or None."""
+def last_job(run: Path) -> Job | None:
+    """Return the last recorded job of a run, or None."""
     path = run / "job.json"
     record = read_json(path) if path.exists() else None
     return Job(run, record["stage"], record["cluster"], record["job"]) if record else None
 
 
-def fate(run: Path) -> str | None:
-    """Return what became of a run's last job; None: nobody has heard its end."""
-    return str(found) if (found := read_json(run / "job.json")["fate"]) else None
+def outcome(run: Path) -> str | None:
+    """Return how the run's last job ended: complete, or Slurm's state. None: not known yet."""
+    record = read_json(run / "job.json")
+    recorded = record["outcome"] if "outcome" in record else record["fate"]  # version 0.1.0
+    return str(recorded) if recorded else None
 
 
-def living(run: Path) -> Job | None:
-    """Return the job that computes a run, or None; a job nobody has heard the end of counts."""
-    job = last(run)
-    return job if job and fate(run) is None else None
+def active_job(run: Path) -> Job | None:
+    """Return the run's job unless its outcome is recorded, or None."""
+    job = last_job(run)
+    return job if job and outcome(run) is None else None
 
 
-def refuse_living(run: Path) -> None:
-    """Refuse to compute here, or on another cluster, what a job computes. Raises InputError."""
-    if job := living(run):
+def refuse_if_active(run: Path) -> None:
+    """Raise InputError if a job computes this run: it must not also run here or on another cluster."""
+    if job := active_job(run):
         raise InputError(
-            f"{job} computes this run. Follow it, or hear how it ended: {job.again}. "
-            f"End it: make cancel CLUSTER={job.cluster}"
+            f"{job} computes this run. To follow it or collect its outputs: {job.make_command}. "
+            f"To cancel it: make cancel CLUSTER={job.cluster}"
         )
 
 
@@ -127,43 +128,43 @@ def submit(
     cluster: Cluster,
     prepare: Callable[[], None] = lambda: None,
     command: tuple[str, ...] = (),
-    more: dict[str, str] | None = None,
+    extra_variables: dict[str, str] | None = None,
 ) -> Job:
-    """Return the run's living job, or submit one.
+    """Return the run's active job, or submit one.
 
     Args:
-        run: The run's folder.
+        run: Folder of the run.
         stage: prep, train or eval.
-        name: Name of the profile.
-        cluster: The profile, as the stage asks for it.
+        name: Name of the cluster file.
+        cluster: What the stage requests.
         prepare: Called before a job is submitted, to put its inputs into the run's folder.
-        command: What every node runs instead of the stage, to try a cluster.
-        more: More variables of the job.
+        command: Command that every node runs instead of the stage, to try a cluster.
+        extra_variables: Added to the job's environment.
 
-    Raises:  InputError: Slurm refuses it, does not answer, or what the profile names is not there.
+    Raises:  InputError: Slurm rejects the job or does not answer, or something that the cluster file names is missing.
     """
-    with alone(run):
-        if job := living(run):
+    with job_lock(run):
+        if job := active_job(run):
             if job.cluster != name:
-                refuse_living(run)
+                refuse_if_active(run)
             return job
-        environment = {**slurm.job_environment(cluster, run=run, python=sys.executable), **(more or {})}
-        slurm.find_variables(cluster)
-        find_image(cluster)
-        found = slurm.find(cluster, job_name(run))  # submitted, and not written down: the submitter died
-        if not found:
-            test(run, stage, cluster, environment)
+        environment = {**slurm.job_environment(cluster, run=run, python=sys.executable), **(extra_variables or {})}
+        slurm.check_variables(cluster)
+        check_image(cluster)
+        existing = slurm.find(cluster, job_name(run))  # submitted by a process that died before it wrote job.json
+        if not existing:
+            ask_slurm(run, stage, cluster, environment)
             prepare()
-            snapshot(run, cluster)
+            write_snapshot(run, cluster)
             (run / "logs").mkdir(exist_ok=True)
-            (run / COMPLETE).unlink(missing_ok=True)
+            (run / MARKER).unlink(missing_ok=True)
         line = slurm.submit_command(cluster, stage=stage, name=job_name(run), run=run, command=command)
-        number = found or slurm.submit(cluster, line, environment)
-        write_json(run / "job.json", {"cluster": name, "stage": stage, "job": number, "fate": None})
-        return Job(run, stage, name, number, is_new=found is None)
+        job_id = existing or slurm.submit(cluster, line, environment)
+        write_json(run / "job.json", {"cluster": name, "stage": stage, "job": job_id, "outcome": None})
+        return Job(run, stage, name, job_id, is_new=existing is None)
 
 
-def snapshot(run: Path, cluster: Cluster) -> None:
+def write_snapshot(run: Path, cluster: Cluster) -> None:
     """Publish runs/<run>/code: all that a job reads besides its data."""
     with publish_folder(run / "code") as code:
         shutil.copytree(REPOSITORY / "src", code / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -171,14 +172,16 @@ def snapshot(run: Path, cluster: Cluster) -> None:
         (code / "slurm").mkdir()
         for script in sorted([*(REPOSITORY / "slurm").glob("*.sbatch"), *(REPOSITORY / "slurm").glob("node_*.sh")]):
             shutil.copy(script, code / "slurm" / script.name)
-        (code / "setup.sh").write_text("".join(f"{line}\n" for line in cluster.setup), encoding="utf-8")
+        (code / "job_setup.sh").write_text("".join(f"{line}\n" for line in cluster.job_setup), encoding="utf-8")
         pins = "".join(f"{package}=={version}\n" for package, version in package_versions().items())
         (code / "packages.txt").write_text(pins, encoding="utf-8")
 
 
-def keep(source: Path, target: Path) -> None:
-    """Publish a copy of a file or folder. A folder's files are links to the same files, which take no space: what
-    replaces the folder later replaces names, not files. A single file may be one that people edit: it is copied.
+def copy_input(source: Path, target: Path) -> None:
+    """Publish a copy of a file or folder that later changes of `source` do not reach.
+
+    A folder's files become hard links, which take no space: stages replace a folder and never write into its files.
+    A single file is copied, because people edit such files in place.
     """
     if source.is_dir():
         with publish_folder(target) as partial:
@@ -196,222 +199,228 @@ def _link(source: str, target: str) -> None:
 
 
 def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:
-    """Return what would be submitted, and what Slurm says of it, as text; change nothing."""
+    """Return what would be submitted and what the checks report, as paragraphs of text. Changes nothing."""
     environment = slurm.job_environment(cluster, run=run, python=sys.executable)
     command = slurm.submit_command(cluster, stage=stage, name=job_name(run), run=run)
     script = REPOSITORY / "slurm" / f"{stage}.sbatch"
-    shown = [f"  {name}={value if name.startswith('SFT_') else '(as here)'}" for name, value in environment.items()]
+    variables = [
+        f"  {name}={value if name.startswith('SFT_') else '(as in this shell)'}" for name, value in environment.items()
+    ]
+    setup = "".join(f"\n  {line}" for line in cluster.job_setup) or " empty"
     return [
         " \\\n    ".join(command),
-        "environment of the job:\n" + "\n".join(shown),
-        "setup.sh:\n" + "".join(f"  {line}\n" for line in cluster.setup) if cluster.setup else "setup.sh: empty",
+        "environment of the job:\n" + "\n".join(variables),
+        f"job_setup:{setup}",
         f"{script.relative_to(REPOSITORY)}:\n" + script.read_text(encoding="utf-8"),
-        verdict("variables", lambda: slurm.find_variables(cluster)),
-        verdict("image", lambda: find_image(cluster)),
-        verdict("slurm", lambda: test(run, stage, cluster, environment)),
+        verdict("variables", lambda: slurm.check_variables(cluster)),
+        verdict("image", lambda: check_image(cluster)),
+        verdict("slurm", lambda: ask_slurm(run, stage, cluster, environment)),
     ]
 
 
-def print_verdict(told: list[str]) -> None:
-    """Print what a dry run shows. Raises InputError: one of its checks refuses the job."""
-    sys.stdout.write("\n\n".join([*told, "nothing was submitted (DRY_RUN=1)"]) + "\n")
-    refused = sum(len(re.findall(r"^(?:\w[\w -]*: )?REFUSED", part, re.M)) for part in told)
-    if refused:
-        raise InputError(f"{refused} of the checks above refuse this job")
+def print_verdict(paragraphs: list[str]) -> None:
+    """Print a dry run. Raises InputError: a check refuses the job."""
+    sys.stdout.write("\n\n".join([*paragraphs, "nothing was submitted (DRY_RUN=1)"]) + "\n")
+    refusals = sum(len(re.findall(r"^(?:\w[\w -]*: )?REFUSED", text, re.M)) for text in paragraphs)
+    if refusals:
+        raise InputError(f"{refusals} of the checks above refuse this job")
 
 
-def test(run: Path, stage: str, cluster: Cluster, environment: dict[str, str]) -> str:
-    """Ask Slurm whether such a job could ever run; return what it expects. Raises InputError: it could not.
+def ask_slurm(run: Path, stage: str, cluster: Cluster, environment: dict[str, str]) -> str:
+    """Return what `sbatch --test-only` reports about a run's job. Raises InputError: it can never run.
 
-    The run's folder may not be there yet: Slurm is asked without it, and with the script of this machine.
+    The run's folder may not exist yet, so Slurm gets neither its path nor its copy of the script.
     """
     command = slurm.submit_command(cluster, stage=stage, name=job_name(run), run=run)
     options = [word for word in command[:-1] if not word.startswith(("--chdir", "--output"))]
-    return slurm.test(cluster, [*options, str(REPOSITORY / "slurm" / f"{stage}.sbatch")], environment)
+    return slurm.test_only(cluster, [*options, str(REPOSITORY / "slurm" / f"{stage}.sbatch")], environment)
 
 
-def verdict(what: str, check: Callable[[], object]) -> str:
-    """Return what a check says, for people."""
+def verdict(name: str, check: Callable[[], object]) -> str:
+    """Return the result of a check as text: ok, REFUSED or NOT CHECKED, with its message."""
     try:
-        said = check()
+        result = check()
     except slurm.UnreachableError as error:
-        return f"{what}: NOT ASKED: {error}"
+        return f"{name}: NOT CHECKED: {error}"
     except InputError as error:
-        return f"{what}: REFUSED: {error}"
-    told = str(said or "").strip()
-    return f"{what}: {told if told.startswith('ok') else f'ok: {told}' if told else 'ok'}"
+        return f"{name}: REFUSED: {error}"
+    text = str(result or "").strip()
+    return f"{name}: {text if text.startswith('ok') else f'ok: {text}' if text else 'ok'}"
 
 
 @dataclass
 class Logs:
-    """What a job writes, shown as it grows: the job's own log and, of each life, that of the first node."""
+    """The logs of a job, printed as they grow: the job's own, and the first node's of each attempt."""
 
     run: Path
     job: str
-    shown: dict[Path, int] = field(default_factory=dict)
+    printed_bytes: dict[Path, int] = field(default_factory=dict)
 
-    def show(self) -> None:
-        """Print the whole lines that are new."""
-        for path in (self.run / "logs" / f"{self.job}.log", *(life / "node-0.log" for life in self._lives())):
+    def print_new(self) -> None:
+        """Print the new whole lines."""
+        for path in (self._job_log, *(attempt / "node-0.log" for attempt in self._attempts())):
             if not path.exists():
                 continue
             with path.open("rb") as file:
-                file.seek(self.shown.get(path, 0))
+                file.seek(self.printed_bytes.get(path, 0))
                 text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            self.shown[path] = self.shown.get(path, 0) + len(whole)
-            sys.stdout.write(whole.decode("utf-8", "replace"))
+            lines = text[: text.rfind(b"\n") + 1]
+            self.printed_bytes[path] = self.printed_bytes.get(path, 0) + len(lines)
+            sys.stdout.write(lines.decode("utf-8", "replace"))
             sys.stdout.flush()
 
-    def of_last_life(self) -> str:
-        """Return what the job's own log says of its last life."""
-        log = self.run / "logs" / f"{self.job}.log"
-        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-        return said[max(0, said.rfind(".sbatch: job ")) :]
+    def last_attempt(self) -> str:
+        """Return what the last attempt wrote into the job's own log."""
+        text = self._job_log.read_text(encoding="utf-8", errors="replace") if self._job_log.exists() else ""
+        return text[max(0, text.rfind(".sbatch: job ")) :]
 
-    def last_words(self) -> str:
-        """Return the end of the log that tells why: of the task that Slurm says failed first, or of the job."""
-        log = self.run / "logs" / f"{self.job}.log"
-        failed = re.search(r"srun: error: \S+ tasks? (\d+).*(?:[Ee]xit|Out Of Memory)", self.of_last_life())
-        for life in self._lives()[-1:]:
-            told = life / f"node-{failed[1] if failed else 0}.log"
-            log = told if told.exists() and told.stat().st_size else log
+    def tail(self) -> str:
+        """Return the end of the log that shows the cause: of the task that Slurm says failed first, or the job's."""
+        log = self._job_log
+        failed = re.search(r"srun: error: \S+ tasks? (\d+).*(?:[Ee]xit|Out Of Memory)", self.last_attempt())
+        for attempt in self._attempts()[-1:]:
+            node_log = attempt / f"node-{failed[1] if failed else 0}.log"
+            log = node_log if node_log.exists() and node_log.stat().st_size else log
         if not log.exists():
-            return f"{log}: not there: the job could not write to it, or never started"
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+            return f"{log}: not found: the job never started or could not write it"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
         return f"{log} ends:\n" + "\n".join(f"    {line}" for line in lines)
 
-    def _lives(self) -> list[Path]:
-        """Return the folders of the job's lives, in order."""
-        return sorted((self.run / "logs").glob(f"{self.job}-*"), key=lambda life: int(life.name.rpartition("-")[2]))
+    @property
+    def _job_log(self) -> Path:
+        return self.run / "logs" / f"{self.job}.log"
+
+    def _attempts(self) -> list[Path]:
+        """Return the log folders of the job's attempts, in order."""
+        folders = (self.run / "logs").glob(f"{self.job}-*")
+        return sorted(folders, key=lambda attempt: int(attempt.name.rpartition("-")[2]))
 
 
 def follow(job: Job, cluster: Cluster) -> slurm.State | None:
-    """Show state and log of a job until it has ended; return its last state, None where Slurm has forgotten it.
+    """Print the state and logs of a job until it ends. Return its last state, or None if Slurm no longer knows it.
 
-    A controller that does not answer is waited for: the job runs on without it.
+    If the controller does not answer, this waits: the job keeps running.
     """
-    logs, said, pause = Logs(job.run, job.id), "", FIRST_PAUSE_SECONDS
+    logs, printed, pause = Logs(job.run, job.id), "", FIRST_PAUSE_SECONDS
     try:
         while True:
-            state, now, ended = _news(job, cluster)
-            if now != said:
-                sys.stdout.write(f"{job}: {now}\n")
-                said, pause = now, FIRST_PAUSE_SECONDS
-            logs.show()
-            if ended:
+            state, text, has_ended = _poll(job, cluster)
+            if text != printed:
+                sys.stdout.write(f"{job}: {text}\n")
+                printed, pause = text, FIRST_PAUSE_SECONDS
+            logs.print_new()
+            if has_ended:
                 return state
             time.sleep(pause)
             pause = min(pause * 1.3, LONGEST_PAUSE_SECONDS)
     except KeyboardInterrupt:
-        echo(f"{job} goes on. Follow it: {job.again}. End it: make cancel CLUSTER={job.cluster}")
+        echo(f"{job} keeps running. Follow it: {job.make_command}. Cancel it: make cancel CLUSTER={job.cluster}")
         raise
 
 
-def _news(job: Job, cluster: Cluster) -> tuple[slurm.State | None, str, bool]:
-    """Return (state, the same for people, whether the job has ended)."""
+def _poll(job: Job, cluster: Cluster) -> tuple[slurm.State | None, str, bool]:
+    """Return (state, the state as text, whether the job has ended)."""
     try:
         state = slurm.state(cluster, job.id, job.name)
-        ended = state is None or state.ended
-        if ended:
-            time.sleep(FIRST_PAUSE_SECONDS)  # a job that Slurm requeues can look ended for a moment
-            ended = slurm.state(cluster, job.id, job.name) == state
-        now = str(state or "not known to Slurm")
+        has_ended = state is None or state.has_ended
+        if has_ended:
+            time.sleep(FIRST_PAUSE_SECONDS)  # a job looks ended for a moment while Slurm requeues it
+            has_ended = slurm.state(cluster, job.id, job.name) == state
+        text = str(state or "not known to Slurm")
         if state and state.is_held:
-            now += f": it waits until it is released: scontrol release {job.id}"
-        return state, now, ended
+            text += f": held. Release it: scontrol release {job.id}"
+        return state, text, has_ended
     except slurm.UnreachableError as error:
-        return None, f"no news: {error}", False
+        return None, f"state unknown: {error}", False
 
 
 def wait_or_detach(job: Job, cluster: Cluster) -> slurm.State | None:
-    """Follow a job to its end, or leave it to itself (DETACH=1) while it has none; return its last state.
+    """Follow a job and return its last state; with DETACH=1, end this process instead.
 
-    Leaving ends this process: with 0, or as a failure where DVC waits for outputs.
+    It ends with READY_FOR_DVC if the job has ended, or else with 0, or with an error if DVC waits for outputs.
     """
     if is_on("DETACH"):
         if not has_ended(job, cluster):
-            told = f"{job}: left to itself (DETACH=1). Follow it, or collect what it made: {job.again}"
+            message = f"{job}: detached (DETACH=1). To follow it or collect its outputs: {job.make_command}"
             if in_dvc():
-                raise InputError(told)
-            echo(told)
+                raise InputError(message)
+            echo(message)
             raise SystemExit(0)
         exit_for_dvc()
     return follow(job, cluster)
 
 
 def exit_for_dvc() -> None:
-    """End a process that nobody waits for outputs of (DETACH=1 outside of DVC), so that the stage is run by DVC."""
+    """End this process with READY_FOR_DVC if DETACH=1 and DVC did not start it: DVC must record the outputs."""
     if is_on("DETACH") and not in_dvc():
-        raise SystemExit(TO_COLLECT)
+        raise SystemExit(READY_FOR_DVC)
 
 
 def in_dvc() -> bool:
-    """Whether DVC runs this stage, and waits for its outputs."""
+    """Whether DVC runs this process and waits for its outputs."""
     return "DVC_STAGE" in os.environ
 
 
 def is_dry_run() -> bool:
-    """Whether a job is only to be shown. Raises InputError: DVC waits for outputs."""
+    """Whether to only show the job. Raises InputError: DVC waits for outputs."""
     if is_on("DRY_RUN") and in_dvc():
-        raise InputError("DRY_RUN makes no outputs, for which DVC waits: make train CLUSTER=<profile> DRY_RUN=1")
+        raise InputError("DRY_RUN=1 makes no outputs, but DVC waits for them. Run make train CLUSTER=<name> DRY_RUN=1.")
     return is_on("DRY_RUN")
 
 
 def has_ended(job: Job, cluster: Cluster) -> bool:
-    """Whether a job has ended, without waiting for it; what is known of it is said."""
-    _, now, ended = _news(job, cluster)
-    echo(f"{job}: {now}")
+    """Print the state of a job and return whether it has ended. Does not wait."""
+    _, text, ended = _poll(job, cluster)
+    echo(f"{job}: {text}")
     return ended
 
 
-def is_marked(run: Path) -> bool:
-    """Whether the run's job wrote, as its last act, that all of it went well: with this run's name."""
-    marker = run / COMPLETE
+def has_marker(run: Path) -> bool:
+    """Whether the run's job wrote its completion marker, with this run's name."""
+    marker = run / MARKER
     return marker.exists() and marker.read_text(encoding="utf-8").strip() == run.name
 
 
 def finish(job: Job, state: slurm.State | None, is_complete: Callable[[], bool] = lambda: True) -> None:
-    """Write down what became of an ended job. Raises InputError: it is not complete.
+    """Record the outcome of a job that has ended. Raises InputError: it is not complete.
 
-    Complete is a run whose job left its marker, and of which `is_complete` says the same. A job that Slurm says
-    was cancelled or killed, and that had left its marker before, is complete.
+    A run is complete if its job wrote the marker and `is_complete` agrees, even if Slurm says that the job was
+    cancelled or killed: that happened after the marker was written.
     """
-    end = time.monotonic() + (SHARED_FILES_SECONDS if state and state.name == "COMPLETED" else 0)
-    while not (complete := is_marked(job.run) and is_complete()) and time.monotonic() < end:
+    deadline = time.monotonic() + (SHARED_FILES_SECONDS if state and state.name == "COMPLETED" else 0)
+    while not (complete := has_marker(job.run) and is_complete()) and time.monotonic() < deadline:
         time.sleep(1)
     name = state.name if state else "unknown to Slurm"
-    close(job.run, "complete" if complete else name, job.id)
+    record_outcome(job.run, "complete" if complete else name, job.id)
     if not complete:
         _fail(job, state)
     echo(f"{job}: {name}, complete")
 
 
-def close(run: Path, told: str, job: str | None = None) -> None:
-    """Write down what became of a run's living job, if it has one; of a certain one, where others may have followed."""
-    with alone(run):
-        if (now := living(run)) and job in (None, now.id):
-            write_json(run / "job.json", {**read_json(run / "job.json"), "fate": told})
-            if told == "complete":
+def record_outcome(run: Path, result: str, job: str | None = None) -> None:
+    """Record how the run's active job ended, if it has one; with `job`, only if that is the active one."""
+    with job_lock(run):
+        if (active := active_job(run)) and job in (None, active.id):
+            write_json(run / "job.json", {**read_json(run / "job.json"), "outcome": result})
+            if result == "complete":
                 shutil.rmtree(run / "inputs", ignore_errors=True)
 
 
 def _fail(job: Job, state: slurm.State | None) -> NoReturn:
     logs = Logs(job.run, job.id)
     if state is None:
-        what = "Slurm no longer knows it, and it left no completion marker"
+        problem = "Slurm no longer knows it, and it left no completion marker"
     elif state.name == "COMPLETED":
-        what = "COMPLETED, but it left no completion marker of this run"
+        problem = "COMPLETED, but it left no completion marker of this run"
     else:
-        known = "OUT_OF_MEMORY" if OUT_OF_MEMORY.search(logs.of_last_life()) else state.reason
-        what = f"{state}: {WHAT_TO_DO.get(known) or WHAT_TO_DO.get(state.name) or f'{job.stage} failed'}"
-    from_where = ", from its newest checkpoint" if job.stage == "train" else ""
-    again = f"The same command submits it again{from_where}: {job.again}"
-    raise InputError(f"{job}: {what}.\n{logs.last_words()}\n{again}")
+        reason = "OUT_OF_MEMORY" if OUT_OF_MEMORY.search(logs.last_attempt()) else state.reason
+        problem = f"{state}: {ADVICE.get(reason) or ADVICE.get(state.name) or f'{job.stage} failed'}"
+    resume = ", from its newest checkpoint" if job.stage == "train" else ""
+    raise InputError(f"{job}: {problem}.\n{logs.tail()}\nTo submit it again{resume}: {job.make_command}")
 
 
 def steps_done(run: Path) -> int:
-    """Return how many training steps a run has written down."""
+    """Return how many training steps a run has logged."""
     path = run / "steps.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return len({line for line in lines if '"loss"' in line and line.endswith("}")})

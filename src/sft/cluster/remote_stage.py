@@ -1,13 +1,13 @@
-"""away: a stage of which a cluster's job does all, prep or eval; its outputs land here as if they had been made here.
+"""Run a whole stage, prep or eval, as a Slurm job. Its outputs land here as if the stage had run here.
 
-    CLUSTER=x python -m sft.stages.prep --source NAME      becomes this program (sft.cli)
-    CLUSTER=x python -m sft.cluster.remote_stage prep                  for all sources: DETACH=1 submits them at once
+    CLUSTER=x python -m sft.stages.prep --source NAME    replaces itself with this program (sft.cli)
+    CLUSTER=x python -m sft.cluster.remote_stage prep    all sources; DETACH=1 submits them all at once
 
-what dvc.yaml declares as the stage's deps and params  ->  `work` in runs/<stage>-<key>, where the job runs it
-the outs in `work`  ->  the outs here, when the job is complete
+the stage's deps and params in dvc.yaml  ->  runs/<stage>-<key>/work, where the job runs
+the outs in `work`                       ->  the outs here, when the job is complete
 
-The key is a hash of all deps and params, code among them. A profile without a section for the stage leaves it to this
-machine.
+The key is a hash of all deps, including the code, and params. If the cluster file has no section for the stage, the
+stage runs on this machine.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from typing import Any, NoReturn
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster import jobs
-from sft.cluster.cluster_file import Cluster, is_on, read_cluster_file, requested_cluster
+from sft.cluster.cluster_file import CLUSTER_FILES, Cluster, is_on, read_cluster_file, requested_cluster
 from sft.files import project_root, publish_file, publish_folder
-from sft.hashing import file_digest, folder_digest, value_digest
+from sft.hashing import file_digest, value_digest
 from sft.lineage.key import KEY_DIGITS, package_versions
 from sft.params.check import read
 from sft.params.read import PARAMS, load
 
 SWITCHES = ("CLUSTER", "DETACH", "DRY_RUN")
-NOT_DATA = ("src/", "requirements/")
-ALSO_READ = (PARAMS, Path("dvc.yaml"), Path("dvc.lock"))
+CODE = ("src/", "requirements/")
+DVC_FILES = (PARAMS, Path("dvc.yaml"), Path("dvc.lock"))
 
 
 @dataclass(frozen=True)
-class Declared:
-    """A stage as dvc.yaml declares it: paths below the project, params with their values."""
+class DeclaredStage:
+    """A stage as dvc.yaml declares it: paths relative to the project, and params with their values."""
 
     deps: tuple[Path, ...]
     params: dict[str, Any]
@@ -43,21 +43,26 @@ class Declared:
 
     @property
     def data(self) -> tuple[Path, ...]:
-        """The deps that are no code."""
-        return tuple(path for path in self.deps if not path.as_posix().startswith(NOT_DATA))
+        """The deps that are not code."""
+        return tuple(path for path in self.deps if not path.as_posix().startswith(CODE))
 
     @property
     def key(self) -> str:
-        """Digest of all that determines the outs. Raises InputError: a dep is not there."""
+        """Digest of everything that determines the outs. Raises InputError: a dep is missing."""
         for path in self.deps:
             if not path.exists():
-                raise InputError(f"{path}: not found. Run the stages before this one: dvc repro makes what is missing")
-        digests = {path.as_posix(): folder_digest(path) if path.is_dir() else file_digest(path) for path in self.deps}
+                raise InputError(f"{path}: not found. Run the earlier stages: dvc repro makes what is missing.")
+        files = [file for path in self.deps for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+        digests = {file.as_posix(): file_digest(file) for file in files if file.is_file() and not _is_bytecode(file)}
         return value_digest([digests, self.params, package_versions()])[:KEY_DIGITS]
 
 
-def declared(target: str) -> Declared:
-    """Return what dvc.yaml declares of a stage, placeholders filled in by DVC."""
+def _is_bytecode(file: Path) -> bool:
+    return "__pycache__" in file.parts
+
+
+def read_stage(target: str) -> DeclaredStage:
+    """Read a stage from dvc.yaml; DVC resolves the placeholders."""
     from dvc.dependency import ParamsDependency
     from dvc.repo import Repo
 
@@ -72,7 +77,7 @@ def declared(target: str) -> Declared:
         values[name] = params
         for part in name.split("."):
             values[name] = values[name][part]
-    return Declared(tuple(sorted(deps)), values, outs)
+    return DeclaredStage(tuple(sorted(deps)), values, outs)
 
 
 def has_changed(target: str) -> bool:
@@ -83,17 +88,17 @@ def has_changed(target: str) -> bool:
         return target in repo.status(targets=[target])
 
 
-def keep_inputs(stage: Declared, run: Path) -> None:
-    """Put what a job reads into the folder in which it runs."""
+def copy_inputs(stage: DeclaredStage, run: Path) -> None:
+    """Copy what the job reads into the folder where it runs."""
     for path in stage.data:
-        jobs.keep(path, run / "work" / path)
-    for path in ALSO_READ:
+        jobs.copy_input(path, run / "work" / path)
+    for path in DVC_FILES:
         if path.exists():
-            jobs.keep(path, run / "work" / path)
+            jobs.copy_input(path, run / "work" / path)
 
 
-def collect(stage: Declared, run: Path) -> None:
-    """Publish here what a job made, all of which is there; then let its folder go."""
+def collect_outs(stage: DeclaredStage, run: Path) -> None:
+    """Publish the outs of a complete job here, then remove the folder where it ran."""
     for out in stage.outs:
         made = run / "work" / out
         if made.is_dir():
@@ -105,107 +110,117 @@ def collect(stage: Declared, run: Path) -> None:
     shutil.rmtree(run / "work")
 
 
-def target_of(stage: str, source: str | None) -> str:
-    """Name a stage as DVC does."""
+def target_name(stage: str, source: str | None) -> str:
+    """Return DVC's name of a stage: prep@chats, eval."""
     return f"{stage}@{source}" if source else stage
 
 
-def run_of(target: str, stage: Declared) -> Path:
-    """Name the folder of a stage's run."""
+def run_folder(target: str, stage: DeclaredStage) -> Path:
+    """Return the folder of a stage's run."""
     return project_root() / "runs" / f"{target.replace('@', '-')}-{stage.key}"
 
 
-def is_made(stage: Declared, run: Path) -> bool:
-    """Whether all outs are there."""
+def has_outs(stage: DeclaredStage, run: Path) -> bool:
+    """Whether all outs exist in the folder where the job ran."""
     return all((run / "work" / out).exists() for out in stage.outs)
 
 
-def is_done(stage: Declared, run: Path) -> bool:
-    """Whether a run's job has ended well, and its outs can be collected."""
-    return not jobs.living(run) and jobs.is_marked(run) and is_made(stage, run)
+def can_collect(stage: DeclaredStage, run: Path) -> bool:
+    """Whether the run's job is complete and its outs are not collected yet."""
+    return not jobs.active_job(run) and jobs.has_marker(run) and has_outs(stage, run)
 
 
-def submit(run: Path, name: str, cluster: Cluster, stage: str, source: str | None, found: Declared) -> jobs.Job:
-    """Submit a stage's job, or find the one that does it."""
-    environment = {"SFT_SOURCE": source} if source else {}
-    job = jobs.submit(run, stage, name, cluster, lambda: keep_inputs(found, run), more=environment)
-    echo(f"{job}: {'submitted' if job.is_new else 'does this already'}; logs in {run / 'logs'}")
+def submit(
+    run: Path, name: str, cluster: Cluster, stage_name: str, source: str | None, stage: DeclaredStage
+) -> jobs.Job:
+    """Submit a stage's job, or return the active one."""
+    variables = {"SFT_SOURCE": source} if source else {}
+    job = jobs.submit(run, stage_name, name, cluster, lambda: copy_inputs(stage, run), extra_variables=variables)
+    echo(f"{job}: {'submitted' if job.is_new else 'is active already'}; logs in {run / 'logs'}")
     return job
 
 
-def follow(name: str, cluster: Cluster, stage: str, source: str | None) -> None:
-    """Let a job do a stage, and publish its outs here."""
-    found = declared(target_of(stage, source))
-    run = run_of(target_of(stage, source), found)
-    if not is_done(found, run):
-        job = submit(run, name, cluster, stage, source, found)
-        jobs.finish(job, jobs.wait_or_detach(job, cluster), lambda: is_made(found, run))
-    collect(found, run)
+def run_and_wait(name: str, cluster: Cluster, stage_name: str, source: str | None) -> None:
+    """Run a stage as a job, wait until it ends, and collect its outs."""
+    target = target_name(stage_name, source)
+    stage = read_stage(target)
+    run = run_folder(target, stage)
+    if not can_collect(stage, run):
+        job = submit(run, name, cluster, stage_name, source, stage)
+        jobs.finish(job, jobs.wait_or_detach(job, cluster), lambda: has_outs(stage, run))
+    collect_outs(stage, run)
 
 
-def detach(name: str, cluster: Cluster, stage: str, sources: list[str | None]) -> NoReturn:
-    """Submit the jobs of all sources that DVC would run; end with TO_COLLECT as soon as all have ended."""
-    waiting = 0
+def submit_and_detach(name: str, cluster: Cluster, stage_name: str, sources: list[str | None]) -> NoReturn:
+    """Submit the jobs of all sources that DVC would run. Ends with READY_FOR_DVC if all have ended, or else with 0."""
+    active = 0
     for source in sources:
-        target = target_of(stage, source)
+        target = target_name(stage_name, source)
         if not has_changed(target):
-            echo(f"{target}: has not changed")
+            echo(f"{target}: unchanged")
             continue
-        found = declared(target)
-        run = run_of(target, found)
-        if not is_done(found, run):
-            waiting += not jobs.has_ended(submit(run, name, cluster, stage, source, found), cluster)
-    if not waiting:
-        raise SystemExit(jobs.TO_COLLECT)
-    echo(f"left to themselves (DETACH=1). Follow them, or collect what they made: make {stage} CLUSTER={name}")
+        stage = read_stage(target)
+        run = run_folder(target, stage)
+        if not can_collect(stage, run):
+            active += not jobs.has_ended(submit(run, name, cluster, stage_name, source, stage), cluster)
+    if not active:
+        raise SystemExit(jobs.READY_FOR_DVC)
+    echo(f"detached (DETACH=1). To follow the jobs or collect their outputs: make {stage_name} CLUSTER={name}")
     raise SystemExit(0)
 
 
-def show(cluster: Cluster, stage: str, source: str | None) -> None:
-    """Print what would be submitted for a stage, and what every check says of it."""
-    found = declared(target_of(stage, source))
-    missing = [path for path in found.deps if not path.exists()]
-    run = project_root() / "runs" / f"{stage}-not-known" if missing else run_of(target_of(stage, source), found)
+def show_job(cluster: Cluster, stage_name: str, source: str | None) -> None:
+    """Print what would be submitted for a stage, and the result of every check."""
+    target = target_name(stage_name, source)
+    stage = read_stage(target)
+    is_ready = all(path.exists() for path in stage.deps)
+    run = run_folder(target, stage) if is_ready else project_root() / "runs" / f"{stage_name}-not-known-yet"
 
-    def inputs() -> str:
-        return "ok\n" + "\n".join(f"  {path}" for path in found.data) if found.key else ""
+    def list_inputs() -> str:
+        return "ok\n" + "\n".join(f"  {path}" for path in stage.data) if stage.key else ""
 
-    jobs.print_verdict([*jobs.dry_run(run, stage, cluster), jobs.verdict("inputs", inputs)])
+    jobs.print_verdict([*jobs.dry_run(run, stage_name, cluster), jobs.verdict("inputs", list_inputs)])
 
 
-def do(stage: str, source: str | None) -> None:
-    """Do what the environment asks."""
-    name = requested_cluster()
-    cluster = read_cluster_file(name).asked_by(stage)
-    sources: list[str | None] = [source] if source or stage == "eval" else [*load("fetch").sources]
-    if cluster is None:
-        echo(f"{stage}: slurm/clusters/{name}.yaml has no section `{stage}`, so this machine does it")
-        if jobs.is_dry_run():
-            return
-        if source is None and stage == "prep":
-            raise SystemExit(jobs.TO_COLLECT)
-        for switch in SWITCHES:
-            os.environ.pop(switch, None)
-        arguments = ["--source", source] if source else []
-        os.execv(sys.executable, [sys.executable, "-m", f"sft.stages.{stage}", *arguments])
+def run_locally(stage_name: str, source: str | None, cluster_name: str) -> None:
+    """Run a stage on this machine, because the cluster file has no section for it."""
+    echo(f"{stage_name}: {CLUSTER_FILES}/{cluster_name}.yaml has no section `{stage_name}`: running on this machine")
     if jobs.is_dry_run():
-        for one in sources:
-            show(cluster, stage, one)
+        return
+    if source is None and stage_name == "prep":
+        raise SystemExit(jobs.READY_FOR_DVC)
+    for switch in SWITCHES:
+        os.environ.pop(switch, None)
+    options = ["--source", source] if source else []
+    os.execv(sys.executable, [sys.executable, "-m", f"sft.stages.{stage_name}", *options])
+
+
+def run_stage(stage_name: str, source: str | None) -> None:
+    """Run a stage as the environment says: CLUSTER, DETACH, DRY_RUN."""
+    name = requested_cluster()
+    cluster = read_cluster_file(name).for_stage(stage_name)
+    if cluster is None:
+        run_locally(stage_name, source, name)
+        return
+    sources: list[str | None] = [source] if source or stage_name == "eval" else [*load("fetch").sources]
+    if jobs.is_dry_run():
+        for each in sources:
+            show_job(cluster, stage_name, each)
     elif is_on("DETACH") and not jobs.in_dvc():
-        detach(name, cluster, stage, sources)
+        submit_and_detach(name, cluster, stage_name, sources)
     else:
-        for one in sources:
-            follow(name, cluster, stage, one)
+        for each in sources:
+            run_and_wait(name, cluster, stage_name, each)
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = make_parser(__name__, __doc__)
     parser.add_argument("stage", choices=["prep", "eval"])
-    parser.add_argument("--source", metavar="NAME", help="a source of fetch.sources; none: all of them")
+    parser.add_argument("--source", metavar="NAME", help="a source of fetch.sources. Default: all of them")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    asked = arguments()
-    run_or_exit(lambda: do(asked.stage, asked.source))
+    args = parse_arguments()
+    run_or_exit(lambda: run_stage(args.stage, args.source))

@@ -215,7 +215,8 @@ def _is_of_params(model: type[BaseModel]) -> bool:
 def _renamed(location: list[str], model: type[BaseModel]) -> str:
     """Say where the value of a key of version 0.1.0 stands now; empty if it is none."""
     if not _is_of_params(model):
-        return ""
+        now = getattr(model, "renamed", {}).get(".".join(location))
+        return f"in {now}" if now else ""
     if location[0] == "fetch" and location[-1] in RENAMED_IN_SOURCE:
         return RENAMED_IN_SOURCE[location[-1]]
     now = RENAMED.get(".".join(location))

@@ -220,7 +220,7 @@ def read_steps(folder: Path, iterations: int) -> tuple[list[dict[str, Any]], lis
 
 def launch(run: Run, number: int) -> None:
     """Train on this machine: in this process, or with several ranks under torchrun."""
-    jobs.refuse_living(run.folder)
+    jobs.refuse_if_active(run.folder)
     write_run(run)
     if number == 1:
         train(run)
@@ -247,7 +247,7 @@ def submit(run: Run, name: str, cluster: Cluster, begin: Callable[[], None]) -> 
     def prepare() -> None:
         begin()
         for folder in (run.base, run.packed):
-            jobs.keep(folder, inputs / folder.name)
+            jobs.copy_input(folder, inputs / folder.name)
         write_run(replace(run, base=inputs / run.base.name, packed=inputs / run.packed.name))
 
     job = jobs.submit(run.folder, "train", name, cluster, prepare)
@@ -395,7 +395,7 @@ def main() -> None:
     if checkpoint is None and cluster:  # as long as its job runs, the attempt has no end that could be told
         job = submit(run, place, cluster, begin)
         state = jobs.wait_or_detach(job, cluster)
-    elif not jobs.living(run.folder):
+    elif not jobs.active_job(run.folder):
         begin()
     with delivery.sync_at_exit(run.folder) as told, journal.record_status(box):
         if checkpoint is None:
@@ -408,7 +408,7 @@ def main() -> None:
                 raise InputError(f"{run.folder}: training ended before step {iterations}; see logs/ there, then rerun")
         else:
             echo(f"this run is complete: exporting step {iterations} again, no step is trained")
-            jobs.close(run.folder, "complete")
+            jobs.record_outcome(run.folder, "complete")
         chosen = checkpoints.to_export(run.folder, iterations, params.checkpoint)
         assert chosen is not None  # the run is complete
         export(run, lineage, chosen, params.peft, patch, delivery.run_id(run.folder))
