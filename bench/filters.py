@@ -25,8 +25,8 @@ import numpy as np
 
 from sft.conversation import Conversation, Rejection, normalise
 from sft.filters.contamination import Benchmarks, check_contamination
-from sft.filters.dedup.near import NearDuplicates, check_near_duplicate, signature
-from sft.filters.dedup.repeats import Repeats
+from sft.filters.dedup.signatures import signature
+from sft.filters.dedup.within_source import SignatureIndex, SourceDuplicates
 from sft.filters.narrative import NarrativePatterns, check_narrative
 from sft.filters.pipeline import ROWS_AT_ONCE, Checks, Kept
 from sft.filters.repetition import check_repetition
@@ -166,10 +166,10 @@ def verdicts(name: str) -> Iterator[tuple[Json, str | None, str | None]]:
                 yield row, expected, outcome.reason if isinstance(outcome, Rejection) else None
     elif name == "duplicates":
         for row in rows("duplicates"):
-            index, found = NearDuplicates(params().near_duplicates), None
+            index, rejection = SignatureIndex(params().near_duplicates), None
             for conversation in map(normalise, (row["a"], row["b"])):
-                found = check_near_duplicate(index, conversation.id, signature(conversation))
-            yield row, row["expect"], found and "near-duplicate"  # or equal, but for the order of keys
+                rejection = index.check(conversation.id, signature(conversation))
+            yield row, row["expect"], rejection and "near-duplicate"  # or equal, but for the order of keys
     else:
         for row, conversation in labelled(name):
             found = FILTERS[name](conversation)
@@ -271,9 +271,10 @@ def seconds_each(records: list[Json], rounds: int) -> dict[str, float]:
     def index() -> None:
         ids = (f"{number:032x}" for number in range(len(kept)))
         with tempfile.TemporaryDirectory() as folder:
-            repeats = Repeats(Path(folder) / "repeats", params().near_duplicates)
-            repeats.add(np.arange(len(kept)), bytes.fromhex("".join(ids)), b"".join(one.signature for one in kept))
-            list(repeats.find())
+            duplicates = SourceDuplicates(Path(folder) / "duplicates", params().near_duplicates)
+            signatures = b"".join(outcome.signature for outcome in kept)
+            duplicates.add(np.arange(len(kept)), bytes.fromhex("".join(ids)), signatures)
+            list(duplicates.find())
 
     def least(work: Callable[[], None]) -> float:
         found = []

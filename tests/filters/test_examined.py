@@ -8,7 +8,7 @@ import pytest
 from sft.conversation import Rejection
 from sft.filters import examined
 from sft.filters.contamination import CONTAMINATED
-from sft.filters.dedup.near import SIGNATURE_BYTES
+from sft.filters.dedup.signatures import SIGNATURE_BYTES
 from sft.filters.examined import Examined, Result, decide, read_refusals, valid_text, write_final_shards, write_refusals
 from sft.parquet import EXAMINED, ShardWriter, read_rows
 
@@ -57,7 +57,7 @@ def test_rows_come_out_kept_or_refused_in_their_order_and_counted(tmp_path, monk
     found.add(write(tmp_path / "a", [row(0), row(1, "empty-answer", "a.jsonl:1: x"), row(2), row(3, same_as=0)]))
     found.add(write(tmp_path / "b", []))
     found.add(write(tmp_path / "c", [row(4, same_as=2), row(5), row(6, CONTAMINATED, "a.jsonl:6: hives: 90% of 4")]))
-    found.refuse_repeats()
+    found.reject_duplicates()
     write_refusals(tmp_path / "c/examined-00000.parquet", [(1, Rejection("judge-inconsistent", "score 1 of 5 \ud800"))])
     assert len(found.cut()) == 2
     result, target = settled(tmp_path, found)
@@ -88,7 +88,7 @@ def test_shards_without_rows_are_left_out_but_for_the_first(tmp_path, monkeypatc
     found = Examined(tmp_path, None)
     for name, reasons in (("a", ["x", "x"]), ("b", ["x"]), ("c", [None]), ("d", ["x"]), ("e", [None])):
         found.add(write(tmp_path / name, [row(ord(name) + place, why, "w") for place, why in enumerate(reasons)]))
-    found.refuse_repeats()
+    found.reject_duplicates()
     result, target = settled(tmp_path, found)
     rows = {path.name: pq.read_metadata(path).num_rows for path in sorted(target.iterdir())}
     assert [rows[f"kept-{n:05d}.parquet"] for n in range(3)] == [0, 1, 1]

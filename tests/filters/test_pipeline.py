@@ -8,7 +8,7 @@ from bench import filters
 
 from sft.conversation import Conversation, Rejection, normalise
 from sft.filters.contamination import check_contamination
-from sft.filters.dedup.near import signature
+from sft.filters.dedup.signatures import signature
 from sft.filters.narrative import check_narrative
 from sft.filters.pipeline import Checks, Kept
 from sft.filters.repetition import check_repetition

@@ -12,7 +12,7 @@ import pytest
 from sft.cli import InputError
 from sft.conversation import Conversation
 from sft.files import read_json, write_json
-from sft.filters.dedup.near import signature
+from sft.filters.dedup.signatures import signature
 from sft.formats import raw_files
 from sft.formats.raw_files import KINDS, Row
 from sft.hashing import file_digest, folder_digest
@@ -419,9 +419,9 @@ def is_examining(project, driver):
 
 
 def is_writing(project, driver):
-    """Say whether there are workers when all rows are examined, and repeats found."""
+    """Say whether there are workers when all rows are examined, and duplicates found."""
     scratch = list((project / "data/filtered").glob(f".calls-scratch*-{driver.pid}"))
-    return scratch and not (scratch[0] / "repeats").exists() and children(driver)
+    return scratch and not (scratch[0] / "duplicates").exists() and children(driver)
 
 
 @pytest.mark.parametrize("when", [is_examining, is_writing])

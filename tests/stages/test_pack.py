@@ -11,7 +11,7 @@ import pytest
 from sft.cli import InputError
 from sft.conversation import Conversation
 from sft.files import read_json
-from sft.filters.dedup.near import signature
+from sft.filters.dedup.signatures import signature
 from sft.hashing import file_digest, folder_digest
 from sft.parquet import SIGNATURES, ShardWriter, read_rows
 from sft.stages import filter as filter_stage

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.conversation import Conversation, Rejection
 from sft.filters.contamination import CONTAMINATED
-from sft.filters.dedup.repeats import Repeats
+from sft.filters.dedup.within_source import SourceDuplicates
 from sft.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Examined:
     """The files with the examined rows of a source, in order, and the rows of them that nothing speaks against."""
 
     def __init__(self, scratch: Path, near: float | None) -> None:
-        self._repeats = Repeats(scratch / "repeats", near)
+        self._duplicates = SourceDuplicates(scratch / "duplicates", near)
         self.files: list[tuple[Path, int]] = []
         """Each with the number of its rows."""
         self._rows = 0
@@ -55,11 +55,11 @@ class Examined:
                 is_kept = table["reason"].is_null()
                 kept, rows = table.filter(is_kept), self._rows + np.flatnonzero(is_kept.to_numpy())
                 ids = bytes.fromhex("".join(kept["id"].to_pylist()))
-                self._repeats.add(rows, ids, b"".join(kept["signature"].to_pylist()))
+                self._duplicates.add(rows, ids, b"".join(kept["signature"].to_pylist()))
                 self._rows += len(table)
             self.files.append((path, self._rows - begin))
 
-    def refuse_repeats(self) -> None:
+    def reject_duplicates(self) -> None:
         """Write beside each file which of its rows repeat an earlier one."""
         from sft.parquet import release_memory
 
@@ -69,9 +69,9 @@ class Examined:
         def file_of(found: tuple[int, Rejection]) -> int:
             return bisect.bisect(starts, found[0]) - 1
 
-        for number, found in itertools.groupby(self._repeats.find(), key=file_of):
+        for number, found in itertools.groupby(self._duplicates.find(), key=file_of):
             write_refusals(self.files[number][0], ((row - starts[number], rejection) for row, rejection in found))
-        shutil.rmtree(self._repeats.folder)
+        shutil.rmtree(self._duplicates.folder)
         release_memory()
 
     def cut(self) -> list[list[str]]:

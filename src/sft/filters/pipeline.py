@@ -13,7 +13,7 @@ from sft.conversation import Conversation, Rejection, normalise
 from sft.files import resolve_repo_file
 from sft.filters.contamination import Benchmarks, rejection_of
 from sft.filters.control_tokens import count_control, escape
-from sft.filters.dedup.near import signatures
+from sft.filters.dedup.signatures import signatures
 from sft.filters.dedup.words import hash_words
 from sft.filters.narrative import NarrativePatterns, check_narratives
 from sft.filters.repetition import check_repetitions

@@ -222,7 +222,7 @@ def main(source: str) -> None:
             judge = stack.enter_context(Judge.load(params.judge, project_root() / "runs" / "judge"))
         examined = Examined(scratch, params.near_duplicates)
         found = examine(source, described, params, task, lambda name: examined.add(scratch / name))
-        examined.refuse_repeats()
+        examined.reject_duplicates()
         if judge is not None:
             for path, _ in examined.files:
                 refuse_by_judge(path, judge, params.judge)

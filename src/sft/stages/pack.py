@@ -118,12 +118,12 @@ def group_near_duplicates(
     conversations: "Conversations", chosen: npt.NDArray[np.bool_], threshold: float, spool: Path
 ) -> Int32s:
     """Give every id the number of the first that it is alike with, by signatures; only chosen conversations count."""
-    from sft.filters.dedup.groups import find_clusters
+    from sft.filters.dedup.across_sources import find_duplicate_groups
 
     wanted = np.zeros(len(conversations.ids), np.bool_)
     wanted[conversations.identity[chosen]] = True
     found: list[Int32s] = []
-    first = find_clusters(_signatures(conversations, wanted, found), threshold, spool)
+    first = find_duplicate_groups(_signatures(conversations, wanted, found), threshold, spool)
     identities = np.concatenate([*found, np.empty(0, np.int32)])
     if missing := int(wanted.sum()) - len(identities):
         none = wanted.copy()
@@ -143,7 +143,7 @@ def _signatures(
     """Yield the signatures of wanted ids, each once, and add to `found` whose they are."""
     import pyarrow as pa
 
-    from sft.filters.dedup.near import SIGNATURE_BYTES
+    from sft.filters.dedup.signatures import SIGNATURE_BYTES
     from sft.parquet import SIGNATURES, read_tables
 
     missing = wanted.copy()

@@ -1,7 +1,7 @@
-"""Words: what texts have in common whatever their case, punctuation and line breaks.
+"""The words of texts, whatever their case, punctuation and line breaks, and a hash of each.
 
-`words` splits a text; `hash_words` does so with many texts at once and gives a 64-bit number for each word, the same
-on every machine. What compares texts by sequences of words (duplicates, contamination) works on these numbers.
+`words` splits a text; `hash_words` splits many texts at once and gives a 64-bit number for each word, the same on
+every machine. Filters that compare texts by sequences of words (duplicates, contamination) work on these numbers.
 """
 
 import functools
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Hashes = npt.NDArray[np.uint64]
 
-# Scripts that write no space between words, by the ranges of their letters: each of those is a word.
+# Scripts without spaces between words, by the ranges of their letters: each letter is a word.
 SPACELESS = (
     range(0x0E00, 0x0F00),  # Thai, Lao
     range(0x1000, 0x10A0),  # Myanmar
@@ -26,20 +26,20 @@ SPACELESS = (
     range(0xF900, 0xFB00),  # Han, compatibility
     range(0x20000, 0x32000),  # Han, extensions
 )
-# 2**64 / golden ratio and the multipliers of splitmix64, all odd: they spread numbers over 64 bits.
+# 2**64 / golden ratio and the multipliers of splitmix64: odd numbers that spread others over 64 bits.
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-# Bytes that no word has: what parts words, what parts texts, and what stands behind a digit other than 0 to 9.
+# Bytes that no word has: between words, between texts, and after a digit other than 0 to 9.
 SPACE, END, MARK = b" ", b"\n", b"\xff"
-# Hashed together; so few that the numbers on the way stay in the processor's cache.
+# Texts of this size are hashed together: intermediate results stay in the processor's cache.
 BLOCK_BYTES = 1 << 18
-# In UTF-8, a run of characters that are not ASCII; written with + it takes twice as long to search.
-OTHERS = re.compile(rb"([\x80-\xff][\x80-\xff]*)")
-# A text with more of them is not looked at run by run.
-RUNS_PER_BYTE = 1 / 32
+# In UTF-8, consecutive characters outside ASCII; written with + the search takes twice as long.
+NON_ASCII = re.compile(rb"([\x80-\xff][\x80-\xff]*)")
+# A text with more such stretches is normalized as a whole.
+MAX_STRETCHES_PER_BYTE = 1 / 32
 
 
 class _Letters(dict[int, str]):
-    """What each character is in words: letters, marks and digits stay, without case; all others part words."""
+    """What each character becomes in words: letters, marks and digits stay, without case; all others become a space."""
 
     def __missing__(self, code: int) -> str:
         letter = chr(code)
@@ -51,7 +51,7 @@ class _Letters(dict[int, str]):
 
 
 class _Marked(dict[int, str]):
-    """The same, with MARK behind each digit other than 0 to 9."""
+    """The same, with MARK after each digit other than 0 to 9."""
 
     def __missing__(self, code: int) -> str:
         is_marked = chr(code).isdigit() and code >= 128
@@ -61,58 +61,58 @@ class _Marked(dict[int, str]):
 
 LETTERS, MARKED = _Letters(), _Marked()
 ASCII = "".join(LETTERS[code] for code in range(128)).encode() + bytes(range(128, 256))
-"""The same for the bytes of ASCII; all others stay."""
+"""The same for the bytes of ASCII; all other bytes stay."""
 
 
 class WordHashes(NamedTuple):
-    """The words of texts, one text after the other."""
+    """The words of texts, text after text."""
 
     hashes: "Hashes"
-    """(words,) A number for each word."""
+    """(words,) The hash of each word."""
     numbers: "npt.NDArray[np.bool_]"
     """(words,) Whether it has a digit."""
     starts: "npt.NDArray[np.int64]"
-    """(texts + 1,) Where the words of each text begin; the last is their number."""
+    """(texts + 1,) Where the words of each text begin; the last entry is the number of words."""
 
 
 def words(text: str) -> list[str]:
-    """Split text into words: NFKC, without case, punctuation and spaces.
+    """Return the words of a text: NFKC, without case, punctuation and spaces.
 
     >>> words("It's NEW: snake_case, 3.5 km!")
     ['it', 's', 'new', 'snake', 'case', '3', '5', 'km']
     """
     if text.isascii():
         return text.translate(LETTERS).split()
-    # Line by line, because other text takes four times as long, and many lines are ASCII still.
+    # Line by line: other text takes four times as long as ASCII, and most lines are ASCII.
     lines = [line if line.isascii() else unicodedata.normalize("NFKC", line) for line in text.split("\n")]
     return [word for line in lines for word in line.translate(LETTERS).split()]
 
 
 def hash_words(texts: Sequence[str]) -> WordHashes:
-    """Return the words of texts as numbers: equal words, equal numbers, in whatever text they stand."""
+    """Return the words of texts as hashes. Equal words have equal hashes in all texts."""
     import numpy as np
 
     blocks: list[WordHashes] = []
     block: list[bytes] = []
     size = 0
     for place, text in enumerate(texts):
-        block.append(_spelled(text))
+        block.append(_word_bytes(text))
         size += len(block[-1])
         if size >= BLOCK_BYTES or place == len(texts) - 1:
             blocks.append(_hash_block(block))
             block, size = [], 0
     if not blocks:
         return WordHashes(np.empty(0, np.uint64), np.empty(0, np.bool_), np.zeros(1, np.int64))
-    counts = [np.diff(one.starts) for one in blocks]
+    counts = [np.diff(hashed.starts) for hashed in blocks]
     return WordHashes(
-        np.concatenate([one.hashes for one in blocks]),
-        np.concatenate([one.numbers for one in blocks]),
+        np.concatenate([hashed.hashes for hashed in blocks]),
+        np.concatenate([hashed.numbers for hashed in blocks]),
         np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))]),
     )
 
 
 def mix64(numbers: "Hashes") -> "Hashes":
-    """Spread numbers over 64 bits (splitmix64), in place."""
+    """Spread numbers over 64 bits in place (splitmix64); return them."""
     import numpy as np
 
     for shift, multiplier in zip((30, 27), MULTIPLIERS[1:], strict=True):
@@ -122,33 +122,33 @@ def mix64(numbers: "Hashes") -> "Hashes":
     return numbers
 
 
-def _spelled(text: str) -> bytes:
+def _word_bytes(text: str) -> bytes:
     """Return the words of a text as bytes, with one or more SPACE between them."""
     raw = text.encode("utf-8", "surrogatepass")
     if text.isascii():
         return raw.translate(ASCII)
-    pieces = OTHERS.split(raw)
-    if len(pieces) // 2 > len(raw) * RUNS_PER_BYTE:
-        return _normal(raw)
+    pieces = NON_ASCII.split(raw)
+    if len(pieces) // 2 > len(raw) * MAX_STRETCHES_PER_BYTE:
+        return _normalized(raw)
     for place in range(1, len(pieces), 2):
-        before = pieces[place - 1]  # its last character may be one with the next ones: e and an accent
-        pieces[place - 1], pieces[place] = before[:-1], _normal(before[-1:] + pieces[place])
+        before = pieces[place - 1]  # its last character may combine with the next ones: e and an accent
+        pieces[place - 1], pieces[place] = before[:-1], _normalized(before[-1:] + pieces[place])
     return b"".join(pieces).translate(ASCII)
 
 
-def _normal(raw: bytes) -> bytes:
+def _normalized(raw: bytes) -> bytes:
     text = unicodedata.normalize("NFKC", raw.decode("utf-8", "surrogatepass"))
     return text.translate(MARKED).encode("utf-8", "surrogateescape")
 
 
-def _hash_block(spelled: list[bytes]) -> WordHashes:
-    """Hash the words of a few texts: of each a polynomial of its bytes, modulo 2**64."""
+def _hash_block(texts: list[bytes]) -> WordHashes:
+    """Return the words of a few texts; the hash of a word is a polynomial of its bytes, modulo 2**64."""
     import numpy as np
 
-    ends = np.cumsum(np.array([1, *(len(text) + 1 for text in spelled)]))
-    letters = np.frombuffer(END.join([b"", *spelled, b""]), np.uint8)
-    parts = letters <= SPACE[0]  # SPACE and END
-    edges = np.flatnonzero(parts[1:] != parts[:-1]) + 1  # begins and ends by turns: END is first and last
+    ends = np.cumsum(np.array([1, *(len(text) + 1 for text in texts)]))
+    letters = np.frombuffer(END.join([b"", *texts, b""]), np.uint8)
+    is_gap = letters <= SPACE[0]  # SPACE and END
+    edges = np.flatnonzero(is_gap[1:] != is_gap[:-1]) + 1  # begins and ends by turns: END is first and last
     begins = edges[::2]
     byte_values, powers, inverses = _polynomial(len(letters))
     sums = byte_values.take(letters, mode="wrap")  # twice as fast as without a mode
@@ -175,5 +175,5 @@ def _polynomial_of(size: int) -> "tuple[Hashes, Hashes, Hashes]":
 
 
 def _polynomial(size: int) -> "tuple[Hashes, Hashes, Hashes]":
-    """Return a number for each byte value, and the powers of the base and of its inverse, `size` or more of them."""
+    """Return a number for each byte value, and at least `size` powers of the base and of its inverse."""
     return _polynomial_of(max(2 * BLOCK_BYTES, 1 << (size - 1).bit_length()))

@@ -1,8 +1,8 @@
-"""Clusters: conversations of all sources that are alike, directly or through others, found on disk.
+"""Near-duplicate groups across the sources of a blend, found on disk.
 
-`sft.filters.dedup.near` says how alike two conversations are, by their signatures. Here, for all of a blend at once:
-signatures and the keys of their bands go to files; band by band, conversations with the same key are compared.
-In memory are a few bytes per conversation: the keys of one band, and who belongs to whom.
+Two conversations are in one group if they are similar (sft.filters.dedup.signatures), directly or through others.
+`find_duplicate_groups` writes signatures and band keys to files and compares, band by band, the conversations that
+share a key. Memory: a few bytes per conversation, for the keys of one band and the number of its group.
 """
 
 import os
@@ -14,30 +14,30 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from sft.filters.dedup.near import CHANCE, NUMBERS_BYTES, SIGNATURE_BYTES, SLOTS, band_keys, banding
+from sft.filters.dedup.signatures import CHANCE, NUMBERS_BYTES, SIGNATURE_BYTES, SLOTS, band_keys, banding
 
 Bytes = npt.NDArray[np.uint8]
 Int32s = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint64]
 
-# Signatures compared at once, if no more than these have one key.
+# Signatures that are compared at once, unless more have the same key.
 BLOCK_ROWS = 1 << 16
 
 
-def find_clusters(signatures: Iterable[Bytes], threshold: float, folder: Path) -> Int32s:
-    """Number each conversation by the first that it is alike with, directly or through others.
+def find_duplicate_groups(signatures: Iterable[Bytes], threshold: float, folder: Path) -> Int32s:
+    """Return the group of each conversation: the number of its first member.
 
     Shapes:  each of `signatures`: (some conversations, SIGNATURE_BYTES); result: (all conversations,).
-    `folder` is for files of 264 bytes, and 8 for each band, per conversation; none of them stays.
+    `folder` holds temporary files of 264 bytes, and 8 per band, for each conversation.
     """
     slots, bands = banding(threshold)
     rows = 0
     key_files = [folder / f"keys-{band}" for band in range(bands)]
     with (folder / "signatures").open("wb") as file:
-        for some in signatures:
-            file.write(some.tobytes())
-            rows += len(some)
-            keys = band_keys(some, slots, bands)
+        for block in signatures:
+            file.write(block.tobytes())
+            rows += len(block)
+            keys = band_keys(block, slots, bands)
             for band, path in enumerate(key_files):
                 with path.open("ab") as key_file:
                     key_file.write(keys[:, band].tobytes())
@@ -46,26 +46,26 @@ def find_clusters(signatures: Iterable[Bytes], threshold: float, folder: Path) -
     try:
         for path in key_files if rows else ():
             for members, starts in buckets(np.fromfile(path, np.uint64)):
-                _join(read_rows(descriptor, members), members, starts, first, fewest_same(threshold))
+                _join(_read_signatures(descriptor, members), members, starts, first, min_same_slots(threshold))
             path.unlink()
     finally:
         os.close(descriptor)
     (folder / "signatures").unlink()
-    _shorten(first)
+    _flatten(first)
     return first
 
 
-def fewest_same(threshold: float) -> int:
-    """Return how many slots of a side must be the same for a similarity of at least `threshold`.
+def min_same_slots(threshold: float) -> int:
+    """Return how many slots of a side must be equal for a similarity of at least `threshold`.
 
-    >>> fewest_same(0.8), fewest_same(1.0)
+    >>> min_same_slots(0.8), min_same_slots(1.0)
     (103, 128)
     """
     return next(same for same in range(SLOTS + 1) if (same / SLOTS - CHANCE) / (1 - CHANCE) >= threshold)
 
 
 def buckets(keys: Keys) -> Iterator[tuple[Int32s, npt.NDArray[np.int64]]]:
-    """Yield the rows that share a key with others, some buckets at a time: rows, and where each bucket begins.
+    """Yield (rows, starts) for some buckets at a time: rows that share a key, and where each bucket begins.
 
     >>> [(rows.tolist(), starts.tolist()) for rows, starts in buckets(np.array([7, 5, 7, 9, 5, 7], np.uint64))]
     [([1, 4, 0, 2, 5], [0, 2, 5])]
@@ -86,8 +86,8 @@ def buckets(keys: Keys) -> Iterator[tuple[Int32s, npt.NDArray[np.int64]]]:
         bucket = last
 
 
-def read_rows(descriptor: int, rows: Int32s) -> Bytes:
-    """Read the signatures of some rows: not mapped, so that what was read does not stay in memory."""
+def _read_signatures(descriptor: int, rows: Int32s) -> Bytes:
+    """Return the signatures of some rows; read and not mapped, so that they do not stay in memory."""
     signatures = np.empty((len(rows), SIGNATURE_BYTES), np.uint8)
     for place, row in enumerate(rows.tolist()):
         os.preadv(descriptor, [signatures[place].data], row * SIGNATURE_BYTES)
@@ -106,33 +106,33 @@ def _root(first, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _alike(one, other, fewest):  # type: ignore[no-untyped-def]
-    """Say whether two signatures have the same numbers and, on both sides, so many slots that are the same."""
+def _are_similar(left, right, min_same):  # type: ignore[no-untyped-def]
+    """Return whether two signatures have equal numbers and, on both sides, at least `min_same` equal slots."""
     for place in range(NUMBERS_BYTES):
-        if one[place] != other[place]:
+        if left[place] != right[place]:
             return False
     for side in range(2):
         differing = 0
         begin = NUMBERS_BYTES + side * SLOTS
         for place in range(begin, begin + SLOTS):
-            differing += one[place] != other[place]
-        if differing > SLOTS - fewest:
+            differing += left[place] != right[place]
+        if differing > SLOTS - min_same:
             return False
     return True
 
 
 @compiled
-def _join(signatures, members, starts, first, fewest):  # type: ignore[no-untyped-def]
-    """Join what is alike in each bucket; `first` leads from each row to the first of those joined with it."""
+def _join(signatures, members, starts, first, min_same):  # type: ignore[no-untyped-def]
+    """Join the similar rows of each bucket; `first` leads from each row to the first row of its group."""
     for bucket in range(len(starts) - 1):
         for later in range(starts[bucket] + 1, starts[bucket + 1]):
             for earlier in range(starts[bucket], later):
-                one, other = _root(first, members[earlier]), _root(first, members[later])
-                if one != other and _alike(signatures[earlier], signatures[later], fewest):
-                    first[max(one, other)] = min(one, other)
+                left, right = _root(first, members[earlier]), _root(first, members[later])
+                if left != right and _are_similar(signatures[earlier], signatures[later], min_same):
+                    first[max(left, right)] = min(left, right)
 
 
 @compiled
-def _shorten(first):  # type: ignore[no-untyped-def]
+def _flatten(first):  # type: ignore[no-untyped-def]
     for row in range(len(first)):
         first[row] = _root(first, row)
