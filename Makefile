@@ -172,12 +172,14 @@ format: setup ## Format the code and apply automatic fixes
 	ruff format
 	ruff check --fix
 
-BENCH ?= $(foreach name,scaling prep pack filters,$(if $(wildcard bench/$(name).py),$(name)))
-bench: setup ## Benchmark the stages, and peers on the same data (BENCH=prep NVIDIA=<checkout of NVIDIA-NeMo/Nemotron>)
+BENCH ?= scaling filters
+bench: setup ## Benchmark the stages and filters (BENCH=scaling)
 	for name in $(BENCH); do echo; PYTHONPATH=src:. python -m bench.$$name; done
 
-bench-peers: setup ## Install the packages that only benchmarks need: TRL
+PEERS ?= prep packing
+bench-peers: setup ## Compare with Hugging Face, Megatron-Bridge and TRL (PEERS=prep NVIDIA=<checkout of NVIDIA-NeMo/Nemotron>)
 	uv pip install --quiet --no-deps --target runs/bench/peers trl==1.16.0
+	for name in $(PEERS); do echo; PYTHONPATH=src:. python -m bench.peers.$$name; done
 
 COMPILE = uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-header \
     --no-annotate --no-emit-index-url --config-file requirements/bridge.toml $(if $(UPGRADE),--upgrade)

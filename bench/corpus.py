@@ -43,8 +43,8 @@ MARKUP = re.compile(r"```|~~~|<\|im_|</?think>|</?tool_call>|</?tool_response>|[
 ROFF = re.compile(r"^[.'].*$|\\f[A-Z]|\\[-&|^]", re.MULTILINE)
 
 TEKKEN = Download(
-    uri="pypi://mistral-common==1.13.1/mistral_common/data/tekken_240911.json",
-    sha256="98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+    uri="pypi://mistral-common==1.13.1/mistral_common/data/tekken_240911.json"
+    "#sha256=98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af"
 )
 CONTROL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
 CONTROL += ("<tool_response>", "</tool_response>")

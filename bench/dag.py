@@ -33,7 +33,7 @@ def make_project(folder: Path, sources: int, files: int, size: int) -> int:
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
     names = [f"source-{number}" for number in range(sources)]
-    params["fetch"]["sources"] = {name: {"uri": "file://x.jsonl", "format": "openai"} for name in names}
+    params["fetch"]["sources"] = {name: {"uri": "file://x.jsonl", "read": "openai"} for name in names}
     yaml.dump(params, folder / "params.yaml")
     stages: list[dict[str, Any]] = []
     for stage in YAML(typ="safe").load(folder / "dvc.yaml")["stages"].values():

@@ -105,7 +105,7 @@ def make_project(folder: Path, pack_size: int) -> None:
     (folder / "models/base").symlink_to(PLACE / "tokenizer")
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params["fetch"]["sources"] = {"bench": {"uri": "file://corpus.jsonl", "format": "openai"}}
+    params["fetch"]["sources"] = {"bench": {"uri": "file://corpus.jsonl", "read": "openai"}}
     params["filter"].update(contamination=None, max_rejected=1.0)
     params["pack"]["pack_size"] = pack_size
     yaml.dump(params, folder / "params.yaml")

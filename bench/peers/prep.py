@@ -1,7 +1,7 @@
 """Prep against peers: rendering, tokenising and masking the same conversations with the same tokenizer.
 
-    make bench BENCH=prep [NVIDIA=FOLDER]
-    PYTHONPATH=src:. python -m bench.prep [--rows 5000] [--whole-rows 20000] [--rounds 5] [--json runs/bench/prep.json]
+    make bench-peers PEERS=prep [NVIDIA=FOLDER]
+    PYTHONPATH=src:. python -m bench.peers.prep [--rows 5000] [--whole-rows 20000] [--rounds 5] [--json FILE]
 
 Peers: Hugging Face `datasets.map` over `apply_chat_template(return_assistant_tokens_mask=True)`, with our template and
 generation marks in it; and, where NVIDIA names a checkout of github.com/NVIDIA-NeMo/Nemotron, the function of its SFT
@@ -35,7 +35,7 @@ from ruamel.yaml import YAML
 from sft.files import publish_folder, write_json
 from sft.workers import worker_environment
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "runs" / "bench"
 TEMPLATE = ROOT / "templates" / "nano3.jinja"
 WARM_UP, WORKERS, COMPARED = 20, 2, 500
@@ -68,7 +68,7 @@ def make_project(folder: Path, corpus: Path) -> None:
         (folder / name).symlink_to(target)
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params["fetch"]["sources"] = {"bench": {"uri": f"file://{corpus}", "format": "openai"}}
+    params["fetch"]["sources"] = {"bench": {"uri": f"file://{corpus}", "read": "openai"}}
     off = {"repetition": None, "narrative": None, "consistency": False, "near_duplicates": None, "contamination": None}
     params["filter"].update({name: value for name, value in off.items() if name in params["filter"]})
     yaml.dump(params, folder / "params.yaml")
@@ -220,7 +220,7 @@ def nvidia(place: Path, checkout: str) -> Measure:
 
 def run_side(side: str, place: Path, nvidia: str = "") -> Measure:
     """Run one side in a process of its own."""
-    call = [sys.executable, "-m", "bench.prep", "--side", side, "--place", str(place)]
+    call = [sys.executable, "-m", "bench.peers.prep", "--side", side, "--place", str(place)]
     own = worker_environment(1) if side == "ours" else {"NVIDIA": nvidia}
     done = subprocess.run(call, env=environment() | own, capture_output=True, text=True, check=False)
     if done.returncode:

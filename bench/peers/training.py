@@ -4,7 +4,7 @@ Both train the model of models/base in fp32 on the same packs of data/packed, wi
 clipped AdamW, samples kept apart by position; each run is a process of its own, the two in turn. Printed are
 tokens per second of the steps after the first two, peak memory of the process, and the ratio.
 
-    PYTHONPATH=src python bench/train.py [--steps 6] [--rounds 5]     in a folder where `dvc repro pack` has run
+    PYTHONPATH=src:. python -m bench.peers.training [--steps 6] [--rounds 5]    where `dvc repro pack` has run
 """
 
 import argparse
@@ -99,7 +99,7 @@ def main() -> None:
     memory = dict.fromkeys(SIDES, 0.0)
     for number in range(options.rounds):
         for side in SIDES:
-            command = [sys.executable, __file__, "--side", side, "--steps", str(options.steps)]
+            command = [sys.executable, "-m", "bench.peers.training", "--side", side, "--steps", str(options.steps)]
             found = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             result = json.loads(found.stdout.splitlines()[-1])
             speeds[side].append(result["tokens_per_second"])

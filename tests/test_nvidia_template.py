@@ -1,9 +1,9 @@
-"""bench/published.py tells equal from different; its other side here is a stand-in for NVIDIA's checkout."""
+"""bench/peers/nvidia_template.py reports what is equal and what differs; a stand-in replaces NVIDIA's checkout."""
 
 import sys
 
 import pytest
-from bench import published
+from bench.peers import nvidia_template
 
 from tests.support.project import ROOT
 
@@ -23,8 +23,8 @@ def create_masked_messages(messages, tokenizer, tools):
 @pytest.fixture
 def checkout(tmp_path):
     for name, text in (
-        (published.CODE, MODULE),
-        (published.TEMPLATE, (ROOT / "templates/nano3.jinja").read_text(encoding="utf-8")),
+        (nvidia_template.CODE, MODULE),
+        (nvidia_template.TEMPLATE, (ROOT / "templates/nano3.jinja").read_text(encoding="utf-8")),
     ):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -45,12 +45,12 @@ def test_what_is_equal_what_they_lose_and_what_differs_is_told_apart(checkout, m
         "silent": turns("What?", "12.", "Sure?", "Yes.", loss=False),
     }
     monkeypatch.setattr(
-        published,
+        nvidia_template,
         "conversations",
-        lambda corpus, number: ((name, published.normalise(record)) for name, record in given.items()),
+        lambda corpus, number: ((name, nvidia_template.normalise(record)) for name, record in given.items()),
     )
-    monkeypatch.setattr(sys, "argv", ["published", str(checkout)])
-    published.main()
+    monkeypatch.setattr(sys, "argv", ["nvidia_template", str(checkout)])
+    nvidia_template.main()
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("4 conversations; equal in ids and mask: 1, 1 sequences, ")
     assert sorted(line.strip() for line in others) == [

@@ -1,6 +1,6 @@
 """Published: conversations through NVIDIA's own template, splitting and masks, and through ours with that template.
 
-    PYTHONPATH=src:. python bench/published.py CHECKOUT [--corpus FILE] [--rows 2000]
+    PYTHONPATH=src:. python -m bench.peers.nvidia_template CHECKOUT [--corpus FILE] [--rows 2000]
 
 CHECKOUT is a clone of github.com/NVIDIA-NeMo/Nemotron, whose code is not part of this repository: of it the
 template (nano3.jinja) and chat_template.py are read, the second is imported. The conversations are those of

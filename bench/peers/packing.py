@@ -1,6 +1,6 @@
 """Pack against peers: lengths into packs, by Megatron-Bridge's packers, by TRL's, and by ours.
 
-    python -m bench.pack [--samples 1000000] [--pack-size 4096] [--rounds 5] [--peers Bridge TRL] [--json FILE]
+    python -m bench.peers.packing [--samples 1000000] [--pack-size 4096] [--rounds 5] [--peers Bridge TRL] [--json FILE]
 
 Lengths are lognormal (median 600, sigma 1.1). Each side is a process of its own that prints its CPU seconds for the
 packing alone, imports and compiling left out; the sides of a round run one after the other, and ratios are medians of
@@ -77,7 +77,7 @@ def run_side(side: str, samples: int, pack_size: int) -> Measure:
     call = [
         sys.executable,
         "-m",
-        "bench.pack",
+        "bench.peers.packing",
         "--side",
         side,
         "--samples",
