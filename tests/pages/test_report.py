@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from sft.pages.report import SHARES, render
+from sft.pages.report import SHARES, page as render
 
 HOSTILE = "<script>alert(1)</script>&\"'</pre></details><img src=x onerror=alert(1)>"
 
@@ -117,10 +117,10 @@ def test_a_single_validation_can_be_seen_and_steps_have_their_mean():
     assert page.count("<circle") == 1
     heights = {
         name: {point.split()[1] for point in re.search(rf'<path class="{name}" d="M([^"]+)"', page)[1].split(" L")}
-        for name in ("step", "loss")
+        for name in ("step", "after")
     }
     assert heights["step"] == {"14.0", "234.0"}
-    assert "124.0" in heights["loss"]
+    assert "124.0" in heights["after"]
 
 
 def test_a_long_answer_is_shortened_and_says_by_how_much():
