@@ -9,7 +9,7 @@ from sft.evaluation.tool_calls import (
     Verdict,
     arguments_fit,
     coerce,
-    judge,
+    grade,
     opening,
     parse_tool_calls,
     think_balanced,
@@ -112,13 +112,13 @@ def test_a_value_ends_at_the_first_line_that_is_the_closing_tag_and_nowhere_else
 )
 def test_everything_else_is_a_fault_with_its_name(text, fault):
     assert parse_tool_calls(text) == fault
-    assert judge(text, TOOLS, REFERENCE) == Verdict(False, False, False, False, fault)
+    assert grade(text, TOOLS, REFERENCE) == Verdict(False, False, False, False, fault)
 
 
 @given(PIECES | LINES)
 @example(PRICE)
 def test_any_text_gives_calls_or_a_fault_and_a_verdict_whose_claims_imply_each_other(text):
-    verdict = judge(text, TOOLS, REFERENCE)
+    verdict = grade(text, TOOLS, REFERENCE)
     claims = [verdict.well_formed, verdict.known_function, verdict.fits, verdict.exact]
     assert claims == sorted(claims, reverse=True)
     assert verdict.exact == (verdict.fault == "")
@@ -190,19 +190,19 @@ def test_a_schema_that_is_broken_endless_or_elsewhere_fits_nothing():
     ],
 )
 def test_an_answer_passes_as_far_as_it_is_right(text, fault, passed):
-    assert judge(text, TOOLS, REFERENCE) == Verdict(*(n < passed for n in range(4)), fault)
+    assert grade(text, TOOLS, REFERENCE) == Verdict(*(n < passed for n in range(4)), fault)
 
 
 def test_an_argument_without_a_type_equals_the_reference_as_text_or_as_value():
     text = PRICE.replace("days", "note")
     for value in ("5", 5):
-        assert judge(text, TOOLS, [reference("price", {"symbol": "ACME", "note": value})]).exact
-    assert not judge(text, TOOLS, [reference("price", {"symbol": "ACME", "note": [5]})]).exact
+        assert grade(text, TOOLS, [reference("price", {"symbol": "ACME", "note": value})]).exact
+    assert not grade(text, TOOLS, [reference("price", {"symbol": "ACME", "note": [5]})]).exact
 
 
 def test_a_function_without_parameters_takes_what_the_filter_stage_lets_it_take():
     tools = [{"type": "function", "function": {"name": "now"}}]
-    assert judge(NOW, tools, [reference("now", {})]).exact
+    assert grade(NOW, tools, [reference("now", {})]).exact
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import re
 from html.parser import HTMLParser
 
-from sft.pages.report import SHARES, page as render
+from sft.pages.report import SHARES
+from sft.pages.report import page as render
 
 HOSTILE = "<script>alert(1)</script>&\"'</pre></details><img src=x onerror=alert(1)>"
 

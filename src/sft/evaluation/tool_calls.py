@@ -170,7 +170,7 @@ def arguments_fit(arguments: Mapping[str, Any], schema: Any) -> bool:
         return False
 
 
-def judge(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Verdict:
+def grade(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Verdict:
     """Judge an answer against the tools that were offered and the reference's tool_calls (OpenAI form)."""
     calls = parse_tool_calls(text)
     if isinstance(calls, str):
