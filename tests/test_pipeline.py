@@ -250,11 +250,12 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(project, first
         "sys.argv = ['train']\n"
         "from sft.training import bridge\n"
         "from sft.stages import train\n"
-        "journal = train.StepLog.step\n"
-        "def step(self, done):\n"
-        "    journal(self, done)\n"
-        "    if done.iteration == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train.StepLog.step = step\n"
+        "from sft.training.steps import StepLog\n"
+        "log_step = StepLog.log_step\n"
+        "def log_and_die(self, step):\n"
+        "    log_step(self, step)\n"
+        "    if step.iteration == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "StepLog.log_step = log_and_die\n"
         "train.main()\n"
     )
     run(project, "python", "-c", crash, fails=True, PYTHONPATH="src")

@@ -25,6 +25,7 @@ from sft.hashing import folder_digests
 from sft.packing.write import build_packs, write_npy
 from sft.params.training import TrainParams
 from sft.training import bridge, checkpoints, config
+from sft.training.steps import Step
 from tests.support import tiny_model as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +102,7 @@ def run(
     """Train `folder/name`, reporting steps and validations in files beside it as they happen."""
     steps, validations = (folder / f"{name}.{kind}.jsonl" for kind in ("steps", "validations"))
 
-    def on_step(step: bridge.Step) -> None:
+    def on_step(step: Step) -> None:
         with steps.open("a") as file:
             file.write(json.dumps(dataclasses.asdict(step)) + "\n")
         if at_step is not None:

@@ -42,28 +42,12 @@ from sft.params import training as p
 from sft.planning import checks
 from sft.training import checkpoints, config
 from sft.training.config import on_cpu, quiet
+from sft.training.steps import Step
 
 PARAMS = "params.json"  # in a run's folder: the train sections that it was made with
 BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
 _GROUPS = itertools.count()  # process groups of this process, in the order every rank makes them
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one optimizer step reports."""
-
-    iteration: int
-    """1 for the first step."""
-    loss: float
-    """Mean over the trained tokens of the step, before its update."""
-    lr: float
-    """Learning rate of its update."""
-    grad_norm: float
-    """Of all gradients, before clipping."""
-    tokens: int
-    """Tokens that went through the model, over all ranks, without padding."""
-    seconds: float
 
 
 def import_base(*, base: Path, checkpoint: Path) -> None:

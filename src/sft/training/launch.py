@@ -1,0 +1,62 @@
+"""Starts the ranks of a run on this machine: this process, or several processes under torchrun."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sft.cli import InputError
+from sft.files import read_json, write_json
+
+RANK_MODULE = "sft.stages.train"
+RANK_OPTION = "--rank-of"  # not --run: torchrun reads that as an abbreviation of its own --run-path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a rank needs to train; runs/<lineage key>/run.json holds it for every rank."""
+
+    folder: Path
+    """runs/<lineage key>."""
+    base: Path
+    """Hugging Face folder of the base model."""
+    start: Path
+    """Megatron checkpoint to start from."""
+    packed: Path
+    """Packed data."""
+
+    def write(self) -> None:
+        """Write run.json."""
+        write_json(self.folder / "run.json", {name: str(value) for name, value in asdict(self).items()})
+
+
+def read_run(folder: Path) -> Run:
+    """Return what run.json of a run's folder holds."""
+    return Run(**{name: Path(value) for name, value in read_json(folder / "run.json").items()})
+
+
+def count_ranks() -> int:
+    """Return how many ranks train on this machine: SFT_PROCESSES, or one for each GPU, or one on a CPU."""
+    if number := os.environ.get("SFT_PROCESSES"):
+        if not number.isdecimal() or int(number) < 1:
+            raise InputError(f"SFT_PROCESSES={number}: expected a number of processes, 1 or more")
+        return int(number)
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def launch(run: Run, ranks: int, train: Callable[[Run], None]) -> None:
+    """Train in this process, or start torchrun with several ranks, each of which calls `train`."""
+    run.write()
+    if ranks == 1:
+        train(run)
+        return
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", RANK_MODULE, RANK_OPTION, str(run.folder)]
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)  # torchrun's default is 1, with a warning
+    done = subprocess.run(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}, check=False)
+    if done.returncode:
+        raise InputError(f"{run.folder}: torchrun ended with status {done.returncode}. Its messages are above.")

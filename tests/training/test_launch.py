@@ -1,0 +1,82 @@
+"""launch: one rank trains in this process, several under torchrun. tests/training/test_bridge.py trains with both."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.cli import InputError
+from sft.files import read_json
+from sft.training import launch
+from sft.training.launch import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "runs/key", tmp_path / "base", tmp_path / "start", tmp_path / "packed")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """Commands that were started, with their environments; none runs."""
+    commands: list[tuple[list[str], dict[str, str]]] = []
+
+    def start(command: list[str], *, env: dict[str, str], check: bool) -> Any:
+        commands.append((command, env))
+        return subprocess.CompletedProcess(command, returncode=0)
+
+    monkeypatch.setattr(launch.subprocess, "run", start)
+    return commands
+
+
+def test_one_rank_trains_in_this_process_and_reads_run_json(run: Run, started: list[Any]) -> None:
+    trained: list[Run] = []
+    launch.launch(run, 1, trained.append)
+    assert trained == [run]
+    assert started == []
+    assert read_json(run.folder / "run.json").keys() == {"folder", "base", "start", "packed"}
+    assert launch.read_run(run.folder) == run
+
+
+def test_torchrun_understands_how_ranks_are_started(run: Run, started: list[Any]) -> None:
+    """torchrun reads an option --run as an abbreviation of its own --run-path."""
+    from torch.distributed.run import get_args_parser
+
+    launch.launch(run, 2, lambda run: None)
+    ((command, _),) = started
+    options = get_args_parser().parse_args(command[3:])
+    assert (options.nproc_per_node, options.module, options.training_script) == ("2", True, "sft.stages.train")
+    assert options.training_script_args == ["--rank-of", str(run.folder)]
+
+
+@pytest.mark.parametrize(("ranks", "wanted", "given"), [(2, None, "4"), (3, None, "2"), (16, None, "1"), (2, "7", "7")])
+def test_ranks_share_the_cores_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, run: Run, started: list[Any], ranks: int, wanted: str | None, given: str
+) -> None:
+    """torchrun alone gives each rank one thread, whatever the machine has."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if wanted:
+        monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(8)))
+    launch.launch(run, ranks, lambda run: None)
+    assert [environment["OMP_NUM_THREADS"] for _, environment in started] == [given]
+
+
+def test_ranks_that_fail_are_an_error_with_the_run_s_folder(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    failed = subprocess.CompletedProcess([], returncode=3)
+    monkeypatch.setattr(launch.subprocess, "run", lambda command, **options: failed)
+    with pytest.raises(InputError, match=r"runs/key: .* status 3"):
+        launch.launch(run, 2, lambda run: None)
+
+
+def test_ranks_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFT_PROCESSES", "3")
+    assert launch.count_ranks() == 3
+
+
+@pytest.mark.parametrize("number", ["0", "two", "-1", "1.5"])
+def test_sft_processes_must_be_a_number_of_processes(monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setenv("SFT_PROCESSES", number)
+    with pytest.raises(InputError, match=f"^SFT_PROCESSES={number}: "):
+        launch.count_ranks()
