@@ -7,7 +7,9 @@ import pytest
 from sft.cli import InputError
 from sft.files import read_json, write_json
 from sft.hashing import file_digest
+from sft.params.read import load_training
 from sft.stages import train as stage
+from sft.tracking.journal import Journal
 from sft.training.launch import Run
 from tests.support.project import link_project, set_params
 from tests.training.test_steps import entry, write_steps
@@ -39,10 +41,20 @@ def test_what_is_missing_says_which_stage_makes_it(project, folder, stage_name):
         stage.check_inputs()
 
 
-def test_a_cluster_without_a_profile_is_refused(project, monkeypatch):
+def test_a_cluster_needs_its_file(project, monkeypatch):
     monkeypatch.setenv("CLUSTER", "big")
-    with pytest.raises(InputError, match="CLUSTER=big: no profile"):
+    with pytest.raises(InputError, match=r"slurm/clusters/big\.yaml"):
         stage.main()
+
+
+def test_a_run_that_a_job_trains_is_not_trained_here_too(project, monkeypatch):
+    monkeypatch.setattr(stage, "check", lambda *_: None)
+    set_params(project, **{"checkpoint.pretrained_checkpoint": "models/base"})
+    run = project / "runs" / stage.find_lineage(load_training().model_dump()).key
+    write_json(run / "job.json", {"cluster": "big", "stage": "train", "job": "7", "outcome": None})
+    with pytest.raises(InputError, match="job 7 on big"):
+        stage.main()
+    assert Journal(run).attempts() == {}, "the job's attempt is not touched"
 
 
 def test_the_lineage_changes_with_data_model_and_params(project):
