@@ -1,12 +1,13 @@
-"""What the documentation tells people to type works.
+"""Every command in the documentation works.
 
-Every shell block of README.md, CONTRIBUTING.md, slurm/README.md and docs/ stands under a comment that says how it
-is tested:
+Every shell block of README.md, AGENTS.md, CONTRIBUTING.md, slurm/README.md and docs/ has a comment above it that says
+how it is tested:
 
-    <!-- test: run -->                 as it stands, in a fresh clone; ends with 0
-    <!-- test: pipeline -->            as it stands, in a clone whose pipeline is tiny
+    <!-- test: run -->                 unchanged, in a fresh clone; exits with 0
+    <!-- test: pipeline -->            unchanged, in a clone whose pipeline is tiny
+    <!-- test: after: COMMANDS -->     unchanged, in such a clone that has run, after COMMANDS damaged it
     <!-- test: remote -->              by tests/test_remotes.py, with servers on loopback
-    <!-- test: make-n: the reason -->  too long, or needs what is not here: make with -n, dvc with --help
+    <!-- test: make-n: the reason -->  too long, or needs something else: make with -n, dvc with --help
 
 Lines of a console block that begin with "$ " are commands; the others show output and are not compared.
 """
@@ -20,7 +21,7 @@ import pytest
 
 from tests.support.project import ROOT, clone_checkout, run_script
 
-TOP_PAGES = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md"))
+TOP_PAGES = (ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "slurm/README.md"))
 PAGES = [*TOP_PAGES, *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<how>[^\n]*?) -->\n+)?^```(?P<kind>bash|console|sh|shell)\n(?P<text>.*?)^```$",
@@ -42,21 +43,21 @@ def name_of(page: Path) -> str:
 
 
 def shell_blocks(page: str, text: str) -> Iterator[Block]:
-    for found in BLOCK.finditer(text):
-        script = found["text"]
-        if found["kind"] == "console":
+    for block in BLOCK.finditer(text):
+        script = block["text"]
+        if block["kind"] == "console":
             script = "".join(line[2:] + "\n" for line in script.splitlines() if line.startswith("$ "))
-        line = text[: found.start("text")].count("\n") + 1
-        yield Block(f"{page}:{line}", found["how"] or "", script)
+        line = text[: block.start("text")].count("\n") + 1
+        yield Block(f"{page}:{line}", block["how"] or "", script)
 
 
-def blocks_of_the_repository() -> list[Block]:
+def documented_blocks() -> list[Block]:
     pages = [page for page in PAGES if page.exists()]
     return [block for page in pages for block in shell_blocks(name_of(page), page.read_text(encoding="utf-8"))]
 
 
 def blocks_for(how: str) -> pytest.MarkDecorator:
-    blocks = [block for block in blocks_of_the_repository() if block.how.split(":")[0] == how]
+    blocks = [block for block in documented_blocks() if block.how.split(":")[0] == how]
     return pytest.mark.parametrize("script", [pytest.param(block.script, id=block.place) for block in blocks])
 
 
@@ -93,12 +94,12 @@ def test_a_dry_run_finds_what_does_not_exist_and_does_nothing(tmp_path):
 
 
 def test_the_readme_has_shell_blocks():
-    assert [block for block in blocks_of_the_repository() if block.place.startswith("README.md")]
+    assert [block for block in documented_blocks() if block.place.startswith("README.md")]
 
 
 def test_every_shell_block_says_how_it_is_tested():
-    for block in blocks_of_the_repository():
-        assert block.how in ("run", "pipeline", "remote") or re.fullmatch(r"make-n: .+", block.how), block
+    for block in documented_blocks():
+        assert block.how in ("run", "pipeline", "remote") or re.fullmatch(r"(make-n|after): .+", block.how), block
 
 
 @blocks_for("run")
@@ -110,6 +111,28 @@ def test_what_is_said_to_run_runs_in_a_fresh_clone(script, tmp_path):
 @blocks_for("pipeline")
 def test_what_uses_the_pipeline_runs_in_a_tiny_one(script, tiny_project):
     run_script(tiny_project, script)
+
+
+@pytest.fixture(scope="module")
+def finished_project(tiny_project: Path) -> Path:
+    """The tiny project after a run, with everything committed."""
+    run_script(tiny_project, "dvc repro && git add -A && git commit --quiet --allow-empty --message finished")
+    return tiny_project
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(
+    "block", [pytest.param(block, id=block.place) for block in documented_blocks() if block.how.startswith("after:")]
+)
+def test_what_repairs_a_project_repairs_it(block, finished_project):
+    """A repaired project has every output, as committed, in the folder or at least in the cache."""
+    run_script(finished_project, block.how.removeprefix("after: "))
+    run_script(finished_project, block.script)
+    if "refs/exps" in block.script:
+        assert "# mine" in (finished_project / "params.yaml").read_text(encoding="utf-8")
+        run_script(finished_project, "git reset --quiet --hard && dvc checkout --force")
+    assert "up to date" in run_script(finished_project, "dvc status")
+    assert run_script(finished_project, "git status --porcelain") == ""
 
 
 @blocks_for("make-n")
@@ -127,6 +150,30 @@ def test_links_to_files_lead_somewhere(page: Path):
 def test_every_make_target_that_is_mentioned_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     mentioned = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
-    for block in blocks_of_the_repository():
+    for block in documented_blocks():
         mentioned.update(re.findall(r"\bmake ([a-z-]+)", block.script))
     assert {"test", "repro"} <= mentioned <= targets
+
+
+def test_the_reference_of_commands_has_every_target_and_variable_of_the_makefile():
+    page = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    text = " ".join(re.findall(r"## (.*)", makefile))
+    variables = set(re.findall(r"\b([A-Z][A-Z_]*)=", text)) | set(re.findall(r"call option,([A-Z]+)", makefile))
+    assert len(targets) > 30
+    assert len(variables) > 30
+    assert {name for name in listed if name.islower()} == targets
+    assert {name for name in listed if name.isupper()} >= variables
+    for row in re.findall(r"^\| `[a-z-]+` \|.*\| ([^|]*) \|$", page, re.MULTILINE):
+        assert set(re.findall(r"`([^`]+)`", row)) <= listed, row
+
+
+def test_the_reference_of_commands_has_every_environment_variable_that_people_set():
+    page = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+    read = set(re.findall(r'environ\.get\("(SFT_[A-Z_]+)"', code)) - {"SFT_STOP_FILE"}  # the job sets that one
+    assert {"SFT_WORKERS", "SFT_PROCESSES"} & read
+    assert {name for name in read if f"`{name}`" not in page} == set()

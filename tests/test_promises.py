@@ -1,4 +1,4 @@
-"""docs/promises.md names files and tests that exist, and its table of filters says what is measured."""
+"""docs/developers/promises.md names files and tests that exist, and its table of filters says what is measured."""
 
 import re
 
@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from sft.params.data import Benchmark
 from tests.support.project import ROOT
 
-PAGE = (ROOT / "docs/promises.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/developers/promises.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")]
 PROMISES = [row for row in ROWS if len(row) == 4 and row[0] != "promise"]
 FILTERS = [row for row in ROWS if len(row) == 6 and row[0] != "filter"]
@@ -52,4 +52,4 @@ def test_the_example_of_evaluation_sets_is_what_params_take_and_pinned():
     sets = YAML(typ="safe").load(example)["fetch"]["benchmarks"]
     assert set(sets) == {"bfcl-rest", "human-eval"}
     for given in sets.values():
-        assert Benchmark(**given).sha256
+        assert re.search(r"#sha256=[0-9a-f]{64}$", Benchmark(**given).uri)

@@ -59,9 +59,9 @@ def pushed(project, environ):
 
 
 def block(word):
-    """The block of docs/remotes.md that has a word, of those that are tested here."""
-    page = (ROOT / "docs/remotes.md").read_text(encoding="utf-8")
-    (found,) = [one.script for one in shell_blocks("remotes.md", page) if one.how == "remote" and word in one.script]
+    """The block of docs/sharing.md that has a word, of those that are tested here."""
+    page = (ROOT / "docs/sharing.md").read_text(encoding="utf-8")
+    (found,) = [one.script for one in shell_blocks("sharing.md", page) if one.how == "remote" and word in one.script]
     return found
 
 
@@ -156,7 +156,7 @@ def test_wrong_keys_and_a_missing_bucket_are_said_and_a_rerun_completes(pushed, 
     finally:
         post(f"{s3.url}/moto-api/reset-auth", b"1000000000")
     assert re.search("Access Key Id you provided does not exist|Forbidden", said)
-    assert "docs/remotes.md" in said
+    assert "docs/sharing.md" in said
     assert environ["AWS_SECRET_ACCESS_KEY"] not in said.replace("test_", "")
     nothing = {**environ, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
     assert "Unable to locate credentials" in run(other, "make", "push", fails=True, **nothing)

@@ -15,7 +15,7 @@ from pathlib import Path
 from sft.cli import InputError, echo, make_parser, run_or_exit
 
 REPORTS = "reports/"
-REMEDY = "Look at address, bucket and keys (docs/remotes.md) and run it again: what was pushed stays."
+REMEDY = "Check address, bucket and keys (docs/sharing.md), then run it again: only missing files are pushed."
 
 
 def reports(cache: Path) -> dict[str, str]:
