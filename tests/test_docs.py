@@ -149,9 +149,11 @@ def test_links_to_files_lead_somewhere(page: Path):
 
 def test_every_make_target_that_is_mentioned_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    mentioned = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
+    mentioned = {
+        name for page in PAGES for name in re.findall(r"`make ([a-z][a-z-]+)", page.read_text(encoding="utf-8"))
+    }
     for block in documented_blocks():
-        mentioned.update(re.findall(r"\bmake ([a-z-]+)", block.script))
+        mentioned.update(re.findall(r"\bmake ([a-z][a-z-]+)", block.script))
     assert {"test", "repro"} <= mentioned <= targets
 
 
@@ -163,6 +165,7 @@ def test_the_reference_of_commands_has_every_target_and_variable_of_the_makefile
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     text = " ".join(re.findall(r"## (.*)", makefile))
     variables = set(re.findall(r"\b([A-Z][A-Z_]*)=", text)) | set(re.findall(r"call option,([A-Z]+)", makefile))
+    variables -= {"VARIABLE"}  # of a comment
     assert len(targets) > 30
     assert len(variables) > 30
     assert {name for name in listed if name.islower()} == targets
