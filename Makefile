@@ -26,7 +26,7 @@ REPRO = $(if $(ROWS),dvc exp run --set-param filter.max_rows=$(ROWS),dvc repro)$
 option = $(if $($(1)), --$(2) '$($(1))')
 
 # DVC writes dvc.lock after the last stage: log it to MLflow then.
-log_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cli --lock)
+log_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cli sync --lock)
 
 # Where prep, train and eval run: CLUSTER=<name> sends them to Slurm (slurm/README.md).
 export CLUSTER DETACH DRY_RUN
@@ -104,7 +104,7 @@ rejected: setup ## Show rejected rows with their reasons (SOURCE= REASON= NUMBER
 	python -m sft.inspect.rejected$(call option,SOURCE,source)$(call option,REASON,reason)$(call option,NUMBER,number)$(call option,FROM,from)
 
 lineage: setup ## Trace a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= JSON= CARD= CACHE=1)
-	python -m sft.lineage.chain$(call option,MODEL,model)$(call option,HTML,html)$(call option,JSON,json)$(call option,CARD,card)$(if $(CACHE), --cache)
+	python -m sft.lineage.graph$(call option,MODEL,model)$(call option,HTML,html)$(call option,JSON,json)$(call option,CARD,card)$(if $(CACHE), --cache)
 
 reproduce: setup ## Build a model again from its commit and compare every output (MODEL= UNTIL=pack DATA=pull)
 	python -m sft.lineage.reproduce$(call option,MODEL,model)$(call option,UNTIL,until)$(call option,DATA,data)
@@ -116,10 +116,10 @@ export: setup ## Export a checkpoint of a run as a Hugging Face folder (RUN=<lin
 	python -m sft.training.export --run '$(RUN)'$(call option,STEP,step)$(call option,TO,to)
 
 mlflow: setup ## Browse runs and registered models (PORT=5000)
-	python -m sft.tracking.server --port $(PORT)
+	python -m sft.tracking.cli server --port $(PORT)
 
 mlflow-server: setup ## Start a tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
-	python -m sft.tracking.server --port $(PORT)$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
+	python -m sft.tracking.cli server --port $(PORT)$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
 
 sweep: setup ## Run many experiments: GRID='optimizer.lr=1e-5,2e-5 rng.seed=1,2' or LIST=file (JOBS=1 CLUSTER= NAME= HTML=)
 	python -m sft.experiments.sweep$(call option,GRID,grid)$(call option,LIST,list)$(call option,JOBS,jobs)$(call option,NAME,name) --html '$(or $(HTML),reports/sweep.html)'
@@ -128,7 +128,7 @@ push: setup ## Push data, models and finished stages to the DVC remote (REMOTE=)
 	python -m sft.lineage.dvc_push$(call option,REMOTE,remote)
 
 mlflow-sync: setup ## Send MLflow what it has not received: after an outage, or for another store
-	python -m sft.tracking.cli
+	python -m sft.tracking.cli sync
 
 deliver:
 	$(error make deliver has a new name. Run: make mlflow-sync)

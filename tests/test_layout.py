@@ -35,7 +35,7 @@ PROGRAMS = {"sft.cli", "sft.planning.preflight", *(f"sft.lineage.{name}" for nam
 # What a class of import is for, and the only modules that may do it.
 ONLY_HERE = {
     "megatron": {"sft.training.config", "sft.training.bridge", "sft.training.cpu"},
-    "mlflow": {"sft.tracking.delivery", "sft.tracking.store", "sft.tracking.sync"},
+    "mlflow": {"sft.tracking.sync", "sft.tracking.store", "sft.tracking.upload"},
     "ruamel": {"sft.params.read", "sft.params.explain"},  # who reads YAML reads params.yaml
     "yaml": set(),
 }

@@ -166,7 +166,7 @@ def lab(make):
     return make
 
 
-LOGS_LOCK = "python -m sft.tracking.cli --lock"
+LOGS_LOCK = "python -m sft.tracking.cli sync --lock"
 
 
 @pytest.mark.parametrize(
@@ -297,12 +297,12 @@ def test_make_alone_lists_the_targets(make):
 @pytest.mark.parametrize(
     ("line", "asked_for"),
     [
-        ("mlflow PORT=5001", "-m sft.tracking.server --port 5001"),
+        ("mlflow PORT=5001", "-m sft.tracking.cli server --port 5001"),
         (
-            "mlflow-server STORE=postgresql://me@host/db ARTIFACTS=s3://bucket/x FOLDER=d",
-            "-m sft.tracking.server --port 5000 --store postgresql://me@host/db --artifacts s3://bucket/x --folder d",
+            "mlflow-server STORE=postgresql://me@host/db ARTIFACTS=s3://b/x FOLDER=d",
+            "-m sft.tracking.cli server --port 5000 --store postgresql://me@host/db --artifacts s3://b/x --folder d",
         ),
-        ("mlflow-sync", "-m sft.tracking.cli"),
+        ("mlflow-sync", "-m sft.tracking.cli sync"),
     ],
 )
 def test_mlflow_s_targets_call_their_programs(make, line, asked_for):

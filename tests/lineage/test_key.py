@@ -1,17 +1,18 @@
-"""Lineage: every thing that determines a model is in its key, and nothing else is."""
+"""key: everything that determines a model changes its key, and nothing else does."""
 
-import hashlib
-import json
-import subprocess
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from sft.files import write_json
-from sft.hashing import file_digest
-from sft.lineage import key
-from sft.lineage.key import EVAL_RECORDS, Lineage, code_digest, git_state, import_closure, lineage_json, records
+from sft.files import flatten
+from sft.lineage.key import NUMERIC_PACKAGES, PACKAGE, Lineage, code_digest, import_closure
+from sft.params.check import Params
+from sft.params.read import load_training
+
+STAGE = "sft.stages.train"
 
 ONE = Lineage(
     data="d" * 64,
@@ -42,98 +43,92 @@ def test_the_key_does_not_depend_on_the_order_of_params():
     assert len(ONE.key) == 16
 
 
+def test_every_package_that_computes_is_in_the_key():
+    assert set(NUMERIC_PACKAGES) == {
+        "torch", "megatron-core", "megatron-bridge", "transformers", "tokenizers", "numpy", "pyarrow",
+    }  # fmt: skip
+
+
+# --- Code -----------------------------------------------------------------------------------------------
+
+COMPUTES = (
+    *("stages/train.py", "params/training.py", "planning/checks.py", "planning/estimate.py"),
+    *("files.py", "hashing.py", "ledger.py"),
+)
+DOES_NOT_COMPUTE = (
+    *("cli.py", "cluster", "experiments", "inspect", "lineage", "pages", "tracking", "stages/eval.py"),
+    *("params/base.py", "params/check.py", "params/explain.py", "params/read.py", "planning/preflight.py"),
+    *("training/export.py", "evaluation", "filters", "formats", "packing", "sources", "tokens", "conversation.py"),
+)
+
+
+@pytest.fixture
+def source_tree(tmp_path):
+    """A copy of src/sft."""
+    return shutil.copytree(PACKAGE, tmp_path / "sft", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def add_comment(path: Path) -> str:
+    """Add a comment to a module; return what it was."""
+    text = path.read_text()
+    path.write_text(text + "# A comment.\n")
+    return text
+
+
+def test_a_comment_in_a_module_that_computes_changes_the_key(source_tree):
+    before = code_digest(STAGE, source_tree)
+    assert before == code_digest(STAGE)
+    training = [path for path in sorted((source_tree / "training").glob("*.py")) if path.name[0] != "_"]
+    computes = [path for path in training if path.name != "export.py"]
+    assert len(computes) > 3
+    for path in (*(source_tree / name for name in COMPUTES), *computes):
+        text = add_comment(path)
+        assert code_digest(STAGE, source_tree) != before, path
+        path.write_text(text)
+    assert code_digest(STAGE, source_tree) == before
+
+
+def test_a_comment_in_code_that_cannot_change_a_weight_does_not_change_the_key(source_tree):
+    before = code_digest(STAGE, source_tree)
+    for name in DOES_NOT_COMPUTE:
+        path = source_tree / name
+        modules = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        assert modules, name
+        for module in modules:
+            add_comment(module)
+        assert code_digest(STAGE, source_tree) == before, name
+
+
 def test_the_closure_holds_what_a_module_imports_at_any_depth_and_inside_functions():
-    closure = import_closure("sft.stages.train")
-    assert {
-        "sft.stages.train",
-        "sft.training.bridge",
-        "sft.training.cpu",
-        "sft.tracking.sync",
-        "sft.params.schema",
-        "sft.files",
-    } <= closure.keys()
-    assert not {"sft.stages.filter", "sft.tokens.render", "sft.pages.report"} & closure.keys()
+    closure = import_closure(STAGE)
+    assert {STAGE, "sft.training.bridge", "sft.training.cpu", "sft.params.training", "sft.files"} <= closure.keys()
     assert all(path.is_file() for path in closure.values())
 
 
-def test_a_changed_module_changes_the_digest_of_those_that_import_it(tmp_path, monkeypatch):
-    module = tmp_path / "other.py"
-    module.write_text("x = 1\n")
-    before = code_digest("sft.ledger")
-    closure = {**import_closure("sft.ledger"), "sft.other": module}
-    monkeypatch.setattr(key, "import_closure", lambda name: closure)
-    first = code_digest("sft.ledger")
-    module.write_text("x = 2\n")
-    assert len({before, first, code_digest("sft.ledger")}) == 3
+# --- Params ---------------------------------------------------------------------------------------------
+
+# Sections of params.yaml: those of the training are in the key by value, those of the data by the digest of the packed
+# data, and those of the evaluation not at all.
+IN_KEY = {
+    "fetch": False, "filter": False, "prep": False, "pack": False, "model": True, "mixed_precision": True, "peft": True,
+    "optimizer": True, "scheduler": True, "train": True, "validation": True, "checkpoint": True, "rng": True,
+    "eval": False,
+}  # fmt: skip
 
 
-def git(folder: Path, *arguments: str) -> None:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+def test_the_table_says_of_every_section_whether_it_is_in_the_key():
+    assert list(IN_KEY) == list(Params.model_fields)
+    assert [name for name, is_in_key in IN_KEY.items() if is_in_key] == list(load_training().model_dump())
 
 
-def test_git_state_is_dirty_by_code_and_not_by_what_the_pipeline_writes(tmp_path):
-    assert git_state(tmp_path) == (None, None)
-    git(tmp_path, "init")
-    (tmp_path / "code.py").write_text("x = 1\n")
-    git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "-m", "one")
-    commit, dirty = git_state(tmp_path)
-    assert commit is not None
-    assert len(commit) == 40
-    assert dirty is False
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports/pack.json").write_text("{}")
-    (tmp_path / "dvc.lock").write_text("")
-    assert git_state(tmp_path) == (commit, False)
-    (tmp_path / "code.py").write_text("x = 2\n")
-    assert git_state(tmp_path) == (commit, True)
-
-
-def make_packed(folder: Path) -> None:
-    counts = {"domain": "chat", "license": "MIT", "conversations": 1, "tokens": 2, "trained_tokens": 1}
-    write_json(folder / "data/packed/metadata.json", {"sources": {"chats": counts}})
-    write_json(folder / "reports/fetch/chats.json", {"uri": "file://x", "sha256": "f", "rows_out": 3, "license": "MIT"})
-    write_json(folder / "reports/filter/chats.json", {"rows_out": 2, "rejected": {"no-answer": 1}})
-    write_json(folder / "reports/eval.json", {})
-
-
-def test_lineage_json_leads_from_the_model_back(tmp_path):
-    make_packed(tmp_path)
-    written = lineage_json(ONE, "run-1", tmp_path, b"changes")
-    assert written["lineage_key"] == ONE.key
-    assert written["mlflow_run_id"] == "run-1"
-    assert written["packages"]["torch"]
-    assert {"git_commit", "git_dirty", "data", "base_model", "params"} <= written.keys()
-    assert written["patch"] == hashlib.sha256(b"changes").hexdigest()
-    assert lineage_json(ONE, "run-1", tmp_path)["patch"] is None
-    assert written["sources"]["chats"]["uri"] == "file://x"
-    assert written["sources"]["chats"]["rows"] == 3
-    assert written["sources"]["chats"]["rejected"] == {"no-answer": 1}
-    assert written["hardware"].keys() == {"machine", "processor", "threads", "gpus"}
-    assert json.loads(json.dumps(written)) == written
-
-
-def test_lineage_json_names_the_reports_of_the_data_and_not_those_that_come_later(tmp_path):
-    make_packed(tmp_path)
-    named = lineage_json(ONE, "run-1", tmp_path)["records"]
-    assert named.keys() == {"data/packed/metadata.json", "reports/fetch/chats.json", "reports/filter/chats.json"}
-    assert named["reports/fetch/chats.json"] == file_digest(tmp_path / "reports/fetch/chats.json")
-
-
-def test_the_records_of_a_run_are_found_by_their_places(tmp_path):
-    make_packed(tmp_path)
-    (tmp_path / "dvc.lock").write_text("")
-    assert records(tmp_path).keys() >= {"dvc.lock", "reports/fetch/chats.json"}
-    assert records(tmp_path, EVAL_RECORDS).keys() == {"dvc.lock", "reports/eval.json"}
-
-
-def test_a_module_that_only_tells_of_a_model_is_not_in_the_key(tmp_path, monkeypatch):
-    module = tmp_path / "card.py"
-    module.write_text("x = 1\n")
-    monkeypatch.setattr(key, "import_closure", lambda name: {"sft.lineage.card": module, "sft.ledger": module})
-    monkeypatch.setattr(key, "file_digest", lambda path: path.read_text())
-    with_card = code_digest("sft.ledger")
-    monkeypatch.setattr(key, "import_closure", lambda name: {"sft.ledger": module})
-    assert code_digest("sft.ledger") == with_card
-    assert {"sft.lineage.card", "sft.lineage.patch"} <= key.TELLING
+def test_every_param_of_a_section_in_the_key_changes_the_key():
+    """Also those of checkpoints and validation: they decide which checkpoint is exported."""
+    training = load_training().model_dump()
+    names = list(flatten(training))
+    declared = [name for name in flatten(YAML(typ="safe").load(Path("params.yaml"))) if IN_KEY[name.partition(".")[0]]]
+    assert set(declared) <= set(names)
+    before = replace(ONE, params=training).key
+    for name in names:
+        section, _, param = name.partition(".")
+        params = {**training, section: {**training[section], param: "another value"}}
+        assert replace(ONE, params=params).key != before, name

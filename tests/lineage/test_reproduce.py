@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 from sft.cli import InputError
 from sft.files import read_json, write_json
-from sft.lineage.key import all_packages, hardware
+from sft.lineage.record import all_packages, hardware
 from sft.lineage.reproduce import DECLARED, DIFFERS, IDENTICAL, MISSING, compare, explain, make_worktree
 from sft.lineage.resolve import of_folder
 from tests.support.finished_project import SOURCES, commit_all, make_recorded, text, write_lock

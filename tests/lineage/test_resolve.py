@@ -8,10 +8,10 @@ import mlflow
 import pytest
 
 from sft.cli import InputError
-from sft.lineage.key import records as texts_of
 from sft.lineage.patch import keep_patch
+from sft.lineage.record import records as texts_of
 from sft.lineage.resolve import LINEAGE, _is_of, find, of_folder
-from sft.tracking import delivery, store
+from sft.tracking import store, sync
 from sft.tracking.journal import RECORDS, Dataset, add_model, open_run
 from tests.support.finished_project import commit_all, make_recorded
 
@@ -71,7 +71,7 @@ def test_a_run_is_found_by_id_key_version_and_alias_also_when_the_folder_has_mov
     changes = keep_patch(b"changes", run)
     box.attach(RECORDS, {**texts_of(project), changes.name: changes})
     add_model(box, Path("models/final"), {})
-    run_id, version = (getattr(delivery.deliver(run), name) for name in ("run_id", "version"))
+    run_id, version = (getattr(sync.sync_run(run), name) for name in ("run_id", "version"))
     store.connect().set_registered_model_alias(store.REGISTERED_MODEL, "champion", version.split("/")[1])
     make_recorded(tmp_path / "other", lr=2e-3)
     for name in ("models", "dvc.lock"):  # the folder now holds another model

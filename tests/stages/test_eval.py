@@ -174,11 +174,11 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
 
 
 def test_a_store_that_is_away_does_not_stop_an_evaluation(project, monkeypatch, capsys):
-    from sft.tracking import delivery
+    from sft.tracking import sync
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(delivery, "PATIENCE", 0)
+    monkeypatch.setattr(sync, "PATIENCE", 0)
     write_project(project, {"sums": ("mathematics", CHATS)})
     use_small_params(project)
     stage.main()

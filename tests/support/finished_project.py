@@ -13,7 +13,9 @@ from ruamel.yaml import YAML
 
 from sft.files import write_json
 from sft.hashing import folder_digest, folder_digests
-from sft.lineage.key import Lineage, lineage_json
+from sft.lineage.key import Lineage
+from sft.lineage.record import lineage_json
+from sft.params.data import Download
 
 KEYED = {"torch": "1", "megatron-core": "1", "megatron-bridge": "1", "transformers": "1", "tokenizers": "1"}
 KEYED |= {"numpy": "1", "pyarrow": "1"}
@@ -22,6 +24,7 @@ SOURCES = {
     "chats": {"domain": "chat", "license": "MIT and CC-BY-4.0", "uri": "hf://datasets/owner/chats/x.jsonl"},
 }
 COUNTS = {"conversations": 9, "tokens": 90, "trained_tokens": 45}
+BASE = Download(uri="hf://models/owner/base@" + "b" * 40, license="Apache-2.0")
 ANSWER = {"stopped": True, "text": "4"}
 
 
@@ -35,7 +38,7 @@ def make_recorded(folder: Path, lr: float = 1e-3, commit: str | None = None) -> 
         listed = [{"path": "rows.jsonl", "bytes": raw.stat().st_size, "rows": 10, "sha256": sha256(raw)}]
         report(folder, f"fetch/{name}", 10, {}, files=listed, sha256="5" * 64, **told)
         text(folder / f"data/filtered/{name}/kept-00000.parquet", f"kept of {name}")
-        report(folder, f"filter/{name}", 10, {"no-answer": 1})
+        report(folder, f"filter/{name}", 10, {"no-answer": 1}, rows_found=10)
         text(folder / f"data/prepared/{name}/0.parquet", f"samples of {name}")
         report(folder, f"prep/{name}", 9, {}, samples=9, tokens=90, trained_tokens=45, template_sha256="7" * 64)
     text(folder / "data/benchmarks/items.jsonl", "what gsm8k asks")
@@ -55,7 +58,7 @@ def make_recorded(folder: Path, lr: float = 1e-3, commit: str | None = None) -> 
     final = folder / "models/final"
     text(final / "model.safetensors", f"weights of lr {lr}")
     told = {
-        **lineage_json(lineage, "0" * 32, folder),
+        **lineage_json(lineage, "0" * 32, folder, BASE),
         "packages": KEYED,
         "git_commit": commit or "a" * 40,
         "git_dirty": False,

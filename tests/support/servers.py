@@ -76,7 +76,17 @@ def mlflow_server(folder: Path, *options: str, **environ: str) -> Iterator[Serve
     """An MLflow server as `make mlflow-server` starts it, with its store in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    command = [sys.executable, "-m", "sft.tracking.server", "--port", str(port), "--folder", str(folder), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "sft.tracking.cli",
+        "server",
+        "--port",
+        str(port),
+        "--folder",
+        str(folder),
+        *options,
+    ]
     server = Server(command, f"http://127.0.0.1:{port}", folder, **environ)
     try:
         server.start()

@@ -38,8 +38,8 @@ def exported(folder, key=KEY, parent=None, more=""):
     """A model as training leaves it."""
     model = folder / "models/final"
     model.mkdir(parents=True, exist_ok=True)
-    told = {"lineage_key": key, "data": DATA.digest, "base_model": "b", "code": "c", "git_commit": "a" * 40}
-    (model / "lineage.json").write_text(json.dumps({**told, "params": PARAMS, "parent": parent, "more": more}))
+    lineage = {"lineage_key": key, "data": DATA.digest, "base_model": "b", "code": "c", "git_commit": "a" * 40}
+    (model / "lineage.json").write_text(json.dumps({**lineage, "params": PARAMS, "parent": parent, "more": more}))
     return model
 
 

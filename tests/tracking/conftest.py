@@ -5,7 +5,7 @@ import shutil
 import mlflow
 import pytest
 
-from sft.tracking import delivery
+from sft.tracking import sync
 from tests.support.servers import mlflow_server
 
 
@@ -21,7 +21,7 @@ def _outside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(delivery, "EVERY", 0.1)
+    monkeypatch.setattr(sync, "EVERY", 0.1)
     yield
     mlflow.set_tracking_uri(None)
 

@@ -1,4 +1,4 @@
-"""deliver: what waits for MLflow is told, and attempts that are gone are ended."""
+"""tracking/cli: pending entries are sent, killed attempts are ended, and the server is on loopback only."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from sft.cli import InputError
 from sft.files import read_json
 from sft.lineage.resolve import outs, parse_lock
-from sft.tracking import cli, delivery, store
+from sft.tracking import cli, store, sync
 from sft.tracking.journal import RECORDS, Dataset, Journal, Metrics, add_model, open_run
 from tests.support.finished_project import make_recorded
 
@@ -18,37 +18,37 @@ KEYS = ("0" * 16, "1" * 16)
 
 
 @pytest.fixture
-def waiting(tmp_path, monkeypatch, local_store):
+def pending(tmp_path, monkeypatch, local_store):
     monkeypatch.chdir(tmp_path)
     for key in KEYS:
         Metrics(open_run(tmp_path / "runs" / key, {}, {}, [])).log(1, loss=1.0)
     return tmp_path / "runs"
 
 
-def test_every_run_is_told_and_what_is_gone_is_killed(waiting, capsys):
-    box = Journal(waiting / KEYS[0])
+def test_every_run_is_synced_and_an_attempt_whose_process_is_gone_is_killed(pending, capsys):
+    box = Journal(pending / KEYS[0])
     box.file.write_text(box.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305'))
-    cli.main()
-    said = capsys.readouterr().out
-    assert f"runs/{KEYS[0]}: attempt 1 is gone without a word: KILLED" in said
-    assert "runs/mlflow.db has been told all of 2 runs" in said
+    cli.sync_all()
+    output = capsys.readouterr().out
+    assert f"runs/{KEYS[0]}: attempt 1" in output
+    assert "runs/mlflow.db is up to date with 2 runs" in output
     statuses = {key: store.look_up(key).facts["status"] for key in KEYS}
     assert statuses == {KEYS[0]: "KILLED", KEYS[1]: "RUNNING"}
-    cli.main()
-    assert f"runs/{KEYS[1]}: 0 told, 0 wait" in capsys.readouterr().out
+    cli.sync_all()
+    assert f"runs/{KEYS[1]}: 0 sent, 0 pending" in capsys.readouterr().out
 
 
-def test_a_store_that_does_not_answer_ends_with_an_error(waiting, monkeypatch):
+def test_a_store_that_does_not_answer_ends_with_an_error(pending, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(delivery.deliver, "__defaults__", (0,))
-    with pytest.raises(InputError, match=r"does not answer at http://127\.0\.0\.1:9"):
-        cli.main()
+    monkeypatch.setattr(sync.sync_run, "__defaults__", (0,))
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9"):
+        cli.sync_all()
 
 
 @pytest.fixture
 def finished(tmp_path, monkeypatch, local_store):
-    """A finished run, told to nobody yet, with the dvc.lock of before its last stage."""
+    """A finished run that no store has, with the dvc.lock of before its last stage."""
     project = make_recorded(tmp_path / "project")
     monkeypatch.chdir(project)
     key = read_json(project / "models/final/lineage.json")["lineage_key"]
@@ -63,42 +63,82 @@ def finished(tmp_path, monkeypatch, local_store):
 
 def lock_in_store(project):
     key = read_json(project / "models/final/lineage.json")["lineage_key"]
-    run_id = delivery.run_id(project / "runs" / key)
+    run_id = sync.run_id(project / "runs" / key)
     return store.fetch_records(run_id, Path(tempfile.mkdtemp(dir=project))) / "dvc.lock"
 
 
 def test_the_lock_that_dvc_wrote_after_the_last_stage_replaces_the_older_one_once(finished, capsys):
-    cli.tell_lock()
-    assert "as all stages left it. models/final is nano3-sft/1" in " ".join(capsys.readouterr().out.split())
+    cli.sync_lock()
+    assert "nano3-sft/1" in capsys.readouterr().out
     assert lock_in_store(finished).read_bytes() == (finished / "dvc.lock").read_bytes()
-    cli.tell_lock()
+    cli.sync_lock()
     assert capsys.readouterr().out == ""
-    cli.main()
-    assert "0 told, 0 wait" in capsys.readouterr().out
+    cli.sync_all()
+    assert "0 sent, 0 pending" in capsys.readouterr().out
 
 
 def test_the_lock_of_another_model_is_no_lock_of_this_run(finished):
     lock, lineage = finished / "dvc.lock", finished / "models/final/lineage.json"
     whole = lock.read_text()
     lock.write_text(whole.replace(outs(parse_lock(whole.encode()))["models/final"], "0" * 32 + ".dir"))
-    assert cli.renew_lock(finished) is None
+    assert cli.attach_lock(finished) is None
     lock.write_text(whole)
     kept = lineage.read_text()
     lineage.write_text(kept + " ")
-    assert cli.renew_lock(finished) is None, "no model of that digest was told"
+    assert cli.attach_lock(finished) is None, "the journal has no model of that digest"
     lineage.write_text(kept)
-    assert cli.renew_lock(finished) is not None
+    assert cli.attach_lock(finished) is not None
 
 
 def test_where_no_model_or_no_lock_is_there_is_nothing_to_replace(finished):
     shutil.rmtree(finished / "models")
-    assert cli.renew_lock(finished) is None
-    assert cli.renew_lock(finished / "runs") is None
+    assert cli.attach_lock(finished) is None
+    assert cli.attach_lock(finished / "runs") is None
 
 
-def test_a_store_that_is_away_does_not_fail_the_end_of_a_repro(finished, monkeypatch, capsys):
+def test_a_store_that_does_not_answer_does_not_fail_the_end_of_a_repro(finished, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(delivery, "PATIENCE", 0)
-    cli.tell_lock()
-    assert "does not answer" in capsys.readouterr().out
+    monkeypatch.setattr(sync, "PATIENCE", 0)
+    cli.sync_lock()
+    assert "http://127.0.0.1:9" in capsys.readouterr().out
+
+
+def options(line):
+    return dict(zip(line[4::2], line[5::2], strict=True))
+
+
+def test_it_listens_on_loopback_and_answers_to_its_own_names(tmp_path):
+    assert options(cli.server_command(None, None, 5001, tmp_path)) == {
+        "--host": "127.0.0.1",
+        "--port": "5001",
+        "--workers": "1",
+        "--allowed-hosts": "localhost:5001,127.0.0.1:5001",
+        "--backend-store-uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "--artifacts-destination": f"{tmp_path}/mlflow-artifacts",
+    }
+
+
+def test_another_store_and_place_of_artifacts_are_taken():
+    given = options(cli.server_command("postgresql://me@host/db", "s3://bucket/x", 5000, Path("runs")))
+    assert given["--backend-store-uri"] == "postgresql://me@host/db"
+    assert given["--artifacts-destination"] == "s3://bucket/x"
+
+
+@pytest.mark.parametrize("store", ["postgresql://me:s3cr3t@host/db", "postgresql://me:s3/cr3t@host/db"])
+def test_a_password_on_the_command_line_is_refused(store):
+    with pytest.raises(InputError, match=r"PGPASSWORD") as error:
+        cli.server_command(store, None, 5000, Path("runs"))
+    assert "cr3t" not in str(error.value)
+
+
+def test_jobs_and_pickles_are_off(tmp_path, monkeypatch):
+    became = []
+    monkeypatch.setattr(cli.os, "execve", lambda *call: became.append(call))
+    cli.serve(None, None, 5000, tmp_path / "new")
+    (_, line, environ) = became[0]
+    assert line[1:4] == ["-m", "mlflow", "server"]
+    assert (environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"], environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"]) == (
+        "false",
+        "false",
+    )

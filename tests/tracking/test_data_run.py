@@ -1,4 +1,4 @@
-"""provenance: what the reports count is told by stage and source, summed, and nothing is read that is not there."""
+"""data_run: the counts of the reports by stage and source, and summed; missing reports count nothing."""
 
 from pathlib import Path
 
@@ -28,6 +28,7 @@ def test_every_stage_counts_by_source_and_in_all(project):
         "filter/calls/rows_in": 10, "filter/calls/rows_out": 7,
         "filter/calls/rejected.no-answer": 1, "filter/calls/rejected.over-length": 2,
         "filter/chats/rows_in": 10, "filter/chats/rows_out": 9, "filter/chats/rejected.no-answer": 1,
+        "filter/calls/rows_found": 10, "filter/chats/rows_found": 10, "filter/rows_found": 20,
         "filter/rows_in": 20, "filter/rows_out": 16, "filter/rejected.no-answer": 2, "filter/rejected.over-length": 2,
     }  # fmt: skip
     assert found["prep/trained_tokens"] == 90

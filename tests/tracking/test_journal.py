@@ -1,4 +1,4 @@
-"""Outbox: in order, nothing lost by a kill, nothing twice, every attempt ends."""
+"""journal: in order, a kill loses nothing, nothing is there twice, every attempt ends."""
 
 import json
 import os
@@ -18,44 +18,44 @@ def begin(folder, **tags):
     return open_run(folder / "0123456789abcdef", {"optimizer": {"lr": 1e-5}}, tags, DATA)
 
 
-def things(box, kind):
-    return [thing for _, thing in box.read() if thing["kind"] == kind]
+def entries(box, kind):
+    return [entry for _, entry in box.read() if entry["kind"] == kind]
 
 
-def test_things_are_read_in_order_from_any_place_on(tmp_path):
+def test_entries_are_read_in_order_from_any_offset(tmp_path):
     box = Journal(tmp_path / "key")
     for number in range(3):
         box.add("x", number=number)
     ends = [end for end, _ in box.read()]
-    assert [thing["number"] for _, thing in box.read(ends[0])] == [1, 2]
+    assert [entry["number"] for _, entry in box.read(ends[0])] == [1, 2]
     assert ends[-1] == box.file.stat().st_size
     assert list(box.read(ends[-1])) == []
 
 
-def test_a_line_that_a_kill_cut_is_passed_over_and_the_next_is_whole(tmp_path):
+def test_a_line_that_a_kill_cut_is_skipped_and_the_next_is_whole(tmp_path):
     box = Journal(tmp_path / "key")
     box.add("x", number=1)
     with box.file.open("a") as file:
         file.write('{"kind": "x", "numb')
-    assert [thing["number"] for _, thing in box.read()] == [1]
+    assert [entry["number"] for _, entry in box.read()] == [1]
     Journal(tmp_path / "key").add("x", number=2)
-    assert [thing["number"] for _, thing in box.read()] == [1, 2]
+    assert [entry["number"] for _, entry in box.read()] == [1, 2]
 
 
-def test_what_a_store_has_is_noted_for_each_store(tmp_path):
+def test_what_a_store_has_is_written_down_for_each_store(tmp_path):
     box = Journal(tmp_path / "key")
     box.add("x")
-    box.note("one", {"bytes": box.file.stat().st_size, "run_id": "1"})
-    assert (box.waiting("one"), box.waiting("another")) == (0, 1)
-    box.note("another", {"bytes": 0})
-    assert box.delivered("one")["run_id"] == "1"
+    box.set_synced("one", {"bytes": box.file.stat().st_size, "run_id": "1"})
+    assert (box.pending("one"), box.pending("another")) == (0, 1)
+    box.set_synced("another", {"bytes": 0})
+    assert box.synced("one")["run_id"] == "1"
 
 
-def test_an_attempt_that_ended_without_a_word_is_killed_by_the_next(tmp_path):
+def test_an_attempt_that_never_ended_is_killed_by_the_next(tmp_path):
     begin(tmp_path)
     box = begin(tmp_path)
-    assert [(thing["attempt"], thing["status"]) for thing in things(box, "end")] == [(1, "KILLED")]
-    assert [thing["attempt"] for thing in things(box, "attempt")] == [1, 2]
+    assert [(entry["attempt"], entry["status"]) for entry in entries(box, "end")] == [(1, "KILLED")]
+    assert [entry["attempt"] for entry in entries(box, "attempt")] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_an_attempt_ends_as_it_ended(tmp_path, error, status):
     else:
         with record_status(box):
             pass
-    assert [thing["status"] for thing in things(box, "end")] == [status]
+    assert [entry["status"] for entry in entries(box, "end")] == [status]
     assert box.attempts() == {1: None}
 
 
@@ -77,11 +77,11 @@ def test_sigterm_ends_an_attempt_as_killed(tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path; from sft.tracking.journal import *\n"
         "box = open_run(Path(sys.argv[1]), {}, {}, [])\n"
-        "with true_status(box): os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "with record_status(box): os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "key")], capture_output=True, check=False)
     assert done.returncode in (-signal.SIGINT, 1, 130)
-    assert [thing["status"] for thing in things(Journal(tmp_path / "key"), "end")] == ["KILLED"]
+    assert [entry["status"] for entry in entries(Journal(tmp_path / "key"), "end")] == ["KILLED"]
 
 
 def test_an_attempt_whose_process_is_gone_is_ended_and_one_that_lives_is_not(tmp_path):
@@ -90,11 +90,11 @@ def test_an_attempt_whose_process_is_gone_is_ended_and_one_that_lives_is_not(tmp
     text = box.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305')  # above any pid
     box.file.write_text(text)
     assert journal.end_dead_attempts(box) == [1]
-    assert things(box, "end")[0]["status"] == "KILLED"
+    assert entries(box, "end")[0]["status"] == "KILLED"
     assert journal.end_dead_attempts(box) == []
 
 
-def test_a_step_that_is_done_again_after_a_resume_is_told_once(tmp_path):
+def test_a_step_that_a_resumed_training_repeats_is_logged_once(tmp_path):
     box = begin(tmp_path)
     first = Metrics(box)
     for step in (1, 2, 3):
@@ -103,8 +103,8 @@ def test_a_step_that_is_done_again_after_a_resume_is_told_once(tmp_path):
     resumed = Metrics(Journal(tmp_path / "0123456789abcdef"))
     for step in (3, 4):
         resumed.log(step, loss=9.0, validation_loss=0.4)
-    told = [(thing["step"], thing["values"]) for thing in things(box, "metrics")]
-    assert told == [
+    logged = [(entry["step"], entry["values"]) for entry in entries(box, "metrics")]
+    assert logged == [
         (1, {"loss": 1.0}),
         (2, {"loss": 0.5}),
         (3, {"loss": 1 / 3}),
@@ -121,29 +121,29 @@ def test_attached_files_are_kept_as_they_were(tmp_path):
     report.write_text("two")
     box.attach("records", {"reports/pack.json": report})
     box.attach("records", {})
-    kept = [(box.folder / thing["files"] / "reports/pack.json").read_text() for thing in things(box, "files")]
+    kept = [(box.folder / entry["files"] / "reports/pack.json").read_text() for entry in entries(box, "files")]
     assert kept == ["one", "two"]
 
 
-def test_one_delivers_at_a_time(tmp_path):
+def test_one_process_syncs_at_a_time(tmp_path):
     box = Journal(tmp_path / "key")
-    with box.delivering(0) as first, box.delivering(0) as second:
+    with box.sync_lock(0) as first, box.sync_lock(0) as second:
         assert (first, second) == (True, False)
-    with box.delivering(0) as again:
+    with box.sync_lock(0) as again:
         assert again
 
 
-def test_a_model_that_was_trained_elsewhere_is_told_by_its_lineage(tmp_path):
+def test_a_model_that_was_trained_elsewhere_gets_its_run_from_lineage_json(tmp_path):
     model = tmp_path / "models/final"
     model.mkdir(parents=True)
-    told = {"lineage_key": "k", "data": "d", "base_model": "b", "code": "c", "git_commit": "a", "params": {"x": 1}}
-    (model / "lineage.json").write_text(json.dumps({**told, "parent": "p"}))
+    lineage = {"lineage_key": "k", "data": "d", "base_model": "b", "code": "c", "git_commit": "a", "params": {"x": 1}}
+    (model / "lineage.json").write_text(json.dumps({**lineage, "parent": "p"}))
     box = journal.open_model(tmp_path / "runs/k", model)
-    assert [thing["kind"] for _, thing in box.read()] == ["run", "model"]
-    assert things(box, "run")[0]["params"] == {"x": "1", "data": "d", "base_model": "b", "code": "c"}
-    assert things(box, "model")[0]["parent"] == "p"
+    assert [entry["kind"] for _, entry in box.read()] == ["run", "model"]
+    assert entries(box, "run")[0]["params"] == {"x": "1", "data": "d", "base_model": "b", "code": "c"}
+    assert entries(box, "model")[0]["parent"] == "p"
     journal.open_model(tmp_path / "runs/k", model)
-    assert len(list(box.read())) == 2, "told once"
+    assert len(list(box.read())) == 2, "added once"
 
 
 @pytest.mark.parametrize(
@@ -157,3 +157,15 @@ def test_a_model_that_was_trained_elsewhere_is_told_by_its_lineage(tmp_path):
 )  # fmt: skip
 def test_secrets_of_addresses_are_left_out(text, shown):
     assert without_secret(text) == shown
+
+
+def test_a_journal_of_0_1_0_continues_under_its_new_name(tmp_path):
+    old = tmp_path / "key/mlflow"
+    old.mkdir(parents=True)
+    (old / "outbox.jsonl").write_text('{"kind": "x", "number": 1}\n')
+    (old / "delivered.json").write_text('{"runs/mlflow.db": {"bytes": 27, "run_id": "1"}}')
+    box = Journal(tmp_path / "key")
+    box.add("x", number=2)
+    assert [entry["number"] for _, entry in box.read()] == [1, 2]
+    assert (box.synced("runs/mlflow.db")["run_id"], box.pending("runs/mlflow.db")) == ("1", 1)
+    assert sorted(path.name for path in old.iterdir()) == ["journal.jsonl", "synced.json"]

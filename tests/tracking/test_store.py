@@ -1,4 +1,4 @@
-"""store: reached, refused, away; a run is found by any of its names. The server is a real one."""
+"""store: it answers, refuses or does not answer; a run is found by any of its names. The server is a real one."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ import pytest
 from sft.cli import InputError
 from sft.tracking import journal
 from sft.tracking import store as store_of_runs
-from sft.tracking.delivery import deliver
 from sft.tracking.store import REGISTERED_MODEL, look_up
+from sft.tracking.sync import sync_run
 from tests.support.dask_cluster import wait_until
 from tests.support.project import ROOT
 from tests.support.servers import S3_KEYS, client, mlflow_server, s3_server
@@ -42,7 +42,7 @@ def test_the_store_is_made_once_and_whole_by_whichever_of_several_processes_live
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(InputError, match=r"MLflow does not answer at http://\*\*\*@127\.0\.0\.1:9") as error:
+    with pytest.raises(InputError, match=r"http://\*\*\*@127\.0\.0\.1:9") as error:
         store_of_runs.connect()
     assert "secret" not in str(error.value)
 
@@ -57,29 +57,29 @@ def test_a_run_is_looked_up_by_any_of_its_names(tmp_path, store):
     box = begin(tmp_path)
     journal.add_model(box, exported(tmp_path), {})
     evaluate(box, 0.4)
-    told = deliver(box.folder.parent)
-    child = children(told.run_id)["attempt-1"].info.run_id
+    result = sync_run(box.folder.parent)
+    child = children(result.run_id)["attempt-1"].info.run_id
     name = REGISTERED_MODEL
-    for asked in (told.run_id, child, KEY, f"{name}/1", f"{name}@candidate"):
+    for asked in (result.run_id, child, KEY, f"{name}/1", f"{name}@candidate"):
         found = look_up(asked)
-        assert found.run_id == told.run_id, asked
+        assert found.run_id == result.run_id, asked
         assert found.facts["versions"] == [f"{name}/1"]
         assert found.version["lineage_key"] == KEY
     for unknown in ("0" * 32, "0" * 16, f"{name}/9", f"{name}@none", "none/1", "models/final", "main"):
         assert look_up(unknown) is None, unknown
 
 
-def test_texts_that_tell_of_a_run_keep_their_places_and_are_replaced(tmp_path, store):
+def test_records_keep_their_paths_and_are_replaced(tmp_path, store):
     box = begin(tmp_path)
     report, params = tmp_path / "pack.json", tmp_path / "params.yaml"
     report.write_text("{}")
     params.write_text("a: 1\n")
-    run_id = deliver(box.folder.parent).run_id
+    run_id = sync_run(box.folder.parent).run_id
     assert store_of_runs.fetch_records(run_id, tmp_path / "none") == tmp_path / "none/records"
     box.attach("records", {"reports/pack.json": report, "params.yaml": params})
     report.write_text('{"rows_in": 1}')
     box.attach("records", {"reports/pack.json": report})
-    deliver(box.folder.parent)
+    sync_run(box.folder.parent)
     brought = store_of_runs.fetch_records(run_id, tmp_path / "brought")
     assert (brought / "reports/pack.json").read_text() == '{"rows_in": 1}'
     assert (brought / "params.yaml").read_text() == "a: 1\n"
@@ -102,12 +102,12 @@ def test_artifacts_lie_in_s3_and_clients_need_no_keys(server, tmp_path, monkeypa
         box = begin(tmp_path)
         box.attach("records", {"reports/pack.json": report})
         journal.add_model(box, exported(tmp_path), {})
-        told = deliver(box.folder.parent)
-        assert told.waiting == 0
+        result = sync_run(box.folder.parent)
+        assert result.pending == 0
         objects = [one["Key"] for one in client(s3).list_objects_v2(Bucket="artifacts")["Contents"]]
         assert any(name.endswith("records/reports/pack.json") for name in objects)
         assert any(name.endswith("MLmodel") for name in objects)
-        brought = store_of_runs.fetch_records(told.run_id, tmp_path / "brought")
+        brought = store_of_runs.fetch_records(result.run_id, tmp_path / "brought")
         assert (brought / "reports/pack.json").read_bytes() == report.read_bytes()
 
 

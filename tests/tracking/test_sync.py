@@ -1,300 +1,128 @@
-"""teller: each thing once in a store, with all its links, however often it is told."""
+"""sync: after an outage, a slow store or a new one, the store has the same, and no step waits for it."""
 
-import json
+import shutil
 import threading
-from pathlib import Path
+import time
 
-import mlflow
 import pytest
 
 from sft.cli import InputError
-from sft.hashing import file_digest
-from sft.tracking import delivery, journal
 from sft.tracking import store as store_of_runs
-from sft.tracking.delivery import deliver
-from sft.tracking.journal import Dataset, Journal, Metrics, record_status
-from sft.tracking.store import EXPERIMENT, REGISTERED_MODEL, SAMPLED, look_up
-from sft.tracking.sync import CANDIDATE, CHAMPION
-from tests.support.servers import mlflow_server, postgres_server
-from tests.support.tracked_run import (
-    DATA,
-    KEY,
-    SOURCE,
-    aliases,
-    begin,
-    begin_and_finish,
-    children,
-    data_runs,
-    evaluate,
-    exported,
-    history,
-    made,
-)
+from sft.tracking import sync
+from sft.tracking.journal import Metrics, record_status
+from sft.tracking.sync import sync_run
+from tests.support.dask_cluster import wait_until
+from tests.support.servers import mlflow_server
+from tests.support.tracked_run import begin, children, history
 
 
-def test_a_whole_run_stands_in_a_real_server_with_all_its_links(tmp_path, served):
-    key = "9" * 16  # of no other test on this server
-    box = begin(tmp_path, key=key, cluster="local")
-    with record_status(box):
+def test_a_server_that_stops_and_starts_again_has_every_step_once_and_in_order(server, tmp_path, monkeypatch, capsys):
+    (tmp_path / "server").mkdir()
+    shutil.copyfile(server.folder / "empty.db", tmp_path / "server/mlflow.db")
+    with mlflow_server(tmp_path / "server") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        box = begin(tmp_path)
+        run, metrics = box.folder.parent, Metrics(box)
+        step = 0
+        with record_status(box), sync.sync_in_background(run):
+
+            def train(steps):
+                nonlocal step
+                for _ in range(steps):
+                    step += 1
+                    metrics.log(step, loss=1 / step, lr=0.1)
+                    time.sleep(0.005)
+
+            train(50)
+            wait_until(lambda: sync.run_id(run) and box.pending(server.url) == 0)
+            server.stop()
+            train(50)
+            wait_until(lambda: "does not answer" in capsys.readouterr().out)
+            assert box.pending(server.url) > 0
+            server.start()
+            train(50)
+        result = sync_run(run)
+        assert (result.pending, result.reason) == (0, None)
+        assert history(result.run_id) == [(step, 1 / step) for step in range(1, 151)]
+        assert len(history(result.run_id, "lr")) == 150
+        assert store_of_runs.connect().get_run(result.run_id).info.status == "FINISHED"
+    assert step == 150
+
+
+def test_a_server_that_does_not_answer_during_the_run_is_synced_later(tmp_path, served, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr3t-word@127.0.0.1:9")
+    box = begin(tmp_path)
+    run = box.folder.parent
+    sync.check_server(run)
+    with sync.sync_at_exit(run) as ending, record_status(box):
+        monkeypatch.setattr(sync, "PATIENCE", 0)
         Metrics(box).log(1, loss=2.0)
-        box.add("system", attempt=1, step=0, values={"system/cpu_utilization_percentage": 50.0})
-        journal.add_model(box, exported(tmp_path, key=key), {"train_loss": 0.5, "validation_loss": None})
-        report = tmp_path / "pack.json"
-        report.write_text("{}")
-        box.attach("records", {"reports/pack.json": report})
-    evaluate(box, 0.4)
-    told = deliver(box.folder.parent)
-    assert (told.waiting, told.reason, told.aliases) == (0, None, [CANDIDATE, CHAMPION])
-
-    client = store_of_runs.connect()
-    run = client.get_run(told.run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"optimizer.lr": "1e-05", "train.train_iters": "6"}
-    assert run.data.tags["lineage_key"] == key
-    assert run.data.metrics == {"loss": 2.0, "train_loss": 0.5, "eval/after/loss": 0.4}
-    inputs = {one.dataset.name: one for one in run.inputs.dataset_inputs}
-    assert {name: one.dataset.digest for name, one in inputs.items()} == {"packed": "f" * 12, "calls": "e" * 12}
-    assert {tag.key: tag.value for tag in inputs["calls"].tags} == {**SOURCE.tags, "mlflow.data.context": "source"}
-    assert [item.path for item in client.list_artifacts(told.run_id, "records")] == ["records/reports"]
-
-    runs = children(told.run_id)
-    assert sorted(runs) == ["attempt-1", "evaluation"]
-    assert runs["attempt-1"].data.tags["cluster"] == "local"
-    assert runs["attempt-1"].data.metrics == {"system/cpu_utilization_percentage": 50.0}
-    assert runs["evaluation"].data.params == {"eval.seed": "1"}
-    assert [one.dataset.name for one in runs["evaluation"].inputs.dataset_inputs] == ["held-out"]
-
-    name, number = told.version.split("/")
-    version = client.get_model_version(name, number)
-    assert (name, version.run_id, version.tags["data.calls"]) == (REGISTERED_MODEL, told.run_id, SOURCE.digest)
-    assert version.tags["lineage_json"] == file_digest(tmp_path / "models/final/lineage.json")
-    (output,) = run.outputs.model_outputs
-    model = client.get_logged_model(output.model_id)
-    assert model.source_run_id == told.run_id
-    assert {(metric.key, metric.dataset_name) for metric in model.metrics} >= {
-        ("train_loss", "packed"), ("eval/after/loss", "held-out"),
-    }  # fmt: skip
-    assert [one.model_id for one in client.get_run(runs["evaluation"].info.run_id).inputs.model_inputs] == [
-        output.model_id
-    ]
-
-
-def test_a_requeue_goes_on_in_the_run_as_another_attempt(tmp_path, store):
-    box = begin(tmp_path, cluster="one")
-    Metrics(box).log(1, loss=2.0)
-    first = deliver(box.folder.parent)
-    assert store_of_runs.connect().get_run(first.run_id).info.status == "RUNNING"
-    again = begin(tmp_path, cluster="two")  # the first attempt was killed without a word
-    Metrics(again).log(1, loss=9.0)
-    Metrics(again).log(2, loss=1.0)
-    with pytest.raises(RuntimeError), record_status(again):
-        raise RuntimeError
-    assert deliver(box.folder.parent).run_id == first.run_id
-    assert history(first.run_id) == [(1, 2.0), (2, 1.0)]
-    runs = children(first.run_id)
-    assert {name: run.info.status for name, run in runs.items()} == {"attempt-1": "KILLED", "attempt-2": "FAILED"}
-    run = store_of_runs.connect().get_run(first.run_id)
-    assert (run.info.status, run.data.tags["cluster"]) == ("FAILED", "two")
-    assert list(json.loads((box.folder / "delivered.json").read_text())) == ["runs/mlflow.db"]
-
-
-def test_a_version_names_the_version_that_its_training_started_from(tmp_path, store):
-    box = begin(tmp_path)
-    journal.add_model(box, exported(tmp_path), {})
-    first = deliver(box.folder.parent).version
-    other = begin(tmp_path, key="f" * 16)
-    journal.add_model(other, exported(tmp_path, key="f" * 16, parent=KEY), {})
-    second = deliver(other.folder.parent).version
-    tags = store_of_runs.connect().get_model_version(*second.split("/")).tags
-    assert (tags["parent"], first != second) == (first, True)
-
-
-def test_a_model_is_registered_once(tmp_path, store):
-    box = begin(tmp_path)
-    for more in ("one", "one", "two"):
-        journal.add_model(box, exported(tmp_path, more=more), {})
-    deliver(box.folder.parent)
-    assert look_up(KEY).facts["versions"] == [f"{REGISTERED_MODEL}/1", f"{REGISTERED_MODEL}/2"]
-
-
-def test_packed_data_has_one_run_and_every_training_on_it_leads_there(tmp_path, store):
-    made(tmp_path, seed=1)
-    first = deliver(begin(tmp_path).folder.parent)
-    made(tmp_path, key="f" * 16, seed=2)  # other params that made the same data: the first stand
-    second = deliver(begin(tmp_path, key="f" * 16).folder.parent)
-    (run,) = data_runs()
-    assert (run.info.run_name, run.info.status) == ("data-" + "f" * 12, "FINISHED")
-    assert (run.data.params, run.data.metrics) == ({"filter.seed": "1"}, {"filter/rows_in": 10.0})
-    assert run.data.tags["packed_data"] == DATA.digest
-    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"calls", "packed"}
-    client = store_of_runs.connect()
-    assert [item.path for item in client.list_artifacts(run.info.run_id, "records")] == ["records/reports"]
-    for told in (first, second):
-        tags = client.get_run(told.run_id).data.tags
-        assert tags["data_run"] == run.info.run_id
-        assert tags["mlflow.note.content"].endswith(f"/runs/{run.info.run_id})")
-    assert look_up(KEY).facts["run of its data"] == run.info.run_id
-    with pytest.raises(InputError, match=rf"run of packed data\. Name a training on it .*{'f' * 16}"):
-        look_up(run.info.run_id)
-
-
-def test_the_run_of_data_that_was_half_told_is_completed_by_whoever_comes_next(tmp_path, store, monkeypatch):
-    made(tmp_path, seed=1)
-    box = begin(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "log_artifacts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):  # as by a kill: metrics told, files not
-            deliver(box.folder.parent)
-    assert [run.info.status for run in data_runs()] == ["RUNNING"]
-    made(tmp_path, key="f" * 16, seed=2)
-    deliver(begin(tmp_path, key="f" * 16).folder.parent)
-    deliver(box.folder.parent)
-    (run,) = data_runs()
-    assert (run.info.status, run.data.params) == ("FINISHED", {"filter.seed": "1"})
-    assert len(store_of_runs.connect().get_metric_history(run.info.run_id, "filter/rows_in")) == 1
-    assert len(run.inputs.dataset_inputs) == 2
-
-
-def test_many_that_tell_of_the_same_data_at_a_time_make_one_run(tmp_path, store):
-    keys = [f"{number:016x}" for number in range(6)]
-    for key in keys:
-        made(tmp_path, key=key)
-        begin(tmp_path, key=key)
-    store_of_runs.connect()
-    threads = [threading.Thread(target=deliver, args=(tmp_path / "runs" / key,)) for key in keys]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (run,) = data_runs()
-    client = store_of_runs.connect()
-    assert {client.get_run(delivery.run_id(tmp_path / "runs" / key)).data.tags["data_run"] for key in keys} == {
-        run.info.run_id
-    }
-
-
-def test_other_data_and_a_sample_have_runs_of_their_own(tmp_path, store):
-    made(tmp_path)
-    deliver(begin(tmp_path).folder.parent)
-    made(tmp_path, key="e" * 16, digest="e" * 64)
-    deliver(begin(tmp_path, key="e" * 16).folder.parent)
-    made(tmp_path, key="d" * 16, digest="e" * 64, sampled=True)
-    deliver(begin(tmp_path, key="d" * 16, sampled=True).folder.parent)
-    assert sorted(run.info.run_name for run in data_runs()) == ["data-" + "e" * 12, "data-" + "f" * 12]
-    assert [run.info.run_name for run in data_runs(SAMPLED)] == ["data-" + "e" * 12]
-
-
-def test_a_training_told_of_elsewhere_leads_to_the_run_of_its_data_too(tmp_path, store):
-    made(tmp_path)
-    deliver(begin(tmp_path).folder.parent)
-    told = deliver(begin(tmp_path, key="f" * 16).folder.parent)
-    (run,) = data_runs()
-    assert store_of_runs.connect().get_run(told.run_id).data.tags["data_run"] == run.info.run_id
-    client = store_of_runs.connect()
-    client.set_tag(told.run_id, "mlflow.note.content", "mine")
-    deliver(begin(tmp_path, key="f" * 16).folder.parent)
-    assert client.get_run(told.run_id).data.tags["mlflow.note.content"] == "mine"
-
-
-def run_with_loss(folder, key, loss, **more):
-    box = begin(folder, key=key)
-    journal.add_model(box, exported(folder, key=key), {})
-    evaluate(box, loss, **more)
-    return deliver(box.folder.parent)
-
-
-def test_only_a_model_that_passed_the_gate_takes_an_alias_and_only_a_better_one_is_champion(tmp_path, store):
-    failed = run_with_loss(tmp_path, "0" * 16, 0.1, passed=False)
-    assert (failed.aliases, failed.note, aliases()) == ([], "the gate was not passed", {})
-    assert run_with_loss(tmp_path, "1" * 16, 0.5).aliases == [CANDIDATE, CHAMPION]
-    worse = run_with_loss(tmp_path, "2" * 16, 0.6)
-    assert (worse.aliases, worse.note) == ([CANDIDATE], "champion stays nano3-sft/2: its held-out loss is 0.5")
-    elsewhere = Dataset("held-out", "c" * 64, "file:///x", "evaluation", {})
-    other = run_with_loss(tmp_path, "3" * 16, 0.1, held_out=elsewhere)
-    assert other.aliases == [CANDIDATE]
-    assert "measured on other held-out data" in other.note
-    assert run_with_loss(tmp_path, "4" * 16, 0.4).aliases == [CANDIDATE, CHAMPION]
-    assert aliases() == {CANDIDATE: 5, CHAMPION: 5}
-
-
-def test_a_run_on_a_sample_is_kept_apart_and_never_takes_an_alias(tmp_path, store):
-    box = begin(tmp_path, sampled=True)
-    journal.add_model(box, exported(tmp_path), {})
-    evaluate(box, 0.1)
-    told = deliver(box.folder.parent)
-    assert (told.version, told.aliases, told.note) == (
-        f"{SAMPLED}/1",
-        [],
-        "a run on a sample of the data takes no alias",
+        assert sync.run_id(run) is None
+    assert "pending in runs/" in ending.text
+    assert "s3cr3t-word" not in ending.text + "".join(
+        path.read_text() for path in box.folder.iterdir() if path.is_file()
     )
-    client = store_of_runs.connect()
-    experiment = client.get_experiment(client.get_run(told.run_id).info.experiment_id)
-    assert experiment.name == SAMPLED != EXPERIMENT
-    assert not client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
-    assert look_up(KEY).run_id == told.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
+    result = sync_run(run)
+    assert result.pending == 0
+    assert history(result.run_id) == [(1, 2.0)]
 
 
-def test_an_answer_that_was_lost_makes_no_second_entry(tmp_path, store):
-    """As after a kill between what the store was told and the note of it: everything is told again."""
-    made(tmp_path)
-    box = begin_and_finish(tmp_path)
-    first = deliver(box.folder.parent)
-    before = everything(first.run_id)
-    for kept in (0, len(list(box.read())) // 2):
-        state = box.delivered(store_of_runs.store_name())
-        box.note(store_of_runs.store_name(), {**state, "bytes": [0, *(end for end, _ in box.read())][kept]})
-        assert deliver(box.folder.parent).run_id == first.run_id
-        assert everything(first.run_id) == before
-    (box.folder / "delivered.json").unlink()
-    assert deliver(box.folder.parent).run_id == first.run_id
-    assert everything(first.run_id) == before
+def test_another_store_gets_the_whole_journal(tmp_path, store, server, monkeypatch):
+    box = begin(tmp_path, key="a" * 16)
+    Metrics(box).log(1, loss=1.0)
+    here = sync_run(box.folder.parent)
+    Metrics(box).log(2, loss=0.5)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    there = sync_run(box.folder.parent)
+    assert (here.store, there.store) == ("runs/mlflow.db", server.url)
+    assert history(there.run_id) == [(1, 1.0), (2, 0.5)]
 
 
-@pytest.mark.skipif(not list(Path("/usr/lib/postgresql").glob("*/bin")), reason="needs postgresql (debian.txt)")
-def test_postgresql_holds_the_same_and_each_thing_once_too(tmp_path, monkeypatch):
-    password = "not-on-a-command-line"
-    with (
-        postgres_server(password) as address,
-        mlflow_server(tmp_path / "server", "--store", address, PGPASSWORD=password) as served,
-    ):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
-        box = begin_and_finish(tmp_path)
-        told = deliver(box.folder.parent)
-        assert (told.waiting, told.aliases) == (0, [CANDIDATE, CHAMPION])
-        before = everything(told.run_id)
-        assert history(told.run_id) == [(1, 1.0), (2, 0.5)]
-        (box.folder / "delivered.json").unlink()
-        assert deliver(box.folder.parent).run_id == told.run_id
-        assert everything(told.run_id) == before
-
-
-def everything(run_id):
-    client = store_of_runs.connect()
-    run, runs = client.get_run(run_id), children(run_id)
-    model_ids = [one.model_id for one in run.outputs.model_outputs]
-    return (
-        run.info.status, history(run_id), run.data.metrics, run.data.tags, sorted(runs),
-        [(one.info.status, one.data.metrics) for _, one in sorted(runs.items())],
-        len(run.inputs.dataset_inputs), model_ids, look_up(KEY).facts["versions"],
-        [len(client.get_logged_model(one).metrics) for one in model_ids], dict(aliases()),
-        [(one.info.run_id, one.data, len(one.inputs.dataset_inputs)) for one in data_runs()].__repr__(),
-    )  # fmt: skip
-
-
-def test_steps_that_another_copy_of_the_run_told_are_not_told_again(tmp_path, store):
+def test_a_server_that_refuses_is_an_error_before_training_begins(tmp_path, served, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url.replace("127.0.0.1", "127.0.0.2"))
     box = begin(tmp_path)
-    for step in (1, 2):
-        Metrics(box).log(step, loss=1 / step)
-    first = deliver(box.folder.parent)
-    (tmp_path / "runs" / KEY).rename(tmp_path / "lost")
-    again = begin(tmp_path)
-    for step in (1, 2, 3):
-        Metrics(again).log(step, loss=9.0)
-    assert deliver(again.folder.parent).run_id == first.run_id
-    assert history(first.run_id) == [(1, 1.0), (2, 0.5), (3, 9.0)]
+    with pytest.raises(InputError, match=r"refuses|does not answer"):
+        store_of_runs.connect()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{served.url}/nothing-here")
+    with pytest.raises(InputError, match="refuses"):
+        sync.check_server(box.folder.parent)
 
 
-def test_an_outbox_without_its_run_says_so(tmp_path, store):
-    Journal(tmp_path / "runs/key").add("metrics", step=1, values={"loss": 1.0})
-    with pytest.raises(KeyError):
-        deliver(tmp_path / "runs/key")
+def test_entries_added_during_a_sync_have_no_reason_to_be_pending(tmp_path, store, monkeypatch):
+    box = begin(tmp_path)
+    upload = sync.upload
+
+    def upload_and_add(box, name):
+        upload(box, name)
+        Metrics(box).log(1, loss=1.0)
+
+    monkeypatch.setattr(sync, "upload", upload_and_add)
+    result = sync_run(box.folder.parent)
+    assert (result.pending, result.reason) == (1, None)
+    with box.sync_lock(0):
+        assert sync_run(box.folder.parent, patience=0).reason == "another process is syncing it."
+
+
+def test_a_slow_server_does_not_hold_up_a_step(tmp_path, store, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(sync, "upload", lambda box, name: answered.wait(30))
+    box = begin(tmp_path)
+    metrics = Metrics(box)
+    with sync.sync_in_background(box.folder.parent):
+        wait_until(lambda: any(one.name == "mlflow" for one in threading.enumerate()))
+        time.sleep(0.3)
+        for step in range(100):
+            metrics.log(step, loss=1.0)
+        assert not answered.is_set(), "the steps did not wait for it"
+    answered.set()
+
+
+def test_the_machine_is_sampled_while_a_block_runs(tmp_path, store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    box = begin(tmp_path)
+    with sync.sync_in_background(box.folder.parent):
+        time.sleep(0.5)
+    result = sync_run(box.folder.parent)
+    measured = children(result.run_id)["attempt-1"].data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= measured.keys()

@@ -38,7 +38,7 @@ def begin(project):
 
 
 def test_an_attempt_is_logged_with_its_data_its_params_and_where_it_runs(project, monkeypatch):
-    monkeypatch.setattr(training_run.delivery, "check_server", lambda run: None)
+    monkeypatch.setattr(training_run.sync, "check_server", lambda run: None)
     monkeypatch.setenv("CLUSTER", "big")
     monkeypatch.setenv("SFT_SWEEP", "rates")
     entries = begin(project)
@@ -60,7 +60,7 @@ def test_an_attempt_that_the_server_refuses_is_logged_as_failed(project, monkeyp
     def refuse(run):
         raise InputError("no access")
 
-    monkeypatch.setattr(training_run.delivery, "check_server", refuse)
+    monkeypatch.setattr(training_run.sync, "check_server", refuse)
     with pytest.raises(InputError, match="no access"):
         begin(project)
     box = journal.Journal(project / "runs" / LINEAGE.key)

@@ -35,7 +35,7 @@ from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
 from sft.files import file_lock, flatten, publish_file, read_json, write_json
 from sft.hashing import value_digest
 from sft.inspect.terminal import Screen, visible
-from sft.lineage.key import OWN_OUTPUTS
+from sft.lineage.record import OWN_OUTPUTS
 from sft.lineage.resolve import Records, find
 from sft.pages import parallel
 

@@ -1,6 +1,6 @@
 """compare: two trainings side by side: what went in, what came out, and what each answers.
 
---a NAME --b NAME (each as in sft.lineage.chain)  ->  tables and sparklines on the terminal; --html FILE, a page with
+--a NAME --b NAME (each as in sft.lineage.graph)  ->  tables and sparklines on the terminal; --html FILE, a page with
                                                   drawn curves and answers; --json FILE
 
 Params are those by which DVC ran the stages; only what differs is shown. Counts are of every source and stage.
@@ -23,7 +23,7 @@ from rich.text import Text
 from sft.cli import InputError, make_parser, run_or_exit
 from sft.files import flatten, publish_file, write_json
 from sft.inspect.terminal import Screen, visible
-from sft.lineage.chain import data_sources, evaluation_of
+from sft.lineage.graph import data_sources, evaluation_of
 from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.resolve import LOCK, Records, find
 from sft.pages.graph import shown

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sft.cli import InputError
 from sft.files import publish_file
-from sft.lineage.key import OWN_OUTPUTS, git_state
+from sft.lineage.record import OWN_OUTPUTS, git_state
 
 MAX_BYTES = 5 << 20
 SECRET_FILES = (

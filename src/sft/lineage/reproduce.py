@@ -1,6 +1,6 @@
 """reproduce: build a model again from what was recorded, and say stage by stage what came out the same.
 
---model NAME (as in sft.lineage.chain)  ->  runs/reproduce/<lineage key>/, a git worktree at the model's commit, with
+--model NAME (as in sft.lineage.graph)  ->  runs/reproduce/<lineage key>/, a git worktree at the model's commit, with
                                         its uncommitted changes, in which every stage is run again
                                     ->  a table on the terminal; --json FILE
 
@@ -25,8 +25,9 @@ from rich.text import Text
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import flatten, read_json, write_json
 from sft.inspect.terminal import Screen, visible
-from sft.lineage.key import NUMERIC_PACKAGES, all_packages, hardware
+from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.patch import patch_name
+from sft.lineage.record import all_packages, hardware
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, Records, find, listing, of_folder
 
 STAGES = ("fetch", "filter", "prep", "pack", "train", "eval")

@@ -31,7 +31,7 @@ from sft.evaluation.prompts import Prompt, Segment, choose_prompts, choose_segme
 from sft.files import project_root, publish_file, read_json, write_json
 from sft.hashing import file_digest, value_digest
 from sft.lineage import card
-from sft.lineage.key import EVAL_RECORDS, git_state, records
+from sft.lineage.record import EVAL_RECORDS, git_state, records
 from sft.pages import report
 from sft.params.evaluation import Eval
 from sft.params.read import load
@@ -202,7 +202,7 @@ def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, held_out: jo
 def main() -> None:
     """Measure both models, write the reports, log them to MLflow."""
     from sft.tokens.render import ChatTemplate
-    from sft.tracking import delivery
+    from sft.tracking import sync
 
     params = load("eval")
     metadata, lineage = find_inputs()
@@ -231,7 +231,7 @@ def main() -> None:
 
     held_out = held_out_dataset(segments, prompts, params)
     run = log_evaluation(evaluation, lineage["lineage_key"], held_out, params)
-    with delivery.sync_at_exit(run) as ending:
+    with sync.sync_at_exit(run) as ending:
         echo(report.table(evaluation))
     for failure in failures:
         echo(f"gate: {escape(failure)}")

@@ -28,11 +28,12 @@ from sft.files import project_root, publish_file, publish_folder, read_json, wri
 from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
 from sft.lineage import card
-from sft.lineage.key import Lineage, code_digest, environment_text, lineage_json, package_versions, records
+from sft.lineage.key import Lineage, code_digest, package_versions
 from sft.lineage.patch import dirty_patch, keep_patch
+from sft.lineage.record import environment_text, lineage_json, records
 from sft.params.read import load, load_training
 from sft.params.training import Peft, TrainParams
-from sft.tracking import delivery, journal, training_run
+from sft.tracking import journal, sync, training_run
 from sft.training import checkpoints
 from sft.training.launch import RANK_OPTION, Run, count_ranks, launch, read_run
 from sft.training.steps import StepLog, read_steps
@@ -82,7 +83,7 @@ def main() -> None:
             jobs.refuse_if_active(run.folder)
         if not jobs.active_job(run.folder):
             begin()
-    with delivery.sync_at_exit(run.folder) as synced, journal.record_status(box):
+    with sync.sync_at_exit(run.folder) as synced, journal.record_status(box):
         if checkpoint is not None:
             echo(f"this run is complete: step {iterations} is exported again without training")
             jobs.record_outcome(run.folder, "complete")
@@ -95,7 +96,7 @@ def main() -> None:
             raise InputError(f"{run.folder}: training ended before step {iterations}. See logs/ there, then rerun.")
         chosen = checkpoints.to_export(run.folder, iterations, params.checkpoint)
         assert chosen is not None  # the run is complete
-        export(run, lineage, chosen, params.peft, patch, delivery.run_id(run.folder))
+        export(run, lineage, chosen, params.peft, patch, sync.run_id(run.folder))
         metrics = report(run, iterations, params.train.global_batch_size, metadata)
         journal.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
         attached += write_environment(run.folder, checkpoint)
@@ -168,7 +169,7 @@ def train(run: Run) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             metrics = journal.Metrics(journal.Journal(run.folder))
             log = stack.enter_context(contextlib.closing(StepLog(run.folder, params.train.train_iters, metrics.log)))
-            stack.enter_context(delivery.delivering(run.folder))
+            stack.enter_context(sync.sync_in_background(run.folder))
         bridge.train(
             base=run.base,
             start=run.start,

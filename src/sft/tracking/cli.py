@@ -1,78 +1,129 @@
-"""deliver: tell MLflow what waits for it, after a server was away, or when another store is to have the runs.
+"""MLflow on the command line: sync runs to a store, and serve one.
 
-runs/*/mlflow/outbox.jsonl  ->  the store that MLFLOW_TRACKING_URI names, else runs/mlflow.db
+    python -m sft.tracking.cli sync [--lock]
+    python -m sft.tracking.cli server [--store URI] [--artifacts PLACE] [--port 5000] [--folder runs]
 
-Attempts whose process on this machine is gone without a word are ended as KILLED. Told twice, nothing changes.
-Ends with status 0 where nothing waits any more.
+`sync` sends all of runs/*/mlflow/journal.jsonl to the store that MLFLOW_TRACKING_URI names, else to runs/mlflow.db. It
+ends attempts whose process on this machine was killed, and exits with 0 when nothing is pending. Running it twice
+changes nothing.
 
-DVC writes dvc.lock after the last stage has told MLflow of the run: what the run then has is of before that stage.
-Where dvc.lock names the model that lies in models/final, and the run has an older one, it is replaced here; with --lock
-nothing else is done, and where nothing is to be replaced MLflow is not even loaded. `make repro` ends with that.
+DVC writes dvc.lock after the last stage, so the run in MLflow has an older one. If dvc.lock names the model in
+models/final, `sync` replaces it; `sync --lock` does only that, and loads MLflow only if there is something to replace.
+`make repro` ends with `sync --lock`.
+
+`server` becomes `mlflow server` on loopback. The store is SQLite in the folder, or postgresql://user@host/database (the
+password: PGPASSWORD or ~/.pgpass, never in the address). Artifacts are in the folder, or in s3://bucket/prefix (keys
+from the environment; an endpoint other than Amazon's: MLFLOW_S3_ENDPOINT_URL); clients reach them through the server
+and need no keys. It answers to its own host names only, runs no jobs and unpickles nothing: MLflow's defaults do both.
+From another machine: ssh -L 5000:127.0.0.1:5000 host. Every user who can log in to this machine can read and write it.
 """
 
 import hashlib
+import os
+import sys
 from pathlib import Path
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import project_root, read_json
 from sft.hashing import file_digest
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, listing, outs, parse_lock
-from sft.tracking.journal import RECORDS, Journal, end_dead_attempts
+from sft.tracking.journal import RECORDS, Journal, end_dead_attempts, without_secret
+
+OFF = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")
 
 
-def renew_lock(root: Path) -> Path | None:
-    """Have dvc.lock replaced in the run of models/final, if both are of one model and it is news; return the run."""
-    lineage, lock = root / LINEAGE, root / LOCK
-    if not lineage.exists() or not lock.exists():
-        return None
-    box = Journal(project_root() / "runs" / read_json(lineage)["lineage_key"])
-    things = [thing for _, thing in box.read()]
-    if file_digest(lineage) not in {thing.get("digest") for thing in things if thing["kind"] == "model"}:
-        return None
-    kept = [box.folder / thing["files"] / LOCK for thing in things if thing["kind"] == "files"]
-    newest = next((file for file in reversed(kept) if file.exists()), None)
-    if newest is not None and newest.read_bytes() == lock.read_bytes():
-        return None
-    named = listing(root, outs(parse_lock(lock.read_bytes())).get(FINAL, "")) or {}
-    if named.get(lineage.name) != hashlib.md5(lineage.read_bytes(), usedforsecurity=False).hexdigest():
-        return None
-    box.attach(RECORDS, {LOCK: lock})
-    return box.folder.parent
-
-
-def tell_lock() -> None:
-    """Replace dvc.lock in the run of models/final, and say so. A store that is away is no error: it is told later."""
-    if run := renew_lock(Path.cwd()):
-        from sft.tracking import delivery
-
-        with delivery.sync_at_exit(run) as ending:
-            pass
-        echo(f"MLflow: {LOCK} of runs/{run.name}, as all stages left it. {ending.text}")
-
-
-def main() -> None:
-    """Tell the store of every run.
+def sync_all() -> None:
+    """Send the store the journals of all runs.
 
     Raises:  InputError: the store refuses, or does not answer.
     """
-    from sft.tracking import delivery
     from sft.tracking.store import store_name
+    from sft.tracking.sync import sync_run
 
-    renew_lock(Path.cwd())
-    folders = sorted(path.parents[1] for path in (project_root() / "runs").glob("*/mlflow/outbox.jsonl"))
-    for run in folders:
-        for attempt in end_dead_attempts(Journal(run)):
-            echo(f"runs/{run.name}: attempt {attempt} is gone without a word: KILLED")
-        before = Journal(run).waiting(store_name())
-        told = delivery.deliver(run)
-        echo(f"runs/{run.name}: {before - told.waiting} told, {told.waiting} wait, run {told.run_id}")
-        if told.reason:
-            raise InputError(told.reason)
-    echo(f"{store_name()} has been told all of {len(folders)} runs")
+    attach_lock(Path.cwd())
+    runs = sorted(path.parent for path in (project_root() / "runs").glob("*/mlflow") if path.is_dir())
+    for run in runs:
+        journal = Journal(run)
+        for attempt in end_dead_attempts(journal):
+            echo(f"runs/{run.name}: attempt {attempt} no longer runs: KILLED")
+        before = journal.pending(store_name())
+        result = sync_run(run)
+        echo(f"runs/{run.name}: {before - result.pending} sent, {result.pending} pending, run {result.run_id}")
+        if result.reason:
+            raise InputError(result.reason)
+    echo(f"{store_name()} is up to date with {len(runs)} runs")
+
+
+def sync_lock() -> None:
+    """Replace dvc.lock in the run of models/final. If the store does not answer, the next sync does it."""
+    if run := attach_lock(Path.cwd()):
+        from sft.tracking.sync import sync_at_exit
+
+        with sync_at_exit(run) as message:
+            pass
+        echo(f"MLflow: {LOCK} of runs/{run.name} is that of all stages. {message.text}")
+
+
+def attach_lock(root: Path) -> Path | None:
+    """Attach dvc.lock to the run of models/final if it names that model and is newer; return the run, or None."""
+    lineage, lock = root / LINEAGE, root / LOCK
+    if not lineage.exists() or not lock.exists():
+        return None
+    journal = Journal(project_root() / "runs" / read_json(lineage)["lineage_key"])
+    entries = [entry for _, entry in journal.read()]
+    if file_digest(lineage) not in {entry.get("digest") for entry in entries if entry["kind"] == "model"}:
+        return None
+    attached = [journal.folder / entry["files"] / LOCK for entry in entries if entry["kind"] == "files"]
+    newest = next((file for file in reversed(attached) if file.exists()), None)
+    if newest is not None and newest.read_bytes() == lock.read_bytes():
+        return None
+    files = listing(root, outs(parse_lock(lock.read_bytes())).get(FINAL, "")) or {}
+    if files.get(lineage.name) != hashlib.md5(lineage.read_bytes(), usedforsecurity=False).hexdigest():
+        return None
+    journal.attach(RECORDS, {LOCK: lock})
+    return journal.folder.parent
+
+
+def server_command(store: str | None, artifacts: str | None, port: int, folder: Path) -> list[str]:
+    """Return the command line of `mlflow server`.
+
+    Raises:  InputError: an address holds a password, which every process list would show.
+    """
+    for address in (store, artifacts):
+        if address and without_secret(address) != address and ":" in address.split("://")[-1].split("@")[0]:
+            raise InputError(
+                f"{without_secret(address)}: process lists and logs would show the password in this address. "
+                "Leave it out: PostgreSQL reads PGPASSWORD and ~/.pgpass, S3 reads AWS_ACCESS_KEY_ID and profiles."
+            )
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"),
+        *("--backend-store-uri", store or f"sqlite:///{folder.absolute()}/mlflow.db"),
+        *("--artifacts-destination", artifacts or str(folder.absolute() / "mlflow-artifacts")),
+    ]
+
+
+def serve(store: str | None, artifacts: str | None, port: int, folder: Path) -> None:
+    """Become the server."""
+    command = server_command(store, artifacts, port, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    os.execve(command[0], command, {**os.environ, **dict.fromkeys(OFF, "false")})
 
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
-    parser.add_argument("--lock", action="store_true", help="only dvc.lock of the run of models/final, if it is news")
-    given = parser.parse_args()
-    run_or_exit(tell_lock if given.lock else main)
+    programs = parser.add_subparsers(dest="program", required=True)
+    syncing = programs.add_parser("sync", help="send runs to the store")
+    syncing.add_argument("--lock", action="store_true", help="only dvc.lock of the run of models/final, if it is newer")
+    serving = programs.add_parser("server", help="start a tracking server on loopback")
+    serving.add_argument("--store", metavar="URI", help="default: SQLite in the folder")
+    serving.add_argument("--artifacts", metavar="PLACE", help="default: mlflow-artifacts in the folder")
+    serving.add_argument("--port", type=int, default=5000)
+    serving.add_argument("--folder", type=Path, default=Path("runs"))
+    options = parser.parse_args()
+    if options.program == "sync":
+        run_or_exit(sync_lock if options.lock else sync_all)
+    else:
+        run_or_exit(lambda: serve(options.store, options.artifacts, options.port, options.folder))

@@ -1,9 +1,9 @@
-"""provenance: what the data stages did to make the packed data, from their reports, as MLflow is told of it.
+"""The run of the packed data: what its stages counted, and the data sets that went in and came out.
 
-reports/{fetch,filter,prep}/*.json, reports/pack.json  ->  counts by name, and the data sets that went in and came out
+reports/{fetch,filter,prep}/*.json, reports/pack.json  ->  counts by name, data sets
 
-Pure of MLflow: who begins a training puts it into the outbox (`sft.tracking.journal.add_data`), one run for each packed
-data set. Nothing large is read: digests are those that the stages wrote down.
+Does not import MLflow: training adds both to its journal (`sft.tracking.journal.add_data`). Nothing large is read:
+digests are those in the reports.
 """
 
 from collections import Counter
@@ -12,34 +12,34 @@ from typing import Any
 
 from sft.files import flatten, read_json
 from sft.hashing import value_digest
-from sft.lineage.key import DATA_RECORDS, ORIGIN
+from sft.lineage.record import DATA_RECORDS, ORIGIN
 from sft.tracking.journal import Dataset
 
 STAGES = ("fetch", "filter", "prep")
-# What is attached: all that tells of the data. params.yaml is that of the training; dvc.lock has those of the stages.
+# The files to attach. params.yaml is that of the training; the params of each stage are in dvc.lock.
 RECORDS = (*DATA_RECORDS, "dvc.lock", "reports/mixture.csv")
-# Numbers of a report that are read there: by file, and the spread of lengths.
+# Numbers that stay in the reports: by file, and the quantiles of lengths.
 LEFT_OUT = ("files.", "length_quantiles.", "lost.", "benchmarks.")
 
 
 def counts(folder: Path) -> dict[str, float]:
-    """Return what the reports count: <stage>/<source>/<name>, the sums over all sources as <stage>/<name>.
+    """Return the counts of the reports: by <stage>/<source>/<name>, and summed over all sources by <stage>/<name>.
 
-    A name is dotted, as in rejected.over-length. `lost` of pack (by domain and source) is in its report.
+    A name is dotted, as in rejected.over-length. `lost` of pack (by domain and source) stays in its report.
     """
-    found: dict[str, float] = {}
+    counted: dict[str, float] = {}
     for stage in STAGES:
         total: Counter[str] = Counter()
         for source in _sources(folder):
             numbers = _numbers(folder / "reports" / stage / f"{source}.json")
             total.update(numbers)
-            found |= {f"{stage}/{source}/{name}": value for name, value in numbers.items()}
-        found |= {f"{stage}/{name}": value for name, value in total.items()}
-    found |= {f"pack/{name}": value for name, value in _numbers(folder / "reports/pack.json").items()}
+            counted |= {f"{stage}/{source}/{name}": value for name, value in numbers.items()}
+        counted |= {f"{stage}/{name}": value for name, value in total.items()}
+    counted |= {f"pack/{name}": value for name, value in _numbers(folder / "reports/pack.json").items()}
     packed = read_json(folder / "data/packed/metadata.json")["sources"]
-    for source, told in packed.items():
-        found |= {f"pack/{source}/{name}": value for name, value in told.items() if _is_number(value)}
-    return {name: float(value) for name, value in found.items()}
+    for source, totals in packed.items():
+        counted |= {f"pack/{source}/{name}": value for name, value in totals.items() if _is_number(value)}
+    return {name: float(value) for name, value in counted.items()}
 
 
 def data_sets(folder: Path, packed: Dataset) -> list[Dataset]:
@@ -50,20 +50,16 @@ def data_sets(folder: Path, packed: Dataset) -> list[Dataset]:
         path = folder / f"reports/fetch/{name}.json"
         if not path.exists():
             continue
-        report = read_json(path)
-        counted = folder / f"reports/filter/{name}.json"
-        rows = read_json(counted)["rows_found"] if counted.exists() else report["rows_out"]
-        told = {key: str(report[key]) for key in ORIGIN if report.get(key)} | {"rows": str(rows)}
+        fetched, filtered = read_json(path), folder / f"reports/filter/{name}.json"
+        rows = read_json(filtered)["rows_found"] if filtered.exists() else fetched["rows_out"]
+        tags = {key: str(fetched[key]) for key in ORIGIN if fetched.get(key)} | {"rows": str(rows)}
         if name == "benchmarks":
-            told |= {"sets": ", ".join(report["benchmarks"]) or "none"}
-            digests, place, context = report.get("digests", {}), "data/benchmarks", "decontamination"
+            tags |= {"sets": ", ".join(fetched["benchmarks"]) or "none"}
+            digests, place, context = fetched.get("digests", {}), "data/benchmarks", "decontamination"
         else:
-            digests, place, context = (
-                {file["path"]: file["sha256"] for file in report["files"]},
-                f"data/raw/{name}",
-                "source",
-            )
-        sets.append(Dataset(name, value_digest(digests), (folder / place).as_uri(), context, told))
+            digests = {file["path"]: file["sha256"] for file in fetched["files"]}
+            place, context = f"data/raw/{name}", "source"
+        sets.append(Dataset(name, value_digest(digests), (folder / place).as_uri(), context, tags))
     return [*sets, Dataset(packed.name, packed.digest, packed.source, "output", packed.tags)]
 
 

@@ -1,15 +1,14 @@
-"""outbox: what MLflow is to be told of a run, on disk until every store that is asked for has been told.
+"""The journal of a run: everything that MLflow shall have of it, on disk until it is synced.
 
-Training writes here and never waits for a server; `sft.tracking.delivery` tells a store, in order, each thing
+Training appends here and never waits for a server; `sft.tracking.sync` sends the entries to a store, in order and each
 once. The folder of a run, runs/<lineage key>/mlflow/:
 
-    outbox.jsonl    one line for each thing, with its time; only ever appended to
-    delivered.json  of each store, how many bytes of it the store has, and the ids that it gave
+    journal.jsonl   one entry a line, with its time; append-only
+    synced.json     for each store: the bytes of the journal that it has, and the ids it returned
     files/          copies of the texts to attach
 
-One run for each packed data set, one for each lineage key, and one child run for each attempt at that. An attempt
-that ended without a word (a kill, a machine that went down) is ended as KILLED by the attempt that follows. No
-address of a store with a password in it is written down.
+A store gets one run for each packed data set, one for each lineage key, and a child run for each attempt. An attempt
+that was killed gets the status KILLED from the attempt that follows. Passwords in addresses are never written.
 """
 
 import contextlib
@@ -31,15 +30,17 @@ from typing import Any
 from sft.files import file_lock, flatten, read_json, write_json
 from sft.hashing import file_digest
 
-MOST_PARAM_CHARS = 6000
+MAX_PARAM_CHARS = 6000
 DIGEST_DIGITS = 12
-RECORDS = "records"  # the folder of a run's artifacts that holds the texts that tell of it
+RECORDS = "records"  # the artifact folder of a run that holds its params, reports and locks
 KILLED, FAILED, FINISHED = "KILLED", "FAILED", "FINISHED"
+# Names of 0.1.0, and those of today.
+RENAMED = {"outbox.jsonl": "journal.jsonl", "delivered.json": "synced.json"}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as an input of a run: name, digest, where it is, and what is told of it as tags."""
+    """A data set as MLflow shows it as the input of a run."""
 
     name: str
     digest: str
@@ -51,29 +52,32 @@ class Dataset:
 
 
 class Journal:
-    """The outbox of the run in a folder, runs/<lineage key>."""
+    """The journal of the run in a folder, runs/<lineage key>."""
 
     def __init__(self, run: Path) -> None:
         self.key = run.name
         self.folder = run / "mlflow"
-        self.file = self.folder / "outbox.jsonl"
+        self.file = self.folder / "journal.jsonl"
         self._writing = threading.Lock()
+        for before, now in RENAMED.items():
+            if (self.folder / before).exists() and not (self.folder / now).exists():
+                (self.folder / before).rename(self.folder / now)
 
     def add(self, kind: str, **values: Any) -> None:
-        """Append a thing to be told, with the time at which it was so."""
+        """Append an entry, with the time of now."""
         line = json.dumps({"kind": kind, "time": time.time_ns() // 1_000_000, **values}, sort_keys=True) + "\n"
         with self._writing:
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 size = os.fstat(descriptor).st_size
-                cut = size and os.pread(descriptor, 1, size - 1) != b"\n"  # by a kill: it ends here
-                os.write(descriptor, (b"\n" if cut else b"") + line.encode("utf-8"))
+                is_cut = size and os.pread(descriptor, 1, size - 1) != b"\n"  # a kill cut the last line
+                os.write(descriptor, (b"\n" if is_cut else b"") + line.encode("utf-8"))
             finally:
                 os.close(descriptor)
 
     def read(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (bytes up to its end, thing) from a place on; a line that a kill cut is passed over."""
+        """Yield (byte offset of its end, entry) from an offset on; a line that a kill cut is skipped."""
         if not self.file.exists():
             return
         with self.file.open("rb") as file:
@@ -84,49 +88,49 @@ class Journal:
                     yield start, json.loads(line)
 
     def attach(self, folder: str, files: Mapping[str, Path]) -> None:
-        """Have files attached at their places below a folder of the run's artifacts, as they are now."""
+        """Attach files, as they are now, at their paths below a folder of the run's artifacts."""
         if files:
-            self.add("files", folder=folder, files=self.keep(files))
+            self.add("files", folder=folder, files=self.copy(files))
 
-    def keep(self, files: Mapping[str, Path]) -> str:
-        """Copy files to their places below a new folder of the outbox; return which."""
+    def copy(self, files: Mapping[str, Path]) -> str:
+        """Copy files to their paths below a new folder of the journal; return that folder, relative."""
         number = sum(1 for _ in self.folder.glob("files/*"))
-        kept = self.folder / "files" / str(number)
-        kept.mkdir(parents=True)
-        for place, file in files.items():
-            (kept / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, kept / place)
-        return kept.relative_to(self.folder).as_posix()
+        copies = self.folder / "files" / str(number)
+        copies.mkdir(parents=True)
+        for path, file in files.items():
+            (copies / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copies / path)
+        return copies.relative_to(self.folder).as_posix()
 
-    def delivered(self, store: str) -> dict[str, Any]:
-        """Return what is known of a store: `bytes` that it has, and ids (run_id, version)."""
-        return dict(self._delivered().get(store, {}))
+    def synced(self, store: str) -> dict[str, Any]:
+        """Return what is known of a store: the `bytes` that it has, and its ids (run_id, version)."""
+        return dict(self._synced().get(store, {}))
 
-    def note(self, store: str, state: dict[str, Any]) -> None:
-        """Note what a store has now."""
-        write_json(self.folder / "delivered.json", {**self._delivered(), store: state})
+    def set_synced(self, store: str, state: dict[str, Any]) -> None:
+        """Write down what a store has now."""
+        write_json(self.folder / "synced.json", {**self._synced(), store: state})
 
-    def waiting(self, store: str) -> int:
-        """How many things a store has not been told."""
-        return sum(1 for _ in self.read(self.delivered(store).get("bytes", 0)))
+    def pending(self, store: str) -> int:
+        """Return how many entries a store does not have."""
+        return sum(1 for _ in self.read(self.synced(store).get("bytes", 0)))
 
-    def _delivered(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / "delivered.json"
+    def _synced(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / "synced.json"
         return dict(read_json(path)) if path.exists() else {}
 
-    def delivering(self, patience: float) -> AbstractContextManager[bool]:
-        """Be the only one that delivers, waiting some seconds for another; yields whether one is."""
+    def sync_lock(self, patience: float) -> AbstractContextManager[bool]:
+        """Be the only process that syncs, waiting some seconds for another; yields whether this one is."""
         return file_lock(self.folder / "lock", patience)
 
     def attempts(self) -> dict[int, dict[str, Any] | None]:
-        """Return the attempts by number: of each that has not ended how it began, None of those that have."""
-        found: dict[int, dict[str, Any] | None] = {}
-        for _, thing in self.read():
-            if thing["kind"] == "attempt":
-                found[thing["attempt"]] = thing
-            elif thing["kind"] == "end":
-                found[thing["attempt"]] = None
-        return found
+        """Return the attempts by number: the entry that began it, None of those that have ended."""
+        attempts: dict[int, dict[str, Any] | None] = {}
+        for _, entry in self.read():
+            if entry["kind"] == "attempt":
+                attempts[entry["attempt"]] = entry
+            elif entry["kind"] == "end":
+                attempts[entry["attempt"]] = None
+        return attempts
 
 
 def open_run(
@@ -134,16 +138,17 @@ def open_run(
 ) -> Journal:
     """Begin an attempt at a run: what determines the model as params, what describes the attempt as tags.
 
-    A sampled run goes to an experiment and a registered model of its own.
+    A run on a sample of the data has its own experiment and registered model.
     """
-    box = Journal(run)
-    attempts = box.attempts()
+    journal = Journal(run)
+    attempts = journal.attempts()
     for number in (number for number, began in attempts.items() if began):
-        box.add("end", attempt=number, status=KILLED)
-    box.add("run", params=as_params(params), tags=tags, datasets=[asdict(one) for one in datasets], sampled=sampled)
+        journal.add("end", attempt=number, status=KILLED)
+    inputs = [asdict(dataset) for dataset in datasets]
+    journal.add("run", params=as_params(params), tags=tags, datasets=inputs, sampled=sampled)
     process = {"host": socket.gethostname(), "pid": os.getpid()}
-    box.add("attempt", attempt=max(attempts, default=0) + 1, tags=tags, process=process)
-    return box
+    journal.add("attempt", attempt=max(attempts, default=0) + 1, tags=tags, process=process)
+    return journal
 
 
 def add_data(
@@ -156,33 +161,41 @@ def add_data(
     *,
     sampled: bool = False,
 ) -> None:
-    """Tell of the packed data that a run trains on, before the run is: how its stages made it. Once for each outbox.
+    """Add how the packed data of a run was made, before the run itself; once for each journal.
 
-    A store has one run for each packed data set, known by its digest, and every training on it links to that.
+    A store has one run for each packed data set, known by its digest; every training on it links to that run.
     """
-    box = Journal(run)
-    if not any(thing["kind"] == "data" and thing["digest"] == digest for _, thing in box.read()):
-        told = {"params": as_params(params), "counts": counts, "datasets": [asdict(one) for one in datasets]}
-        box.add("data", digest=digest, files=box.keep(files), sampled=sampled, **told)
+    journal = Journal(run)
+    if any(entry["kind"] == "data" and entry["digest"] == digest for _, entry in journal.read()):
+        return
+    journal.add(
+        "data",
+        digest=digest,
+        files=journal.copy(files),
+        sampled=sampled,
+        params=as_params(params),
+        counts=counts,
+        datasets=[asdict(dataset) for dataset in datasets],
+    )
 
 
-def end_dead_attempts(box: Journal) -> list[int]:
-    """End the attempts of processes of this machine that are gone; return their numbers."""
+def end_dead_attempts(journal: Journal) -> list[int]:
+    """End the attempts whose process on this machine no longer runs; return their numbers."""
     ended = []
-    for number, began in box.attempts().items():
+    for number, began in journal.attempts().items():
         process = began["process"] if began else {}
         if process.get("host") == socket.gethostname() and not Path("/proc", str(process["pid"])).exists():
-            box.add("end", attempt=number, status=KILLED)
+            journal.add("end", attempt=number, status=KILLED)
             ended.append(number)
     return ended
 
 
 @contextlib.contextmanager
-def record_status(box: Journal) -> Iterator[None]:
-    """End the attempt as it ended: FINISHED, FAILED on an error, KILLED on an interrupt or SIGTERM."""
+def record_status(journal: Journal) -> Iterator[None]:
+    """End the attempt with the block: FINISHED, FAILED on an error, KILLED on an interrupt or SIGTERM."""
     status = FAILED
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if main else None
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if in_main_thread else None
     try:
         yield
         status = FINISHED
@@ -190,9 +203,9 @@ def record_status(box: Journal) -> Iterator[None]:
         status = KILLED
         raise
     finally:
-        if main:
+        if in_main_thread:
             signal.signal(signal.SIGTERM, before)
-        box.add("end", attempt=max(box.attempts()), status=status)
+        journal.add("end", attempt=max(journal.attempts()), status=status)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -200,61 +213,62 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def open_model(run: Path, model: Path) -> Journal:
-    """Return the outbox of a model's run; told of run and model by its lineage.json where training was elsewhere."""
-    box, told = Journal(run), read_json(model / "lineage.json")
-    kinds = {thing["kind"] for _, thing in box.read()}
+    """Return the journal of a model's run; a model that was trained elsewhere gets its entries from lineage.json."""
+    journal, lineage = Journal(run), read_json(model / "lineage.json")
+    kinds = {entry["kind"] for _, entry in journal.read()}
     if "run" not in kinds:
-        tags = {"git.commit": str(told["git_commit"]), "trained": "elsewhere"}
-        params = {**told["params"], **{name: told[name] for name in ("data", "base_model", "code")}}
-        datasets = [asdict(Dataset("packed", told["data"], model.absolute().as_uri(), "training", {}))]
-        box.add("run", params=as_params(params), tags=tags, datasets=datasets, sampled=told.get("sampled", False))
-    if file_digest(model / "lineage.json") not in {thing.get("digest") for _, thing in box.read()}:
-        add_model(box, model, {})
-    return box
+        tags = {"git.commit": str(lineage["git_commit"]), "trained": "elsewhere"}
+        params = {**lineage["params"], **{name: lineage[name] for name in ("data", "base_model", "code")}}
+        packed = Dataset("packed", lineage["data"], model.absolute().as_uri(), "training", {})
+        sampled = lineage.get("sampled", False)
+        journal.add("run", params=as_params(params), tags=tags, datasets=[asdict(packed)], sampled=sampled)
+    if file_digest(model / "lineage.json") not in {entry.get("digest") for _, entry in journal.read()}:
+        add_model(journal, model, {})
+    return journal
 
 
-def add_model(box: Journal, model: Path, metrics: Mapping[str, float | None]) -> None:
-    """Have an exported model registered, with what was measured at the end of its training."""
-    told = read_json(model / "lineage.json")
-    tags = {name: str(told[name]) for name in ("lineage_key", "data", "base_model", "code", "git_commit")}
-    if uri := told.get("base_model_from", {}).get("uri"):
+def add_model(journal: Journal, model: Path, metrics: Mapping[str, float | None]) -> None:
+    """Register an exported model, with the metrics of the end of its training."""
+    lineage = read_json(model / "lineage.json")
+    tags = {name: str(lineage[name]) for name in ("lineage_key", "data", "base_model", "code", "git_commit")}
+    if uri := lineage.get("base_model_from", {}).get("uri"):
         tags["base_model_uri"] = str(uri)
-    box.add(
+    journal.add(
         "model",
         tags=tags,
-        params=as_params(told["params"]),
+        params=as_params(lineage["params"]),
         path=model.as_posix(),
         digest=file_digest(model / "lineage.json"),
-        parent=told.get("parent"),
+        parent=lineage.get("parent"),
         metrics={name: value for name, value in metrics.items() if value is not None},
     )
 
 
 class Metrics:
-    """Metrics of a run over its steps; a step that a resumed training does again is not told again."""
+    """Metrics of a run by step; a step that a resumed training repeats is not logged again."""
 
-    def __init__(self, box: Journal) -> None:
-        self._box = box
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
         self._last: dict[str, int] = {}
-        for _, thing in box.read():
-            if thing["kind"] == "metrics":
-                self._last |= dict.fromkeys(thing["values"], thing["step"])
+        for _, entry in journal.read():
+            if entry["kind"] == "metrics":
+                self._last |= dict.fromkeys(entry["values"], entry["step"])
 
     def log(self, step: int, **values: float) -> None:
-        """Tell the values of one step."""
+        """Log the values of one step."""
         new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
         if new:
-            self._box.add("metrics", step=step, values=new)
+            self._journal.add("metrics", step=step, values=new)
             self._last |= dict.fromkeys(new, step)
 
 
 def as_params(params: dict[str, Any]) -> dict[str, str]:
     """Return params as MLflow takes them: flat names, short texts."""
-    return {name: str(value)[:MOST_PARAM_CHARS] for name, value in flatten(params).items()}
+    return {name: str(value)[:MAX_PARAM_CHARS] for name, value in flatten(params).items()}
 
 
 def without_secret(text: str) -> str:
-    """Remove user:password@ from every URI in a text, and the value of every parameter of a query.
+    """Return a text without the user:password@ of its URIs and without the values of their query parameters.
 
     >>> without_secret("http://me:secret@host:5000/x?signature=abc")
     'http://***@host:5000/x?signature=***'

@@ -1,7 +1,7 @@
-"""store: reaching the store of runs, and what it knows: a run, a version, its records.
+"""Reach the MLflow store, and look up runs, versions and records in it.
 
-The store is MLFLOW_TRACKING_URI, or else one SQLite file, runs/mlflow.db, below the repository, also for
-experiments that DVC runs in a copy. No address with a password in it is shown or written down.
+The store is MLFLOW_TRACKING_URI, else one SQLite file of the repository, runs/mlflow.db, also for experiments that DVC
+runs in a copy. Passwords in addresses are neither shown nor written.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from sft.tracking.journal import RECORDS, without_secret
 
 EXPERIMENT = REGISTERED_MODEL = "nano3-sft"
 SAMPLED = "nano3-sft-sampled"  # experiment and registered model of runs on a sample of the data
-PATIENCE = 30.0  # seconds that one waits for another who makes the local store
-MOST_NAMED = 100  # trainings in a message
-# What a store answers that another try does not change.
+PATIENCE = 30.0  # seconds to wait for another process that makes the local store
+MAX_NAMED = 100  # trainings in a message
+# Error codes that another try does not change.
 REFUSALS = {
     "BAD_REQUEST",
     "CUSTOMER_UNAUTHORIZED",
@@ -38,12 +38,12 @@ REFUSALS = {
     "UNAUTHENTICATED",
 }
 VERSION = r"([\w.-]+)(?:/(\d+)|@([\w.-]+))"  # of a registered model: name/version, name@alias
-# What the store answers for a run, a version, and an alias that it does not have.
+# Error codes for a run, a version or an alias that the store does not have.
 UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table and every version that it makes
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs every table and every version that it makes
 logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every try
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every try
 
 
 class NoAnswerError(InputError):
@@ -60,18 +60,18 @@ def _local_uri() -> str:
 
 
 def store_name() -> str:
-    """Return the address as it may be shown and written down."""
+    """Return the address of the store without secrets."""
     uri = store_uri()  # MLflow sets the variable itself when it is pointed somewhere
     return "runs/mlflow.db" if uri == _local_uri() else without_secret(uri)
 
 
 def has_store() -> bool:
-    """Whether there is a store to ask: a server that is named, or runs/mlflow.db."""
+    """Whether there is a store: MLFLOW_TRACKING_URI is set, or runs/mlflow.db exists."""
     return store_uri() != _local_uri() or (project_root() / "runs" / "mlflow.db").exists()
 
 
 def connect() -> mlflow.MlflowClient:
-    """Point MLflow at the store, and make the experiment if it is new.
+    """Return a client of the store, which has the experiment from now on.
 
     Raises:  NoAnswerError: the store does not answer. InputError: it refuses.
     """
@@ -89,17 +89,17 @@ def connect() -> mlflow.MlflowClient:
 
 
 def _make_local_store(runs: Path) -> None:
-    """Make runs/mlflow.db if it is not there: whole or not at all, and once where several processes want it.
+    """Make runs/mlflow.db if it does not exist: whole or not at all, and once for several processes.
 
-    MLflow makes the tables in dozens of steps, for seconds, and a second process that finds some of them makes them
-    too: both fail, and so does everyone who comes later.
+    MLflow makes the tables in dozens of steps that take seconds. A second process that finds some of them makes them
+    too: both fail, and so does every later process.
     """
     store = runs / "mlflow.db"
     if store.exists():
         return
     with file_lock(runs / "mlflow.db.lock", PATIENCE) as held:
         if not held:
-            raise NoAnswerError("runs/mlflow.db: another process makes it.")
+            raise NoAnswerError("runs/mlflow.db: another process is still making it.")
         if not store.exists():
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -109,12 +109,12 @@ def _make_local_store(runs: Path) -> None:
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     """Return the id of an experiment, made if it is new."""
-    if (found := client.get_experiment_by_name(name)) is not None:
-        return str(found.experiment_id)
+    if (experiment := client.get_experiment_by_name(name)) is not None:
+        return str(experiment.experiment_id)
     runs = project_root() / "runs"
     try:
-        place = (runs / "mlflow-artifacts").as_uri() if store_uri() == _local_uri() else None
-        return str(client.create_experiment(name, artifact_location=place))
+        location = (runs / "mlflow-artifacts").as_uri() if store_uri() == _local_uri() else None
+        return str(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another process meanwhile
             raise
@@ -123,15 +123,15 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Say what a store that does not answer, or refuses, means to the user; without secrets."""
+    """Turn errors of MLflow into messages that name the store and the remedy, without secrets."""
     try:
         yield
     except (MlflowException, RequestException) as error:
         reason = without_secret(str(error)).splitlines()[0]
         if isinstance(error, MlflowException) and error.error_code in REFUSALS:
             raise InputError(
-                f"MLflow at {store_name()} refuses: {reason}. Give it what it wants (address, MLFLOW_TRACKING_USERNAME "
-                "and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN), or unset MLFLOW_TRACKING_URI."
+                f"MLflow at {store_name()} refuses: {reason}. Check the address, MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN, or unset MLFLOW_TRACKING_URI."
             ) from error
         raise NoAnswerError(
             f"MLflow does not answer at {store_name()}: {reason}. "
@@ -139,7 +139,7 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-# --- What it knows --------------------------------------------------------------------------------------
+# --- Look up ---------------------------------------------------------------------------------------------
 
 
 def find_run(client: mlflow.MlflowClient, lineage_key: str) -> str | None:
@@ -156,12 +156,12 @@ def find_data_run(client: mlflow.MlflowClient, experiment: str, digest: str) -> 
 
 
 def _first_run(client: mlflow.MlflowClient, experiments: list[str], condition: str) -> Any:
-    found = client.search_runs(experiments, condition, order_by=["attributes.start_time ASC"], max_results=1)
-    return found[0] if found else None
+    runs = client.search_runs(experiments, condition, order_by=["attributes.start_time ASC"], max_results=1)
+    return runs[0] if runs else None
 
 
 def fetch_records(run_id: str, target: Path) -> Path:
-    """Bring the texts that tell of a run into `target`; return the folder that holds them, maybe empty."""
+    """Download the params, reports and locks of a run into `target`; return their folder, which may be empty."""
     client = connect()
     folder = target / RECORDS
     folder.mkdir(parents=True)
@@ -173,23 +173,21 @@ def fetch_records(run_id: str, target: Path) -> Path:
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run as the store knows it."""
+    """A run as it is in the store."""
 
     run_id: str
     facts: dict[str, Any]
     """Status, start in UTC, metrics, tags, and versions of the registered model."""
     version: dict[str, str] | None
-    """Tags of the version that was asked for, or of the run's latest."""
+    """Tags of the named version, or of the latest of the run."""
 
 
 def look_up(name: str) -> Tracked | None:
-    """Find a run by its id (or that of a child), by the lineage key, or by a version of a registered model
-    (name/version, name@alias).
-
-    Returns None where the name has another form, or nothing of it is in the store.
+    """Return a run by its id (or that of a child run), its lineage key, or a version of a registered model
+    (name/version, name@alias); None if the name has another form, or the store does not have it.
     """
     if not re.fullmatch(VERSION, name) and not re.fullmatch("[0-9a-f]{16}|[0-9a-f]{32}", name):
-        return None  # without asking: a store that is away is no reason not to find an experiment
+        return None  # not asked: the name of a DVC experiment needs no store that answers
     client = connect()
     with explained():
         return _look_up(client, name)
@@ -197,8 +195,8 @@ def look_up(name: str) -> Tracked | None:
 
 def _look_up(client: mlflow.MlflowClient, name: str) -> Tracked | None:
     version = None
-    if named := re.fullmatch(VERSION, name):
-        model, number, alias = named.groups()
+    if match := re.fullmatch(VERSION, name):
+        model, number, alias = match.groups()
         version = known(
             lambda: (
                 client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
@@ -215,21 +213,19 @@ def _look_up(client: mlflow.MlflowClient, name: str) -> Tracked | None:
     if run is None:
         return None
     if run.data.tags.get("stage") == "data":
-        trained = client.search_runs([run.info.experiment_id], f"tags.data_run = '{run_id}'", max_results=MOST_NAMED)
-        keys = ", ".join(one.data.tags["lineage_key"] for one in trained)
-        raise InputError(
-            f"{name} is the run of packed data. Name a training on it by its lineage key: {keys or 'none'}"
-        )
+        trained = client.search_runs([run.info.experiment_id], f"tags.data_run = '{run_id}'", max_results=MAX_NAMED)
+        keys = ", ".join(run.data.tags["lineage_key"] for run in trained)
+        raise InputError(f"{name}: a run of packed data. Name a training on it by its lineage key: {keys or 'none'}")
     versions = client.search_model_versions(f"run_id = '{run_id}'")
-    newest = max(versions, key=lambda one: int(one.version), default=None)
+    newest = max(versions, key=lambda version: int(version.version), default=None)
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds")
     facts = {
         "run": run_id,
         "store": store_name(),
         "status": run.info.status,
         "started": started,
-        "run of its data": run.data.tags.get("data_run"),
-        "versions": [f"{one.name}/{one.version}" for one in sorted(versions, key=lambda one: int(one.version))],
+        "data run": run.data.tags.get("data_run"),
+        "versions": [f"{v.name}/{v.version}" for v in sorted(versions, key=lambda v: int(v.version))],
         "metrics": dict(sorted(run.data.metrics.items())),
     }
     tagged = version or newest
@@ -237,7 +233,7 @@ def _look_up(client: mlflow.MlflowClient, name: str) -> Tracked | None:
 
 
 def known(ask: Callable[[], Any]) -> Any:
-    """Return what the store answers, None where it knows no such thing."""
+    """Return the answer of the store, None if it has no such thing."""
     try:
         return ask()
     except MlflowException as error:

@@ -10,9 +10,10 @@ from typing import Any
 from sft.cli import InputError
 from sft.files import project_root
 from sft.hashing import file_digest, folder_digest
-from sft.lineage.key import Lineage, git_state, records, sources
+from sft.lineage.key import Lineage
+from sft.lineage.record import git_state, records, sources
 from sft.params.read import recorded_data_params
-from sft.tracking import data_run, delivery, journal
+from sft.tracking import data_run, journal, sync
 
 # Tag of an attempt -> the environment variable that holds it.
 TAGS_FROM_ENVIRONMENT = {"dvc.experiment": "DVC_EXP_NAME", "sweep": "SFT_SWEEP"}
@@ -25,7 +26,7 @@ def begin_attempt(lineage: Lineage, metadata: dict[str, Any], run: Path, packed:
     """
     box = open_run(lineage, metadata, run, packed)
     try:
-        delivery.check_server(run)
+        sync.check_server(run)
     except InputError:
         box.add("end", attempt=max(box.attempts()), status=journal.FAILED)
         raise

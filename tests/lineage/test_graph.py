@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sft.cli import InputError
 from sft.files import read_json
-from sft.lineage.chain import gather, main, tree
+from sft.lineage.graph import gather, main, tree
 from sft.lineage.resolve import find, of_folder
 from sft.lineage.verify import ABSENT, INTACT
 from sft.pages.graph import page

@@ -23,7 +23,8 @@ from sft.files import publish_file, write_json
 from sft.hashing import value_digest
 from sft.inspect.terminal import Screen, visible
 from sft.lineage import card, verify
-from sft.lineage.key import NUMERIC_PACKAGES, ORIGIN, git_state
+from sft.lineage.key import NUMERIC_PACKAGES
+from sft.lineage.record import ORIGIN, git_state
 from sft.lineage.resolve import FINAL, Records, find, outs
 from sft.lineage.verify import ABSENT, BASE, BENCHMARKS, DIFFERS, INTACT, PACKED, Fault
 from sft.pages import graph

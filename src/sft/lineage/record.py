@@ -1,0 +1,178 @@
+"""The record of a model: lineage.json, and the texts (params, locks, reports) that describe its data and training.
+
+Reports and params in a folder, git, installed packages  ->  what models/final/lineage.json holds
+"""
+
+import hashlib
+import importlib.metadata
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft.files import read_json
+from sft.hashing import file_digest
+from sft.lineage.key import Lineage
+
+if TYPE_CHECKING:
+    from sft.params.data import Download
+
+# Keys of a report of fetch that say where something comes from.
+ORIGIN = ("uri", "revision", "sha256", "license", "origin", "domain")
+# Texts that describe the data, a training and an evaluation; the run in MLflow keeps them.
+DATA_RECORDS = (
+    "params.yaml",
+    "dvc.yaml",
+    "requirements/data.txt",
+    "requirements/train.txt",
+    "requirements/tools.txt",
+    "data/packed/metadata.json",
+    "reports/pack.json",
+    *(f"reports/{stage}/*.json" for stage in ("fetch", "filter", "prep")),
+)
+TRAIN_RECORDS = (
+    *DATA_RECORDS,
+    "dvc.lock",
+    "reports/train.json",
+    "reports/train_loss.csv",
+    "reports/validation_loss.csv",
+    "models/final/lineage.json",
+    "models/final/README.md",
+)
+EVAL_RECORDS = ("dvc.lock", "reports/eval.json", "reports/answers.jsonl", "reports/card.md")
+# What the pipeline writes while it runs: a change there does not make the code dirty.
+OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock", ":(exclude,glob)**/.gitignore")
+
+
+def lineage_json(
+    lineage: Lineage, run_id: str | None, folder: Path, base: "Download", patch: bytes | None = None
+) -> dict[str, Any]:
+    """Return what models/final/lineage.json holds: from the model back to data, code and run.
+
+    `patch` is that of `sft.lineage.patch`, made when training began. The stage that exports adds `files`: the digests
+    of all other files of the model. `mlflow_run_id` is null if MLflow did not answer during the whole training; the run
+    is then found by the lineage key.
+    """
+    commit, dirty = git_state(folder)
+    made = {
+        path: file for path, file in records(folder, DATA_RECORDS).items() if path.startswith(("data/", "reports/"))
+    }
+    return {
+        "lineage_key": lineage.key,
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "patch": None if patch is None else hashlib.sha256(patch).hexdigest(),
+        "data": lineage.data,
+        "base_model": lineage.base_model,
+        "base_model_from": base_model_from(folder, base),
+        "parent": parent_key(lineage.params, folder),
+        "params": lineage.params,
+        "code": lineage.code,
+        "packages": all_packages(),
+        "hardware": hardware(),
+        "sampled": read_json(folder / "data/packed/metadata.json").get("sampled", False),
+        "sources": sources(folder),
+        "benchmarks": benchmarks(folder),
+        "records": {path: file_digest(file) for path, file in made.items()},
+        "mlflow_run_id": run_id,
+    }
+
+
+def records(folder: Path, patterns: tuple[str, ...] = TRAIN_RECORDS) -> dict[str, Path]:
+    """Return the files of `folder` that match the patterns, by their path in it."""
+    files = {path.relative_to(folder).as_posix(): path for pattern in patterns for path in folder.glob(pattern)}
+    return dict(sorted(files.items()))
+
+
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """Return (commit, whether the work tree differs from it); (None, None) outside a git repository."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit, bool(_git(folder, "status", "--porcelain", "--", ".", *OWN_OUTPUTS))
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return None, None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def base_model_from(folder: Path, base: "Download") -> dict[str, Any]:
+    """Return where the base model comes from: uri and pin of its report, license and origin of params.yaml."""
+    report = folder / "reports/fetch/model.json"
+    known = {"license": base.license, "origin": base.origin} | (read_json(report) if report.exists() else {})
+    return {name: known[name] for name in ORIGIN if known.get(name)}
+
+
+def parent_key(params: dict[str, Any], folder: Path) -> str | None:
+    """Return the lineage key of the model that training started from, if this project made it."""
+    start = params.get("checkpoint", {}).get("pretrained_checkpoint")
+    if start:
+        match = re.search(r"(?:^|/)runs/([0-9a-f]{16})/", start)
+        return match[1] if match else None
+    base = folder / "models/base/lineage.json"
+    return str(read_json(base)["lineage_key"]) if base.exists() else None
+
+
+def all_packages() -> dict[str, str]:
+    """Return the versions of all installed packages, in order of name."""
+    versions = {package.metadata["Name"].lower(): package.version for package in importlib.metadata.distributions()}
+    return dict(sorted(versions.items()))
+
+
+def environment_text() -> str:
+    """Return all installed packages as pins, one a line: `uv pip install -r` takes them."""
+    pins = [f"{name}=={version}" for name, version in all_packages().items()]
+    return "\n".join([f"# Python {platform.python_version()}, {platform.machine()}", *pins]) + "\n"
+
+
+def hardware() -> dict[str, Any]:
+    """Return what of this machine can change the last bits of a sum: processor, threads, GPUs. Not part of the key."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    return {
+        "machine": platform.machine(),
+        "processor": match[1].strip() if match else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "gpus": _gpus(),
+    }
+
+
+def _gpus() -> list[str]:
+    """Return the names of the GPUs as the driver lists them: torch lists one on a CPU once training has run there."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return []
+
+
+def sources(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the sources of the packed data by name: where each comes from, its license, rows at every stage."""
+    packed = read_json(folder / "data/packed/metadata.json")["sources"]
+    return {name: _source(folder, name, counts) for name, counts in packed.items()}
+
+
+def _source(folder: Path, name: str, counts: dict[str, Any]) -> dict[str, Any]:
+    source = {key: counts[key] for key in ("domain", "license", "conversations", "tokens", "trained_tokens")}
+    fetched, filtered = (folder / "reports" / stage / f"{name}.json" for stage in ("fetch", "filter"))
+    packed = folder / "reports/pack.json"
+    if packed.exists() and (origin := read_json(packed).get("origins", {}).get(name)):
+        source["origin"] = origin
+    if fetched.exists():
+        source |= {key: value for key, value in read_json(fetched).items() if key in ORIGIN}
+    if filtered.exists():
+        report = read_json(filtered)
+        source |= {"rows": report["rows_found"], "kept": report["rows_out"], "rejected": report["rejected"]}
+    return source
+
+
+def benchmarks(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the evaluation sets that the data was checked against, by name: where each comes from, its texts."""
+    report = folder / "reports/fetch/benchmarks.json"
+    sets = read_json(report)["benchmarks"] if report.exists() else {}
+    return {name: {key: facts[key] for key in (*ORIGIN, "texts") if key in facts} for name, facts in sets.items()}

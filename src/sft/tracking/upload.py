@@ -1,0 +1,303 @@
+"""Upload the journal of one run to a store; an entry that is uploaded twice is there once.
+
+A journal (sft.tracking.journal), from what the store has on  ->  runs, models, versions and aliases in the store
+
+In the store: a run for each packed data set, found by its tag `packed_data`, with the counts of its stages; a run for
+each lineage key, found by its tag `lineage_key`, with params (what determines the model), data sets, metrics and
+records; child runs for each attempt (tags, status, system metrics) and each evaluation; the model as a LoggedModel and
+a version of a registered model, which links to run, parent version and data.
+Runs on a sample of the data have their own experiment and registered model, and never an alias.
+"""
+
+import getpass
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import mlflow
+from mlflow import entities
+
+from sft.files import file_lock, project_root
+from sft.tracking.journal import DIGEST_DIGITS, FINISHED, RECORDS, Journal
+from sft.tracking.store import (
+    EXPERIMENT,
+    SAMPLED,
+    NoAnswerError,
+    connect,
+    experiment_id,
+    explained,
+    find_data_run,
+    find_run,
+    known,
+)
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+MAX_BATCH = 100  # params or tags in a request, and steps, which have a few metrics each
+MAX_METRICS = 1000  # in a request
+DESCRIPTION = "mlflow.note.content"  # of a run, in Markdown
+DATA_LOCK_SECONDS = 2.0  # wait for another process that uploads the same data
+
+
+def upload(journal: Journal, store: str) -> None:
+    """Upload what the store does not have, in order, and write down after each step what it has.
+
+    Raises:  NoAnswerError: it does not answer; what it has is written down. InputError: it refuses.
+    """
+    uploader = Uploader(connect(), journal, journal.synced(store))
+    start = uploader.state.get("bytes", 0)
+    steps = {"metrics", "system"}
+    groups = itertools.groupby(
+        journal.read(start), key=lambda pair: "" if pair[1]["kind"] in steps else pair[1]["kind"]
+    )
+    with explained():
+        for kind, group in groups:
+            for chunk in itertools.batched(group, 1 if kind else MAX_BATCH):
+                uploader.upload([entry for _, entry in chunk])
+                uploader.state["bytes"] = chunk[-1][0]
+                journal.set_synced(store, uploader.state)
+
+
+class Uploader:
+    """Uploads the entries of one run. Each can be uploaded again: it is found by tags, or gives the same entry."""
+
+    def __init__(self, client: mlflow.MlflowClient, journal: Journal, state: dict[str, Any]) -> None:
+        self.client, self.journal, self.state = client, journal, state
+        self._last: dict[str, int] = {}
+
+    def upload(self, entries: list[dict[str, Any]]) -> None:
+        """Upload one entry, or several with metrics: the method has the name of the entry's kind."""
+        if entries[0]["kind"] in ("metrics", "system"):
+            self.metrics(entries)
+            return
+        for entry in entries:
+            getattr(self, entry["kind"])(entry)
+
+    def data(self, entry: dict[str, Any]) -> None:
+        """The run of the packed data: the first training on it makes it, the others find it."""
+        with file_lock(project_root() / "runs/.mlflow-data", DATA_LOCK_SECONDS) as is_alone:
+            if not is_alone:
+                raise NoAnswerError("another training is uploading the same data.")
+            self.state["data_run"] = self._data_run(entry)
+
+    def _data_run(self, entry: dict[str, Any]) -> str:
+        experiment = experiment_id(self.client, SAMPLED if entry["sampled"] else EXPERIMENT)
+        run = find_data_run(self.client, experiment, entry["digest"])
+        if run is not None and run.info.status == FINISHED:
+            return str(run.info.run_id)
+        if run is None:
+            name = f"data-{entry['digest'][:DIGEST_DIGITS]}"
+            tags = {"packed_data": entry["digest"], "stage": "data", **_source_tags("sft.stages.pack")}
+            run = self.client.create_run(experiment, start_time=entry["time"], tags=tags, run_name=name)
+        run_id, when = (
+            str(run.info.run_id),
+            run.info.start_time,
+        )  # the time of the run: uploaded again it is the same entry
+        self._params(run_id, entry["params"])
+        self._inputs(run_id, entry["datasets"])
+        metrics = [entities.Metric(name, value, when, 0) for name, value in entry["counts"].items()]
+        for some in itertools.batched(metrics, MAX_METRICS):
+            self.client.log_batch(run_id, metrics=list(some))
+        self.client.log_artifacts(run_id, str(self.journal.folder / entry["files"]), RECORDS)
+        self.client.set_terminated(run_id, status=FINISHED, end_time=when)
+        return run_id
+
+    def run(self, entry: dict[str, Any]) -> None:
+        """The run: new params, the tags of the last attempt, data sets, the run of its data."""
+        state = self.state
+        state["name"] = SAMPLED if entry["sampled"] else EXPERIMENT
+        state["experiment"] = experiment_id(self.client, state["name"])
+        run_id = find_run(self.client, self.journal.key)
+        if run_id is None:
+            tags = {"lineage_key": self.journal.key, **_source_tags()}
+            run_id = self._new_run(f"sft-{self.journal.key}", tags, entry["time"])
+        elif not state.get("bytes"):  # from another journal: its steps are there
+            state["check"] = True
+        state["run_id"] = run_id
+        self._params(run_id, entry["params"])
+        self._tags(run_id, {**entry["tags"], **self._link(run_id, entry["datasets"])})
+        self._inputs(run_id, entry["datasets"])
+        state["datasets"] = entry["datasets"]
+
+    def attempt(self, entry: dict[str, Any]) -> None:
+        """A child run for an attempt; the run is RUNNING."""
+        tags = {"stage": "train", "attempt": str(entry["attempt"]), **entry["tags"]}
+        name = f"attempt-{entry['attempt']}"
+        self.state.setdefault("attempts", {})[str(entry["attempt"])] = self._child(name, tags, entry["time"])
+        self.client.update_run(self.state["run_id"], status="RUNNING")
+
+    def end(self, entry: dict[str, Any]) -> None:
+        """The end of an attempt, and of the run until the next one."""
+        for run_id in (self.state["attempts"][str(entry["attempt"])], self.state["run_id"]):
+            self.client.set_terminated(run_id, status=entry["status"], end_time=entry["time"])
+
+    def metrics(self, entries: list[dict[str, Any]]) -> None:
+        """Metrics by step: of the run, or of an attempt (system metrics)."""
+        by_run: dict[str, list[entities.Metric]] = {}
+        for entry in entries:
+            attempt = entry.get("attempt")
+            run_id = self.state["run_id"] if attempt is None else self.state["attempts"][str(attempt)]
+            for name, value in entry["values"].items():
+                if attempt is not None or self._is_new(name, entry["step"]):
+                    by_run.setdefault(run_id, []).append(entities.Metric(name, value, entry["time"], entry["step"]))
+        for run_id, metrics in by_run.items():
+            for some in itertools.batched(metrics, MAX_METRICS):
+                self.client.log_batch(run_id, metrics=list(some))
+
+    def files(self, entry: dict[str, Any]) -> None:
+        """Texts to attach."""
+        self.client.log_artifacts(self.state["run_id"], str(self.journal.folder / entry["files"]), entry["folder"])
+
+    def model(self, entry: dict[str, Any]) -> None:
+        """The exported model: a LoggedModel that points to the weights, and a registered version."""
+        state, name = self.state, self.state["name"]
+        tags = {**entry["tags"], "path": entry["path"], "lineage_json": entry["digest"]}
+        tags |= {f"data.{dataset['name']}": dataset["digest"] for dataset in state["datasets"]}
+        if entry["parent"] and (parent := self._version(f"tags.lineage_key = '{entry['parent']}'")):
+            tags["parent"] = f"{parent.name}/{parent.version}"
+        digest = f"tags.lineage_json = '{entry['digest']}'"
+        version = self._version(f"{digest} and run_id = '{state['run_id']}'")
+        if version is None:
+            models = self.client.search_logged_models([state["experiment"]], digest)
+            logged = next((model for model in models if model.source_run_id == state["run_id"]), None)
+            if logged is None or logged.status != entities.LoggedModelStatus.READY:
+                logged = mlflow.create_external_model(
+                    name=name,
+                    source_run_id=state["run_id"],
+                    tags=tags,
+                    params=entry["params"],
+                    model_type="causal-lm",
+                    experiment_id=state["experiment"],
+                )
+            if not self.client.search_registered_models(f"name = '{name}'"):
+                self.client.create_registered_model(name)
+            version = self.client.create_model_version(
+                name, f"models:/{logged.model_id}", state["run_id"], tags, model_id=logged.model_id
+            )
+        state["model_id"] = version.source.removeprefix("models:/")
+        outputs = self.client.get_run(state["run_id"]).outputs.model_outputs
+        if state["model_id"] not in {output.model_id for output in outputs}:
+            self.client.log_outputs(state["run_id"], [entities.LoggedModelOutput(state["model_id"], step=0)])
+        self._log_measured(state["run_id"], entry["metrics"], entry["time"], state["datasets"][0])
+        state["version"], state["aliases"], state["note"] = f"{name}/{version.version}", [], None
+
+    def evaluation(self, entry: dict[str, Any]) -> None:
+        """A child run for an evaluation, with its metrics also at the run and the model. Moves the aliases."""
+        state, dataset = self.state, entry["dataset"]
+        child = self._child("evaluation", {"stage": "eval", **entry["tags"]}, entry["time"])
+        self._params(child, entry["params"])
+        self._inputs(child, [dataset], [entities.LoggedModelInput(state["model_id"])])
+        self._log_measured(child, entry["metrics"], entry["time"], dataset)
+        self._log_measured(state["run_id"], entry["metrics"], entry["time"], dataset)
+        self.client.set_terminated(child, status="FINISHED", end_time=entry["time"])
+        name, number = state["version"].split("/")
+        facts = {
+            "eval.loss": str(entry["loss"]),
+            "eval.held_out": dataset["digest"],
+            "eval.gate": "passed" if entry["passed"] else "failed",
+        }
+        for key, value in facts.items():
+            self.client.set_model_version_tag(name, number, key, value)
+        state["aliases"], state["note"] = self._move_aliases(name, number, entry)
+
+    def _move_aliases(self, name: str, number: str, entry: dict[str, Any]) -> tuple[list[str], str | None]:
+        """Make a version candidate if it passed the gate, champion if its loss on the same held-out data is lower."""
+        if name == SAMPLED:
+            return [], "no alias for a run on a sample of the data"
+        if not entry["passed"]:
+            return [], "the gate failed"
+        self.client.set_registered_model_alias(name, CANDIDATE, number)
+        champion = known(lambda: self.client.get_model_version_by_alias(name, CHAMPION))
+        if champion is not None and str(champion.version) != number:
+            unchanged = f"champion stays {name}/{champion.version}: "
+            if champion.tags.get("eval.held_out") != entry["dataset"]["digest"]:
+                return [CANDIDATE], unchanged + "it was evaluated on other held-out data or with other params"
+            if float(champion.tags["eval.loss"]) <= entry["loss"]:
+                return [CANDIDATE], unchanged + f"its held-out loss is {champion.tags['eval.loss']}"
+        self.client.set_registered_model_alias(name, CHAMPION, number)
+        return [CANDIDATE, CHAMPION], None
+
+    def _log_measured(self, run_id: str, values: dict[str, float], when: int, dataset: dict[str, Any]) -> None:
+        """Log metrics of the model on a data set: the store shows them at both."""
+        metrics = [
+            entities.Metric(
+                name, value, when, 0, self.state["model_id"], dataset["name"], dataset["digest"][:DIGEST_DIGITS], run_id
+            )
+            for name, value in values.items()
+        ]
+        self.client.log_batch(run_id, metrics=metrics)
+
+    def _is_new(self, name: str, step: int) -> bool:
+        """Whether the run lacks a step of a metric, which another journal may have uploaded."""
+        if not self.state.get("check"):
+            return True
+        if name not in self._last:
+            history = self.client.get_metric_history(self.state["run_id"], name)
+            self._last[name] = max((metric.step for metric in history), default=-1)
+        return step > self._last[name]
+
+    def _child(self, name: str, tags: dict[str, str], when: int) -> str:
+        """Return the id of a child run that began at a time; make it if it is new."""
+        mark = f"{self.journal.key}/{name}/{when}"
+        existing = self.client.search_runs([self.state["experiment"]], f"tags.child = '{mark}'", max_results=1)
+        if existing:
+            return str(existing[0].info.run_id)
+        parent = {"mlflow.parentRunId": self.state["run_id"], "child": mark}
+        return self._new_run(name, {**tags, **_source_tags(), **parent}, when)
+
+    def _new_run(self, name: str, tags: dict[str, str], when: int) -> str:
+        run = self.client.create_run(self.state["experiment"], start_time=when, tags=tags, run_name=name)
+        return str(run.info.run_id)
+
+    def _version(self, condition: str) -> Any:
+        """Return the newest version of the registered model that meets a condition, or None."""
+        versions = self.client.search_model_versions(f"name = '{self.state['name']}' and {condition}")
+        return max(versions, key=lambda version: int(version.version), default=None)
+
+    def _link(self, run_id: str, datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Return the tags that link to the run of the packed data: one to search by, and a description to click on
+        (if the run has none yet); {} if the store has no such run."""
+        state = self.state
+        for dataset in datasets:
+            if "data_run" not in state and dataset["context"] == "training":
+                run = find_data_run(self.client, state["experiment"], dataset["digest"])
+                state |= {"data_run": str(run.info.run_id)} if run else {}
+        if "data_run" not in state:
+            return {}
+        page = f"#/experiments/{state['experiment']}/runs/{state['data_run']}"
+        description = self.client.get_run(run_id).data.tags.get(DESCRIPTION)
+        return {
+            "data_run": state["data_run"],
+            DESCRIPTION: description or f"Trained on [the packed data of this run]({page})",
+        }
+
+    def _params(self, run_id: str, params: dict[str, str]) -> None:
+        """Log the params whose names are new to the run: MLflow lets no param change."""
+        known = self.client.get_run(run_id).data.params
+        new = {name: value for name, value in params.items() if name not in known}
+        for some in itertools.batched(new.items(), MAX_BATCH):
+            self.client.log_batch(run_id, params=[entities.Param(name, value) for name, value in some])
+
+    def _tags(self, run_id: str, tags: dict[str, str]) -> None:
+        for some in itertools.batched(tags.items(), MAX_BATCH):
+            self.client.log_batch(run_id, tags=[entities.RunTag(name, value) for name, value in some])
+
+    def _inputs(self, run_id: str, datasets: Sequence[dict[str, Any]], models: Sequence[Any] = ()) -> None:
+        inputs = []
+        for dataset in datasets:
+            source = json.dumps({"uri": dataset["source"]})
+            profile = json.dumps(dataset["tags"], sort_keys=True)
+            digest = dataset["digest"][:DIGEST_DIGITS]
+            entity = entities.Dataset(dataset["name"], digest, "local", source, profile=profile)
+            tags = {**dataset["tags"], "mlflow.data.context": dataset["context"]}
+            inputs.append(entities.DatasetInput(entity, [entities.InputTag(name, str(tags[name])) for name in tags]))
+        self.client.log_inputs(run_id, inputs, list(models))
+
+
+def _source_tags(program: str = "sft.stages.train") -> dict[str, str]:
+    """Return the tags by which MLflow shows who ran what."""
+    return {
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": program,
+        "mlflow.source.type": "LOCAL",
+    }
