@@ -96,7 +96,7 @@ estimate: setup ## Estimate memory, disk and time, and check the params (PROFILE
 ##@ Results
 show: setup ## List experiments; with PACK=3 (or validation:3, or an id): show a pack and its loss mask (HTML=page.html)
 	$(if $(PACK),$(show_pack),$(show_experiments))
-show_pack = python -m sft.inspect.sample$(call option,PACK,sample)$(call option,HTML,html)
+show_pack = python -m sft.inspect.sample$(call option,PACK,pack)$(call option,HTML,html)
 show_experiments = dvc exp show --only-changed --no-pager \
     --drop '^(data|models|src|requirements|templates|filters|reports)/'
 

@@ -1,4 +1,4 @@
-"""Run with: pytest tests/inspect/test_rejected.py"""
+"""rejected: the table of reasons and examples."""
 
 import json
 import os
@@ -12,26 +12,26 @@ import pytest
 
 from sft.cli import InputError
 from sft.files import write_json
-from sft.inspect.rejected import Part, main, marks, needles, parts, tool_names, windows
+from sft.inspect.rejected import Part, main, marks, parts, quote_patterns, shown_ranges, tool_names
 from sft.parquet import CONVERSATIONS, REJECTED, ShardWriter
 
 SRC = Path(__file__).parents[2] / "src"
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[bold]\r\x08"
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
 ASK = {"role": "user", "content": "Weather in Oslo?"}
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "get_rain", "arguments": {"a": 1}}}]}
 TOOLS = [{"type": "function", "function": {"name": "get_weather"}}]
 
 
-def filtered(number, messages, reason=None, evidence="", tools=None):
-    where = f"calls.jsonl:{number}"
+def filtered(number, messages, reason=None, evidence="", tools=None, key="location"):
+    location = f"calls.jsonl:{number}"
     row = {
         "id": f"{number:032x}",
         "messages": json.dumps(messages),
         "tools": None if tools is None else json.dumps(tools),
-        "meta": json.dumps({"source": "calls", "where": where}),
+        "meta": json.dumps({"source": "calls", key: location}),
     }
-    return row if reason is None else {**row, "reason": reason, "evidence": f"{where}: {evidence}"}
+    return row if reason is None else {**row, "reason": reason, "evidence": f"{location}: {evidence}"}
 
 
 def write_lines(path, rows):
@@ -41,7 +41,7 @@ def write_lines(path, rows):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A source of ten rows: three refused by filter, one by prep, one of eight samples by pack."""
+    """A source of ten rows: filter rejects three, prep one, pack two of eight samples."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     unknown = "messages[1] calls get_rain; tools: get_weather"
@@ -76,19 +76,19 @@ def seen(capsys, reason=None, number=5, start=0, source="calls"):
     return capsys.readouterr().out
 
 
-def test_the_table_counts_what_each_stage_refused_and_its_share_of_what_it_read(project, capsys):
+def test_the_table_counts_what_each_stage_rejected_and_its_share_of_what_it_read(project, capsys):
     table = [row.split() for row in seen(capsys).splitlines() if row.strip()][2:]
     assert table == [
         ["calls", "filter", "rows", "in", "10"],
         ["unknown-tool", "2", "20.00%"],
         ["garbage", "1", "10.00%"],
-        ["all", "refused", "3", "30.00%"],
+        ["all", "rejected", "3", "30.00%"],
         ["prep", "conversations", "in", "7"],
         ["template-refuses", "1", "14.29%"],
         ["pack", "samples", "in", "8"],
         ["over-length", "1", "12.50%"],
         ["unknown-tool", "1", "12.50%"],
-        ["all", "refused", "2", "25.00%"],
+        ["all", "rejected", "2", "25.00%"],
     ]
 
 
@@ -106,7 +106,7 @@ def test_an_example_shows_its_place_its_evidence_and_marks_it_where_it_occurs(pr
     out = seen(capsys, "unknown-tool", number=1)
     assert [row.strip() for row in out.splitlines() if row.strip()] == [
         "── example 0 of 3, from 0: calls, filter: unknown-tool",
-        "where data/raw/calls/calls.jsonl:8",
+        "location data/raw/calls/calls.jsonl:8",
         f"id {8:032x}",
         "evidence messages[1] calls get_rain; tools: get_weather",
         "tools get_weather",
@@ -117,17 +117,24 @@ def test_an_example_shows_its_place_its_evidence_and_marks_it_where_it_occurs(pr
     ]
 
 
+def test_an_example_of_version_0_1_0_has_its_location(project, capsys):
+    with ShardWriter(project / "data/filtered/calls", "rejected", REJECTED) as rejected:
+        rejected.write(filtered(3, [ASK], "role-order", "messages[0]", key="where"))
+    lines = [line.strip() for line in seen(capsys, "role-order").splitlines()]
+    assert lines[1:4] == ["location data/raw/calls/calls.jsonl:3", f"id {3:032x}", "evidence messages[0]"]
+
+
 def test_pages_follow_one_another_through_all_stages_and_miss_nothing(project, capsys):
     whole = seen(capsys, "unknown-tool")
     pages = [seen(capsys, "unknown-tool", number=1, start=start) for start in range(3)]
-    found = re.findall(r"^ *(?:id|where) (\S+)", whole, re.MULTILINE)
-    assert found == re.findall(r"^ *(?:id|where) (\S+)", "".join(pages), re.MULTILINE)
+    found = re.findall(r"^ *(?:id|location) (\S+)", whole, re.MULTILINE)
+    assert found == re.findall(r"^ *(?:id|location) (\S+)", "".join(pages), re.MULTILINE)
     assert [place for place in found if "/" in place] == [f"data/raw/calls/calls.jsonl:{n}" for n in (8, 10, 7)]
     assert "FROM=" not in whole + pages[-1]
 
 
 @pytest.mark.parametrize(("reason", "number"), [("template-refuses", 5), ("over-length", 6)])
-def test_what_a_later_stage_refused_is_shown_with_the_conversation_that_filter_kept(project, capsys, reason, number):
+def test_what_a_later_stage_rejected_is_shown_with_the_conversation_that_filter_kept(project, capsys, reason, number):
     out = seen(capsys, reason)
     assert f"data/raw/calls/calls.jsonl:{number}" in out
     assert f"Question {number}" in out
@@ -143,42 +150,45 @@ def test_without_a_source_all_sources_are_looked_through(project, capsys):
 def test_an_example_whose_conversation_is_gone_says_so(project, capsys):
     with ShardWriter(project / "data/filtered/calls", "kept", CONVERSATIONS):
         pass
-    assert "where not found in data/filtered/calls" in seen(capsys, "over-length")
+    assert "location not found in data/filtered/calls" in seen(capsys, "over-length")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ({"source": "nope"}, r"'nope': not a source in data/filtered: calls"),
-        ({"reason": "nope"}, r"Reasons found: garbage \(1\), over-length \(1\), template-refuses \(1\), unknown-tool"),
-        ({"reason": "garbage", "start": 1}, r"FROM=1: 1 rows were refused for garbage, numbered from 0"),
+        ({"source": "nope"}, r"SOURCE=nope: .*data/filtered.*: calls"),
+        (
+            {"reason": "nope"},
+            r"REASON=nope: .*: garbage \(1\), over-length \(1\), template-refuses \(1\), unknown-tool",
+        ),
+        ({"reason": "garbage", "start": 1}, r"FROM=1: garbage .* 1 rows"),
     ],
 )
-def test_what_is_not_there_says_what_is(project, arguments, said):
-    with pytest.raises(InputError, match=said):
+def test_what_is_not_there_says_what_is(project, arguments, message):
+    with pytest.raises(InputError, match=message):
         main(**{"source": "calls", "reason": None, "number": 5, "start": 0, **arguments})
 
 
-def test_before_any_filtering_it_says_what_to_run(tmp_path, monkeypatch):
+def test_before_filter_ran_the_command_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="make filter"):
         main(None, None, 5, 0)
 
 
 def run_on_a_terminal(*arguments):
-    """Run the module as on a terminal, its pager cat; return what the terminal gets."""
+    """Run the module on a terminal with cat as its pager; return what the terminal gets."""
     controller, terminal = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(SRC), "TERM": "xterm-256color", "PAGER": "cat", "COLUMNS": "120"}
     environment.pop("NO_COLOR", None)
     command = [sys.executable, "-m", "sft.inspect.rejected", *arguments]
     with subprocess.Popen(command, env=environment, stdin=terminal, stdout=terminal, stderr=terminal) as process:
         os.close(terminal)
-        got = b""
+        output = b""
         while block := read_terminal(controller):
-            got += block
+            output += block
     os.close(controller)
-    assert process.returncode == 0, got
-    return got.decode()
+    assert process.returncode == 0, output
+    return output.decode()
 
 
 def read_terminal(controller):
@@ -191,9 +201,9 @@ def read_terminal(controller):
 def test_hostile_text_reaches_neither_the_terminal_nor_a_pipe_as_it_came(project, capsys):
     on_terminal = run_on_a_terminal("--source", "calls", "--reason", "garbage")
     piped = seen(capsys, "garbage")
-    assert COLOURS.search(on_terminal)
-    assert not COLOURS.search(piped)
-    for out in (COLOURS.sub("", on_terminal).replace("\r\n", "\n"), piped):
+    assert COLORS.search(on_terminal)
+    assert not COLORS.search(piped)
+    for out in (COLORS.sub("", on_terminal).replace("\r\n", "\n"), piped):
         assert out.count("0;owned␇") == 2  # in the evidence, and where it occurs
         assert all(character.isprintable() or character == "\n" for character in out)
 
@@ -224,7 +234,7 @@ def test_hostile_text_reaches_neither_the_terminal_nor_a_pipe_as_it_came(project
     ],
 )
 def test_what_the_evidence_quotes_is_found_in_the_text(evidence, text, marked):
-    assert [text[start:end] for start, end in marks(text, needles(evidence))] == marked
+    assert [text[start:end] for start, end in marks(text, quote_patterns(evidence))] == marked
 
 
 @pytest.mark.parametrize(
@@ -262,9 +272,9 @@ def test_tools_are_named_or_shown_as_they_stand(tools, names):
 
 
 def test_of_a_long_text_the_ends_and_what_is_marked_are_shown():
-    assert windows(500, []) == [(0, 500)]
-    assert windows(10_000, [(5_000, 5_010)]) == [(0, 160), (4_840, 5_170), (9_840, 10_000)]
-    assert windows(10_000, [(100, 200)]) == [(0, 360), (9_840, 10_000)]
+    assert shown_ranges(500, []) == [(0, 500)]
+    assert shown_ranges(10_000, [(5_000, 5_010)]) == [(0, 160), (4_840, 5_170), (9_840, 10_000)]
+    assert shown_ranges(10_000, [(100, 200)]) == [(0, 360), (9_840, 10_000)]
 
 
 def test_what_is_left_out_of_a_long_conversation_is_counted(project, capsys):

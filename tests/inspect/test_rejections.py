@@ -1,11 +1,11 @@
-"""Run with: pytest tests/inspect/test_rejections.py"""
+"""rejections: rows that the stages rejected, by source, stage and reason."""
 
 import json
 
 import pytest
 
 from sft.files import write_json
-from sft.inspect.rejections import STAGES, count, examples, refusals, refused, sources, taken_in
+from sft.inspect.rejections import STAGES, count_reasons, examples, num_read, rejected_rows, sources, why_rejected
 from sft.parquet import CONVERSATIONS, REJECTED, ShardWriter
 
 
@@ -22,14 +22,14 @@ def write_lines(path, *rows):
 def project(tmp_path, monkeypatch):
     """Two sources, the second filtered only."""
     monkeypatch.chdir(tmp_path)
-    for source, refused_rows in (("calls", "cd"), ("chats", "e")):
+    for source, rejected_names in (("calls", "cd"), ("chats", "e")):
         with (
             ShardWriter(tmp_path / "data/filtered" / source, "kept", CONVERSATIONS) as kept,
             ShardWriter(tmp_path / "data/filtered" / source, "rejected", REJECTED) as rejected,
         ):
             for name in "ab":
                 kept.write(row(name))
-            for name in refused_rows:
+            for name in rejected_names:
                 rejected.write(row(name, reason="think-tags", evidence=name))
     write_lines(
         tmp_path / "data/prepared/calls/rejected.jsonl", {"id": "a" * 32, "reason": "no-stop-token", "evidence": "p"}
@@ -45,7 +45,7 @@ def project(tmp_path, monkeypatch):
 
 def test_every_stage_is_counted_by_source_and_reason(project):
     assert sources() == ["calls", "chats"]
-    counted = {(source, stage): dict(count(stage, source)) for source in sources() for stage in STAGES}
+    counted = {(source, stage): dict(count_reasons(stage, source)) for source in sources() for stage in STAGES}
     assert counted == {
         ("calls", "filter"): {"think-tags": 2},
         ("calls", "prep"): {"no-stop-token": 1},
@@ -56,18 +56,18 @@ def test_every_stage_is_counted_by_source_and_reason(project):
     }
 
 
-def test_nothing_was_refused_where_nothing_ran(tmp_path, monkeypatch):
+def test_nothing_is_rejected_where_no_stage_ran(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sources() == []
-    assert [list(refused(stage, "calls")) for stage in STAGES] == [[], [], []]
-    assert refusals("") == []
+    assert [list(rejected_rows(stage, "calls")) for stage in STAGES] == [[], [], []]
+    assert why_rejected("") == []
 
 
-def test_what_a_stage_took_in_is_read_from_the_reports_in_its_own_unit(project):
-    assert [taken_in(stage, "calls") for stage in STAGES] == [None, None, None]
+def test_what_a_stage_read_comes_from_the_reports_in_its_own_unit(project):
+    assert [num_read(stage, "calls") for stage in STAGES] == [None, None, None]
     write_json(project / "reports/filter/calls.json", {"rows_in": 4})
     write_json(project / "reports/prep/calls.json", {"rows_in": 2, "samples": 5})
-    assert [taken_in(stage, "calls") for stage in STAGES] == [4, 2, 5]
+    assert [num_read(stage, "calls") for stage in STAGES] == [4, 2, 5]
 
 
 @pytest.mark.parametrize(("start", "number", "evidence"), [(0, 9, "cdqre"), (1, 2, "dq"), (3, 1, "r"), (5, 1, "")])
@@ -82,7 +82,7 @@ def test_an_example_of_a_later_stage_has_the_conversation_that_filter_kept(proje
     assert found == {**row("a"), "reason": "no-stop-token", "evidence": "p"}
 
 
-def test_the_refusals_of_a_conversation_are_found_by_the_start_of_its_id(project):
-    assert refusals("aaaaaa") == [f"{'a' * 32} of calls was refused by prep: no-stop-token"]
-    assert len(refusals("b")) == 3
-    assert refusals("f") == []
+def test_the_reasons_of_a_conversation_are_found_by_the_start_of_its_id(project):
+    assert why_rejected("aaaaaa") == [f"{'a' * 32} of calls: prep rejected it, no-stop-token"]
+    assert len(why_rejected("b")) == 3
+    assert why_rejected("f") == []

@@ -1,4 +1,4 @@
-"""Run with: pytest tests/inspect/test_sample.py"""
+"""sample: a pack on the terminal and as a page."""
 
 import re
 from html.parser import HTMLParser
@@ -10,19 +10,19 @@ from rich.cells import cell_len
 
 from sft.cli import InputError
 from sft.inspect import sample as view
-from sft.inspect.packs import Piece, Shown
+from sft.inspect.packs import PackedSample, Piece
 from sft.inspect.sample import lines, page, show
 from sft.inspect.terminal import Screen
 
 HOSTILE = "<script>alert(1)</script>&\"'\x1b[31m\x9b2J⟦</div></details><img src=x onerror=alert(1)>\n"
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def piece(first, text, is_trained=False, is_control=False, tokens=1):
     return Piece(first, list(range(500, 500 + tokens)), text, is_trained, is_control)
 
 
-def shown(source="calls", texts=HOSTILE, is_asked_for=True, start=0):
+def shown(source="calls", texts=HOSTILE, is_selected=True, start=0):
     cut = [
         piece(start, "<|im_start|>", is_control=True),
         piece(start + 1, f"user\n{texts}"),
@@ -31,10 +31,10 @@ def shown(source="calls", texts=HOSTILE, is_asked_for=True, start=0):
         piece(start + 6, "<|im_end|>", is_trained=True, is_control=True),
         piece(start + 7, "\n"),
     ]
-    return Shown(source, "abc:0", start, 8, 5, cut, is_asked_for)
+    return PackedSample(source, "abc:0", start, 8, 5, cut, is_selected)
 
 
-PACK = [shown(), shown(texts="", is_asked_for=False, start=8), shown(texts="", start=16)]
+PACK = [shown(), shown(texts="", is_selected=False, start=8), shown(texts="", start=16)]
 
 
 def printed(capsys, pack=PACK):
@@ -43,13 +43,13 @@ def printed(capsys, pack=PACK):
 
 
 @pytest.fixture
-def in_colour(monkeypatch):
+def in_color(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "60", "COLORTERM": ""}.items():
         monkeypatch.setenv(name, value)
 
 
-def test_without_colour_what_is_trained_stands_in_brackets_and_each_line_has_its_positions(capsys):
+def test_without_color_trained_text_is_in_brackets_and_each_line_has_its_positions(capsys):
     rows = printed(capsys).splitlines()
     third = next(index for index, row in enumerate(rows) if row.startswith("── sample 3 of 3, calls abc:0"))
     assert rows[third + 1 : third + 3] == [
@@ -58,7 +58,7 @@ def test_without_colour_what_is_trained_stands_in_brackets_and_each_line_has_its
     ]
 
 
-def test_every_boundary_is_seen_and_only_what_is_asked_for_is_shown(capsys):
+def test_every_boundary_is_shown_and_the_tokens_of_selected_samples_only(capsys):
     out = printed(capsys)
     assert [row[:25] for row in out.splitlines() if row[0] in "═─"] == [
         "══ start of the pack; in ",
@@ -71,9 +71,9 @@ def test_every_boundary_is_seen_and_only_what_is_asked_for_is_shown(capsys):
     assert "\n     8     0 │" not in out
 
 
-def test_with_colour_the_mask_is_in_the_colours_and_tokens_alternate(capsys, in_colour):
+def test_with_color_the_mask_is_in_the_colors_and_tokens_alternate(capsys, in_color):
     out = printed(capsys)
-    assert "⟦" not in COLOURS.sub("", out).replace("⟨U+27E6⟩", "")
+    assert "⟦" not in COLORS.sub("", out).replace("⟨U+27E6⟩", "")
     before, after = re.search(r"(\x1b\[[0-9;]*m)yes·no\x1b\[0m(\x1b\[[0-9;]*m)·⟨U\+27E9⟩", out).groups()
     (prompt,) = set(re.findall(r"(\x1b\[[0-9;]*m)user⏎", out))
     assert len({before, after, prompt}) == 3
@@ -82,13 +82,13 @@ def test_with_colour_the_mask_is_in_the_colours_and_tokens_alternate(capsys, in_
     assert "48;" not in prompt
 
 
-def test_no_color_on_a_terminal_brings_the_brackets_back(capsys, in_colour, monkeypatch):
+def test_no_color_on_a_terminal_brings_the_brackets_back(capsys, in_color, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "⟦yes·no" in COLOURS.sub("", printed(capsys))
+    assert "⟦yes·no" in COLORS.sub("", printed(capsys))
 
 
-def test_nothing_from_the_data_acts_on_the_terminal(capsys, in_colour):
-    rest = COLOURS.sub("", printed(capsys, [shown(source=HOSTILE)]))
+def test_nothing_from_the_data_acts_on_the_terminal(capsys, in_color):
+    rest = COLORS.sub("", printed(capsys, [shown(source=HOSTILE)]))
     assert "␛[31m" in rest
     assert all(character.isprintable() or character == "\n" for character in rest)
 
@@ -112,12 +112,12 @@ class Elements(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.seen, self.told, self.references = [], set(), [], []
+        self.open, self.seen, self.tips, self.references = [], set(), [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.seen.add(tag)
-        self.told += [value for name, value in attrs if name == "title"]
+        self.tips += [value for name, value in attrs if name == "title"]
         self.references += [value for name, value in attrs if name in ("src", "href") or name.startswith("on")]
         if tag != "meta":
             self.open.append(tag)
@@ -138,20 +138,20 @@ def test_the_page_stands_alone_and_hostile_text_stays_text():
     assert "prefers-color-scheme: dark" in text
 
 
-def test_the_page_says_what_each_token_is_and_opens_what_is_asked_for():
+def test_the_page_says_what_each_token_is_and_opens_the_selected_samples():
     text = page("title", PACK)
-    told = Elements(text).told
-    assert len(told) == len([chunk for one in PACK for line in lines(one.pieces, None) for chunk in line])
-    assert "token 18 (2 in the sample), id 500, trained" in told
-    assert "tokens 19 to 21 (3 in the sample), id 500, 501, 502, trained" in told
-    assert "token 17 (1 in the sample), id 500, not trained" in told
+    tips = Elements(text).tips
+    assert len(tips) == len([chunk for one in PACK for line in lines(one.pieces, None) for chunk in line])
+    assert "token 18 (2 in the sample), id 500, trained" in tips
+    assert "tokens 19 to 21 (3 in the sample), id 500, 501, 502, trained" in tips
+    assert "token 17 (1 in the sample), id 500, not trained" in tips
     assert (text.count("<details"), text.count(" open>")) == (3, 2)
     assert '<div data-at="16">' in text
     assert text == page("title", PACK)
 
 
-def test_the_page_is_written_whole_and_the_summary_is_said(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(view, "unpack", lambda wanted: (f"about {wanted}", PACK))
+def test_the_page_is_written_and_the_summary_is_printed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(view, "unpack", lambda name: (f"about {name}", PACK))
     view.main("3", tmp_path / "new/page.html")
     assert (tmp_path / "new/page.html").read_text() == page("about 3", PACK)
     assert capsys.readouterr().out.startswith("about 3\n-> ")
@@ -159,7 +159,7 @@ def test_the_page_is_written_whole_and_the_summary_is_said(monkeypatch, tmp_path
     assert capsys.readouterr().out.startswith("about 3\n══ start of the pack")
 
 
-def test_what_is_missing_is_said_by_name(monkeypatch, tmp_path):
+def test_a_missing_pack_names_the_command(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="make pack"):
         view.main("0", None)

@@ -1,4 +1,4 @@
-"""Run with: pytest tests/inspect/test_terminal.py"""
+"""terminal: no text of the data acts on it."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def test_markup_and_emoji_codes_in_data_are_printed_as_they_stand(capsys):
 
 
 @pytest.mark.parametrize(("settings", "plain"), [({}, False), ({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, True)])
-def test_a_screen_knows_whether_colours_show(monkeypatch, settings, plain):
+def test_a_screen_knows_whether_colors_show(monkeypatch, settings, plain):
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", **settings}.items():
         monkeypatch.setenv(name, value)

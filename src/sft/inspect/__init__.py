@@ -1,1 +1,1 @@
-"""Looking at packs, samples and rejected rows in the terminal."""
+"""Packs, samples and rejected rows on the terminal."""

@@ -1,9 +1,9 @@
-"""A pack taken apart again: its samples, their tokens as text, and which of them are trained.
+"""The samples of a pack, their tokens as text, and which tokens are trained.
 
-data/packed/{training,validation,test}/*.parquet, models/base (tokenizer)  ->  `unpack`: what `sample` shows
+data/packed/{training,validation,test}/*.parquet, models/base (tokenizer)  ->  `unpack`: what sft.inspect.sample shows
 
-The mask stands in the data shifted to the labels; here it is moved back: a token counts as trained if the
-model learns to say it. Text is cut where tokens end, but never inside a character.
+In the data the loss mask is shifted to the labels. Here it is shifted back: a token is trained if the model learns to
+predict it. Text is split where tokens end, but never inside a character.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sft.cli import InputError
 from sft.files import read_json
 from sft.hashing import file_digest
-from sft.inspect.rejections import refusals
+from sft.inspect.rejections import why_rejected
 from sft.packing.splits import SPLITS
 
 BASE = Path("models/base")
@@ -24,21 +24,21 @@ PACKED = Path("data/packed")
 PACK = re.compile(rf"(?:({'|'.join(SPLITS)}):)?([0-9]+)")
 CONVERSATION = re.compile(r"([0-9a-f]{6,})(?::([0-9]+))?")
 LISTED = 5
-UTF8_BYTES = 4  # of one character at most: more tokens than that do not wait for the rest of it
+UTF8_BYTES = 4  # a character has no more, so it has no more tokens
 
 
 class Place(NamedTuple):
-    """Where a pack is, and which of its samples is asked for."""
+    """A pack, or one of its samples."""
 
     split: str
     pack: int
     """Number of the pack in its split, from 0."""
     sample: int | None = None
-    """Index in the pack; None: all of them."""
+    """Index in the pack; None: all samples."""
 
 
 class Piece(NamedTuple):
-    """The fewest tokens, mostly one, that make whole characters."""
+    """The fewest tokens that make whole characters, mostly one."""
 
     first: int
     """Position of the first token in the pack."""
@@ -46,70 +46,72 @@ class Piece(NamedTuple):
     text: str
     is_trained: bool
     is_control: bool
-    """Whether it is no text of the conversation: a control token, padding, an id that the tokenizer does not know."""
+    """Whether it is not text of the conversation: a control token, padding, an id that the tokenizer does not know."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One sample of a pack."""
+class PackedSample:
+    """A sample of a pack."""
 
     source: str
     name: str
-    """Conversation id, number of the sample in its conversation, and which copy where it is packed repeatedly."""
+    """Conversation id, number of the sample in its conversation, and which copy if there are several."""
     start: int
     """Position of its first token in the pack."""
     tokens: int
-    """Without padding."""
+    """Number of tokens without padding."""
     trained: int
-    """Trained tokens."""
+    """Number of trained tokens."""
     pieces: list[Piece]
-    is_asked_for: bool
+    is_selected: bool
 
 
-def unpack(wanted: str) -> tuple[str, list[Shown]]:
-    """Find the pack that `wanted` names and take it apart; returns a line about it and its samples, in order.
+def unpack(name: str) -> tuple[str, list[PackedSample]]:
+    """Return a line about the pack that `name` selects (see `locate`), and its samples in order.
 
     Raises:  InputError: no such pack or conversation, several conversations, no packs, another tokenizer.
     """
     from tokenizers import Tokenizer
 
     if not (PACKED / "metadata.json").exists():
-        raise InputError(f"{PACKED}: not found. Run the pack stage first: make pack")
+        raise InputError(f"{PACKED}: not found. Run: make pack")
     metadata = read_json(PACKED / "metadata.json")
-    place, elsewhere = locate(wanted)
+    place, other_places = locate(name)
     tokenizer = BASE / "tokenizer.json"
     if not tokenizer.exists() or file_digest(tokenizer) != metadata["tokenizer_sha256"]:
-        raise InputError(f"{tokenizer}: not the tokenizer that {PACKED} was made with. Run: make pack")
-    shown = samples(read_pack(place), place.sample, Tokenizer.from_file(str(tokenizer)), metadata["pad_segments_to"])
-    return summary(place, shown, metadata["pack_size"], elsewhere), shown
+        raise InputError(f"{tokenizer}: found another tokenizer than the one of {PACKED}. Run: make pack")
+    pack = read_pack(place)
+    found = samples(pack, place.sample, Tokenizer.from_file(str(tokenizer)), metadata["pad_segments_to"])
+    return summary(place, found, metadata["pack_size"], other_places), found
 
 
-def locate(wanted: str) -> tuple[Place, list[Place]]:
-    """Find the place that `wanted` names, and the other places of the same conversation.
+def locate(name: str) -> tuple[Place, list[Place]]:
+    """Return the place that `name` selects, and the other places of the same conversation.
 
-    A number of digits only is a pack where there are so many packs, else the start of an id.
+    `name`: a number (a pack of training), a split and a number (validation:3), the start of a conversation id, or that
+    with the number of a sample (0a1b2c:1). Digits are a number if there is such a pack, else an id.
     """
     counts = {split: _count_packs(split) for split in SPLITS}
-    if pack := PACK.fullmatch(wanted):
+    if pack := PACK.fullmatch(name):
         split, number = pack[1] or SPLITS[0], int(pack[2])
         if number < counts[split]:
             return Place(split, number), []
-    asked = CONVERSATION.fullmatch(wanted)
-    if asked:
-        found = _find_conversations(asked[1])
-        if len(found) > 1:
-            some = ", ".join([*found][:LISTED]) + (", ..." if len(found) > LISTED else "")
-            raise InputError(f"{wanted}: {len(found)} conversations start so: {some}. Give more digits.")
-        places = [place for numbered in found.values() for _, place in numbered]
-        named = [p for numbered in found.values() for n, p in numbered if asked[2] in (None, str(n))]
-        if named:
-            return named[0], [place for place in places if place != named[0]]
-    why = refusals(asked[1]) if asked else []
-    known = ", ".join(f"{split}:0 to {split}:{count - 1}" for split, count in counts.items() if count)
+    id_and_sample = CONVERSATION.fullmatch(name)
+    if id_and_sample:
+        conversations = _find_conversations(id_and_sample[1])
+        if len(conversations) > 1:
+            ids = ", ".join([*conversations][:LISTED]) + (", ..." if len(conversations) > LISTED else "")
+            raise InputError(f"{name}: {len(conversations)} conversations have ids that start so: {ids}. Add digits.")
+        numbered = [item for items in conversations.values() for item in items]
+        selected = [place for number, place in numbered if id_and_sample[2] in (None, str(number))]
+        if selected:
+            return selected[0], [place for _, place in numbered if place != selected[0]]
+    reasons = why_rejected(id_and_sample[1]) if id_and_sample else []
+    packs = ", ".join(f"{split}:0 to {split}:{count - 1}" for split, count in counts.items() if count)
     raise InputError(
-        f"{wanted!r}: neither a pack nor a sample of {PACKED}. Give a number (a pack of training), or {known}, or "
-        "the id of a conversation, its first 6 digits at least (with :1 for its second sample). "
-        + (f"{'; '.join(why[:LISTED])}." if why else "What was refused is not packed: make rejected lists it.")
+        f"{name!r}: no pack or conversation of {PACKED}. Expected a number (a pack of training), or {packs}, or the "
+        "first 6 or more digits of a conversation id (with :1 for its second sample). "
+        + (f"{'; '.join(reasons[:LISTED])}." if reasons else "To list conversations that were rejected: make rejected")
     )
 
 
@@ -122,54 +124,54 @@ def _count_packs(split: str) -> int:
 
 
 def _find_conversations(start: str) -> dict[str, list[tuple[int, Place]]]:
-    """List the samples (number in its conversation, place) of every conversation whose id starts so, in order."""
+    """Return (number in the conversation, place) of each sample, for every conversation whose id starts so."""
     from sft.parquet import read_rows
 
-    found: dict[str, list[tuple[int, Place]]] = {}
+    conversations: dict[str, list[tuple[int, Place]]] = {}
     for split in SPLITS:
         for pack, row in enumerate(read_rows(PACKED / split, columns=["conversation_id", "sample"])):
             for index, (conversation, number) in enumerate(zip(row["conversation_id"], row["sample"], strict=True)):
                 if conversation.startswith(start):
-                    found.setdefault(conversation, []).append((number, Place(split, pack, index)))
-    return {conversation: sorted(found[conversation]) for conversation in sorted(found)}
+                    conversations.setdefault(conversation, []).append((number, Place(split, pack, index)))
+    return {conversation: sorted(conversations[conversation]) for conversation in sorted(conversations)}
 
 
 def read_pack(place: Place) -> dict[str, Any]:
-    """Read one pack; of the rest, at most its row group is decoded."""
+    """Return one pack; at most its row group is decoded."""
     import pyarrow.parquet as pq
 
     from sft.parquet import shard_paths
 
-    before = place.pack
+    remaining = place.pack
     for path in shard_paths(PACKED / place.split):
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                if before < rows:
-                    (pack,) = file.read_row_group(group).slice(before, 1).to_pylist()
+                if remaining < rows:
+                    (pack,) = file.read_row_group(group).slice(remaining, 1).to_pylist()
                     return dict(pack)
-                before -= rows
-    raise AssertionError(f"{place}: counted, but not there")
+                remaining -= rows
+    raise AssertionError(f"{place}: counted, but not found")
 
 
 def trained_tokens(loss_mask: Sequence[int]) -> list[bool]:
-    """Move the mask of one sample from the positions that predict back to the tokens that are predicted.
+    """Return for each token of a sample whether it is trained; `loss_mask` marks the positions that predict.
 
     >>> trained_tokens([0, 1, 1, 0])
     [False, False, True, True]
     """
-    return [False, *(bool(kept) for kept in loss_mask[:-1])]
+    return [False, *map(bool, loss_mask[:-1])]
 
 
-def samples(pack: dict[str, Any], asked_for: int | None, tokenizer: Any, multiple: int) -> list[Shown]:
-    """Take a pack apart.
+def samples(pack: dict[str, Any], selected: int | None, tokenizer: Any, multiple: int) -> list[PackedSample]:
+    """Return the samples of a pack; `selected` is the index of one, None selects all.
 
-    A sample ends with its padding to a multiple of `multiple`: fewer tokens than that, all the same control
-    token, none trained. (By itself a sample ends with a stop token that is trained, or with text.)
+    The padding of a sample to a multiple of `multiple` is what it ends with of one control token that is not trained,
+    fewer tokens than `multiple`. (A sample without padding ends with a trained stop token, or with text.)
     """
     ids, starts = pack["input_ids"], pack["seq_start_id"]
     control = tokenizer.get_added_tokens_decoder()
-    shown = []
+    found = []
     for index, (start, end) in enumerate(itertools.pairwise([*starts, len(ids)])):
         trained = trained_tokens(pack["loss_mask"][start:end])
         last = end
@@ -180,33 +182,33 @@ def samples(pack: dict[str, Any], asked_for: int | None, tokenizer: Any, multipl
             and not trained[last - 1 - start]
         ):
             last -= 1
-        cut = list(pieces(ids[start:last], trained[: last - start], tokenizer, start))
+        parts = list(pieces(ids[start:last], trained[: last - start], tokenizer, start))
         if last < end:
-            cut.append(Piece(last, ids[last:end], f"padding, {_plural(end - last, 'token')}", False, True))
-        repeat = pack["repeat"][index] if "repeat" in pack else 0
+            parts.append(Piece(last, ids[last:end], f"padding, {_plural(end - last, 'token')}", False, True))
+        copy = pack["repeat"][index] if "repeat" in pack else 0
         name = f"{pack['conversation_id'][index]}:{pack['sample'][index]}"
-        shown.append(
-            Shown(
+        found.append(
+            PackedSample(
                 source=pack["source"][index],
-                name=f"{name}, copy {repeat + 1}" if repeat else name,
+                name=f"{name}, copy {copy + 1}" if copy else name,
                 start=start,
                 tokens=last - start,
                 trained=sum(trained),
-                pieces=cut,
-                is_asked_for=asked_for in (None, index),
+                pieces=parts,
+                is_selected=selected in (None, index),
             )
         )
-    return shown
+    return found
 
 
 def pieces(ids: Sequence[int], trained: Sequence[bool], tokenizer: Any, start: int = 0) -> Iterator[Piece]:
-    """Cut tokens into pieces of whole characters, each all trained or all not.
+    """Yield tokens in pieces of whole characters; a piece is trained or not, never in part.
 
-    Where tokens do not make whole characters, before a control token, a change of the mask or the end, the
-    rest is a piece with U+FFFD in its text. Else the texts of the pieces are the text of the tokens.
+    Tokens that make no whole character, before a control token, a change of the mask or the end, are a piece with
+    U+FFFD in its text. Otherwise the texts of the pieces add up to the text of the tokens.
     """
     control = tokenizer.get_added_tokens_decoder()
-    before: list[int] = []  # the piece before, if whole: some decoders treat a text's first token in a way of its own
+    before: list[int] = []  # the piece before, if whole: some decoders treat the first token of a text differently
     waiting: list[int] = []
     for position, token in enumerate(ids):
         waiting.append(token)
@@ -223,25 +225,25 @@ def pieces(ids: Sequence[int], trained: Sequence[bool], tokenizer: Any, start: i
         before, waiting = [] if "\ufffd" in text else waiting, []
 
 
-def summary(place: Place, shown: Sequence[Shown], pack_size: int, elsewhere: Sequence[Place] = ()) -> str:
-    """Say what is shown: of which source, where, how many tokens, how many of them trained."""
-    tokens, trained = sum(sample.tokens for sample in shown), sum(sample.trained for sample in shown)
-    pack = f"{place.split} pack {place.pack} (from 0), {_plural(len(shown), 'sample')}"
+def summary(place: Place, found: Sequence[PackedSample], pack_size: int, other_places: Sequence[Place] = ()) -> str:
+    """Return a line about a pack or a sample: sources, place, number of tokens and of trained tokens."""
+    tokens, trained = sum(sample.tokens for sample in found), sum(sample.trained for sample in found)
+    pack = f"{place.split} pack {place.pack} (from 0), {_plural(len(found), 'sample')}"
     if place.sample is None:
-        sources = ", ".join(sorted({sample.source for sample in shown}))
-        return f"{sources}: {pack}, {_counts(tokens, trained)}, {pack_size} fit"
-    said = f"{pack}: {heading(place.sample, shown)}"
-    if elsewhere:
-        rest = ", ".join(f"{other.split} pack {other.pack}" for other in elsewhere[:LISTED])
-        said += f"; the conversation is also in {rest}{', ...' if len(elsewhere) > LISTED else ''}"
-    return said
+        sources = ", ".join(sorted({sample.source for sample in found}))
+        return f"{sources}: {pack}, {_counts(tokens, trained)}, pack size {pack_size}"
+    line = f"{pack}: {heading(place.sample, found)}"
+    if other_places:
+        others = ", ".join(f"{other.split} pack {other.pack}" for other in other_places[:LISTED])
+        line += f"; the conversation is also in {others}{', ...' if len(other_places) > LISTED else ''}"
+    return line
 
 
-def heading(index: int, shown: Sequence[Shown]) -> str:
-    """Say what a sample is, where it lies in its pack, and how much of it is trained."""
-    sample = shown[index]
+def heading(index: int, found: Sequence[PackedSample]) -> str:
+    """Return a line about a sample: its name, positions in the pack, number of tokens and of trained tokens."""
+    sample = found[index]
     return (
-        f"sample {index + 1} of {len(shown)}, {sample.source} {sample.name}, positions {sample.start} to "
+        f"sample {index + 1} of {len(found)}, {sample.source} {sample.name}, positions {sample.start} to "
         f"{sample.start + sample.tokens - 1}, {_counts(sample.tokens, sample.trained)}"
     )
 

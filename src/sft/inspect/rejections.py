@@ -1,7 +1,7 @@
-"""What the data stages refused: each row with its reason and evidence, whichever stage keeps it in which form.
+"""What the data stages rejected: rows of one form from every stage, and counts by reason.
 
 data/filtered/<source>/rejected-*.parquet, data/prepared/<source>/rejected.jsonl, data/packed/rejected.jsonl
-    ->  rows of one form, in the order of the files; counts by reason; `rejected` shows them
+    ->  rows with id, reason, evidence and, where it is known, the conversation; in the order of the files
 """
 
 import itertools
@@ -17,25 +17,25 @@ FILTERED = Path("data/filtered")
 PREPARED = Path("data/prepared")
 PACKED = Path("data/packed/rejected.jsonl")
 UNITS = {"filter": "rows", "prep": "conversations", "pack": "samples"}
-"""What each stage refuses."""
+"""What each stage counts."""
 STAGES = tuple(UNITS)
 
 
 def sources() -> list[str]:
-    """List the sources that the filter stage has been through."""
+    """Return the sources that the filter stage has written."""
     return sorted(path.name for path in FILTERED.iterdir() if path.is_dir()) if FILTERED.is_dir() else []
 
 
-def place(stage: str, source: str) -> Path:
-    """Return where a stage keeps what it refused of a source."""
+def rejected_path(stage: str, source: str) -> Path:
+    """Return where a stage writes what it rejects of a source."""
     return {"filter": FILTERED / source, "prep": PREPARED / source / "rejected.jsonl", "pack": PACKED}[stage]
 
 
-def refused(stage: str, source: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield what a stage refused of a source, in the order of its files; nothing where the stage did not run."""
+def rejected_rows(stage: str, source: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield what a stage rejected of a source, in the order of its files; nothing if the stage did not run."""
     from sft.parquet import read_rows
 
-    path = place(stage, source)
+    path = rejected_path(stage, source)
     if not path.exists():
         return
     if stage == "filter":
@@ -48,49 +48,46 @@ def refused(stage: str, source: str, columns: Sequence[str] | None = None) -> It
                 yield row
 
 
-def count(stage: str, source: str) -> Counter[str]:
-    """Count what a stage refused of a source, by reason."""
-    return Counter(row["reason"] for row in refused(stage, source, ["reason"]))
+def count_reasons(stage: str, source: str) -> Counter[str]:
+    """Return how many rows of a source a stage rejected, by reason."""
+    return Counter(row["reason"] for row in rejected_rows(stage, source, ["reason"]))
 
 
-def refusals(start: str) -> list[str]:
-    """Say which stages refused the conversations whose id starts so, and for what."""
+def why_rejected(id_start: str) -> list[str]:
+    """Return a line for each rejected conversation whose id starts so: the stage and the reason."""
     return [
-        f"{row['id']} of {source} was refused by {stage}: {row['reason']}"
+        f"{row['id']} of {source}: {stage} rejected it, {row['reason']}"
         for source in sources()
         for stage in STAGES
-        for row in refused(stage, source, ["id", "reason"])
-        if row["id"].startswith(start)
+        for row in rejected_rows(stage, source, ["id", "reason"])
+        if row["id"].startswith(id_start)
     ]
 
 
-def taken_in(stage: str, source: str) -> int | None:
-    """Return how much of a source a stage read; None where no report says.
-
-    In the units in which it refuses: conversations, but for pack the samples that prep made.
-    """
+def num_read(stage: str, source: str) -> int | None:
+    """Return how many units (UNITS) of a source a stage read; None if there is no report."""
     report = Path(f"reports/{'filter' if stage == 'filter' else 'prep'}/{source}.json")
     return int(read_json(report)["samples" if stage == "pack" else "rows_in"]) if report.exists() else None
 
 
 def examples(names: Sequence[str], reason: str, start: int, number: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (stage, source, row) of refused rows, from the one numbered `start`, each with its conversation."""
+    """Yield (stage, source, row) of `number` rows rejected for a reason, from the one numbered `start`."""
     rows = (
         (stage, source, row)
         for source in names
         for stage in STAGES
-        for row in refused(stage, source)
+        for row in rejected_rows(stage, source)
         if row["reason"] == reason
     )
-    chosen = list(itertools.islice(rows, start, start + number))
+    chosen = itertools.islice(rows, start, start + number)
     for (stage, source), group in itertools.groupby(chosen, key=lambda item: item[:2]):
-        own = [row for _, _, row in group]
-        kept = {} if stage == "filter" else _kept(source, {row["id"] for row in own})
-        yield from ((stage, source, {**kept.get(row["id"], {}), **row}) for row in own)
+        group_rows = [row for _, _, row in group]
+        kept = {} if stage == "filter" else _kept_rows(source, {row["id"] for row in group_rows})
+        yield from ((stage, source, {**kept.get(row["id"], {}), **row}) for row in group_rows)
 
 
-def _kept(source: str, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Find conversations that the filter kept, by id: a later stage writes down no more of what it refuses."""
+def _kept_rows(source: str, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Return the conversations of data/filtered with these ids: later stages do not write what they reject."""
     import pyarrow.parquet as pq
 
     from sft.parquet import shard_paths

@@ -1,8 +1,7 @@
-"""The terminal as a place for text of others: data cannot move the cursor, change colours, forge a mark or hide.
+"""Untrusted text on the terminal: data cannot move the cursor, change colors, forge a mark or hide.
 
-`visible` is the one way from data to the screen: what it returns is printable, whatever came in. Marks of
-our own stand in brackets that `visible` never lets through from data: MARKED around what colour would show
-where there is none, ASIDE around what is not text of the data at all.
+All data goes to the screen through `visible`, which returns printable text only. Our own marks are in brackets that
+`visible` replaces in data: MARKED around what color shows if there is color, ASIDE around what is not text of the data.
 """
 
 import contextlib
@@ -19,23 +18,23 @@ SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
 # Joiners shape letters of Persian, of Indic scripts and of emoji; they hide nothing.
 JOINERS = "\u200c\u200d"
 TO_REPLACE = re.compile("[^ -~]")
-# What less(1) gets where the user has not said otherwise: colours, no paging of what fits the screen (as git does).
+# Options of less(1) if you set none: colors, no paging of what fits the screen (as git does).
 LESS = "FRX"
 
 
 class Screen(Console):
-    """A console that prints as told (no markup, no emoji codes) and leaves in peace when its reader does."""
+    """A console that prints text as it is (no markup, no emoji codes), and exits with 0 when its pipe closes."""
 
     def __init__(self) -> None:
         super().__init__(markup=False, highlight=False, emoji=False)
 
     @property
     def plain(self) -> bool:
-        """Whether colours are not shown: a pipe, NO_COLOR, a terminal without them."""
+        """Whether there is no color: a pipe, NO_COLOR, a terminal without colors."""
         return self.color_system is None or self.no_color
 
     def on_broken_pipe(self) -> None:
-        """End well: who closes the pipe (`| head`) has seen enough."""
+        """Exit with 0: a reader that closes the pipe (`| head`) has seen enough."""
         try:
             super().on_broken_pipe()
         except SystemExit:
@@ -44,7 +43,7 @@ class Screen(Console):
 
 @contextlib.contextmanager
 def paged() -> Iterator[Screen]:
-    """Yield a screen that goes through the user's pager ($PAGER, else less) where it is a terminal."""
+    """Yield a screen; on a terminal it goes through your pager ($PAGER, else less)."""
     screen = Screen()
     if screen.is_terminal:
         os.environ.setdefault("LESS", LESS)
@@ -55,20 +54,20 @@ def paged() -> Iterator[Screen]:
 
 
 def aside(text: str) -> str:
-    """Put our own words among text of the data: brackets that data cannot forge."""
+    """Return our own words in brackets that data cannot forge."""
     return f"{ASIDE[0]}{text}{ASIDE[1]}"
 
 
 def visible(text: str) -> str:
-    r"""Return text with a sign in place of every character that is not printable, and of our brackets.
+    r"""Return text with a sign for every character that is not printable, and for our brackets.
 
-    Newlines and tabs become one sign each; other control characters, direction marks, invisible characters
-    and unassigned code points are named.
+    Newlines and tabs have signs of their own; other control characters, direction marks, invisible characters and
+    unassigned code points are named.
 
     >>> visible("a\n\x1b[31m\u202e⟨")
     'a⏎␛[31m⟨U+202E⟩⟨U+27E8⟩'
     """
-    return TO_REPLACE.sub(lambda found: _sign(found[0]), text)
+    return TO_REPLACE.sub(lambda match: _sign(match[0]), text)
 
 
 def _sign(character: str) -> str:
@@ -77,7 +76,7 @@ def _sign(character: str) -> str:
     if character < " ":
         return chr(0x2400 + ord(character))  # Unicode's pictures of the control characters
     if unicodedata.category(character) == "Zs":
-        return "␣"  # a space, but not the plain one
+        return "␣"  # a space other than the ASCII one
     if (character.isprintable() or character in JOINERS) and character not in (*MARKED, *ASIDE):
         return character
     return aside(f"U+{ord(character):04X}")
