@@ -1,15 +1,15 @@
-"""Corpus: conversations of the shape of real post-training data, any number, the same ones every time.
+"""Make conversations shaped like real post-training data, the same ones every time, for other benchmarks.
 
     PYTHONPATH=src:. python -m bench.corpus 10000 runs/bench/corpus.jsonl [--tokenizer runs/bench/tokenizer]
 
-Writes OpenAI chat as JSON lines as they are made; the first rows of a larger corpus are those of a smaller one.
-Lengths are lognormal (median about 600 tokens, sigma 1.1, at most 32,000), three in ten conversations reason, three
-in twenty call tools, half have a system message and half several turns. The text is that of this machine: Debian's
-documentation and manual pages, and Python's source and that of its packages; so figures of two machines are alike,
-not equal. It is gathered once into runs/bench/text.json (about 80 MB, each paragraph once).
+Writes OpenAI chat as JSON lines; a larger corpus begins with the rows of a smaller one. Lengths are lognormal (median
+about 600 tokens, sigma 1.1, at most 32,000); 30 % of the conversations reason, 15 % call tools, half have a system
+message, half have several turns. The text comes from this machine (Debian's documentation and manual pages, Python's
+source and packages), so results of two machines are similar, not equal. It is collected once into
+runs/bench/text.json (about 80 MB, each paragraph once).
 
-With --tokenizer also a tokenizer of 131,072 tokens: byte-level BPE from `mistral-common` (PyPI, Apache-2.0), with
-the control tokens of the nano3 template, as a Hugging Face folder.
+--tokenizer also writes a tokenizer of 131,072 tokens as a Hugging Face folder: byte-level BPE from `mistral-common`
+(PyPI, Apache-2.0) with the control tokens of the nano3 template.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from bench.project import BENCH_RUNS
 
 from sft.files import publish_file, publish_folder, write_json
 from sft.params.data import Download
 from sft.sources.download import fetch_files
 
-PLACE = Path(__file__).parents[1] / "runs" / "bench"
-TEXT = PLACE / "text.json"
+TEXT = BENCH_RUNS / "text.json"
 PROSE_BYTES, CODE_BYTES, FILE_BYTES = 60 << 20, 20 << 20, 1 << 20
 PROSE_CHARS, CODE_LINES = (40, 3000), 40
 SEED = 1234
 MEDIAN_TOKENS, SIGMA, FEWEST_TOKENS, MOST_TOKENS, CHARS_PER_TOKEN = 600, 1.1, 24, 32_000, 3.45
-# What a filter would rightly refuse, or a template take for its own.
+# Text that a filter would reject or a template would read as its own.
 MARKUP = re.compile(r"```|~~~|<\|im_|</?think>|</?tool_call>|</?tool_response>|[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")
 ROFF = re.compile(r"^[.'].*$|\\f[A-Z]|\\[-&|^]", re.MULTILINE)
 
@@ -61,8 +61,8 @@ TOOLS = {
 # --- Text -------------------------------------------------------------------------------------------------
 
 
-def gather() -> dict[str, list[str]]:
-    """Return paragraphs of prose and pieces of code of this machine, each once, from files in a fixed order."""
+def collect_text() -> dict[str, list[str]]:
+    """Return paragraphs of prose and pieces of code from files of this machine, each once, in a fixed order."""
     if not TEXT.exists():
         python = sysconfig.get_paths()
         prose = [Path("/usr/share/doc"), Path("/usr/share/man")]
@@ -78,9 +78,9 @@ def gather() -> dict[str, list[str]]:
 
 
 def _texts(folders: list[Path], suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Yield the text of files, in an order that mixes the folders."""
-    found = {path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()}
-    for path in sorted(found, key=lambda path: hashlib.sha256(str(path).encode()).digest()):
+    """Yield the text of files in a fixed order that mixes the folders."""
+    paths = {path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()}
+    for path in sorted(paths, key=lambda path: hashlib.sha256(str(path).encode()).digest()):
         if path.stat().st_size > FILE_BYTES:
             continue
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -123,16 +123,16 @@ def _unique(texts: Iterator[str], most_bytes: int) -> list[str]:
 
 
 class Conversations:
-    """Makes conversations one after the other; the n-th is the same in every corpus."""
+    """Makes conversations one by one; the n-th is the same in every corpus."""
 
     def __init__(self) -> None:
-        text = gather()
+        text = collect_text()
         self._draw = random.Random(SEED)
         self._prose, self._code = text["prose"], text["code"]
-        self._place = {"prose": 0, "code": 0}
+        self._next_index = {"prose": 0, "code": 0}
 
     def make(self, number: int) -> dict[str, Any]:
-        """Return the next conversation, an OpenAI record."""
+        """Return the next conversation as an OpenAI record."""
         draw = self._draw
         tokens = min(MOST_TOKENS, max(FEWEST_TOKENS, draw.lognormvariate(math.log(MEDIAN_TOKENS), SIGMA)))
         chars, kind, messages = tokens * CHARS_PER_TOKEN, draw.random(), []
@@ -145,9 +145,9 @@ class Conversations:
         if names:
             chars = max(80, chars - 500 * len(names) - 900)
         for turn in range(turns):
-            asked = draw.uniform(0.1, 0.4)
-            messages.append({"role": "user", "content": self._text(chars / turns * asked, 0.1)})
-            messages += self._answer(f"call_{number}_{turn}", chars / turns * (1 - asked), names, reasons=kind > 0.7)
+            question = draw.uniform(0.1, 0.4)
+            messages.append({"role": "user", "content": self._text(chars / turns * question, 0.1)})
+            messages += self._answer(f"call_{number}_{turn}", chars / turns * (1 - question), names, reasons=kind > 0.7)
         tools = {"tools": [_schema(name) for name in names]} if names else {}
         return {"uuid": f"{number:012x}", "messages": messages, "license": "unspecified", **tools}
 
@@ -156,27 +156,27 @@ class Conversations:
         if names and draw.random() < 0.7:
             name = draw.choice(names)
             arguments = {
-                key: draw.randint(1, 99) if isinstance(what, int) else self._text(draw.uniform(8, 60), 0.1)
-                for key, what in TOOLS[name][1].items()
+                key: draw.randint(1, 99) if isinstance(example, int) else self._text(draw.uniform(8, 60), 0.1)
+                for key, example in TOOLS[name][1].items()
             }
             function = {"name": name, "arguments": json.dumps(arguments)}
-            asks = {
+            request = {
                 "role": "assistant",
                 "content": "",
                 "tool_calls": [{"id": call, "type": "function", "function": function}],
             }
             if draw.random() < 0.3:
-                asks["reasoning_content"] = self._text(chars * 0.2, 0)
+                request["reasoning_content"] = self._text(chars * 0.2, 0)
             result = {"role": "tool", "tool_call_id": call, "content": self._text(chars * 0.4, 0.3)}
-            return [asks, result, {"role": "assistant", "content": self._text(chars * 0.4)}]
+            return [request, result, {"role": "assistant", "content": self._text(chars * 0.4)}]
         if not reasons:
             return [{"role": "assistant", "content": self._text(chars)}]
         share = draw.uniform(0.3, 0.8)
-        thought, said = self._text(chars * share, 0.15), self._text(chars * (1 - share))
-        return [{"role": "assistant", "content": said, "reasoning_content": thought}]
+        reasoning, answer = self._text(chars * share, 0.15), self._text(chars * (1 - share))
+        return [{"role": "assistant", "content": answer, "reasoning_content": reasoning}]
 
     def _text(self, chars: float, code: float = 0.25) -> str:
-        """Join text until it is that long; `code` is the share of pieces that are code."""
+        """Join pieces of text up to about `chars` characters; `code` is the share of code."""
         parts: list[str] = []
         length = 0
         while length < chars:
@@ -186,18 +186,18 @@ class Conversations:
                 part = self._next("prose")
             if length + len(part) > chars * 1.25 + 60:
                 part = part[: max(20, int(chars - length))]
-            parts.append(_ended(part))
+            parts.append(_closed(part))
             length += len(part) + 2
         return "\n\n".join(parts).strip() or "ok"
 
     def _next(self, kind: str) -> str:
         texts = self._code if kind == "code" else self._prose
-        self._place[kind] = (self._place[kind] + 1) % len(texts)
-        return texts[self._place[kind]]
+        self._next_index[kind] = (self._next_index[kind] + 1) % len(texts)
+        return texts[self._next_index[kind]]
 
 
-def _ended(part: str) -> str:
-    """End what may be cut as its writer would: code closes its fence, a sentence has its full stop."""
+def _closed(part: str) -> str:
+    """End a piece that may be cut: close the code fence, or end the sentence with a period."""
     if part.startswith("```"):
         return part if part.endswith("\n```") else f"{part.rstrip('`').rstrip()}\n```"
     part = part.rstrip()
@@ -208,27 +208,27 @@ def _schema(name: str) -> dict[str, Any]:
     description, parameters = TOOLS[name]
     properties = {
         key: {"type": "integer", "description": "A number"}
-        if isinstance(what, int)
-        else {"type": "string", "description": what}
-        for key, what in parameters.items()
+        if isinstance(example, int)
+        else {"type": "string", "description": example}
+        for key, example in parameters.items()
     }
     schema = {"type": "object", "properties": properties, "required": list(parameters)[:1]}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
 def write_corpus(path: Path, rows: int) -> None:
-    """Write that many conversations as JSON lines."""
-    making = Conversations()
+    """Write `rows` conversations as JSON lines."""
+    conversations = Conversations()
     with publish_file(path) as partial, partial.open("wb") as file:
         for number in range(rows):
-            file.write(orjson.dumps(making.make(number)) + b"\n")
+            file.write(orjson.dumps(conversations.make(number)) + b"\n")
 
 
 # --- Tokenizer -----------------------------------------------------------------------------------------------
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE with 131,072 tokens."""
+    """Write tokenizer.json and tokenizer_config.json: byte-level BPE with 131,072 tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     with tempfile.TemporaryDirectory() as download:
@@ -242,14 +242,14 @@ def write_tokenizer(folder: Path) -> None:
     entries = published["vocab"][: config["default_vocab_size"] - reserved]
     ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in entries}
 
-    letters = _letters_of_bytes()
+    letters = _byte_letters()
     vocabulary = {token: number for number, token in enumerate(special)}
-    vocabulary |= {_written(token, letters): rank + reserved for token, rank in ranks.items()}
+    vocabulary |= {_as_letters(token, letters): rank + reserved for token, rank in ranks.items()}
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
         halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         known = sorted((ranks[a], ranks[b], a, b) for a, b in halves if a in ranks and b in ranks)
-        merges += [(_written(a, letters), _written(b, letters)) for _, _, a, b in known]
+        merges += [(_as_letters(a, letters), _as_letters(b, letters)) for _, _, a, b in known]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True, fuse_unk=False))
     split = pre_tokenizers.Split(Regex(config["pattern"]), behavior="isolated", invert=False)
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -263,28 +263,28 @@ def write_tokenizer(folder: Path) -> None:
         (partial / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def _letters_of_bytes() -> dict[int, str]:
-    """Return the character that stands for each byte in byte-level BPE (the table of GPT-2)."""
+def _byte_letters() -> dict[int, str]:
+    """Return the character for each byte in byte-level BPE (the table of GPT-2)."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + place) for place, byte in enumerate(others)}
 
 
-def _written(token: bytes, letters: dict[int, str]) -> str:
+def _as_letters(token: bytes, letters: dict[int, str]) -> str:
     return "".join(letters[byte] for byte in token)
 
 
 def main() -> None:
-    """Write a corpus, and a tokenizer where one is asked for."""
+    """Write a corpus, and a tokenizer if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int, help="conversations")
     parser.add_argument("output", type=Path, help="a .jsonl file")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where to write the tokenizer")
-    arguments = parser.parse_args()
-    write_corpus(arguments.output, arguments.rows)
-    if arguments.tokenizer is not None:
-        write_tokenizer(arguments.tokenizer)
-    print(f"{arguments.output}: {arguments.rows:,} conversations, {arguments.output.stat().st_size / 1e6:.1f} MB")
+    args = parser.parse_args()
+    write_corpus(args.output, args.rows)
+    if args.tokenizer is not None:
+        write_tokenizer(args.tokenizer)
+    print(f"{args.output}: {args.rows:,} conversations, {args.output.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

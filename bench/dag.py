@@ -1,10 +1,10 @@
-"""DAG: how long `dvc repro` takes where nothing has changed, by number of sources.
+"""Measure how long `dvc repro` takes when nothing has changed, by number of sources.
 
-    python -m bench.dag [--sources 2 12] [--files 32] [--megabytes 1] [--rounds 5]
+    PYTHONPATH=src:. python -m bench.dag [--sources 2 12] [--files 32] [--megabytes 1] [--rounds 5]
 
-A copy of what git tracks gets a blend of so many sources: three stages each and six more. Outputs are made up, so many
-files of such a size for each prepared source, and recorded as if the stages had run (`dvc commit`); then `dvc repro`
-is timed, wall seconds and CPU seconds.
+Copies the tracked files of this repository and gives them that many sources. Writes random outputs (--files files of
+--megabytes for each prepared source), records them as if the stages had run (`dvc commit`), then measures wall and CPU
+seconds of `dvc repro`.
 """
 
 import argparse
@@ -18,13 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.project import ROOT
 from ruamel.yaml import YAML
-
-ROOT = Path(__file__).parents[1]
 
 
 def make_project(folder: Path, sources: int, files: int, size: int) -> int:
-    """Make a project in which every stage is up to date; return how many stages it has."""
+    """Make a project in which every stage is up to date; return its number of stages."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     for name in tracked.split("\0")[:-1]:
         if (ROOT / name).exists():
@@ -55,15 +54,17 @@ def make_project(folder: Path, sources: int, files: int, size: int) -> int:
     return len(stages)
 
 
-def run(folder: Path, *call: str) -> str:
-    """Run a command in a folder; return what it said."""
-    places = {
+def run(folder: Path, *command: str) -> str:
+    """Run a command in a folder and return its output."""
+    variables = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "DVC_SITE_CACHE_DIR": str(folder / ".site"),
     }
-    done = subprocess.run(call, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise SystemExit(f"{' '.join(call)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.stdout
 
 
@@ -74,21 +75,21 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=32)
     parser.add_argument("--megabytes", type=float, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    for sources in arguments.sources:
-        with tempfile.TemporaryDirectory() as place:
-            stages = make_project(Path(place), sources, arguments.files, int(arguments.megabytes * 1e6))
-            said = run(Path(place), "dvc", "repro")  # fills DVC's own caches
-            assert "Running stage" not in said, said
+    args = parser.parse_args()
+    for sources in args.sources:
+        with tempfile.TemporaryDirectory() as folder:
+            stages = make_project(Path(folder), sources, args.files, int(args.megabytes * 1e6))
+            output = run(Path(folder), "dvc", "repro")  # fills DVC's own caches
+            assert "Running stage" not in output, output
             walls, cpus = [], []
-            for _ in range(arguments.rounds):
-                before, begin = os.times(), time.perf_counter()
-                run(Path(place), "dvc", "repro")
+            for _ in range(args.rounds):
+                before, start = os.times(), time.perf_counter()
+                run(Path(folder), "dvc", "repro")
                 after = os.times()
-                walls.append(time.perf_counter() - begin)
+                walls.append(time.perf_counter() - start)
                 cpus.append(sum(after[2:4]) - sum(before[2:4]))
         print(
-            f"{stages} stages: dvc repro of nothing takes {statistics.median(walls):.1f} s, "
+            f"{stages} stages: dvc repro with nothing to do takes {statistics.median(walls):.1f} s, "
             f"{statistics.median(cpus):.1f} CPU-s (load {os.getloadavg()[0]:.1f})"
         )
 

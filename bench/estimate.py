@@ -1,9 +1,9 @@
-"""How far the estimate of memory is from what a training on a CPU takes, by layout of what is kept.
+"""Compare the memory estimate of `make estimate` with measured CPU trainings, by recompute and adapter setting.
 
-Each case trains the model of models/base on data/packed for a few steps in a process of its own, as the train stage
-does. Taken is the most memory (resident) during the steps, less what the process had after its imports.
+    PYTHONPATH=src:. python -m bench.estimate [--base models/base] [--packed data/packed]    after `dvc repro pack`
 
-    PYTHONPATH=src python bench/estimate.py [--base models/base] [--tiny]     where `dvc repro pack` has run
+Each case trains a few steps in its own process, as the train stage does. Measured is the peak resident memory during
+the steps, minus that of the process after its imports.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 STEPS = 3
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 CASES: dict[str, dict[str, dict[str, Any]]] = {
-    "all kept": {},
+    "no recompute": {},
     "full recompute": {"model": FULL},
     "adapters": {"peft": {"name": "lora"}},
     "adapters, full recompute": {"peft": {"name": "lora"}, "model": FULL},
@@ -27,7 +27,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def train(case: str, base: Path, packed: Path) -> dict[str, float]:
-    """Train a few steps; return bytes taken and estimated, and the packs' size."""
+    """Train a few steps; return measured and estimated bytes, and the pack size."""
     import psutil
 
     from sft.files import read_json
@@ -50,18 +50,18 @@ def train(case: str, base: Path, packed: Path) -> dict[str, float]:
     start = Path("runs/bench/base").absolute()
     bridge.import_base(base=base, checkpoint=start)
 
-    process, most, stop, steps = psutil.Process(), [0], threading.Event(), []
+    process, peak, stop, steps = psutil.Process(), [0], threading.Event(), []
 
-    def watch() -> None:
+    def sample_memory() -> None:
         while not stop.is_set():
-            if steps:  # the first step makes the optimizer's states
-                most[0] = max(most[0], process.memory_info().rss)
+            if steps:  # the first step creates the optimizer state
+                peak[0] = max(peak[0], process.memory_info().rss)
             time.sleep(0.002)
 
     config.ready()
     geometry = config.geometry_of(config.model_of(base, weights=False)[1])
     before = process.memory_info().rss
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=sample_memory)
     thread.start()
     with tempfile.TemporaryDirectory() as folder:
         bridge.train(
@@ -75,8 +75,8 @@ def train(case: str, base: Path, packed: Path) -> dict[str, float]:
             on_validation=lambda *values: None,
         )
     thread.join()
-    found = estimate.estimate(geometry, params, 1, pack_size, on_gpu=False)
-    return {"taken": most[0] - before, "estimated": found.memory.total, "pack_size": pack_size}
+    estimated = estimate.estimate(geometry, params, 1, pack_size, on_gpu=False)
+    return {"measured": peak[0] - before, "estimated": estimated.memory.total, "pack_size": pack_size}
 
 
 def main() -> None:
@@ -85,21 +85,21 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("models/base"))
     parser.add_argument("--packed", type=Path, default=Path("data/packed"))
     parser.add_argument("--case", choices=CASES)
-    asked = parser.parse_args()
-    base, packed = asked.base.absolute(), asked.packed.absolute()
-    if asked.case:
-        print(json.dumps(train(asked.case, base, packed)))
+    args = parser.parse_args()
+    base, packed = args.base.absolute(), args.packed.absolute()
+    if args.case:
+        print(json.dumps(train(args.case, base, packed)))
         return
     for case in CASES:
-        own = [sys.executable, __file__, "--base", str(base), "--packed", str(packed), "--case", case]
-        done = subprocess.run(own, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "bench.estimate", "--base", str(base), "--packed", str(packed), "--case", case]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
-        seen = json.loads(done.stdout.splitlines()[-1])
-        ratio = seen["taken"] / seen["estimated"]
+        result = json.loads(done.stdout.splitlines()[-1])
+        ratio = result["measured"] / result["estimated"]
         print(
-            f"{case:26} packs of {seen['pack_size']}: {seen['taken'] / 1e6:7,.0f} MB taken, "
-            f"{seen['estimated'] / 1e6:7,.0f} MB estimated, {ratio:.2f}"
+            f"{case:26} packs of {result['pack_size']}: {result['measured'] / 1e6:7,.0f} MB measured, "
+            f"{result['estimated'] / 1e6:7,.0f} MB estimated, {ratio:.2f}"
         )
 
 

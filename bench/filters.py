@@ -1,12 +1,13 @@
-"""Filters: precision, recall and speed of each on its labelled set, with the thresholds of params.yaml.
+"""Measure precision, recall and speed of each filter on its labeled set, with the thresholds of params.yaml.
 
-tests/labelled/<filter>.jsonl has a conversation a line with the reason for which it must be refused, or null;
-`structure` is measured on rows of raw files, `duplicates` on pairs. Thresholds are chosen on one half (`choose`)
-and proven on the other (`prove`); structure has none. A refusal counts as right only when its reason is the
-expected one. Speed is measured over a corpus made here, seeded (prose, code, tables, tool calls, Chinese, and one
-loop in a hundred), or over one of bench/corpus.py.
+    make bench BENCH=filters
+    PYTHONPATH=src:. python -m bench.filters [NAME ...] [--rounds 5] [--corpus runs/bench/corpus.jsonl] [--rows 2000]
 
-    PYTHONPATH=src python bench/filters.py [NAME ...] [--rounds 5] [--corpus runs/bench/corpus.jsonl]
+tests/labelled/<filter>.jsonl has one conversation per line with the reason for which it must be rejected, or null;
+`structure` is measured on rows of raw files, `duplicates` on pairs. Thresholds were chosen on one half of a set
+(`choose`) and are tested on the other (`prove`); structure has no halves. A rejection counts as right only with the
+expected reason. Speed is measured on a generated corpus (prose, code, tables, tool calls, Chinese, and 1 % loops), or
+on one of bench/corpus.py.
 """
 
 import argparse
@@ -42,9 +43,9 @@ ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests/labelled"
 HALVES = ("choose", "prove")
 CONVERSATIONS, CHARS, ITEMS, CUT_CHARS, SEED = 500, 4096, 2_000, 260, 1234
-# Limits of the labelled rows of structure: small, so that the rows are.
+# Limits for the labelled rows of structure: small, to keep the rows small.
 MAX_CHARS, MAX_MESSAGE_CHARS = 20_000, 15_000
-# A sound row before the one in question, so that a row without the fields is one among others.
+# A valid row in front of the tested one, so that the file as a whole has the fields of its format.
 SOUND = {
     "openai": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
@@ -97,20 +98,20 @@ class Measure:
 
     rows: int = 0
     right: int = 0
-    """Refused for the expected reason."""
+    """Rejected for the expected reason."""
     too_much: list[str] = field(default_factory=list)
-    """Ids of rows refused that should be kept, or for another reason than the expected one."""
+    """Ids of rows that are rejected but should not be, or for another reason."""
     missed: list[str] = field(default_factory=list)
-    """Ids of rows that should be refused for a reason and were not."""
+    """Ids of rows that are not rejected for the expected reason."""
 
     @property
     def precision(self) -> float:
-        """Share of the refusals that are right."""
+        """Share of the rejections that are right."""
         return self.right / (self.right + len(self.too_much)) if self.right or self.too_much else 1.0
 
     @property
     def recall(self) -> float:
-        """Share of the rows to refuse that are refused."""
+        """Share of the rows to reject that are rejected for the expected reason."""
         return self.right / (self.right + len(self.missed)) if self.right or self.missed else 1.0
 
 
@@ -120,7 +121,7 @@ def rows(name: str) -> list[Json]:
 
 
 def labelled(name: str) -> Iterator[tuple[Json, Conversation]]:
-    """Yield the rows of a labelled set of conversations, each with its conversation in normal form."""
+    """Yield (row, normalized conversation) for a labelled set of conversations."""
     for row in rows(name):
         conversation = normalise(row["conversation"])
         if isinstance(conversation, Rejection):
@@ -129,7 +130,7 @@ def labelled(name: str) -> Iterator[tuple[Json, Conversation]]:
 
 
 def read_fixture(fixture: Json, folder: Path) -> Conversation | Rejection:
-    """Read a row of tests/labelled/conversations.jsonl from a file, as a source would be, and check its structure."""
+    """Read a row of tests/labelled/conversations.jsonl through a file, like a source, and check its structure."""
     mapped = {key: fixture[key] for key in ("fields", "where") if key in fixture}
     sound = [SOUND[fixture["format"]]] if not mapped and fixture["format"] in SOUND else []
     lines = [*(json.dumps(record).encode() for record in sound), _line(fixture)]
@@ -157,7 +158,7 @@ def _line(fixture: Json) -> bytes:
 
 
 def verdicts(name: str) -> Iterator[tuple[Json, str | None, str | None]]:
-    """Yield each row of a filter's labelled set with the reason expected and the reason found."""
+    """Yield (row, expected reason, actual reason) for a filter's labelled set."""
     if name == "structure":
         with tempfile.TemporaryDirectory() as folder:
             for row in rows("conversations"):
@@ -177,7 +178,7 @@ def verdicts(name: str) -> Iterator[tuple[Json, str | None, str | None]]:
 
 
 def measure(name: str) -> dict[str, Measure]:
-    """Measure a filter on the halves of its labelled set."""
+    """Measure a filter on each half of its labelled set."""
     measures: dict[str, Measure] = {}
     for row, expected, reason in verdicts(name):
         found = measures.setdefault(row.get("half", "all"), Measure())
@@ -243,7 +244,7 @@ def made_corpus() -> list[Json]:
 
 
 def items_of(records: list[Json]) -> list[tuple[str, str, str]]:
-    """Return ITEMS texts to look for, one in a hundred out of the corpus."""
+    """Return ITEMS benchmark texts, 1 % of them cut from the corpus."""
     texts = [message["content"] for record in records for message in record["messages"] if message["content"]]
     cut = [text[:CUT_CHARS] for text in texts if len(text) > CUT_CHARS] or texts
     made = (
@@ -306,31 +307,31 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"filters, of {', '.join(NAMES)}; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--corpus", type=Path, metavar="FILE", help="conversations to measure speed on (bench/corpus.py)"
+        "--corpus", type=Path, metavar="FILE", help="conversations to measure speed on, by bench/corpus.py"
     )
     parser.add_argument("--rows", type=int, default=2_000, help="how many of them")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(NAMES):
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(NAMES):
         parser.error(f"no filter {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    print(f"{'filter':13} {'half':7} {'rows':>4} {'refused':>7}  precision  recall   not as labelled")
-    for name in arguments.names or NAMES:
+    print(f"{'filter':13} {'half':7} {'rows':>4} {'rejected':>8}  precision  recall   not as labelled")
+    for name in args.names or NAMES:
         for half, found in measure(name).items():
             faults = [f"+{one}" for one in found.too_much] + [f"-{one}" for one in found.missed]
             print(
-                f"{name:13} {half:7} {found.rows:4} {found.right:7}  {found.precision:9.3f}  {found.recall:6.3f}"
+                f"{name:13} {half:7} {found.rows:4} {found.right:8}  {found.precision:9.3f}  {found.recall:6.3f}"
                 f"   {' '.join(faults) or 'none'}"
             )
-    print("refused: for the expected reason; + refused but should not be, or for another reason; - not refused\n")
+    print("rejected: for the expected reason; + rejected but should not be, or for another reason; - not rejected\n")
     records = made_corpus()
-    if arguments.corpus is not None:
-        with arguments.corpus.open(encoding="utf-8") as lines:
-            records = [json.loads(line) for line in itertools.islice(lines, arguments.rows)]
+    if args.corpus is not None:
+        with args.corpus.open(encoding="utf-8") as lines:
+            records = [json.loads(line) for line in itertools.islice(lines, args.rows)]
     size = sum(len(json.dumps(record)) for record in records) / len(records)
-    seconds = seconds_each(records, arguments.rounds)
-    print(f"{len(records)} conversations of {size:,.0f} bytes, every filter asked of each; {arguments.rounds} rounds")
+    seconds = seconds_each(records, args.rounds)
+    print(f"{len(records)} conversations of {size:,.0f} bytes, every filter on each; {args.rounds} rounds")
     for name, each in [*seconds.items(), ("together", sum(seconds.values()))]:
         print(f"{name:13} {each * 1e6:7.1f} us of CPU, {1 / each:8,.0f} conversations per CPU-second")
-    print("structure: with reading into normal form, and the sketch; duplicates: looking up and adding sketches")
+    print("structure: includes normalization and the signature; duplicates: looking up and adding signatures")
 
 
 if __name__ == "__main__":

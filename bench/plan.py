@@ -1,9 +1,10 @@
-"""Plan: tokens, hours, disk and memory of data preparation at a size, from measured rates.
+"""Estimate tokens, hours, disk and memory of data preparation for any size, from measured rates.
 
-    python -m bench.plan [--samples 18000000] [--pack-sizes 4096 262144] [--cores 2 64] [--rates bench/rates.json]
+    PYTHONPATH=src:. python -m bench.plan [--samples 18000000] [--pack-sizes 4096 262144] [--cores 2 64]
+                                          [--rates bench/rates.json]
 
-The rates are what bench/scaling.py measured (its --json; bench/rates.json is such a file of one machine): of each
-stage those at the largest size. Lengths are lognormal as there; what is longer than a pack is taken as lost.
+The rates are the output of bench/scaling.py (--json), per stage those of the largest size; bench/rates.json holds
+those of one machine. Lengths are lognormal as in scaling.py; samples longer than a pack count as lost.
 """
 
 import argparse
@@ -16,9 +17,9 @@ import numpy as np
 from bench.scaling import draw_lengths
 
 RATES = Path(__file__).parent / "rates.json"
-DRAWN = 1_000_000
+DRAWN_LENGTHS = 1_000_000
 LONGEST = 262_144  # tokens of the longest sample
-SPOOL_BYTES = 5  # of a token between pack's two steps on disk
+SPOOL_BYTES = 5  # per token, on disk while pack runs
 HOUR = 3600
 
 Table = dict[str, dict[str, float]]
@@ -26,21 +27,21 @@ Table = dict[str, dict[str, float]]
 
 def lost_share(pack_size: int) -> tuple[float, float, float]:
     """Return the mean length of a sample, and the shares of samples and of tokens that are longer than a pack."""
-    lengths = draw_lengths(DRAWN, LONGEST).astype(np.int64)
+    lengths = draw_lengths(DRAWN_LENGTHS, LONGEST).astype(np.int64)
     over = lengths > pack_size
     return float(lengths.mean()), float(over.mean()), float(lengths[over].sum() / lengths.sum())
 
 
 def memory(measured: list[dict[str, float]], samples: int) -> float:
-    """Return the bytes that a stage holds at a size, of measures at others: beyond the largest it grows as up to it."""
+    """Return the memory of a stage in bytes; beyond the largest measured size it grows as before it."""
     *before, largest = sorted(measured, key=lambda each: each["rows"])
     smaller = before[-1] if before else largest
-    grown = (largest["memory_mb"] - smaller["memory_mb"]) / max(1, largest["rows"] - smaller["rows"])
-    return 1e6 * (largest["memory_mb"] + max(0.0, grown) * max(0, samples - largest["rows"]))
+    slope = (largest["memory_mb"] - smaller["memory_mb"]) / max(1, largest["rows"] - smaller["rows"])
+    return 1e6 * (largest["memory_mb"] + max(0.0, slope) * max(0, samples - largest["rows"]))
 
 
 def plan(samples: int, pack_size: int, measures: dict[str, list[dict[str, float]]]) -> Table:
-    """Return, by stage, rows, tokens, CPU hours, bytes on disk and memory in bytes, of the stage on one machine."""
+    """Return rows, tokens, CPU hours, disk bytes and memory bytes of each stage, on one machine."""
     mean, lost_samples, lost_tokens = lost_share(pack_size)
     stages = {name: max(measures[name], key=lambda each: each["rows"]) for name in ("filter", "prep", "pack alone")}
     filtered, prepared, packed = stages.values()
@@ -91,17 +92,17 @@ def show(table: Table, pack_size: int, cores: list[int]) -> None:
 
 
 def main() -> None:
-    """Print a plan for each size of pack."""
+    """Print a plan for each pack size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=18_000_000)
     parser.add_argument("--pack-sizes", type=int, nargs="+", default=[4096, 262_144])
     parser.add_argument("--cores", type=int, nargs="+", default=[2, 64])
     parser.add_argument("--rates", type=Path, default=RATES)
-    arguments = parser.parse_args()
-    rates: dict[str, Any] = json.loads(arguments.rates.read_text(encoding="utf-8"))
-    print(f"{arguments.samples / 1e6:g} M samples, rates of {arguments.rates.name} (load {rates['load'][0]:.1f} then)")
-    for pack_size in arguments.pack_sizes:
-        show(plan(arguments.samples, pack_size, rates["measures"]), pack_size, arguments.cores)
+    args = parser.parse_args()
+    rates: dict[str, Any] = json.loads(args.rates.read_text(encoding="utf-8"))
+    print(f"{args.samples / 1e6:g} M samples, rates of {args.rates.name} (load {rates['load'][0]:.1f} then)")
+    for pack_size in args.pack_sizes:
+        show(plan(args.samples, pack_size, rates["measures"]), pack_size, args.cores)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Scaling: the data stages and the packing of lengths at growing sizes; how time and memory grow.
+"""Measure how time and memory of filter, prep and pack grow with the data.
 
-    python -m bench.scaling [--sizes 1000 10000] [--pack 10000 100000] [--lengths 18000000]
+    make bench BENCH=scaling
+    PYTHONPATH=src:. python -m bench.scaling [--sizes 1000 10000] [--pack 10000 100000] [--lengths 18000000]
 
-Conversations of bench/corpus.py go through filter, prep and pack, each a process as `dvc repro` starts it; CPU
-seconds, and the most memory that it and its children held together (looked at every 20 ms; shared pages once).
-The share of the limit is what the least that a stage must do takes of its CPU seconds: to parse the JSON (filter), to
-tokenise (prep), to read the tokens and write them as Parquet (pack); measured at the largest size.
---pack sizes go through pack alone: samples with the lengths and the tokens of the real ones, cut from those that
-prep made of the largest corpus. --lengths go through the packing alone, at 4,096 and 262,144 tokens.
+--sizes    conversations of bench/corpus.py through filter, prep and pack, each in a process as `dvc repro` starts it:
+           CPU seconds, and peak memory with all child processes (sampled every 20 ms, shared pages counted once)
+--pack     samples through pack alone, with tokens cut from those that prep made of the largest corpus
+--lengths  sample lengths through the bin packing alone, at 4,096 and 262,144 tokens
 
-Fitted is t = a * n ** e over the sizes of each stage: e = 1 is linear. Written: runs/bench/scaling.json and .svg.
+"of limit" is the share of a stage's CPU seconds that its unavoidable work takes: parsing JSON (filter), tokenizing
+(prep), reading tokens and writing Parquet (pack). Fits t = a * n ** e per stage; e = 1 is linear.
+Writes runs/bench/scaling.json and scaling.svg.
 """
 
 import argparse
@@ -29,8 +30,8 @@ import orjson
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench.corpus import PLACE, write_corpus, write_tokenizer
-from ruamel.yaml import YAML
+from bench.corpus import write_corpus, write_tokenizer
+from bench.project import BENCH_RUNS, ROOT, make_project, stage_environment
 
 from sft.files import read_json, write_json
 from sft.hashing import file_digest
@@ -38,7 +39,6 @@ from sft.packing.bins import lower_bound, plan_bins
 from sft.packing.shuffle import PARQUET
 from sft.parquet import SAMPLES, SIGNATURES, ShardWriter
 
-ROOT = Path(__file__).parents[1]
 PACK_SIZES = (4096, 262_144)
 SAMPLE_EVERY = 0.02  # seconds
 ROWS_AT_ONCE, SIGNATURE_BYTES = 1000, 264
@@ -48,71 +48,55 @@ Measure = dict[str, float]
 
 
 def draw_lengths(number: int, longest: int, seed: int = SEED) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Draw the lengths of samples in tokens: lognormal, median 600, sigma 1.1, as those of post-training data are."""
-    drawn = np.random.default_rng(seed).lognormal(np.log(600), 1.1, number)
-    return np.clip(drawn, 16, longest).astype(np.int32)
+    """Draw sample lengths in tokens: lognormal, median 600, sigma 1.1, like post-training data."""
+    lengths = np.random.default_rng(seed).lognormal(np.log(600), 1.1, number)
+    return np.clip(lengths, 16, longest).astype(np.int32)
 
 
-# --- A process and its children ----------------------------------------------------------------------------
+# --- One process and its children ----------------------------------------------------------------------------
 
 
-def run_stage(folder: Path, stage: str, *arguments: str, workers: int = 2) -> Measure:
-    """Run a stage in a folder; return its wall and CPU seconds and the most memory it held, in MB."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "SFT_WORKERS": str(workers)}
-    call = [sys.executable, "-m", f"sft.stages.{stage}", *arguments]
-    before, begin = os.times(), time.perf_counter()
-    process = subprocess.Popen(call, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+def run_stage(folder: Path, stage: str, *options: str, workers: int = 2) -> Measure:
+    """Run a stage in a folder; return its wall seconds, CPU seconds and peak memory in MB."""
+    command = [sys.executable, "-m", f"sft.stages.{stage}", *options]
+    before, start = os.times(), time.perf_counter()
+    process = subprocess.Popen(command, cwd=folder, env=stage_environment(workers), stdout=subprocess.DEVNULL)
     peak = [0]
-    watch = threading.Thread(target=_watch, args=(process, peak))
-    watch.start()
+    sampler = threading.Thread(target=_sample_memory, args=(process, peak))
+    sampler.start()
     status = process.wait()
-    watch.join()
+    sampler.join()
     if status:
         raise SystemExit(f"{folder}: {stage} failed")
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"wall": time.perf_counter() - begin, "cpu": cpu, "memory_mb": peak[0] / 1e6}
+    return {"wall": time.perf_counter() - start, "cpu": cpu, "memory_mb": peak[0] / 1e6}
 
 
-def _watch(process: "subprocess.Popen[bytes]", peak: list[int]) -> None:
-    """Note the most memory that a process and its children hold."""
+def _sample_memory(process: "subprocess.Popen[bytes]", peak: list[int]) -> None:
+    """Keep the peak memory of a process and its children in peak[0]."""
     while process.poll() is None:
         try:
             root = psutil.Process(process.pid)
-            peak[0] = max(peak[0], sum(_held(one) for one in [root, *root.children(recursive=True)]))
-        except psutil.Error:  # one of them has just ended
+            peak[0] = max(peak[0], sum(_memory(each) for each in [root, *root.children(recursive=True)]))
+        except psutil.Error:  # one of them just ended
             pass
         time.sleep(SAMPLE_EVERY)
 
 
-def _held(process: psutil.Process) -> int:
-    """Return the memory of a process, pages that it shares with others by its part; files that it maps count too."""
+def _memory(process: psutil.Process) -> int:
+    """Return the memory of a process in bytes: its share of shared pages, mapped files included."""
     try:
         return int(process.memory_full_info().pss)
     except psutil.Error:
         return 0
 
 
-# --- Projects ------------------------------------------------------------------------------------------------
-
-
-def make_project(folder: Path, pack_size: int) -> None:
-    """Make a folder in which the stages run on one source, `bench`, with all filters that need no network."""
-    folder.mkdir(parents=True)
-    for name, target in (("templates", ROOT), ("filters", ROOT)):
-        (folder / name).symlink_to(target / name)
-    (folder / "models").mkdir()
-    (folder / "models/base").symlink_to(PLACE / "tokenizer")
-    yaml = YAML()
-    params = yaml.load(ROOT / "params.yaml")
-    params["fetch"]["sources"] = {"bench": {"uri": "file://corpus.jsonl", "read": "openai"}}
-    params["filter"].update(contamination=None, max_rejected=1.0)
-    params["pack"]["pack_size"] = pack_size
-    yaml.dump(params, folder / "params.yaml")
+# --- Prepared samples ------------------------------------------------------------------------------------------------
 
 
 def make_prepared(folder: Path, like: Path, samples: int) -> None:
-    """Write prepared samples and signatures: lengths as drawn, tokens and masks cut from those of `like`."""
+    """Write prepared samples and signatures: drawn lengths, with tokens and masks cut from those in `like`."""
     tables = [pq.read_table(path, columns=["ids", "mask"]) for path in sorted(like.glob("*.parquet"))]
     ids, mask = (
         np.concatenate([chunk.flatten().to_numpy() for table in tables for chunk in table.column(name).chunks])
@@ -164,10 +148,15 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
 # --- Measures --------------------------------------------------------------------------------------------------
 
 
+def changes(pack_size: int) -> dict[str, dict[str, Any]]:
+    """Return the changed params: all filters that need no network, and the pack size."""
+    return {"filter": {"contamination": None, "max_rejected": 1.0}, "pack": {"pack_size": pack_size}}
+
+
 def measure_stages(folder: Path, size: int, pack_size: int) -> dict[str, Measure]:
-    """Take a corpus of a size through all stages."""
+    """Measure all stages on a corpus of `size` conversations."""
     shutil.rmtree(folder, ignore_errors=True)
-    make_project(folder, pack_size)
+    make_project(folder, changes(pack_size))
     (folder / "data/raw/bench").mkdir(parents=True)
     write_corpus(folder / "data/raw/bench/corpus.jsonl", size)
     measures = {}
@@ -187,9 +176,9 @@ def measure_stages(folder: Path, size: int, pack_size: int) -> dict[str, Measure
 
 
 def measure_pack(folder: Path, like: Path, size: int, pack_size: int) -> Measure:
-    """Take samples like those of another project through pack."""
+    """Measure pack on samples like those of another project."""
     shutil.rmtree(folder, ignore_errors=True)
-    make_project(folder, pack_size)
+    make_project(folder, changes(pack_size))
     make_prepared(folder, like / "data/prepared/bench", size)
     measure = run_stage(folder, "pack")
     report = read_json(folder / "reports/pack.json")
@@ -201,9 +190,9 @@ def measure_pack(folder: Path, like: Path, size: int, pack_size: int) -> Measure
 
 
 def measure_limits(folder: Path) -> dict[str, float]:
-    """Return CPU seconds of the least that each stage must do with what is in a folder after all stages.
+    """Return CPU seconds of the unavoidable work of each stage, for a folder in which all stages have run.
 
-    Measured on the first rows and the first files, and scaled up to all of them.
+    Measured on the first rows and files, then scaled up to all of them.
     """
     rows = {stage: read_json(folder / f"reports/{stage}/bench.json")["rows_in"] for stage in ("filter", "prep")}
     with (folder / "data/raw/bench/corpus.jsonl").open("rb") as file:
@@ -223,7 +212,7 @@ def measure_limits(folder: Path) -> dict[str, float]:
             orjson.loads(line)
         return rows["filter"] / len(lines)
 
-    def tokenise() -> float:
+    def tokenize() -> float:
         tokenizer.encode_batch_flat(texts)
         return rows["prep"] / len(messages)
 
@@ -236,33 +225,33 @@ def measure_limits(folder: Path) -> dict[str, float]:
         return len(prepared)
 
     seconds = dict.fromkeys(("filter", "prep", "pack"), 0.0)
-    for stage, least in (("filter", parse), ("prep", tokenise), ("pack", read), ("pack", write)):
-        begin = time.process_time()
-        part = least()
-        seconds[stage] += part * (time.process_time() - begin)
+    for stage, work in (("filter", parse), ("prep", tokenize), ("pack", read), ("pack", write)):
+        start = time.process_time()
+        scale = work()
+        seconds[stage] += scale * (time.process_time() - start)
     return seconds
 
 
 def measure_lengths(size: int, pack_size: int) -> Measure:
-    """Pack drawn lengths alone, in this process."""
+    """Measure the bin packing of drawn lengths, in this process."""
     lengths = draw_lengths(size, pack_size)
     plan_bins(lengths[:1000], pack_size)  # compiles
-    begin = time.process_time()
+    start = time.process_time()
     bins = plan_bins(lengths, pack_size)
-    cpu = time.process_time() - begin
+    cpu = time.process_time() - start
     return {"rows": size, "cpu": cpu, "packs": len(bins), "fewest_packs": lower_bound(lengths, pack_size)}
 
 
-def exponent(measures: list[Measure], what: str = "cpu") -> float | None:
-    """Fit e of a * rows ** e; None of fewer than two sizes."""
+def exponent(measures: list[Measure]) -> float | None:
+    """Fit e of cpu = a * rows ** e; None with fewer than two sizes."""
     if len(measures) < 2:
         return None
-    rows, values = (np.log([each[name] for each in measures]) for name in ("rows", what))
+    rows, values = (np.log([each[name] for each in measures]) for name in ("rows", "cpu"))
     return round(float(np.polyfit(rows, values, 1)[0]), 3)
 
 
 def plot(measures: dict[str, list[Measure]], path: Path) -> None:
-    """Draw CPU seconds over rows, both in powers of ten."""
+    """Draw CPU seconds over rows, both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -271,26 +260,26 @@ def plot(measures: dict[str, list[Measure]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for name, each in measures.items():
         label = f"{name} ({exponent(each)})"
-        axes.loglog([one["rows"] for one in each], [one["cpu"] for one in each], marker="o", label=label)
+        axes.loglog([size["rows"] for size in each], [size["cpu"] for size in each], marker="o", label=label)
     axes.set(xlabel="rows", ylabel="CPU seconds", title="CPU seconds over rows (exponent)")
     axes.legend()
     figure.savefig(path)
 
 
 def show(measures: dict[str, list[Measure]]) -> None:
-    """Print what was measured, and the exponents."""
+    """Print the table and the exponents."""
     print(f"{'':16} {'rows':>11} {'tokens':>13} {'CPU s':>8} {'rows/CPU-s':>11} {'tokens/CPU-s':>12}", end="")
     print(f" {'MB/CPU-s':>8} {'memory MB':>10} {'of limit':>8}")
     for name, each in measures.items():
-        for one in each:
-            cpu, tokens, read = one["cpu"], one.get("tokens", 0), one.get("corpus_bytes", 0)
-            share = f"{one['limit_cpu'] / cpu:8.0%}" if "limit_cpu" in one else ""
+        for size in each:
+            cpu, tokens, read = size["cpu"], size.get("tokens", 0), size.get("corpus_bytes", 0)
+            share = f"{size['limit_cpu'] / cpu:8.0%}" if "limit_cpu" in size else ""
             print(
-                f"{name:16} {one['rows']:11,.0f} {tokens:13,.0f} {cpu:8.2f} {one['rows'] / cpu:11,.0f} "
-                f"{tokens / cpu:12,.0f} {read / cpu / 1e6:8.1f} {one.get('memory_mb', 0):10,.0f} {share}"
+                f"{name:16} {size['rows']:11,.0f} {tokens:13,.0f} {cpu:8.2f} {size['rows'] / cpu:11,.0f} "
+                f"{tokens / cpu:12,.0f} {read / cpu / 1e6:8.1f} {size.get('memory_mb', 0):10,.0f} {share}"
             )
-        if (found := exponent(each)) is not None:
-            print(f"{name:16} grows with rows ** {found}")
+        if (power := exponent(each)) is not None:
+            print(f"{name:16} grows with rows ** {power}")
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
@@ -301,26 +290,26 @@ def main() -> None:
     parser.add_argument("--pack", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--lengths", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 18_000_000])
     parser.add_argument("--pack-size", type=int, default=4096)
-    parser.add_argument("--json", type=Path, default=PLACE / "scaling.json")
-    arguments = parser.parse_args()
-    if not (PLACE / "tokenizer").exists():
-        write_tokenizer(PLACE / "tokenizer")
+    parser.add_argument("--json", type=Path, default=BENCH_RUNS / "scaling.json")
+    args = parser.parse_args()
+    if not (BENCH_RUNS / "tokenizer").exists():
+        write_tokenizer(BENCH_RUNS / "tokenizer")
     measures: dict[str, list[Measure]] = {}
-    folder = PLACE / "scaling"
-    for size in sorted(arguments.sizes):
-        for stage, measure in measure_stages(folder, size, arguments.pack_size).items():
+    folder = BENCH_RUNS / "scaling"
+    for size in sorted(args.sizes):
+        for stage, measure in measure_stages(folder, size, args.pack_size).items():
             measures.setdefault(stage, []).append(measure)
     for stage, seconds in measure_limits(folder).items():
         measures[stage][-1]["limit_cpu"] = seconds
-    for size in sorted(arguments.pack):
-        measures.setdefault("pack alone", []).append(measure_pack(PLACE / "pack", folder, size, arguments.pack_size))
+    for size in sorted(args.pack):
+        measures.setdefault("pack alone", []).append(measure_pack(BENCH_RUNS / "pack", folder, size, args.pack_size))
     for pack_size in PACK_SIZES:
-        for size in sorted(arguments.lengths):
+        for size in sorted(args.lengths):
             measures.setdefault(f"lengths, {pack_size}", []).append(measure_lengths(size, pack_size))
     show(measures)
     exponents = {name: exponent(each) for name, each in measures.items()}
-    write_json(arguments.json, {"measures": measures, "exponents": exponents, "load": os.getloadavg()})
-    plot(measures, arguments.json.with_suffix(".svg"))
+    write_json(args.json, {"measures": measures, "exponents": exponents, "load": os.getloadavg()})
+    plot(measures, args.json.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

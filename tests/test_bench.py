@@ -1,4 +1,4 @@
-"""Benchmarks: what they measure on is made the same way every time, and is what it says it is."""
+"""bench/corpus.py makes the same corpus every time, with the promised shape."""
 
 import importlib.util
 import itertools
@@ -29,11 +29,11 @@ def corpus(monkeypatch):
         "prose": [f"Paragraph {n}: " + "it says what it says. " * (n % 60) for n in range(500)],
         "code": [f"def f{n}(x):\n    return x + {n}" for n in range(100)],
     }
-    monkeypatch.setattr(corpus, "gather", lambda: text)
+    monkeypatch.setattr(corpus, "collect_text", lambda: text)
     return corpus
 
 
-def test_a_corpus_is_the_same_each_time_and_a_smaller_one_is_its_beginning(corpus, tmp_path):
+def test_a_corpus_is_the_same_every_time_and_begins_with_a_smaller_one(corpus, tmp_path):
     corpus.write_corpus(tmp_path / "a.jsonl", 40)
     corpus.write_corpus(tmp_path / "b.jsonl", 60)
     lines = (tmp_path / "b.jsonl").read_bytes().splitlines()
@@ -41,9 +41,9 @@ def test_a_corpus_is_the_same_each_time_and_a_smaller_one_is_its_beginning(corpu
     assert len(set(lines)) == 60
 
 
-def test_a_corpus_has_the_shape_that_it_promises_and_every_row_is_sound(corpus):
-    making = corpus.Conversations()
-    records = [making.make(number) for number in range(600)]
+def test_a_corpus_has_the_promised_shape_and_valid_rows(corpus):
+    conversations = corpus.Conversations()
+    records = [conversations.make(number) for number in range(600)]
     for record in records:
         conversation = normalise(record)
         assert isinstance(conversation, Conversation)
@@ -61,8 +61,8 @@ def test_a_corpus_has_the_shape_that_it_promises_and_every_row_is_sound(corpus):
     assert lengths[-1] > 6 * lengths[300]
 
 
-def test_text_of_manual_pages_comes_without_its_markup_and_once(corpus):
+def test_manual_pages_lose_their_markup_and_duplicates(corpus):
     page = ".TH LS 1\n.SH NAME\nls \\- list the contents of a \\fIdirectory\\fR, sorted by name\n\nshort\n"
-    found = corpus._unique(itertools.chain(corpus._paragraphs([page]), corpus._paragraphs([page])), 10_000)
-    assert found == ["ls  list the contents of a directory, sorted by name"]
+    texts = corpus._unique(itertools.chain(corpus._paragraphs([page]), corpus._paragraphs([page])), 10_000)
+    assert texts == ["ls  list the contents of a directory, sorted by name"]
     assert corpus._unique(["a <think> b", "a broken \ufffd b", "a whole b"], 10_000) == ["a whole b"]

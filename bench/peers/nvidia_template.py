@@ -1,14 +1,14 @@
-"""Published: conversations through NVIDIA's own template, splitting and masks, and through ours with that template.
+"""Compare ids and masks with NVIDIA's published template, splitting and masks, conversation by conversation.
 
     PYTHONPATH=src:. python -m bench.peers.nvidia_template CHECKOUT [--corpus FILE] [--rows 2000]
 
-CHECKOUT is a clone of github.com/NVIDIA-NeMo/Nemotron, whose code is not part of this repository: of it the
-template (nano3.jinja) and chat_template.py are read, the second is imported. The conversations are those of
-tests/labelled that we keep, and the first rows of a corpus (bench/corpus.py), in normal form for both sides.
+CHECKOUT is a clone of github.com/NVIDIA-NeMo/Nemotron. It reads nano3.jinja there and imports chat_template.py. Ours
+uses the same template. The conversations are those in tests/labelled that we keep, and the first rows of a corpus
+(bench/corpus.py), normalized for both sides.
 
-Compared are ids and masks of every sequence. In their mask a turn goes on to the newline behind its stop token;
-Megatron-Bridge takes the loss from what follows a stop token, so that is done here before comparing. Printed is how
-many conversations are equal, which they lose, and where they differ, by kind, with examples.
+NVIDIA's mask of a turn includes the newline after its stop token. Megatron-Bridge takes no loss from what follows a
+stop token, so that is removed before the comparison. Prints how many conversations are equal, which ones NVIDIA's code
+loses, and where the two differ, by kind, with examples.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from tests.support.tiny_model import ADDED_TOKENS
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
 
 CODE, TEMPLATE = "src/nemotron/data_prep/core/chat_template.py", "src/nemotron/data_prep/templates/nano3.jinja"
-SHOWN = 3
+MAX_EXAMPLES = 3
 
 Sequences = list[tuple[list[int], list[int]]]
 
 
 def conversations(corpus: Path | None, number: int) -> Iterator[tuple[str, Conversation]]:
-    """Yield the conversations that we keep, each with its name."""
+    """Yield (name, conversation) for each conversation that we keep."""
     with tempfile.TemporaryDirectory() as folder:
         for row in rows("conversations"):
             if isinstance(outcome := read_fixture(row, Path(folder)), Conversation):
@@ -53,48 +53,49 @@ def conversations(corpus: Path | None, number: int) -> Iterator[tuple[str, Conve
 
 
 def theirs(code: Any, tokenizer: PreTrainedTokenizerFast, stop: int, conversation: Conversation) -> Sequences | str:
-    """Return their sequences, or why they lose the conversation; as their process_chat_sft_spool_core does."""
-    is_valid, why = code.validate_conversation(conversation.messages, conversation.tools)
+    """Return NVIDIA's sequences, or why it loses the conversation, like process_chat_sft_spool_core."""
+    is_valid, reason = code.validate_conversation(conversation.messages, conversation.tools)
     if not is_valid:
-        return str(why)
+        return str(reason)
     try:
         masked = code.create_masked_messages(conversation.messages, tokenizer, conversation.tools)
     except (ValueError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {error}".split(" at message")[0]
-    found = []
+    sequences = []
     for chunks, _ in masked:
         ids, mask = list[int](), list[int]()
         for chunk in code.split_system_user_chunks(chunks):
             tokens = tokenizer.encode(chunk["content"], add_special_tokens=False)
             ids += tokens
             mask += [int(chunk["role"] == "assistant")] * len(tokens)
-        found.append((ids, [kept if before != stop else 0 for before, kept in zip([-1, *ids], mask, strict=False)]))
-    return [(ids, mask) for ids, mask in found if any(mask)]  # they keep sequences in which nothing is trained
+        sequences.append((ids, [int(on and before != stop) for before, on in zip([-1, *ids], mask, strict=False)]))
+    return [(ids, mask) for ids, mask in sequences if any(mask)]  # NVIDIA keeps sequences without trained tokens
 
 
 def ours(chat: ChatTemplate, conversation: Conversation) -> Sequences | str:
-    """Return our sequences, or why we refuse the conversation."""
+    """Return our sequences, or why we reject the conversation."""
     rendered = chat.samples(conversation.messages, conversation.tools)
     if isinstance(rendered, Rejection):
         return f"{rendered.reason}: {rendered.evidence}"
-    found = []
+    sequences = []
     for sample in chat.encode(rendered):
         if isinstance(sample, Rejection):
             return f"{sample.reason}: {sample.evidence}"
-        found.append((list(sample.ids), list(sample.mask)))
-    return found
+        sequences.append((list(sample.ids), list(sample.mask)))
+    return sequences
 
 
-def kind_of(one: Sequences | str, other: Sequences | str) -> str:
-    """Name how ours differs from theirs."""
-    if isinstance(one, str) or isinstance(other, str):
-        refused = "both refuse" if isinstance(one, str) and isinstance(other, str) else ""
-        return refused or (f"we refuse: {one.partition(':')[0]}" if isinstance(one, str) else f"they lose: {other}")
-    if one == other:
+def kind_of(our_side: Sequences | str, their_side: Sequences | str) -> str:
+    """Return how the two sides differ: a short name, or "equal"."""
+    if isinstance(our_side, str):
+        return "both reject" if isinstance(their_side, str) else f"we reject: {our_side.partition(':')[0]}"
+    if isinstance(their_side, str):
+        return f"they lose: {their_side}"
+    if our_side == their_side:
         return "equal"
-    if len(one) != len(other):
-        return f"{len(one)} samples against {len(other)}"
-    return "other ids" if [ids for ids, _ in one] != [ids for ids, _ in other] else "other masks"
+    if len(our_side) != len(their_side):
+        return f"{len(our_side)} samples against {len(their_side)}"
+    return "other ids" if [ids for ids, _ in our_side] != [ids for ids, _ in their_side] else "other masks"
 
 
 def main() -> None:
@@ -103,8 +104,8 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--rows", type=int, default=2_000)
-    arguments = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("published", arguments.checkout / CODE)
+    args = parser.parse_args()
+    spec = importlib.util.spec_from_file_location("nvidia_chat_template", args.checkout / CODE)
     assert spec is not None
     assert spec.loader is not None
     code = importlib.util.module_from_spec(spec)
@@ -114,23 +115,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), ADDED_TOKENS + REASONING_AND_TOOLS)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        tokenizer.chat_template = (arguments.checkout / TEMPLATE).read_text(encoding="utf-8")
-        chat = ChatTemplate.load(str(arguments.checkout / TEMPLATE), Path(folder))
-        for name, conversation in conversations(arguments.corpus, arguments.rows):
-            one, other = ours(chat, conversation), theirs(code, tokenizer, chat.stop_id, conversation)
-            kind = kind_of(one, other)
+        tokenizer.chat_template = (args.checkout / TEMPLATE).read_text(encoding="utf-8")
+        chat = ChatTemplate.load(str(args.checkout / TEMPLATE), Path(folder))
+        for name, conversation in conversations(args.corpus, args.rows):
+            our_side, their_side = ours(chat, conversation), theirs(code, tokenizer, chat.stop_id, conversation)
+            kind = kind_of(our_side, their_side)
             counts[kind] += 1
             examples.setdefault(kind, []).append(name)
             if kind == "equal":
-                sequences += len(one)
-                tokens += sum(len(ids) for ids, _ in one)
+                sequences += len(our_side)
+                tokens += sum(len(ids) for ids, _ in our_side)
     print(
         f"{counts.total()} conversations; equal in ids and mask: {counts['equal']}, "
         f"{sequences} sequences, {tokens:,} tokens"
     )
     for kind, count in counts.most_common():
         if kind != "equal":
-            print(f"{count:6} {kind}: {', '.join(examples[kind][:SHOWN])}{' ...' if count > SHOWN else ''}")
+            print(
+                f"{count:6} {kind}: {', '.join(examples[kind][:MAX_EXAMPLES])}{' ...' if count > MAX_EXAMPLES else ''}"
+            )
 
 
 if __name__ == "__main__":
