@@ -131,7 +131,7 @@ def labelled(name: str) -> Iterator[tuple[Json, Conversation]]:
 
 def read_fixture(fixture: Json, folder: Path) -> Conversation | Rejection:
     """Read a row of tests/labelled/conversations.jsonl through a file, like a source, and check its structure."""
-    mapped = {key: fixture[key] for key in ("fields", "where") if key in fixture}
+    mapped = {key: fixture[key] for key in ("fields", "select") if key in fixture}
     sound = [SOUND[fixture["format"]]] if not mapped and fixture["format"] in SOUND else []
     lines = [*(json.dumps(record).encode() for record in sound), _line(fixture)]
     (folder / "a.jsonl").write_bytes(b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines))

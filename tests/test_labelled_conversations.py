@@ -1,7 +1,7 @@
 """Every labelled conversation, read from a file as a source would be, gets the verdict it must get.
 
 tests/labelled/conversations.jsonl: id, why, format; the row as `record`, `line` (text, perhaps in another
-`encoding`) or `parts` ([text, times] joined); perhaps `fields`, `where`, `max_chars`; `expect`, a reason or
+`encoding`) or `parts` ([text, times] joined); perhaps `fields`, `select`, `max_chars`; `expect`, a reason or
 "kept"; perhaps `kept_as`, the normal form; `near`, the reason that a kept row almost deserves.
 """
 
@@ -18,7 +18,7 @@ from bench.filters import read_fixture
 from sft import conversation
 from sft.conversation import Conversation, Rejection, normalise
 from sft.filters import control_tokens, structure
-from sft.formats.raw_files import REFUSALS
+from sft.formats.records import REJECT_REASONS
 
 LABELLED = Path(__file__).parent / "labelled/conversations.jsonl"
 FIXTURES = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
@@ -48,7 +48,7 @@ def test_what_is_kept_can_be_written_as_json_and_utf8(tmp_path: Path) -> None:
 
 def reasons() -> set[str]:
     """Every reason that normalising or a check may give, read from their source."""
-    found = set(REFUSALS)
+    found = set(REJECT_REASONS)
     for module in (conversation, control_tokens, structure):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and re.fullmatch(r"[a-z]+(-[a-z]+)+", str(node.value)):

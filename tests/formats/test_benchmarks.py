@@ -43,12 +43,12 @@ def test_a_known_record_gives_what_it_asks(published, record, asked):
     [
         (
             {"frage": "Was?", "antwort": "Das."},
-            "its fields: frage, antwort. Expected text in one of: passage, question,",
+            "fields frage, antwort; expected text in one of: passage, question,",
         ),
-        ({}, "its fields: none"),
-        ({"question": ""}, "its fields: question"),
-        ({"question": 3}, "its fields: question"),
-        ({f"field {n}": "?" for n in range(99)}, "field 11, .... Expected"),
+        ({}, "fields (none)"),
+        ({"question": ""}, "fields question;"),
+        ({"question": 3}, "fields question;"),
+        ({f"field {n}": "?" for n in range(99)}, "field 11, ...;"),
     ],
 )
 def test_an_unknown_record_is_an_error_that_names_its_fields(record, found):
@@ -70,7 +70,7 @@ def test_items_are_read_with_their_place_and_under_the_name_that_the_set_gives_t
 
 @pytest.mark.parametrize(
     ("line", "fault"),
-    [("{broken", "a.jsonl:2: not valid JSON"), ('{"antwort": "Das."}', "a.jsonl:2: a record without a question")],
+    [("{broken", "a.jsonl:2: not valid JSON"), ('{"antwort": "Das."}', "a.jsonl:2: no question")],
 )
 def test_an_item_that_cannot_be_read_is_an_error_because_it_would_not_be_looked_for(tmp_path, line, fault):
     (tmp_path / "a.jsonl").write_text('{"question": "What?"}\n' + line + "\n")

@@ -154,33 +154,37 @@ def test_a_mapped_field_is_never_taken_from_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("format", "record", "lines"),
     [
-        ("openai", {"conversations": [USER]}, "  format: openai\n  fields: {messages: conversations}"),
-        ("openai", {"a": 1, "data": {"turns": [USER]}}, "  format: openai\n  fields: {messages: data.turns}"),
-        ("openai", {"turns": json.dumps([USER])}, "  format: openai\n  fields: {messages: turns}"),
+        ("openai", {"conversations": [USER]}, "  read: {format: openai, fields: {messages: conversations}}"),
+        ("openai", {"a": 1, "data": {"turns": [USER]}}, "  read: {format: openai, fields: {messages: data.turns}}"),
+        ("openai", {"turns": json.dumps([USER])}, "  read: {format: openai, fields: {messages: turns}}"),
         (
             "openai",
             {"chat": [USER], "functions": [{"name": "f", "parameters": {}}]},
-            "  format: openai\n  fields: {messages: chat, tools: functions}",
+            "  read: {format: openai, fields: {messages: chat, tools: functions}}",
         ),
-        ("openai", {"conversations": [{"from": "human", "value": "Hi"}]}, "  format: sharegpt"),
-        ("openai", {"prompt": "a", "completion": "b"}, "  format: alpaca"),
-        ("openai", {"input": [USER], "output": "b"}, "  fields: {prompt: input, completion: output}"),
+        ("openai", {"conversations": [{"from": "human", "value": "Hi"}]}, "  read: sharegpt"),
+        ("openai", {"prompt": "a", "completion": "b"}, "  read: alpaca"),
+        (
+            "openai",
+            {"input": [USER], "output": "b"},
+            "  read: {format: alpaca, fields: {prompt: input, completion: output}}",
+        ),
         (
             "alpaca",
             {"question": "a", "answer": "b"},
-            "  format: alpaca\n  fields: {prompt: question, completion: answer}",
+            "  read: {format: alpaca, fields: {prompt: question, completion: answer}}",
         ),
-        ("openai", {"instruction": "a", "input": "", "output": "b"}, "  format: alpaca"),
+        ("openai", {"instruction": "a", "input": "", "output": "b"}, "  read: alpaca"),
         (
             "alpaca",
             {"instruction": "a", "context": "c", "response": "b", "category": "qa"},
-            "  format: alpaca\n  fields: {input: context, output: response}",
+            "  read: {format: alpaca, fields: {input: context, output: response}}",
         ),
-        ("sharegpt", {"messages": [USER]}, "  format: openai"),
-        ("openai", {"text": "a"}, "None holds messages, or a question and its answer"),
+        ("sharegpt", {"messages": [USER]}, "  read: openai"),
+        ("openai", {"text": "a"}, "{our name: name in the source}"),
     ],
 )
-def test_where_no_row_has_the_fields_the_ones_found_and_the_lines_that_fit_are_told(
+def test_where_no_row_has_the_fields_the_ones_found_and_the_lines_that_fit_are_in_the_message(
     tmp_path: Path, format: str, record: dict[str, Any], lines: str
 ) -> None:
     write(tmp_path, "a.jsonl", "{broken", record, record)
@@ -207,11 +211,9 @@ def test_following_the_advice_loses_no_text_beside_the_instruction(tmp_path: Pat
     with pytest.raises(InputError) as error:
         list(read_rows(tmp_path, "openai"))
     advice = str(error.value).partition("write:\n")[2]
-    fields = (
-        {"input": "context", "output": "response"} if "fields: {input: context, output: response}" in advice else {}
-    )
-    assert "  format: alpaca" in advice
-    assert ("fields:" in advice) == bool(fields)
+    renamed = "  read: {format: alpaca, fields: {input: context, output: response}}"
+    assert advice in ("  read: alpaca", renamed)
+    fields = {"input": "context", "output": "response"} if advice == renamed else {}
     asked = [found["messages"][0]["content"] for found in records(tmp_path, "alpaca", fields=fields)]
     assert asked == ["Take the sum.", "Take the sum.\n\nof 1 and 2"]
 
@@ -237,9 +239,9 @@ def test_a_field_that_the_format_does_not_have_is_refused(tmp_path: Path) -> Non
         read_rows(tmp_path, "openai", fields={"mesages": "chat"})
 
 
-@pytest.mark.parametrize("mapping", [{"fields": {"messages": "a"}}, {"where": {"a": ["b"]}}])
+@pytest.mark.parametrize("mapping", [{"fields": {"messages": "a"}}, {"select": {"a": ["b"]}}])
 def test_a_package_is_read_as_it_is(tmp_path: Path, mapping: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="'bfcl' reads the files of one package"):
+    with pytest.raises(InputError, match="format 'bfcl'"):
         read_rows(tmp_path, "bfcl", **mapping)
 
 
@@ -248,7 +250,7 @@ def test_a_package_is_read_as_it_is(tmp_path: Path, mapping: dict[str, Any]) -> 
 
 def test_rows_of_other_values_are_marked_with_the_value_found(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", {**CHAT, "used_in": "nano_v3"}, {**CHAT, "used_in": ["super_v3"]}, CHAT)
-    wanted, other, without = records(tmp_path, "openai", where={"used_in": ["nano_v3"]})
+    wanted, other, without = records(tmp_path, "openai", select={"used_in": ["nano_v3"]})
     assert "meta" not in wanted
     assert other["meta"] == {"refuse": "filtered-by-field", "used_in": ["super_v3"]}
     assert without["meta"] == {"refuse": "filtered-by-field", "used_in": None}
@@ -261,11 +263,11 @@ def test_nothing_is_filtered_unless_asked_for(tmp_path: Path) -> None:
 
 def test_a_field_that_no_row_has_is_a_mistake_and_no_filter(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", CHAT, CHAT)
-    with pytest.raises(InputError, match="where: no row has the field usedin"):
-        list(read_rows(tmp_path, "openai", where={"usedin": ["nano_v3"]}))
+    with pytest.raises(InputError, match="no row has the field usedin"):
+        list(read_rows(tmp_path, "openai", select={"usedin": ["nano_v3"]}))
 
 
 def test_a_source_of_other_values_only_is_no_mistake(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", {**CHAT, "used_in": "super_v3"})
-    (row,) = read_rows(tmp_path, "openai", where={"used_in": ["nano_v3"]})
+    (row,) = read_rows(tmp_path, "openai", select={"used_in": ["nano_v3"]})
     assert row.record is not None

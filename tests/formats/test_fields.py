@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.formats.fields import advise, is_wanted, listed, lookup, rename
+from sft.formats.fields import is_selected, listed, lookup, rename, suggest_read
 
 TURNS = [{"role": "user", "content": "Hi"}]
 
@@ -30,24 +30,27 @@ def test_renaming_adds_our_names_and_changes_nothing_else():
     ("value", "is_found"),
     [("x", True), ("x, y", True), (["y", "x"], True), ("xy", False), ([], False), (None, False), ({}, False)],
 )
-def test_a_value_is_wanted_alone_in_a_list_or_between_commas(value, is_found):
-    assert is_wanted(value, ["x"]) == is_found
+def test_a_value_is_selected_alone_in_a_list_or_between_commas(value, is_found):
+    assert is_selected(value, ["x"]) == is_found
 
 
 def test_numbers_and_truths_are_compared_as_json_writes_them():
-    assert is_wanted(True, ["true"])
-    assert is_wanted(3, ["3"])
-    assert not is_wanted(False, ["False"])
+    assert is_selected(True, ["true"])
+    assert is_selected(3, ["3"])
+    assert not is_selected(False, ["False"])
 
 
 def test_the_first_record_that_can_be_read_decides():
-    assert advise([{"x": 1}, {"chat": TURNS}, {"talk": TURNS}]) == "  format: openai\n  fields: {messages: chat}"
-    assert advise([{"x": 1}]) == ""
-    assert advise([]) == ""
+    assert (
+        suggest_read([{"x": 1}, {"chat": TURNS}, {"talk": TURNS}])
+        == "  read: {format: openai, fields: {messages: chat}}"
+    )
+    assert suggest_read([{"x": 1}]) == ""
+    assert suggest_read([]) == ""
 
 
 def test_messages_are_preferred_to_other_lists_of_roles_further_in():
-    assert advise([{"meta": {"old": TURNS}, "new": TURNS}]) == "  format: openai\n  fields: {messages: new}"
+    assert suggest_read([{"meta": {"old": TURNS}, "new": TURNS}]) == "  read: {format: openai, fields: {messages: new}}"
 
 
 def test_fields_are_listed_with_what_they_hold_and_not_without_end():
@@ -71,4 +74,4 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["messages", "prompt", "output", "a", "b.c"]), JSON, max_size=4))
 def test_advice_on_any_record_is_text(record):
-    assert isinstance(advise([record]), str)
+    assert isinstance(suggest_read([record]), str)

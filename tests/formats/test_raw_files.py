@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.formats import raw_files
-from sft.formats.raw_files import Row, converted, read_objects
+from sft.formats.raw_files import Row, read_objects
 from sft.hashing import value_digest
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -158,28 +158,6 @@ def test_a_value_in_parquet_that_cannot_be_read_is_a_fault_of_its_row(tmp_path: 
     assert not broken.is_end
 
 
-@pytest.mark.parametrize(
-    ("record", "fault"),
-    [
-        ({}, "'messages' is missing"),
-        ({"messages": {"role": "user"}}, "messages must be a list of objects"),
-        ({"messages": ["Hi"]}, "messages must be a list of objects"),
-        ({"messages": [], "tools": [1]}, "tools must be a list of objects"),
-        ({"messages": [], "meta": 1}, "meta must be an object"),
-        ({"messages": [], "meta": {"refuse": ["so"]}}, "meta.refuse must be one of closed-model"),
-    ],
-)
-def test_a_record_that_no_reader_could_use_is_a_fault(record: dict[str, Any], fault: str) -> None:
-    row = converted(Row("a.jsonl:1", record, raw="{}"), lambda record, where: record)
-    assert row == Row("a.jsonl:1", None, row.fault, "{}")
-    assert fault in row.fault
-
-
-def test_a_sound_record_comes_without_the_text_of_its_row() -> None:
-    row = Row("a.jsonl:1", {"messages": [], "meta": {"refuse": "no-answer"}}, raw="{}")
-    assert converted(row, lambda record, where: record) == Row(row.location, row.record)
-
-
 @given(
     st.lists(st.sampled_from(['{"a": 1}', "", "{broken", '{"b": "' + "x" * 40 + '"}', " ", "[1]"]), max_size=30),
     st.booleans(),
@@ -193,7 +171,7 @@ def test_parts_in_order_are_the_file_whatever_stands_in_it(lines, ends):
         (folder / "README.md").write_text("no rows")
         patch.setattr(raw_files, "PART_BYTES", 16)
         patch.setattr(raw_files, "READ_BYTES", 8)
-        parts = raw_files.cut(folder)
+        parts = raw_files.plan_parts(folder)
         whole = list(raw_files.read_objects(folder))
         assert [row for part in parts for row in raw_files.read_part(folder, part)] == whole
         assert len(whole) == sum(bool(line.strip()) for line in lines) + 31
@@ -206,7 +184,7 @@ def test_parts_of_a_table_are_its_row_groups_in_order(tmp_path, monkeypatch):
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=7)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no table" * 9)
     monkeypatch.setattr(raw_files, "PART_BYTES", 100)
-    parts = raw_files.cut(tmp_path)
+    parts = raw_files.plan_parts(tmp_path)
     assert len(parts) > 10
     assert [row for part in parts for row in raw_files.read_part(tmp_path, part)] == list(
         raw_files.read_objects(tmp_path)

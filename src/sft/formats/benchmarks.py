@@ -1,6 +1,6 @@
-"""Evaluation sets: what the items of a benchmark ask, read from its files as they are published.
+"""Evaluation sets: the questions of a benchmark, read from its files as published.
 
-A folder of .jsonl, .json or .parquet files  ->  (place, text) of every question, problem, prompt or user turn.
+A folder of .jsonl, .json or .parquet files  ->  (location, text) of every question, problem, prompt or user turn.
 sft.filters.contamination looks for them in conversations. Answers are not read.
 """
 
@@ -14,8 +14,8 @@ from sft.formats.raw_files import KINDS, read_objects
 
 __all__ = ["KINDS", "read_items"]
 
-# The fields, in small letters, in which known benchmarks have what a model is asked: the first line all of whose
-# fields a record has.
+# The fields, in lower case, that hold the question in known benchmarks. The first line all of whose fields a record
+# has is used.
 QUESTION_FIELDS = (
     ("passage", "question"),  # BoolQ, DROP
     ("context", "question"),  # SQuAD
@@ -39,14 +39,14 @@ QUESTION_FIELDS = (
     ("text",),  # MBPP
 )
 SPEAKERS = ("role", "from")
-ASKING = {"user", "human"}
+ASKING_SPEAKERS = {"user", "human"}
 SHOWN_FIELDS = 12
 
 
 def read_items(folder: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield place and text of all that the items in a folder ask; `fields` names theirs: {question: theirs}.
+    """Yield location and text of every question in a folder; `fields`: our field -> theirs, {question: theirs}.
 
-    Raises:  InputError: a row that cannot be read or asks nothing: an item that is left out is not looked for.
+    Raises:  InputError: a row that cannot be read or has no question, because a skipped item would not be searched.
     """
     for row in read_objects(folder):
         if row.record is None:
@@ -60,37 +60,37 @@ def read_items(folder: Path, fields: Mapping[str, str]) -> Iterator[tuple[str, s
 
 
 def item_texts(record: dict[str, Any]) -> list[str]:
-    """Return what a raw benchmark record asks: its question, problem, prompt, or the turns of its user.
+    """Return the texts that a raw benchmark record asks: its question, problem, prompt, or user turns.
 
-    Raises:  InputError: no known field; names those found.
+    Raises:  InputError: no known field; lists the fields found.
 
     >>> item_texts({"question": "How many?", "answer": "72"})
     ['How many?']
     >>> item_texts({"turns": ["Write a poem.", "Now a shorter one."], "category": "writing"})
     ['Write a poem.', 'Now a shorter one.']
     """
-    named = {str(field).lower(): value for field, value in record.items()}
+    values = {str(field).lower(): value for field, value in record.items()}
     for fields in QUESTION_FIELDS:
-        if all(field in named for field in fields):
-            texts = [text for field in fields for text in _asked(named[field]) if text.strip()]
+        if all(field in values for field in fields):
+            texts = [text for field in fields for text in _question_texts(values[field]) if text.strip()]
             if texts:
                 return texts
     found = ", ".join(list(map(str, record))[:SHOWN_FIELDS]) + (", ..." if len(record) > SHOWN_FIELDS else "")
     known = ", ".join(dict.fromkeys(field for fields in QUESTION_FIELDS for field in fields))
     raise InputError(
-        f"a record without a question; its fields: {found or 'none'}. Expected text in one of: {known}. "
-        "In params.yaml, under this set, name the one that holds what the model is asked: fields: {question: theirs}."
+        f"no question in the fields {found or '(none)'}; expected text in one of: {known}. "
+        "In params.yaml, under this set, name the field that holds the question: fields: {question: theirs}."
     )
 
 
-def _asked(value: Any) -> list[str]:
-    """Return the texts of a field: text, a list of texts, or messages, of which the user's count."""
+def _question_texts(value: Any) -> list[str]:
+    """Return the texts of a field: a text, a list of texts, or the user's messages."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list):
-        return [text for part in value for text in _asked(part)]
+        return [text for part in value for text in _question_texts(part)]
     if isinstance(value, dict):
         speaker = next((value[key] for key in SPEAKERS if key in value), "user")
-        if speaker in ASKING:
-            return [text for key in ("content", "value", "text", "input") for text in _asked(value.get(key))]
+        if speaker in ASKING_SPEAKERS:
+            return [text for key in ("content", "value", "text", "input") for text in _question_texts(value.get(key))]
     return []

@@ -14,6 +14,7 @@ or `filter.sample` say, drawn by hash. Above `filter.max_rejected` the stage sto
 """
 
 import contextlib
+import dataclasses
 import functools
 import heapq
 import itertools
@@ -29,8 +30,8 @@ from sft.cli import InputError, echo, run_source_stage
 from sft.files import project_root, publish_folder, resolve_repo_file, scratch_folder
 from sft.filters.examined import Examined, Result, refuse_by_judge, valid_text, write_final_shards
 from sft.filters.pipeline import ROWS_AT_ONCE, Checks, Kept, Outcome
-from sft.formats.chat_forms import PACKAGES, Fit, check_asked, read_as, read_rows
-from sft.formats.raw_files import KINDS, Part, Row, cut, read_part
+from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, read_rows
+from sft.formats.raw_files import KINDS, Part, Row, plan_parts, read_part
 from sft.hashing import file_digest, keyed_hash, value_digest
 from sft.ledger import Ledger, read_report
 from sft.params.data import Filter, Read
@@ -67,11 +68,11 @@ def load_checks(params: str, read: str) -> Checks:
 def examine_part(task: dict[str, Any]) -> dict[str, Any]:
     """Examine a part of the raw files. Writes examined rows into a new folder in task["scratch"]; returns its name."""
     raw, part = Path(task["raw"]), Part(*task["part"])
-    fit = Fit(unseen=set(task["where"]))
-    rows = read_as(whole(read_part(raw, part), raw), task["format"], task["fields"], task["where"], fit)
+    counts = FieldCounts(unseen_select=set(task["select"]))
+    rows = convert_chats(whole(read_part(raw, part), raw), task["format"], task["fields"], task["select"], counts)
     folder, number = write_examined(rows, task)
-    found = {"fitting": fit.fitting, "filtered": fit.filtered, "unseen": sorted(fit.unseen)}
-    return {"folder": folder, "rows": number, "fit": {**found, "strangers": fit.strangers}}
+    fields = {**dataclasses.asdict(counts), "unseen_select": sorted(counts.unseen_select)}
+    return {"folder": folder, "rows": number, "fields": fields}
 
 
 def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int]:
@@ -139,15 +140,14 @@ def examine(source: str, described: Read, params: Filter, task: dict[str, Any], 
         folder, _ = write_examined(draw(counted(), min(limits), params.seed) if limits else counted(), task)
         take(folder)
         return found
-    check_asked(described.format, described.fields, described.select)
-    parts = [{**task, "part": part} for part in cut(raw)]
+    check_read(described.format, described.fields, described.select)
+    parts = [{**task, "part": part} for part in plan_parts(raw)]
     results = map_shards(examine_part, parts, f"filter {source}", lambda result: take(result["folder"]))
-    fit = Fit(unseen=set(described.select))
+    counts = FieldCounts(unseen_select=set(described.select))
     for result in results:
-        told = result["fit"]
-        strangers = [(where, record) for where, record in told["strangers"]]
-        fit.add(Fit(told["fitting"], told["filtered"], set(told["unseen"]), strangers))
-    fit.check(described.format, described.fields)
+        fields = result["fields"]
+        counts.add(FieldCounts(**{**fields, "unseen_select": set(fields["unseen_select"])}))
+    counts.check(described.format, described.fields)
     return sum(result["rows"] for result in results)
 
 
@@ -205,7 +205,7 @@ def main(source: str) -> None:
         "raw": str(raw),
         "format": described.format,
         "fields": described.fields,
-        "where": described.select,
+        "select": described.select,
         "meta": meta,
         "params": params.model_dump_json(),
     }

@@ -1,1 +1,1 @@
-"""Formats of the demo blend: each reads the files of one published package."""
+"""Formats of the default blend: each reads the files of one published package."""

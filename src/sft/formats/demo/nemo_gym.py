@@ -1,8 +1,8 @@
-"""Rollouts in the form of OpenAI's Responses API, as NeMo Gym writes them, to conversations.
+"""nemo-gym: example rollouts of the package nemo-gym, in the form of OpenAI's Responses API.
 
-A rollout is a request (instructions, input, tools), the items of the answer (reasoning, messages, calls and
-their outputs), the model's name and a reward. Answers of models whose weights are not published, and rollouts
-without a reward, get their reason in `meta["refuse"]`: they must not be trained on.
+A rollout is a request (instructions, input, tools), the items of the response (reasoning, messages, calls and their
+outputs), the model's name and a reward. Rollouts of models with unpublished weights, and rollouts without a reward,
+have their reason in `meta["refuse"]`: they must not be trained on.
 """
 
 import json
@@ -11,19 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft import strict_json
-from sft.formats.raw_files import (
-    CLOSED_MODEL,
-    FAILED_ROLLOUT,
-    NO_ANSWER,
-    Json,
-    Row,
-    call_of,
-    convert,
-    read_objects,
-    tool_of,
-)
+from sft.formats.raw_files import Json, Row, read_objects
+from sft.formats.records import CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER, convert_rows, openai_call, openai_tool
 
-# Models whose weights are published: the last part of a name starts so. Anything else counts as closed.
+# How the last part of a model's name starts if its weights are published. Any other model counts as closed.
 OPEN_MODELS = re.compile(
     r"(qwen[23]|nvidia-nemotron|nemotron-(3|nano|super|ultra)|gpt-oss|kimi-k|glm-4|deepseek-[rv]|ether0|mixtral)",
     re.IGNORECASE,
@@ -31,25 +22,25 @@ OPEN_MODELS = re.compile(
 
 
 def nemo_gym(folder: Path) -> Iterator[Row]:
-    """nemo-gym: example rollouts in the form of the Responses API, with the model's name and the reward."""
-    return convert(read_objects(folder), _nemo_gym_record)
+    """Yield a row for each rollout."""
+    return convert_rows(read_objects(folder), _to_record)
 
 
-def _nemo_gym_record(record: Json, where: str) -> Json:
-    asked, response = record["responses_create_params"], record.get("response") or {}
+def _to_record(record: Json, location: str) -> Json:
+    request, response = record["responses_create_params"], record.get("response") or {}
     model, reward = response.get("model"), record.get("reward")
-    meta: Json = {"model": model, "reward": reward, "environment": where.split("/")[0]}
+    meta: Json = {"model": model, "reward": reward, "environment": location.split("/")[0]}
     messages: list[Json] = []
-    if asked.get("instructions"):
-        messages.append({"role": "system", "content": asked["instructions"]})
-    given = asked.get("input") or []
-    _append_items(messages, [{"role": "user", "content": given}] if isinstance(given, str) else given)
-    num_given = len(messages)
+    if request.get("instructions"):
+        messages.append({"role": "system", "content": request["instructions"]})
+    items = request.get("input") or []
+    _append_items(messages, [{"role": "user", "content": items}] if isinstance(items, str) else items)
+    num_input = len(messages)
     _append_items(messages, response.get("output") or [])
-    # Tool results after the model's last word teach nothing and end no conversation.
+    # A conversation does not end with tool results that the model did not read.
     while messages and messages[-1]["role"] == "tool":
         messages.pop()
-    if not any(message["role"] == "assistant" for message in messages[num_given:]):
+    if not any(message["role"] == "assistant" for message in messages[num_input:]):
         meta["refuse"] = NO_ANSWER
     elif OPEN_MODELS.match(str(model).rpartition("/")[2]) is None:
         meta["refuse"] = CLOSED_MODEL
@@ -57,15 +48,15 @@ def _nemo_gym_record(record: Json, where: str) -> Json:
         meta["refuse"] = FAILED_ROLLOUT
     return {
         "messages": messages,
-        "tools": [tool_of(tool) for tool in asked.get("tools") or []] or None,
+        "tools": [openai_tool(tool) for tool in request.get("tools") or []] or None,
         "meta": meta,
     }
 
 
 def _append_items(messages: list[Json], items: list[Json]) -> None:
-    """Append items of the Responses API as chat messages.
+    """Append items of the Responses API to chat messages.
 
-    Reasoning, text and calls that follow each other are one assistant message, as chat templates have it.
+    Reasoning, text and calls in a row become one assistant message, as chat templates expect.
     """
     turn: Json | None = None
     for item in items:
@@ -80,7 +71,7 @@ def _append_items(messages: list[Json], items: list[Json]) -> None:
             messages.append({"role": name, "content": _text_of(item["content"])})
             turn = None
         else:
-            # A thought or a text after a call opens a new message: a message has its calls last.
+            # Reasoning or text after a call starts a new message: the calls of a message come last.
             if turn is None or ("tool_calls" in turn and kind != "function_call"):
                 turn = {"role": "assistant", "content": ""}
                 messages.append(turn)
@@ -95,7 +86,7 @@ def _add_to_turn(turn: Json, kind: str, item: Json) -> None:
         _extend(turn, "reasoning_content", _text_of([*(item.get("summary") or []), *(item.get("content") or [])]))
     elif kind == "message":
         text = _text_of(item["content"])
-        # Served without a reasoning parser, an answer begins inside the thought that the prompt has opened.
+        # Without a reasoning parser, the answer starts inside the <think> that the prompt opened.
         if text.count("</think>") == 1 and "<think>" not in text:
             thought, _, text = text.partition("</think>")
             _extend(turn, "reasoning_content", thought)
@@ -104,7 +95,7 @@ def _add_to_turn(turn: Json, kind: str, item: Json) -> None:
         arguments = item.get("arguments") or {}
         arguments = strict_json.parse(arguments) if isinstance(arguments, str) else arguments
         calls = turn.setdefault("tool_calls", [])
-        calls.append(call_of(item["call_id"], {"name": item["name"], "arguments": arguments}))
+        calls.append(openai_call(item["call_id"], {"name": item["name"], "arguments": arguments}))
     else:
         raise ValueError(f"an item of type {kind!r} is no part of a chat")
 
