@@ -255,11 +255,11 @@ def items_of(records: list[Json]) -> list[tuple[str, str, str]]:
 
 
 def seconds_each(records: list[Json], rounds: int) -> dict[str, float]:
-    """Return CPU seconds for a conversation, the least of some rounds: of all that is always done, of each filter.
+    """Return CPU seconds per conversation, the minimum over the rounds: of what is always done, and per filter.
 
-    A filter's are those that a run with it alone takes more than one without any, so that each is asked of every
-    conversation: a row that one refuses is not asked by those after it, which would flatter them. Consistency, which
-    may refuse much of a made-up corpus, is timed by itself.
+    A filter's seconds are those of a run with this filter alone, minus those of a run without any: every conversation
+    reaches it, while in the pipeline a rejected one does not reach the later filters. Consistency may reject many
+    generated conversations, so it is timed by itself.
     """
     off = {"repetition": None, "narrative": None, "consistency": False, "contamination": None}
     rows = [Row(f"corpus:{number}", record) for number, record in enumerate(records, 1)]

@@ -31,10 +31,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bench.corpus import write_corpus, write_tokenizer
-from bench.project import BENCH_RUNS, ROOT, make_project, stage_environment
+from bench.project import BENCH_RUNS, make_project, stage_environment
 
 from sft.files import read_json, write_json
-from sft.hashing import file_digest
 from sft.packing.bins import lower_bound, plan_bins
 from sft.packing.shuffle import PARQUET
 from sft.parquet import SAMPLES, SIGNATURES, ShardWriter
@@ -96,8 +95,10 @@ def _memory(process: psutil.Process) -> int:
 
 
 def make_prepared(folder: Path, like: Path, samples: int) -> None:
-    """Write prepared samples and signatures: drawn lengths, with tokens and masks cut from those in `like`."""
-    tables = [pq.read_table(path, columns=["ids", "mask"]) for path in sorted(like.glob("*.parquet"))]
+    """Write prepared samples and signatures: drawn lengths, tokens and masks cut from those of the project `like`."""
+    tables = [
+        pq.read_table(path, columns=["ids", "mask"]) for path in sorted(like.glob("data/prepared/bench/*.parquet"))
+    ]
     ids, mask = (
         np.concatenate([chunk.flatten().to_numpy() for table in tables for chunk in table.column(name).chunks])
         for name in ("ids", "mask")
@@ -135,14 +136,11 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
             signatures.write_table(
                 pa.table({"id": names, "signature": [row.tobytes() for row in sketches]}, schema=SIGNATURES)
             )
-    shutil.copyfile(ROOT / "templates/nano3.jinja", prepared / "chat_template.jinja")
-    counts = {"rows_out": samples, "samples": samples, "rejected": {}}
-    prints = {
-        "template_sha256": file_digest(prepared / "chat_template.jinja"),
-        "tokenizer_sha256": file_digest(folder / "models/base/tokenizer.json"),
-    }
-    write_json(folder / "reports/prep/bench.json", {**counts, **prints})
-    write_json(folder / "reports/filter/bench.json", {"sampled": False, "rejected": {}})
+    shutil.copyfile(like / "data/prepared/bench/chat_template.jinja", prepared / "chat_template.jinja")
+    counts = {"rows_in": samples, "rows_out": samples, "rejected": {}}
+    for stage in ("filter", "prep"):
+        report = read_json(like / f"reports/{stage}/bench.json") | counts | {"samples": samples}
+        write_json(folder / f"reports/{stage}/bench.json", report)
 
 
 # --- Measures --------------------------------------------------------------------------------------------------
@@ -179,7 +177,7 @@ def measure_pack(folder: Path, like: Path, size: int, pack_size: int) -> Measure
     """Measure pack on samples like those of another project."""
     shutil.rmtree(folder, ignore_errors=True)
     make_project(folder, changes(pack_size))
-    make_prepared(folder, like / "data/prepared/bench", size)
+    make_prepared(folder, like, size)
     measure = run_stage(folder, "pack")
     report = read_json(folder / "reports/pack.json")
     size_on_disk = sum(path.stat().st_size for path in (folder / "data/packed").rglob("*.parquet"))
