@@ -323,12 +323,13 @@ def test_imports_point_from_later_to_earlier_in_the_data_flow():
 
 
 def test_no_module_imports_itself_through_others():
+    """cli checks params.yaml before a stage, and explain knows the whole schema after an error: both import late."""
     sources = modules()
     for name in sources.keys() - packages(sources):
         direct = [
             other for other in imported_names(sources[name]) if other in sources and other not in packages(sources)
         ]
-        circles = [other for other in direct if name in closure(other, sources, ("sft.cli",))]
+        circles = [other for other in direct if name in closure(other, sources, ("sft.cli", "sft.params.explain"))]
         assert circles == [], name
 
 
