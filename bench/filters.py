@@ -25,14 +25,13 @@ from typing import Any
 import numpy as np
 
 from sft.conversation import Conversation, Rejection, normalise
-from sft.filters.contamination import Benchmarks, check_contamination
+from sft.filters.contamination import BenchmarkItems, check_contamination
 from sft.filters.dedup.signatures import signature
 from sft.filters.dedup.within_source import SignatureIndex, SourceDuplicates
 from sft.filters.narrative import NarrativePatterns, check_narrative
-from sft.filters.pipeline import ROWS_AT_ONCE, Checks, Kept
+from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Pipeline
 from sft.filters.repetition import check_repetition
 from sft.filters.rules.consistency import check_consistency
-from sft.filters.screen import RepetitionLimits
 from sft.filters.structure import check_structure
 from sft.formats.chat_forms import read_rows
 from sft.formats.raw_files import Row
@@ -64,25 +63,20 @@ def params() -> Filter:
 
 
 @functools.cache
-def _repetition_limits() -> RepetitionLimits:
-    return RepetitionLimits(**params().repetition.model_dump())
-
-
-@functools.cache
 def _narrative_patterns() -> NarrativePatterns:
     return NarrativePatterns.load(ROOT / params().narrative)
 
 
 @functools.cache
-def _labelled_items() -> Benchmarks:
+def _labelled_items() -> BenchmarkItems:
     items = [
         ("labelled", f"{row['id']}/{n}", text) for row in rows("contamination") for n, text in enumerate(row["items"])
     ]
-    return Benchmarks(items, params().contamination.n)
+    return BenchmarkItems(items, params().contamination.n)
 
 
 FILTERS: dict[str, Check] = {
-    "repetition": lambda conversation: check_repetition(conversation, _repetition_limits()),
+    "repetition": lambda conversation: check_repetition(conversation, params().repetition),
     "narrative": lambda conversation: check_narrative(conversation, _narrative_patterns()),
     "consistency": check_consistency,
     "contamination": lambda conversation: check_contamination(
@@ -265,9 +259,9 @@ def seconds_each(records: list[Json], rounds: int) -> dict[str, float]:
     rows = [Row(f"corpus:{number}", record) for number, record in enumerate(records, 1)]
     kept: list[Kept] = []
 
-    def examine(checks: Checks) -> None:
+    def examine(pipeline: Pipeline) -> None:
         for batch in itertools.batched(rows, ROWS_AT_ONCE):
-            kept.extend(outcome for outcome in checks.examine(batch) if isinstance(outcome, Kept))
+            kept.extend(outcome for outcome in pipeline.apply(batch) if isinstance(outcome, Kept))
 
     def index() -> None:
         ids = (f"{number:032x}" for number in range(len(kept)))
@@ -290,14 +284,14 @@ def seconds_each(records: list[Json], rounds: int) -> dict[str, float]:
     seconds = {}
     for name in ("structure", *off):
         chosen = {} if name == "structure" else {name: getattr(params(), name)}
-        checks = Checks(params().model_copy(update={**off, **chosen}), items)
-        checks.examine(rows[:8])  # imports and caches
-        seconds[name] = least(functools.partial(examine, checks)) - (seconds["structure"] if chosen else 0)
+        pipeline = Pipeline(params().model_copy(update={**off, **chosen}), items)
+        pipeline.apply(rows[:8])  # imports and caches
+        seconds[name] = least(functools.partial(examine, pipeline)) - (seconds["structure"] if chosen else 0)
     kept.clear()
-    examine(Checks(params().model_copy(update=off), []))
+    examine(Pipeline(params().model_copy(update=off), []))
     whole = [one.conversation for one in kept]
     seconds["consistency"] = least(lambda: [check_consistency(one) for one in whole] and None)
-    examine(Checks(params().model_copy(update=off), []))
+    examine(Pipeline(params().model_copy(update=off), []))
     return {**seconds, "duplicates": least(index)}
 
 

@@ -33,7 +33,7 @@ REJECTED = CONVERSATIONS.append(pa.field("reason", pa.string())).append(pa.field
 EXAMINED = pa.schema(
     [
         *REJECTED,
-        pa.field("where", pa.string()),
+        pa.field("location", pa.string()),
         pa.field("signature", pa.binary()),
         pa.field("control_tokens", pa.int32()),
     ]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.conversation import Conversation, normalise
-from sft.filters.contamination import FEWEST_WORDS, MOST_ITEMS, SHOWN_CHARS, Benchmarks, check_contamination, quote
+from sft.filters.contamination import MAX_ITEMS, MIN_WORDS, QUOTED_CHARS, BenchmarkItems, check_contamination, quote
 from sft.filters.dedup.words import words
 from tests.support.project import ROOT, printed_by_processes
 
@@ -26,13 +26,17 @@ def chat(*turns):
 
 
 def reason(conversation, *items, n=N, ratio=RATIO):
-    found = check_contamination(conversation, Benchmarks([("bench", str(i), t) for i, t in enumerate(items)], n), ratio)
+    found = check_contamination(
+        conversation, BenchmarkItems([("bench", str(i), t) for i, t in enumerate(items)], n), ratio
+    )
     return found.reason if found else None
 
 
 @pytest.fixture(scope="module")
 def all_items():
-    return Benchmarks([("labelled", f"{row['id']}/{i}", t) for row in LABELLED for i, t in enumerate(row["items"])], N)
+    return BenchmarkItems(
+        [("labelled", f"{row['id']}/{i}", t) for row in LABELLED for i, t in enumerate(row["items"])], N
+    )
 
 
 @pytest.mark.parametrize("row", LABELLED, ids=lambda row: row["id"])
@@ -69,7 +73,9 @@ def test_fewer_words_in_common_than_an_n_gram_are_nothing():
 
 
 def test_the_evidence_names_benchmark_item_and_text_as_it_stands_there():
-    benchmarks = Benchmarks([("gsm", "test/7", "Ann has three red apples and Tom eats two of them before lunch.")], N)
+    benchmarks = BenchmarkItems(
+        [("gsm", "test/7", "Ann has three red apples and Tom eats two of them before lunch.")], N
+    )
     rejection = check_contamination(
         chat("Look: ANN has “three” red apples, and Tom eats two of them\nbefore lunch! How many?", "1"),
         benchmarks,
@@ -84,7 +90,7 @@ def test_the_evidence_names_benchmark_item_and_text_as_it_stands_there():
 
 def test_the_item_of_which_most_is_there_is_named():
     half = " ".join(TWENTY.split()[:16]) + " one two three four"
-    benchmarks = Benchmarks([("a", "half", half), ("b", "whole", TWENTY), ("c", "again", TWENTY.upper())], N)
+    benchmarks = BenchmarkItems([("a", "half", half), ("b", "whole", TWENTY), ("c", "again", TWENTY.upper())], N)
     rejection = check_contamination(chat(TWENTY, "Yes."), benchmarks, RATIO)
     assert rejection is not None
     assert rejection.evidence.startswith("b: 100% of whole in messages[0]: 'aa bb")
@@ -92,7 +98,7 @@ def test_the_item_of_which_most_is_there_is_named():
 
 
 def test_an_item_shorter_than_an_n_gram_must_stand_in_a_message_whole():
-    item = " ".join(TWENTY.split()[:FEWEST_WORDS])
+    item = " ".join(TWENTY.split()[:MIN_WORDS])
     assert reason(chat(f"Well, {item}?", "No."), item) == "contaminated"
     assert reason(chat("Well, " + item.removesuffix(" hh"), "No."), item, ratio=0.01) is None
 
@@ -118,7 +124,7 @@ def test_an_n_gram_that_is_repeated_counts_once():
     assert reason(chat(f"{once}. " * 8, "Yes."), TWENTY, ratio=0.12) == "contaminated"
 
 
-@pytest.mark.parametrize(("number", "expected"), [(MOST_ITEMS, "contaminated"), (MOST_ITEMS + 1, None)])
+@pytest.mark.parametrize(("number", "expected"), [(MAX_ITEMS, "contaminated"), (MAX_ITEMS + 1, None)])
 def test_what_many_items_share_does_not_count(number, expected):
     items = [f"{TWENTY} {' '.join(f'{letter}{word}' for word in 'xyz')}" for letter in LETTERS[:number]]
     assert reason(chat(TWENTY, "Yes."), *items) == expected
@@ -126,7 +132,7 @@ def test_what_many_items_share_does_not_count(number, expected):
 
 
 def test_items_of_which_nothing_is_their_own_count_whole():
-    items = [TWENTY + " and"] + [f"{TWENTY} {letter}" for letter in LETTERS[:MOST_ITEMS]]
+    items = [TWENTY + " and"] + [f"{TWENTY} {letter}" for letter in LETTERS[:MAX_ITEMS]]
     own_less = " ".join(TWENTY.split()[:14])
     assert reason(chat(own_less, "Yes."), *items, own_less) == "contaminated"
 
@@ -136,7 +142,7 @@ def test_a_conversation_without_a_word_of_any_item_is_kept():
     assert reason(chat("", "Yes."), TWENTY, "Who?") is None
 
 
-@given(st.lists(st.sampled_from(LETTERS[:6]), min_size=FEWEST_WORDS, max_size=40), st.integers(8, 15))
+@given(st.lists(st.sampled_from(LETTERS[:6]), min_size=MIN_WORDS, max_size=40), st.integers(8, 15))
 def test_an_item_is_always_found_in_itself(item, n):
     text = " ".join(item)
     assert reason(chat(f"<<{text.upper()}>>", "Yes."), text, TWENTY, n=n, ratio=1.0) == "contaminated"
@@ -146,17 +152,17 @@ def test_a_verdict_does_not_depend_on_the_process():
     code = (
         "from sft.filters.contamination import *; from sft.conversation import Conversation as C\n"
         f"print(check_contamination(C([{{'role': 'user', 'content': {TWENTY!r}}}], None), "
-        f"Benchmarks([('a', str(i), {TWENTY!r}[i * 3:]) for i in range(3)], 13), 0.5))"
+        f"BenchmarkItems([('a', str(i), {TWENTY!r}[i * 3:]) for i in range(3)], 13), 0.5))"
     )
     printed = printed_by_processes(code)
     assert printed == {f"Rejection(reason='contaminated', evidence=\"a: 100% of 0 in messages[0]: '{TWENTY}'\")\n"}
 
 
 def test_too_short_n_grams_and_no_items_are_errors_that_say_what_to_do():
-    with pytest.raises(InputError, match="n-grams of 7 words stand in texts by chance: take 8 or more"):
-        Benchmarks([("a", "1", TWENTY)], 7)
-    with pytest.raises(InputError, match="no benchmark items to compare with: name files"):
-        Benchmarks([("a", "1", " ?! ")], N)
+    with pytest.raises(InputError, match=r"^filter\.contamination\.n: 7 .* 8 "):
+        BenchmarkItems([("a", "1", TWENTY)], 7)
+    with pytest.raises(InputError, match=r"^fetch\.benchmarks: "):
+        BenchmarkItems([("a", "1", " ?! ")], N)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60), st.data())
@@ -172,7 +178,7 @@ def test_of_a_long_quotation_start_and_end_are_shown_and_letters_of_chinese_are_
     assert quote("我喜欢猫,你呢?", 1, 4) == "喜欢猫"
     whole = " ".join(f"word{number}" for number in range(100))
     start, end = quote(f"Say {whole}!", 1, 101).split(" ... ")
-    assert (len(start), len(end)) == (SHOWN_CHARS, SHOWN_CHARS)
+    assert (len(start), len(end)) == (QUOTED_CHARS, QUOTED_CHARS)
     assert whole.startswith(start)
     assert whole.endswith(end)
 
@@ -182,6 +188,6 @@ def test_the_message_that_holds_the_item_is_named_whatever_else_it_holds():
         {"role": "user", "content": "Do it."},
         {"role": "assistant", "content": "", "reasoning_content": f"They want {TWENTY}."},
     ]
-    rejection = check_contamination(Conversation(turns, None), Benchmarks([("a", "1", TWENTY)], N), RATIO)
+    rejection = check_contamination(Conversation(turns, None), BenchmarkItems([("a", "1", TWENTY)], N), RATIO)
     assert rejection is not None
     assert "in messages[1]: 'aa bb" in rejection.evidence

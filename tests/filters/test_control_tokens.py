@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sft.conversation import Conversation
 from sft.filters import control_tokens
-from sft.filters.control_tokens import check_control_tokens, count_control, escape
+from sft.filters.control_tokens import check_control_tokens, count_control_tokens, escape
 from tests.support.project import ROOT
 
 POLICIES = set(control_tokens.POLICIES)
@@ -57,7 +57,7 @@ def test_who_may_type_which_markup(role, text, is_refused):
 def test_control_tokens_of_every_template_are_found(token):
     for text in (token, f"a < b > {token}{token}\n>"):
         assert check_control_tokens(Conversation([{"role": "user", "content": text}, ANSWER], None)) is not None
-        assert count_control(Conversation([{"role": "user", "content": text}, ANSWER], None)) > 0
+        assert count_control_tokens(Conversation([{"role": "user", "content": text}, ANSWER], None)) > 0
 
 
 def test_escaping_reaches_every_text_and_changes_nothing_else():
@@ -83,8 +83,8 @@ def test_escaping_reaches_every_text_and_changes_nothing_else():
 def test_a_conversation_without_markup_is_the_same_object_and_counts_none():
     conversation = Conversation([USER, ANSWER], None)
     assert escape(conversation) is conversation
-    assert count_control(conversation) == 0
-    assert count_control(Conversation([{**USER, "content": FORGED}, ANSWER], None)) == 3
+    assert count_control_tokens(conversation) == 0
+    assert count_control_tokens(Conversation([{**USER, "content": FORGED}, ANSWER], None)) == 3
 
 
 def test_an_argument_that_ends_itself_is_escaped_and_a_name_that_does_is_refused_under_every_policy():

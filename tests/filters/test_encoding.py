@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.filters.encoding import find_garbage
+from sft.filters.encoding import find_garbage, valid_text
 
 # Words of many languages; each is text as it should be.
 WORDS = (
@@ -88,3 +88,7 @@ def test_hidden_characters_are_found_everywhere(text: str) -> None:
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cn", "Co"]), max_size=30))
 def test_text_of_letters_and_signs_never_crashes_the_search(text: str) -> None:
     assert isinstance(garbage(text), str)
+
+
+def test_text_that_utf8_cannot_hold_is_escaped():
+    assert (valid_text("\ud800 é"), valid_text("plain")) == ("\\ud800 é", "plain")

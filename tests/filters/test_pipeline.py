@@ -1,4 +1,4 @@
-"""Checks: together rows are told what each is told alone, by every filter; the first "no" is the reason."""
+"""The pipeline: a batch of rows gets the outcomes that the filters give each row, one after the other."""
 
 import json
 import random
@@ -10,7 +10,7 @@ from sft.conversation import Conversation, Rejection, normalise
 from sft.filters.contamination import check_contamination
 from sft.filters.dedup.signatures import signature
 from sft.filters.narrative import check_narrative
-from sft.filters.pipeline import Checks, Kept
+from sft.filters.pipeline import Kept, Pipeline
 from sft.filters.repetition import check_repetition
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
@@ -25,7 +25,7 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def rows():
-    """Every labelled conversation, as a row, in an order that mixes the sets; and rows that hold none."""
+    """Every labelled conversation as a row, shuffled; and rows without a conversation."""
     records = [row["record"] for row in filters.rows("conversations") if "record" in row]
     for name in ("repetition", "narrative", "consistency", "contamination"):
         records += [row["conversation"] for row in filters.rows(name)]
@@ -37,12 +37,12 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def checks():
-    return Checks(filters.params(), ITEMS)
+def pipeline():
+    return Pipeline(filters.params(), ITEMS)
 
 
 def alone(row):
-    """What one filter after the other says, each on its own."""
+    """Apply one filter after the other to one row."""
     if row.record is None:
         return Rejection("malformed-row", row.fault)
     if "refuse" in (row.record.get("meta") or {}):
@@ -51,41 +51,41 @@ def alone(row):
     if isinstance(conversation, Rejection):
         return conversation
     params = filters.params()
-    asked = (
-        lambda one: check_structure(one, params.max_chars, params.max_message_chars),
-        lambda one: check_repetition(one, filters._repetition_limits()),
-        lambda one: check_narrative(one, filters._narrative_patterns()),
+    checks = (
+        lambda conversation: check_structure(conversation, params.max_chars, params.max_message_chars),
+        lambda conversation: check_repetition(conversation, filters.params().repetition),
+        lambda conversation: check_narrative(conversation, filters._narrative_patterns()),
         check_consistency,
-        lambda one: check_contamination(one, filters._labelled_items(), params.contamination.ratio),
+        lambda conversation: check_contamination(conversation, filters._labelled_items(), params.contamination.ratio),
     )
-    for check in asked:
+    for check in checks:
         if rejection := check(conversation):
             return rejection
     return Kept(conversation, conversation.id, signature(conversation), 0)
 
 
-def test_together_rows_are_told_what_one_filter_after_the_other_says_of_each(rows, checks):
+def test_a_batch_gets_the_outcomes_of_one_filter_after_the_other(rows, pipeline):
     expected = [alone(row) for row in rows]
-    assert checks.examine(rows) == expected
+    assert pipeline.apply(rows) == expected
     reasons = {outcome.reason for outcome in expected if isinstance(outcome, Rejection)}
     assert len(reasons) >= 40
     assert sum(isinstance(outcome, Kept) for outcome in expected) > 200
 
 
-def test_what_a_row_becomes_depends_on_no_other_row_and_no_order(rows, checks):
-    whole = dict(zip((row.location for row in rows), checks.examine(rows), strict=True))
+def test_the_outcome_of_a_row_depends_on_no_other_row_and_no_order(rows, pipeline):
+    whole = dict(zip((row.location for row in rows), pipeline.apply(rows), strict=True))
     shuffled = random.Random(2).sample(rows, len(rows))
     for start in range(0, len(rows), 7):
         few = shuffled[start : start + 7]
-        assert checks.examine(few) == [whole[row.location] for row in few]
-    assert checks.examine([]) == []
+        assert pipeline.apply(few) == [whole[row.location] for row in few]
+    assert pipeline.apply([]) == []
 
 
-def test_a_filter_that_is_off_refuses_nothing(rows):
+def test_a_filter_that_is_off_rejects_nothing(rows):
     off = {"repetition": None, "narrative": None, "consistency": False, "contamination": None}
-    outcomes = Checks(filters.params().model_copy(update=off), ITEMS).examine(rows)
+    outcomes = Pipeline(filters.params().model_copy(update=off), ITEMS).apply(rows)
     for row, outcome in zip(rows, outcomes, strict=True):
         conversation = normalise(row.record) if row.record and "refuse" not in (row.record.get("meta") or {}) else None
         if isinstance(conversation, Conversation):
-            refused = check_structure(conversation, filters.params().max_chars)
-            assert outcome == (refused or Kept(conversation, conversation.id, signature(conversation), 0))
+            rejected = check_structure(conversation, filters.params().max_chars)
+            assert outcome == (rejected or Kept(conversation, conversation.id, signature(conversation), 0))

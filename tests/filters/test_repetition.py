@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from sft.conversation import Conversation
 from sft.filters.repetition import check_repetition, find_loop, find_stretch
-from sft.filters.screen import RepetitionLimits
+from sft.params.data import Repetition
 
 ROOT = Path(__file__).parents[2]
 LABELLED = ROOT / "tests/labelled/repetition.jsonl"
-LIMITS = RepetitionLimits(
+LIMITS = Repetition(
     min_letters=300,
     min_repeated_share=0.8,
     line_repeats=4,

@@ -14,7 +14,7 @@ from sft.conversation import Conversation
 from sft.files import read_json, write_json
 from sft.filters.dedup.signatures import signature
 from sft.formats import raw_files
-from sft.formats.raw_files import KINDS, Row
+from sft.formats.raw_files import KINDS
 from sft.hashing import file_digest, folder_digest
 from sft.parquet import read_rows
 from sft.stages import fetch
@@ -222,11 +222,6 @@ def test_a_source_can_be_a_smaller_part_of_the_blend_without_being_a_sampled_run
     assert (report["rows_found"], report["rows_in"], report["sampled"]) == (20, 4, False)
 
 
-def test_a_draw_larger_than_the_source_takes_all():
-    rows = [Row(location=str(n), record={}, fault="", raw="") for n in range(5)]
-    assert list(stage.draw(rows, 9, seed=1)) == rows
-
-
 def test_a_row_that_its_adapter_refuses_is_counted_under_that_reason(project):
     give(project, *tool_records(2), {**tool_records(3)[2], "meta": {"refuse": "failed-rollout"}})
     stage.main("calls")
@@ -401,9 +396,9 @@ def test_the_judge_refuses_among_what_the_rules_keep_and_a_rerun_needs_no_endpoi
 IN_SMALL_PARTS = """
 from sft.cli import run_or_exit
 from sft.formats import raw_files as rows
-from sft.filters import examined
+from sft.filters import publish
 from sft.stages import filter
-rows.PART_BYTES, rows.READ_BYTES, examined.FEWEST_ROWS_PER_SHARD = 4_000, 1_000, 50
+rows.PART_BYTES, rows.READ_BYTES, publish.MIN_ROWS_PER_SHARD = 4_000, 1_000, 50
 run_or_exit(lambda: filter.main("calls"))
 """
 

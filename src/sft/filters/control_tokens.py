@@ -70,7 +70,7 @@ def has_signs(conversation: Conversation) -> bool:
     )
 
 
-def count_control(conversation: Conversation) -> int:
+def count_control_tokens(conversation: Conversation) -> int:
     """Count the control tokens that are typed as text."""
     if not has_signs(conversation):
         return 0

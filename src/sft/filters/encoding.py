@@ -71,3 +71,8 @@ def around(text: str, found: re.Match[str]) -> str:
 def _repaired(text: str) -> str:
     raw = b"".join(sign.encode("latin-1" if sign in UNDEFINED else "cp1252") for sign in text)
     return raw.decode("utf-8", "replace")
+
+
+def valid_text(text: str) -> str:
+    """Return a text that UTF-8 can hold: lone surrogates are written as escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

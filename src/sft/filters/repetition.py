@@ -23,7 +23,8 @@ from itertools import accumulate, islice, pairwise
 from operator import sub
 
 from sft.conversation import Conversation, Message, Rejection
-from sft.filters.screen import LONGEST_WORD, OTHER_SENTENCE_ENDS, SENTENCE_ENDS, SHORTEST_LINE, RepetitionLimits, screen
+from sft.filters.repetition_screen import LONGEST_WORD, OTHER_SENTENCE_ENDS, SENTENCE_ENDS, SHORTEST_LINE, screen
+from sft.params.data import Repetition
 
 # A window of so many words is looked at closely when at most half of them are distinct, and at most this share
 # of its sequences of three.
@@ -83,12 +84,12 @@ class Stretch:
     """How often that item comes in the stretch."""
 
 
-def check_repetition(conversation: Conversation, limits: RepetitionLimits) -> Rejection | None:
+def check_repetition(conversation: Conversation, limits: Repetition) -> Rejection | None:
     """Return the first loop of a conversation, or None."""
     return check_repetitions([conversation], limits)[0]
 
 
-def check_repetitions(conversations: Sequence[Conversation], limits: RepetitionLimits) -> list[Rejection | None]:
+def check_repetitions(conversations: Sequence[Conversation], limits: Repetition) -> list[Rejection | None]:
     """Check many conversations: a screen of all their texts at once first; few must be looked at closely."""
     found: list[Rejection | None] = []
     block: list[tuple[Conversation, Trained]] = []
@@ -103,7 +104,7 @@ def check_repetitions(conversations: Sequence[Conversation], limits: RepetitionL
     return found
 
 
-def _check_block(block: Sequence[tuple[Conversation, Trained]], limits: RepetitionLimits) -> Iterator[Rejection | None]:
+def _check_block(block: Sequence[tuple[Conversation, Trained]], limits: Repetition) -> Iterator[Rejection | None]:
     """Yield the first loop of each conversation, or None."""
     texts: list[str] = []
     groups: list[int] = []
@@ -126,7 +127,7 @@ def _check_block(block: Sequence[tuple[Conversation, Trained]], limits: Repetiti
 def _first_loop(
     conversation: Conversation,
     trained: Trained,
-    limits: RepetitionLimits,
+    limits: Repetition,
     looks: Sequence[tuple[bool, bool]],
     together: bool,
 ) -> Rejection | None:
@@ -154,14 +155,14 @@ def trained_texts(message: Message) -> Iterator[tuple[str, str]]:
         yield "call", json.dumps(call["function"]["arguments"], ensure_ascii=False).replace("\\n", "\n")
 
 
-def find_loop(text: str, limits: RepetitionLimits, lines: bool = True, words: bool = True) -> str:
+def find_loop(text: str, limits: Repetition, lines: bool = True, words: bool = True) -> str:
     """Describe the first loop in a text; empty if there is none, or one of lines or words that is not looked for."""
     return (
         (lines and find_line_loop(text, limits)) or (words and find_word_loop(text, limits)) or find_run(text, limits)
     )
 
 
-def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
+def find_line_loop(text: str, limits: Repetition, times: int = 1) -> str:
     """Find lines or sentences that come back `times` x line_repeats times, with little else between."""
     repeats = limits.line_repeats * times
     marked = text
@@ -182,7 +183,7 @@ def find_line_loop(text: str, limits: RepetitionLimits, times: int = 1) -> str:
     return _describe(unit, stretch.repeats, starts[stretch.start], starts[stretch.end] - 1)
 
 
-def find_word_loop(text: str, limits: RepetitionLimits) -> str:
+def find_word_loop(text: str, limits: Repetition) -> str:
     """Find a sequence of words that comes back inside a window, as it is or with another number in it."""
     plain = _plain(text, WORDS_WITHOUT_NUMBERS)
     words = _words(plain)
@@ -195,7 +196,7 @@ def find_word_loop(text: str, limits: RepetitionLimits) -> str:
     return ""
 
 
-def _word_loop(text: str, begin: int, stop: int, limits: RepetitionLimits) -> str:
+def _word_loop(text: str, begin: int, stop: int, limits: Repetition) -> str:
     """Look closely at the characters begin <= i < stop of a text."""
     for table, repeats in ((WORDS, limits.ngram_repeats), (WORDS_WITHOUT_NUMBERS, limits.max_numbered_repeats)):
         plain = _plain(text[begin:stop], table)
@@ -229,7 +230,7 @@ def _has_few_sequences(window: list[str]) -> bool:
     return len(set(zip(window, window[1:], window[2:], strict=False))) <= SCREEN_SEQUENCES * len(window)
 
 
-def _sequence_stretch(words: list[str], repeats: int, limits: RepetitionLimits) -> Stretch | None:
+def _sequence_stretch(words: list[str], repeats: int, limits: Repetition) -> Stretch | None:
     sequences = list(zip(*(words[i:] for i in range(limits.ngram)), strict=False))
     window = limits.window * repeats // limits.ngram_repeats
     return find_stretch(
@@ -237,7 +238,7 @@ def _sequence_stretch(words: list[str], repeats: int, limits: RepetitionLimits) 
     )
 
 
-def find_run(text: str, limits: RepetitionLimits) -> str:
+def find_run(text: str, limits: Repetition) -> str:
     """Find a few characters over and over with nothing between, or numbers that only count on."""
     step = max(1, limits.max_char_run - COMMON_PERIOD - PROBE_CHARS)  # every run that is long enough holds a probe
     for probe in range(0, len(text) - COMMON_PERIOD - PROBE_CHARS + 1, step):
@@ -252,7 +253,7 @@ def find_run(text: str, limits: RepetitionLimits) -> str:
     return ""
 
 
-def find_turn_loop(messages: Sequence[Message], turns: Sequence[int], limits: RepetitionLimits) -> str:
+def find_turn_loop(messages: Sequence[Message], turns: Sequence[int], limits: Repetition) -> str:
     """Find actions that answer the same message again and again; `turns` are indices of assistant messages.
 
     A page that is turned gives another result, and another answer to the same call is progress: only the

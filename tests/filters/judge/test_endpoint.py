@@ -1,4 +1,4 @@
-"""Where an endpoint is, how long to wait for it, and what is never shown of it. Requests: test_judge.py."""
+"""The endpoint: settings from the environment, pauses, and secrets that are never shown. Requests: test_judge.py."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -6,11 +6,11 @@ from email.utils import format_datetime
 import pytest
 
 from sft.cli import InputError
-from sft.filters.judge.endpoint import LONGEST_BACKOFF_S, Endpoint, pause_s, setting
+from sft.filters.judge.endpoint import MAX_BACKOFF_S, Endpoint, number_from_environment, pause_s
 
 
-def test_pauses_double_up_to_a_limit_and_are_spread():
-    for failures, most in [(1, 1.0), (2, 2.0), (5, 16.0), (7, LONGEST_BACKOFF_S)]:
+def test_pauses_double_up_to_a_limit_and_are_randomized():
+    for failures, most in [(1, 1.0), (2, 2.0), (5, 16.0), (7, MAX_BACKOFF_S)]:
         pauses = [pause_s(failures, "", backoff_s=1.0) for _ in range(50)]
         assert all(most / 2 <= pause <= most for pause in pauses)
     assert len({pause_s(3, "", backoff_s=1.0) for _ in range(50)}) > 10
@@ -24,7 +24,7 @@ def test_a_pause_is_as_long_as_the_endpoint_asks():
 
 
 @pytest.mark.parametrize("header", ["", "soon", "-5", "nan", "inf", "1e9", "Wed, 99 Oct 2015 07:28:00 GMT"])
-def test_a_wish_that_cannot_be_read_changes_nothing(header: str):
+def test_a_header_that_cannot_be_read_changes_nothing(header: str):
     assert 0.5 <= pause_s(1, header, backoff_s=1.0) <= 1
 
 
@@ -44,29 +44,29 @@ def test_without_a_url_there_is_no_endpoint(monkeypatch: pytest.MonkeyPatch):
         "x",
     ],
 )
-def test_a_url_that_cannot_be_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, url: str):
+def test_an_invalid_url_is_an_error_that_does_not_show_it(monkeypatch: pytest.MonkeyPatch, url: str):
     monkeypatch.setenv("SFT_JUDGE_URL", url)
-    with pytest.raises(InputError, match="SFT_JUDGE_URL: expected") as error:
+    with pytest.raises(InputError, match=r"^SFT_JUDGE_URL: ") as error:
         Endpoint.from_environment()
     assert "secret" not in str(error.value)
 
 
-def test_a_key_that_no_header_holds_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch):
+def test_a_key_that_no_header_can_have_is_an_error_that_does_not_show_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SFT_JUDGE_URL", "http://localhost/v1")
     monkeypatch.setenv("SFT_JUDGE_API_KEY", "sec\nret")
-    with pytest.raises(InputError, match="SFT_JUDGE_API_KEY: expected") as error:
+    with pytest.raises(InputError, match=r"^SFT_JUDGE_API_KEY: ") as error:
         Endpoint.from_environment()
     assert "ret" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "form"), [("0", r"[1-9]\d{0,2}"), ("many", r"[1-9]\d{0,2}")])
-def test_a_setting_is_a_number(monkeypatch: pytest.MonkeyPatch, text: str, form: str):
+@pytest.mark.parametrize(("text", "pattern"), [("0", r"[1-9]\d{0,2}"), ("many", r"[1-9]\d{0,2}")])
+def test_a_setting_is_a_number(monkeypatch: pytest.MonkeyPatch, text: str, pattern: str):
     monkeypatch.setenv("SFT_JUDGE_CONCURRENCY", text)
-    with pytest.raises(InputError, match=f"SFT_JUDGE_CONCURRENCY={text}: expected a number above 0"):
-        setting("SFT_JUDGE_CONCURRENCY", "8", form)
+    with pytest.raises(InputError, match=f"^SFT_JUDGE_CONCURRENCY={text}: "):
+        number_from_environment("SFT_JUDGE_CONCURRENCY", "8", pattern)
 
 
-def test_what_is_quoted_of_an_endpoint_names_neither_its_place_nor_its_key():
+def test_a_quotation_has_neither_the_address_nor_the_key():
     endpoint = Endpoint("https://me:pass@judge.example:8443/v1", "sk-secret", timeout_s=1)
     quoted = endpoint.quote("key SK-SECRET at https://me:pass@judge.example:8443/v1, JUDGE.example, " + "x" * 1000)
     assert quoted.startswith("key *** at ***, ***, xxx")

@@ -1,4 +1,4 @@
-"""A judge behind HTTP, on loopback: slow, broken, lying, and honest."""
+"""The judge, against an HTTP server on loopback that is slow, broken, lying or honest."""
 
 import http.server
 import json
@@ -44,13 +44,13 @@ def status(number: int, text: str = "", **headers: str) -> Reply:
 
 
 class Model(http.server.ThreadingHTTPServer):
-    """Answers as `answer` says, given what is asked (the first message judged) and the number of the request."""
+    """Replies with `answer`, called with the first message of the conversation and the number of the request."""
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Door)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.answer: Callable[[str, int], Reply] = lambda asked, number: completion(GOOD)
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -63,7 +63,7 @@ class Model(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
 
-class Door(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
     server: Model
     protocol_version = "HTTP/1.1"
 
@@ -214,11 +214,11 @@ def test_a_rerun_asks_nothing_needs_no_endpoint_and_reports_the_same_bytes(
 
 def test_what_is_not_in_the_cache_needs_an_endpoint(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SFT_JUDGE_URL")
-    with pytest.raises(InputError, match="set SFT_JUDGE_URL"):
+    with pytest.raises(InputError, match=r"^SFT_JUDGE_URL: "):
         judged(tmp_path, "a")
 
 
-def test_whatever_determines_the_verdict_asks_anew_and_nothing_else_does(model: Model, tmp_path: Path):
+def test_only_params_that_can_change_a_verdict_ask_for_it_again(model: Model, tmp_path: Path):
     (tmp_path / "rubric.md").write_text("Be strict.\n{{conversation}}\nNow.\n")
     judged(tmp_path, "a")
     for changes in ({"model": "judge-2"}, {"max_tokens": 501}, {"rubric": str(tmp_path / "rubric.md")}):
@@ -238,19 +238,19 @@ def test_two_processes_share_the_cache(model: Model, tmp_path: Path):
         "done = {'role': 'assistant', 'content': 'Done.'}\n"
         "texts = [[{'role': 'user', 'content': str(i)}, done] for i in range(40)]\n"
         "with Judge.load(params, Path(sys.argv[1])) as judge:\n"
-        "    found = list(judge.verdicts(Conversation(messages, None) for messages in texts))\n"
-        "sys.stdout.write(''.join(verdict.model_dump_json() for verdict in found))\n"
+        "    verdicts = list(judge.verdicts(Conversation(messages, None) for messages in texts))\n"
+        "sys.stdout.write(''.join(verdict.model_dump_json() for verdict in verdicts))\n"
     )
     # Each answer is another one: only the cache can make both processes say the same.
     model.answer = lambda asked, number: completion(f'{{"faults": [], "consistent": true, "score": {number % 5 + 1}}}')
     command = [sys.executable, "-c", program, str(tmp_path / "judge")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert said[0] == said[1]
+    assert outputs[0] == outputs[1]
     asked = len(model.bodies)
     third, _ = judged(tmp_path, *map(str, range(40)))
-    assert "".join(verdict.model_dump_json() for verdict in third) == said[0]
+    assert "".join(verdict.model_dump_json() for verdict in third) == outputs[0]
     assert len(model.bodies) == asked
 
 
@@ -323,7 +323,7 @@ def test_failures_are_not_cached(model: Model, tmp_path: Path):
 
 
 @pytest.mark.parametrize("drip_s", [0.0, 0.05])
-def test_an_answer_that_takes_too_long_is_not_waited_for(
+def test_an_answer_that_takes_too_long_is_a_failure(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drip_s: float
 ):
     monkeypatch.setenv("SFT_JUDGE_TIMEOUT", "0.2")
@@ -337,40 +337,40 @@ def test_an_answer_that_takes_too_long_is_not_waited_for(
 
 
 def test_an_answer_without_end_is_cut_off(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sft.filters.judge.endpoint.MOST_ANSWER_BYTES", 50)
+    monkeypatch.setattr("sft.filters.judge.endpoint.MAX_REPLY_BYTES", 50)
     [failure], _ = judged(tmp_path, "a")
     assert failure == JudgeFailure("no-answer", "an answer of more than 50 bytes")
 
 
-def test_an_endpoint_that_is_not_there_stops_the_run_under_every_policy(
+def test_an_endpoint_that_cannot_be_reached_stops_the_run_under_every_policy(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SFT_JUDGE_URL", "http://127.0.0.1:1/v1")
-    with pytest.raises(InputError, match=r"cannot be reached: ConnectError.*Check SFT_JUDGE_URL") as error:
+    with pytest.raises(InputError, match=r"^SFT_JUDGE_URL: .*ConnectError") as error:
         judged(tmp_path, "a", on_failure="keep")
     assert "127.0.0.1" not in str(error.value)
 
 
-# What the endpoint does not take.
+# What the endpoint rejects.
 
 
-@pytest.mark.parametrize(("refused", "asked"), [({"json_schema"}, 2), ({"json_schema", "json_object"}, 3)])
-def test_an_endpoint_without_json_answers_is_asked_in_words_and_that_is_learnt(
-    model: Model, tmp_path: Path, refused: set[str], asked: int
+@pytest.mark.parametrize(("rejected", "requests"), [({"json_schema"}, 2), ({"json_schema", "json_object"}, 3)])
+def test_a_format_that_the_endpoint_rejects_is_not_tried_again(
+    model: Model, tmp_path: Path, rejected: set[str], requests: int
 ):
     def answer(text: str, number: int) -> Reply:
         form = model.bodies[-1].get("response_format", {}).get("type")
-        return status(400, "unknown response_format") if form in refused else completion(GOOD)
+        return status(400, "unknown response_format") if form in rejected else completion(GOOD)
 
     model.answer = answer
     with Judge.load(settings(), tmp_path, backoff_s=0.001) as judge:
         assert list(judge.verdicts([chat("a")])) == [VERDICT]
-        assert len(model.bodies) == asked
+        assert len(model.bodies) == requests
         assert list(judge.verdicts([chat("b")])) == [VERDICT]
-        assert len(model.bodies) == asked + 1
+        assert len(model.bodies) == requests + 1
 
 
-def test_a_conversation_that_the_endpoint_refuses_fails_alone(model: Model, tmp_path: Path):
+def test_a_conversation_that_the_endpoint_rejects_fails_alone(model: Model, tmp_path: Path):
     model.answer = lambda asked, number: status(400, "context length") if asked == "long" else completion(GOOD)
     outcomes, _ = judged(tmp_path, "long", "a")
     assert outcomes == [JudgeFailure("refused", 'status 400: {"error": {"message": "context length"}}'), VERDICT]
@@ -393,7 +393,7 @@ def test_a_wrong_key_stops_at_once_and_is_never_shown(
 ):
     caplog.set_level(logging.DEBUG)
     model.answer = lambda asked, number: status(code, f"Incorrect API key: {KEY}")
-    with pytest.raises(InputError, match=f"lets us not in .status {code}.*SFT_JUDGE_API_KEY") as error:
+    with pytest.raises(InputError, match=f"^SFT_JUDGE_API_KEY: .*{code}") as error:
         judged(tmp_path, *map(str, range(40)), on_failure="keep")
     assert len(model.bodies) <= 8 + 1
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -403,16 +403,16 @@ def test_a_wrong_key_stops_at_once_and_is_never_shown(
     assert written
 
 
-def test_a_key_that_the_endpoint_sends_back_is_not_passed_on(model: Model, tmp_path: Path):
+def test_a_key_in_a_reply_is_not_in_the_evidence(model: Model, tmp_path: Path):
     model.answer = lambda asked, number: status(500, f"at {model.url} with Bearer {KEY}")
     [failure], _ = judged(tmp_path, "a")
     assert failure.evidence == 'status 500: {"error": {"message": "at *** with Bearer ***"}}'
 
 
 @pytest.mark.parametrize(("code", "headers"), [(404, {}), (302, {"Location": "http://127.0.0.1:1/"}), (402, {})])
-def test_a_wrong_place_stops_the_run(model: Model, tmp_path: Path, code: int, headers: dict[str, str]):
+def test_a_wrong_address_stops_the_run(model: Model, tmp_path: Path, code: int, headers: dict[str, str]):
     model.answer = lambda asked, number: status(code, "no such model", **headers)
-    with pytest.raises(InputError, match=f"gives status {code}.*Check SFT_JUDGE_URL.*filter.judge.model"):
+    with pytest.raises(InputError, match=f"^SFT_JUDGE_URL: .*status {code}.*filter.judge.model"):
         judged(tmp_path, "a", on_failure="keep")
     assert len(model.bodies) == 1
 
@@ -431,7 +431,7 @@ def test_a_wrong_place_stops_the_run(model: Model, tmp_path: Path, code: int, he
         "Yes, it is consistent.",
     ],
 )
-def test_an_answer_that_is_no_verdict_is_a_failure_and_never_a_guess(model: Model, tmp_path: Path, lie: str):
+def test_an_answer_without_a_verdict_is_a_failure_and_never_a_guess(model: Model, tmp_path: Path, lie: str):
     model.answer = lambda asked, number: completion(lie)
     outcomes, judge = judged(tmp_path, "a")
     assert outcomes[0].kind == "no-verdict"
@@ -453,17 +453,17 @@ def test_a_verdict_in_a_conversation_is_data_and_the_model_decides(model: Model,
 # Policy and budget.
 
 
-def test_under_stop_a_failure_ends_the_run_and_says_which_and_what_is_kept(model: Model, tmp_path: Path):
+def test_with_stop_a_failure_ends_the_run_and_names_the_conversation(model: Model, tmp_path: Path):
     model.answer = lambda asked, number: completion("hm") if asked == "c" else completion(GOOD)
-    wanted = rf"conversation {chat('c').id}: no-verdict: no JSON object in it: hm\. .*on_failure.* \d verdicts are in"
-    with pytest.raises(InputError, match=wanted):
+    place = rf"^conversation {chat('c').id}: .*no-verdict: .*filter\.judge\.on_failure.* \d verdicts"
+    with pytest.raises(InputError, match=place):
         judged(tmp_path, "a", "b", "c", "d", on_failure="stop")
 
 
-def test_a_budget_of_requests_stops_and_a_rerun_goes_on_from_there(model: Model, tmp_path: Path):
+def test_a_budget_of_requests_stops_and_a_rerun_continues_from_there(model: Model, tmp_path: Path):
     texts = [str(i) for i in range(25)]
     for spent in (10, 20):
-        with pytest.raises(InputError, match=rf"budget_requests: all 10 are spent\. {spent} verdicts are in the cache"):
+        with pytest.raises(InputError, match=rf"^filter\.judge\.budget_requests: all 10 .* {spent} verdicts"):
             judged(tmp_path, *texts, budget_requests=10)
         assert len(model.bodies) == spent
     outcomes, judge = judged(tmp_path, *texts, budget_requests=10)
@@ -471,23 +471,23 @@ def test_a_budget_of_requests_stops_and_a_rerun_goes_on_from_there(model: Model,
     assert (judge.usage.cached, judge.usage.requests) == (20, 5)
 
 
-def test_retries_are_paid_from_the_budget_too(model: Model, tmp_path: Path):
+def test_retries_count_in_the_budget(model: Model, tmp_path: Path):
     model.answer = lambda asked, number: status(500)
-    with pytest.raises(InputError, match=r"budget_requests: all 4 are spent\. 0 verdicts"):
+    with pytest.raises(InputError, match=r"^filter\.judge\.budget_requests: all 4 .* 0 verdicts"):
         judged(tmp_path, "a", budget_requests=4)
     assert len(model.bodies) == 4
 
 
 def test_a_budget_of_tokens_stops_when_it_is_spent(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SFT_JUDGE_CONCURRENCY", "1")
-    with pytest.raises(InputError, match=r"budget_tokens: 360 of 300 are spent\. 3 verdicts"):
+    with pytest.raises(InputError, match=r"^filter\.judge\.budget_tokens: 360 of 300 .* 3 verdicts"):
         judged(tmp_path, *map(str, range(9)), budget_tokens=300)
     assert len(model.bodies) == 3
 
 
-def test_a_budget_of_tokens_needs_an_endpoint_that_tells_them(model: Model, tmp_path: Path):
+def test_a_budget_of_tokens_needs_an_endpoint_that_reports_them(model: Model, tmp_path: Path):
     choice = {"message": {"content": GOOD}, "finish_reason": "stop"}
     model.answer = lambda asked, number: (200, json.dumps({"choices": [choice]}).encode(), {})
-    with pytest.raises(InputError, match="does not tell tokens; set budget_requests"):
+    with pytest.raises(InputError, match=r"^filter\.judge\.budget_tokens: .*budget_requests"):
         judged(tmp_path, "a", budget_tokens=300)
     assert judged(tmp_path, "a")[0] == [VERDICT]

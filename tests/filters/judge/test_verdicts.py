@@ -1,4 +1,4 @@
-"""What goes to a judge and what is taken from it: data that stays data, verdicts that are never guessed."""
+"""The prompt, in which data stays data; verdicts, which are never guessed; rejections and the cache."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from sft.filters.judge.verdicts import (
     as_data,
     parse_verdict,
     read_rubric,
-    rejection_of,
+    reject_by_verdict,
     request_of,
 )
 
@@ -65,14 +65,14 @@ def test_what_the_schema_asks_for_is_a_verdict():
 
 
 @pytest.mark.parametrize("text", ["no place", "{{conversation}}\n", "a\n{{conversation}}\nb\n{{conversation}}\nc"])
-def test_a_rubric_without_exactly_one_place_is_refused(tmp_path: Path, text: str):
+def test_a_rubric_without_exactly_one_place_is_an_error(tmp_path: Path, text: str):
     (tmp_path / "rubric.md").write_text(text)
-    with pytest.raises(InputError, match=r"filter\.judge\.rubric.*expected instructions and one such line"):
+    with pytest.raises(InputError, match=r"^filter\.judge\.rubric: .*rubric\.md: "):
         read_rubric(tmp_path / "rubric.md")
 
 
-def test_a_rubric_that_is_not_there_is_an_error_of_the_user(tmp_path: Path):
-    with pytest.raises(InputError, match="cannot be read"):
+def test_a_missing_rubric_is_an_error_that_names_it(tmp_path: Path):
+    with pytest.raises(InputError, match=r"^filter\.judge\.rubric: .*none\.md: "):
         read_rubric(tmp_path / "none.md")
 
 
@@ -98,11 +98,11 @@ def test_the_judge_sees_tools_calls_results_reasoning_and_numbers():
 
 
 def test_equal_conversations_make_equal_requests_whatever_the_order_of_their_keys():
-    one = Conversation([{"role": "user", "content": "hi"}], [{"type": "function", "function": {"name": "f"}}])
-    other = Conversation([{"content": "hi", "role": "user"}], [{"function": {"name": "f"}, "type": "function"}])
+    left = Conversation([{"role": "user", "content": "hi"}], [{"type": "function", "function": {"name": "f"}}])
+    right = Conversation([{"content": "hi", "role": "user"}], [{"function": {"name": "f"}, "type": "function"}])
     rubric = ("before", "after")
-    assert one.id == other.id
-    assert json.dumps(request_of(one, rubric, PARAMS)) == json.dumps(request_of(other, rubric, PARAMS))
+    assert left.id == right.id
+    assert json.dumps(request_of(left, rubric, PARAMS)) == json.dumps(request_of(right, rubric, PARAMS))
 
 
 def test_a_request_is_the_rubric_then_the_data_then_the_end_of_the_rubric():
@@ -131,12 +131,12 @@ def test_a_request_is_the_rubric_then_the_data_then_the_end_of_the_rubric():
         f"The template wrote the first tag. {BAD}</think>{GOOD}",
     ],
 )
-def test_a_verdict_is_found_in_what_stands_around_it(text: str):
+def test_a_verdict_is_found_among_other_text(text: str):
     assert parse_verdict(text, messages=2) == Verdict(faults=[], consistent=True, score=4)
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "fault"),
     [
         ("", "no JSON object"),
         ("The conversation is consistent, score 5.", "no JSON object"),
@@ -173,19 +173,19 @@ def test_a_verdict_is_found_in_what_stands_around_it(text: str):
         ('{"faults": [{"message": 1, "what": "says "' + GOOD + '""}], "consistent": false, "score": 1}', "delimiter"),
     ],
 )
-def test_what_is_not_exactly_one_verdict_is_none(text: str, why: str):
-    with pytest.raises(ValueError, match=why.replace(".", r"\.")):
+def test_anything_but_exactly_one_verdict_is_an_error(text: str, fault: str):
+    with pytest.raises(ValueError, match=fault.replace(".", r"\.")):
         parse_verdict(text, messages=2)
 
 
 @given(st.integers(0, len(BAD) - 1))
-def test_a_verdict_that_is_cut_is_none(length: int):
+def test_a_cut_verdict_is_an_error(length: int):
     with pytest.raises(ValueError, match=r"."):
         parse_verdict(BAD[:length], messages=2)
 
 
 @pytest.mark.parametrize(
-    ("body", "why"),
+    ("body", "fault"),
     [
         ("<html>busy</html>", "Expecting value"),
         ("[]", "no chat completion"),
@@ -196,58 +196,58 @@ def test_a_verdict_that_is_cut_is_none(length: int):
         ('{"choices": [{"message": {"content": "a"}}], "usage": [1]}', "no chat completion"),
     ],
 )
-def test_what_is_no_chat_completion_gives_no_answer(body: str, why: str):
-    with pytest.raises(ValueError, match=why):
+def test_anything_but_a_chat_completion_is_an_error(body: str, fault: str):
+    with pytest.raises(ValueError, match=fault):
         answer_of(body)
 
 
-def test_tokens_that_an_endpoint_does_not_tell_are_not_made_up():
+def test_tokens_that_an_endpoint_does_not_report_are_unknown():
     choice = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
     assert answer_of(json.dumps(choice)) == ("a", False, None, None)
-    told = {**choice, "usage": {"prompt_tokens": 7, "completion_tokens": "many"}}
-    assert answer_of(json.dumps(told)) == ("a", False, 7, None)
+    reported = {**choice, "usage": {"prompt_tokens": 7, "completion_tokens": "many"}}
+    assert answer_of(json.dumps(reported)) == ("a", False, 7, None)
 
 
-# What follows from it.
+# The rejection.
 
 
-def test_an_inconsistent_conversation_is_refused_with_what_the_judge_found():
-    rejection = rejection_of(parse_verdict(BAD, messages=2), PARAMS)
+def test_an_inconsistent_conversation_is_rejected_with_the_faults_as_evidence():
+    rejection = reject_by_verdict(parse_verdict(BAD, messages=2), PARAMS)
     assert rejection == Rejection("judge-inconsistent", "score 2 of 5; messages[1]: books 3 May, asked for 5 May")
 
 
-def test_a_consistent_conversation_below_the_score_is_refused_and_one_at_the_score_is_kept():
+def test_a_consistent_conversation_is_rejected_below_min_score_and_kept_at_it():
     low, enough = Verdict(faults=[], consistent=True, score=2), Verdict(faults=[], consistent=True, score=3)
-    assert rejection_of(low, PARAMS) == Rejection("judge-inconsistent", "score 2 of 5")
-    assert rejection_of(enough, PARAMS) is None
+    assert reject_by_verdict(low, PARAMS) == Rejection("judge-inconsistent", "score 2 of 5")
+    assert reject_by_verdict(enough, PARAMS) is None
 
 
-def test_a_fault_refuses_whatever_the_score():
+def test_a_fault_rejects_whatever_the_score():
     verdict = Verdict(faults=[Fault(message=0, what="x")], consistent=False, score=5)
-    assert rejection_of(verdict, PARAMS).reason == "judge-inconsistent"
+    assert reject_by_verdict(verdict, PARAMS).reason == "judge-inconsistent"
 
 
-def test_a_failure_refuses_or_keeps_as_the_policy_says():
+def test_a_failure_rejects_or_keeps_by_policy():
     failure = JudgeFailure("no-answer", "status 500: busy")
-    assert rejection_of(failure, PARAMS) == Rejection("judge-failed", "no-answer: status 500: busy")
-    assert rejection_of(failure, SimpleNamespace(min_score=3, on_failure="keep")) is None
+    assert reject_by_verdict(failure, PARAMS) == Rejection("judge-failed", "no-answer: status 500: busy")
+    assert reject_by_verdict(failure, SimpleNamespace(min_score=3, on_failure="keep")) is None
 
 
 # The cache.
 
 
-def test_the_first_verdict_that_is_kept_is_the_one_that_everybody_gets(tmp_path: Path):
+def test_the_first_verdict_stored_for_a_request_is_the_one_that_all_get(tmp_path: Path):
     first, second = (Judged(parse_verdict(text, messages=2), 10, 2) for text in (GOOD, BAD))
-    one, other = VerdictCache(tmp_path / "judge"), VerdictCache(tmp_path / "judge")
-    assert one.get("a") is None
-    assert one.put("a", first) == first
-    assert other.put("a", second) == first
-    assert (one.get("a"), other.get("b")) == (first, None)
-    one.close()
-    other.close()
+    caches = VerdictCache(tmp_path / "judge"), VerdictCache(tmp_path / "judge")
+    assert caches[0].get("a") is None
+    assert caches[0].put("a", first) == first
+    assert caches[1].put("a", second) == first
+    assert (caches[0].get("a"), caches[1].get("b")) == (first, None)
+    for cache in caches:
+        cache.close()
 
 
 def test_a_file_that_is_no_cache_is_an_error_that_says_what_to_do(tmp_path: Path):
     (tmp_path / "verdicts.sqlite").write_text("no database, " * 100)
-    with pytest.raises(InputError, match=r"verdicts\.sqlite: the cache of verdicts cannot be used.*move the file away"):
+    with pytest.raises(InputError, match=r"verdicts\.sqlite: .*move the file away"):
         VerdictCache(tmp_path)

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint: one request, and what came of it.
+"""One request to an OpenAI-compatible endpoint.
 
-Where it is comes from the environment (SFT_JUDGE_URL, SFT_JUDGE_API_KEY, SFT_JUDGE_TIMEOUT) and goes nowhere: no
-message, no log, no file. Nothing is raised for what an endpoint does: every fate of a request is a `Reply`.
+The environment says where it is (SFT_JUDGE_URL, SFT_JUDGE_API_KEY, SFT_JUDGE_TIMEOUT). Neither URL nor key is in a
+message, log or file. A failure of the endpoint raises nothing: it is a `Reply` as well.
 """
 
 import contextlib
@@ -18,51 +18,51 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sft.cli import InputError
-from sft.filters.judge.verdicts import short
+from sft.filters.judge.verdicts import one_line
 
-# SFT_JUDGE_TIMEOUT, in seconds: default and form.
-TIMEOUT_S, TIMEOUT_FORM = "120", r"0\.\d*[1-9]|[1-9]\d{0,3}(\.\d+)?"
-# After a failure: the first pause, doubled with each failure up to the second; an endpoint may ask for more,
-# up to the third.
-BACKOFF_S, LONGEST_BACKOFF_S, LONGEST_PAUSE_S = 1.0, 60.0, 120.0
-MOST_ANSWER_BYTES = 4 << 20
+# SFT_JUDGE_TIMEOUT, in seconds: default and pattern.
+TIMEOUT_S, TIMEOUT_PATTERN = "120", r"0\.\d*[1-9]|[1-9]\d{0,3}(\.\d+)?"
+# The pause after a failure: BACKOFF_S, doubled with each failure up to MAX_BACKOFF_S. An endpoint may ask for a longer
+# one, up to MAX_PAUSE_S.
+BACKOFF_S, MAX_BACKOFF_S, MAX_PAUSE_S = 1.0, 60.0, 120.0
+MAX_REPLY_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back of one request."""
+    """The outcome of one request."""
 
     status: int
-    """HTTP status; 0 if there was no whole answer."""
+    """HTTP status; 0 without a complete reply."""
     body: str
-    """What was answered, or what went wrong."""
+    """The text of the reply, or the error."""
     retry_after: str = ""
-    """The header of that name: seconds, or a date."""
+    """The header of that name: seconds or a date."""
     unreachable: bool = False
-    """There was not even a connection."""
+    """Whether there was no connection."""
 
 
 class Endpoint:
-    """Where the judge is. Neither the URL nor the key is ever shown."""
+    """An endpoint of the judge. Its URL and key are never shown."""
 
     def __init__(self, url: str, key: str, timeout_s: float) -> None:
         import httpx  # here and below: slow to import, and most runs have no judge
 
-        for name in ("httpx", "httpcore"):  # they log the URL of every request
+        for name in ("httpx", "httpcore"):  # they log the URL of each request
             logging.getLogger(name).setLevel(logging.WARNING)
         self._url, self._key, self._timeout_s = url.rstrip("/"), key, timeout_s
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        # Redirects are not followed: the key is for this place only.
+        # Redirects are not followed: the key is for this host only.
         limits = httpx.Limits(max_connections=None)
         self._client = httpx.Client(headers=headers, timeout=timeout_s, limits=limits, follow_redirects=False)
 
     @classmethod
     def from_environment(cls) -> "Endpoint | None":
-        """Read SFT_JUDGE_URL (None if not set), SFT_JUDGE_API_KEY and SFT_JUDGE_TIMEOUT. Raises InputError."""
+        """Return the endpoint that SFT_JUDGE_URL names; None if it is not set. Raises InputError."""
         import httpx
 
         url, key = os.environ.get("SFT_JUDGE_URL", "").strip(), os.environ.get("SFT_JUDGE_API_KEY", "").strip()
-        timeout_s = float(setting("SFT_JUDGE_TIMEOUT", TIMEOUT_S, TIMEOUT_FORM))
+        timeout_s = float(number_from_environment("SFT_JUDGE_TIMEOUT", TIMEOUT_S, TIMEOUT_PATTERN))
         if not url:
             return None
         try:
@@ -72,13 +72,13 @@ class Endpoint:
         except httpx.InvalidURL:
             usable = False
         if not usable:
-            raise InputError("SFT_JUDGE_URL: expected http(s)://host[:port]/v1: what stands before /chat/completions.")
+            raise InputError("SFT_JUDGE_URL: expected http(s)://host[:port]/v1, the part before /chat/completions.")
         if not re.fullmatch(r"[\x21-\x7e]*", key):
             raise InputError("SFT_JUDGE_API_KEY: expected printable ASCII without spaces.")
         return cls(url, key, timeout_s)
 
     def post(self, body: dict[str, Any]) -> Reply:
-        """Send one request and read the whole answer, within the timeout and MOST_ANSWER_BYTES."""
+        """Send one request and return the reply, within the timeout and MAX_REPLY_BYTES."""
         import httpx
 
         content, end = bytearray(), time.monotonic() + self._timeout_s
@@ -87,10 +87,10 @@ class Endpoint:
             with self._client.stream("POST", url, content=data) as response:
                 for piece in response.iter_bytes():
                     content += piece
-                    if time.monotonic() > end:  # httpx limits the wait for each piece only
+                    if time.monotonic() > end:  # the timeout of httpx is for each piece
                         return Reply(0, f"no whole answer in {self._timeout_s:g} s")
-                    if len(content) > MOST_ANSWER_BYTES:
-                        return Reply(0, f"an answer of more than {MOST_ANSWER_BYTES} bytes")
+                    if len(content) > MAX_REPLY_BYTES:
+                        return Reply(0, f"an answer of more than {MAX_REPLY_BYTES} bytes")
                 text, wait = content.decode("utf-8", "replace"), response.headers.get("Retry-After", "")
                 return Reply(response.status_code, text, wait)
         except httpx.RequestError as error:
@@ -98,12 +98,12 @@ class Endpoint:
             return Reply(0, f"{type(error).__name__} {error}".strip(), unreachable=unreachable)
 
     def quote(self, text: str) -> str:
-        """Shorten a text that came from outside, without the key and the place of the endpoint."""
+        """Return a text from outside as one short line, without the key and the address of the endpoint."""
         parts = urlsplit(self._url)
         for secret in (self._key, self._url, parts.netloc, parts.password, parts.hostname):
             if secret:
                 text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
-        return short(text)
+        return one_line(text)
 
     def close(self) -> None:
         """Close the connections."""
@@ -111,8 +111,8 @@ class Endpoint:
 
 
 def pause_s(failures: int, retry_after: str, backoff_s: float) -> float:
-    """Return how long to wait after the n-th failure: doubled each time, spread, and never shorter than asked for."""
-    wait = min(LONGEST_BACKOFF_S, backoff_s * 2.0 ** (failures - 1)) * random.uniform(0.5, 1)
+    """Return the pause after the n-th failure: doubled each time, randomized, at least what `retry_after` asks for."""
+    wait = min(MAX_BACKOFF_S, backoff_s * 2.0 ** (failures - 1)) * random.uniform(0.5, 1)
     if re.fullmatch(r"\s*\d{1,9}\s*", retry_after):
         return max(wait, float(retry_after))
     with contextlib.suppress(ValueError):
@@ -121,9 +121,9 @@ def pause_s(failures: int, retry_after: str, backoff_s: float) -> float:
     return wait
 
 
-def setting(name: str, default: str, form: str) -> str:
-    """Read a number of the environment that has the form of a pattern. Raises InputError."""
+def number_from_environment(name: str, default: str, pattern: str) -> str:
+    """Return an environment variable that matches a pattern. Raises InputError."""
     text = os.environ.get(name) or default
-    if not re.fullmatch(form, text):
+    if not re.fullmatch(pattern, text):
         raise InputError(f"{name}={text}: expected a number above 0")
     return text

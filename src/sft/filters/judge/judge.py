@@ -1,14 +1,14 @@
-"""A language model as judge: is every action of a conversation consistent with goals, tools and results?
+"""A language model as judge: are all actions of a conversation consistent with its goals, tools and results?
 
-conversations -> verdicts, one each, in the same order whatever the concurrency, from any OpenAI-compatible
-endpoint (POST <SFT_JUDGE_URL>/chat/completions). What is asked and answered is in sft.filters.judge.verdicts.
+Conversations -> verdicts in the same order, from an OpenAI-compatible endpoint (POST <SFT_JUDGE_URL>/chat/completions).
+Prompt and verdict: sft.filters.judge.verdicts.
 
-Guaranteed: every conversation gets a verdict or a counted `JudgeFailure`; every verdict is in the cache when it
-is given out, so that a rerun asks nothing and gives the same bytes. Not guaranteed: that an endpoint answers
-the same twice. Failures are not cached: a rerun asks again.
+Every conversation gets a verdict or a counted `JudgeFailure`. A verdict is in the cache before it is returned, so a
+rerun asks nothing and gives the same bytes; an endpoint need not answer the same twice. Failures are not cached: a
+rerun asks again.
 
-Environment, never shown and never written: SFT_JUDGE_URL, SFT_JUDGE_API_KEY. Also SFT_JUDGE_CONCURRENCY
-(requests at a time) and SFT_JUDGE_TIMEOUT (seconds for an answer).
+Environment, never shown and never written: SFT_JUDGE_URL, SFT_JUDGE_API_KEY. Also SFT_JUDGE_CONCURRENCY (concurrent
+requests) and SFT_JUDGE_TIMEOUT (seconds per request).
 """
 
 import threading
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sft.cli import InputError
 from sft.conversation import Conversation
 from sft.files import resolve_repo_file
-from sft.filters.judge.endpoint import BACKOFF_S, LONGEST_PAUSE_S, Endpoint, pause_s, setting
+from sft.filters.judge.endpoint import BACKOFF_S, MAX_PAUSE_S, Endpoint, number_from_environment, pause_s
 from sft.filters.judge.verdicts import (
     FORMATS,
     Judged,
@@ -40,29 +40,29 @@ from sft.hashing import value_digest
 if TYPE_CHECKING:
     from sft.params.data import JudgeParams
 
-# SFT_JUDGE_CONCURRENCY: default and form.
-CONCURRENCY, CONCURRENCY_FORM = "8", r"[1-9]\d{0,2}"
-# Conversations read ahead for each request at a time: a slow verdict does not hold up the others.
-AHEAD = 4
-# Failures of a kind until a conversation is given up. 8 without an answer take a minute and a half; answers that
-# are no verdict hardly change at temperature 0.
+# SFT_JUDGE_CONCURRENCY: default and pattern.
+CONCURRENCY, CONCURRENCY_PATTERN = "8", r"[1-9]\d{0,2}"
+# Conversations read ahead per concurrent request, so that a slow verdict does not hold up the others.
+READ_AHEAD = 4
+# Failures of a kind until a conversation is given up. 8 requests without an answer take a minute and a half; an answer
+# without a verdict rarely changes at temperature 0.
 ATTEMPTS = {"no-answer": 8, "no-verdict": 3}
-# HTTP statuses: ask again later (so from 500 on); not in this form; not this conversation; not you.
-LATER, FORM_REFUSED, REFUSED, NO_ENTRY = {0, 408, 425, 429}, {400, 422}, {400, 413, 422}, {401, 403}
+# HTTP statuses: try again later (also from 500 on), try another format, give up the conversation, check the API key.
+LATER, OTHER_FORMAT, REFUSED, NO_ACCESS = {0, 408, 425, 429}, {400, 422}, {400, 413, 422}, {401, 403}
 
 
 @dataclass
 class Usage:
-    """What this run cost; another number each time, so for people and not for reports."""
+    """The cost of this run; it differs between runs, so it is printed and not in reports."""
 
     requests: int = 0
-    """All requests, also those that failed."""
+    """All requests, failed ones too."""
     retries: int = 0
     """Requests after the first for a conversation."""
     cached: int = 0
-    """Verdicts that were there before."""
+    """Verdicts that were in the cache."""
     judged: int = 0
-    """Verdicts that were asked for and put into the cache."""
+    """Verdicts from the endpoint."""
     tokens_in: int = 0
     tokens_out: int = 0
 
@@ -70,7 +70,7 @@ class Usage:
 class Judge:
     """Asks for verdicts, several at a time; use it in a `with` block.
 
-    `usage` is what this run cost; `report` is what a rerun repeats.
+    `usage` is the cost of this run; `report` is the same in a rerun.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Judge:
     ) -> None:
         self.usage = Usage()
         self._params, self._rubric, self._cache, self._backoff_s = params, rubric, cache, backoff_s
-        self._concurrency = int(setting("SFT_JUDGE_CONCURRENCY", CONCURRENCY, CONCURRENCY_FORM))
+        self._concurrency = int(number_from_environment("SFT_JUDGE_CONCURRENCY", CONCURRENCY, CONCURRENCY_PATTERN))
         self._endpoint = Endpoint.from_environment()
-        self._form = 0  # the first of FORMATS that the endpoint takes
+        self._format = 0  # the first of FORMATS that the endpoint accepts
         self._scores, self._failures = Counter[int](), Counter[str]()
         self._tokens_in = self._tokens_out = 0
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -88,7 +88,7 @@ class Judge:
 
     @classmethod
     def load(cls, params: "JudgeParams", cache: Path, backoff_s: float = BACKOFF_S) -> "Judge":
-        """Read rubric and environment, open the cache in the folder `cache`. Raises InputError."""
+        """Read the rubric and the environment, and open the cache in a folder. Raises InputError."""
         return cls(params, read_rubric(resolve_repo_file(params.rubric)), VerdictCache(cache), backoff_s)
 
     def __enter__(self) -> Self:
@@ -102,10 +102,10 @@ class Judge:
             self._endpoint.close()
 
     def verdicts(self, conversations: Iterable[Conversation]) -> Iterator[Verdict | JudgeFailure]:
-        """Yield what the judge says of each conversation, in their order; a few are read ahead, no more are kept.
+        """Yield the verdict on each conversation, in order; only a few conversations are read ahead.
 
-        Raises:  InputError: the budget is spent; the endpoint is not there or lets us not in; a failure under
-                 `on_failure: stop`. All verdicts until then are in the cache.
+        Raises:  InputError: the budget is spent; the endpoint cannot be reached or denies access; a failure with
+        `on_failure: stop`. All verdicts until then are in the cache.
         """
         self._stop.clear()
         self._fatal = None
@@ -114,7 +114,7 @@ class Judge:
         try:
             for conversation in conversations:
                 waiting.append((conversation, self._begin(conversation, pool)))
-                if len(waiting) > AHEAD * self._concurrency:
+                if len(waiting) > READ_AHEAD * self._concurrency:
                     yield self._finish(*waiting.popleft(), pool)
             while waiting:
                 yield self._finish(*waiting.popleft(), pool)
@@ -122,7 +122,7 @@ class Judge:
             self._end(pool)
 
     def report(self) -> dict[str, Any]:
-        """Return what the ledger's report says; the same for a rerun that finds all verdicts in the cache."""
+        """Return the counts for the report; a rerun with all verdicts in the cache returns the same."""
         return {
             "model": self._params.model,
             "scores": {str(score): self._scores[score] for score in range(1, 6)},
@@ -132,7 +132,7 @@ class Judge:
         }
 
     def _begin(self, conversation: Conversation, pool: ThreadPoolExecutor) -> Future[Judged | JudgeFailure]:
-        """Start on a conversation: at once done where it is too long or the cache knows it."""
+        """Start a conversation; it is done at once if it is too long or its verdict is in the cache."""
         body = request_of(conversation, self._rubric, self._params)
         request = value_digest({**body, **FORMATS[0]})
         characters = sum(len(message["content"]) for message in body["messages"])
@@ -140,11 +140,13 @@ class Judge:
         if characters > self._params.max_prompt_chars:
             most = self._params.max_prompt_chars
             done.set_result(JudgeFailure("too-long", f"{characters} characters; max_prompt_chars is {most}"))
-        elif known := self._cache.get(request):
+        elif cached := self._cache.get(request):
             self.usage.cached += 1
-            done.set_result(known)
+            done.set_result(cached)
         elif self._endpoint is None:
-            raise InputError("filter.judge: a verdict is not in the cache: set SFT_JUDGE_URL to ask for it.")
+            raise InputError(
+                "SFT_JUDGE_URL: not set, but a verdict is not in the cache. Set it to ask for the verdict."
+            )
         else:
             return pool.submit(self._ask, self._endpoint, request, body, len(conversation.messages))
         return done
@@ -152,18 +154,18 @@ class Judge:
     def _finish(
         self, conversation: Conversation, future: Future[Judged | JudgeFailure], pool: ThreadPoolExecutor
     ) -> Verdict | JudgeFailure:
-        """Wait for the outcome and count it. Raises InputError when all has ended that was under way."""
+        """Wait for an outcome and count it. Raises InputError after all requests in progress."""
         try:
             outcome = future.result()
             if isinstance(outcome, JudgeFailure) and self._params.on_failure == "stop":
                 raise self._halt(
-                    f"no verdict on conversation {conversation.id}: {outcome.kind}: {outcome.evidence}. To go on "
-                    "without, set filter.judge.on_failure to keep or reject."
+                    f"conversation {conversation.id}: no verdict: {outcome.kind}: {outcome.evidence}. To continue "
+                    "without it, set filter.judge.on_failure to keep or reject."
                 )
         except InputError as error:
             self._end(pool)
             kept = self.usage.cached + self.usage.judged
-            raise InputError(f"{error} {kept} verdicts are in the cache; a rerun goes on from there.") from error
+            raise InputError(f"{error} {kept} verdicts are in the cache; a rerun continues from there.") from error
         if isinstance(outcome, JudgeFailure):
             self._failures[outcome.kind] += 1
             return outcome
@@ -173,57 +175,61 @@ class Judge:
         return outcome.verdict
 
     def _end(self, pool: ThreadPoolExecutor) -> None:
-        """Ask nothing more, but wait for what is under way: it is paid for, and goes into the cache."""
+        """Send no more requests, but wait for those in progress: their verdicts go to the cache."""
         self._stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
     def _ask(self, endpoint: Endpoint, request: str, body: dict[str, Any], messages: int) -> Judged | JudgeFailure:
-        """Ask for a verdict until there is one, or no hope of one. Runs in a thread of the pool."""
-        failures, form = Counter[str](), self._form
+        """Ask for a verdict until there is one or it is given up. Runs in a thread of the pool."""
+        failures, answer_format = Counter[str](), self._format
         while True:
             self._spend()
-            reply = endpoint.post({**body, **FORMATS[form]})
-            what = endpoint.quote(reply.body if reply.status == 0 else f"status {reply.status}: {reply.body}")
+            reply = endpoint.post({**body, **FORMATS[answer_format]})
+            fault = endpoint.quote(reply.body if reply.status == 0 else f"status {reply.status}: {reply.body}")
             if reply.status == 200:
-                self._form = max(self._form, form)
+                self._format = max(self._format, answer_format)
                 judged = self._read(endpoint, reply.body, messages)
                 if isinstance(judged, Judged):
                     return self._keep(request, judged)
-                kind, what = "no-verdict", judged
+                kind, fault = "no-verdict", judged
             elif reply.status in LATER or reply.status >= 500:
                 kind = "no-answer"
-            elif reply.status in FORM_REFUSED and form + 1 < len(FORMATS):
-                form += 1
+            elif reply.status in OTHER_FORMAT and answer_format + 1 < len(FORMATS):
+                answer_format += 1
                 continue
             elif reply.status in REFUSED:
-                return JudgeFailure("refused", what)
-            elif reply.status in NO_ENTRY:
-                raise self._halt(f"the judge's endpoint lets us not in (status {reply.status}): see SFT_JUDGE_API_KEY.")
+                return JudgeFailure("refused", fault)
+            elif reply.status in NO_ACCESS:
+                raise self._halt(
+                    f"SFT_JUDGE_API_KEY: the endpoint denies access (status {reply.status}). Check the key."
+                )
             else:
                 raise self._halt(
-                    f"the judge's endpoint gives {what}. Check SFT_JUDGE_URL (what stands before /chat/completions) "
+                    f"SFT_JUDGE_URL: the endpoint replies {fault}. Check the URL (the part before /chat/completions) "
                     "and filter.judge.model."
                 )
             failures[kind] += 1
             if failures[kind] == ATTEMPTS[kind]:
                 if reply.unreachable:
-                    raise self._halt(f"the judge's endpoint cannot be reached: {what}. Check SFT_JUDGE_URL.")
-                return JudgeFailure(kind, what)
+                    raise self._halt(f"SFT_JUDGE_URL: the endpoint cannot be reached: {fault}. Check the URL.")
+                return JudgeFailure(kind, fault)
             wait_s = pause_s(failures.total(), reply.retry_after, self._backoff_s)
-            if wait_s > LONGEST_PAUSE_S:
-                return JudgeFailure(kind, f"{what}; to be asked again in {wait_s:.0f} s")
+            if wait_s > MAX_PAUSE_S:
+                return JudgeFailure(kind, f"{fault}; to be asked again in {wait_s:.0f} s")
             self._stop.wait(wait_s)
             with self._lock:
                 self.usage.retries += 1
 
     def _read(self, endpoint: Endpoint, body: str, messages: int) -> Judged | str:
-        """Count what an answer cost and return its verdict, or say why it is none."""
+        """Count the tokens of an answer; return its verdict, or why it has none."""
         try:
             answer = answer_of(body)
         except ValueError as error:
             return endpoint.quote(f"{error}: {body}")
         if self._params.budget_tokens is not None and (answer.tokens_in is None or answer.tokens_out is None):
-            raise self._halt("filter.judge.budget_tokens: the endpoint does not tell tokens; set budget_requests.")
+            raise self._halt(
+                "filter.judge.budget_tokens: the endpoint does not report tokens. Set budget_requests instead."
+            )
         tokens_in, tokens_out = answer.tokens_in or 0, answer.tokens_out or 0
         with self._lock:
             self.usage.tokens_in += tokens_in
@@ -234,31 +240,31 @@ class Judge:
             return endpoint.quote(f"{error}{' (cut at max_tokens)' if answer.is_cut else ''}: {answer.text}")
 
     def _keep(self, request: str, judged: Judged) -> Judged:
-        """Put a verdict into the cache; another process may have been first."""
+        """Put a verdict into the cache; return the one that is there, for another process may have been first."""
         kept = self._cache.put(request, judged)
         with self._lock:
             self.usage.judged += 1
         return kept
 
     def _spend(self) -> None:
-        """Count a request, or raise InputError where none is left, or the run has ended."""
+        """Count a request. Raises InputError: the budget is spent, or the run has ended."""
         usage, params = self.usage, self._params
         with self._lock:
             tokens = usage.tokens_in + usage.tokens_out
             if params.budget_requests is not None and usage.requests >= params.budget_requests:
-                why = f"filter.judge.budget_requests: all {params.budget_requests} are spent."
+                reason = f"filter.judge.budget_requests: all {params.budget_requests} requests are spent."
             elif params.budget_tokens is not None and tokens >= params.budget_tokens:
-                why = f"filter.judge.budget_tokens: {tokens} of {params.budget_tokens} are spent."
+                reason = f"filter.judge.budget_tokens: {tokens} of {params.budget_tokens} tokens are spent."
             elif self._stop.is_set():
-                why = "stopped."
+                reason = "stopped."
             else:
                 usage.requests += 1
                 return
-        raise self._halt(why)
+        raise self._halt(reason)
 
-    def _halt(self, why: str) -> InputError:
-        """End the run: of several reasons the first is given everywhere."""
+    def _halt(self, reason: str) -> InputError:
+        """End the run; return the error, which is that of the first reason for all threads."""
         with self._lock:
-            self._fatal = fatal = self._fatal or InputError(why)
+            self._fatal = fatal = self._fatal or InputError(reason)
         self._stop.set()
         return fatal

@@ -1,8 +1,8 @@
-"""What a judge is asked about a conversation, what it answers, and the file that keeps the answers.
+"""The judge's prompt, its verdicts, and the cache that keeps them.
 
-A verdict is exactly what the judge wrote, in the form of `Verdict`, or there is none: nothing is guessed. The
-text of a conversation is data in the prompt: it can neither end the data nor spell a chat template's tags.
-The cache knows a verdict by the digest of the whole request: conversation, rubric, model, sampling.
+A verdict is exactly what the judge wrote, in the form of `Verdict`; nothing is guessed. The text of a conversation is
+data in the prompt: it can neither end the data nor write the tags of a chat template. The cache finds a verdict by the
+digest of the whole request: conversation, rubric, model, sampling.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EVIDENCE_CHARS = 200
 MARKER = "{{conversation}}"
 
-# Findings before the conclusion: an endpoint that holds the model to the schema also holds it to this order.
+# Faults before the conclusion: an endpoint that enforces the schema also enforces this order.
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -45,7 +45,7 @@ SCHEMA = {
     "required": ["faults", "consistent", "score"],
     "additionalProperties": False,
 }
-# How an answer in JSON is asked for; an endpoint that refuses one form is asked in the next.
+# How to ask for an answer in JSON: if the endpoint rejects one format, try the next.
 FORMATS: tuple[dict[str, Any], ...] = (
     {
         "response_format": {
@@ -64,23 +64,23 @@ class Fault(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     message: Annotated[int, Field(ge=0)]
-    """Index of the message in which it happens."""
+    """Index of the message."""
     what: Annotated[str, Field(min_length=1)]
     """What contradicts what."""
 
 
 class Verdict(BaseModel):
-    """What the judge says of one conversation."""
+    """The judge's verdict on one conversation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     faults: list[Fault]
     consistent: bool
     score: Annotated[int, Field(ge=1, le=5)]
-    """5 is best; what each means stands in the rubric."""
+    """From 1 to 5, 5 is best; the rubric says what each means."""
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> "Verdict":
+    def _is_unambiguous(self) -> "Verdict":
         if self.consistent == bool(self.faults):
             raise ValueError(f"consistent is {self.consistent}, with {len(self.faults)} faults")
         return self
@@ -91,13 +91,13 @@ class JudgeFailure:
     """Why there is no verdict on a conversation."""
 
     kind: str
-    """too-long, no-answer (the endpoint), no-verdict (the model), or refused (the endpoint will not take it)."""
+    """too-long, no-answer (by the endpoint), no-verdict (in the answer), or refused (by the endpoint)."""
     evidence: str
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict as the cache holds it, with what it cost when it was asked for."""
+    """A verdict in the cache, with the tokens that it took."""
 
     verdict: Verdict
     tokens_in: int
@@ -109,14 +109,14 @@ class Answer(NamedTuple):
 
     text: str
     is_cut: bool
-    """The model came to max_tokens."""
+    """Whether the model reached max_tokens."""
     tokens_in: int | None
     tokens_out: int | None
-    """None where the endpoint does not tell."""
+    """None if the endpoint does not report it."""
 
 
 def read_rubric(path: Path) -> tuple[str, str]:
-    """Return what the judge is told before and after the conversation. Raises InputError."""
+    """Return the instructions before and after the conversation. Raises InputError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -124,16 +124,16 @@ def read_rubric(path: Path) -> tuple[str, str]:
     before, *after = text.split(f"\n{MARKER}\n")
     if not before.strip() or len(after) != 1:
         raise InputError(
-            f"filter.judge.rubric: {path}: found {len(after)} lines {MARKER}; expected instructions and one such "
-            "line, where the conversation goes."
+            f"filter.judge.rubric: {path}: found {len(after)} lines {MARKER}, expected instructions and one such line, "
+            "which the conversation replaces."
         )
     return before.strip(), after[0].strip()
 
 
 def as_data(conversation: Conversation) -> str:
-    r"""Write a conversation as JSON that holds no `<`: text in it can neither end the data nor spell a template's tags.
+    r"""Return a conversation as JSON without `<`, so that it can neither end the data nor write a template's tags.
 
-    The same for equal conversations, whatever the order of their keys.
+    Equal conversations give equal text, whatever the order of their keys.
 
     >>> as_data(Conversation([{"role": "user", "content": "</conversation>"}], None))
     '{"tools": [], "messages": [{"index": 0, "role": "user", "content": "\\u003c/conversation>"}]}'
@@ -144,7 +144,7 @@ def as_data(conversation: Conversation) -> str:
 
 
 def request_of(conversation: Conversation, rubric: tuple[str, str], params: "JudgeParams") -> dict[str, Any]:
-    """Build the body of the request, without the format of the answer."""
+    """Return the body of the request, without the format of the answer."""
     before, after = rubric
     data = f"<conversation>\n{as_data(conversation)}\n</conversation>\n\n{after}"
     return {
@@ -156,27 +156,27 @@ def request_of(conversation: Conversation, rubric: tuple[str, str], params: "Jud
 
 
 def answer_of(body: str) -> Answer:
-    """Read a chat completion. Raises ValueError: it is none, or holds no text."""
+    """Return the first choice of a chat completion. Raises ValueError: it is no chat completion or has no text."""
     try:
         completion = strict_json.parse(body)
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         text, is_cut = choice["message"]["content"], choice.get("finish_reason") == "length"
-        told = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"no chat completion ({type(error).__name__} {error})") from None
     if not isinstance(text, str):
         raise ValueError(f"no text{' before max_tokens' if is_cut else ''}")
-    tokens_in, tokens_out = (count if type(count) is int and count >= 0 else None for count in told)
+    tokens_in, tokens_out = (count if type(count) is int and count >= 0 else None for count in tokens)
     return Answer(text, is_cut, tokens_in, tokens_out)
 
 
 def parse_verdict(text: str, messages: int) -> Verdict:
-    """Read the verdict in an answer on a conversation of `messages` messages.
+    """Return the verdict in an answer about a conversation of `messages` messages.
 
-    Text around the JSON is passed over, so is reasoning that ends in </think>. From the first brace to the last
-    all must be one verdict: where there are two, or half of one, nothing is guessed.
+    Reasoning that ends in </think> and text around the JSON are skipped. From the first brace to the last, the answer
+    must be one verdict: two verdicts, or half of one, are errors.
 
-    Raises:  ValueError: says why the answer is no verdict.
+    Raises:  ValueError: why the answer is no verdict.
 
     >>> parse_verdict('Sure: {"faults": [], "consistent": true, "score": 4}.', messages=2).score
     4
@@ -193,33 +193,33 @@ def parse_verdict(text: str, messages: int) -> Verdict:
         fault = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in fault["loc"])
         raise ValueError(f"{place + ': ' if place else ''}{fault['msg'].removeprefix('Value error, ')}") from None
-    for found in verdict.faults:
-        if found.message >= messages:
-            raise ValueError(f"a fault in message {found.message}, the conversation has {messages}")
+    for reported in verdict.faults:
+        if reported.message >= messages:
+            raise ValueError(f"a fault in message {reported.message}, the conversation has {messages}")
     return verdict
 
 
-def rejection_of(outcome: Verdict | JudgeFailure, params: "JudgeParams") -> Rejection | None:
-    """Say why a conversation is refused, or None: `judge-inconsistent`, and `judge-failed` if on_failure is reject."""
+def reject_by_verdict(outcome: Verdict | JudgeFailure, params: "JudgeParams") -> Rejection | None:
+    """Return the rejection of a conversation: `judge-inconsistent`, or `judge-failed` if on_failure is reject."""
     if isinstance(outcome, JudgeFailure):
         return None if params.on_failure == "keep" else Rejection("judge-failed", f"{outcome.kind}: {outcome.evidence}")
     if outcome.consistent and outcome.score >= params.min_score:
         return None
-    faults = [f"messages[{fault.message}]: {short(fault.what)}" for fault in outcome.faults]
+    faults = [f"messages[{fault.message}]: {one_line(fault.what)}" for fault in outcome.faults]
     return Rejection("judge-inconsistent", "; ".join([f"score {outcome.score} of 5", *faults]))
 
 
 class VerdictCache:
-    """Verdicts by the digest of their request, in one SQLite file; threads and processes share it.
+    """Verdicts by the digest of their request, in a SQLite file that threads and processes share.
 
-    The first verdict that is put for a request is the one that everybody gets.
+    The first verdict stored for a request is the one that all readers get.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "verdicts.sqlite"
         self._lock = threading.Lock()
-        with self._explained():
+        with self._raising_input_errors():
             self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS verdicts (request TEXT PRIMARY KEY, verdict TEXT NOT NULL, "
@@ -227,16 +227,16 @@ class VerdictCache:
             )
 
     def get(self, request: str) -> Judged | None:
-        """Return the verdict on a request, if there is one."""
-        with self._explained():
-            found = self._connection.execute(
+        """Return the verdict for a request; None if there is none."""
+        with self._raising_input_errors():
+            row = self._connection.execute(
                 "SELECT verdict, tokens_in, tokens_out FROM verdicts WHERE request = ?", (request,)
             ).fetchone()
-            return None if found is None else Judged(Verdict.model_validate_json(found[0]), found[1], found[2])
+            return None if row is None else Judged(Verdict.model_validate_json(row[0]), row[1], row[2])
 
     def put(self, request: str, judged: Judged) -> Judged:
-        """Keep a verdict unless there is one; return the one that is kept."""
-        with self._explained():
+        """Store a verdict unless there is one; return the stored one."""
+        with self._raising_input_errors():
             self._connection.execute(
                 "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)",
                 (request, judged.verdict.model_dump_json(), judged.tokens_in, judged.tokens_out),
@@ -248,18 +248,18 @@ class VerdictCache:
         self._connection.close()
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _raising_input_errors(self) -> Iterator[None]:
         try:
             with self._lock:
                 yield
         except (sqlite3.Error, ValidationError) as error:
             raise InputError(
-                f"{self.path}: the cache of verdicts cannot be used: {str(error).splitlines()[0]}. Check the disk, or "
-                "move the file away: its verdicts are then asked for again."
+                f"{self.path}: cannot use the cache of verdicts: {str(error).splitlines()[0]}. Check the disk, or move "
+                "the file away to ask for its verdicts again."
             ) from error
 
 
-def short(text: str) -> str:
-    """Bring a text into one line of EVIDENCE_CHARS."""
+def one_line(text: str) -> str:
+    """Return a text as one line of at most EVIDENCE_CHARS."""
     text = " ".join(text.split())
     return text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "..."

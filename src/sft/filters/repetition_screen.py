@@ -8,8 +8,9 @@ letters), which only makes a "yes" more likely. All texts are one array of bytes
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+from sft.params.data import Repetition
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,32 +36,6 @@ LINE_END = b"\xff"
 SPREAD, SECOND, THIRD = 0x9E3779B1, 0xC2B2AE35, 0x27D4EB2F
 
 
-@dataclass(frozen=True)
-class RepetitionLimits:
-    """When something comes too often: filter.repetition of params.yaml. bench/filters.py measures it."""
-
-    min_letters: int
-    """A stretch with fewer letters, in UTF-8 bytes, is no loop."""
-    min_repeated_share: float
-    """Share of a stretch, in letters, that is made of repeated items."""
-    line_repeats: int
-    """How often a line or sentence comes in a stretch; over all turns together, twice as often."""
-    ngram: int
-    """Words in a sequence."""
-    ngram_repeats: int
-    """How often a sequence of words comes in a window."""
-    window: int
-    """Words in a window."""
-    max_numbered_repeats: int
-    """How often a sequence of words comes that is the same but for its numbers."""
-    max_char_run: int
-    """Length from which a few characters over and over, with nothing between, are a loop."""
-    max_counting_run: int
-    """Numbers in a row that only count on, from which they are a loop."""
-    turn_repeats: int
-    """How often the same message is answered by the same action."""
-
-
 class Screened(NamedTuple):
     """What must be looked at."""
 
@@ -83,9 +58,7 @@ class _Items(NamedTuple):
     """Letters of all that stands before."""
 
 
-def screen(
-    texts: Sequence[str], groups: Sequence[int], number: int, limits: RepetitionLimits, together: int
-) -> Screened:
+def screen(texts: Sequence[str], groups: Sequence[int], number: int, limits: Repetition, together: int) -> Screened:
     """Say which texts can hold a loop.
 
     Args:  groups: of each text, below `number`. together: a line comes so many times as often in a loop of a group.
@@ -155,7 +128,7 @@ def _byte_values() -> "Hashes":
     return values
 
 
-def _may_loop(items: _Items, is_counted: "Flags", repeats: int, limits: RepetitionLimits) -> "Flags":
+def _may_loop(items: _Items, is_counted: "Flags", repeats: int, limits: Repetition) -> "Flags":
     """Say for each owner whether its items can make a loop, in which one comes `repeats` times.
 
     `is_counted`: of which owners the letters before each item are known.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sft.conversation import Conversation
 from sft.filters import repetition
 from sft.filters.repetition import check_repetition, check_repetitions, find_line_loop, find_loop, find_word_loop
-from sft.filters.screen import OTHER_SPACES, Screened, screen
+from sft.filters.repetition_screen import OTHER_SPACES, Screened, screen
 from tests.filters.test_repetition import LIMITS, LOOP, PROSE, says
 
 PIECES = st.sampled_from(

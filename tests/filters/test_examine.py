@@ -1,0 +1,93 @@
+"""Examine: which rows are drawn, and the columns in which each outcome is written."""
+
+import json
+
+import pytest
+
+from sft.cli import InputError
+from sft.conversation import Conversation, Rejection
+from sft.filters.examine import check_readable, draw, examined_row, json_text, write_examined
+from sft.filters.pipeline import Kept
+from sft.formats.raw_files import Row
+from sft.params.read import load
+from sft.parquet import read_rows
+from tests.support.project import ROOT, tool_records
+
+ROWS = [Row(location=f"a.jsonl:{number}", record={}) for number in range(1, 201)]
+MESSAGES = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+
+
+def test_a_draw_has_rows_from_everywhere_in_their_order_and_another_seed_others():
+    drawn = list(draw(ROWS, 10, seed=1))
+    places = [ROWS.index(row) for row in drawn]
+    assert len(places) == 10
+    assert places == sorted(places)
+    assert max(places) > 100
+    assert list(draw(iter(ROWS), 10, seed=1)) == drawn
+    assert list(draw(ROWS, 10, seed=2)) != drawn
+
+
+def test_a_draw_larger_than_the_source_takes_all():
+    assert list(draw(ROWS[:5], 9, seed=1)) == ROWS[:5]
+
+
+def test_rows_pass_until_a_file_cannot_be_read(tmp_path):
+    rows = check_readable([ROWS[0], Row("b.jsonl:2", None, "damaged", is_end=True)], tmp_path)
+    assert next(rows) == ROWS[0]
+    with pytest.raises(InputError) as error:
+        next(rows)
+    assert str(error.value).startswith(f"{tmp_path}/b.jsonl:2: damaged")
+
+
+def test_a_kept_row_is_written_in_normal_form():
+    conversation = Conversation(MESSAGES, None)
+    row = Row("a.jsonl:3", {"messages": [{"role": "developer", "content": "x"}]})
+    assert examined_row(row, Kept(conversation, "1f", b"signature", 2), "chats") == {
+        "id": "1f",
+        "signature": b"signature",
+        "control_tokens": 2,
+        "messages": json.dumps(MESSAGES, separators=(",", ":")),
+        "tools": None,
+        "meta": '{"source":"chats","location":"a.jsonl:3"}',
+        "location": "a.jsonl:3",
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "tools"),
+    [
+        (Row("a:1", {"messages": MESSAGES, "tools": []}), json_text(MESSAGES), "[]"),
+        (Row("a:1", {"prompt": "?"}), '{"prompt":"?"}', None),
+        (Row("a:1", None, "not valid JSON", "{broken"), '{"raw":"{broken"}', None),
+    ],
+    ids=["record", "other fields", "text"],
+)
+def test_a_rejected_row_is_written_as_it_came_with_reason_evidence_and_location(row, messages, tools):
+    columns = examined_row(row, Rejection("some-reason", "because \ud800"), "chats")
+    assert (columns["messages"], columns["tools"]) == (messages, tools)
+    assert (columns["reason"], columns["evidence"]) == ("some-reason", "a:1: because \\ud800")
+    assert len(columns["id"]) == 32
+
+
+def test_json_is_text_that_utf8_can_hold():
+    assert json_text({"a": [1, "é"]}) == '{"a":[1,"é"]}'
+    assert json_text("\ud800") == '"\\ud800"'
+    assert json_text(2**70) == str(2**70)
+
+
+def test_every_row_is_written_in_its_order_whatever_the_batches(tmp_path):
+    params = load("filter", path=ROOT / "params.yaml").model_dump_json()
+    task = {
+        "scratch": str(tmp_path),
+        "raw": "raw",
+        "params": params,
+        "benchmark_items": None,
+        "digest": "",
+        "source": "x",
+    }
+    rows = [Row(f"a:{number}", record) for number, record in enumerate(tool_records(300))]
+    folder, num_rows = write_examined(rows, task)
+    written = list(read_rows(tmp_path / folder))
+    assert num_rows == len(written) == 300
+    assert [row["location"] for row in written] == [row.location for row in rows]
+    assert all(row["reason"] is None and row["signature"] for row in written)
