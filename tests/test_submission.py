@@ -59,8 +59,8 @@ def test_a_dry_run_shows_script_layout_and_verdicts_and_submits_nothing(cluster,
         "slurm: ok: sbatch: Job",
         "Megatron-Bridge: ok: ",
         "\n  train.global_batch_size: 2\n",
-        "2 x this processor: tensor 1 x pipeline 1 x context 1 x data 2",
-        " 0 refused",
+        "2 x CPU: tensor 1 x pipeline 1 x context 1 x data 2",
+        " 0 failed",
         "data and model: ok",
         "nothing was submitted",
     ):
@@ -72,11 +72,11 @@ def test_a_dry_run_shows_script_layout_and_verdicts_and_submits_nothing(cluster,
 def test_a_dry_run_whose_checks_refuse_ends_with_an_error(project):
     output = run(project, "make", "train", "CLUSTER=example", "DRY_RUN=1", fails=True)
     for shown in (
-        "variables: REFUSED: environment: HF_TOKEN: not set",
-        "image: REFUSED: container.image: /images/megatron-bridge.sqsh: not found",
-        "REFUSED  batch",
+        "variables: FAILED: environment: HF_TOKEN: not set",
+        "image: FAILED: container.image: /images/megatron-bridge.sqsh: not found",
+        "FAILED   global-batch-size",
         "nothing was submitted",
-        "of the checks above refuse this job",
+        "of the checks above failed",
     ):
         assert shown in output
 
@@ -220,7 +220,7 @@ def test_a_layout_that_does_not_divide_is_refused_before_anything_is_submitted(c
         output = run(project, "python", "-m", "sft.stages.train", CLUSTER="loopback", PYTHONPATH="src", fails=True)
     finally:
         (project / "params.yaml").write_text(params)
-    assert "global_batch_size is 3" in output
+    assert "global_batch_size: 3" in output
     assert cluster.jobs() == []
 
 

@@ -370,15 +370,15 @@ def test_a_node_with_too_little_space_is_refused(cluster, root):
 def test_a_dry_run_counts_every_check_that_refuses(capsys):
     paragraphs = [
         "image: ok",
-        "Megatron-Bridge: REFUSED: a",
-        "estimate and rules:\nREFUSED  batch",
-        "data and model: REFUSED: b",
+        "Megatron-Bridge: FAILED: a",
+        "estimate and checks:\nFAILED   disk",
+        "data and model: FAILED: b",
     ]
     for number, some in ((1, paragraphs[:2]), (2, paragraphs[:3]), (3, paragraphs)):
         with pytest.raises(InputError, match=f"^{number} of the checks "):
             jobs.print_verdict(some)
-    jobs.print_verdict(["slurm: ok: nothing is REFUSED: so far"])
-    assert "Megatron-Bridge: REFUSED: a" in capsys.readouterr().out
+    jobs.print_verdict(["slurm: ok: nothing FAILED: so far"])
+    assert "Megatron-Bridge: FAILED: a" in capsys.readouterr().out
 
 
 def test_a_run_with_an_active_job_is_refused_on_this_machine(tmp_path):

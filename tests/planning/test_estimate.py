@@ -1,6 +1,6 @@
-"""The estimate: parameters exactly, memory and disk by arithmetic that stands here in numbers.
+"""estimate: parameters exactly, memory and disk by arithmetic in literal numbers.
 
-What was measured on a CPU is compared in tests/training/test_bridge.py (checkpoints) and bench/estimate.py (memory).
+tests/training/test_bridge.py compares with the checkpoints of a CPU run, bench/estimate.py with its memory.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def test_a_layer_is_counted_matrix_by_matrix(kind: str, expected: Count) -> None
     assert estimate.layer_count(LLAMA, kind) == expected
 
 
-def test_tied_weights_stand_once_and_twice_where_stages_part_them() -> None:
+def test_tied_weights_count_once_and_twice_on_two_stages() -> None:
     table = 400 * 64
     assert estimate.count(LLAMA).total == table + 2 * (12_288 + 64 + 24_576 + 64) + 64
     first, last = (estimate.count(LLAMA, "*-", first=at == 0, last=at == 1) for at in (0, 1))
@@ -88,7 +88,27 @@ def test_memory_of_the_production_layout_in_numbers() -> None:
     assert memory.total == pytest.approx(54.9e9, rel=0.01)
 
 
-def test_each_lever_moves_what_it_is_said_to_move() -> None:
+@pytest.mark.parametrize(
+    ("ranks", "global_batch_size", "packs"),
+    [(4, 8, 4), (4, 3, 3), (4, 1, 1), (8, 8, 4), (8, 4, 2)],
+)
+def test_the_first_stage_of_a_pipeline_keeps_activations_of_several_packs(
+    ranks: int, global_batch_size: int, packs: int
+) -> None:
+    """In fp32 a token of attention keeps 320 numbers, one of an MLP 512: 128 x 4 x (320 + 512) bytes a pack."""
+    params = train_params(model={"pipeline_model_parallel_size": 4}, train={"global_batch_size": global_batch_size})
+    model = dataclasses.replace(LLAMA, pattern="*-*-*-*-", layers=4, vocabulary=16)
+    layout = estimate.layout_of(params.model, ranks)
+    memory = estimate.memory(model, params, layout, 128, sharded=False)
+    assert memory.activations == 425_984 * packs
+
+
+def test_the_last_stage_of_a_pipeline_keeps_activations_of_one_pack() -> None:
+    layout = estimate.layout_of(train_params(model={"pipeline_model_parallel_size": 4}).model, 4)
+    assert [estimate.packs_in_flight(layout, stage, 8) for stage in range(4)] == [4, 3, 2, 1]
+
+
+def test_each_param_changes_its_part_of_the_memory() -> None:
     def memory(ranks: int = 16, **changes: dict[str, Any]) -> estimate.Memory:
         params = nano(**changes)
         return estimate.memory(NANO, params, estimate.layout_of(params.model, ranks), 4096, sharded=True)
@@ -149,7 +169,7 @@ def test_a_step_costs_six_operations_a_weight_and_token_and_eight_when_computed_
     assert (least, at_most) == (plain.flops_per_step / 0.40e9, plain.flops_per_step / 0.15e9)
 
 
-def test_the_production_profile_needs_what_its_head_says() -> None:
+def test_the_production_profile_fits_the_gpus_that_it_names() -> None:
     """16 GPUs of 80 GB, or 8 larger ones."""
     params = read(PROFILES / "nemotron3-nano.yaml")
     needs = {

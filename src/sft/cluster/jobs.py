@@ -219,11 +219,11 @@ def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:
 
 
 def print_verdict(paragraphs: list[str]) -> None:
-    """Print a dry run. Raises InputError: a check refuses the job."""
+    """Print a dry run. Raises InputError: a check failed."""
     sys.stdout.write("\n\n".join([*paragraphs, "nothing was submitted (DRY_RUN=1)"]) + "\n")
-    refusals = sum(len(re.findall(r"^(?:\w[\w -]*: )?REFUSED", text, re.M)) for text in paragraphs)
-    if refusals:
-        raise InputError(f"{refusals} of the checks above refuse this job")
+    failed = sum(len(re.findall(r"^(?:\w[\w -]*: )?FAILED", text, re.M)) for text in paragraphs)
+    if failed:
+        raise InputError(f"{failed} of the checks above failed: the job would not be submitted")
 
 
 def ask_slurm(run: Path, stage: str, cluster: Cluster, environment: dict[str, str]) -> str:
@@ -237,13 +237,13 @@ def ask_slurm(run: Path, stage: str, cluster: Cluster, environment: dict[str, st
 
 
 def verdict(name: str, check: Callable[[], object]) -> str:
-    """Return the result of a check as text: ok, REFUSED or NOT CHECKED, with its message."""
+    """Return the result of a check as text: ok, FAILED or NOT CHECKED, with its message."""
     try:
         result = check()
     except slurm.UnreachableError as error:
         return f"{name}: NOT CHECKED: {error}"
     except InputError as error:
-        return f"{name}: REFUSED: {error}"
+        return f"{name}: FAILED: {error}"
     text = str(result or "").strip()
     return f"{name}: {text if text.startswith('ok') else f'ok: {text}' if text else 'ok'}"
 

@@ -40,13 +40,14 @@ def show(params: Params, cluster: Cluster, key: str | None, check_inputs: Callab
         gpu = preflight.gpu_of(cluster.gpu) if cluster.gpu else preflight.Gpu("GPU", None, 0.0)
 
     def resolve() -> str:
-        values, relaxed = preflight.resolved(params, cluster.ranks, on_gpu=on_gpu, own=has_inputs)
+        values, relaxed = preflight.resolve(params, cluster.ranks, on_gpu=on_gpu, has_inputs=has_inputs)
         lines = [f"  {name}: {json.dumps(value)}" for name, value in flatten(values).items()]
         not_validated = f"; not validated on this machine: {', '.join(relaxed)}" if relaxed else ""
         return f"ok: {len(lines)} values{not_validated}\n" + "\n".join(lines)
 
     def estimate() -> str:
-        return "\n".join(["ok", *preflight.lines(preflight.look(params, cluster.ranks, gpu, own=has_inputs))])
+        report = preflight.examine(params, cluster.ranks, gpu, has_inputs=has_inputs)
+        return "\n".join(["ok", *preflight.report_lines(report)])
 
     jobs.print_verdict(
         [

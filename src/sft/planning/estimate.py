@@ -1,21 +1,21 @@
-"""What a training needs on each GPU: memory, time and disk, from params.yaml and the shapes of the model.
+"""The estimate of memory, time and disk of a training, from params.yaml and the shapes of the model. Pure arithmetic.
 
-Pure arithmetic. Parameters are counted exactly. Weights, gradients and optimizer states follow exactly from
-them and the parallel layout; activations are a model of what a backward pass keeps and are the uncertain part.
+Parameters are counted exactly. Weights, gradients and optimizer states follow exactly from them and the parallel
+layout. Activations are a model of what a backward pass keeps, the uncertain part.
 
-What is known of the error:
-- parameters: equal to those of transformers for Nemotron 3 Nano and every model tried, to the last one;
-- memory of a CPU run (fp32): bench/estimate.py saw 0.93 to 1.34 times the estimate with SmolLM2-135M (packs of 512;
-  all kept, recomputed, adapters), hence MEMORY_ERROR; on a GPU nothing was measured here.
+Measured errors:
+- parameters: none. Counts equal those of transformers for Nemotron 3 Nano and every model tried.
+- memory of a CPU run (fp32): 0.93 to 1.34 times the estimate with SmolLM2-135M in packs of 512 (bench/estimate.py:
+  all kept, recomputed, adapters), hence MEMORY_ERROR. Not measured on a GPU.
 - checkpoints: 12 bytes a parameter in fp32, as a CPU run writes; 14 under BF16 by the same arithmetic.
-- time: a range, between the shares of a GPU's arithmetic in UTILISATION; nothing was measured here.
+- time: not measured. It is a range between two values of UTILIZATION.
 
-Bytes are decimal in messages (1 GB = 1e9). Not counted: CUDA context, NCCL buffers, fragmentation; leave
-RESERVE of a GPU for them.
+Bytes are decimal in messages (1 GB = 1e9). Not counted: CUDA context, NCCL buffers, fragmentation. RESERVE of a GPU is
+left for them.
 
-Sources: activations of attention and MLP after Korthikanti et al. 2022 (arXiv 2205.05198) with attention that
-keeps no scores; optimizer states after Megatron-Core's distributed optimizer; Mamba-2 layer after megatron.core
-0.19.2 ssm/mamba_mixer.py.
+Sources: activations of attention and MLP after Korthikanti et al. 2022 (arXiv 2205.05198), with attention that keeps
+no scores; optimizer states after Megatron-Core's distributed optimizer; Mamba-2 after megatron.core 0.19.2
+ssm/mamba_mixer.py.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from sft.params import training as p
 
 RESERVE = 0.1
-"""Share of a GPU's memory that the estimate leaves free."""
-UTILISATION = (0.15, 0.40)
-"""Shares of a GPU's dense BF16 arithmetic that training reaches, pessimistic and optimistic."""
+"""Share of a GPU's memory that stays free."""
+UTILIZATION = (0.15, 0.40)
+"""Shares of a GPU's dense BF16 FLOP/s that training reaches: pessimistic, optimistic."""
 MEMORY_ERROR = 0.35
-"""Share by which the memory of a step may be larger or smaller than estimated."""
+"""Share by which the memory of a step can differ from the estimate."""
 GPUS = {
     "A100-40GB": (40e9, 312e12),
     "A100-80GB": (80e9, 312e12),
@@ -43,7 +43,7 @@ MAMBA_CONVOLUTION, MAMBA_CHUNK = 4, 128
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shapes of a model. `pattern` has a letter for each layer: * attention, - MLP, E experts, M Mamba-2."""
+    """Shapes of a model. `pattern` has a letter for each layer: * attention, - MLP, E experts, M Mamba-2."""
 
     vocabulary: int
     hidden: int
@@ -54,9 +54,9 @@ class Geometry:
     ffn: int
     gated: bool
     tied: bool
-    """Whether embedding and output share their weights."""
+    """Whether embedding and output layer share their weights."""
     layers: int
-    """Layers as Megatron counts them: attention and the MLP behind it are one, but not in a hybrid model."""
+    """As Megatron counts them: attention and its MLP are one layer, except in a hybrid model."""
     linear_bias: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -76,20 +76,20 @@ class Geometry:
 
     @property
     def mamba_projection(self) -> int:
-        """Width of what a Mamba layer computes of its input: z, x, B, C and dt."""
+        """Width of the input projection of a Mamba layer: z, x, B, C and dt."""
         return 2 * self.mamba_inner + 2 * self.mamba_groups * self.mamba_state + self.mamba_heads
 
 
 @dataclass(frozen=True)
 class Count:
-    """Numbers of parameters by how a layout spreads them."""
+    """Numbers of parameters, by how a layout divides them."""
 
     split: int = 0
-    """Spread over the tensor-parallel GPUs."""
+    """Divided over the tensor-parallel GPUs."""
     copied: int = 0
-    """Whole on each of them."""
+    """Whole on each tensor-parallel GPU."""
     expert: int = 0
-    """Of routed experts: spread over the expert-parallel GPUs."""
+    """Of routed experts: divided over the expert-parallel GPUs."""
 
     def __add__(self, other: "Count") -> "Count":
         return Count(self.split + other.split, self.copied + other.copied, self.expert + other.expert)
@@ -102,7 +102,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Layout:
-    """How many GPUs share what."""
+    """The parallel layout: how many GPUs divide what."""
 
     ranks: int
     tensor: int
@@ -113,17 +113,17 @@ class Layout:
 
     @property
     def data(self) -> int:
-        """Groups of GPUs that each take packs of their own."""
+        """Groups of GPUs that take different packs."""
         return self.ranks // (self.tensor * self.pipeline * self.context)
 
     @property
     def dense_copies(self) -> int:
-        """GPUs that have the same dense weights, and so share their optimizer states."""
+        """GPUs with the same dense weights; they share optimizer states."""
         return self.ranks // (self.tensor * self.pipeline)
 
     @property
     def expert_copies(self) -> int:
-        """GPUs that have the same experts."""
+        """GPUs with the same experts."""
         return max(1, self.ranks // (self.pipeline * self.expert))
 
 
@@ -139,46 +139,46 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it, without RESERVE."""
+        """Sum, without RESERVE."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training needs."""
+    """What a training needs in memory, arithmetic and disk."""
 
     parameters: int
     active: int
-    """Parameters that a token passes through."""
+    """Parameters that one token uses."""
     trained: int
-    """Parameters that change: all, or those of adapters."""
+    """Parameters that training changes: all, or those of adapters."""
     memory: Memory
     flops_per_step: float
-    """Arithmetic of one optimizer step, over all GPUs, with what is computed again."""
+    """Of one optimizer step over all GPUs, including recomputation."""
     tokens_per_step: int
-    """At most: packs that are full."""
+    """At most, with full packs."""
     checkpoint: float
     """Bytes of one checkpoint of the run."""
     checkpoints: int
-    """How many there are at most at a time."""
+    """Most checkpoints that exist at a time."""
     imported: float
-    """Bytes of the base model as a Megatron checkpoint; so much host memory is needed to make it, too."""
+    """Bytes of the base model as a Megatron checkpoint. Importing it takes as much host memory."""
     exported: float
     """Bytes of models/final."""
 
     @property
     def disk(self) -> float:
-        """Bytes below runs/ and models/final at the fullest moment."""
+        """Most bytes in runs/ and models/final at a time."""
         return self.checkpoint * self.checkpoints + self.imported + self.exported
 
     def seconds_per_step(self, flops: float, ranks: int) -> tuple[float, float]:
-        """Return the seconds of a step on so many GPUs of so many FLOP per second: at least, at most."""
-        slow, fast = UTILISATION
+        """Return (least, most) seconds of a step; `flops` are those of one GPU per second."""
+        slow, fast = UTILIZATION
         return self.flops_per_step / (ranks * flops * fast), self.flops_per_step / (ranks * flops * slow)
 
 
 def layer_count(g: Geometry, kind: str) -> Count:
-    """Count the parameters of one layer, with the norm in front of it."""
+    """Return the parameters of one layer with its norm."""
     h, gates = g.hidden, 2 if g.gated else 1
     if kind == "*":
         qkv = (g.heads + 2 * g.query_groups) * g.head_dim
@@ -202,7 +202,7 @@ def _mlp(hidden: int, ffn: int, gates: int) -> int:
 
 
 def count(g: Geometry, layers: str | None = None, *, first: bool = True, last: bool = True) -> Count:
-    """Count parameters: of a whole model, or of a stage of a pipeline with these layers."""
+    """Return the parameters of a model, or of a pipeline stage with these layers."""
     table = Count(g.vocabulary * g.hidden)
     total = Count()
     for kind in g.pattern if layers is None else layers:
@@ -217,20 +217,20 @@ def count(g: Geometry, layers: str | None = None, *, first: bool = True, last: b
 
 
 def active(g: Geometry) -> int:
-    """Count the parameters that a token passes through: of the experts, those that it is sent to."""
+    """Return the number of parameters that one token uses: of the experts, those it is routed to."""
     whole = count(g)
     share = g.experts_per_token / g.experts if g.experts else 0.0
     return whole.split + whole.copied + round(whole.expert * share)
 
 
 def stages(pattern: str, pipeline: int) -> list[str]:
-    """Cut the layers into stages of a pipeline, as equal as they go."""
+    """Return the layers of each pipeline stage, as equal as possible."""
     cuts = [round(index * len(pattern) / pipeline) for index in range(pipeline + 1)]
     return [pattern[begin:end] for begin, end in itertools.pairwise(cuts)]
 
 
 def adapter_count(g: Geometry, peft: p.Peft) -> int:
-    """Count the parameters of adapters: rank x (inputs + outputs) of each matrix that gets one."""
+    """Return the parameters of adapters: rank x (inputs + outputs) of each matrix with one."""
     if peft.name is None:
         return 0
     h, gates = g.hidden, 2 if g.gated else 1
@@ -238,7 +238,7 @@ def adapter_count(g: Geometry, peft: p.Peft) -> int:
     matrices = {
         "*": {"linear_qkv": (h, attended + 2 * g.query_groups * g.head_dim), "linear_proj": (attended, h)},
         "-": {"linear_fc1": (h, gates * g.ffn), "linear_fc2": (g.ffn, h)},
-        # Bridge gives the experts of a GPU one adapter together, and the shared expert one of its own.
+        # Bridge adds one adapter for all experts of a GPU, and one for the shared expert.
         "E": {"linear_fc1": (h, gates * (g.expert_ffn + g.shared_ffn)), "linear_fc2": (g.expert_ffn + g.shared_ffn, h)},
         "M": {"in_proj": (h, g.mamba_projection), "out_proj": (g.mamba_inner, h)},
     }
@@ -247,9 +247,9 @@ def adapter_count(g: Geometry, peft: p.Peft) -> int:
 
 
 def kept_per_token(g: Geometry, kind: str, layout: Layout) -> float:
-    """Count the numbers that one layer keeps of each token of a pack for its backward pass, on one GPU."""
+    """Return how many numbers one layer keeps of each token for its backward pass, on one GPU."""
     shared = layout.tensor if layout.sequence_parallel else 1
-    around = 2 * g.hidden / shared  # input of the layer, and of its matrices behind the norm
+    around = 2 * g.hidden / shared  # input of the layer and output of its norm
     gates = 2 if g.gated else 1
     if kind == "*":
         return around + (2 * g.heads + 2 * g.query_groups) * g.head_dim / layout.tensor
@@ -258,11 +258,11 @@ def kept_per_token(g: Geometry, kind: str, layout: Layout) -> float:
     if kind == "E":
         sent = g.experts_per_token * (2 * g.hidden + (gates + 1) * g.expert_ffn) / shared
         return around + sent + (gates + 1) * g.shared_ffn / layout.tensor + 2 * g.experts / shared
-    return around + (g.mamba_projection + 2 * g.mamba_inner) / layout.tensor  # its states once per MAMBA_CHUNK
+    return around + (g.mamba_projection + 2 * g.mamba_inner) / layout.tensor  # states: once per MAMBA_CHUNK
 
 
 def activations(g: Geometry, model: p.Model, layout: Layout, tokens: float, layers: str, width: int) -> float:
-    """Return the bytes that a stage keeps of one pack of so many tokens per GPU, numbers of `width` bytes."""
+    """Return the bytes that a pipeline stage keeps of one pack, with `tokens` on a GPU and `width` bytes a number."""
     kept = [kept_per_token(g, kind, layout) for kind in layers]
     only_input = g.hidden / (layout.tensor if layout.sequence_parallel else 1)
     if model.recompute_granularity == "full":
@@ -281,39 +281,44 @@ def activations(g: Geometry, model: p.Model, layout: Layout, tokens: float, laye
 
 
 def memory(g: Geometry, params: p.TrainParams, layout: Layout, pack_size: int, *, sharded: bool) -> Memory:
-    """Return the memory of the GPU that needs most; `sharded`: copies share optimizer states, as on GPUs."""
+    """Return the memory of the GPU that needs most. `sharded`: copies share optimizer states, as on GPUs."""
     whole = params.mixed_precision.name == "fp32"
     width = 4 if whole else 2
     gradient = 4 if whole or params.mixed_precision.grad_reduce_in_fp32 else 2
-    states = 8 if whole else 12  # two moments; under BF16 the weight itself in fp32 as well
+    states = 8 if whole else 12  # two moments; under BF16 also the weight in fp32
     tokens = pack_size / layout.context
     cut = stages(g.pattern, layout.pipeline)
-    found = []
+    by_stage = []
     for number, layers in enumerate(cut):
         first, last = number == 0, number == len(cut) - 1
-        own = count(g, layers, first=first, last=last)
-        dense, experts = own.split / layout.tensor + own.copied, own.expert / layout.expert
+        weights = count(g, layers, first=first, last=last)
+        dense, experts = weights.split / layout.tensor + weights.copied, weights.expert / layout.expert
         trained_dense, trained_experts = dense, experts
         if params.peft.name is not None:
             trained_dense, trained_experts = adapter_count(dataclasses.replace(g, pattern=layers), params.peft), 0.0
         dense_share, expert_share = (layout.dense_copies, layout.expert_copies) if sharded else (1, 1)
-        waiting = min(layout.pipeline - number, max(1, params.train.global_batch_size // max(1, layout.data)))
-        kept = activations(g, params.model, layout, tokens, layers, width) * waiting
-        scores = tokens * g.vocabulary / layout.tensor * (width + 8) if last else 0.0  # logits; fp32 for the loss
-        found.append(
+        in_flight = packs_in_flight(layout, number, params.train.global_batch_size)
+        logits = tokens * g.vocabulary / layout.tensor * (width + 8) if last else 0.0  # fp32 for the loss
+        by_stage.append(
             Memory(
                 weights=width * (dense + experts),
                 gradients=gradient * (trained_dense + trained_experts),
                 optimizer=states * (trained_dense / dense_share + trained_experts / expert_share),
-                activations=kept,
-                logits=scores,
+                activations=activations(g, params.model, layout, tokens, layers, width) * in_flight,
+                logits=logits,
             )
         )
-    return max(found, key=lambda stage: stage.total)
+    return max(by_stage, key=lambda stage: stage.total)
+
+
+def packs_in_flight(layout: Layout, stage: int, global_batch_size: int) -> int:
+    """Return of how many packs a pipeline stage keeps activations at a time (1F1B): the first stage of the most."""
+    packs_per_copy = max(1, global_batch_size // max(1, layout.data))
+    return min(layout.pipeline - stage, packs_per_copy)
 
 
 def layout_of(model: p.Model, ranks: int) -> Layout:
-    """Return the layout of params.yaml over so many GPUs (or processes of a CPU)."""
+    """Return the layout of params.yaml over a number of GPUs, or processes of a CPU."""
     return Layout(
         ranks=ranks,
         tensor=model.tensor_model_parallel_size,
@@ -325,7 +330,7 @@ def layout_of(model: p.Model, ranks: int) -> Layout:
 
 
 def most_checkpoints(checkpoint: p.Checkpoint, iterations: int) -> int:
-    """Return how many checkpoints of a run there are at most: the newest, those kept for good, the best, a new one."""
+    """Return the most checkpoints at a time: the newest, those kept for good, the best, one being written."""
     saved = -(-iterations // checkpoint.save_interval)
     retained = iterations // checkpoint.save_retain_interval if checkpoint.save_retain_interval else 0
     best = int(checkpoint.export == "best")
@@ -333,14 +338,14 @@ def most_checkpoints(checkpoint: p.Checkpoint, iterations: int) -> int:
 
 
 def estimate(g: Geometry, params: p.TrainParams, ranks: int, pack_size: int, *, on_gpu: bool) -> Estimate:
-    """Estimate a training with these params over so many GPUs (or processes of a CPU)."""
+    """Estimate a training over a number of GPUs, or processes of a CPU."""
     layout = layout_of(params.model, ranks)
     total, trained = count(g).total, count(g).total
     if params.peft.name is not None:
         trained = adapter_count(g, params.peft)
     whole = params.mixed_precision.name == "fp32"
     tokens = params.train.global_batch_size * pack_size
-    # A multiplication and an addition for each weight forward, twice that backward, and forward once more.
+    # A multiplication and an addition a weight forward, twice that backward, and forward again if recomputed.
     passes = 8 if params.model.recompute_granularity == "full" else 6
     attention = g.pattern.count("*") * g.heads * g.head_dim * pack_size  # causal: half of all pairs, two products
     table = g.vocabulary * g.hidden  # looked up, not multiplied
@@ -355,5 +360,5 @@ def estimate(g: Geometry, params: p.TrainParams, ranks: int, pack_size: int, *, 
         checkpoint=float(trained * (12 if whole else 14)),
         checkpoints=most_checkpoints(params.checkpoint, params.train.train_iters),
         imported=float(total * 4),
-        exported=float(total * 4),  # half, where all weights of the base model are in 16 bits
+        exported=float(total * 4),  # half if the base model's weights have 16 bits
     )

@@ -1,13 +1,11 @@
-"""Before a GPU is spent: what a training needs, and what stands against it.
+"""The estimate of a training before it starts: layout, memory, time, disk, and every check.
 
     make estimate                                          params.yaml on this machine
-    make estimate PROFILE=nemotron3-nano NODES=2 GPUS=8    a profile on 2 x 8 GPUs (GPU=H100; GPU=H200, 96e9 bytes...)
-    make estimate CLUSTER=mine                             params.yaml on the GPUs of a cluster's profile
+    make estimate PROFILE=nemotron3-nano NODES=2 GPUS=8    a profile on 2 x 8 GPUs (GPU=H100, GPU=H200, GPU=96e9 bytes)
+    make estimate CLUSTER=mine                             params.yaml on the GPUs of slurm/clusters/mine.yaml
 
-Shown are the layout and the arithmetic of the batch, memory of the GPU that needs most, disk, time, and the verdict
-of every rule of sft.planning.checks. The shapes of the model are those of models/base/config.json; while the model is
-not downloaded, those of profiles/models/<its name>/config.json. A dry run of a cluster's job shows the same, and
-every value that Bridge would train with (`resolved`).
+The shapes of the model come from models/base/config.json, or from profiles/models/<its name>/config.json if the model
+is not downloaded. A dry run of a job shows the same, and every value that Bridge would train with (`resolve`).
 """
 
 import dataclasses
@@ -29,199 +27,202 @@ from sft.planning.estimate import GPUS, MEMORY_ERROR, RESERVE
 BASE = Path("models/base")
 PACKED = Path("data/packed")
 KNOWN_MODELS = Path("profiles/models")
-PARTS = {
-    "weights": "exact",
-    "gradients": "exact",
-    "optimizer": "exact",
-    "activations": "a model",
-    "logits": "at the loss",
-}
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What computes: a GPU, or this machine's processor."""
+    """What computes: a GPU, or this machine's CPU."""
 
     name: str
     memory: float | None
-    """Bytes; None: a processor, whose memory is shared."""
+    """Bytes. None: a CPU, or not known."""
     flops: float
-    """Operations a second, dense, in the format of the training."""
+    """Operations a second, dense, in the number format of the training. 0: not known."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is said of a training before it starts."""
+    """The estimate of a training and the results of all checks."""
 
     params: TrainParams
     facts: checks.Facts
     estimate: estimate.Estimate
-    verdicts: list[checks.Verdict]
+    results: list[checks.Result]
     gpu: Gpu
     model: Path
-    """The folder whose config.json gave the shapes."""
+    """Folder of the config.json that gave the shapes."""
 
 
-def look(params: Params, ranks: int, gpu: Gpu | None, *, own: bool = True) -> Preflight:
-    """Gather facts, estimate, and apply the rules for so many ranks.
+def examine(params: Params, ranks: int, gpu: Gpu | None, *, has_inputs: bool = True) -> Preflight:
+    """Estimate a training and run all checks.
 
-    `gpu`: None on this machine's processor. `own`: whether data/packed and models/base are those of these params;
-    another profile's are left out.
+    Args:
+        params: All of params.yaml.
+        ranks: Processes that train.
+        gpu: What each rank trains on; None: this machine's CPU.
+        has_inputs: Whether data/packed and models/base, if there, belong to these params; those of a profile do not.
 
     Raises:  InputError: the shapes of the model are not known here.
     """
     from sft.training import config
 
-    trained = params.training
-    model = model_folder(params, own)
+    training = params.training
+    model = model_folder(params, has_inputs)
     with config.quiet():
         geometry = config.geometry_of(config.model_of(model, weights=False, on_gpu=gpu is not None)[1])
-    facts = checks.gather(
-        packed=PACKED if own else Path("none"),
-        base=BASE if own else Path("none"),
-        runs=project_root() / "runs",
+    facts = checks.gather_facts(
+        packed=PACKED if has_inputs else Path("none"),
+        base=BASE if has_inputs else Path("none"),
+        run=project_root() / "runs",
         ranks=ranks,
         on_gpu=gpu is not None,
         geometry=geometry,
-        start_geometry=None if trained.checkpoint.pretrained_checkpoint else geometry,
+        start_geometry=None if training.checkpoint.pretrained_checkpoint else geometry,
         gpu_memory=gpu.memory if gpu else None,
     )
-    if facts.pack_size is None:
-        facts = _planned(facts, params)
-    found = estimate.estimate(geometry, trained, ranks, facts.pack_size or 1, on_gpu=gpu is not None)
+    if facts.pack_size is None:  # the pack stage has not run: take what it is going to do
+        facts = dataclasses.replace(facts, pack_size=params.pack.pack_size, pad_segments_to=params.pack.pad_segments_to)
     return Preflight(
-        trained, facts, found, checks.verdicts(trained, facts), gpu or Gpu("this processor", None, 0.0), model
+        params=training,
+        facts=facts,
+        estimate=estimate.estimate(geometry, training, ranks, facts.pack_size or 1, on_gpu=gpu is not None),
+        results=checks.run_checks(training, facts),
+        gpu=gpu or Gpu("CPU", None, 0.0),
+        model=model,
     )
 
 
-def _planned(facts: checks.Facts, params: Params) -> checks.Facts:
-    """Take pack size and padding from the params of the pack stage, which has not run."""
-    return dataclasses.replace(facts, pack_size=params.pack.pack_size, pad_segments_to=params.pack.pad_segments_to)
-
-
-def model_folder(params: Params, own: bool) -> Path:
-    """Return the folder whose config.json has the shapes of the model. Raises InputError: none is here."""
+def model_folder(params: Params, has_inputs: bool) -> Path:
+    """Return the folder whose config.json has the shapes of the model. Raises InputError: there is none."""
     name = params.fetch.model.address.partition("://")[2].removeprefix("models/").split("/")
     known = KNOWN_MODELS / (name[1] if len(name) > 1 else name[0])
-    for folder in ([BASE] if own else []) + [known]:
+    for folder in ([BASE] if has_inputs else []) + [known]:
         if (folder / "config.json").is_file():
             return folder
     raise InputError(
-        f"the shapes of {params.fetch.model.uri} are not known here: neither {BASE}/config.json (make fetch) nor "
-        f"{known}/config.json is there. Put the config.json that the model is published with into {known}/."
+        f"fetch.model.uri: {params.fetch.model.uri}: its shapes are not known here. Run make fetch, or put the model's "
+        f"config.json into {known}/."
     )
 
 
 def gpu_of(name: str) -> Gpu:
-    """Return a GPU by its name, or one of so many bytes. Raises InputError."""
+    """Return a GPU by its name, or one with as many bytes. Raises InputError."""
     if name in GPUS:
         return Gpu(name, *GPUS[name])
     try:
         return Gpu(f"GPU with {float(name) / 1e9:.0f} GB", float(name), GPUS["H100"][1])
     except ValueError as error:
-        raise InputError(f"GPU={name}: expected one of {', '.join(GPUS)}, or its memory in bytes, as 96e9") from error
+        raise InputError(f"GPU={name}: expected one of {', '.join(GPUS)}, or its bytes, as in 96e9") from error
 
 
-def lines(seen: Preflight) -> list[str]:
-    """Return what is to be said, line by line."""
-    return [*layout_lines(seen), "", *need_lines(seen), "", *verdict_lines(seen.verdicts)]
+def report_lines(report: Preflight) -> list[str]:
+    """Return the whole report, line by line."""
+    return [*layout_lines(report), "", *need_lines(report), "", *check_lines(report.results)]
 
 
-def layout_lines(seen: Preflight) -> list[str]:
-    """Say the layout and the arithmetic of the batch."""
-    model, train, found = seen.params.model, seen.params.train, seen.estimate
-    layout = estimate.layout_of(model, seen.facts.ranks)
-    mix64 = f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} x data {layout.data}"
+def layout_lines(report: Preflight) -> list[str]:
+    """Return the lines about model, layout, step and run."""
+    model, train, needs = report.params.model, report.params.train, report.estimate
+    layout = estimate.layout_of(model, report.facts.ranks)
+    sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} x data {layout.data}"
     if layout.expert > 1:
-        mix64 += f", experts over {layout.expert}"
+        sizes += f", experts over {layout.expert}"
+    if model.sequence_parallel:
+        sizes += ", sequence parallel"
     rounds = train.global_batch_size / max(1, layout.data * train.micro_batch_size)
-    said = [
-        f"model      {found.parameters:,} parameters, {found.active:,} for a token; shapes of {seen.model}",
-        f"layout     {layout.ranks} x {seen.gpu.name}: {mix64}" + (", sequence parallel" * model.sequence_parallel),
-        f"step       {train.global_batch_size} packs of at most {seen.facts.pack_size:,} tokens = "
-        f"{found.tokens_per_step:,}; {rounds:g} in turn on each data-parallel rank",
-        f"run        {train.train_iters:,} steps, {found.tokens_per_step * train.train_iters:,} tokens at most",
+    lines = [f"model      {needs.parameters:,} parameters, {needs.active:,} per token; shapes from {report.model}"]
+    if needs.trained != needs.parameters:
+        lines.append(f"trained    {needs.trained:,} parameters of adapters")
+    run = f"run        {train.train_iters:,} steps, at most {needs.tokens_per_step * train.train_iters:,} tokens"
+    if report.facts.training_packs:
+        epochs = train.train_iters * train.global_batch_size / report.facts.training_packs
+        run += f", {epochs:.2f} epochs of {report.facts.training_packs:,} packs"
+    return [
+        *lines,
+        f"layout     {layout.ranks} x {report.gpu.name}: {sizes}",
+        f"step       {train.global_batch_size} packs of at most {report.facts.pack_size:,} tokens = "
+        f"{needs.tokens_per_step:,}; {rounds:g} packs in turn on each data-parallel rank",
+        run,
     ]
-    if found.trained != found.parameters:
-        said.insert(1, f"trained    {found.trained:,} parameters of adapters")
-    if seen.facts.training_packs:
-        epochs = train.train_iters * train.global_batch_size / seen.facts.training_packs
-        said[-1] += f", {epochs:.2f} epochs of {seen.facts.training_packs:,} packs"
-    return said
 
 
-def need_lines(seen: Preflight) -> list[str]:
-    """Say what a training needs of memory, time and disk, and how sure that is."""
-    found, memory = seen.estimate, seen.estimate.memory
-    parts = ", ".join(f"{name} {size(getattr(memory, name))}" for name in PARTS)
-    each = "GPU" if seen.facts.on_gpu else "process"
-    said = [
-        f"memory     {size(memory.total)} on the {each} that needs most: {parts}",
-        f"           the first three are exact, the rest within {MEMORY_ERROR:.0%} of what a CPU was measured to take;"
-        " no GPU was measured",
+def need_lines(report: Preflight) -> list[str]:
+    """Return the lines about memory, time and disk, each with its uncertainty."""
+    needs, facts = report.estimate, report.facts
+    parts = ", ".join(f"{name} {size(getattr(needs.memory, name))}" for name in MEMORY_PARTS)
+    lines = [
+        f"memory     {size(needs.memory.total)} on the {'GPU' if facts.on_gpu else 'process'} that needs most: {parts}",
+        f"           weights, gradients and optimizer are exact; the rest is within {MEMORY_ERROR:.0%} as measured on "
+        "a CPU, not measured on a GPU",
     ]
-    if seen.gpu.memory:
-        usable = seen.gpu.memory * (1 - RESERVE)
-        fits = "fits" if memory.total <= usable else "DOES NOT FIT"
-        left = f"{size(seen.gpu.memory)}, {RESERVE:.0%} of it left to CUDA, NCCL and gaps"
-        said.append(f"           {fits} a {seen.gpu.name}: {left}")
-    steps = seen.params.train.train_iters
-    if seen.gpu.flops:
-        if seen.facts.on_gpu:
-            least, most = found.seconds_per_step(seen.gpu.flops, seen.facts.ranks)
-            slow, fast = estimate.UTILISATION
-            how = f"at {slow:.0%} to {fast:.0%} of {seen.gpu.flops / 1e12:.0f} TFLOP/s, longer where little is at once"
-        else:
-            least, most = found.flops_per_step / seen.gpu.flops, found.flops_per_step / seen.gpu.flops * 2
-            how = f"at this processor's {seen.gpu.flops / 1e9:.0f} GFLOP/s, just measured, or half of them"
-        said.append(
-            f"time       {duration(least)} to {duration(most)} a step, {duration(least * steps)} to "
-            f"{duration(most * steps)} in all, {how}; validations and checkpoints come on top"
-        )
-    free = "" if seen.facts.free_disk is None else f"; {size(seen.facts.free_disk)} are free below runs/"
-    said.append(
-        f"disk       {size(found.disk)}: {found.checkpoints} checkpoints of {size(found.checkpoint)} at most, the "
-        f"imported model {size(found.imported)} (as much memory to make it), models/final {size(found.exported)}{free}"
+    if report.gpu.memory:
+        fits = "fits" if needs.memory.total <= report.gpu.memory * (1 - RESERVE) else "DOES NOT FIT"
+        reserve = f"{RESERVE:.0%} of it reserved for CUDA, NCCL and fragmentation"
+        lines.append(f"           {fits} on {report.gpu.name}: {size(report.gpu.memory)}, {reserve}")
+    if report.gpu.flops:
+        lines.append(time_line(report))
+    free = "" if facts.free_disk is None else f"; {size(facts.free_disk)} free at runs/"
+    return [
+        *lines,
+        f"disk       {size(needs.disk)}: at most {needs.checkpoints} checkpoints of {size(needs.checkpoint)}, the "
+        f"imported model {size(needs.imported)} (importing takes as much memory), models/final "
+        f"{size(needs.exported)}{free}",
+    ]
+
+
+def time_line(report: Preflight) -> str:
+    """Return the line about time, a range."""
+    needs, flops, steps = report.estimate, report.gpu.flops, report.params.train.train_iters
+    if report.facts.on_gpu:
+        least, most = needs.seconds_per_step(flops, report.facts.ranks)
+        slow, fast = estimate.UTILIZATION
+        basis = f"at {slow:.0%} to {fast:.0%} of {flops / 1e12:.0f} TFLOP/s, longer for small batches"
+    else:
+        least, most = needs.flops_per_step / flops, needs.flops_per_step / flops * 2
+        basis = f"at this CPU's {flops / 1e9:.0f} GFLOP/s, just measured, or half of it"
+    return (
+        f"time       {duration(least)} to {duration(most)} a step, {duration(least * steps)} to "
+        f"{duration(most * steps)} in all, {basis}; without validations and checkpoints"
     )
-    return said
 
 
-def verdict_lines(verdicts: list[checks.Verdict]) -> list[str]:
-    """Say every verdict, the reason behind a refusal, and how many there are."""
-    said = []
-    for verdict in verdicts:
-        state = "REFUSED" if verdict.refused else "unknown" if verdict.reason else "ok"
-        said.append(f"{state:8} {verdict.rule:26} {verdict.reason or verdict.about}")
-    refused = sum(verdict.refused for verdict in verdicts)
-    unknown = sum(bool(verdict.reason) and not verdict.refused for verdict in verdicts)
-    return [*said, f"{len(verdicts) - refused - unknown} ok, {unknown} not known here, {refused} refused"]
+def check_lines(results: list[checks.Result]) -> list[str]:
+    """Return a line for each check, and the counts."""
+    lines = []
+    for result in results:
+        state = "FAILED" if result.failed else "unknown" if result.message else "ok"
+        lines.append(f"{state:8} {result.check:24} {result.message or result.about}")
+    failed = sum(result.failed for result in results)
+    unknown = sum(bool(result.message) and not result.failed for result in results)
+    return [*lines, f"{len(results) - failed - unknown} ok, {unknown} not known here, {failed} failed"]
 
 
-def resolved(params: Params, ranks: int, *, on_gpu: bool, own: bool = True) -> tuple[dict[str, Any], list[str]]:
-    """Return every value that Bridge would train with, after it validated them; and what it could not validate here.
+def resolve(params: Params, ranks: int, *, on_gpu: bool, has_inputs: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """Return every value that Bridge would train with, validated by Bridge, and the names that it cannot validate here.
 
-    Raises:  InputError: Bridge refuses them, the recipe cannot be used, the shapes of the model are not known here.
+    Raises:  InputError: Bridge rejects a value, the recipe cannot be used, or the model's shapes are not known here.
     """
     from sft.training import config
 
-    trained = params.training
-    # Bridge wants the folder of the weights to be there.
+    training = params.training
+    # Bridge requires that the folder of the weights exists.
     with tempfile.TemporaryDirectory() as scratch, config.quiet():
-        built = config.build(
-            trained,
-            base=model_folder(params, own).absolute(),
+        container = config.build(
+            training,
+            base=model_folder(params, has_inputs).absolute(),
             start=Path(scratch),
-            packed=PACKED.absolute() if own else Path(scratch, "packed"),
+            packed=PACKED.absolute() if has_inputs else Path(scratch, "packed"),
             run=Path(scratch, "run"),
             pack_size=params.pack.pack_size,
-            eval_iters=trained.validation.eval_iters,
+            eval_iters=training.validation.eval_iters,
             on_gpu=on_gpu,
         )
-        return config.resolve(built, ranks)
+        return config.resolve(container, ranks)
 
 
 def size(number: float) -> str:
-    """Say a number of bytes.
+    """Return a number of bytes as text.
 
     >>> size(1_500_000_000), size(23e6), size(442e9)
     ('1.5 GB', '23 MB', '442 GB')
@@ -232,7 +233,7 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Say a time.
+    """Return a time as text.
 
     >>> duration(0.25), duration(90), duration(7200), duration(400_000)
     ('0.25 s', '90 s', '2.0 h', '4.6 days')
@@ -246,8 +247,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 3 * 86400 else f"{seconds / 86400:.1f} days"
 
 
-def processor_flops() -> float:
-    """Measure how many operations a second this processor multiplies matrices with, in fp32."""
+def cpu_flops() -> float:
+    """Measure how many operations a second this CPU multiplies matrices with, in fp32."""
     import torch
 
     matrix, rounds = torch.ones(1024, 1024), 10
@@ -258,35 +259,34 @@ def processor_flops() -> float:
     return rounds * 2 * 1024**3 / (time.perf_counter() - began)
 
 
-def show(profile: str | None, nodes: int, gpus: int | None, gpu: str, cluster: str | None) -> None:
-    """Print the estimate of params.yaml or of a profile."""
+def main(profile: str | None, nodes: int, gpus: int | None, gpu_name: str, cluster_name: str | None) -> None:
+    """Print the report for params.yaml or a profile."""
     import torch
 
-    if cluster:
-        place = read_cluster_file(cluster)
-        nodes, gpus, gpu = place.nodes, place.gpus_per_node, place.gpu or gpu
+    if cluster_name:
+        cluster = read_cluster_file(cluster_name)
+        nodes, gpus, gpu_name = cluster.nodes, cluster.gpus_per_node, cluster.gpu or gpu_name
         if not gpus:
-            raise InputError(f"CLUSTER={cluster}: has no GPUs; its dry run tells what each process needs: DRY_RUN=1")
-    path = Path("profiles", f"{profile}.yaml") if profile else PARAMS
-    params, applied = read(path), profile is None
-    if profile and PARAMS.exists():
-        applied = read(PARAMS) == params
+            raise InputError(
+                f"CLUSTER={cluster_name}: has no GPUs. See its dry run: make train DRY_RUN=1 CLUSTER={cluster_name}"
+            )
+    params = read(Path("profiles", f"{profile}.yaml") if profile else PARAMS)
+    is_applied = profile is None or (PARAMS.exists() and read(PARAMS) == params)
     if gpus is None:
         gpus = torch.cuda.device_count() or (8 if profile else 0)
-    seen = look(params, max(1, gpus) * nodes, gpu_of(gpu) if gpus else None, own=applied)
+    report = examine(params, max(1, gpus) * nodes, gpu_of(gpu_name) if gpus else None, has_inputs=is_applied)
     if not gpus:
-        processor = Gpu("this processor", None, processor_flops())
-        seen = Preflight(seen.params, seen.facts, seen.estimate, seen.verdicts, processor, seen.model)
-    for line in lines(seen):
+        report = dataclasses.replace(report, gpu=Gpu("CPU", None, cpu_flops()))
+    for line in report_lines(report):
         echo(line.replace("[", r"\["))
 
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
-    parser.add_argument("--profile", metavar="NAME", help="a file of profiles/; none: params.yaml")
+    parser.add_argument("--profile", metavar="NAME", help="a file of profiles/; default: params.yaml")
     parser.add_argument("--nodes", type=int, default=1, metavar="N")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of a node; 0: this processor")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of a node; 0: the CPU")
     parser.add_argument("--gpu", default="H100", metavar="NAME", help=f"{', '.join(GPUS)}, or its memory in bytes")
     parser.add_argument("--cluster", metavar="NAME", help="nodes and GPUs of slurm/clusters/NAME.yaml")
-    asked = parser.parse_args()
-    run_or_exit(lambda: show(asked.profile, asked.nodes, asked.gpus, asked.gpu, asked.cluster))
+    options = parser.parse_args()
+    run_or_exit(lambda: main(options.profile, options.nodes, options.gpus, options.gpu, options.cluster))

@@ -178,24 +178,20 @@ def check(
                 "fetch.model."
             )
         start_geometry = config.geometry_of_checkpoint(_weights_folder(start))
-    checks.check(
+    checks.check_training(
         params,
-        checks.gather(
+        checks.gather_facts(
             packed=packed,
             base=base,
-            runs=run,
+            run=run,
+            start=start,
             ranks=ranks,
             on_gpu=on_gpu,
             geometry=geometry,
             start_geometry=start_geometry,
             gpu_memory=None if elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
-            done_disk=sum(_bytes(folder) for folder in (run / "checkpoints", start) if folder is not None),
         ),
     )
-
-
-def _bytes(folder: Path) -> float:
-    return float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
 
 def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> None:

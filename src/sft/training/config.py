@@ -308,11 +308,11 @@ def _provider(params: p.TrainParams, base: Path, ground: Any, pack_size: int, on
     provider = plain
     if ground is not None:
         provider = ground.model
-        faults = checks.geometry_faults(geometry_of(provider), geometry_of(plain))
-        if faults:
+        differences = checks.geometry_differences(geometry_of(provider), geometry_of(plain))
+        if differences:
             raise InputError(
                 f"params.yaml: model.recipe: {params.model.recipe} sets another geometry than {base}/config.json "
-                f"has, so its weights cannot be loaded: {'; '.join(faults)}. Choose the recipe of this model."
+                f"has, so its weights cannot be loaded: {'; '.join(differences)}. Choose the recipe of this model."
             )
         _in_fp32(provider)
         if not on_gpu:
