@@ -28,7 +28,7 @@ def test_layout_and_step_are_numbers() -> None:
     lines = "\n".join(preflight.layout_lines(report(CLUSTER, preflight.gpu_of("H100"), nano())))
     assert "31,577,937,344 parameters, 3,580,073,408 per token" in lines
     assert "16 x H100: tensor 4 x pipeline 1 x context 1 x data 4, experts over 8, sequence parallel" in lines
-    assert "64 packs of at most 4,096 tokens = 262,144; 16 packs in turn on each data-parallel rank" in lines
+    assert "64 packs of at most 4,096 tokens = 262,144; 16 in turn on each data-parallel rank" in lines
     assert "8 steps, at most 2,097,152 tokens, 0.57 epochs of 900 packs" in lines
 
 

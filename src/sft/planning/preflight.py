@@ -142,7 +142,7 @@ def layout_lines(report: Preflight) -> list[str]:
         *lines,
         f"layout     {layout.ranks} x {report.gpu.name}: {sizes}",
         f"step       {train.global_batch_size} packs of at most {report.facts.pack_size:,} tokens = "
-        f"{needs.tokens_per_step:,}; {rounds:g} packs in turn on each data-parallel rank",
+        f"{needs.tokens_per_step:,}; {rounds:g} in turn on each data-parallel rank",
         run,
     ]
 

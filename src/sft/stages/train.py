@@ -14,7 +14,6 @@ last checkpoint, run the stage again. A complete run is exported again without t
 
 import argparse
 import contextlib
-import csv
 import os
 import sys
 from collections import Counter
@@ -36,7 +35,7 @@ from sft.params.training import Peft, TrainParams
 from sft.tracking import journal, sync, training_run
 from sft.training import checkpoints
 from sft.training.launch import RANK_OPTION, Run, count_ranks, launch, read_run
-from sft.training.steps import StepLog, read_steps
+from sft.training.steps import StepLog, read_steps, write_csv
 
 BASE = Path("models/base")
 PACKED = Path("data/packed")
@@ -215,14 +214,8 @@ def write_environment(folder: Path, checkpoint: Path) -> list[Path]:
 def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> dict[str, Any]:
     """Publish the reports of a complete run; return reports/train.json."""
     steps, validations = read_steps(run.folder, iterations)
-    for path, header, entries in (
-        (Path("reports/train_loss.csv"), ("iteration", "loss", "lr"), steps),
-        (Path("reports/validation_loss.csv"), ("iteration", "validation_loss"), validations),
-    ):
-        with publish_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows([entry[name] for name in header] for entry in entries)
+    write_csv(Path("reports/train_loss.csv"), steps, ("iteration", "loss", "lr"))
+    write_csv(Path("reports/validation_loss.csv"), validations, ("iteration", "validation_loss"))
     packs = metadata["splits"]["training"]["packs"]
     seen = min(packs, iterations * batch)
     ledger = Ledger(packs, seen, Counter({"not-reached": packs - seen} if packs > seen else {}))

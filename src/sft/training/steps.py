@@ -1,5 +1,6 @@
 """The steps of a run: steps.jsonl in its folder, metrics for MLflow, a progress line on the terminal."""
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sft.cli import echo
+from sft.files import publish_file
 
 FILE = "steps.jsonl"
 
@@ -86,3 +88,11 @@ def read_steps(folder: Path, iterations: int) -> tuple[list[dict[str, Any]], lis
     if sorted(steps) != list(range(1, iterations + 1)):
         raise AssertionError(f"{folder / FILE}: found {len(steps)} steps, expected each of 1 to {iterations}")
     return [steps[i] for i in sorted(steps)], [validations[i] for i in sorted(validations)]
+
+
+def write_csv(target: Path, entries: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Publish some columns of entries as a CSV file with a header."""
+    with publish_file(target) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([entry[name] for name in columns] for entry in entries)
