@@ -1,6 +1,7 @@
-"""card: a model card that a hub reads, with the licences of all data, and nothing that the reports do not say."""
+"""card: a model card that a hub reads, with the licenses of all data, and only what the reports say."""
 
 import pytest
+from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
 
 from sft.lineage.card import HUB_LICENSES, render
@@ -33,12 +34,12 @@ def front_matter(text):
 
 def test_the_front_matter_is_what_a_hub_reads():
     hub = {**SOURCE, "uri": "hf://datasets/owner/chats/data/*.parquet", "license": "Apache-2.0"}
-    told = front_matter(card({"chats": hub, "more": {**hub, "uri": "hf://owner/more"}}))
-    assert told["license"] == "apache-2.0"
-    assert told["base_model"] == "owner/base"
-    assert told["datasets"] == ["owner/chats", "owner/more"]
-    assert told["library_name"] == "transformers"
-    assert {"sft", "chat", "lineage-0123456789abcdef"} <= set(told["tags"])
+    fields = front_matter(card({"chats": hub, "more": {**hub, "uri": "hf://owner/more"}}))
+    assert fields["license"] == "apache-2.0"
+    assert fields["base_model"] == "owner/base"
+    assert fields["datasets"] == ["owner/chats", "owner/more"]
+    assert fields["library_name"] == "transformers"
+    assert {"sft", "chat", "lineage-0123456789abcdef"} <= set(fields["tags"])
 
 
 @pytest.mark.parametrize(
@@ -48,23 +49,23 @@ def test_the_front_matter_is_what_a_hub_reads():
         (["MIT"], "other", "Apache-2.0 and MIT"),
         (["MIT and CC-BY-4.0", "MIT"], "other", "Apache-2.0 and CC-BY-4.0 and MIT"),
         (["Apache-2.0, MIT and BSD-3-Clause"], "other", "Apache-2.0 and BSD-3-Clause and MIT"),
-        (['my "own": licence'], "other", 'Apache-2.0 and my "own": licence'),
+        (['my "own": license'], "other", 'Apache-2.0 and my "own": license'),
         ([None], "other", "Apache-2.0 and unknown"),
     ],
 )
-def test_every_licence_of_data_and_base_model_travels_to_the_card(licenses, hub, named):
+def test_every_license_of_data_and_base_model_travels_to_the_card(licenses, hub, named):
     text = card({f"s{n}": {**SOURCE, "license": name} for n, name in enumerate(licenses)})
-    told = front_matter(text)
-    assert (told["license"], told.get("license_name")) == (hub, named)
+    fields = front_matter(text)
+    assert (fields["license"], fields.get("license_name")) == (hub, named)
     for name in (named or "Apache-2.0").split(" and "):
         assert name in text.split("# A fine-tuned")[1]
 
 
-def test_licences_of_the_hub_are_lower_case_identifiers():
-    assert all(name == name.lower() for name in HUB_LICENSES.values())
+def test_licenses_of_the_hub_are_lower_case_identifiers():
+    assert all(name == name.lower() for name in HUB_LICENSES)
 
 
-def test_data_params_and_lineage_stand_in_tables():
+def test_data_params_and_lineage_are_in_tables():
     text = card()
     assert "| chats | chat | MIT | 10 | 9 | - | 45 | - | pypi://a==1/b.json | - |" in text
     assert "| learning rate | 1e-05 |" in text
@@ -73,13 +74,20 @@ def test_data_params_and_lineage_stand_in_tables():
     assert "| lineage key | 0123456789abcdef |" in text
 
 
-def test_the_evaluation_stands_before_and_after_where_it_is_known():
+def test_the_evaluation_is_there_before_and_after_if_it_is_known():
     assert "reports/eval.json" in card()
     numbers = {"loss": 2.0, "stopped": None, "loss_by_domain": {"chat": 2.0}}
     text = card(evaluation={"before": numbers, "after": {**numbers, "loss": 1.0}})
     assert "| held-out loss | 2 | 1 |" in text
     assert "| answers that stop by themselves | - | - |" in text
     assert "| held-out loss: chat | 2 | 2 |" in text
+
+
+def test_the_evaluation_is_in_the_model_index_of_the_hub():
+    assert "model-index" not in front_matter(card())
+    numbers = {"loss": 2.0, "stopped": None, "loss_by_domain": {}}
+    (entry,) = ModelCard(card(evaluation={"before": numbers, "after": {**numbers, "loss": 1.0}})).data.eval_results
+    assert (entry.metric_type, entry.metric_value, entry.dataset_type) == ("loss", 1.0, "held-out")
 
 
 def test_a_model_trained_on_a_benchmark_says_not_to_report_it_there():
