@@ -1,17 +1,18 @@
-"""chain: from a model back to its data, with every digest; what is not what it was ends it with an error."""
+"""graph: from a model back to its data, with every digest; what differs ends it with an error; the page is safe."""
 
 import itertools
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from sft.cli import InputError
 from sft.files import read_json
-from sft.lineage.graph import gather, main, tree
+from sft.lineage.graph import COLUMNS, HEIGHT, WIDTH, Graph, Node, build_graph, corners, main, page, tree
 from sft.lineage.resolve import find, of_folder
-from sft.lineage.verify import ABSENT, INTACT
-from sft.pages.graph import page
+from sft.lineage.verify import ABSENT, INTACT, Fault
 from tests.support.finished_project import commit_all, make_recorded
 
 
@@ -22,22 +23,22 @@ def project(tmp_path, monkeypatch, local_store):
     return folder
 
 
-def test_the_chain_leads_from_every_source_to_the_evaluation(project):
-    chain = gather(of_folder(project))
+def test_the_graph_leads_from_every_source_to_the_evaluation(project):
+    graph = build_graph(of_folder(project))
     for name in ("calls", "chats"):
         way = [f"source/{name}", f"filtered/{name}", f"prepared/{name}", "packed", "run", "model", "evaluation"]
-        assert set(itertools.pairwise(way)) <= set(chain.edges)
-        assert ("benchmarks", f"filtered/{name}") in chain.edges
-    assert {("base", "run"), ("params", "run"), ("code", "run"), ("packages", "run")} <= set(chain.edges)
-    assert {name for edge in chain.edges for name in edge} == chain.nodes.keys()
+        assert set(itertools.pairwise(way)) <= set(graph.edges)
+        assert ("benchmarks", f"filtered/{name}") in graph.edges
+    assert {("base", "run"), ("params", "run"), ("code", "run"), ("packages", "run")} <= set(graph.edges)
+    assert {name for edge in graph.edges for name in edge} == graph.nodes.keys()
 
 
-def test_every_link_tells_its_counts_its_digest_and_how_to_get_it(project):
-    nodes = gather(of_folder(project)).nodes
+def test_every_node_has_its_counts_its_digest_and_how_to_get_it(project):
+    nodes = build_graph(of_folder(project)).nodes
     source, filtered, prepared = (nodes[f"{kind}/calls"] for kind in ("source", "filtered", "prepared"))
     assert source.facts["uri"] == "pypi://a==1/b.json"
     assert (source.facts["license"], source.facts["rows"]) == ("Apache-2.0", 10)
-    assert (filtered.facts["kept"], filtered.facts["refused"]) == (9, {"no-answer": 1})
+    assert (filtered.facts["kept"], filtered.facts["rejected"]) == (9, {"no-answer": 1})
     assert prepared.facts["trained tokens"] == 45
     assert nodes["benchmarks"].facts["texts"] == 2
     assert nodes["benchmarks"].facts["sets"]["gsm8k"]["uri"] == "pypi://b==2/test.jsonl"
@@ -54,18 +55,18 @@ def test_every_link_tells_its_counts_its_digest_and_how_to_get_it(project):
 
 def test_a_copy_of_the_model_alone_still_names_sources_licences_and_counts(project, tmp_path):
     shutil.copytree(project / "models/final", tmp_path / "copy")
-    chain = gather(find(str(tmp_path / "copy"), tmp_path, tmp_path))
-    assert chain.nodes["source/chats"].facts["license"] == "MIT and CC-BY-4.0"
-    assert chain.nodes["filtered/chats"].facts["kept"] == 9
-    assert chain.nodes["benchmarks"].facts["sets"]["gsm8k"]["license"] == "MIT"
-    assert chain.nodes["packed"].state == ABSENT
-    assert chain.nodes["packed"].digest == "sha256:" + chain_digest(project)
-    assert "git worktree add" in chain.where
-    assert {name for edge in chain.edges for name in edge} == chain.nodes.keys()
-    assert "<svg" in page(chain.as_json())
+    graph = build_graph(find(str(tmp_path / "copy"), tmp_path, tmp_path))
+    assert graph.nodes["source/chats"].facts["license"] == "MIT and CC-BY-4.0"
+    assert graph.nodes["filtered/chats"].facts["kept"] == 9
+    assert graph.nodes["benchmarks"].facts["sets"]["gsm8k"]["license"] == "MIT"
+    assert graph.nodes["packed"].state == ABSENT
+    assert graph.nodes["packed"].digest == "sha256:" + packed_digest(project)
+    assert "git worktree add" in graph.checkout
+    assert {name for edge in graph.edges for name in edge} == graph.nodes.keys()
+    assert "<svg" in page(graph)
 
 
-def chain_digest(project):
+def packed_digest(project):
     return read_json(project / "models/final/lineage.json")["data"]
 
 
@@ -73,41 +74,41 @@ def test_an_evaluation_of_another_model_is_not_shown(project):
     text = (project / "dvc.lock").read_text()
     start = text.index("  eval:")
     (project / "dvc.lock").write_text(text[:start] + text[start:].replace(".dir", "0.dir"))
-    assert "evaluation" not in gather(of_folder(project)).nodes
+    assert "evaluation" not in build_graph(of_folder(project)).nodes
 
 
-def test_the_tree_shows_every_link(project):
-    chain = gather(of_folder(project))
+def test_the_tree_shows_every_node(project):
+    graph = build_graph(of_folder(project))
     console = Console(width=200, record=True, file=open("/dev/null", "w"))
-    console.print(tree(chain))
+    console.print(tree(graph))
     text = console.export_text()
     assert text.index("models/final  intact") < text.index("run training") < text.index("source chats")
-    for node in chain.nodes.values():
+    for node in graph.nodes.values():
         assert node.title in text
         assert node.digest is None or text.count(node.digest) == 1
-    assert text.count("benchmarks, as above") == 1
+    assert text.count("benchmarks, see above") == 1
 
 
 def test_the_program_writes_json_page_and_card_and_fails_where_something_was_changed(project, tmp_path, capsys):
-    out = [tmp_path / name for name in ("chain.json", "chain.html", "README.md")]
+    out = [tmp_path / name for name in ("graph.json", "graph.html", "README.md")]
     main("models/final", *out, with_cache=False)
-    assert "10 of 10 links with files lie here" in capsys.readouterr().out
-    told = read_json(out[0])
-    assert told["faults"] == []
-    assert len(told["nodes"]) == 7 + 8
+    assert "10 of 10 nodes with files are here and intact" in capsys.readouterr().out
+    written = read_json(out[0])
+    assert written["faults"] == []
+    assert len(written["nodes"]) == 7 + 8
     assert "<svg" in out[1].read_text()
     assert "| held-out loss | 1 | 0.501 |" in out[2].read_text()
     (project / "data/raw/calls/rows.jsonl").write_text("others")
     with pytest.raises(InputError, match=r"data/raw/calls/rows\.jsonl: expected sha256 .* found sha256 "):
         main("models/final", *out, with_cache=False)
-    assert [fault["where"] for fault in read_json(out[0])["faults"]] == ["data/raw/calls/rows.jsonl"]
+    assert [fault["path"] for fault in read_json(out[0])["faults"]] == ["data/raw/calls/rows.jsonl"]
 
 
-def test_a_revision_without_a_model_says_how_to_bring_it(project):
+def test_a_revision_without_a_model_says_how_to_get_it(project):
     shutil.rmtree(project / "models/final")
     shutil.rmtree(project / ".dvc/cache")
     with pytest.raises(InputError, match="dvc fetch models/final"):
-        gather(of_folder(project))
+        build_graph(of_folder(project))
 
 
 @pytest.mark.parametrize(
@@ -117,5 +118,54 @@ def test_a_file_that_is_no_json_any_more_is_named(project, path, model, tmp_path
     (project / path).write_bytes(b'{"lineage_key": \xff')
     if model == "main":
         commit_all(project)
-    with pytest.raises(InputError, match=rf"{path}: not what the model was made with: expected JSON"):
-        gather(find(model, project, tmp_path))
+    with pytest.raises(InputError, match=rf"{path}.*expected JSON"):
+        build_graph(find(model, project, tmp_path))
+
+
+# --- The page ---------------------------------------------------------------------------------------------
+
+
+def drawn(**more):
+    node = Node("", "", "", {"rows": 1234}, "sha256:" + "a" * 64, "dvc pull x", INTACT)
+    kinds = [kind for column in COLUMNS.values() for kind in column]
+    nodes = [replace(node, id=kind, kind=kind, title=kind) for kind in kinds]
+    nodes += [replace(node, id=f"source/{n}", kind="source", title=f"s{n}") for n in range(20)]
+    edges = [(f"source/{n}", "packed") for n in range(20)] + [("packed", "run"), ("run", "model")]
+    return replace(Graph("m", "k", "here", {node.id: node for node in nodes}, edges), **more)
+
+
+def test_every_node_is_a_box_and_every_edge_a_line():
+    graph = drawn()
+    text = page(graph)
+    assert text.count('class="box"') == len(graph.nodes) > 20
+    assert text.count('class="edge"') == len(graph.edges)
+    for name in graph.nodes:
+        assert f'href="#{name}"' in text
+        assert f'id="{name}"' in text
+    loss = Node("e", "evaluation", "e", {"loss": {"before": 2.0, "after": 1.5}}, None, "dvc repro eval", "")
+    assert "loss 2.000 to 1.500" in page(drawn(nodes={"e": loss}, edges=[]))
+
+
+def test_boxes_do_not_overlap():
+    at = list(corners(list(drawn().nodes.values())).values())
+    assert len(at) == len(set(at)) > 20
+    for x, y in at:
+        for other_x, other_y in at:
+            if (x, y) != (other_x, other_y):
+                assert abs(x - other_x) >= WIDTH or abs(y - other_y) >= HEIGHT
+
+
+def test_the_page_loads_nothing_runs_nothing_and_is_the_same_again():
+    text = page(drawn())
+    assert text == page(drawn())
+    assert not re.search(r"<script|<link|<img|src=|@import|url\(|https?://", text)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', text))
+
+
+def test_names_cannot_become_markup():
+    hostile = '"><script>alert(1)</script>'
+    node = Node(hostile, "source", hostile, {hostile: hostile}, None, hostile)
+    faults = [Fault(hostile, hostile, hostile)]
+    text = page(drawn(nodes={hostile: node}, edges=[], faults=faults, model=hostile, checkout=hostile))
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text

@@ -1,4 +1,4 @@
-"""integrity: whatever is not what it was is named, with what was expected and what was found."""
+"""verify: whatever differs is named, with what was expected and what was found."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def project(tmp_path):
     return make_recorded(tmp_path / "project")
 
 
-def test_what_nobody_touched_is_intact(project):
+def test_untouched_files_are_intact(project):
     states, faults = verify(of_folder(project), with_cache=True)
     assert faults == []
     assert set(states.values()) == {INTACT}
@@ -51,42 +51,42 @@ def test_a_changed_a_missing_and_a_new_file_are_named(project, path, out):
     before = (project / path).read_bytes()
     (project / path).write_bytes(before + b"!")
     states, faults = verify(of_folder(project))
-    assert [fault.where for fault in faults] == [path]
+    assert [fault.path for fault in faults] == [path]
     assert faults[0].expected != faults[0].found
     assert states[out] == DIFFERS
     (project / path).unlink()
     (fault,) = verify(of_folder(project))[1]
-    assert (fault.where, fault.found) == (path, "no such file")
+    assert (fault.path, fault.found) == (path, "no such file")
     (project / path).write_bytes(before)
     (project / out / "more").write_text("more")
     (fault,) = verify(of_folder(project))[1]
-    assert (fault.where, fault.expected) == (f"{out}/more", "no such file")
+    assert (fault.path, fault.expected) == (f"{out}/more", "no such file")
 
 
-def test_without_cache_and_lock_lineage_json_still_knows_data_and_models(project):
+def test_without_cache_and_lock_lineage_json_still_has_the_digests_of_data_and_models(project):
     (project / "dvc.lock").unlink()
     assert verify(of_folder(project))[1] == []
     (project / "data/packed/training/0.parquet").write_text("others")
     (fault,) = verify(of_folder(project))[1]
-    assert fault.where == "data/packed"
+    assert fault.path == "data/packed"
     assert "lineage.json" in fault.expected
 
 
 def test_a_changed_lineage_json_is_found_by_its_own_key(project):
     path = project / "models/final/lineage.json"
     (project / "dvc.lock").unlink()
-    told = read_json(path)
-    write_json(path, {**told, "params": {**told["params"], "optimizer": {"lr": 9.0}}})
+    lineage = read_json(path)
+    write_json(path, {**lineage, "params": {**lineage["params"], "optimizer": {"lr": 9.0}}})
     (fault,) = verify(of_folder(project))[1]
-    assert fault.where == "models/final/lineage.json"
-    assert fault.found == told["lineage_key"]
+    assert fault.path == "models/final/lineage.json"
+    assert fault.found == lineage["lineage_key"]
 
 
 def test_a_changed_run_id_is_found_by_dvc_and_by_the_version_in_mlflow(project):
     path = project / "models/final/lineage.json"
     expected = sha256(path)
     write_json(path, {**read_json(path), "mlflow_run_id": "f" * 32})
-    assert [fault.where for fault in verify(of_folder(project))[1]] == ["models/final/lineage.json"]
+    assert [fault.path for fault in verify(of_folder(project))[1]] == ["models/final/lineage.json"]
     (project / "dvc.lock").unlink()
     assert verify(of_folder(project))[1] == []
     (fault,) = verify(of_folder(project, version={"lineage_json": expected}))[1]
@@ -97,17 +97,17 @@ def test_a_report_of_other_data_is_named(project):
     path = project / "reports/filter/calls.json"
     write_json(path, {**read_json(path), "rows_out": 1})
     faults = verify(of_folder(project))[1]
-    assert [fault.where for fault in faults] == ["reports/filter/calls.json"]
+    assert [fault.path for fault in faults] == ["reports/filter/calls.json"]
 
 
-def test_of_a_training_that_is_not_the_folder_s_what_lies_here_too_is_intact_and_the_rest_not_here(project, tmp_path):
+def test_of_another_training_equal_outputs_are_intact_and_the_rest_absent(project, tmp_path):
     other = replace(of_folder(make_recorded(tmp_path / "other", lr=2e-3)), root=project, folder=None)
     states, faults = verify(other)
     assert faults == []
     assert (states["data/packed"], states["models/final"]) == (INTACT, ABSENT)
 
 
-def test_what_is_not_here_is_no_fault(project):
+def test_an_absent_output_is_no_fault(project):
     for file in (project / "data/raw/calls").iterdir():
         file.unlink()
     (project / "data/raw/calls").rmdir()
@@ -122,15 +122,15 @@ def test_a_spoiled_object_of_the_cache_is_named_with_what_it_is_of(project):
     records = of_folder(project)
     assert verify(records)[1] == []
     (fault,) = verify(records, with_cache=True)[1]
-    assert "data/raw/chats/rows.jsonl" in fault.where
-    assert spoiled.name in fault.where
+    assert "data/raw/chats/rows.jsonl" in fault.path
+    assert spoiled.name in fault.path
 
 
 def test_a_spoiled_listing_of_a_folder_in_the_cache_is_named_too(project):
     path, md5 = "data/raw/chats", outs(of_folder(project).lock)["data/raw/chats"]
     cached(project, md5).write_text("[{")
     (fault,) = verify(of_folder(project), with_cache=True)[1]
-    assert path in fault.where
+    assert path in fault.path
     assert md5.removesuffix(".dir") in fault.expected
 
 
@@ -141,12 +141,12 @@ def test_a_changed_checkpoint_of_the_run_is_named(project):
         checkpoint.mkdir(parents=True)
         (checkpoint / "weights").write_bytes(b"weights")
         write_json(manifest_of(checkpoint), folder_digests(checkpoint))
-    manifest_of(iteration_folder(run, 3)).unlink()  # as a kill leaves one: it is never loaded
+    manifest_of(iteration_folder(run, 3)).unlink()  # as after a kill: it is never loaded
     assert verify(of_folder(project), with_cache=True)[1] == []
     (iteration_folder(run, 2) / "weights").write_bytes(b"wEights")
     assert verify(of_folder(project))[1] == []
     (fault,) = verify(of_folder(project), with_cache=True)[1]
-    assert fault.where == f"runs/{run.name}/checkpoints/iter_0000002"
+    assert fault.path == f"runs/{run.name}/checkpoints/iter_0000002"
     assert fault.found == "weights is changed"
 
 
@@ -160,7 +160,7 @@ def test_a_copy_of_the_model_is_verified_without_its_project(project, tmp_path, 
     text = (copy / file).read_text()
     (copy / file).write_text(text.replace(records.lineage["data"], "0" * 64) if file == "lineage.json" else text + "!")
     (fault,) = verify(find(str(copy), tmp_path, tmp_path))[1]
-    assert fault.where == str(copy / file)
+    assert fault.path == str(copy / file)
 
 
 def test_digests_are_those_of_dvc(tmp_path: Path):

@@ -23,10 +23,9 @@ from rich.text import Text
 from sft.cli import InputError, make_parser, run_or_exit
 from sft.files import flatten, publish_file, write_json
 from sft.inspect.terminal import Screen, visible
-from sft.lineage.graph import data_sources, evaluation_of
+from sft.lineage.graph import as_text, data_sources, evaluation_of
 from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.resolve import LOCK, Records, find
-from sft.pages.graph import shown
 from sft.pages.report import escaped, whole_page
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -214,7 +213,7 @@ def show(comparison: Comparison) -> None:
             laid.add_column(Text(head), header_style="bold")
         for name, pair in rows.items():
             style = "" if pair[0] == pair[1] else "bold yellow"
-            laid.add_row(Text(visible(name)), *(Text(visible(shown(value)), style=style) for value in pair))
+            laid.add_row(Text(visible(name)), *(Text(visible(as_text(value)), style=style) for value in pair))
         if not rows:
             laid.add_row(Text("none"), Text(""), Text(""))
         screen.print(laid)
@@ -240,7 +239,7 @@ def page(comparison: Comparison) -> str:
     body += [f"<h2>{escaped(name)}</h2>{_drawing(curves)}" for name, curves in comparison.curves.items() if all(curves)]
     for title, rows in comparison.tables.items():
         cells = "".join(
-            f"<tr><td>{escaped(name)}</td>" + "".join(f"<td>{escaped(shown(value))}</td>" for value in pair) + "</tr>"
+            f"<tr><td>{escaped(name)}</td>" + "".join(f"<td>{escaped(as_text(value))}</td>" for value in pair) + "</tr>"
             for name, pair in rows.items()
         )
         head = "<tr><th></th><th>A</th><th>B</th></tr>"

@@ -1,16 +1,16 @@
-"""chain: from a model back to its data: every link with its digest, its state on this disk and how to get it.
+"""The lineage graph of a model: every step back to its sources, with digest, state on this disk and how to get it.
 
 --model NAME (models/final, name/version, name@alias, run id, lineage key, git revision or DVC experiment)
-    ->  a tree on the terminal; --json FILE; --html FILE, a page with a drawn graph; --card FILE, the model card
+    ->  a tree on the terminal; --json FILE; --html FILE, a page with the graph drawn; --card FILE, the model card
 
-sources, benchmarks -> what the filter kept -> samples -> packs; base model, params, code, packages -> run -> model
--> evaluation. On the way everything that lies on this disk is verified; what is not what it was is named, and the
-program ends with status 1. --cache also verifies the objects in DVC's cache, and the checkpoints of the run.
+sources, benchmarks -> filtered -> prepared -> packed; base model, params, code, packages -> run -> model -> evaluation.
+Verifies everything that is on this disk, names what differs, and exits with 1 if something does. --cache also verifies
+the objects in DVC's cache and the checkpoints of the run.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,105 +27,123 @@ from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.record import ORIGIN, git_state
 from sft.lineage.resolve import FINAL, Records, find, outs
 from sft.lineage.verify import ABSENT, BASE, BENCHMARKS, DIFFERS, INTACT, PACKED, Fault
-from sft.pages import graph
-from sft.pages.graph import shown
+from sft.pages.render import render
 from sft.sources.download import redact
 
 STYLES = {INTACT: "green", DIFFERS: "bold red"}
 MODEL, RUN = "model", "run"
+# The drawing: kinds of nodes by column, from left to right, with the head of the column.
+COLUMNS = {
+    "published": ("source", "benchmarks"),
+    "filtered": ("filtered",),
+    "prepared": ("prepared",),
+    "inputs": ("packed", "base", "params", "code", "packages"),
+    "training": ("run",),
+    "model": ("model",),
+    "evaluation": ("evaluation",),
+}
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN, HEAD = 148, 46, 42, 16, 8, 26  # pixels of a box, between boxes, of the head
+LABEL_CHARS = 19
+# The fact in the box of a node, and its unit.
+BOX_FACT = {
+    "source": ("rows", "rows"),
+    "benchmarks": ("texts", "texts"),
+    "filtered": ("kept", "kept"),
+    "prepared": ("tokens", "tokens"),
+    "packed": ("trained tokens", "trained"),
+    "base": ("parameters", ""),
+    "packages": ("installed", "installed"),
+    "run": ("iterations", "steps"),
+    "model": ("versions", ""),
+}
 
 
 @dataclass(frozen=True)
 class Node:
-    """A link of the chain."""
+    """A step between sources and evaluation."""
 
     id: str
     kind: str
     """source, benchmarks, filtered, prepared, packed, base, params, code, packages, run, model or evaluation."""
     title: str
     facts: dict[str, Any]
-    """What a reader wants to know of it; values as JSON holds them."""
+    """What a reader wants to know; values as in JSON."""
     digest: str | None
-    """sha256:... or md5:..., as whoever made it wrote it down."""
+    """sha256:... or md5:..., as in lineage.json or dvc.lock."""
     get: str
     """How to get it."""
     state: str = ABSENT
-    """Of its files on this disk: intact, differs, not here; empty where it has none."""
+    """Of its files on this disk: intact, differs or absent; empty if it has no files."""
 
 
 @dataclass
-class Chain:
-    """The way from a model to its data."""
+class Graph:
+    """All steps from the sources of a model to its evaluation."""
 
     model: str
     lineage_key: str
-    where: str
-    """What has to be checked out for the commands of the nodes."""
+    checkout: str
+    """Where the commands of the nodes run."""
     nodes: dict[str, Node] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
-    """From what something was made of, to what was made."""
+    """(node, what was made of it)."""
     faults: list[Fault] = field(default_factory=list)
 
     def add(self, node: Node, *made: str) -> None:
-        """Add a node, and that `made` were made of it."""
+        """Add a node, and an edge to each node that was made of it."""
         self.nodes[node.id] = node
         self.edges += [(node.id, other) for other in made]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the chain as JSON holds it."""
-        told = {"model": self.model, "lineage_key": self.lineage_key, "where": self.where, "edges": self.edges}
+        """Return the graph as JSON values."""
+        values = {"model": self.model, "lineage_key": self.lineage_key, "checkout": self.checkout, "edges": self.edges}
         nodes = [asdict(node) for node in self.nodes.values()]
-        return {**told, "nodes": nodes, "faults": verify.as_json(self.faults)}
+        return {**values, "nodes": nodes, "faults": [asdict(fault) for fault in self.faults]}
 
 
-def gather(records: Records, with_cache: bool = False) -> Chain:
-    """Gather the chain of a model and verify what lies on this disk.
+def build_graph(records: Records, with_cache: bool = False) -> Graph:
+    """Return the graph of a model, and verify what is on this disk.
 
-    Raises:  InputError: nobody has the model's lineage.json.
+    Raises:  InputError: its lineage.json is nowhere.
     """
-    told = records.lineage
-    if not told:
+    lineage = records.lineage
+    if not lineage:
         raise InputError(
-            f"{records.name}: its {FINAL}/lineage.json is neither in the folder, nor in MLflow, nor in DVC's cache. "
-            f"Bring the model: dvc fetch {FINAL}"
+            f"{records.name}: {FINAL}/lineage.json is neither in the folder, nor in MLflow, nor in DVC's cache. "
+            f"Get the model: dvc fetch {FINAL}"
         )
     states, faults = verify.verify(records, with_cache)
-    chain = Chain(records.name, told["lineage_key"], _where(records), faults=faults)
+    graph = Graph(records.name, lineage["lineage_key"], _checkout(records), faults=faults)
     nodes = list(_run_nodes(records, states))
     measured = ["evaluation"] if nodes[-1].id == "evaluation" else []
     for node in nodes:
-        chain.add(node, *({MODEL: measured, RUN: [MODEL], "evaluation": []}.get(node.id, [RUN])))
+        graph.add(node, *({MODEL: measured, RUN: [MODEL], "evaluation": []}.get(node.id, [RUN])))
     digests = outs(records.lock)
     for name, source in data_sources(records).items():
-        for node, made in zip(
-            _source_nodes(records, name, source, digests, states),
-            (f"filtered/{name}", f"prepared/{name}", "packed"),
-            strict=True,
-        ):
-            chain.add(node, made)
+        made = (f"filtered/{name}", f"prepared/{name}", "packed")
+        for node, next_node in zip(_source_nodes(records, name, source, digests, states), made, strict=True):
+            graph.add(node, next_node)
     for node in _benchmark_nodes(records, digests, states):
-        chain.add(node, *(other for other in chain.nodes if other.startswith("filtered/")))
-    return chain
+        graph.add(node, *(other for other in graph.nodes if other.startswith("filtered/")))
+    return graph
 
 
 def data_sources(records: Records) -> dict[str, dict[str, Any]]:
-    """Return the sources of the packed data: from lineage.json, or of an older model from the reports."""
-    told: dict[str, dict[str, Any]] = records.lineage.get("sources", {})
-    if told:
-        return told
+    """Return the sources of the packed data: from lineage.json, else from the reports."""
+    sources: dict[str, dict[str, Any]] = records.lineage.get("sources", {})
+    if sources:
+        return sources
     packed = records.json(f"{PACKED}/metadata.json").get("sources", {})
     return {name: {**counts, **records.json(f"reports/fetch/{name}.json")} for name, counts in packed.items()}
 
 
-def _where(records: Records) -> str:
-    """Say what has to be checked out before data of the model can be brought."""
+def _checkout(records: Records) -> str:
+    """Return how to check out the commit of the model, in which the commands of the nodes work."""
     commit = records.lineage["git_commit"]
     if records.folder and git_state(records.folder)[0] == commit:
         return "this checkout"
-    changed = ", then git apply --binary its patch" if records.lineage.get("patch") else ""
-    return (
-        f"git worktree add ../at-{str(commit)[:8]} {commit}{changed}; or all of it: make reproduce MODEL={records.name}"
-    )
+    patch = ", then git apply --binary its patch" if records.lineage.get("patch") else ""
+    return f"git worktree add ../at-{str(commit)[:8]} {commit}{patch}; or make reproduce MODEL={records.name}"
 
 
 def _source_nodes(
@@ -141,13 +159,13 @@ def _source_nodes(
                 "files": len(fetched.get("files", [])) or None,
                 "rows": source.get("rows", source.get("rows_out")),
             },
-            f"dvc pull data/raw/{name}, or from its publisher: dvc repro --single-item fetch@{name}",
+            f"dvc pull data/raw/{name}, or download it again: dvc repro --single-item fetch@{name}",
         ),
         "filtered": (
             {
                 "rows": filtered.get("rows_in"),
                 "kept": source.get("kept", filtered.get("rows_out")),
-                "refused": filtered.get("rejected", source.get("rejected", {})),
+                "rejected": filtered.get("rejected", source.get("rejected", {})),
             },
             f"dvc pull data/filtered/{name}",
         ),
@@ -156,106 +174,119 @@ def _source_nodes(
                 "samples": prepared.get("samples"),
                 "tokens": prepared.get("tokens"),
                 "trained tokens": prepared.get("trained_tokens"),
-                "refused": prepared.get("rejected", {}),
+                "rejected": prepared.get("rejected", {}),
                 "template sha256": prepared.get("template_sha256"),
             },
             f"dvc pull data/prepared/{name}",
         ),
     }
     folders = {"source": "raw", "filtered": "filtered", "prepared": "prepared"}
-    for kind, (told, get) in facts.items():
+    for kind, (known, get) in facts.items():
         path = f"data/{folders[kind]}/{name}"
         digest = f"md5:{digests[path]}" if path in digests else None
-        yield Node(f"{kind}/{name}", kind, name, _known(told), digest, get, states.get(path, ABSENT))
+        yield Node(f"{kind}/{name}", kind, name, _known(known), digest, get, states.get(path, ABSENT))
 
 
-def _origin(told: dict[str, Any]) -> dict[str, str]:
-    """Return what is told of where something comes from."""
-    return {key: redact(str(told[key])) for key in ORIGIN if told.get(key)}
+def _origin(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return where something comes from, without secrets."""
+    return {key: redact(str(report[key])) for key in ORIGIN if report.get(key)}
 
 
 def _benchmark_nodes(records: Records, digests: dict[str, str], states: dict[str, str]) -> Iterator[Node]:
-    """The evaluation sets that the filter held the data against; none of a model that does not tell of them."""
+    """The evaluation sets that the filter checked the data against; none if the records of a model name none."""
     report = records.json("reports/fetch/benchmarks.json")
     sets = records.lineage.get("benchmarks", report.get("benchmarks"))
     if sets is None:
         return
-    origins = {name: _origin(told) for name, told in sets.items()}
-    facts = {"texts": sum(told["texts"] for told in sets.values()), "sets": origins or "none are named"}
+    origins = {name: _origin(facts) for name, facts in sets.items()}
+    known = {"texts": sum(facts["texts"] for facts in sets.values()), "sets": origins or "none"}
     digest = f"md5:{digests[BENCHMARKS]}" if BENCHMARKS in digests else None
-    get = f"dvc pull {BENCHMARKS}, or from their publishers: dvc repro --single-item fetch-benchmarks"
-    yield Node("benchmarks", "benchmarks", "benchmarks", facts, digest, get, states.get(BENCHMARKS, ABSENT))
+    get = f"dvc pull {BENCHMARKS}, or download them again: dvc repro --single-item fetch-benchmarks"
+    yield Node("benchmarks", "benchmarks", "benchmarks", known, digest, get, states.get(BENCHMARKS, ABSENT))
 
 
 def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
-    told, metadata = records.lineage, records.json(f"{PACKED}/metadata.json")
-    pack, training = records.json("reports/pack.json"), records.json("reports/train.json")
+    """The nodes of the training: packed data, base model, params, code, packages, run, model, evaluation."""
+    lineage, key = records.lineage, records.lineage["lineage_key"]
+    commit, patch, packages = lineage["git_commit"], lineage.get("patch"), lineage["packages"]
     fetched, evaluation = records.json("reports/fetch/model.json"), evaluation_of(records)
+    base = {
+        **_origin(fetched),
+        "parameters": fetched.get("parameters"),
+        "checkpoint": lineage["params"].get("checkpoint", {}).get("pretrained_checkpoint"),
+        "made by the run of": lineage.get("parent"),
+    }
+    code = {
+        "commit": commit,
+        "uncommitted changes": lineage["git_dirty"],
+        "patch sha256": patch,
+        "hardware": lineage.get("hardware"),
+    }
+    params = {name: json.dumps(section)[1:-1] for name, section in lineage["params"].items() if section}
+    numeric = {name: packages[name] for name in NUMERIC_PACKAGES if name in packages}
+    model = {
+        "model.safetensors sha256": lineage.get("files", {}).get("model.safetensors"),
+        "versions": (records.run or {}).get("versions"),
+    }
+    md5 = outs(records.lock).get(FINAL)
+    nodes: list[tuple[str, str, dict[str, Any], str | None, str, str]] = [
+        ("packed", PACKED, _packed(records), f"sha256:{lineage['data']}", f"dvc pull {PACKED}", states[PACKED]),
+        (
+            *("base", "base model", base, f"sha256:{lineage['base_model']}"),
+            f"dvc pull {BASE}, or download it again: dvc repro --single-item fetch-model",
+            states[BASE],
+        ),
+        ("params", "params", params, f"sha256:{value_digest(lineage['params'])}", "in lineage.json", ""),
+        (
+            *("code", "code", code, f"sha256:{lineage['code']}"),
+            f"git show {commit}" + (f"; patch in runs/{key} and in MLflow's artifacts" if patch else ""),
+            "",
+        ),
+        (
+            *("packages", "packages", {**numeric, "installed": len(packages)}, f"sha256:{value_digest(packages)}"),
+            *("make setup at that commit", ""),
+        ),
+        (RUN, "training", _run(records), None, f"make mlflow; logs in runs/{key}", ""),
+        (MODEL, records.name, model, md5 and f"md5:{md5}", f"dvc pull {FINAL}", states[FINAL]),
+    ]
+    if evaluation:
+        before, after = evaluation["before"], evaluation["after"]
+        numbers = {name: value for name, value in after.items() if isinstance(value, int | float)}
+        measured: dict[str, Any] = {
+            name: {"before": before.get(name), "after": value} for name, value in numbers.items()
+        }
+        measured["gate"] = evaluation.get("gate")
+        nodes.append(("evaluation", "evaluation", measured, None, "dvc repro eval; reports/report.html", ""))
+    for kind, title, facts, digest, get, state in nodes:
+        yield Node(kind, kind, title, _known(facts), digest, get, state)
+
+
+def _packed(records: Records) -> dict[str, Any]:
+    metadata, pack = records.json(f"{PACKED}/metadata.json"), records.json("reports/pack.json")
     tokens = {name: source.get("tokens", 0) for name, source in metadata.get("sources", {}).items()}
     total = sum(tokens.values()) or 1
-    packs = {split: counts["packs"] for split, counts in pack.get("splits", {}).items()}
-    packed = {
+    return {
         "pack size": metadata.get("pack_size"),
         "samples": pack.get("samples", {}).get("rows_out"),
         "tokens": pack.get("tokens"),
         "trained tokens": pack.get("trained_tokens"),
-        "packs": packs,
-        "refused": pack.get("rejected", {}),
+        "packs": {split: counts["packs"] for split, counts in pack.get("splits", {}).items()},
+        "rejected": pack.get("rejected", {}),
         "mixture": {name: f"{number / total:.1%}" for name, number in tokens.items()},
         **{f"{split} sha256": digest for split, digest in metadata.get("digests", {}).items()},
     }
-    decisive = {name: told["packages"].get(name) for name in NUMERIC_PACKAGES}
-    code = {
-        "commit": told["git_commit"],
-        "uncommitted changes": told["git_dirty"],
-        "patch sha256": told.get("patch"),
-        "hardware": told.get("hardware"),
-    }
-    run = {**(records.run or {"run": told["mlflow_run_id"], "store": "not at hand"})}
+
+
+def _run(records: Records) -> dict[str, Any]:
+    training = records.json("reports/train.json")
+    run = {**(records.run or {"run": records.lineage["mlflow_run_id"], "store": "not available"})}
     metrics = {key: run.get("metrics", {}).get(key) for key in ("loss", "validation_loss")}
     run["metrics"] = {key: training.get(f"train_{key}", training.get(key, value)) for key, value in metrics.items()}
-    run |= {key: training.get(key) for key in ("iterations", "epochs", "tokens")}
-    start = told["params"].get("checkpoint", {}).get("pretrained_checkpoint")
-    final = outs(records.lock).get(FINAL)
-    weights = told.get("files", {}).get("model.safetensors")
-    yield Node(
-        "packed", "packed", PACKED, _known(packed), f"sha256:{told['data']}", f"dvc pull {PACKED}", states[PACKED]
-    )
-    yield Node(
-        "base",
-        "base",
-        "base model",
-        _known(
-            {
-                **_origin(fetched),
-                "parameters": fetched.get("parameters"),
-                "checkpoint": start,
-                "made by the run of": told.get("parent"),
-            }
-        ),
-        f"sha256:{told['base_model']}",
-        f"dvc pull {BASE}, or from its publisher: dvc repro --single-item fetch-model",
-        states[BASE],
-    )
-    params = {name: json.dumps(section)[1:-1] for name, section in told["params"].items() if section}
-    yield Node("params", "params", "params", params, f"sha256:{value_digest(told['params'])}", "in lineage.json", "")
-    get = f"git show {told['git_commit']}" + (f"; patch in {_patch_place(records)}" if told.get("patch") else "")
-    yield Node("code", "code", "code", _known(code), f"sha256:{told['code']}", get, "")
-    packages = {**_known(decisive), "installed": len(told["packages"])}
-    digest = f"sha256:{value_digest(told['packages'])}"
-    yield Node("packages", "packages", "packages", packages, digest, "make setup at that commit", "")
-    yield Node(RUN, RUN, "training", _known(run), None, f"make mlflow; logs in runs/{told['lineage_key']}", "")
-    files = {"model.safetensors sha256": weights, "versions": (records.run or {}).get("versions")}
-    by_dvc = f"md5:{final}" if final else None
-    yield Node(MODEL, MODEL, records.name, _known(files), by_dvc, f"dvc pull {FINAL}", states[FINAL])
-    if evaluation:
-        facts = {name: {"before": evaluation["before"].get(name), "after": value} for name, value in _flat(evaluation)}
-        facts |= _known({"gate": evaluation.get("gate")})
-        yield Node("evaluation", "evaluation", "evaluation", facts, None, "dvc repro eval; reports/report.html", "")
+    return run | {key: training.get(key) for key in ("iterations", "epochs", "tokens")}
 
 
 def evaluation_of(records: Records) -> dict[str, Any]:
-    """Return reports/eval.json; {} where it tells of another model than this one."""
+    """Return reports/eval.json; {} if it is of another model."""
     lock = records.lock
     measured = {dep["path"]: dep.get("md5") for dep in lock.get("eval", {}).get("deps", [])}.get(FINAL)
     if records.folder and measured and measured != outs(lock).get(FINAL):
@@ -263,43 +294,53 @@ def evaluation_of(records: Records) -> dict[str, Any]:
     return dict(records.json("reports/eval.json"))
 
 
-def _flat(evaluation: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in evaluation["after"].items() if isinstance(value, int | float)]
-
-
-def _patch_place(records: Records) -> str:
-    return f"runs/{records.lineage['lineage_key']}, and in MLflow's artifacts"
-
-
 def _known(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value not in (None, {}, [], "")}
 
 
-def tree(chain: Chain) -> Tree:
-    """Draw the chain as a tree: the model, and below everything what it was made of; what goes into several, once."""
+def as_text(value: Any) -> str:
+    """Return a fact as one line.
+
+    >>> as_text({"kept": 1893, "share": 0.25, "uri": "file://x", "none": []})
+    'kept 1,893, share 0.25, uri file://x, none -'
+    """
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {as_text(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(as_text(inner) for inner in value) or "-"
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- On the terminal --------------------------------------------------------------------------------------
+
+
+def tree(graph: Graph) -> Tree:
+    """Return the graph as a tree: the model, and below each node what it was made of, each node once."""
     made_of: dict[str, list[str]] = {}
-    for source, made in chain.edges:
+    for source, made in graph.edges:
         made_of.setdefault(made, []).append(source)
-    root = Tree(_line(chain.nodes[MODEL]))
-    if "evaluation" in chain.nodes:
-        root.add(_line(chain.nodes["evaluation"]))
+    root = Tree(_line(graph.nodes[MODEL]))
+    if "evaluation" in graph.nodes:
+        root.add(_line(graph.nodes["evaluation"]))
     waiting, drawn = [(root, name) for name in made_of[MODEL]], set[str]()
     while waiting:
         branch, name = waiting.pop(0)
         if name in drawn:
-            branch.add(Text(f"{name}, as above", style="dim"))
+            branch.add(Text(f"{name}, see above", style="dim"))
             continue
         drawn.add(name)
-        below = branch.add(_line(chain.nodes[name]))
+        below = branch.add(_line(graph.nodes[name]))
         waiting += [(below, other) for other in made_of.get(name, [])]
     return root
 
 
 def _line(node: Node) -> Text:
-    line = Text(node.title if node.kind in node.title else f"{node.kind} {visible(node.title)}", style="bold")
+    line = Text(visible(_heading(node)), style="bold")
     if node.state:
         line.append(f"  {node.state}", style=STYLES.get(node.state, "yellow"))
-    facts = "; ".join(f"{name}: {shown(value)}" for name, value in node.facts.items())
+    facts = "; ".join(f"{name}: {as_text(value)}" for name, value in node.facts.items())
     for text, style in (
         (facts, "not bold"),
         (node.digest or "", "cyan not bold"),
@@ -310,39 +351,98 @@ def _line(node: Node) -> Text:
     return line
 
 
-def main(name: str, json_file: Path | None, html_file: Path | None, card_file: Path | None, with_cache: bool) -> None:
-    """Show where a model comes from.
+def _heading(node: Node) -> str:
+    return node.title if node.kind in node.title else f"{node.kind} {node.title}"
 
-    Raises:  InputError: nothing has that name, or something is not what it was.
+
+# --- As a page ----------------------------------------------------------------------------------------------
+
+
+def page(graph: Graph) -> str:
+    """Return the graph as a page: drawn, with what is known of every node below."""
+    at = corners(list(graph.nodes.values()))
+    edges = [(at[source][0] + WIDTH, at[source][1] + HEIGHT // 2, at[made][0], at[made][1] + HEIGHT // 2)
+             for source, made in graph.edges]  # fmt: skip
+    boxes, sections = [], []
+    for node in graph.nodes.values():
+        label = {"title": _short(node.title), "fact": _short(_box_fact(node)), "heading": _heading(node)}
+        boxes.append({"id": node.id, "state": node.state, "x": at[node.id][0], "y": at[node.id][1], **label})
+        rows = {"digest": node.digest, "on this disk": node.state, **node.facts, "get": node.get}
+        shown = {name: as_text(value) for name, value in rows.items() if value}
+        sections.append({"id": node.id, "heading": _heading(node), "rows": shown})
+    return render(
+        "lineage.html.j2",
+        title=f"Lineage of {graph.model}",
+        graph=graph,
+        heads=[(MARGIN + index * (WIDTH + GAP_X), head) for index, head in enumerate(COLUMNS)],
+        edges=edges,
+        boxes=boxes,
+        sections=sections,
+        size=(WIDTH, HEIGHT),
+        right=2 * MARGIN + len(COLUMNS) * (WIDTH + GAP_X) - GAP_X,
+        bottom=max(y for _, y in at.values()) + HEIGHT + MARGIN,
+    )
+
+
+def corners(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
+    """Return the upper left corner of the box of each node, by id; columns are centered."""
+    columns = [[node.id for kind in kinds for node in nodes if node.kind == kind] for kinds in COLUMNS.values()]
+    tallest = max(len(column) for column in columns)
+    at = {}
+    for index, column in enumerate(columns):
+        top = MARGIN + HEAD + (tallest - len(column)) * (HEIGHT + GAP_Y) // 2
+        for row, name in enumerate(column):
+            at[name] = (MARGIN + index * (WIDTH + GAP_X), top + row * (HEIGHT + GAP_Y))
+    return at
+
+
+def _box_fact(node: Node) -> str:
+    """Return the second line of a box."""
+    name, unit = BOX_FACT.get(node.kind, ("", ""))
+    if node.kind == "code":
+        return str(node.facts.get("commit", ""))[:12]
+    if node.kind == "evaluation" and "loss" in node.facts:
+        return "loss {before:.3f} to {after:.3f}".format(**node.facts["loss"])
+    if name in node.facts:
+        return f"{as_text(node.facts[name])} {unit}".strip()
+    return (node.digest or "").partition(":")[2][:12]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LABEL_CHARS else f"{text[: LABEL_CHARS - 3]}..."
+
+
+def main(name: str, json_file: Path | None, html_file: Path | None, card_file: Path | None, with_cache: bool) -> None:
+    """Print the lineage graph of a model, and write what is asked for.
+
+    Raises:  InputError: nothing has that name, or something differs from what the model was made with.
     """
     with tempfile.TemporaryDirectory() as scratch:
         records = find(name, Path.cwd(), Path(scratch))
-        chain = gather(records, with_cache)
-        text = card.render(records.lineage, records.json, evaluation_of(records))
+        graph = build_graph(records, with_cache)
+        text = card.render(records.lineage, records.json, evaluation_of(records)) if card_file else ""
     screen = Screen()
-    screen.print(tree(chain))
-    screen.print(f"lineage key {chain.lineage_key}; these commands run in: {chain.where}", soft_wrap=True)
+    screen.print(tree(graph))
+    screen.print(f"lineage key {graph.lineage_key}. Run the commands in: {graph.checkout}", soft_wrap=True)
     if json_file:
-        write_json(json_file, chain.as_json())
-    for path, content in ((html_file, graph.page(chain.as_json())), (card_file, text)):
+        write_json(json_file, graph.as_json())
+    for path, content in ((html_file, page(graph) if html_file else ""), (card_file, text)):
         if path:
             with publish_file(path) as partial:
                 partial.write_text(content, encoding="utf-8")
-    if chain.faults:
-        listed = "\n".join(visible(str(fault)) for fault in chain.faults)
-        raise InputError(f"not what the model was made with:\n{listed}")
-    states = [node.state for node in chain.nodes.values() if node.state]
-    screen.print(
-        f"{states.count(INTACT)} of {len(states)} links with files lie here and are what they were", style="green"
-    )
+    if graph.faults:
+        listed = "\n".join(visible(str(fault)) for fault in graph.faults)
+        raise InputError(f"{name}: differs from what the model was made with:\n{listed}")
+    states = [node.state for node in graph.nodes.values() if node.state]
+    screen.print(f"{states.count(INTACT)} of {len(states)} nodes with files are here and intact", style="green")
 
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--model", default=FINAL, metavar="NAME", help="default: models/final")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the chain as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the drawn graph")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the graph as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the graph drawn")
     parser.add_argument("--card", type=Path, metavar="FILE", help="write the model card, with the evaluation")
     parser.add_argument("--cache", action="store_true", help="also verify DVC's cache and the run's checkpoints")
-    given = parser.parse_args()
-    run_or_exit(lambda: main(given.model, given.json, given.html, given.card, given.cache))
+    options = parser.parse_args()
+    run_or_exit(lambda: main(options.model, options.json, options.html, options.card, options.cache))

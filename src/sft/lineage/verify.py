@@ -1,17 +1,16 @@
-"""integrity: whether the files on disk, the records and lineage.json are those that the model was made with.
+"""Verify that files, reports and lineage.json are those that a model was made with.
 
-Records of one training  ->  the state of every out of the pipeline, and what is wrong: which file, what was
-                             expected, what was found
+Records of one training  ->  the state of every output of the pipeline, and the faults: path, expected, found
 
-Held against each other: lineage.json and its own key, its version in MLflow, the reports by lineage.json, the
-data and the models by lineage.json, dvc.lock and the reports of fetch. Every file is read once. Where asked for, also
-the objects in DVC's cache by their names, and the checkpoints of the run by their manifests.
+Checks lineage.json against its own key and its version in MLflow, the reports against lineage.json, and data and models
+against lineage.json, dvc.lock and the reports of fetch. Reads every file once. On request also checks the objects in
+DVC's cache against their names, and the checkpoints of the run against their manifests.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +20,54 @@ from sft.lineage.resolve import FINAL, LINEAGE, Records, cached, listing, outs
 from sft.training.checkpoints import fault_of, manifest_of
 
 PACKED, BASE, RAW, BENCHMARKS = "data/packed", "models/base", "data/raw/", "data/benchmarks"
-INTACT, DIFFERS, ABSENT = "intact", "differs", "not here"
-NOTHING = "no such file"
+INTACT, DIFFERS, ABSENT = "intact", "differs", "absent"
+NO_FILE = "no such file"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not what it was."""
+    """A file, a folder or a report that differs."""
 
-    where: str
+    path: str
     expected: str
     found: str
 
     def __str__(self) -> str:
-        return f"{self.where}: expected {self.expected}, found {self.found}"
+        return f"{self.path}: expected {self.expected}, found {self.found}"
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Two digests of one file, from one reading."""
+    """Two digests of one file, which was read once."""
 
     sha256: str
     md5: str
 
 
 def verify(records: Records, with_cache: bool = False) -> tuple[dict[str, str], list[Fault]]:
-    """Return the state of every out by path, and the faults; where asked for, also of DVC's cache and of checkpoints.
+    """Return the state of every output by path, and the faults; `with_cache`: also of DVC's cache and checkpoints.
 
-    What lies here of another training is not here; of the same one it is intact.
+    Files of another training count as absent, except those that are the same.
     """
     faults = [*check_lineage(records), *check_reports(records)]
     states = {}
     folder = records.folder or records.root
     for path, md5 in {PACKED: None, BASE: None, FINAL: None, **outs(records.lock)}.items():
         copy = records.model if path == FINAL else None
-        place, belongs = copy or folder / path, records.folder or copy
+        place, is_own = copy or folder / path, records.folder or copy
         if not place.exists():
             states[path] = ABSENT
             continue
-        wrong = list(check_out(records, path, md5, digests(place)))
-        if belongs:
-            faults += wrong
-        states[path] = INTACT if not wrong else DIFFERS if belongs else ABSENT
+        differing = list(check_output(records, path, md5, digests(place)))
+        if is_own:
+            faults += differing
+        states[path] = INTACT if not differing else DIFFERS if is_own else ABSENT
     if with_cache:
         faults += [fault for path, md5 in outs(records.lock).items() for fault in check_cache(records.root, path, md5)]
         faults += check_checkpoints(records)
     if records.model:
-        faults = [replace(fault, where=fault.where.replace(FINAL, records.name, 1)) for fault in faults]
-    return states, list(dict.fromkeys(faults))  # a report may be known to dvc.lock and to lineage.json
+        faults = [replace(fault, path=fault.path.replace(FINAL, records.name, 1)) for fault in faults]
+    return states, list(dict.fromkeys(faults))  # a report may be in dvc.lock and in lineage.json
 
 
 def digests(place: Path) -> dict[str, Digests]:
@@ -79,71 +78,69 @@ def digests(place: Path) -> dict[str, Digests]:
     return {path.relative_to(place).as_posix(): _digests(path) for path in files}
 
 
-def dvc_digest(found: dict[str, Digests]) -> str:
-    """Return the digest by which DVC knows a file or a folder.
+def dvc_digest(files: dict[str, Digests]) -> str:
+    """Return the digest that DVC gives a file or a folder.
 
     Source:  dvc-data 3.18, hashfile/tree.py: a folder is the JSON list of its files in order of path.
     """
-    if list(found) == [""]:
-        return found[""].md5
-    listed = [{"md5": found[name].md5, "relpath": name} for name in sorted(found)]
+    if list(files) == [""]:
+        return files[""].md5
+    listed = [{"md5": files[name].md5, "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def check_lineage(records: Records) -> Iterator[Fault]:
-    """Hold lineage.json against its own key, and against the version in MLflow."""
-    told = records.lineage
-    if not told:
+    """Check lineage.json against its own key, and against the version in MLflow."""
+    recorded = records.lineage
+    if not recorded:
         return
-    decisive = {name: told["packages"].get(name) for name in NUMERIC_PACKAGES}
-    lineage = Lineage(told["data"], told["base_model"], told["params"], told["code"], decisive)
-    if lineage.key != told["lineage_key"]:
-        yield Fault(
-            LINEAGE, f"key {lineage.key} of the data, model, params, code and packages in it", told["lineage_key"]
-        )
+    packages = {name: recorded["packages"].get(name) for name in NUMERIC_PACKAGES}
+    lineage = Lineage(recorded["data"], recorded["base_model"], recorded["params"], recorded["code"], packages)
+    if lineage.key != recorded["lineage_key"]:
+        key = f"key {lineage.key} of the data, model, params, code and packages in it"
+        yield Fault(LINEAGE, key, recorded["lineage_key"])
     tagged = (records.version or {}).get("lineage_json")
-    if tagged and tagged != (found := hashlib.sha256(records.read(LINEAGE) or b"").hexdigest()):
-        yield Fault(LINEAGE, f"sha256 {tagged} of the version in MLflow", f"sha256 {found}")
+    if tagged and tagged != (digest := hashlib.sha256(records.read(LINEAGE) or b"").hexdigest()):
+        yield Fault(LINEAGE, f"sha256 {tagged} of the version in MLflow", f"sha256 {digest}")
 
 
 def check_reports(records: Records) -> Iterator[Fault]:
-    """Hold the reports that tell of the data against lineage.json."""
+    """Check the reports on the data against lineage.json."""
     for path, expected in records.lineage.get("records", {}).items():
         content = records.read(path)
-        if content is not None and (found := hashlib.sha256(content).hexdigest()) != expected:
-            yield Fault(path, f"sha256 {expected}", f"sha256 {found}")
+        if content is not None and (digest := hashlib.sha256(content).hexdigest()) != expected:
+            yield Fault(path, f"sha256 {expected}", f"sha256 {digest}")
 
 
-def check_out(records: Records, path: str, md5: str | None, found: dict[str, Digests]) -> Iterator[Fault]:
-    """Hold an out on disk against dvc.lock and lineage.json; name the files where somebody knows them."""
-    wrong = []
-    if md5 and (now := dvc_digest(found)) != md5:
-        wrong.append(Fault(path, f"md5 {md5} (dvc.lock)", f"md5 {now}"))
-    told = records.lineage
-    by_key = {PACKED: told.get("data"), BASE: None if _other_start(told) else told.get("base_model")}
-    if expected := by_key.get(path):
-        now = value_digest({name: one.sha256 for name, one in found.items()})
-        if now != expected:
-            wrong.append(Fault(path, f"sha256 {expected} (lineage.json)", f"sha256 {now}"))
-    by_file = list(_files(records, path, md5, found))
-    yield from by_file or wrong
+def check_output(records: Records, path: str, md5: str | None, files: dict[str, Digests]) -> Iterator[Fault]:
+    """Check an output on disk against dvc.lock and lineage.json; name the files if their digests are known."""
+    faults = []
+    if md5 and (digest := dvc_digest(files)) != md5:
+        faults.append(Fault(path, f"md5 {md5} (dvc.lock)", f"md5 {digest}"))
+    lineage = records.lineage
+    in_key = {PACKED: lineage.get("data"), BASE: None if _other_start(lineage) else lineage.get("base_model")}
+    if expected := in_key.get(path):
+        digest = value_digest({name: file.sha256 for name, file in files.items()})
+        if digest != expected:
+            faults.append(Fault(path, f"sha256 {expected} (lineage.json)", f"sha256 {digest}"))
+    yield from list(_files(records, path, md5, files)) or faults
 
 
-def _files(records: Records, path: str, md5: str | None, found: dict[str, Digests]) -> Iterator[Fault]:
-    """Name the files of a folder that differ from what lineage.json, the report of fetch or DVC's cache know."""
+def _files(records: Records, path: str, md5: str | None, files: dict[str, Digests]) -> Iterator[Fault]:
+    """The files of a folder that differ from lineage.json, the report of fetch or DVC's cache."""
     named = set()
     for kind, known in _known(records, path, md5):
-        ours = found.keys() - ({"lineage.json"} if kind == "sha256" else set())  # no file holds its own digest
-        for name in sorted(known.keys() | ours):
-            expected = f"{kind} {known[name]}" if name in known else NOTHING
-            now = f"{kind} {getattr(found[name], kind)}" if name in found else NOTHING
-            if now != expected and name not in named:
+        on_disk = files.keys() - ({"lineage.json"} if kind == "sha256" else set())  # no file holds its own digest
+        for name in sorted(known.keys() | on_disk):
+            expected = f"{kind} {known[name]}" if name in known else NO_FILE
+            found = f"{kind} {getattr(files[name], kind)}" if name in files else NO_FILE
+            if found != expected and name not in named:
                 named.add(name)
-                yield Fault(f"{path}/{name}", expected, now)
+                yield Fault(f"{path}/{name}", expected, found)
 
 
 def _known(records: Records, path: str, md5: str | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield what is known of the files of a folder: the kind of digest, and the digests."""
+    """The known digests of the files of a folder: (kind of digest, digest by name)."""
     by_sha256 = {}
     if path == FINAL:
         by_sha256 = records.lineage.get("files", {})
@@ -159,16 +156,16 @@ def _known(records: Records, path: str, md5: str | None) -> Iterator[tuple[str, 
 
 
 def check_cache(root: Path, path: str, md5: str) -> Iterator[Fault]:
-    """Hold the objects that DVC's cache has of an out against the digests that name them."""
+    """Check the objects of an output in DVC's cache against the digests in their names."""
     inside = listing(root, md5) if md5.endswith(".dir") else {}
-    for name, expected in {"": md5, **({f"/{rel}": one for rel, one in (inside or {}).items()})}.items():
+    for name, expected in {"": md5, **{f"/{rel}": digest for rel, digest in (inside or {}).items()}}.items():
         place = cached(root, expected)
-        if place.is_file() and (now := _digests(place).md5) != expected.removesuffix(".dir"):
-            yield Fault(f"{place} (DVC's cache of {path}{name})", f"md5 {expected}", f"md5 {now}")
+        if place.is_file() and (found := _digests(place).md5) != expected.removesuffix(".dir"):
+            yield Fault(f"{place} (DVC's cache of {path}{name})", f"md5 {expected}", f"md5 {found}")
 
 
 def check_checkpoints(records: Records) -> Iterator[Fault]:
-    """Hold the checkpoints of the run against their manifests; one without, as a kill leaves it, is never loaded."""
+    """Check the checkpoints of the run against their manifests; one without, left by a kill, is never loaded."""
     run = records.root / "runs" / records.lineage.get("lineage_key", "")
     for checkpoint in sorted((run / "checkpoints").glob("iter_*")):
         if manifest_of(checkpoint).exists() and (fault := fault_of(checkpoint)):
@@ -177,7 +174,7 @@ def check_checkpoints(records: Records) -> Iterator[Fault]:
 
 
 def _other_start(lineage: dict[str, Any]) -> bool:
-    """Whether the training started from a checkpoint in place of models/base."""
+    """Whether training started from a checkpoint instead of models/base."""
     return bool(lineage.get("params", {}).get("checkpoint", {}).get("pretrained_checkpoint"))
 
 
@@ -188,8 +185,3 @@ def _digests(path: Path) -> Digests:
             sha256.update(block)
             md5.update(block)
     return Digests(sha256.hexdigest(), md5.hexdigest())
-
-
-def as_json(faults: list[Fault]) -> list[dict[str, str]]:
-    """Return faults as JSON holds them."""
-    return [asdict(fault) for fault in faults]
