@@ -107,7 +107,8 @@ def listed_files() -> list[Path]:
 def matched_words(file: str, text: str) -> Iterator[Match]:
     for word in WORDS:
         if file.startswith(word.under):
-            for match in re.finditer(rf"(?<![A-Za-z])(?:{word.pattern})(?![A-Za-z])", text, re.IGNORECASE):
+            pattern = word.pattern.replace(" ", r"\s+(?:#\s+)?")
+            for match in re.finditer(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z])", text, re.IGNORECASE):
                 yield Match(file, text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), word.instead)
 
 
@@ -137,11 +138,8 @@ def matches() -> list[Match]:
 
 def test_a_word_is_matched_wherever_its_letters_end():
     text = "def told_again(stretch):\n    Told\n    stolen = retold, unstretched"
-    assert [(match.line, match.text) for match in matched_words("src/x.py", text)] == [
-        (1, "told"),
-        (2, "Told"),
-        (1, "stretch"),
-    ]
+    found = sorted((match.line, match.text) for match in matched_words("src/x.py", text))
+    assert found == [(1, "stretch"), (1, "told"), (2, "Told")]
 
 
 def test_a_word_of_some_folders_is_matched_only_there():
@@ -150,7 +148,7 @@ def test_a_word_of_some_folders_is_matched_only_there():
 
 
 def test_a_phrase_is_matched_across_lines():
-    assert [match.text for match in matched_words("docs/x.md", "training goes\n  on")] == ["goes on"]
+    assert [match.text for match in matched_words("docs/x.md", "training goes\n# on")] == ["goes # on"]
 
 
 def test_variables_parameters_and_functions_have_names_that_say_what_they_hold():
