@@ -7,7 +7,7 @@ import pytest
 from sft.cli import InputError
 from sft.params.check import Params, check_params, read
 from sft.params.read import load
-from tests.support.params_files import DEFAULT, changed, error_of, with_source
+from tests.support.params_files import DEFAULT, changed, error_of
 
 
 def test_the_params_of_the_repository_and_of_its_profiles_are_valid():
@@ -22,12 +22,6 @@ def test_a_mistake_in_any_section_stops_every_stage(tmp_path):
     assert load("filter", path) == read(DEFAULT).filter
     with pytest.raises(InputError, match="train_itres"):
         check_params(path)
-
-
-def test_the_training_sections_come_together():
-    params = read(DEFAULT)
-    assert params.training.rng == params.rng
-    assert params.training.optimizer == params.optimizer
 
 
 def test_a_missing_section_is_named(tmp_path):
@@ -55,11 +49,3 @@ def test_a_file_that_is_no_params_file_is_an_error_of_the_input(tmp_path, conten
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     assert expected in error_of(path)
-
-
-def test_a_misspelt_domain_is_an_error_with_the_right_one_and_a_domain_of_your_own_is_fine(tmp_path):
-    source = "mine: {{uri: file://x.jsonl, read: openai, domain: {}}}"
-    misspelt = error_of(with_source(tmp_path, source.format("multi-lingual")))
-    assert "fetch.sources.mine: domain 'multi-lingual'" in misspelt
-    assert "'multilingual'" in misspelt
-    assert read(with_source(tmp_path, source.format("my-shop"))).fetch.sources["mine"].domain == "my-shop"

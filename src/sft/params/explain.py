@@ -1,7 +1,7 @@
-"""What is wrong with params.yaml, said so that it can be fixed: the line, what was found, the right name.
+"""Explain mistakes in params.yaml: the line, what was found, the right name.
 
-An unknown key is answered with the nearest key here, the key that another tool's name stands for (learning_rate ->
-optimizer.lr), or the key that took the place of one of version 0.1.0.
+For an unknown key the message suggests the most similar key, the key that another tool's name stands for
+(learning_rate -> optimizer.lr), or, for a key of version 0.1.0, the lines to write now.
 """
 
 import difflib
@@ -13,7 +13,10 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
-# Names that Hugging Face, axolotl, LLaMA-Factory, ms-swift and open-instruct use for the same thing.
+from sft.params.schema import Params
+from sft.params.version_0_1 import RENAMED, entry_of, is_moved, new_entry, renamed_line
+
+# Names in Hugging Face, axolotl, LLaMA-Factory, ms-swift and open-instruct for the same thing.
 FOREIGN_NAMES = {
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
@@ -71,57 +74,36 @@ FOREIGN_NAMES = {
     "num_layers": "fetch.model",
     "load": "checkpoint.pretrained_checkpoint",
 }
-# What a foreign name means where the right one works differently.
+# What differs, where the foreign name means something else.
 FOREIGN_NOTES = {
     "num_train_epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
     "num_epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
     "epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
     "warmup_ratio": "steps, not a ratio",
-    "gradient_accumulation_steps": "packs in a step over all GPUs; accumulation follows from it",
-    "output_dir": "places are not params: checkpoints live in runs/<lineage key>, the model in models/final",
-    "packing": "always packed; this is the length",
-    "sample_packing": "always packed; this is the length",
-    "hidden_size": "the geometry is that of the model's weights: choose another model",
-    "num_layers": "the geometry is that of the model's weights: choose another model",
-    "resume_from_checkpoint": "a stopped run resumes by itself; this names weights to start from",
-}
-
-# Keys of version 0.1.0 -> where their value stands now.
-RENAMED = {
-    "filter.sample": "filter.max_rows",
-    "filter.markup": "filter.control_tokens (with as_text for plain)",
-    "filter.repetition.density": "filter.repetition.min_repeated_share",
-    "filter.repetition.numbered_repeats": "filter.repetition.max_numbered_repeats",
-    "filter.repetition.run_chars": "filter.repetition.max_char_run",
-    "filter.repetition.counted": "filter.repetition.max_counting_run",
-}
-# The same for the keys of a source, of the base model and of a benchmark.
-RENAMED_IN_SOURCE = {
-    "sha256": "at the end of uri, behind #sha256=",
-    "revision": "in uri, behind the repository: hf://owner/name@<revision>/path",
-    "format": "read, or read.format",
-    "fields": "read.fields",
-    "where": "read.select",
-    "rows": "read.max_rows",
+    "gradient_accumulation_steps": "packs per step over all GPUs; accumulation follows from it",
+    "output_dir": "folders are not params: checkpoints are in runs/<lineage key>, the model in models/final",
+    "packing": "samples are always packed; this is the length",
+    "sample_packing": "samples are always packed; this is the length",
+    "hidden_size": "the weights determine the geometry: choose another model",
+    "num_layers": "the weights determine the geometry: choose another model",
+    "resume_from_checkpoint": "an interrupted run resumes automatically; this names weights to start from",
 }
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """List the dotted names of all keys: `optimizer.lr`; those of what the user names under `fetch.sources.<name>`."""
+    """Return the dotted names of all keys, `optimizer.lr`; within entries that you name, `fetch.sources.<name>.uri`."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        named = "<name>." if typing.get_origin(field.annotation) is dict else ""
-        for part in (field.annotation, *typing.get_args(field.annotation)):  # a section, or a section that may be null
+        entry = "<name>." if typing.get_origin(field.annotation) is dict else ""
+        for part in (field.annotation, *typing.get_args(field.annotation)):  # a section, or a section or null
             if isinstance(part, type) and issubclass(part, BaseModel):
-                keys += known_keys(part, f"{prefix}{name}.{named}")
+                keys += known_keys(part, f"{prefix}{name}.{entry}")
     return keys
 
 
-def suggest(key: str, model: type[BaseModel] | None = None) -> str:
-    """Say which key was probably meant by the unknown dotted name `key`; empty if none is near.
-
-    Without a model, the key is one of params.yaml.
+def suggest(key: str, model: type[BaseModel] = Params) -> str:
+    """Return a question that names the key probably meant by an unknown dotted name; empty if none is similar.
 
     >>> suggest("learning_rate")
     "Did you mean 'optimizer.lr'?"
@@ -129,12 +111,12 @@ def suggest(key: str, model: type[BaseModel] | None = None) -> str:
     "Did you mean 'pack.pack_size'?"
     """
     last = key.rpartition(".")[2]
-    known = known_keys(model or _whole())
-    if model in (None, _whole()) and last in FOREIGN_NAMES and key not in known:
+    known = known_keys(model)
+    if model is Params and last in FOREIGN_NAMES and key not in known:
         note = f" ({FOREIGN_NOTES[last]})" if last in FOREIGN_NOTES else ""
         return f"Did you mean '{FOREIGN_NAMES[last]}'{note}?"
     same_name = [name for name in known if name.rpartition(".")[2] == last]
-    near = same_name or difflib.get_close_matches(".".join(_unnamed(key.split("."))), known, n=1, cutoff=0.75)
+    near = same_name or difflib.get_close_matches(".".join(_as_known(key.split("."))), known, n=1, cutoff=0.75)
     near = near or [
         name for name in known if difflib.SequenceMatcher(None, name.rpartition(".")[2], last).ratio() >= 0.75
     ]
@@ -144,56 +126,77 @@ def suggest(key: str, model: type[BaseModel] | None = None) -> str:
 def explain(
     path: Path, text: str, error: ValidationError, model: type[BaseModel], section: tuple[str, ...] = ()
 ) -> str:
-    """Return a line for each fault that a schema found in a YAML file; `section`: the model is that of a section."""
-    tree = YAML(typ="safe", pure=True).compose(text)
-    lines = [_explain(path, tree, {**fault, "loc": (*section, *fault["loc"])}, model) for fault in error.errors()]
-    return "\n".join(dict.fromkeys(lines))
+    """Return a message for each mistake that a schema found in a YAML file.
+
+    `section`: the schema is that of this section of the file.
+    """
+    schema = Params if _is_of_params(model) else model
+    renamed = RENAMED if schema is Params else getattr(schema, "renamed", {})
+    yaml = YAML(typ="safe", pure=True)
+    tree, values = yaml.compose(text), yaml.load(text)
+    faults: list[dict[str, Any]] = [{**fault, "loc": _location(section, fault)} for fault in error.errors()]
+    unknown = [fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"]
+    replaced = {renamed[key] for loc in unknown if (key := ".".join(loc)) in renamed}
+    replaced |= {".".join([*entry_of(loc), "read"]) for loc in unknown if schema is Params and is_moved(loc)}
+    messages = []
+    for fault in faults:
+        location, key = fault["loc"], ".".join(fault["loc"])
+        if fault["type"] == "missing" and key in replaced:
+            continue
+        entry = entry_of(location)
+        if location in unknown and schema is Params and is_moved(location) and "uri" in _value(values, entry):
+            lines = new_entry(entry, _value(values, entry))
+            place = f"{path}:{_line(tree, entry)}: {'.'.join(entry)}"
+            messages.append(f"{place}: written as in version 0.1.0. Replace it by:\n{lines}")
+        elif location in unknown and key in renamed:
+            line = renamed_line(location, fault["input"], renamed)
+            place = f"{path}:{_line(tree, location)}: {key}"
+            messages.append(f"{place}: is {renamed[key]} since version 0.2.0. Replace it by:\n{line}")
+        else:
+            messages.append(f"{path}:{_line(tree, location)}: {key or path.stem}{_explain(fault, schema)}")
+    return "\n".join(dict.fromkeys(messages))
 
 
-def _whole() -> type[BaseModel]:
-    from sft.params.check import Params
-
-    return Params
+def _location(section: tuple[str, ...], fault: Any) -> list[str]:
+    return [str(part) for part in (*section, *fault["loc"]) if part != "[key]"]
 
 
-def _explain(path: Path, tree: Node, fault: Any, model: type[BaseModel]) -> str:
-    """Turn one fault that pydantic found into: where, what was found, what was expected, what to do."""
-    location = [str(part) for part in fault["loc"] if part != "[key]"]
-    key = ".".join(location)
-    where = f"{path}:{_line(tree, location)}: {key or path.stem}"
+def _value(values: Any, location: list[str]) -> Any:
+    for part in location:
+        values = values[part]
+    return values
+
+
+def _explain(fault: Any, schema: type[BaseModel]) -> str:
+    """Return what was found at a key, what was expected, and what to do."""
+    location = fault["loc"]
     if fault["type"] == "extra_forbidden":
-        if now := _renamed(location, model):
-            return f"{where}: a key of version 0.1.0. Its value stands {now} now."
-        siblings = ", ".join(_siblings(location, model)) or "none"
-        meant = suggest(key, None if _is_of_params(model) else model)
-        return f"{where}: unknown key. {meant or f'Known here: {siblings}.'}"
+        siblings = ", ".join(_siblings(location, schema)) or "none"
+        return f": unknown key. {suggest('.'.join(location), schema) or f'Known here: {siblings}.'}"
     if fault["type"] == "missing":
-        default = " Every key must be given: git show HEAD:params.yaml has the default." if _is_of_params(model) else ""
-        return f"{where}: missing.{default}"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}; found {_short(fault['input'])}."
+        advice = " All keys are required: git show HEAD:params.yaml shows the default." if schema is Params else ""
+        return f": missing.{advice}"
+    return f": {fault['msg'].removeprefix('Value error, ')}; found {_shown(fault['input'])}."
 
 
-def _unnamed(location: list[str]) -> list[str]:
-    """Put <name> for the name of a source or a benchmark, as known_keys does."""
+def _as_known(location: list[str]) -> list[str]:
+    """Replace the name of a source or an evaluation set by <name>, as known_keys does."""
     is_inside = location[0] == "fetch" and location[1:2] in (["sources"], ["benchmarks"]) and len(location) > 3
     return [*location[:2], "<name>", *location[3:]] if is_inside else location
 
 
-def _siblings(location: list[str], model: type[BaseModel]) -> list[str]:
-    prefix = ".".join(_unnamed(location)[:-1])
-    names = [
-        name for name in known_keys(_whole() if _is_of_params(model) else model) if name.rpartition(".")[0] == prefix
-    ]
-    return [name.rpartition(".")[2] for name in names]
+def _siblings(location: list[str], schema: type[BaseModel]) -> list[str]:
+    parent = ".".join(_as_known(location)[:-1])
+    return [name.rpartition(".")[2] for name in known_keys(schema) if name.rpartition(".")[0] == parent]
 
 
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return f"{shown if len(shown) <= 80 else shown[:77] + '...'} ({type(value).__name__})"
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
 def _line(node: Node, location: list[str]) -> int:
-    """Find the line of a key in the YAML tree; the nearest parent's where the key itself is absent."""
+    """Return the line of a key in the YAML tree; of the nearest parent if the key is missing."""
     line = node.start_mark.line + 1
     for part in location:
         if not isinstance(node, MappingNode):
@@ -208,16 +211,5 @@ def _line(node: Node, location: list[str]) -> int:
 
 
 def _is_of_params(model: type[BaseModel]) -> bool:
-    """Whether a schema is that of params.yaml or of a section of it."""
-    return model is _whole() or model in {field.annotation for field in _whole().model_fields.values()}
-
-
-def _renamed(location: list[str], model: type[BaseModel]) -> str:
-    """Say where the value of a key of version 0.1.0 stands now; empty if it is none."""
-    if not _is_of_params(model):
-        now = getattr(model, "renamed", {}).get(".".join(location))
-        return f"in {now}" if now else ""
-    if location[0] == "fetch" and location[-1] in RENAMED_IN_SOURCE:
-        return RENAMED_IN_SOURCE[location[-1]]
-    now = RENAMED.get(".".join(location))
-    return f"in {now}" if now else ""
+    """Return whether a schema is that of params.yaml or of a section of it."""
+    return model is Params or model in {field.annotation for field in Params.model_fields.values()}

@@ -1,7 +1,7 @@
-"""Read params.yaml: one section for the stage that declares it in dvc.yaml, checked against its schema.
+"""Read params.yaml: the sections that a stage declares in dvc.yaml, each checked against its schema.
 
-Read as YAML 1.2, because `dvc exp run -S optimizer.lr=1e-5` writes `1e-05`, which YAML 1.1 readers take for text.
-`sft.params.check` checks the whole file, `sft.params.explain` says what is wrong with it.
+The file is YAML 1.2, because `dvc exp run -S optimizer.lr=1e-5` writes `1e-05`, which YAML 1.1 readers take for text.
+`sft.params.check` checks the whole file, `sft.params.explain` explains mistakes.
 
     load("pack")                     a section
     load("fetch.sources")            a part of one
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
 DATA_SECTIONS = ("filter", "prep", "pack")
-# Section -> module and class of its schema. A stage needs those of its own sections only.
+# Section -> module and class of its schema. A stage imports those of its own sections only.
 SCHEMA = {
     "fetch": ("data", "Fetch"),
     "filter": ("data", "Filter"),
@@ -48,7 +48,7 @@ TRAINING = tuple(name for name, (module, _) in SCHEMA.items() if module == "trai
 
 
 def load(name: str, path: Path = PARAMS) -> Any:
-    """Read and check a section, `pack`, or a part of one: `fetch.sources`, `fetch.model.uri`.
+    """Return a section, `pack`, or a part of one: `fetch.sources`, `fetch.model.uri`.
 
     Raises:  InputError: missing file, broken YAML, unknown or missing key, wrong type or value.
     """
@@ -57,26 +57,26 @@ def load(name: str, path: Path = PARAMS) -> Any:
 
 
 def load_source(source: str, key: str, path: Path = PARAMS) -> Any:
-    """Read and check one key of one source: its `uri`, or its `read`.
+    """Return one key of one source: its `uri`, or its `read`.
 
     Raises:  InputError: as load; no such source.
     """
     sources = _section("fetch", path).sources
     if source not in sources:
         near = difflib.get_close_matches(source, sources, n=1)
-        meant = f"Did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"--source {source}: not in fetch.sources. {meant}Known: {', '.join(sources)}.")
+        suggestion = f"Did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"--source {source}: not in fetch.sources. {suggestion}Known: {', '.join(sources)}.")
     return getattr(sources[source], key)
 
 
 def load_training(path: Path = PARAMS) -> "TrainParams":
-    """Read and check the sections of the train stage. Raises InputError, as load."""
+    """Return the sections of the train stage. Raises InputError, as load."""
     schema = importlib.import_module("sft.params.training")
     return schema.TrainParams(**{name: _section(name, path) for name in TRAINING})  # type: ignore[no-any-return]
 
 
 def recorded_data_params(lock: Path = LOCK) -> dict[str, Any]:
-    """Return the params with which DVC ran the stages that make the data, by section; {} where it did not run them."""
+    """Return the params, by section, with which DVC last ran the data stages; {} if it did not run them."""
     recorded: dict[str, Any] = {}
     if lock.exists():
         for stage in YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {}).values():
@@ -86,7 +86,7 @@ def recorded_data_params(lock: Path = LOCK) -> dict[str, Any]:
 
 
 def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
-    """Read a YAML file and check it against a schema. Raises InputError: with the line, and the nearest right key."""
+    """Return the values of a YAML file in a schema. Raises InputError: with line and key of every mistake."""
     text, values = _read_text(path)
     if not isinstance(values, dict):
         what = "sections" if set(model.model_fields) == set(SCHEMA) else "keys"
@@ -100,14 +100,14 @@ def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
 
 
 def _section(name: str, path: Path) -> Any:
-    """Read and check one section of params.yaml, whatever the others hold."""
+    """Return one section of params.yaml; the others are not checked."""
     if not path.exists():
         raise InputError(f"{path.absolute()}: not found. Run in the folder that holds params.yaml.")
     text, values = _read_text(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected sections ({', '.join(SCHEMA)}), found {type(values).__name__}")
     if name not in values:
-        raise InputError(f"{path}: {name}: missing. git show HEAD:{path.name} has the default.")
+        raise InputError(f"{path}: {name}: missing. git show HEAD:{path.name} shows the default.")
     module, section = SCHEMA[name]
     model = getattr(importlib.import_module(f"sft.params.{module}"), section)
     try:
@@ -127,5 +127,5 @@ def _read_text(path: Path) -> tuple[str, Any]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else "?"
         raise InputError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
-    except (YAMLError, ValueError, RecursionError) as error:  # no such characters, numbers, dates; too deep
+    except (YAMLError, ValueError, RecursionError) as error:  # invalid characters, numbers, dates; too deep
         raise InputError(f"{path}: not valid YAML: {error}") from error

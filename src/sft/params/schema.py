@@ -1,0 +1,54 @@
+"""The schema of params.yaml: all its sections."""
+
+from pydantic import model_validator
+
+from sft.domains import suggest as suggest_domain
+from sft.params.base import Section
+from sft.params.data import Fetch, Filter, Pack, Prep
+from sft.params.evaluation import Eval
+from sft.params.training import (
+    Checkpoint,
+    MixedPrecision,
+    Model,
+    Optimizer,
+    Peft,
+    Rng,
+    Scheduler,
+    Train,
+    TrainParams,
+    Validation,
+)
+
+
+class Params(Section):
+    """All sections, in the order of params.yaml."""
+
+    fetch: Fetch
+    filter: Filter
+    prep: Prep
+    pack: Pack
+    model: Model
+    mixed_precision: MixedPrecision
+    peft: Peft
+    optimizer: Optimizer
+    scheduler: Scheduler
+    train: Train
+    validation: Validation
+    checkpoint: Checkpoint
+    rng: Rng
+    eval: Eval
+
+    @model_validator(mode="after")
+    def _domains_are_spelled_right(self) -> "Params":
+        for name, source in self.fetch.sources.items():
+            if suggestion := suggest_domain(source.domain):
+                raise ValueError(
+                    f"fetch.sources.{name}: domain {source.domain!r}: {suggestion} "
+                    "A domain of your own needs a name that is less similar"
+                )
+        return self
+
+    @property
+    def training(self) -> TrainParams:
+        """The sections that the train stage reads."""
+        return TrainParams(**{name: getattr(self, name) for name in TrainParams.model_fields})
