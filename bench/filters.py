@@ -129,14 +129,14 @@ def read_fixture(fixture: Json, folder: Path) -> Conversation | Rejection:
     sound = [SOUND[fixture["format"]]] if not mapped and fixture["format"] in SOUND else []
     lines = [*(json.dumps(record).encode() for record in sound), _line(fixture)]
     (folder / "a.jsonl").write_bytes(b"".join(line.replace(b"\n", b" ") + b"\n" for line in lines))
-    found = list(read_rows(folder, fixture["format"], **mapped))
-    if len(found) != len(lines):
-        raise ValueError(f"{fixture['id']}: {len(found)} rows of {len(lines)} lines")
-    if found[-1].record is None:
-        return Rejection("malformed-row", found[-1].fault)
-    if refusal := (found[-1].record.get("meta") or {}).get("refuse"):
-        return Rejection(refusal, json.dumps(found[-1].record["meta"]))
-    outcome = normalise(found[-1].record)
+    read = list(read_rows(folder, fixture["format"], **mapped))
+    if len(read) != len(lines):
+        raise ValueError(f"{fixture['id']}: {len(read)} rows of {len(lines)} lines")
+    if read[-1].record is None:
+        return Rejection("malformed-row", read[-1].fault)
+    if refusal := (read[-1].record.get("meta") or {}).get("refuse"):
+        return Rejection(refusal, json.dumps(read[-1].record["meta"]))
+    outcome = normalise(read[-1].record)
     if isinstance(outcome, Rejection):
         return outcome
     limits = (fixture.get("max_chars", MAX_CHARS), fixture.get("max_chars", MAX_MESSAGE_CHARS))
@@ -167,22 +167,22 @@ def verdicts(name: str) -> Iterator[tuple[Json, str | None, str | None]]:
             yield row, row["expect"], rejection and "near-duplicate"  # or equal, but for the order of keys
     else:
         for row, conversation in labelled(name):
-            found = FILTERS[name](conversation)
-            yield row, row["expect"], found and found.reason
+            rejection = FILTERS[name](conversation)
+            yield row, row["expect"], rejection and rejection.reason
 
 
 def measure(name: str) -> dict[str, Measure]:
     """Measure a filter on each half of its labelled set."""
     measures: dict[str, Measure] = {}
     for row, expected, reason in verdicts(name):
-        found = measures.setdefault(row.get("half", "all"), Measure())
-        found.rows += 1
-        found.right += reason == expected is not None
+        result = measures.setdefault(row.get("half", "all"), Measure())
+        result.rows += 1
+        result.right += reason == expected is not None
         if reason != expected:
             if reason is not None:
-                found.too_much.append(row["id"])
+                result.too_much.append(row["id"])
             if expected is not None:
-                found.missed.append(row["id"])
+                result.missed.append(row["id"])
     return measures
 
 
@@ -272,13 +272,13 @@ def seconds_each(records: list[Json], rounds: int) -> dict[str, float]:
             list(duplicates.find())
 
     def least(work: Callable[[], None]) -> float:
-        found = []
+        seconds = []
         for _ in range(rounds):
             kept.clear() if work is not index else None
-            begin = time.process_time()
+            start = time.process_time()
             work()
-            found.append(time.process_time() - begin)
-        return min(found) / len(rows)
+            seconds.append(time.process_time() - start)
+        return min(seconds) / len(rows)
 
     items = items_of(records)
     seconds = {}
@@ -289,8 +289,8 @@ def seconds_each(records: list[Json], rounds: int) -> dict[str, float]:
         seconds[name] = least(functools.partial(examine, pipeline)) - (seconds["structure"] if chosen else 0)
     kept.clear()
     examine(Pipeline(params().model_copy(update=off), []))
-    whole = [one.conversation for one in kept]
-    seconds["consistency"] = least(lambda: [check_consistency(one) for one in whole] and None)
+    conversations = [row.conversation for row in kept]
+    seconds["consistency"] = least(lambda: [check_consistency(conversation) for conversation in conversations] and None)
     examine(Pipeline(params().model_copy(update=off), []))
     return {**seconds, "duplicates": least(index)}
 
@@ -309,10 +309,10 @@ def main() -> None:
         parser.error(f"no filter {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     print(f"{'filter':13} {'half':7} {'rows':>4} {'rejected':>8}  precision  recall   not as labelled")
     for name in args.names or NAMES:
-        for half, found in measure(name).items():
-            faults = [f"+{one}" for one in found.too_much] + [f"-{one}" for one in found.missed]
+        for half, result in measure(name).items():
+            faults = [f"+{row_id}" for row_id in result.too_much] + [f"-{row_id}" for row_id in result.missed]
             print(
-                f"{name:13} {half:7} {found.rows:4} {found.right:8}  {found.precision:9.3f}  {found.recall:6.3f}"
+                f"{name:13} {half:7} {result.rows:4} {result.right:8}  {result.precision:9.3f}  {result.recall:6.3f}"
                 f"   {' '.join(faults) or 'none'}"
             )
     print("rejected: for the expected reason; + rejected but should not be, or for another reason; - not rejected\n")

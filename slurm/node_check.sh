@@ -36,14 +36,14 @@ import importlib.metadata, sys
 
 wrong = 0
 for line in open(sys.argv[1], encoding="utf-8"):
-    name, _, wanted = line.strip().partition("==")
+    name, _, pinned = line.strip().partition("==")
     try:
-        found = importlib.metadata.version(name)
+        installed = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        found = "none"
-    if found.partition("+")[0] != wanted.partition("+")[0]:
+        installed = "none"
+    if installed.partition("+")[0] != pinned.partition("+")[0]:
         wrong = 1
-        print(f"error: {name}: found {found}, expected {wanted}")
+        print(f"error: {name}: found {installed}, expected {pinned}")
 sys.exit(wrong)
 PYTHON
 echo "packages: as pinned"
