@@ -21,10 +21,10 @@ from tests.support.tokenizers import write_tokenizer
 WORK = '''
 import os, pathlib, signal, time
 from sft.cli import InputError
-from sft.workers import working_on
+from sft.workers import report_position
 
 def double(shard):
-    working_on(f"row {shard}")
+    report_position(f"row {shard}")
     return {"twice": 2 * shard, "process": os.getpid()}
 
 def environment(shard):
@@ -47,14 +47,14 @@ def slow(shard):
 
 def once(shard):
     """The first process that gets shard 1 kills itself."""
-    working_on(f"rows of {shard}")
+    report_position(f"rows of {shard}")
     if shard == 1 and not pathlib.Path("killed").exists():
         pathlib.Path("killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return shard
 
 def always(shard):
-    working_on(f"rows of {shard}")
+    report_position(f"rows of {shard}")
     if shard == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return shard
@@ -71,7 +71,7 @@ def chatty(shard):
     return shard
 
 def fails(shard):
-    working_on(f"rows of {shard}")
+    report_position(f"rows of {shard}")
     if shard == 1:
         {"input": lambda: _raise(InputError("row 7: bad")), "disk": lambda: _raise(OSError(28, "No space", "data/x")),
          "fault": lambda: [][0]}[pathlib.Path("how").read_text()]()

@@ -19,7 +19,7 @@ SIZE = 64
 
 def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], cluster=None, **more):
     """What is planned for made-up sources: samples, conversations, plan."""
-    described = {s: Source(uri="file://x.jsonl", format="openai", epochs=epochs[s]) for s in sources}
+    described = {s: Source(uri="file://x.jsonl", read="openai", epochs=epochs[s]) for s in sources}
     fixed = {"near_duplicates": None, "precedence": [], "validation": 0.1, "test": 0.1, "npy_max_tokens": 0, "seed": 1}
     params = Pack(pack_size=SIZE, **fixed, **more)
     rows = {source: [sample for n in numbers for sample in POOL[n]] for source, numbers in sources.items()}

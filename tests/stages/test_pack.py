@@ -251,7 +251,7 @@ def test_another_template_than_the_samples_were_rendered_with_is_refused(bare):
 
 
 def test_a_source_that_is_not_prepared_says_what_to_run(project):
-    set_params(project, **{"fetch.sources": {"other": {"uri": "file://x.jsonl", "format": "openai"}}})
+    set_params(project, **{"fetch.sources": {"other": {"uri": "file://x.jsonl", "read": "openai"}}})
     with pytest.raises(InputError, match="dvc repro prep@other"):
         stage.main()
 
