@@ -35,7 +35,7 @@ from bench.project import BENCH_RUNS, make_project, stage_environment
 
 from sft.files import read_json, write_json
 from sft.packing.bins import lower_bound, plan_bins
-from sft.packing.shuffle import PARQUET
+from sft.packing.external_sort import PACK_WRITE_OPTIONS
 from sft.parquet import SAMPLES, SIGNATURES, ShardWriter
 
 PACK_SIZES = (4096, 262_144)
@@ -215,7 +215,7 @@ def measure_limits(folder: Path) -> dict[str, float]:
         return rows["prep"] / len(messages)
 
     def write() -> float:
-        pq.write_table(packs, pa.BufferOutputStream(), row_group_size=128, **PARQUET)
+        pq.write_table(packs, pa.BufferOutputStream(), row_group_size=128, **PACK_WRITE_OPTIONS)
         return len(packed)
 
     def read() -> float:

@@ -1,4 +1,4 @@
-"""Shards: rows come back as they went in, in order, whatever their number."""
+"""Shards: rows come back unchanged and in order, whatever their number."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +28,7 @@ def test_rows_come_back_in_order(tmp_path, number):
     assert list(read_rows(tmp_path)) == rows(number)
 
 
-def test_long_data_is_cut_into_shards_and_read_in_batches(tmp_path, monkeypatch):
+def test_long_data_is_split_into_shards_and_read_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROWS_PER_SHARD", 2000)
     write(tmp_path, 4500)
     names = [path.name for path in parquet.shard_paths(tmp_path)]
@@ -44,9 +44,10 @@ def test_same_rows_same_bytes(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_folder_without_shards_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run the stage before"):
+def test_a_folder_without_shards_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as missing:
         list(read_rows(tmp_path))
+    assert missing.value.filename == str(tmp_path / "*.parquet")
 
 
 def test_a_shard_with_any_byte_damaged_is_an_error_or_gives_the_same_rows_or_fewer(tmp_path):
@@ -71,11 +72,11 @@ def test_a_shard_that_is_cut_off_is_an_error_that_names_it(tmp_path, length):
     (path,) = parquet.shard_paths(tmp_path)
     path.write_bytes(path.read_bytes()[:length])
     for read in (lambda: list(read_rows(tmp_path)), lambda: parquet.plan_row_ranges(tmp_path)):
-        with pytest.raises(InputError, match=r"samples-00000\.parquet: damaged"):
+        with pytest.raises(InputError, match=r"samples-00000\.parquet: "):
             read()
 
 
-def test_what_other_tools_make_of_the_types_is_read_as_the_same(tmp_path):
+def test_types_of_other_tools_are_cast(tmp_path):
     write(tmp_path, 3)
     (path,) = parquet.shard_paths(tmp_path)
     wide = {"conversation_id": pa.large_string(), "sample": pa.int64(), "mask": pa.large_list(pa.int64())}
@@ -88,17 +89,17 @@ def test_what_other_tools_make_of_the_types_is_read_as_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "fault"),
     [
-        (lambda table: table.drop_columns(["ids"]), "no column ids"),
-        (lambda table: table.set_column(1, "sample", pa.array([0, None, 0], pa.int32())), "1 rows without sample"),
-        (lambda table: table.set_column(1, "sample", pa.array(["x", "y", "z"])), "Failed to parse"),
-        (lambda table: table.set_column(1, "sample", pa.array([1 << 40, 0, 0])), "not in range"),
+        (lambda table: table.drop_columns(["ids"]), r"no column ids\b"),
+        (lambda table: table.set_column(1, "sample", pa.array([0, None, 0], pa.int32())), "1 rows .* sample"),
+        (lambda table: table.set_column(1, "sample", pa.array(["x", "y", "z"])), "z.* int32"),
+        (lambda table: table.set_column(1, "sample", pa.array([1 << 40, 0, 0])), "1099511627776"),
     ],
 )
-def test_a_shard_of_another_form_is_an_error(tmp_path, change, said):
+def test_a_shard_of_another_form_is_an_error(tmp_path, change, fault):
     write(tmp_path, 3)
     (path,) = parquet.shard_paths(tmp_path)
     pq.write_table(change(pq.read_table(path)), path)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=rf"samples-00000\.parquet: .*{fault}"):
         list(read_tables(tmp_path, schema=SAMPLES))

@@ -74,7 +74,7 @@ def theirs(code: Any, tokenizer: PreTrainedTokenizerFast, stop: int, conversatio
 
 def ours(chat: ChatTemplate, conversation: Conversation) -> Sequences | str:
     """Return our sequences, or why we reject the conversation."""
-    rendered = chat.samples(conversation.messages, conversation.tools)
+    rendered = chat.render_samples(conversation.messages, conversation.tools)
     if isinstance(rendered, Rejection):
         return f"{rendered.reason}: {rendered.evidence}"
     sequences = []

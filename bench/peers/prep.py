@@ -63,17 +63,17 @@ def measure_ours(folder: Path) -> Measure:
     """Prepare filtered Parquet with the code of our stage, in this process."""
     from sft.params.read import load
     from sft.parquet import plan_row_ranges
-    from sft.stages.prep import load_chat, prepare_stretch
+    from sft.stages.prep import load_template, prepare_range
 
     os.chdir(folder / "project")  # the tokenizer is models/base of this folder
-    task = {"template": "templates/nano3.jinja", "reasoning": load("prep").reasoning.model_dump(), "quick": True}
-    load_chat(task["template"], True)
+    task = {"template": "templates/nano3.jinja", "reasoning": load("prep").reasoning.model_dump(), "fast": True}
+    load_template(task["template"], True)
 
     def prepare(project: Path) -> tuple[int, int]:
         ranges = plan_row_ranges(project / "data/filtered/bench", "kept")
         with tempfile.TemporaryDirectory(dir=project) as scratch:
             results = [
-                prepare_stretch({**task, "scratch": scratch, "number": number, "stretch": rows})
+                prepare_range({**task, "scratch": scratch, "number": number, "row_range": rows})
                 for number, rows in enumerate(ranges, 1)  # number 0 would also check the tokenizer
             ]
         tokens = sum(int(length) * count for each in results for length, count in each["counts"]["lengths"].items())

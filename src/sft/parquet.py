@@ -1,11 +1,11 @@
-"""Parquet shards: how rows are kept between stages.
+"""Parquet shards: the files in which stages hand rows on.
 
-A shard is a Parquet file `<name>-00000.parquet`; rows are written as they come and read in batches, so
-memory does not grow with the data. Same rows, same bytes: fixed compression, fixed row groups, no clock.
-Every page has a checksum, which is checked when it is read: damage is an error, never other text.
+A shard is a file `<name>-00000.parquet`. Rows are written as they come and read in batches, so memory does not grow
+with the data. The same rows give the same bytes: fixed compression, fixed row groups, no clock. Every page has a
+checksum, which is verified when the page is read: damage is an error, never other rows.
 
-`plan_stretches` cuts the shards of a folder into stretches of rows for workers: by the rows alone, so that what
-they write does not depend on how many they are.
+`plan_row_ranges` splits the shards of a folder into row ranges for parallel tasks. It depends on the rows alone, so
+the number of workers does not change what they write.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from sft.cli import InputError
 
 ROWS_PER_GROUP = 1_000
 ROWS_PER_SHARD = 100_000
-# Work is cut into about so many stretches, of at most so many rows.
-STRETCHES, ROWS_PER_STRETCH = 32, 50_000
+# A folder is split into about ROW_RANGES ranges, of at most ROWS_PER_RANGE rows each.
+ROW_RANGES, ROWS_PER_RANGE = 32, 50_000
 
 CONVERSATIONS = pa.schema(
     [("id", pa.string()), ("messages", pa.string()), ("tools", pa.string()), ("meta", pa.string())]
 )
 REJECTED = CONVERSATIONS.append(pa.field("reason", pa.string())).append(pa.field("evidence", pa.string()))
-# What the filter's workers hand to its stage: rejected rows, and kept ones, which have no reason.
+# Rows between the two steps of the filter stage: rejected ones, and kept ones, which have no reason.
 EXAMINED = pa.schema(
     [
         *REJECTED,
@@ -59,14 +59,14 @@ PACKS = pa.schema(
         ("repeat", pa.list_(pa.int32())),
     ]
 )
-# Columns that need not be there, or not in every row.
+# Columns that may be missing, or null in some rows.
 OPTIONAL = {"tools", "turn_ends"}
-# How every shard is written, packs too: statistics help nobody here, checksums of pages do.
-WRITTEN: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
+# How every shard is written, packs too. Nobody reads column statistics; checksums find damage.
+WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
 
 
 class ShardWriter:
-    """Write rows to `<folder>/<name>-NNNNN.parquet`; at least one shard, empty if there were no rows."""
+    """Writes rows to `<folder>/<name>-NNNNN.parquet`; without rows, one empty shard."""
 
     def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
         self._folder, self._name, self._schema = folder, name, schema
@@ -82,7 +82,7 @@ class ShardWriter:
             self._flush()
 
     def write_table(self, table: pa.Table) -> None:
-        """Add the rows of a table; a row group holds whole tables. Not for a writer that also gets single rows."""
+        """Add the rows of a table; a row group holds whole tables. Do not mix with `write`."""
         self._tables.append(table)
         if sum(map(len, self._tables)) >= ROWS_PER_GROUP:
             self._flush()
@@ -120,19 +120,19 @@ class ShardWriter:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Choose how columns are written: lists of numbers by their bytes, lists of names by a dictionary."""
+    """Return the encoding of columns: byte streams for lists of numbers, dictionaries for lists of text."""
     lists = {field.name: field.type.value_type for field in schema if pa.types.is_list(field.type)}
     numbers = [name for name, kind in lists.items() if pa.types.is_integer(kind)]
-    repeating = [name for name in lists if name not in numbers]
+    texts = [name for name in lists if name not in numbers]
     return {
-        **WRITTEN,
-        "use_dictionary": [f"{name}.list.element" for name in repeating],
+        **WRITE_OPTIONS,
+        "use_dictionary": [f"{name}.list.element" for name in texts],
         "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in numbers},
     }
 
 
-class Stretch(NamedTuple):
-    """Rows that belong together: some row groups of one shard."""
+class RowRange(NamedTuple):
+    """Consecutive row groups of one shard."""
 
     path: str
     first_group: int
@@ -142,29 +142,29 @@ class Stretch(NamedTuple):
     rows: int
 
 
-def plan_row_ranges(folder: Path, name: str = "") -> list[Stretch]:
-    """Cut the shards of a folder into stretches of whole row groups, about equally long, in order."""
+def plan_row_ranges(folder: Path, name: str = "") -> list[RowRange]:
+    """Split the shards of a folder into ranges of whole row groups, of about equal length, in order."""
     groups: list[tuple[str, int, int]] = []
     for shard in shard_paths(folder, name):
         metadata = read_metadata(shard)
         groups += [
             (str(shard), number, metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups)
         ]
-    most = min(ROWS_PER_STRETCH, -(-sum(rows for _, _, rows in groups) // STRETCHES))
-    stretches: list[Stretch] = []
+    most = min(ROWS_PER_RANGE, -(-sum(rows for _, _, rows in groups) // ROW_RANGES))
+    ranges: list[RowRange] = []
     for path, number, rows in groups:
-        last = stretches[-1] if stretches and stretches[-1].path == path else None
+        last = ranges[-1] if ranges and ranges[-1].path == path else None
         if last and last.rows + rows <= most:
-            stretches[-1] = last._replace(groups=last.groups + 1, rows=last.rows + rows)
+            ranges[-1] = last._replace(groups=last.groups + 1, rows=last.rows + rows)
         else:
-            stretches.append(Stretch(path, number, 1, last.first_row + last.rows if last else 0, rows))
-    return stretches
+            ranges.append(RowRange(path, number, 1, last.first_row + last.rows if last else 0, rows))
+    return ranges
 
 
-def read_stretch(stretch: Stretch, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield columns of a stretch of filtered rows, at most so many rows at a time; raises as `read_batches`."""
-    groups = range(stretch.first_group, stretch.first_group + stretch.groups)
-    return read_batches(stretch.path, columns, CONVERSATIONS, rows, groups)
+def read_row_range(row_range: RowRange, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a range of filtered rows, at most `rows` rows at a time; raises as `read_batches`."""
+    groups = range(row_range.first_group, row_range.first_group + row_range.groups)
+    return read_batches(row_range.path, columns, CONVERSATIONS, rows, groups)
 
 
 def read_tables(
@@ -190,54 +190,54 @@ def read_batches(
     groups: Sequence[int] | None = None,
     threads: bool = False,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield columns of a shard, at most so many rows at a time; with a schema, of its types and whole.
+    """Yield columns of a shard, at most `rows` rows at a time; with a schema, cast to its types.
 
-    Raises:  InputError: a damaged file; with a schema: a column that is not there, has other types, or lacks values.
+    Raises:  InputError: the file is damaged; with a schema: a column is missing, has nulls, or cannot be cast.
     """
-    with _of_a_stage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        there = set(file.schema_arrow.names)
+    with _damage_as_input_error(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        present = set(file.schema_arrow.names)
         chosen = columns if columns is not None or schema is None else schema.names
         if chosen is not None:
-            if missing := set(chosen) - there - OPTIONAL:
+            if missing := set(chosen) - present - OPTIONAL:
                 raise pa.ArrowKeyError(f"no column {', '.join(sorted(missing))}")
-            chosen = [name for name in chosen if name in there]
+            chosen = [name for name in chosen if name in present]
         numbers = list(groups if groups is not None else range(file.num_row_groups))
-        missed = sum(file.metadata.row_group(number).num_rows for number in numbers)
+        missing_rows = sum(file.metadata.row_group(number).num_rows for number in numbers)
         for batch in file.iter_batches(batch_size=rows, row_groups=numbers, columns=chosen, use_threads=threads):
-            missed -= len(batch)
+            missing_rows -= len(batch)
             yield batch if schema is None else _typed(batch, schema)
-        if missed:  # the footer has no checksum
-            raise pa.ArrowInvalid(f"{missed} rows fewer than its footer says")
+        if missing_rows:  # the footer has no checksum
+            raise pa.ArrowInvalid(f"{missing_rows} rows fewer than its footer says")
 
 
 def read_metadata(path: Path | str) -> pq.FileMetaData:
-    """Return what the footer of a shard says. Raises InputError: damaged."""
-    with _of_a_stage(path):
+    """Return the footer of a shard. Raises InputError: it is damaged."""
+    with _damage_as_input_error(path):
         return pq.read_metadata(path)
 
 
 @contextlib.contextmanager
-def _of_a_stage(path: Path | str) -> Iterator[None]:
-    """Say of a file that cannot be read, or not as stages write it, that it is damaged."""
+def _damage_as_input_error(path: Path | str) -> Iterator[None]:
+    """Raise InputError where a file cannot be read, or has another form than stages write."""
     try:
         yield
     except (pa.ArrowException, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the machine's fault, not the file's
+        if isinstance(error, OSError) and error.errno is not None:  # a fault of the machine, not of the file
             raise
-        said = " ".join(str(error).split()).rstrip(".")
+        fault = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"{path}: damaged, or changed since a stage wrote it: {said}. Rerun that stage: dvc repro --force <stage>"
+            f"{path}: damaged, or changed after a stage wrote it: {fault}. Rerun that stage: dvc repro --force <stage>"
         ) from error
 
 
 def _typed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Return a batch with the types of the schema: other tools write large_string for string, or int64 for int32."""
+    """Return a batch cast to the types of the schema: other tools write large_string for string, or int64 for int32."""
     fields = [schema.field(name) for name in batch.schema.names]
     if [field.type for field in fields] != batch.schema.types:
         batch = batch.cast(pa.schema(fields))
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if column.null_count and name not in OPTIONAL:
-            raise pa.ArrowInvalid(f"{column.null_count} rows without {name}")
+            raise pa.ArrowInvalid(f"{column.null_count} rows have no {name}")
     return batch
 
 
@@ -245,11 +245,11 @@ def shard_paths(folder: Path, name: str = "") -> list[Path]:
     """List the shards of a folder in order; raises FileNotFoundError if there are none."""
     paths = sorted(folder.glob(f"{name}*.parquet"))
     if not paths:
-        raise FileNotFoundError(2, "no Parquet shards: run the stage before this one", str(folder / f"{name}*.parquet"))
+        raise FileNotFoundError(2, "no Parquet shards: run the previous stage first", str(folder / f"{name}*.parquet"))
     return paths
 
 
 def release_memory() -> None:
-    """Return freed memory to the system: Arrow keeps all of it, and glibc blocks of less than 32 MB."""
+    """Return freed memory to the system: Arrow keeps all of it, glibc keeps blocks smaller than 32 MB."""
     pa.default_memory_pool().release_unused()
     ctypes.CDLL(None).malloc_trim(0)

@@ -142,7 +142,7 @@ def report_position(rows: str) -> None:
         _replies.flush()
 
 
-def at_row(row: str) -> None:
+def report_row(row: str) -> None:
     """Note which of them it is at: for exceptions, and cheap enough to be called for every row."""
     global _row
     _row = row

@@ -6,19 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.packing import bins as compiled
-from sft.packing.bins import length_quantiles, lower_bound
+from sft.packing.bins import lower_bound
 
 LENGTHS = st.integers(8, 64).flatmap(lambda size: st.tuples(st.lists(st.integers(1, size), max_size=80), st.just(size)))
 
 
 def plan_bins(lengths, capacity, copies=None):
-    """Bins as lists; `copies` has the conversation and the copy of each repeated sample."""
+    """Return bins as lists; `copies` maps a sample to its conversation and copy, if it is seen more than once."""
     numbers = (None, None)
     if copies is not None:
         names = sorted({name for name, _ in copies.values()})
-        both = [copies.get(index) for index in range(len(lengths))]
-        conversations = np.array([names.index(one[0]) if one else -1 for one in both], np.int32)
-        numbers = conversations, np.array([one[1] if one else 0 for one in both], np.int32)
+        by_sample = [copies.get(index) for index in range(len(lengths))]
+        conversations = np.array([names.index(copy[0]) if copy else -1 for copy in by_sample], np.int32)
+        numbers = conversations, np.array([copy[1] if copy else 0 for copy in by_sample], np.int32)
     planned = compiled.plan_bins(np.array(lengths, np.int32), capacity, *numbers)
     assert len(planned) == len(planned.firsts())
     return [planned.members[planned.starts[n] : planned.starts[n + 1]].tolist() for n in range(len(planned))]
@@ -38,7 +38,7 @@ def test_nothing_makes_no_bins():
 
 @pytest.mark.parametrize("length", [0, 5])
 def test_a_length_outside_of_a_pack_is_refused_by_number(length):
-    with pytest.raises(ValueError, match=f"sample 1: {length} tokens"):
+    with pytest.raises(ValueError, match=f"sample 1: .*{length}"):
         plan_bins([1, length], capacity=4)
 
 
@@ -105,16 +105,3 @@ def test_whatever_is_repeated_copies_are_apart_and_nothing_is_lost(case, times):
         assert sum(lengths[i] for i in members) <= capacity
         held = {copies[i] for i in members}
         assert len(held) == len({conversation for conversation, _ in held})
-
-
-def test_quantiles_are_lengths_that_occur():
-    assert length_quantiles(np.array([10, 40, 20, 30, 50])) == {
-        "p0": 10,
-        "p25": 20,
-        "p50": 30,
-        "p75": 40,
-        "p90": 50,
-        "p99": 50,
-        "p100": 50,
-    }
-    assert length_quantiles(np.array([], np.int32)) == {}

@@ -1,4 +1,4 @@
-"""Blend: shares and epochs in trained tokens, whole epochs first, parts drawn without replacement."""
+"""Blend: shares and epochs count trained tokens; whole epochs first, parts drawn without replacement."""
 
 import random
 
@@ -8,23 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.cli import InputError
-from sft.packing.blend import check_asked, describe_mixture, draw_part, mixture_by_domain, plan_epochs, plan_repeats
+from sft.packing.blend import check_shares, draw_part, mixture_by_domain, mixture_by_source, plan_copies, plan_epochs
 
 NOTHING = {"a": None, "b": None}
 TOKENS, HASHES = np.full(100, 10), np.array(random.Random(1).sample(range(10**6), 100), np.uint64)
 
 
 def test_two_and_a_half_epochs_are_two_of_everything_and_a_drawn_half_once_more():
-    assert sorted(plan_repeats(TOKENS, HASHES, 2.5)) == [2] * 50 + [3] * 50
+    assert sorted(plan_copies(TOKENS, HASHES, 2.5)) == [2] * 50 + [3] * 50
 
 
 def test_less_than_an_epoch_is_a_part_of_which_nothing_comes_twice():
-    assert sorted(plan_repeats(TOKENS, HASHES, 0.3)) == [0] * 70 + [1] * 30
+    assert sorted(plan_copies(TOKENS, HASHES, 0.3)) == [0] * 70 + [1] * 30
 
 
 def test_an_epoch_is_everything_once_and_none_is_nothing():
-    assert plan_repeats(TOKENS, HASHES, 1.0).tolist() == [1] * 100
-    assert plan_repeats(TOKENS[:0], HASHES[:0], 1.0).tolist() == []
+    assert plan_copies(TOKENS, HASHES, 1.0).tolist() == [1] * 100
+    assert plan_copies(TOKENS[:0], HASHES[:0], 1.0).tolist() == []
 
 
 def test_shares_are_of_trained_tokens_and_the_scarcest_source_is_used_once_and_whole():
@@ -32,7 +32,7 @@ def test_shares_are_of_trained_tokens_and_the_scarcest_source_is_used_once_and_w
 
 
 def test_a_part_ends_at_the_conversation_that_comes_nearest():
-    assert sum(plan_repeats(np.full(100, 30), HASHES, 1 / 3)) == 33, "990 tokens are nearer to 1000 than 1020"
+    assert sum(plan_copies(np.full(100, 30), HASHES, 1 / 3)) == 33, "990 tokens are nearer to 1000 than 1020"
     assert draw_part(np.array([10, 30, 10]), np.array([3, 1, 2], np.uint64), 34, True).tolist() == [1]
     assert draw_part(np.array([10, 30, 10]), np.array([3, 1, 2], np.uint64), 35, True).tolist() == [1, 2]
 
@@ -48,36 +48,36 @@ def test_a_larger_part_contains_the_smaller_and_other_hashes_draw_others():
 
 
 def test_the_smallest_part_of_a_source_is_one_conversation():
-    assert sum(plan_repeats(TOKENS, HASHES, 0.0001)) == 1
-    assert sum(plan_repeats(TOKENS, HASHES, 2.0001)) == 200
+    assert sum(plan_copies(TOKENS, HASHES, 0.0001)) == 1
+    assert sum(plan_copies(TOKENS, HASHES, 2.0001)) == 200
 
 
 @pytest.mark.parametrize(
-    ("shares", "epochs", "message"),
+    ("shares", "epochs", "place"),
     [
-        ({"a": 0.5, "b": None}, NOTHING, "a have a share, b have none"),
-        ({"a": 0.5, "b": 0.4}, NOTHING, "add up to 0.9, not to 1: a 0.5, b 0.4"),
-        ({"a": 0.5, "b": 0.500002}, NOTHING, "not to 1"),
-        ({"a": 0.5, "b": 0.5}, {"a": 2.0, "b": None}, "a have a share and epochs"),
+        ({"a": 0.5, "b": None}, NOTHING, "fetch.sources: share: .* a, .* b"),
+        ({"a": 0.5, "b": 0.4}, NOTHING, r"fetch.sources: share: .* 0\.9 \(a 0\.5, b 0\.4\)"),
+        ({"a": 0.5, "b": 0.500002}, NOTHING, r"fetch.sources: share: .* 1\.000002 "),
+        ({"a": 0.5, "b": 0.5}, {"a": 2.0, "b": None}, "fetch.sources: a: .*share and epochs"),
     ],
 )
-def test_shares_that_do_not_make_a_blend_are_refused(shares, epochs, message):
-    with pytest.raises(InputError, match=message):
-        check_asked(shares, epochs)
+def test_shares_that_do_not_make_a_blend_are_refused(shares, epochs, place):
+    with pytest.raises(InputError, match=place):
+        check_shares(shares, epochs)
 
 
 def test_shares_may_miss_1_by_what_floating_point_loses():
-    check_asked(dict.fromkeys("abcdefghij", 0.1), dict.fromkeys("abcdefghij"))
+    check_shares(dict.fromkeys("abcdefghij", 0.1), dict.fromkeys("abcdefghij"))
     assert plan_epochs({"a": 5, "b": 5}, {"a": 0.5, "b": 0.5 + 9e-7}, NOTHING)["b"] == 1.0
 
 
 def test_a_share_of_a_source_with_nothing_to_train_on_is_refused_by_name():
-    with pytest.raises(InputError, match="b have a share, but nothing of them is left"):
+    with pytest.raises(InputError, match=r"fetch\.sources: share: .* b\."):
         plan_epochs({"a": 5, "b": 0}, {"a": 0.5, "b": 0.5}, NOTHING)
 
 
-def test_the_mixture_sets_what_was_asked_beside_what_came_of_it_by_source_and_domain():
-    rows = describe_mixture(
+def test_the_mixture_has_requested_and_achieved_shares_by_source_and_domain():
+    rows = mixture_by_source(
         {"a": 100, "b": 300},
         {"a": {"tokens": 500, "trained_tokens": 200}, "b": {"tokens": 900, "trained_tokens": 290}},
         {"a": "chat", "b": "chat"},
@@ -96,9 +96,9 @@ CONVERSATIONS = st.lists(st.integers(1, 50), min_size=1, max_size=30).map(
 
 
 @given(CONVERSATIONS, st.floats(0.01, 5))
-def test_what_is_seen_is_within_half_a_conversation_of_what_was_asked(conversations, epochs):
+def test_trained_tokens_are_within_half_a_conversation_of_the_requested_epochs(conversations, epochs):
     sizes, _ = conversations
-    times = plan_repeats(*conversations, epochs)
+    times = plan_copies(*conversations, epochs)
     assert set(times.tolist()) <= {int(epochs), int(epochs) + 1}
     assert abs(sizes @ times - epochs * sizes.sum()) <= sizes.max() / 2 + 1e-6 or times.sum() == 1
 
@@ -108,15 +108,15 @@ def test_shares_never_repeat_and_use_some_source_up(first, second, share):
     both = {"a": first, "b": second}
     totals = {name: int(own[0].sum()) for name, own in both.items()}
     epochs = plan_epochs(totals, {"a": share, "b": 1 - share}, NOTHING)
-    times = {name: set(plan_repeats(*own, epochs[name]).tolist()) for name, own in both.items()}
+    times = {name: set(plan_copies(*own, epochs[name]).tolist()) for name, own in both.items()}
     assert times["a"] | times["b"] <= {0, 1}
     assert {1} in times.values()
 
 
 @given(st.permutations(range(20)))
-def test_the_order_of_reading_draws_nobody_else(shuffled):
+def test_the_order_of_rows_draws_the_same_conversations(shuffled):
     order = np.array(shuffled)
     assert (
-        plan_repeats(TOKENS[order], HASHES[order], 1.4).tolist()
-        == plan_repeats(TOKENS[:20], HASHES[:20], 1.4)[order].tolist()
+        plan_copies(TOKENS[order], HASHES[order], 1.4).tolist()
+        == plan_copies(TOKENS[:20], HASHES[:20], 1.4)[order].tolist()
     )

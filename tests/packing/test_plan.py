@@ -1,4 +1,4 @@
-"""Plan: whatever comes is packed or marked with why not, on one side, copies apart, and the order decides nothing."""
+"""Plan: every sample is packed or has a reason, in one split, copies apart, independent of the order of rows."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.packing.plan import plan_blend
-from sft.packing.samples import FITS, REASONS, join, measure
+from sft.packing.sample_table import FITS, REASONS, build_tables, measure_rows
 from sft.packing.splits import SPLITS
 from sft.params.data import Pack, Source
 from sft.parquet import SAMPLES
@@ -17,19 +17,19 @@ POOL = {number: made_up(number) for number in range(40)}
 SIZE = 64
 
 
-def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], cluster=None, **more):
-    """What is planned for made-up sources: samples, conversations, plan."""
+def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], duplicate_groups=None, **more):
+    """Plan made-up sources; return samples, conversations and the plan."""
     described = {s: Source(uri="file://x.jsonl", read="openai", epochs=epochs[s]) for s in sources}
     fixed = {"near_duplicates": None, "precedence": [], "validation": 0.1, "test": 0.1, "npy_max_tokens": 0, "seed": 1}
     params = Pack(pack_size=SIZE, **fixed, **more)
     rows = {source: [sample for n in numbers for sample in POOL[n]] for source, numbers in sources.items()}
-    batches = [measure(pa.RecordBatch.from_pylist(own, schema=SAMPLES), s, params) for s, own in rows.items()]
+    batches = [measure_rows(pa.RecordBatch.from_pylist(own, schema=SAMPLES), s, params) for s, own in rows.items()]
     columns = {name: [batch.column(name) for batch in batches] for name in batches[0].schema.names}
-    samples, conversations = join(columns.__getitem__, {s: len(r) for s, r in rows.items()})
-    numbers = [int(name[1:]) for name in conversations.ids.names(np.arange(len(conversations.ids))).to_pylist()]
-    alike = [number if cluster is None else cluster[number] for number in numbers]
-    cluster = np.unique(alike, return_inverse=True)[1].astype(np.int32)
-    return samples, conversations, plan_blend(samples, conversations, cluster, described, params)
+    samples, conversations = build_tables(columns.__getitem__, {s: len(r) for s, r in rows.items()})
+    numbers = [int(name[1:]) for name in conversations.ids.texts(np.arange(len(conversations.ids))).to_pylist()]
+    groups = [number if duplicate_groups is None else duplicate_groups[number] for number in numbers]
+    groups = np.unique(groups, return_inverse=True)[1].astype(np.int32)
+    return samples, conversations, plan_blend(samples, conversations, groups, described, params)
 
 
 @settings(deadline=None)
@@ -39,9 +39,9 @@ def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], clus
     st.sampled_from([1, 8]),
     st.fixed_dictionaries({source: st.sampled_from([None, 0.4, 1.0, 2.3]) for source in "abc"}),
 )
-def test_whatever_comes_is_packed_or_marked_and_stands_on_one_side(sources, policy, multiple, epochs):
+def test_every_sample_is_packed_or_has_a_reason_and_is_in_one_split(sources, policy, multiple, epochs):
     samples, conversations, plan = planned(sources, epochs, over_length=policy, pad_segments_to=multiple)
-    names = conversations.names(samples.conversation).to_pylist()
+    names = conversations.ids_of(samples.conversation).to_pylist()
     sides: dict[str, set] = {}
     packed: list[int] = []
     for split in SPLITS:
@@ -50,14 +50,14 @@ def test_whatever_comes_is_packed_or_marked_and_stands_on_one_side(sources, poli
         for begin, end in zip(order.packs[:-1], order.packs[1:], strict=True):
             members = order.samples[begin:end]
             assert 0 < sum(-(-(samples.kept[members] - 1) // multiple) * multiple + 1) <= SIZE
-            copies = {(names[s], r) for s, r in zip(members, order.repeats[begin:end], strict=True)}
+            copies = {(names[s], r) for s, r in zip(members, order.copies[begin:end], strict=True)}
             assert len(copies) == len({name for name, _ in copies})
-        assert split == "training" or not order.repeats.any()
-        assert len({*zip(order.samples.tolist(), order.repeats.tolist(), strict=True)}) == len(order.samples)
+        assert split == "training" or not order.copies.any()
+        assert len({*zip(order.samples.tolist(), order.copies.tolist(), strict=True)}) == len(order.samples)
         for sample in order.samples:
             source = int(conversations.source[samples.conversation[sample]])
             sides.setdefault(names[sample], set()).add((split, source))
-        packed += order.samples[order.repeats == 0].tolist()
+        packed += order.samples[order.copies == 0].tolist()
     assert sides
     assert all(len(side) == 1 for side in sides.values()), "one split, and one source"
     assert sorted(packed) == np.flatnonzero(samples.reason == FITS).tolist()
@@ -65,16 +65,16 @@ def test_whatever_comes_is_packed_or_marked_and_stands_on_one_side(sources, poli
 
 @settings(deadline=None)
 @given(st.permutations(range(40)), st.permutations("abc"))
-def test_the_order_of_rows_and_of_sources_changes_nothing_where_nothing_is_a_duplicate(numbers, names):
+def test_the_order_of_rows_and_sources_changes_nothing_without_duplicates(numbers, names):
     epochs, policy = {"a": None, "b": 1.5, "c": 0.5}, {"over_length": "cut-at-turn", "pad_segments_to": 1}
     seen = []
     for order, own in ((range(40), "abc"), (numbers, names)):
         sources = {name: [n for n in order if n % 3 == "abc".index(name)] for name in own}
         samples, conversations, plan = planned(sources, epochs, **policy)
-        ids = conversations.names(samples.conversation).to_pylist()
+        ids = conversations.ids_of(samples.conversation).to_pylist()
         named = [(ids[s], int(samples.number[s])) for s in range(len(samples))]
         packs = {
-            split: (each.packs.tolist(), [named[s] for s in each.samples], each.repeats.tolist())
+            split: (each.packs.tolist(), [named[s] for s in each.samples], each.copies.tolist())
             for split, each in plan.splits.items()
         }
         seen.append((packs, sorted(zip(named, samples.reason.tolist(), strict=True))))
@@ -82,19 +82,19 @@ def test_the_order_of_rows_and_of_sources_changes_nothing_where_nothing_is_a_dup
     assert len(seen[0][0]["training"][0]) > 4
 
 
-def test_what_is_alike_goes_from_later_sources_and_stays_on_one_side_in_the_first():
-    """Conversations 2n and 2n + 1 are alike; source a has the first twenty, b the rest and every fourth of those."""
+def test_near_duplicates_are_dropped_from_later_sources_and_stay_in_one_split_in_the_first():
+    """Conversations 2n and 2n + 1 are near-duplicates; a has the first twenty, b every fourth of them and the rest."""
     sources = {"a": list(range(20)), "b": [*range(0, 20, 4), *range(20, 40)]}
-    cluster = [n // 2 for n in range(40)]
+    groups = [n // 2 for n in range(40)]
     more = {"over_length": "cut-at-turn", "pad_segments_to": 1}
-    samples, conversations, plan = planned(sources, {"a": None, "b": None}, cluster, **more)
+    samples, conversations, plan = planned(sources, {"a": None, "b": None}, groups, **more)
     split_of = {}
     for split, order in plan.splits.items():
-        split_of.update({name: split for name in conversations.texts(samples.conversation[order.samples])})
+        split_of.update({name: split for name in conversations.iter_ids(samples.conversation[order.samples])})
     assert len(split_of) == 40
     assert all(split_of[f"c{2 * n}"] == split_of[f"c{2 * n + 1}"] for n in range(20))
     assert set(split_of.values()) == set(SPLITS)
-    lost = np.flatnonzero(plan.instead >= 0)
-    assert conversations.names(lost).to_pylist() == [f"c{n}" for n in range(0, 20, 4)]
-    assert conversations.sources_of(plan.instead[lost]).to_pylist() == ["a"] * 5
+    lost = np.flatnonzero(plan.kept_instead >= 0)
+    assert conversations.ids_of(lost).to_pylist() == [f"c{n}" for n in range(0, 20, 4)]
+    assert conversations.sources_of(plan.kept_instead[lost]).to_pylist() == ["a"] * 5
     assert {REASONS[reason] for reason in samples.reason} == {"cut", "duplicate"}, "cut: what fits, cut or not"

@@ -1,4 +1,4 @@
-"""Splits: exact counts, stable sides, nobody on two sides."""
+"""Splits: exact counts, stable splits, no conversation in two splits."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.hashing import keyed_hash, keyed_hashes
-from sft.packing.splits import SPLITS, by_precedence, held_out, settle_duplicates, split_groups
+from sft.packing.splits import SPLITS, by_precedence, held_out_counts, resolve_duplicates, split_groups
 
 
 def split(sizes: list[int], validation: float, test: float, seed: int = 1) -> list[str]:
-    """The split of groups of so many conversations each."""
+    """Return the split of groups with these numbers of conversations."""
     hashes = keyed_hashes(seed, (f"group-{number}" for number in range(len(sizes))))
     return [SPLITS[place] for place in split_groups(np.array(sizes, np.int32), hashes, validation, test)]
 
@@ -34,7 +34,7 @@ def test_two_conversations_are_all_for_training():
     assert split([], 0.01, 0.01) == []
 
 
-def test_another_seed_holds_out_others():
+def test_another_seed_holds_out_other_conversations():
     assert split([1] * 1000, 0.01, 0.01, seed=1) != split([1] * 1000, 0.01, 0.01, seed=2)
 
 
@@ -47,7 +47,7 @@ def test_the_order_of_reading_changes_nothing(shuffled):
 
 
 @given(st.integers(30, 60))
-def test_few_change_sides_when_a_conversation_is_added(number):
+def test_few_conversations_change_splits_when_one_is_added(number):
     before, after = split([1] * number, 0.1, 0.1), split([1] * (number + 1), 0.1, 0.1)
     assert sum(one != other for one, other in zip(before, after, strict=False)) <= 4
 
@@ -60,7 +60,7 @@ def test_hashes_as_numbers_are_in_the_order_of_the_hashes(texts, seed):
 
 def test_counts_are_exact_at_a_hundred_rows_and_at_18_million():
     assert counts(split([1] * 100, 0.01, 0.01)) == {"training": 98, "validation": 1, "test": 1}
-    assert held_out(18_000_000, 0.01, 0.01) == {"validation": 180_000, "test": 180_000}
+    assert held_out_counts(18_000_000, 0.01, 0.01) == {"validation": 180_000, "test": 180_000}
 
 
 @given(st.integers(3, 60), st.floats(0.001, 0.98), st.floats(0.001, 0.98))
@@ -70,7 +70,7 @@ def test_every_split_of_three_or_more_has_some_whatever_the_shares(number, valid
     assert sum(found.values()) == number
 
 
-def test_a_group_is_on_one_side_and_counts_stay_exact():
+def test_a_group_is_in_one_split_and_counts_stay_exact():
     sizes = [3] * 100 + [1] * 700
     sides = split(sizes, 0.05, 0.05)
     assert counts(sides, sizes) == {"training": 900, "validation": 50, "test": 50}
@@ -90,30 +90,30 @@ def test_groups_of_any_size_leave_no_split_empty(sizes, share):
     assert min(counts(split(sizes, share, share)).values()) >= 1
 
 
-def settle(conversations: list[tuple[int, int]], cluster: list[int]) -> tuple[list[int], list[int]]:
-    """Settle conversations (source, id); ids of the same cluster are alike."""
-    source, identity = np.array(conversations, np.int32).T
-    settled = settle_duplicates(source, identity, np.array(cluster, np.int32))
-    return settled.instead.tolist(), settled.group.tolist()
+def resolve(conversations: list[tuple[int, int]], groups: list[int]) -> tuple[list[int], list[int]]:
+    """Resolve duplicates among conversations (source, id); `groups` has the duplicate group of each id."""
+    source, id_number = np.array(conversations, np.int32).T
+    choice = resolve_duplicates(source, id_number, np.array(groups, np.int32))
+    return choice.kept_instead.tolist(), choice.kept_with.tolist()
 
 
-def test_the_first_source_keeps_what_several_have_and_the_others_lose_it():
+def test_the_first_source_keeps_duplicates_and_the_others_drop_them():
     """Ids 0 and 1 of the first source; the second has 0, 2, which is like 1, and 3."""
-    instead, group = settle([(0, 0), (0, 1), (1, 0), (1, 2), (1, 3)], cluster=[0, 1, 1, 3])
-    assert instead == [-1, -1, 0, 1, -1]
-    assert [group[kept] for kept in (0, 1, 4)] == [0, 1, 4], "each alone"
+    kept_instead, kept_with = resolve([(0, 0), (0, 1), (1, 0), (1, 2), (1, 3)], groups=[0, 1, 1, 3])
+    assert kept_instead == [-1, -1, 0, 1, -1]
+    assert [kept_with[kept] for kept in (0, 1, 4)] == [0, 1, 4], "each alone"
 
 
 def test_near_duplicates_inside_the_first_source_are_kept_together():
     """Ids 0 and 1 of source 0 are alike; id 2, like both, is in sources 1 and 2."""
-    instead, group = settle([(0, 0), (0, 1), (1, 2), (2, 2)], cluster=[0, 0, 0])
-    assert instead == [-1, -1, 0, 0]
-    assert group[:2] == [0, 0]
+    kept_instead, kept_with = resolve([(0, 0), (0, 1), (1, 2), (2, 2)], groups=[0, 0, 0])
+    assert kept_instead == [-1, -1, 0, 0]
+    assert kept_with[:2] == [0, 0]
 
 
-def test_what_is_lost_to_the_same_conversation_says_so_even_where_another_came_first():
+def test_a_dropped_conversation_names_its_equal_before_an_earlier_near_duplicate():
     """Ids 0 and 1 of source 0 are alike; source 1 has id 1."""
-    assert settle([(0, 0), (0, 1), (1, 1)], cluster=[0, 0])[0] == [-1, -1, 1]
+    assert resolve([(0, 0), (0, 1), (1, 1)], groups=[0, 0])[0] == [-1, -1, 1]
 
 
 def test_precedence_comes_first_and_all_others_follow_by_name_whatever_their_order():
@@ -123,9 +123,9 @@ def test_precedence_comes_first_and_all_others_follow_by_name_whatever_their_ord
 
 
 @pytest.mark.parametrize(
-    ("precedence", "fault"),
-    [(["chat"], "'chat' is no source. Did you mean 'chats'"), (["chats", "chats"], "'chats' stands there twice")],
+    ("precedence", "place"),
+    [(["chat"], r"pack\.precedence: .*'chat'.*'chats'"), (["chats", "chats"], r"pack\.precedence: 'chats' .* twice")],
 )
-def test_precedence_that_names_no_source_or_one_twice_is_refused(precedence, fault):
-    with pytest.raises(InputError, match=fault):
+def test_precedence_with_an_unknown_source_or_one_twice_is_an_error(precedence, place):
+    with pytest.raises(InputError, match=place):
         by_precedence(["calls", "chats"], precedence)

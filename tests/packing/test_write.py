@@ -1,4 +1,4 @@
-"""Packs: one shift of the mask, boundaries, padding, and the faults that must not be written."""
+"""Packs: the shift of the mask, boundaries, padding, and the faults that must not be written."""
 
 import numpy as np
 import pytest
@@ -23,14 +23,14 @@ def test_two_samples_in_a_pack_literally():
     assert pack["conversation_id"] == ["c1", "c2"]
 
 
-def test_what_is_read_of_samples_all_but_their_last_token_is_a_multiple_of_what_the_layout_divides_by():
+def test_all_tokens_of_a_padded_sample_but_the_last_are_a_multiple():
     pack = pack_samples([sample([5, 6, STOP], [0, 1, 1]), sample([7, 8, 9, 9, STOP], [0, 1, 1, 1, 1])], 4, pad_id=0)
     assert pack["input_ids"] == [5, 6, STOP, 0, 0, 7, 8, 9, 9, STOP]
     assert pack["loss_mask"] == [1, 1, 0, 0, 0, 1, 1, 1, 1, 0]
     assert pack["seq_start_id"] == [0, 5]
 
 
-def test_packs_one_after_the_other_each_count_from_their_own_start():
+def test_starts_of_samples_count_from_the_start_of_their_pack():
     parts = [(place, np.full(2, 5 + place, np.int32), np.array([0, 1], np.uint8)) for place in (2, 0, 1)]
     packs = build_packs(parts, np.array([2, 2, 2]), np.array([0, 1, 3]), multiple=1, pad_id=0)
     columns = {name: column.to_pylist() for name, column in packs.columns().items()}
@@ -55,10 +55,10 @@ def test_the_shift_keeps_every_trained_token_but_an_untrainable_first(masks):
     [
         ({"mask": [0, 0, 0]}, "no trained token"),
         ({"mask": [1, 1]}, "3 ids but 2 mask values"),
-        ({"starts": [0, 0]}, "a sample without tokens"),
-        ({"starts": [0, 3]}, "a sample without tokens"),
-        ({"mask": [1, 1, 1]}, "predicts the next sample"),
-        ({"starts": [0, 2]}, "predicts the next sample"),
+        ({"starts": [0, 0]}, "a sample has no tokens"),
+        ({"starts": [0, 3]}, "a sample has no tokens"),
+        ({"mask": [1, 1, 1]}, "of the next sample"),
+        ({"starts": [0, 2]}, "of the next sample"),
         ({"ids": [5, STOP, 6]}, "follows a stop token"),
         ({"ids": [5, 6, 7, 8], "mask": [0, 1, 0, 0]}, "4 tokens, pack size 3"),
     ],

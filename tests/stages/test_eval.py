@@ -73,7 +73,7 @@ def pack_rows(chat, source, rows):
     samples = []
     for filtered in rows:
         tools = json.loads(filtered["tools"] or "null")
-        for sample in chat.encode(chat.samples(json.loads(filtered["messages"]), tools)):
+        for sample in chat.encode(chat.render_samples(json.loads(filtered["messages"]), tools)):
             identity = {"conversation_id": filtered["id"], "sample": 0, "source": source, "repeat": 0}
             samples.append({"ids": sample.ids, "mask": sample.mask, **identity})
     return pack_samples(samples, multiple=4, pad_id=0)

@@ -1,4 +1,4 @@
-"""pack: whatever happens to its driver, workers or disk, data/packed is whole or not there, and the same bytes."""
+"""pack: whatever happens to its driver, workers or disk, data/packed is complete or absent, with the same bytes."""
 
 import contextlib
 import os
@@ -12,27 +12,27 @@ import pytest
 
 from sft import parquet
 from sft.files import read_json
-from sft.filters.dedup.signatures import SIGNATURE_BYTES
+from sft.filters.dedup.near import SIGNATURE_BYTES
 from sft.hashing import file_digest, folder_digest
 from sft.parquet import SIGNATURES, ShardWriter
 from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
 from tests.support.project import ROOT, lay_out, set_params, sources_in_params
 from tests.support.tiny_model import make_tiny_base
 
-# pack with pieces so small that each of its steps has several, for two workers.
+# pack with tasks so small that each step has several, for two workers.
 DRIVER = """
 from sft.cli import run_or_exit
-from sft.packing import samples, shuffle
+from sft.packing import external_sort, sample_table
 from sft.stages import pack
-samples.READ_TOKENS, shuffle.RUN_TOKENS, shuffle.SHARD_TOKENS = 8_000, 8_000, 8_000
+sample_table.READ_TOKENS, external_sort.PART_TOKENS, external_sort.SHARD_TOKENS = 8_000, 8_000, 8_000
 run_or_exit(pack.main)
 """
 SOURCES = {"a": range(500), "b": range(400, 900)}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A project of two sources that share conversations, and what one process packs from them."""
+def packed(tmp_path_factory):
+    """A project of two sources that share conversations, and the digests of its packs, made by one process."""
     folder = tmp_path_factory.mktemp("pack") / "project"
     (folder / "models").mkdir(parents=True)
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
@@ -47,8 +47,8 @@ def whole(tmp_path_factory):
                     signatures.write({"id": f"c{number}", "signature": drawn.randbytes(SIGNATURE_BYTES)})
     sources_in_params(folder, {source: {} for source in SOURCES})
     set_params(folder, **{"pack.pack_size": 256, "pack.near_duplicates": 0.8})
-    said, _ = (alone := start(folder, SFT_WORKERS="1")).communicate(timeout=120)
-    assert alone.returncode == 0, said
+    output, _ = (alone := start(folder, SFT_WORKERS="1")).communicate(timeout=120)
+    assert alone.returncode == 0, output
     report = read_json(folder / "reports/pack.json")
     assert (report["rows_in"], report["rejected"]) == (1000, {"duplicate": 100})
     assert len(list((folder / "data/packed/training").glob("*.parquet"))) > 3
@@ -56,14 +56,14 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def project(whole, tmp_path):
-    """The project before it is packed, and the digests that are expected."""
-    shutil.copytree(whole[0], tmp_path / "project", ignore=shutil.ignore_patterns("packed", "pack.json"))
-    return tmp_path / "project", whole[1]
+def project(packed, tmp_path):
+    """The project before it is packed, and the expected digests."""
+    shutil.copytree(packed[0], tmp_path / "project", ignore=shutil.ignore_patterns("packed", "pack.json"))
+    return tmp_path / "project", packed[1]
 
 
 def start(project, *before, **environment):
-    """Start pack; `before` stands before Python on its line."""
+    """Start pack; `before` is put before Python on the command line."""
     return start_driver(project, *before, sys.executable, "-c", DRIVER, **environment)
 
 
@@ -74,14 +74,14 @@ def digest(project):
 
 
 def half_written(project):
-    """What stands beside the outputs that is none of them."""
+    """Return the names beside the outputs that are no outputs."""
     return {path.name for path in (project / "data").iterdir()} - {"filtered", "packed", "prepared"} | {
         path.name for path in (project / "reports").glob(".*")
     }
 
 
 def in_spool(project, pattern):
-    """Whether a run has come so far that its spool holds such a file."""
+    """Return whether the spool of a running pack holds such a file."""
     return any((project / "data").glob(f".packed.partial-*/spool/{pattern}"))
 
 
@@ -90,11 +90,11 @@ def test_a_dask_cluster_that_loses_a_worker_writes_the_bytes_of_this_machine(pro
     with Cluster(tmp_path) as cluster:
         first, _ = cluster.add_worker("--no-nanny"), cluster.add_worker("--no-nanny")
         driver = start(folder, SFT_EXECUTOR=cluster.address)
-        wait_until(lambda: in_spool(folder, "run-*"))
+        wait_until(lambda: in_spool(folder, "part-*"))
         os.killpg(first.pid, signal.SIGKILL)
-        said, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 0, said
-    assert "Dask: " in said
+        output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
+    assert "Dask: " in output
     assert digest(folder) == expected
     assert half_written(folder) == set()
 
@@ -108,19 +108,19 @@ def kill_child(driver):
     return False
 
 
-@pytest.mark.parametrize("step", ["*.arrow", "run-*", "packs-*"])
-def test_a_killed_worker_costs_its_piece_only(project, step):
+@pytest.mark.parametrize("step", ["*.arrow", "part-*", "packs-*"])
+def test_a_killed_worker_costs_one_task(project, step):
     folder, expected = project
     driver = start(folder)
     wait_until(lambda: in_spool(folder, step) and kill_child(driver))
-    said, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 0, said
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
     assert digest(folder) == expected
     assert half_written(folder) == set()
 
 
-def test_killed_at_any_moment_nothing_is_taken_for_whole_and_the_rerun_gives_the_same_bytes(project):
-    """Over what an earlier run packed, too: that stays, whole, until it is replaced in one step."""
+def test_a_run_killed_at_any_moment_leaves_nothing_incomplete_and_the_rerun_gives_the_same_bytes(project):
+    """Also over an earlier pack, which stays complete until it is replaced in one step."""
     folder, expected = project
     draw, left = random.Random(3), 0
     for earlier in (False, True):
@@ -134,37 +134,39 @@ def test_killed_at_any_moment_nothing_is_taken_for_whole_and_the_rerun_gives_the
             if (folder / "data/packed").exists():
                 assert folder_digest(folder / "data/packed") == expected[0]
             assert (folder / "data/packed").exists() or not earlier
-        ended(start(folder))
+        finish(start(folder))
         assert digest(folder) == expected
-        assert half_written(folder) == set(), "what a killed one left goes with the next run"
+        assert half_written(folder) == set(), "the next run removes what a killed one left"
     assert left, "a run was killed while it wrote"
 
 
-def ended(driver):
-    """Wait for a run that ends well."""
-    said, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 0, said
+def finish(driver):
+    """Wait for a run that succeeds."""
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
 
 
-def test_a_disk_that_is_full_at_any_step_is_one_error_and_leaves_what_was_there(project):
-    """No file may be larger than so many kilobytes: numbers, runs, shards, .npy and metadata reach it in turn."""
+def test_a_disk_that_is_full_at_any_step_is_one_error_and_keeps_the_earlier_pack(project):
+    """Files are limited to some kilobytes: measures, sorted parts, shards, .npy and metadata exceed it in turn."""
     folder, expected = project
     for kilobytes in (1, 8, 12, 40, 100, 160):
-        said, _ = (limited := start(folder, "bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "limited")).communicate()
-        assert limited.returncode == 1, said
-        assert said.startswith("error: File too large: "), said
-        assert "Traceback" not in said
+        output, _ = (
+            limited := start(folder, "bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "limited")
+        ).communicate()
+        assert limited.returncode == 1, output
+        assert output.startswith("error: File too large: "), output
+        assert "Traceback" not in output
         assert half_written(folder) == set()
         assert not (folder / "data/packed").exists() or digest(folder) == expected
         if kilobytes == 40:
-            ended(start(folder))
+            finish(start(folder))
     assert digest(folder) == expected
 
 
-def test_two_runs_at_once_both_end_whole(project):
+def test_two_runs_at_once_both_succeed(project):
     folder, expected = project
     runs = [start(folder) for _ in range(2)]
-    said = [run.communicate(timeout=120)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
+    outputs = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
     assert digest(folder) == expected
     assert half_written(folder) == set()

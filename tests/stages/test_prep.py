@@ -1,4 +1,4 @@
-"""prep: samples with masks, the same bytes each time, and a ledger that meets the one before."""
+"""prep: samples with masks, the same bytes each time, and a ledger that matches that of the filter stage."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def project(tmp_path, monkeypatch):
 
 
 def write_filtered(project, source, records):
-    """Write what the filter stage would hand on."""
+    """Write records as the filter stage does."""
     folder = project / "data/filtered" / source
     for path in folder.glob("*"):
         path.unlink()
@@ -90,7 +90,7 @@ def test_turns_end_behind_the_last_trained_token_of_each(project):
         assert {row["ids"][end - 1] for end in row["turn_ends"]} == {2}
 
 
-def test_reasoning_is_stripped_and_what_goes_is_counted(project):
+def test_stripped_reasoning_is_counted(project):
     before, _ = prepared(project, "chats")
     set_params(project, **{"prep.reasoning.strip": 1.0})
     after, rows = prepared(project, "chats")
@@ -100,23 +100,23 @@ def test_reasoning_is_stripped_and_what_goes_is_counted(project):
     assert all(len(row["turn_ends"]) == 2 for row in rows)
 
 
-def test_reasoning_is_cut_to_a_budget_that_the_prompt_tells(project):
+def test_reasoning_is_truncated_to_a_budget_that_is_in_the_prompt(project):
     from sft.tokens.tokenizer import SafeTokenizer
 
     set_params(project, **{"prep.reasoning.truncate": 1.0, "prep.reasoning.budgets": [2]})
     report, rows = prepared(project, "chats")
     assert (report["reasoning"]["truncated"], report["reasoning"]["none"]) == (3, 3)
     decode = SafeTokenizer(project / "models/base").decode
-    told = [decode(row["ids"]) for row in rows if "{thinking token budget: 2}" in decode(row["ids"])]
-    assert len(told) == 6, "both samples of the three conversations with reasoning"
+    with_budget = [decode(row["ids"]) for row in rows if "{thinking token budget: 2}" in decode(row["ids"])]
+    assert len(with_budget) == 6, "both samples of the three conversations with reasoning"
     trained = [decode([i for i, kept in zip(row["ids"], row["mask"], strict=True) if kept]) for row in rows]
-    cut = [text for text in trained if "</think>" in text]
-    assert len(cut) == 6
-    assert all(len(text.partition("\n</think>")[0]) < len("1 and 1.") for text in cut)
-    assert {text.partition("</think>\n")[2][:4] for text in cut} == {"2<|i", "4<|i", "6<|i", "Yes,"}
+    truncated = [text for text in trained if "</think>" in text]
+    assert len(truncated) == 6
+    assert all(len(text.partition("\n</think>")[0]) < len("1 and 1.") for text in truncated)
+    assert {text.partition("</think>\n")[2][:4] for text in truncated} == {"2<|i", "4<|i", "6<|i", "Yes,"}
 
 
-def test_a_row_is_prepared_alike_whatever_rows_are_beside_it(project):
+def test_other_rows_do_not_change_how_a_row_is_prepared(project):
     shares = {"strip": 0.4, "truncate": 0.4, "budgets": [2, 3]}
     set_params(project, **{f"prep.reasoning.{name}": value for name, value in shares.items()})
     _, rows = prepared(project, "chats")
@@ -140,7 +140,7 @@ def test_a_conversation_that_cannot_be_rendered_is_counted_with_evidence(project
     }
 
 
-def test_a_conversation_in_which_nothing_is_trained_is_counted_and_a_silent_turn_too(project):
+def test_conversations_without_trained_turns_and_untrained_turns_are_counted(project):
     records = chat_records(6)
     for record, silent in ((0, (1, 3)), (2, (1,))):
         for index in silent:
@@ -152,27 +152,27 @@ def test_a_conversation_in_which_nothing_is_trained_is_counted_and_a_silent_turn
     assert sorted(len(row["turn_ends"]) for row in rows) == [1] * 7 + [2]
 
 
-def test_a_hostile_template_stops_the_stage_with_one_error_and_nothing_written(project):
+def test_a_hostile_template_is_one_error_and_writes_nothing(project):
     (project / "hostile.jinja").write_text(
         CHATML + "{% if 'Sure?' in messages | string %}{{ 'a' * 10000000000 }}{% endif %}"
     )
     set_params(project, **{"prep.template": "hostile.jinja"})
-    with pytest.raises(InputError, match=r"hostile\.jinja: the chat template used more than 1024 MiB of memory"):
+    with pytest.raises(InputError, match=r"^hostile\.jinja: .*1024 MiB of memory"):
         stage.main("chats")
     assert not (project / "data/prepared/chats").exists()
 
 
-def test_a_template_that_renders_no_row_stops_the_stage(project):
+def test_a_template_that_renders_no_row_is_an_error(project):
     (project / "chatml.jinja").write_text(CHATML)
     set_params(project, **{"prep.template": "chatml.jinja"})
-    with pytest.raises(InputError, match=r"no conversation of 8 can be rendered .*template-drops-text': 8"):
+    with pytest.raises(InputError, match=r"data/filtered/calls: chatml\.jinja .*template-drops-text': 8"):
         stage.main("calls")
 
 
-def test_a_ledger_that_does_not_meet_the_one_before_stops_the_stage(project):
+def test_a_ledger_that_does_not_match_the_filter_report_is_an_error(project):
     path = project / "reports/filter/calls.json"
     path.write_text(path.read_text().replace('"rows_out": 8', '"rows_out": 9'))
-    with pytest.raises(ValueError, match="says 9 rows were handed on, but 8 were found"):
+    with pytest.raises(ValueError, match=r"reports/filter/calls\.json: .*\b9\b.*\b8\b"):
         stage.main("calls")
     assert not (project / "data/prepared/calls").exists()
 
@@ -195,24 +195,24 @@ def test_a_conversation_that_was_edited_by_hand_is_an_error_that_names_it(projec
     row = {"id": "edited", "messages": messages, "tools": None, "meta": "{}"}
     with ShardWriter(project / "data/filtered/calls", "kept", CONVERSATIONS) as kept:
         kept.write(row)
-    with pytest.raises(InputError, match=r"conversation edited: not .*again"):
+    with pytest.raises(InputError, match=r"data/filtered: conversation edited: .*dvc repro --force filter"):
         stage.main("calls")
 
 
-def test_what_is_missing_says_which_stage_makes_it(project):
-    with pytest.raises(InputError, match="dvc repro filter@other"):
+def test_missing_input_is_an_error_with_the_command_that_makes_it(project):
+    with pytest.raises(InputError, match=r"data/filtered/other: .*dvc repro filter@other"):
         stage.main("other")
     (project / "models/base").rename(project / "elsewhere")
-    with pytest.raises(InputError, match="dvc repro fetch-model"):
+    with pytest.raises(InputError, match=r"models/base: .*dvc repro fetch-model"):
         stage.main("calls")
 
 
-# --- Workers, and what can happen to them -----------------------------------------------------------------------
+# --- Workers, and their faults -----------------------------------------------------------------------
 
 
 @pytest.fixture
-def stretches(project, monkeypatch):
-    """A source of nine stretches, long enough to be killed in; two workers."""
+def ranges(project, monkeypatch):
+    """A project with a source of nine row ranges, long enough to be killed meanwhile; two workers."""
     monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 300)
     write_filtered(project, "many", chat_records(2700))
     monkeypatch.undo()
@@ -228,13 +228,13 @@ def digest(project):
 
 
 def alone(project, monkeypatch):
-    """The result of one process; nothing is left of the run."""
+    """Return the digest of what one process writes, and remove it."""
     with monkeypatch.context() as patch:
         patch.setenv("SFT_WORKERS", "1")
         stage.main("many")
-    found = digest(project)
+    written = digest(project)
     shutil.rmtree(project / "data/prepared")
-    return found
+    return written
 
 
 def start(project, **environment):
@@ -245,75 +245,73 @@ def nothing_half_written(project):
     return [path.name for path in (project / "data/prepared").glob("*") if path.name != "many"] == []
 
 
-def test_the_bytes_do_not_depend_on_the_workers(stretches, monkeypatch):
-    expected = alone(stretches, monkeypatch)
+def test_the_bytes_do_not_depend_on_the_workers(ranges, monkeypatch):
+    expected = alone(ranges, monkeypatch)
     stage.main("many")
-    assert digest(stretches) == expected
-    assert len(list((stretches / "data/prepared/many").glob("*.parquet"))) == 9
+    assert digest(ranges) == expected
+    assert len(list((ranges / "data/prepared/many").glob("*.parquet"))) == 9
     monkeypatch.setenv("SFT_FASTOKENS", "0")
-    monkeypatch.setattr(stage, "FEWEST_FOR_FASTOKENS", 0)
+    monkeypatch.setattr(stage, "MIN_ROWS_FOR_FASTOKENS", 0)
     stage.main("many")
-    assert digest(stretches) == expected
+    assert digest(ranges) == expected
 
 
-def test_nor_on_a_cluster_that_loses_a_worker(stretches, monkeypatch, tmp_path_factory):
-    expected = alone(stretches, monkeypatch)
+def test_the_bytes_do_not_depend_on_a_cluster_that_loses_a_worker(ranges, monkeypatch, tmp_path_factory):
+    expected = alone(ranges, monkeypatch)
     with Cluster(tmp_path_factory.mktemp("dask")) as cluster:
         first, _ = cluster.add_worker("--no-nanny"), cluster.add_worker("--no-nanny")
-        driver = start(stretches, SFT_EXECUTOR=cluster.address)
-        wait_until(lambda: list((stretches / "data/prepared").glob(".many-scratch*/*/samples*")))
+        driver = start(ranges, SFT_EXECUTOR=cluster.address)
+        wait_until(lambda: list((ranges / "data/prepared").glob(".many-scratch*/*/samples*")))
         os.killpg(first.pid, signal.SIGKILL)
-        said, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 0, said
-    assert "Dask: " in said
-    assert digest(stretches) == expected
-    assert nothing_half_written(stretches)
+        output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
+    assert "Dask: " in output
+    assert digest(ranges) == expected
+    assert nothing_half_written(ranges)
 
 
-def test_a_killed_worker_costs_its_stretch_only(stretches, monkeypatch):
-    expected = alone(stretches, monkeypatch)
-    driver = start(stretches)
-    wait_until(lambda: list((stretches / "data/prepared").glob(".many-scratch*/*/samples*")))
+def test_a_killed_worker_costs_one_row_range(ranges, monkeypatch):
+    expected = alone(ranges, monkeypatch)
+    driver = start(ranges)
+    wait_until(lambda: list((ranges / "data/prepared").glob(".many-scratch*/*/samples*")))
     os.kill(children(driver)[0], signal.SIGKILL)
-    said, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 0, said
-    assert digest(stretches) == expected
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, output
+    assert digest(ranges) == expected
 
 
-def test_killed_at_any_moment_nothing_is_taken_for_whole_and_the_rerun_gives_the_same_bytes(stretches, monkeypatch):
-    expected = alone(stretches, monkeypatch)
-    (stretches / "reports/prep/many.json").unlink()
+def test_a_run_killed_at_any_moment_leaves_nothing_incomplete_and_the_rerun_gives_the_same_bytes(ranges, monkeypatch):
+    expected = alone(ranges, monkeypatch)
+    (ranges / "reports/prep/many.json").unlink()
     draw, killed = random.Random(5), 0
     for delay in (0.0, *(draw.uniform(0, 2) for _ in range(3))):
-        driver = start(stretches)
-        wait_until(lambda: list((stretches / "data/prepared").glob(".many.partial*")))
+        driver = start(ranges)
+        wait_until(lambda: list((ranges / "data/prepared").glob(".many.partial*")))
         time.sleep(delay)
         driver.kill()
         driver.communicate()
-        killed += not (stretches / "data/prepared/many").exists()
-        if (stretches / "data/prepared/many").exists():
-            assert folder_digest(stretches / "data/prepared/many") == expected[0]
-            shutil.rmtree(stretches / "data/prepared/many")
+        killed += not (ranges / "data/prepared/many").exists()
+        if (ranges / "data/prepared/many").exists():
+            assert folder_digest(ranges / "data/prepared/many") == expected[0]
+            shutil.rmtree(ranges / "data/prepared/many")
     assert killed
     stage.main("many")
-    assert digest(stretches) == expected
-    assert nothing_half_written(stretches)
+    assert digest(ranges) == expected
+    assert nothing_half_written(ranges)
 
 
-def test_two_runs_at_once_both_end_whole(stretches, monkeypatch):
-    expected = alone(stretches, monkeypatch)
-    runs = [start(stretches) for _ in range(2)]
-    said = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
-    assert digest(stretches) == expected
-    assert nothing_half_written(stretches)
+def test_two_runs_at_once_both_succeed(ranges, monkeypatch):
+    expected = alone(ranges, monkeypatch)
+    runs = [start(ranges) for _ in range(2)]
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert digest(ranges) == expected
+    assert nothing_half_written(ranges)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_file_that_cannot_be_written_to_its_end_stops_the_stage_and_leaves_what_was_there(
-    stretches, monkeypatch, workers
-):
-    expected = alone(stretches, monkeypatch)
+def test_a_file_that_cannot_be_written_is_an_error_and_keeps_earlier_output(ranges, monkeypatch, workers):
+    expected = alone(ranges, monkeypatch)
     limited = f"ulimit -f 4; exec {sys.executable} -m sft.stages.prep --source many"  # files of at most 4 KiB
     environment = {
         **os.environ,
@@ -323,25 +321,25 @@ def test_a_file_that_cannot_be_written_to_its_end_stops_the_stage_and_leaves_wha
     }
     for _ in range(2):
         done = subprocess.run(
-            ["bash", "-c", limited], cwd=stretches, env=environment, capture_output=True, text=True, check=False
+            ["bash", "-c", limited], cwd=ranges, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert "File too large" in done.stderr
-        assert nothing_half_written(stretches)
-        if not (stretches / "data/prepared/many").exists():
+        assert nothing_half_written(ranges)
+        if not (ranges / "data/prepared/many").exists():
             stage.main("many")
-    assert digest(stretches) == expected
+    assert digest(ranges) == expected
 
 
-def test_a_poison_row_is_an_error_that_names_it(stretches, monkeypatch):
-    write_filtered(stretches, "many", chat_records(180))
-    rows = list(read_rows(stretches / "data/filtered/many", "kept"))
+def test_a_damaged_row_is_an_error_that_names_it(ranges, monkeypatch):
+    write_filtered(ranges, "many", chat_records(180))
+    rows = list(read_rows(ranges / "data/filtered/many", "kept"))
     rows[77]["messages"] = '[{"role": "user"'
-    (stretches / "data/filtered/many/kept-00000.parquet").unlink()
-    with ShardWriter(stretches / "data/filtered/many", "kept", CONVERSATIONS) as kept:
+    (ranges / "data/filtered/many/kept-00000.parquet").unlink()
+    with ShardWriter(ranges / "data/filtered/many", "kept", CONVERSATIONS) as kept:
         for row in rows:
             kept.write(row)
-    with pytest.raises(InputError, match=f"conversation {rows[77]['id']}: not JSON"):
+    with pytest.raises(InputError, match=f"data/filtered: conversation {rows[77]['id']}: .*JSON"):
         stage.main("many")
-    assert not (stretches / "data/prepared/many").exists()
+    assert not (ranges / "data/prepared/many").exists()

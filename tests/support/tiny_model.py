@@ -78,7 +78,7 @@ def write_packs(folder: Path, packs: Sequence[dict[str, Any]], shards: int = 1) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from sft.packing.shuffle import PARQUET
+    from sft.packing.external_sort import PACK_WRITE_OPTIONS
 
     types = {
         "input_ids": pa.list_(pa.int32()),
@@ -90,7 +90,7 @@ def write_packs(folder: Path, packs: Sequence[dict[str, Any]], shards: int = 1) 
     for shard in range(shards):
         rows = packs[shard * size : (shard + 1) * size]
         columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
-        pq.write_table(pa.table(columns), folder / f"{shard:05d}.parquet", **PARQUET)
+        pq.write_table(pa.table(columns), folder / f"{shard:05d}.parquet", **PACK_WRITE_OPTIONS)
 
 
 def make_pack(*samples: tuple[list[int], list[int]]) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Engine: the same ids and places as the reference, and nothing faster unless it is right."""
+"""Encoder: the ids and places of the reference; the faster tokenizer only if it gives the same."""
 
 import itertools
 import json
@@ -10,27 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sft.tokens.encoder import Engine, _shorter, describe, probes, token_bytes
+from sft.tokens.encoder import Encoder, _with_text_merges, make_spec, probes, token_bytes
 from tests.support.tokenizers import write_tokenizer
 
 
-def described(folder, **changes):
+def settings_of(folder, **changes):
     return json.loads((write_tokenizer(folder) / "tokenizer.json").read_text()) | {"post_processor": None} | changes
 
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory):
-    return Engine(describe(described(tmp_path_factory.mktemp("bytes"))))
+    return Encoder(make_spec(settings_of(tmp_path_factory.mktemp("bytes"))))
 
 
 @pytest.fixture(scope="module")
 def normalising(tmp_path_factory):
     """Writes é as two characters, so its tokens hold other bytes than the text."""
-    return Engine(describe(described(tmp_path_factory.mktemp("nfd"), normalizer={"type": "NFD"})))
+    return Encoder(make_spec(settings_of(tmp_path_factory.mktemp("nfd"), normalizer={"type": "NFD"})))
 
 
 @pytest.fixture(params=["byte_level", "normalising"])
-def engine(request):
+def encoder(request):
     return request.getfixturevalue(request.param)
 
 
@@ -42,44 +42,44 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-def offsets(engine, text):
-    return engine.reference.encode(text, add_special_tokens=False).offsets
+def offsets(encoder, text):
+    return encoder.reference.encode(text, add_special_tokens=False).offsets
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_ranges_are_those_of_the_reference(byte_level, normalising, text):
-    for engine in (byte_level, normalising):
-        assert engine.ranges(text) == offsets(engine, text)
-        assert [engine.ranges(text, most) for most in (0, 1, 3)] == [offsets(engine, text)[:most] for most in (0, 1, 3)]
-        assert engine.count(text) == len(offsets(engine, text))
+    for encoder in (byte_level, normalising):
+        assert encoder.token_ranges(text) == offsets(encoder, text)
+        assert [encoder.token_ranges(text, most) for most in (0, 1, 3)] == [
+            offsets(encoder, text)[:most] for most in (0, 1, 3)
+        ]
+        assert encoder.count(text) == len(offsets(encoder, text))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.data())
-def test_an_edge_is_where_the_tokens_of_the_reference_part_or_the_token_that_is_cut(
-    byte_level, normalising, texts, data
-):
+def test_an_edge_is_that_of_the_reference_or_names_the_token_that_spans_it(byte_level, normalising, texts, data):
     wanted = {
         index: data.draw(st.integers(1, len(text)))
         for index, text in enumerate(texts)
         if text and data.draw(st.booleans())
     }
-    for engine in (byte_level, normalising):
-        ids, sizes = engine.encode(texts)
-        found = engine.edges(texts, ids, sizes, wanted)
+    for encoder in (byte_level, normalising):
+        ids, sizes = encoder.encode(texts)
+        found = encoder.token_edges(texts, ids, sizes, wanted)
         assert found.keys() == wanted.keys()
         for index, place in wanted.items():
             tokens, cut = found[index]
-            before = [start for start, _ in offsets(engine, texts[index]) if start < place]
-            across = [texts[index][a:b] for a, b in offsets(engine, texts[index]) if a < place < b]
+            before = [start for start, _ in offsets(encoder, texts[index]) if start < place]
+            across = [texts[index][a:b] for a, b in offsets(encoder, texts[index]) if a < place < b]
             assert tokens == len(before)
             assert bool(cut) == bool(across)
             assert not across or cut == across[0]
 
 
 def test_bytes_of_tokens_are_known_where_text_is_kept_as_it_is(tmp_path):
-    settings = described(tmp_path)
+    settings = settings_of(tmp_path)
     known = token_bytes(settings)
     assert known[settings["model"]["vocab"]["Ġthe"]] == 4
     assert known[2] == len("<|im_end|>")
@@ -96,22 +96,22 @@ def test_bytes_of_tokens_are_known_where_text_is_kept_as_it_is(tmp_path):
     assert token_bytes(settings | {"pre_tokenizer": split}) is not None
 
 
-def test_merges_written_shorter_are_the_same_merges(tmp_path):
-    settings = described(tmp_path)
+def test_merges_as_text_are_the_same_merges(tmp_path):
+    settings = settings_of(tmp_path)
     texts = [*probes(), "the # sum ## of #### all"]
-    engine, plain = Engine(describe(settings)), Tokenizer.from_str(json.dumps(settings))
+    encoder, plain = Encoder(make_spec(settings)), Tokenizer.from_str(json.dumps(settings))
     merges = settings["model"]["merges"]
-    assert _shorter(settings["model"])["merges"] == [" ".join(pair) for pair in merges] != merges
+    assert _with_text_merges(settings["model"])["merges"] == [" ".join(pair) for pair in merges] != merges
     expected = [plain.encode(text, add_special_tokens=False).ids for text in texts]
-    assert np.array_equal(engine.encode(texts)[0], list(itertools.chain.from_iterable(expected)))
+    assert np.array_equal(encoder.encode(texts)[0], list(itertools.chain.from_iterable(expected)))
 
 
 @pytest.mark.parametrize("merge", [["a b", "c"], ["#version", "c"], ["", " "]])
-def test_merges_that_would_read_otherwise_when_written_shorter_stay(merge):
+def test_merges_that_text_would_change_stay_pairs(merge):
     model = {"merges": [["a", "b"], merge]}
-    assert _shorter(model) == model
-    assert _shorter({"merges": [["a", "b"]]}) == {"merges": ["a b"]}
-    assert [_shorter(each) for each in ({}, {"merges": []}, {"merges": ["a b"]})] == [
+    assert _with_text_merges(model) == model
+    assert _with_text_merges({"merges": [["a", "b"]]}) == {"merges": ["a b"]}
+    assert [_with_text_merges(each) for each in ({}, {"merges": []}, {"merges": ["a b"]})] == [
         {},
         {"merges": []},
         {"merges": ["a b"]},
@@ -119,19 +119,19 @@ def test_merges_that_would_read_otherwise_when_written_shorter_stay(merge):
 
 
 def test_the_faster_tokenizer_is_used_where_its_ids_are_the_same(tmp_path):
-    settings, texts = described(tmp_path), [*probes(), "What is the sum of seven and five?"]
-    plain, engine = Engine(describe(settings)), Engine(describe(settings), quick=True)
-    assert (plain.is_quick, engine.is_quick) == (False, True)
-    assert [part.tolist() for part in engine.encode(texts)] == [part.tolist() for part in plain.encode(texts)]
-    assert [part.tolist() for part in engine.encode([])] == [[], []]
-    assert engine.agrees(texts)
+    settings, texts = settings_of(tmp_path), [*probes(), "What is the sum of seven and five?"]
+    plain, encoder = Encoder(make_spec(settings)), Encoder(make_spec(settings), fast=True)
+    assert (plain.is_fast, encoder.is_fast) == (False, True)
+    assert [part.tolist() for part in encoder.encode(texts)] == [part.tolist() for part in plain.encode(texts)]
+    assert [part.tolist() for part in encoder.encode([])] == [[], []]
+    assert encoder.matches_reference(texts)
 
 
-@pytest.mark.parametrize("wrong", ["an id", "an end", "nothing known"])
-def test_a_faster_tokenizer_that_is_wrong_or_does_not_know_this_kind_is_left_alone(tmp_path, monkeypatch, wrong):
+@pytest.mark.parametrize("wrong", ["an id", "an end", "unsupported"])
+def test_a_faster_tokenizer_that_is_wrong_or_unsupported_is_not_used(tmp_path, monkeypatch, wrong):
     import fastokens
 
-    settings = described(tmp_path)
+    settings = settings_of(tmp_path)
     right = fastokens.Tokenizer.from_json_str(json.dumps(settings))
 
     def encode_batch_flat(texts):
@@ -139,18 +139,18 @@ def test_a_faster_tokenizer_that_is_wrong_or_does_not_know_this_kind_is_left_alo
         return (ids[:-4] + b"\x01\0\0\0", ends) if wrong == "an id" else (ids, ends[:-8] + ends[-16:-8])
 
     def from_json_str(text):
-        if wrong == "nothing known":
+        if wrong == "unsupported":
             raise ValueError("unsupported model")
         return types.SimpleNamespace(encode_batch_flat=encode_batch_flat)
 
     monkeypatch.setattr(fastokens, "Tokenizer", types.SimpleNamespace(from_json_str=from_json_str))
-    expected = [part.tolist() for part in Engine(describe(settings)).encode(["the sum"])]
-    engine = Engine(describe(settings), quick=True)
-    assert not engine.is_quick
-    assert [part.tolist() for part in engine.encode(["the sum"])] == expected
+    expected = [part.tolist() for part in Encoder(make_spec(settings)).encode(["the sum"])]
+    encoder = Encoder(make_spec(settings), fast=True)
+    assert not encoder.is_fast
+    assert [part.tolist() for part in encoder.encode(["the sum"])] == expected
 
 
-def test_probes_are_many_the_same_each_time_and_hold_what_is_hard():
+def test_probes_are_many_deterministic_and_contain_hard_cases():
     texts = probes()
     assert texts == probes()
     assert len(set(texts)) > 500

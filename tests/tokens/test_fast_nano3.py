@@ -1,4 +1,4 @@
-"""nano3: what Python writes is what the template writes, whatever the conversation; what it cannot, it leaves."""
+"""Fast nano3: the samples of the template, whatever the conversation; unsupported ones are left to the template."""
 
 import hashlib
 from pathlib import Path
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.conversation import Rejection
-from sft.tokens.fast_nano3 import PROBES, SHA256, Nano3, UnusualError
+from sft.tokens.fast_nano3 import PROBES, SHA256, FastNano3, UnsupportedError
 from sft.tokens.render import ChatTemplate
-from sft.tokens.segments import Pieces
-from sft.tokens.tokenizer import SafeTokenizer, samples_of
+from sft.tokens.segments import Segments
+from sft.tokens.tokenizer import SafeTokenizer, iter_samples
 from tests.support.tiny_model import ADDED_TOKENS
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
 
@@ -30,29 +30,29 @@ def chats(tmp_path_factory):
 
 
 def both(chat, messages, tools, budget):
-    """The samples of the faster way, or None where it leaves them, and those of the template."""
-    pieces = Pieces()
-    compiled = None
-    if chat._add_compiled(chat._nano3, pieces, messages, tools, budget):
-        compiled = list(samples_of(pieces.encode(chat.tokenizer.engine)))
-    rendered = chat.samples(messages, tools, budget)
-    return compiled, rendered if isinstance(rendered, Rejection) else chat.encode(rendered)
+    """Return the samples of the faster way, None if it leaves them to the template, and those of the template."""
+    segments = Segments()
+    fast = None
+    if chat._add_fast(chat._fast, segments, messages, tools, budget):
+        fast = list(iter_samples(segments.encode(chat.tokenizer.encoder)))
+    rendered = chat.render_samples(messages, tools, budget)
+    return fast, rendered if isinstance(rendered, Rejection) else chat.encode(rendered)
 
 
 def test_the_digest_is_that_of_the_template():
-    """Who changes templates/nano3.jinja changes nano3.py with it, or prep is some ten times slower."""
+    """If you change templates/nano3.jinja, change fast_nano3.py too, or prep is about ten times slower."""
     assert hashlib.sha256(NANO3.read_bytes()).hexdigest() == SHA256
 
 
 def test_it_is_used_with_every_tokenizer_whose_control_tokens_are_plain(chats):
-    assert all(chat.is_compiled for chat in chats.values())
-    looked_at = 0
+    assert all(chat.is_fast for chat in chats.values())
+    compared = 0
     for chat in chats.values():
         for probe in PROBES:
-            compiled, rendered = both(chat, *probe)
-            assert compiled in (None, rendered)
-            looked_at += compiled is not None
-    assert looked_at >= 60
+            fast, rendered = both(chat, *probe)
+            assert fast in (None, rendered)
+            compared += fast is not None
+    assert compared >= 60
 
 
 TEXT = st.lists(
@@ -124,8 +124,8 @@ TOOL = st.fixed_dictionaries(
     st.one_of(st.none(), st.integers(1, 512)),
 )
 def test_any_conversation_gets_the_ids_masks_and_turn_ends_of_the_template(chats, which, messages, tools, budget):
-    compiled, rendered = both(chats[which], messages, tools, budget)
-    assert compiled is None or compiled == rendered
+    fast, rendered = both(chats[which], messages, tools, budget)
+    assert fast is None or fast == rendered
 
 
 def test_most_conversations_need_no_template(chats):
@@ -140,18 +140,18 @@ def test_most_conversations_need_no_template(chats):
         [answer, ask, answer],
         [ask, answer | {"loss": False}, ask, answer],
     ):
-        compiled, rendered = both(chats["reasoning"], messages, None, None)
-        assert compiled == rendered != []
+        fast, rendered = both(chats["reasoning"], messages, None, None)
+        assert fast == rendered != []
 
 
 def test_reasoning_of_an_earlier_turn_that_is_trained_is_left_to_the_template(chats):
     ask = {"role": "user", "content": "a"}
     greeting = {"role": "assistant", "content": "c", "reasoning_content": "d"}
-    compiled, rendered = both(chats["reasoning"], [greeting, ask, greeting], None, None)
-    assert (compiled, len(rendered)) == (None, 2)
-    nano3 = chats["reasoning"]._nano3
-    with pytest.raises(UnusualError):
-        nano3.add(Pieces(), [ask, greeting, ask, greeting], [1, 3], None, None)
+    fast, rendered = both(chats["reasoning"], [greeting, ask, greeting], None, None)
+    assert (fast, len(rendered)) == (None, 2)
+    fast = chats["reasoning"]._fast
+    with pytest.raises(UnsupportedError):
+        fast.add(Segments(), [ask, greeting, ask, greeting], [1, 3], None, None)
 
 
 def test_values_of_unexpected_types_are_left_to_the_template(chats):
@@ -162,9 +162,9 @@ def test_values_of_unexpected_types_are_left_to_the_template(chats):
         {"role": "assistant", "content": "", "tool_calls": ["f"]},
         {"role": "assistant", "content": "a", "reasoning_content": " \n"},
     ):
-        pieces = Pieces()
-        assert not chats["plain"]._add_compiled(chats["plain"]._nano3, pieces, [ask, answer], None, None)
-        assert vars(pieces) == vars(Pieces())
+        segments = Segments()
+        assert not chats["plain"]._add_fast(chats["plain"]._fast, segments, [ask, answer], None, None)
+        assert vars(segments) == vars(Segments())
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_values_of_unexpected_types_are_left_to_the_template(chats):
 )
 def test_a_tokenizer_whose_control_tokens_could_be_made_of_text_is_left_to_the_template(tmp_path, token):
     tokenizer = SafeTokenizer(write_tokenizer(tmp_path, (*ADDED_TOKENS, token)))
-    assert not Nano3(tokenizer).fits()
+    assert not FastNano3(tokenizer).supports_tokenizer()
 
 
-def test_another_template_is_not_taken_for_ours(tmp_path):
+def test_another_template_is_rendered_by_jinja(tmp_path):
     base = write_tokenizer(tmp_path / "base")
     (tmp_path / "mine.jinja").write_text(NANO3.read_text().replace("Give every", "Always give every"))
-    assert not ChatTemplate.load(str(tmp_path / "mine.jinja"), base).is_compiled
+    assert not ChatTemplate.load(str(tmp_path / "mine.jinja"), base).is_fast

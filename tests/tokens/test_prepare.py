@@ -1,4 +1,4 @@
-"""Prepared: a batch of rows as columns is what each row is alone, and what is refused is named and counted."""
+"""Prepare: a batch of rows gives what each row gives alone; rejected rows are named and counted."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from sft.cli import InputError
 from sft.conversation import normalise
 from sft.parquet import SAMPLES
-from sft.tokens.prepare import _parse, prepare
+from sft.tokens.prepare import _parse, prepare_rows
 from sft.tokens.reasoning import Shares
 from sft.tokens.render import ChatTemplate
 from tests.support.project import ROOT, chat_records, tool_records
@@ -23,7 +23,7 @@ def chat(tmp_path_factory):
 
 
 def filtered(records, **messages):
-    """Rows as filter hands them on; `messages` of some, by the number of the row, are others: row_1=..."""
+    """Return rows as the filter stage writes them; `row_1=...` replaces the messages of row 1."""
     rows = [
         {
             "id": conversation.id,
@@ -37,17 +37,17 @@ def filtered(records, **messages):
 
 def test_a_batch_is_what_its_rows_are_alone(chat):
     rows = filtered([*chat_records(6), *tool_records(5)])
-    together = prepare(chat, rows, KEPT)
-    alone = [prepare(chat, rows.slice(index, 1), KEPT) for index in range(11)]
+    together = prepare_rows(chat, rows, KEPT)
+    alone = [prepare_rows(chat, rows.slice(index, 1), KEPT) for index in range(11)]
     assert together.samples.schema == SAMPLES
-    assert together.samples.to_pylist() == [row for one in alone for row in one.samples.to_pylist()]
+    assert together.samples.to_pylist() == [row for each in alone for row in each.samples.to_pylist()]
     assert len(together.samples) == 14
     for name in ("rows", "lengths", "reasoning", "rejected"):
-        assert together.counts[name] == sum((one.counts[name] for one in alone[1:]), alone[0].counts[name]), name
+        assert together.counts[name] == sum((each.counts[name] for each in alone[1:]), alone[0].counts[name]), name
 
 
 def test_counts_are_those_of_the_samples(chat):
-    samples, rejected, counts = prepare(chat, filtered(chat_records(4)), KEPT)
+    samples, rejected, counts = prepare_rows(chat, filtered(chat_records(4)), KEPT)
     rows = samples.to_pylist()
     assert [row["sample"] for row in rows] == [0, 0, 1, 0, 0, 1]
     assert counts["lengths"].total() == len(rows)
@@ -56,47 +56,47 @@ def test_counts_are_those_of_the_samples(chat):
     assert counts["reasoning"] == {"none": 2, "kept": 2}
 
 
-def test_a_refused_row_takes_all_its_samples_with_it_and_no_other(chat):
+def test_a_rejected_row_loses_all_its_samples_and_no_others(chat):
     rows = filtered(chat_records(4))
     name = rows["id"][1].as_py()
-    expected = [row for row in prepare(chat, rows, KEPT).samples.to_pylist() if row["conversation_id"] != name]
+    expected = [row for row in prepare_rows(chat, rows, KEPT).samples.to_pylist() if row["conversation_id"] != name]
     silent = json.loads(rows["messages"][1].as_py())
     for message in silent:
         message |= {"loss": False} if message["role"] == "assistant" else {}
     rows = filtered(chat_records(4), row_1=json.dumps(silent))
-    samples, rejected, counts = prepare(chat, rows, KEPT)
+    samples, rejected, counts = prepare_rows(chat, rows, KEPT)
     assert samples.to_pylist() == expected
     assert [(line["id"], line["reason"]) for line in rejected] == [(name, "nothing-trained")]
     assert (counts["rows"]["out"], counts["rejected"]) == (3, {"nothing-trained": 1})
-    assert prepare(chat, rows.slice(1, 1), KEPT).samples.to_pylist() == []
+    assert prepare_rows(chat, rows.slice(1, 1), KEPT).samples.to_pylist() == []
 
 
 def test_a_row_that_is_not_json_is_named(chat):
     rows = filtered(chat_records(2), row_1="[{")
-    with pytest.raises(InputError, match=f"conversation {rows['id'][1]}: not JSON"):
-        prepare(chat, rows, KEPT)
+    with pytest.raises(InputError, match=f"data/filtered: conversation {rows['id'][1]}: .*JSON"):
+        prepare_rows(chat, rows, KEPT)
 
 
-def test_ids_that_are_not_those_of_the_reference_stop_the_stage(chat, monkeypatch):
-    engine, rows = chat.tokenizer.engine, filtered(chat_records(3))
+def test_ids_that_differ_from_the_reference_are_an_error(chat, monkeypatch):
+    engine, rows = chat.tokenizer.encoder, filtered(chat_records(3))
     monkeypatch.setattr(
         engine,
         "_encode",
         lambda texts: (engine._encode_by_reference(texts)[0] * 0, engine._encode_by_reference(texts)[1]),
     )
-    with pytest.raises(InputError, match=r"fastokens gives other ids than tokenizers\. Set SFT_FASTOKENS=0"):
-        prepare(chat, rows, KEPT, compared=1000)
+    with pytest.raises(InputError, match=r"conversation [0-9a-f]{32} .*SFT_FASTOKENS=0"):
+        prepare_rows(chat, rows, KEPT, compared=1000)
 
 
-def test_as_much_text_is_compared_with_the_reference_as_is_asked_for(chat, monkeypatch):
+def test_the_requested_number_of_characters_is_compared_with_the_reference(chat, monkeypatch):
     compared = list[str]()
-    monkeypatch.setattr(chat.tokenizer.engine, "agrees", lambda texts: compared.extend(texts) or True)
+    monkeypatch.setattr(chat.tokenizer.encoder, "matches_reference", lambda texts: compared.extend(texts) or True)
     rows = filtered(chat_records(3))
-    prepare(chat, rows, KEPT)
+    prepare_rows(chat, rows, KEPT)
     assert compared == []
-    prepare(chat, rows, KEPT, compared=40)
+    prepare_rows(chat, rows, KEPT, compared=40)
     assert sum(map(len, compared)) == 40
-    assert len(compared) > 1, "it goes on in the next piece"
+    assert len(compared) > 1, "it continues in the next segment"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Our template against an independent renderer of the same form: `renderers` (PyPI, Apache-2.0), Nemotron 3.
+"""nano3.jinja against an independent renderer of the same format: `renderers` (PyPI, Apache-2.0), Nemotron 3.
 
-Token for token, on every construct; only the paragraph that tells how to call tools is ours and is put in the
-place of theirs. `DIFFERENCES` is all that differs, with the reason. Their mask (`sampled_mask`) marks a turn
-from its header on; ours begins behind the generation prompt.
+Token for token, on every construct, with our paragraph about tool calls in place of theirs. `DIFFERENCES` lists all
+that differs, with the reason. Their mask (`sampled_mask`) marks a turn from its header on; ours begins behind the
+generation prompt.
 """
 
 import json
@@ -47,7 +47,7 @@ def call(name="get_weather", **arguments):
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def echo(content, reasoning=None, *calls):
+def answer(content, reasoning=None, *calls):
     return (
         {"role": "assistant", "content": content}
         | ({"reasoning_content": reasoning} if reasoning else {})
@@ -62,55 +62,55 @@ def result(content):
 PARIS = call(city="Paris", days=2)
 SAME = {  # construct: (messages, tools)
     "a question": ([ASK], None),
-    "no system message": ([ASK, echo("12")], None),
-    "a system message": ([SYSTEM, ASK, echo("12")], None),
-    "an empty system message": ([{"role": "system", "content": ""}, ASK, echo("12")], [BARE]),
-    "tools without a system message": ([ASK, echo("12")], [WEATHER, BARE]),
-    "tools with a system message": ([SYSTEM, ASK, echo("12")], [WEATHER]),
-    "a tool without the function wrapper": ([ASK, echo("12")], [BARE["function"]]),
-    "non-ASCII": ([{"role": "user", "content": "Zürich, 東京 👩‍👩‍👧?"}, echo("Jå", "Grüße")], None),
-    "two turns": ([ASK, echo("12"), ASK, echo("Yes")], None),
-    "an answer with blanks around": ([ASK, echo("  12 \n"), ASK, echo(" Yes")], None),
-    "a user message with blanks around": ([{"role": "user", "content": "  a \n"}, echo("12")], None),
-    "reasoning": ([ASK, echo("12", "7 + 5")], None),
-    "reasoning and no answer": ([ASK, echo("", "7 + 5")], None),
-    "reasoning of an earlier turn": ([ASK, echo("12", "7 + 5"), ASK, echo("Yes", "same")], None),
-    "reasoning of an earlier turn only": ([ASK, echo("12", "7 + 5"), ASK, echo("Yes")], None),
-    "an unanswered question behind reasoning": ([ASK, echo("12", "7 + 5"), ASK], None),
-    "a call": ([ASK, echo("", None, PARIS)], [WEATHER]),
-    "a call without arguments": ([ASK, echo("", None, call("now"))], [BARE]),
-    "a call with text": ([ASK, echo("Let me see.", None, PARIS)], [WEATHER]),
-    "a call with reasoning": ([ASK, echo("", "look", PARIS)], [WEATHER]),
-    "a call with reasoning and text": ([ASK, echo("Now.\n", "look", PARIS)], [WEATHER]),
+    "no system message": ([ASK, answer("12")], None),
+    "a system message": ([SYSTEM, ASK, answer("12")], None),
+    "an empty system message": ([{"role": "system", "content": ""}, ASK, answer("12")], [BARE]),
+    "tools without a system message": ([ASK, answer("12")], [WEATHER, BARE]),
+    "tools with a system message": ([SYSTEM, ASK, answer("12")], [WEATHER]),
+    "a tool without the function wrapper": ([ASK, answer("12")], [BARE["function"]]),
+    "non-ASCII": ([{"role": "user", "content": "Zürich, 東京 👩‍👩‍👧?"}, answer("Jå", "Grüße")], None),
+    "two turns": ([ASK, answer("12"), ASK, answer("Yes")], None),
+    "an answer with blanks around": ([ASK, answer("  12 \n"), ASK, answer(" Yes")], None),
+    "a user message with blanks around": ([{"role": "user", "content": "  a \n"}, answer("12")], None),
+    "reasoning": ([ASK, answer("12", "7 + 5")], None),
+    "reasoning and no answer": ([ASK, answer("", "7 + 5")], None),
+    "reasoning of an earlier turn": ([ASK, answer("12", "7 + 5"), ASK, answer("Yes", "same")], None),
+    "reasoning of an earlier turn only": ([ASK, answer("12", "7 + 5"), ASK, answer("Yes")], None),
+    "an unanswered question behind reasoning": ([ASK, answer("12", "7 + 5"), ASK], None),
+    "a call": ([ASK, answer("", None, PARIS)], [WEATHER]),
+    "a call without arguments": ([ASK, answer("", None, call("now"))], [BARE]),
+    "a call with text": ([ASK, answer("Let me see.", None, PARIS)], [WEATHER]),
+    "a call with reasoning": ([ASK, answer("", "look", PARIS)], [WEATHER]),
+    "a call with reasoning and text": ([ASK, answer("Now.\n", "look", PARIS)], [WEATHER]),
     "parallel calls and merged results": (
-        [ASK, echo("", None, PARIS, call("now")), result("12 C"), result("noon"), echo("12 C at noon")],
+        [ASK, answer("", None, PARIS, call("now")), result("12 C"), result("noon"), answer("12 C at noon")],
         [WEATHER, BARE],
     ),
     "several steps with reasoning": (
         [
             ASK,
-            echo("", "look", PARIS),
+            answer("", "look", PARIS),
             result("12 C"),
-            echo("So.", "again", call("now")),
+            answer("So.", "again", call("now")),
             result("noon"),
-            echo("b", "tell"),
+            answer("b", "tell"),
         ],
         [WEATHER, BARE],
     ),
     "several steps of an earlier turn": (
-        [ASK, echo("", "look", PARIS), result("12 C"), echo("b", "tell"), ASK, echo("Yes", "sure")],
+        [ASK, answer("", "look", PARIS), result("12 C"), answer("b", "tell"), ASK, answer("Yes", "sure")],
         [WEATHER],
     ),
     "a call with text of an earlier turn": (
-        [ASK, echo("Now.", "look", PARIS), result("12 C"), echo("b"), ASK],
+        [ASK, answer("Now.", "look", PARIS), result("12 C"), answer("b"), ASK],
         [WEATHER],
     ),
     "lists and objects as arguments": (
-        [ASK, echo("", None, call(hours=[[1, 2], []], where={"lat": 1.5, "name": "Zürich"}, city="a\nb"))],
+        [ASK, answer("", None, call(hours=[[1, 2], []], where={"lat": 1.5, "name": "Zürich"}, city="a\nb"))],
         [WEATHER],
     ),
-    "an empty result": ([ASK, echo("", None, PARIS), result(""), echo("b")], [WEATHER]),
-    "two questions in a row": ([ASK, ASK, echo("12", "7 + 5")], None),
+    "an empty result": ([ASK, answer("", None, PARIS), result(""), answer("b")], [WEATHER]),
+    "two questions in a row": ([ASK, ASK, answer("12", "7 + 5")], None),
 }
 
 
@@ -126,18 +126,18 @@ DIFFERENCES = {  # construct: (messages, tools, ours, theirs)
     "a list of types": ([ASK], tool({"type": ["string", "null"]}), '["string", "null"]', "['string', 'null']"),
     "a default of true": ([ASK], tool({"default": True}), "<default>true<", "<default>True<"),
     "a default of null": ([ASK], tool({"default": None}), "<default>null<", "<default>None<"),
-    "an argument of false": ([ASK, echo("", None, call(now=False))], None, "=now>\nfalse\n", "=now>\nFalse\n"),
-    "an argument of null": ([ASK, echo("", None, call(now=None))], None, "=now>\nnull\n", "=now>\nNone\n"),
+    "an argument of false": ([ASK, answer("", None, call(now=False))], None, "=now>\nfalse\n", "=now>\nFalse\n"),
+    "an argument of null": ([ASK, answer("", None, call(now=None))], None, "=now>\nnull\n", "=now>\nNone\n"),
     # Before a call, theirs keeps blanks in this turn and drops them in later ones: a row that NVIDIA's code loses.
     "blanks before text and a call": (
-        [ASK, echo("\n Now.", None, PARIS)],
+        [ASK, answer("\n Now.", None, PARIS)],
         None,
         "<think></think>Now.\n",
         "<think></think>\n Now.\n",
     ),
     # Reasoning in normal form has no blanks around it; in any other form ours takes them off.
     "blanks around reasoning": (
-        [ASK, echo("12", " 7 + 5\n")],
+        [ASK, answer("12", " 7 + 5\n")],
         None,
         "<think>\n7 + 5\n</think>",
         "<think>\n 7 + 5\n\n</think>",
@@ -146,7 +146,7 @@ DIFFERENCES = {  # construct: (messages, tools, ours, theirs)
 
 
 class TheirTokenizer:
-    """What `renderers` asks of a tokenizer."""
+    """The tokenizer interface of `renderers`."""
 
     unk_token_id = None
     name_or_path = ""
@@ -184,7 +184,7 @@ def theirs(folder, chat):
 
 
 def their_text(chat, theirs, messages, tools, *, thinking=False, generation_prompt=False):
-    """What they render, as text, with our paragraph about calls in the place of theirs."""
+    """Return what they render, as text, with our paragraph about calls in place of theirs."""
     renderer = theirs[thinking]
     ids = renderer.render_ids(messages, tools=tools, add_generation_prompt=generation_prompt)
     text = renderer._tokenizer.decode(ids)
@@ -215,10 +215,10 @@ ONE_SAMPLE = [name for name in ONE_SAMPLE if "of an earlier turn" not in name]
 @pytest.mark.parametrize("construct", ONE_SAMPLE)
 def test_ids_are_theirs_and_so_is_the_mask_but_for_what_the_generation_prompt_gives(chat, theirs, construct):
     messages, _ = SAME[construct]
-    (sample,) = chat.encode(chat.samples(messages, None))
+    (sample,) = chat.encode(chat.render_samples(messages, None))
     their = theirs[True].render(messages)
     assert sample.ids == their.token_ids
-    openings = [chat.tokenizer.whole_ids(text) for text in ("<think>\n", "<think></think>")]
+    openings = [chat.tokenizer.plain_ids(text) for text in ("<think>\n", "<think></think>")]
     expected = [int(kept) for kept in their.sampled_mask]
     for start in [i for i, kept in enumerate(expected) if kept and not expected[i - 1]]:
         (given,) = [opening for opening in openings if sample.ids[start : start + len(opening)] == opening]
@@ -238,21 +238,21 @@ def test_the_differences_are_these(chat, theirs, construct):
 
 
 def test_a_system_message_in_the_middle_is_an_error_there_and_a_turn_here(chat, theirs):
-    messages = [ASK, echo("a"), SYSTEM, ASK]
-    with pytest.raises(ValueError, match="must be at the beginning"):
+    messages = [ASK, answer("a"), SYSTEM, ASK]
+    with pytest.raises(ValueError, match="beginning"):
         theirs[True].render(messages)
     assert "a<|im_end|>\n<|im_start|>system\n Be brief. <|im_end|>\n" in chat.render(messages, None, thinking=True)
 
 
 def test_arguments_as_json_text_are_parsed_there_and_in_normal_form_here(chat, theirs):
     written = {"type": "function", "function": {"name": "f", "arguments": json.dumps({"x": "1"})}}
-    assert "<parameter=x>\n1\n" in their_text(chat, theirs, [ASK, echo("", None, written)], None)
-    assert chat.samples([ASK, echo("", None, written)], None).reason == "template-refuses"
+    assert "<parameter=x>\n1\n" in their_text(chat, theirs, [ASK, answer("", None, written)], None)
+    assert chat.render_samples([ASK, answer("", None, written)], None).reason == "template-refuses"
 
 
 def test_text_that_looks_like_structure_is_structure_there_and_text_here(chat, theirs):
-    messages = [{"role": "user", "content": "a<|im_end|>b"}, echo("12")]
-    (sample,) = chat.encode(chat.samples(messages, None))
+    messages = [{"role": "user", "content": "a<|im_end|>b"}, answer("12")]
+    (sample,) = chat.encode(chat.render_samples(messages, None))
     stop = chat.stop_id
     assert (theirs[True].render_ids(messages).count(stop), sample.ids.count(stop)) == (4, 3)
     assert chat.decode(sample.ids) == theirs[True]._tokenizer.decode(theirs[True].render_ids(messages))

@@ -1,4 +1,4 @@
-"""Tokenizer: what content cannot become, whatever stands around it, and that pieces are the whole."""
+"""Tokenizer: content never becomes structure, whatever is around it; segments add up to the whole."""
 
 import json
 
@@ -28,7 +28,7 @@ def controls(tokenizer, ids):
     return [tokenizer.decode([i]) for i in ids if i in tokenizer.control.values()]
 
 
-# Texts of all kinds: letters that decompose, surrogate pairs, bidirectional marks, and pieces of control tokens.
+# Texts of all kinds: letters that decompose, surrogate pairs, bidirectional marks, and segments of control tokens.
 LETTERS = [
     "é",
     "e\u0301",
@@ -54,7 +54,7 @@ nasty = st.lists(
     ),
     max_size=6,
 ).map("".join)
-# What stands around a text in templates.
+# Text around content in templates.
 BRACKETS = [("", ""), ("<", ">"), ("</", ">"), ("<|", "|>"), ("<parameter=", ">"), ("\n<", ">\n")]
 around = st.sampled_from([*BRACKETS, ("<|im_start|>user\n", "<|im_end|>")])
 
@@ -65,8 +65,10 @@ def test_only_what_the_template_wrote_is_structure(tokenizer, pairs):
     guard = guard_for([text for _, text in pairs])
     written = "".join(before + tokenizer.shield(text, guard) + after for (before, after), text in pairs)
     ids = encode(tokenizer, written, guard=guard).ids
-    own = [token for (before, after), _ in pairs for token in ("<|im_start|>", "<|im_end|>") if token in before + after]
-    assert controls(tokenizer, ids) == own
+    written_controls = [
+        token for (before, after), _ in pairs for token in ("<|im_start|>", "<|im_end|>") if token in before + after
+    ]
+    assert controls(tokenizer, ids) == written_controls
     assert tokenizer.decode(ids) == "".join(before + text + after for (before, after), text in pairs)
 
 
@@ -75,7 +77,7 @@ def test_only_what_the_template_wrote_is_structure(tokenizer, pairs):
 def test_ordinary_text_gets_the_ids_of_the_plain_tokenizer(tokenizer, texts):
     texts = [text for text in texts if not any(token in text for token in tokenizer.control)]
     written = "".join(f"<|im_start|>user\n {text}\n<|im_end|>" for text in texts)
-    assert encode(tokenizer, written).ids == tokenizer.whole_ids(written)
+    assert encode(tokenizer, written).ids == tokenizer.plain_ids(written)
 
 
 @pytest.mark.parametrize(
@@ -91,27 +93,27 @@ def test_ordinary_text_gets_the_ids_of_the_plain_tokenizer(tokenizer, texts):
         ("<function=", "f></function><think", ">"),
     ],
 )
-def test_brackets_of_the_template_do_not_make_a_part_of_a_control_token_whole(tokenizer, before, text, after):
+def test_brackets_of_the_template_do_not_complete_a_part_of_a_control_token(tokenizer, before, text, after):
     assert controls(tokenizer, encode(tokenizer, before + text.strip() + after).ids), "unshielded it would be one"
     shielded = tokenizer.shield({"key": [text]}, GUARD)["key"][0]
     assert controls(tokenizer, encode(tokenizer, before + shielded.strip() + after).ids) == []
     assert shielded.replace(GUARD, "") == text
 
 
-def test_names_that_templates_look_up_stay_and_all_other_keys_are_shielded(tokenizer):
+def test_keys_that_templates_look_up_are_unchanged_and_all_others_are_shielded(tokenizer):
     value = {"function": {"name": "<think>", "|im_end|": 1, "ordinary": None}}
     assert tokenizer.shield(value, "?") == {"function": {"name": "<?think>", "?|im_end|": 1, "ordinary": None}}
 
 
-def test_runs_of_blanks_that_are_added_tokens_stay_text_with_their_own_id(tmp_path):
+def test_blanks_that_are_added_tokens_stay_text_with_their_own_id(tmp_path):
     tokenizer = SafeTokenizer(write_tokenizer(tmp_path, (*ADDED_TOKENS, "    ")))
     ids = encode(tokenizer, "a" + tokenizer.shield("    ", GUARD) + "b").ids
-    assert ids == tokenizer.whole_ids("a    b")
-    assert tokenizer.whole_ids("    ")[0] in ids
+    assert ids == tokenizer.plain_ids("a    b")
+    assert tokenizer.plain_ids("    ")[0] in ids
     assert "    " not in tokenizer.control
 
 
-def test_the_mask_marks_the_spans_and_turn_ends_stand_behind_their_stop_tokens(tokenizer):
+def test_the_mask_marks_the_spans_and_turn_ends_are_behind_their_stop_tokens(tokenizer):
     text = "<|im_start|>a<|im_end|>\n<|im_start|>b<|im_end|>\n"
     first, second = text.index("a<"), text.index("b<")
     spans = [(first, first + 11), (second, second + 11)]
@@ -131,22 +133,22 @@ def test_positions_count_without_guards(tokenizer):
     assert sample.turn_ends == [len(sample.ids)]
 
 
-def test_a_token_that_is_part_prompt_and_part_answer_is_refused(tokenizer):
-    (token,) = tokenizer.ranges(" the")
-    refused = encode(tokenizer, " the", [(2, 4)])
-    assert (token, refused.reason) == ((0, 4), "token-crosses-mask")
+def test_a_token_that_is_part_prompt_and_part_answer_is_rejected(tokenizer):
+    (token,) = tokenizer.token_ranges(" the")
+    rejection = encode(tokenizer, " the", [(2, 4)])
+    assert (token, rejection.reason) == ((0, 4), "token-crosses-mask")
 
 
 def test_a_batch_gives_what_each_gives_alone(tokenizer):
     batch = [Rendered(f"<|im_start|>{'word ' * n}<|im_end|>", [(12, 22 + 5 * n)], GUARD) for n in range(1, 4)]
     together = tokenizer.encode(batch)
     assert all(isinstance(sample, Sample) for sample in together)
-    assert together == [tokenizer.encode([one])[0] for one in batch]
+    assert together == [tokenizer.encode([rendered])[0] for rendered in batch]
 
 
-def test_a_named_token_has_its_id_and_a_missing_one_says_so(tmp_path):
+def test_a_named_token_has_its_id_and_a_missing_one_is_an_error(tmp_path):
     folder = write_tokenizer(tmp_path)
     assert token_id(folder, "eos_token") == json.loads((folder / "tokenizer.json").read_text())["added_tokens"][2]["id"]
     assert token_id(folder, "bos_token", default=7) == 7
-    with pytest.raises(InputError, match="bos_token is ''"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: bos_token: .*''"):
         token_id(folder, "bos_token")

@@ -1,1 +1,1 @@
-"""Samples to packs: splits, blend, bins, and the way of the tokens through bounded memory."""
+"""From samples to packs: splits, blend, bins, and an external sort that moves the tokens."""

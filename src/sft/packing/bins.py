@@ -1,9 +1,9 @@
 """Bins: which samples share a pack.
 
-Pure functions over lengths. Best-fit decreasing: the longest sample first, each into the bin where it
-leaves the least room. Linear in the samples, whatever the pack size: a counting sort, then bins kept by the
-room left in them, with a bit for each room that says whether there is one. Two copies of a conversation never
-share a bin. Compiled by numba; compiled code is kept beside this file in __pycache__.
+Pure functions over lengths: best-fit decreasing, the longest sample first, each into the bin with the least room that
+it fits. Linear in the samples, whatever the pack size: a counting sort, then bins indexed by the room left in them,
+with a bit for each room that says whether such a bin exists. Two copies of a conversation never share a bin.
+Compiled by numba; the compiled code is cached beside this file in __pycache__.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,15 @@ import numpy.typing as npt
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-
 
 @dataclass(frozen=True)
 class Bins:
-    """Samples by bin, one bin after the other."""
+    """Samples, bin by bin."""
 
     members: Int32s
-    """(samples,) Numbers of the samples, in each bin in order."""
+    """(samples,) Numbers of the samples, ascending in each bin."""
     starts: Int64s
-    """(bins + 1,) Where each bin begins in `members`; the last is their number."""
+    """(bins + 1,) Where each bin begins in `members`; the last is the number of samples."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -49,19 +47,8 @@ class Bins:
         return Bins(self.members[moved], starts)
 
 
-def length_quantiles(lengths: Int32s) -> dict[str, int]:
-    """Return quantiles of lengths by the nearest rank; none of nothing.
-
-    >>> length_quantiles(np.array([3, 1, 2]))["p50"]
-    2
-    """
-    ordered = np.sort(lengths)
-    last = len(ordered) - 1
-    return {f"p{round(q * 100)}": int(ordered[round(q * last)]) for q in QUANTILES} if last >= 0 else {}
-
-
 def lower_bound(lengths: Int32s, capacity: int) -> int:
-    """Return the fewest bins that any packing could need by volume.
+    """Return the fewest bins that any packing needs, by volume.
 
     >>> lower_bound(np.array([3, 5, 2, 4]), capacity=7)
     2
@@ -72,11 +59,10 @@ def lower_bound(lengths: Int32s, capacity: int) -> int:
 def plan_bins(
     lengths: Int32s, capacity: int, conversations: Int32s | None = None, copies: Int32s | None = None
 ) -> Bins:
-    """Put samples into bins, each into exactly one.
+    """Assign every sample to a bin.
 
-    `conversations` has the number of each sample's conversation where that is repeated, else -1, and `copies`
-    which copy of it the sample belongs to: samples of different copies are kept apart, at the price of a fuller
-    bin or of a new one.
+    `conversations` has the conversation of each sample if it is seen more than once, else -1, and `copies` the copy
+    that the sample belongs to: samples of different copies go to different bins, which may cost another bin.
 
     Shapes:  lengths, conversations, copies: (samples,).
     Units:   lengths and capacity in tokens, 1 <= length <= capacity.
@@ -93,10 +79,10 @@ def plan_bins(
     wrong = (lengths < 1) | (lengths > capacity)
     if wrong.any():
         sample = int(wrong.argmax())
-        raise ValueError(f"sample {sample}: {lengths[sample]} tokens do not fit into a pack of {capacity}")
-    nobody = np.empty(0, np.int32)
+        raise ValueError(f"sample {sample}: found {lengths[sample]} tokens, expected 1 to {capacity}")
+    none = np.empty(0, np.int32)
     if conversations is None or copies is None:
-        conversations = copies = nobody
+        conversations = copies = none
     bin_of, bins = _best_fit(lengths, capacity, conversations, copies)
     return Bins(*_by_bin(bin_of, bins))
 
@@ -104,7 +90,7 @@ def plan_bins(
 compiled: Any = numba.njit(cache=True)
 
 
-# A word with one bit, times this, has in its highest 6 bits a number of its own for each bit (de Bruijn).
+# De Bruijn sequence: a word with one bit set, times this, has a distinct number in its highest 6 bits.
 DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 BIT_OF = np.empty(64, np.int64)
 for _bit in range(64):
@@ -113,13 +99,13 @@ for _bit in range(64):
 
 @compiled
 def _lowest_bit(word):  # type: ignore[no-untyped-def]
-    """Return the number of the lowest bit that is set."""
+    """Return the position of the lowest set bit."""
     return BIT_OF[((word & (~word + np.uint64(1))) * DE_BRUIJN) >> np.uint64(58)]
 
 
 @compiled
 def _least_room(rooms, words, least):  # type: ignore[no-untyped-def]
-    """Return the least room >= `least` that some bin has, or -1: bits of rooms, and of words that are not 0."""
+    """Return the least room >= `least` of any bin, or -1; bits say which rooms, and which words of these, are set."""
     word = least >> 6
     if word >= len(rooms):
         return -1
@@ -130,9 +116,9 @@ def _least_room(rooms, words, least):  # type: ignore[no-untyped-def]
     group = word >> 6
     if group >= len(words):
         return -1
-    found = words[group] >> np.uint64(word & 63)
-    if found != 0:
-        word += _lowest_bit(found)
+    rest = words[group] >> np.uint64(word & 63)
+    if rest != 0:
+        word += _lowest_bit(rest)
         return (word << 6) + _lowest_bit(rooms[word])
     for later in range(group + 1, len(words)):
         if words[later] != 0:
@@ -143,9 +129,9 @@ def _least_room(rooms, words, least):  # type: ignore[no-untyped-def]
 
 @compiled
 def _best_fit(lengths, capacity, conversations, copies):  # type: ignore[no-untyped-def]
-    """Return the bin of each sample and how many bins there are. Of bins with the same room the last used wins."""
+    """Return the bin of each sample and the number of bins. Of bins with the same room the last used one is taken."""
     samples = len(lengths)
-    ends = np.zeros(capacity + 2, np.int64)  # counting sort: the longest first, equal ones in order
+    ends = np.zeros(capacity + 2, np.int64)  # counting sort, stable, the longest first
     for length in lengths:
         ends[capacity - length + 1] += 1
     for place in range(1, capacity + 2):
@@ -159,8 +145,8 @@ def _best_fit(lengths, capacity, conversations, copies):  # type: ignore[no-unty
     one = np.uint64(1)
     rooms = np.zeros(capacity // 64 + 1, np.uint64)
     words = np.zeros(len(rooms) // 64 + 1, np.uint64)
-    top = np.full(capacity + 1, -1, np.int32)  # room -> the bin that got it last
-    under = np.empty(samples, np.int32)  # bin -> the bin with the same room before it
+    top = np.full(capacity + 1, -1, np.int32)  # room -> the bin that reached it last
+    under = np.empty(samples, np.int32)  # bin -> the bin that reached the same room before it
     bin_of = np.empty(samples, np.int32)
     bins = 0
     repeated = len(conversations) > 0

@@ -1,17 +1,15 @@
-"""Blend: how often a conversation of the training split is seen, so that the mixture is the one asked for.
+"""Blend: how often each conversation of the training split is seen, so that the mixture is as requested.
 
-A source asks for a share of the blend or for epochs. Both count trained tokens of the training split: the
-loss is an average over them, so they are what a mixture means to the model. Held-out splits are as they
-come, every conversation once.
+A source sets `share`, its part of the blend, or `epochs`. Both count trained tokens of the training split: the loss
+is an average over them. In the held-out splits every conversation is seen once.
 
 epochs 2.5     every conversation twice, and a drawn half once more
-epochs 0.3     a drawn part without replacement, 0.3 of the trained tokens
-shares         for all sources or for none. The blend is the largest in which no source is used more than
-               once: the scarcest source is used whole, of the others a part is drawn. Who wants the scarce
-               one repeated says so in epochs.
+epochs 0.3     conversations with 0.3 of the trained tokens, drawn without replacement
+share          for all sources or for none. The blend is the largest one in which no source is seen more than once:
+               all of the scarcest source, and a drawn part of the others. To repeat a scarce source, set epochs.
 
-Parts are drawn by keyed hash of the conversation, the same on every machine; a larger part of a source
-contains its smaller ones. A part ends at a whole conversation, at the one that comes nearest.
+Conversations are drawn by keyed hash, the same on every machine; a larger part of a source contains its smaller
+ones. A part ends at the conversation that brings it closest to the requested tokens.
 """
 
 import math
@@ -26,60 +24,56 @@ Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
-SHARES_TOLERANCE = 1e-6  # what adding decimal fractions in floating point costs, and a typo does not
+SHARES_TOLERANCE = 1e-6  # rounding errors of a sum of shares are smaller, typing errors larger
 SHARE_DIGITS = 6
 
 
-def check_asked(shares: Mapping[str, float | None], epochs: Mapping[str, float | None]) -> None:
-    """Raise unless all sources have a share and these add up to 1, or none has one.
-
-    Raises:  InputError: names the sources, what was found, and what to do.
-    """
+def check_shares(shares: Mapping[str, float | None], epochs: Mapping[str, float | None]) -> None:
+    """Raise InputError unless no source has a share, or all have one and they add up to 1."""
     given = {source: share for source, share in shares.items() if share is not None}
     if not given:
         return
     if missing := sorted(shares.keys() - given.keys()):
         raise InputError(
-            f"fetch.sources: {', '.join(sorted(given))} have a share, {', '.join(missing)} have none. "
-            "Give one to every source, or to none and use epochs."
+            f"fetch.sources: share: set for {', '.join(sorted(given))}, missing for {', '.join(missing)}. "
+            "Set share for every source, or for none and use epochs."
         )
     if both := sorted(source for source in given if epochs[source] is not None):
-        raise InputError(f"fetch.sources: {', '.join(both)} have a share and epochs. Keep one of them.")
+        raise InputError(f"fetch.sources: {', '.join(both)}: found share and epochs, expected one. Remove one.")
     total = math.fsum(given.values())
     if abs(total - 1) > SHARES_TOLERANCE:
-        found = ", ".join(f"{source} {share}" for source, share in sorted(given.items()))
-        raise InputError(f"fetch.sources: the shares add up to {total:.7g}, not to 1: {found}. Change one of them.")
+        listed = ", ".join(f"{source} {share}" for source, share in sorted(given.items()))
+        raise InputError(f"fetch.sources: share: found a sum of {total:.7g} ({listed}), expected 1. Change the shares.")
 
 
 def plan_epochs(
     trained_tokens: Mapping[str, int], shares: Mapping[str, float | None], epochs: Mapping[str, float | None]
 ) -> dict[str, float]:
-    """Return how often each source is seen; shares are turned into epochs, at most 1.
+    """Return the epochs of each source; a share becomes epochs, at most 1.
 
     >>> plan_epochs({"a": 100, "b": 300}, {"a": 0.5, "b": 0.5}, {"a": None, "b": None})["b"]
     0.3333333333333333
     """
-    check_asked(shares, epochs)
-    asked = {source: share for source, share in shares.items() if share is not None}
-    if not asked:
+    check_shares(shares, epochs)
+    requested = {source: share for source, share in shares.items() if share is not None}
+    if not requested:
         return {source: 1.0 if (given := epochs[source]) is None else given for source in trained_tokens}
-    if empty := sorted(source for source in asked if not trained_tokens[source]):
+    if empty := sorted(source for source in requested if not trained_tokens[source]):
         raise InputError(
-            f"fetch.sources: {', '.join(empty)} have a share, but nothing of them is left to train on "
-            "(reports/pack.json of an earlier run, or pack.pack_size, says why). "
-            "Raise pack.pack_size, or take them out of the blend."
+            f"fetch.sources: share: no trained tokens are left of {', '.join(empty)}. "
+            "Raise pack.pack_size if its samples are over-length, or remove the source."
         )
-    whole = math.fsum(asked.values())
-    total = min(trained_tokens[source] * whole / share for source, share in asked.items())
-    return {source: min(1.0, share / whole * total / trained_tokens[source]) for source, share in asked.items()}
+    whole = math.fsum(requested.values())
+    total = min(trained_tokens[source] * whole / share for source, share in requested.items())
+    return {source: min(1.0, share / whole * total / trained_tokens[source]) for source, share in requested.items()}
 
 
-def plan_repeats(trained_tokens: Int64s, hashes: Hashes, epochs: float) -> Int32s:
-    """Say how many times each conversation of a source is seen, 0 for one that is not drawn.
+def plan_copies(trained_tokens: Int64s, hashes: Hashes, epochs: float) -> Int32s:
+    """Return how many times each conversation of a source is seen, 0 for one that is not drawn.
 
     Shapes:  trained_tokens, hashes, result: (conversations,), of the training split.
 
-    >>> plan_repeats(np.array([10, 10]), np.array([1, 2], np.uint64), epochs=1.5).tolist()
+    >>> plan_copies(np.array([10, 10]), np.array([1, 2], np.uint64), epochs=1.5).tolist()
     [2, 1]
     """
     whole = math.floor(epochs)
@@ -90,40 +84,41 @@ def plan_repeats(trained_tokens: Int64s, hashes: Hashes, epochs: float) -> Int32
 
 
 def draw_part(trained_tokens: Int64s, hashes: Hashes, part: float, at_least_one: bool) -> Int64s:
-    """Draw conversations whose trained tokens come nearest to `part`, in the order of their hashes.
+    """Return the numbers of drawn conversations, in the order of their hashes.
 
-    A small part may be none of them. Returns their numbers.
+    They have about `part` trained tokens, as close as whole conversations allow: none, if that is closest.
     """
     if part <= 0:
         return np.empty(0, np.int64)
     order = np.argsort(hashes, kind="stable")
     reached = np.cumsum(trained_tokens[order])
-    last = int(np.searchsorted(reached, part))  # the first at which the part is reached or passed
+    last = int(np.searchsorted(reached, part))  # the first that reaches the part
     if last == len(order):
         return order
     before = int(reached[last - 1]) if last else 0
-    passed = int(reached[last]) - part > part - before
-    return order[: last + 1 - (passed and (last > 0 or not at_least_one))]
+    overshoots = int(reached[last]) - part > part - before
+    return order[: last + 1 - (overshoots and (last > 0 or not at_least_one))]
 
 
-def describe_mixture(
+def mixture_by_source(
     available: Mapping[str, int],
     packed: Mapping[str, Mapping[str, int]],
     domains: Mapping[str, str],
     epochs: Mapping[str, float],
 ) -> list[dict[str, str | int | float]]:
-    """Compare, by source, the mixture that was asked for with the one that is in the training split.
+    """Return a row for each source: its requested and its achieved share of the training split.
 
     `available` has the trained tokens of one epoch, `packed` the tokens and trained tokens as written.
     """
-    asked = {source: available[source] * epochs[source] for source in available}
-    asked_total, packed_total = sum(asked.values()), sum(counts["trained_tokens"] for counts in packed.values())
+    requested = {source: available[source] * epochs[source] for source in available}
+    requested_total = sum(requested.values())
+    packed_total = sum(counts["trained_tokens"] for counts in packed.values())
     return [
         {
             "source": source,
             "domain": domains[source],
             "epochs": round(epochs[source], SHARE_DIGITS),
-            "asked_share": _share(asked[source], asked_total),
+            "asked_share": _share(requested[source], requested_total),
             "tokens": packed[source]["tokens"],
             "trained_tokens": packed[source]["trained_tokens"],
             "achieved_share": _share(packed[source]["trained_tokens"], packed_total),

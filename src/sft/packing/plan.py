@@ -1,7 +1,7 @@
-"""Plan: which samples are packed, in which split, how often and in which order; why the others are not.
+"""The plan of a blend: which samples are packed, in which split, how often and in which order; why the others are not.
 
-Pure functions over the numbers of samples (sft.packing.samples). In this order: who keeps what several sources
-have; splits, by conversation; how often each conversation of the training split is seen; bins.
+Pure functions over sample lengths and counts (sft.packing.sample_table). The steps, in order: drop duplicates across
+sources, split by conversation, set the epochs of each source, assign samples to bins.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from sft.hashing import keyed_hashes
 from sft.packing.bins import plan_bins
-from sft.packing.blend import plan_epochs, plan_repeats
-from sft.packing.samples import DUPLICATE, FITS, NEAR_DUPLICATE, NOT_DRAWN, Conversations, Samples
-from sft.packing.splits import SPLITS, settle_duplicates, split_groups
-from sft.packing.write import cumulated, padded
+from sft.packing.blend import plan_copies, plan_epochs
+from sft.packing.sample_table import DUPLICATE, FITS, NEAR_DUPLICATE, NOT_DRAWN, ConversationTable, SampleTable
+from sft.packing.splits import SPLITS, resolve_duplicates, split_groups
+from sft.packing.write import offsets_of, padded
 from sft.params.data import Pack, Source
 
 Int32s = npt.NDArray[np.int32]
@@ -23,114 +23,123 @@ Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Order:
+class PackOrder:
     """The packs of a split, as a list of samples."""
 
     samples: Int32s
     """(S,) Numbers of samples, pack by pack."""
-    repeats: Int32s
-    """(S,) Which copy of its conversation each belongs to."""
+    copies: Int32s
+    """(S,) Which copy of its conversation each belongs to, from 0."""
     packs: Int64s
     """(P + 1,) Where each pack begins in `samples`; the last is S."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which samples are packed where; why the others are not stands in `Samples.reason`."""
+class BlendPlan:
+    """Which samples are packed where. `SampleTable.reason` says why a sample is not packed."""
 
-    splits: dict[str, Order]
-    instead: Int32s
-    """(conversations,) Which is kept instead of this one; -1 for one that is no duplicate."""
+    splits: dict[str, PackOrder]
+    kept_instead: Int32s
+    """(conversations,) The conversation that is kept instead of this duplicate; -1 for one that is no duplicate."""
     available: dict[str, int]
     """Trained tokens of the training split by source, every conversation once."""
     epochs: dict[str, float]
     """How often the training split of each source is seen."""
 
 
-def fitting(samples: Samples, conversations: Conversations) -> npt.NDArray[np.bool_]:
-    """Return which conversations have a sample that fits."""
+def has_fitting_sample(samples: SampleTable, conversations: ConversationTable) -> npt.NDArray[np.bool_]:
+    """Return for each conversation whether one of its samples fits a pack."""
     fits = np.zeros(len(conversations), np.bool_)
     fits[samples.conversation[samples.reason == FITS]] = True
     return fits
 
 
 def plan_blend(
-    samples: Samples, conversations: Conversations, cluster: Int32s, sources: Mapping[str, Source], params: Pack
-) -> Plan:
-    """Choose what is packed, in which split, how often; mark in `samples` why the rest is not.
+    samples: SampleTable,
+    conversations: ConversationTable,
+    duplicate_groups: Int32s,
+    sources: Mapping[str, Source],
+    params: Pack,
+) -> BlendPlan:
+    """Choose what is packed, in which split and how often; set `samples.reason` of the rest.
 
-    `cluster`, (identities,), has the same number for ids whose conversations are alike.
+    `duplicate_groups`, (ids,), has the same number for the ids of near-duplicate conversations.
     """
-    instead, group = drop_duplicates(samples, conversations, cluster)
-    here = samples.reason == FITS
-    trained = np.bincount(samples.conversation[here], samples.trained_kept[here], len(conversations)).astype(np.int64)
-    kept = fitting(samples, conversations)
-    split = split_conversations(conversations, kept, group, params)
+    kept_instead, kept_with = drop_duplicates(samples, conversations, duplicate_groups)
+    fits = samples.reason == FITS
+    trained = np.bincount(samples.conversation[fits], samples.trained_kept[fits], len(conversations)).astype(np.int64)
+    kept = has_fitting_sample(samples, conversations)
+    split = split_conversations(conversations, kept, kept_with, params)
     training = {
         source: np.flatnonzero(kept & (split == 0) & (conversations.source == number))
         for number, source in enumerate(conversations.sources)
     }
-    available = {source: int(trained[own].sum()) for source, own in training.items()}
+    available = {source: int(trained[members].sum()) for source, members in training.items()}
     epochs = plan_epochs(
         available,
-        {source: described.share for source, described in sources.items()},
-        {source: described.epochs for source, described in sources.items()},
+        {name: source.share for name, source in sources.items()},
+        {name: source.epochs for name, source in sources.items()},
     )
     times = np.ones(len(conversations), np.int32)
-    for source, own in training.items():
-        hashes = keyed_hashes(params.seed, (f"blend:{name}" for name in conversations.texts(own)))
-        times[own] = plan_repeats(trained[own], hashes, epochs[source])
-    samples.reason[here & (times[samples.conversation] == 0)] = NOT_DRAWN
-    here = samples.reason == FITS
+    for source, members in training.items():
+        hashes = keyed_hashes(params.seed, (f"blend:{text}" for text in conversations.iter_ids(members)))
+        times[members] = plan_copies(trained[members], hashes, epochs[source])
+    samples.reason[fits & (times[samples.conversation] == 0)] = NOT_DRAWN
+    fits = samples.reason == FITS
     orders = {
-        name: plan_split(samples, np.flatnonzero(here & (split[samples.conversation] == number)), times, params)
+        name: order_packs(samples, np.flatnonzero(fits & (split[samples.conversation] == number)), times, params)
         for number, name in enumerate(SPLITS)
     }
-    return Plan(orders, instead, available, epochs)
+    return BlendPlan(orders, kept_instead, available, epochs)
 
 
-def drop_duplicates(samples: Samples, conversations: Conversations, cluster: Int32s) -> tuple[Int32s, Int32s]:
-    """Settle who keeps what several sources have: what is kept instead of each, and the first of those alike."""
-    fits = fitting(samples, conversations)
-    own = np.flatnonzero(fits).astype(np.int32)
-    settled = settle_duplicates(conversations.source[own], conversations.identity[own], cluster)
-    instead, group = np.full(len(fits), -1, np.int32), np.arange(len(fits), dtype=np.int32)
-    instead[own] = np.where(settled.instead >= 0, own[settled.instead], np.int32(-1))
-    group[own] = own[settled.group]
-    lost = np.flatnonzero((samples.reason == FITS) & (instead[samples.conversation] >= 0))
-    whose = samples.conversation[lost]
-    same = conversations.identity[whose] == conversations.identity[instead[whose]]
-    samples.reason[lost] = np.where(same, DUPLICATE, NEAR_DUPLICATE)
-    return instead, group
+def drop_duplicates(
+    samples: SampleTable, conversations: ConversationTable, duplicate_groups: Int32s
+) -> tuple[Int32s, Int32s]:
+    """Mark samples of conversations that an earlier source has too.
+
+    Returns, for each conversation, `kept_instead` and `kept_with` of sft.packing.splits.DuplicateChoice.
+    """
+    fits = has_fitting_sample(samples, conversations)
+    members = np.flatnonzero(fits).astype(np.int32)
+    choice = resolve_duplicates(conversations.source[members], conversations.id_number[members], duplicate_groups)
+    kept_instead, kept_with = np.full(len(fits), -1, np.int32), np.arange(len(fits), dtype=np.int32)
+    kept_instead[members] = np.where(choice.kept_instead >= 0, members[choice.kept_instead], np.int32(-1))
+    kept_with[members] = members[choice.kept_with]
+    lost = np.flatnonzero((samples.reason == FITS) & (kept_instead[samples.conversation] >= 0))
+    owner = samples.conversation[lost]
+    is_equal = conversations.id_number[owner] == conversations.id_number[kept_instead[owner]]
+    samples.reason[lost] = np.where(is_equal, DUPLICATE, NEAR_DUPLICATE)
+    return kept_instead, kept_with
 
 
 def split_conversations(
-    conversations: Conversations, kept: npt.NDArray[np.bool_], group: Int32s, params: Pack
+    conversations: ConversationTable, kept: npt.NDArray[np.bool_], kept_with: Int32s, params: Pack
 ) -> npt.NDArray[np.uint8]:
-    """Return the split of each conversation that is kept, as its place in SPLITS."""
+    """Return the split of each kept conversation, as an index into SPLITS."""
     split = np.zeros(len(conversations), np.uint8)
     for number in range(len(conversations.sources)):
-        own = np.flatnonzero(kept & (conversations.source == number))
-        sizes = np.bincount(group[own])
+        members = np.flatnonzero(kept & (conversations.source == number))
+        sizes = np.bincount(kept_with[members])
         firsts = np.flatnonzero(sizes)
-        hashes = keyed_hashes(params.seed, conversations.texts(firsts))
+        hashes = keyed_hashes(params.seed, conversations.iter_ids(firsts))
         split[firsts] = split_groups(sizes[firsts].astype(np.int32), hashes, params.validation, params.test)
-        split[own] = split[group[own]]
+        split[members] = split[kept_with[members]]
     return split
 
 
-def plan_split(samples: Samples, own: Int64s, times: Int32s, params: Pack) -> Order:
-    """Choose bin and order of every sample of a split; `times` says how often each conversation is in."""
-    once = own[np.argsort(samples.key[own], kind="stable")].astype(np.int32)
+def order_packs(samples: SampleTable, members: Int64s, times: Int32s, params: Pack) -> PackOrder:
+    """Assign the samples of a split to packs and order these; `times` says how often each conversation is seen."""
+    once = members[np.argsort(samples.key[members], kind="stable")].astype(np.int32)
     seen = times[samples.conversation[once]]
-    copies = np.repeat(once, seen)
-    repeats = np.arange(len(copies), dtype=np.int32) - np.repeat(cumulated(seen)[:-1].astype(np.int32), seen)
-    repeated = None
+    repeated = np.repeat(once, seen)
+    copies = np.arange(len(repeated), dtype=np.int32) - np.repeat(offsets_of(seen)[:-1].astype(np.int32), seen)
+    keep_apart = None
     if (seen > 1).any():
-        whose = samples.conversation[copies]
-        repeated = np.where(times[whose] > 1, whose, np.int32(-1))
+        owner = samples.conversation[repeated]
+        keep_apart = np.where(times[owner] > 1, owner, np.int32(-1))
     del once, seen
-    bins = plan_bins(padded(samples.kept[copies], params.pad_segments_to), params.pack_size, repeated, repeats)
-    packs = keyed_hashes(params.seed, (f"pack:{first}" for first in bins.firsts().tolist()))
-    bins = bins.take(np.argsort(packs, kind="stable"))
-    return Order(copies[bins.members], repeats[bins.members], bins.starts)
+    bins = plan_bins(padded(samples.kept[repeated], params.pad_segments_to), params.pack_size, keep_apart, copies)
+    hashes = keyed_hashes(params.seed, (f"pack:{first}" for first in bins.firsts().tolist()))
+    bins = bins.take(np.argsort(hashes, kind="stable"))
+    return PackOrder(repeated[bins.members], copies[bins.members], bins.starts)

@@ -1,8 +1,15 @@
-"""Packs: rows of several samples as Megatron-Bridge reads them, many at a time in flat arrays.
+"""Packs: rows of several samples, as Megatron-Bridge reads them. The loss mask is shifted here and nowhere else.
 
-`loss_mask` is stored shifted once to the label: `loss_mask[i]` says whether predicting `input_ids[i + 1]`
-counts. That is done in `align_mask`, called by `build_packs`, and nowhere else. `seq_start_id` has the start
-of each sample, the first 0; what lies between a sample's last token and the next start is its padding.
+Data in data/prepared marks the tokens that are trained. In a pack, `loss_mask[i]` says whether predicting
+`input_ids[i + 1]` counts, so the mask moves one position to the left, once, in `align_mask`; the last position of
+each sample is 0. Two samples, of which the answers `8 2` and `9 2` are trained (2 is the stop token):
+
+    input_ids       5  6  8  2 | 7  9  2
+    prepared mask   0  0  1  1 | 0  1  1
+    loss_mask       0  1  1  0 | 1  1  0
+    seq_start_id    0, 4
+
+`seq_start_id` has the start of each sample; tokens between the end of a sample and the next start are padding.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,10 +32,10 @@ PACKS_AT_ONCE = 64
 
 
 def padded(length: Any, multiple: int) -> Any:
-    """Return the length of a sample, or of each in an array, once padded for a layout that divides it by `multiple`.
+    """Return the padded length of a sample, or of each in an array: a multiple of `multiple`, plus 1.
 
-    Every token predicts the next, so a model reads all tokens of a sample but the last: what it reads is what must be
-    a multiple. Source: Megatron-Bridge 0.6.2 data/packing/offline.py ("Runtime segments, not stored input_ids").
+    Every token predicts the next, so a model reads all tokens of a sample but the last; the number it reads must be a
+    multiple. Source: Megatron-Bridge 0.6.2 data/packing/offline.py ("Runtime segments, not stored input_ids").
 
     >>> padded(5, 4), padded(8, 4), padded(9, 4), padded(5, 1)
     (5, 9, 9, 5)
@@ -36,10 +43,10 @@ def padded(length: Any, multiple: int) -> Any:
     return -(-(length - 1) // multiple) * multiple + 1
 
 
-def cumulated(lengths: npt.NDArray[Any]) -> Int64s:
-    """Return where each of several things begins that follow one another, and where the last ends.
+def offsets_of(lengths: npt.NDArray[Any]) -> Int64s:
+    """Return where each of several consecutive items begins, and where the last one ends.
 
-    >>> cumulated(np.array([3, 2])).tolist()
+    >>> offsets_of(np.array([3, 2])).tolist()
     [0, 3, 5]
     """
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
@@ -47,7 +54,7 @@ def cumulated(lengths: npt.NDArray[Any]) -> Int64s:
 
 @dataclass(frozen=True)
 class Packs:
-    """Packs, one after the other. P packs of S samples of T tokens in all."""
+    """Consecutive packs: P packs of S samples with T tokens in all."""
 
     ids: Int32s
     """(T,) Token ids, padding included."""
@@ -67,7 +74,7 @@ class Packs:
         return np.append(self.starts[self.samples[:-1]], len(self.ids))
 
     def columns(self) -> "dict[str, pa.Array]":
-        """Return the columns that Bridge reads, as lists by pack."""
+        """Return the columns that Bridge reads, a list for each pack."""
         import pyarrow as pa
 
         edges = self.tokens
@@ -81,10 +88,10 @@ class Packs:
 
 
 def align_mask(mask: Mask, lasts: Int64s) -> Mask:
-    """Move the token masks of samples, one after the other, onto the positions that predict those tokens.
+    """Return the loss mask of consecutive samples: the token mask, shifted to the positions that predict the tokens.
 
-    Shapes:  mask, result: (tokens,), values 0 or 1; lasts: (samples,), the place of each sample's last token.
-    Result[i] says whether predicting token i + 1 counts; it never does across samples.
+    Shapes:  mask, result: (tokens,), values 0 or 1; lasts: (samples,), the index of each sample's last token.
+    Result[i] says whether predicting token i + 1 counts; it is 0 at the end of each sample.
     Source:  next-token loss; Megatron-Bridge 0.6.2 data/packing/gpt_sft.py reads the mask as stored.
 
     >>> align_mask(np.array([0, 0, 1, 1, 1, 1], np.uint8), lasts=np.array([3, 5])).tolist()
@@ -98,30 +105,30 @@ def align_mask(mask: Mask, lasts: Int64s) -> Mask:
 def build_packs(
     parts: Iterable[tuple[int, Int32s, Mask]], lengths: Int64s, samples: Int64s, multiple: int, pad_id: int
 ) -> Packs:
-    """Join samples into packs.
+    """Return packs of the given samples.
 
-    `parts` has, in any order, the place of a sample, its ids and its mask as prepared; `lengths` are the tokens
-    of all samples in the order of their places, `samples` says where each pack begins in them. A sample is padded
-    at its end with `pad_id`, which is never trained, to the length that `padded` says.
+    `parts` has (place, ids, mask as prepared) of each sample, in any order; `lengths` are the tokens of the samples by
+    place, and `samples` says where each pack begins in them. A sample is padded at its end, up to its `padded` length,
+    with `pad_id`, which is never trained.
 
     >>> part = 0, np.array([7, 8, 9], np.int32), np.array([0, 1, 1], np.uint8)
     >>> packs = build_packs([part], np.array([3]), np.array([0, 1]), multiple=4, pad_id=0)
     >>> packs.ids.tolist(), packs.mask.tolist(), packs.starts.tolist()
     ([7, 8, 9, 0, 0], [1, 1, 0, 0, 0], [0])
     """
-    edges = cumulated(padded(lengths, multiple))
+    edges = offsets_of(padded(lengths, multiple))
     starts = edges[:-1]
     ids = np.full(edges[-1], pad_id, np.int32)
     mask = np.zeros(edges[-1], np.uint8)
-    for place, own_ids, own_mask in parts:
+    for place, sample_ids, sample_mask in parts:
         start = starts[place]
-        ids[start : start + len(own_ids)] = own_ids
-        mask[start : start + len(own_mask)] = own_mask
+        ids[start : start + len(sample_ids)] = sample_ids
+        mask[start : start + len(sample_mask)] = sample_mask
     return Packs(ids, align_mask(mask, starts + lengths - 1), starts, samples)
 
 
 def pack_fault(packs: Packs, pack_size: int, stop_id: int) -> tuple[int, str] | None:
-    """Say which pack is the first that breaks the contract, and how; None if none does."""
+    """Return (pack number, fault) of the first pack that breaks the contract; None if none does."""
     ids, mask, starts, edges = packs.ids, packs.mask, packs.starts, packs.tokens
     tokens = np.diff(edges)
     if len(mask) != len(ids):
@@ -131,24 +138,24 @@ def pack_fault(packs: Packs, pack_size: int, stop_id: int) -> tuple[int, str] | 
         return int(wrong.argmax()), f"{tokens[wrong.argmax()]} tokens, pack size {pack_size}"
     ends = np.append(starts[1:], len(ids))
     if len(empty := np.flatnonzero(starts >= ends)):
-        return int(np.searchsorted(packs.samples, empty[0], "right")) - 1, "a sample without tokens"
-    for what, places in (
-        ("the last token of a sample predicts the next sample", ends[mask[ends - 1] > 0] - 1),
+        return int(np.searchsorted(packs.samples, empty[0], "right")) - 1, "a sample has no tokens"
+    for fault, places in (
+        ("the last token of a sample predicts a token of the next sample", ends[mask[ends - 1] > 0] - 1),
         (
-            "a trained token follows a stop token: Megatron-Bridge would drop it unseen",
+            "a trained token follows a stop token: Megatron-Bridge would drop it silently",
             np.flatnonzero((ids == stop_id) & (mask > 0)),
         ),
         ("no trained token", edges[:-1][np.maximum.reduceat(mask, edges[:-1]) == 0]),
     ):
         if len(places):
-            return int(np.searchsorted(edges, places[0], "right")) - 1, what
+            return int(np.searchsorted(edges, places[0], "right")) - 1, fault
     return None
 
 
 def read_lists(folder: Path) -> list[dict[str, Any]]:
-    """Read the packs of a folder as dicts of lists of int.
+    """Return the packs of a folder as dicts of lists of int.
 
-    Equal numbers are one object, so that a token takes 16 bytes with its mask, and not 44.
+    Equal numbers share one object: a token and its mask take 16 bytes instead of 44.
     """
     import pyarrow.parquet as pq
 
@@ -171,7 +178,7 @@ def read_lists(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_npy(path: Path, packs: Sequence[dict[str, Any]]) -> None:
-    """Write packs in the form that the recipe names: an object array of dicts of lists of int."""
+    """Write packs as the recipe's .npy file: an object array of dicts of lists of int."""
     array = np.empty(len(packs), dtype=object)
     for index, pack in enumerate(packs):
         array[index] = {name: pack[name] for name in COLUMNS}

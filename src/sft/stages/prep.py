@@ -5,10 +5,10 @@ data/filtered/<source>/kept-*.parquet, models/base (tokenizer), the chat templat
                                                turn_ends (index behind the stop token of each trained turn)
         data/prepared/<source>/rejected.jsonl  conversations that cannot be rendered, with reason and evidence
         data/prepared/<source>/chat_template.jinja  the template they were rendered with
-        reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths, reasoning removed
+        reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths, removed reasoning
 
-The template is checked before a token is written (sft.tokens.render): a template without an exact mask stops
-the stage. A share of the conversations loses its reasoning, or some of it (sft.tokens.reasoning).
+The template is checked before a token is written (sft.tokens.render): the stage fails if the template has no exact
+loss mask. A share of the conversations loses its reasoning, or part of it (sft.tokens.reasoning).
 """
 
 import functools
@@ -30,66 +30,66 @@ from sft.workers import map_shards, relax_gc, report_position
 
 BASE = Path("models/base")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-# Conversations tokenised in one call.
+# Conversations tokenized in one call.
 CONVERSATIONS_PER_BATCH = 250
-# Text that is compared with the reference tokenizer, in characters: of the first stretch, of each other.
+# Characters compared with the reference tokenizer: of the first row range, and of each other one.
 COMPARED_FIRST, COMPARED = 1 << 14, 1 << 10
-# After so many rows, memory is given back; after fewer, the next ones would take as much time to get it again.
-FEWEST_TO_GIVE_BACK = 10_000
-# From so many conversations on, the time to load and try the faster tokenizer is won back.
-FEWEST_FOR_FASTOKENS = 500
+# Row ranges at least this long return memory at their end; for shorter ones, getting it back takes as long.
+MIN_ROWS_TO_RELEASE = 10_000
+# From this many conversations on, the faster tokenizer saves more time than it takes to load and check.
+MIN_ROWS_FOR_FASTOKENS = 500
 
 
 @functools.cache
-def load_chat(template: str, quick: bool) -> Any:
-    """Return the ChatTemplate of this process; `quick`: with the faster tokenizer, where its ids are the same."""
+def load_template(template: str, fast: bool) -> Any:
+    """Return the ChatTemplate of this process; `fast`: with the faster tokenizer, if its ids are the same."""
     from sft.parquet import release_memory
     from sft.tokens.render import ChatTemplate
 
     relax_gc()
-    chat = ChatTemplate.load(template, BASE, whole=False, quick=quick and os.environ.get("SFT_FASTOKENS") != "0")
-    release_memory()  # what loading needed beside
-    gc.freeze()  # vocabularies stay: no use to look through them again and again
+    chat = ChatTemplate.load(template, BASE, whole=False, fast=fast and os.environ.get("SFT_FASTOKENS") != "0")
+    release_memory()  # what loading needed
+    gc.freeze()  # the garbage collector need not scan vocabularies again
     return chat
 
 
-def prepare_stretch(task: dict[str, Any]) -> dict[str, Any]:
-    """Prepare a stretch of filtered rows: what a worker does.
+def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
+    """Prepare a range of filtered rows (a task of sft.workers).
 
-    Writes samples and rejected rows into a new folder in task["scratch"]; returns its name, and counts.
+    Writes samples and rejected rows to a new folder in task["scratch"]; returns its name, and counts.
     """
-    from sft.parquet import SAMPLES, ShardWriter, Stretch, read_stretch, release_memory
-    from sft.tokens.prepare import prepare
+    from sft.parquet import SAMPLES, RowRange, ShardWriter, read_row_range, release_memory
+    from sft.tokens.prepare import prepare_rows
     from sft.tokens.reasoning import Shares
 
-    stretch, reasoning = Stretch(*task["stretch"]), Shares(**task["reasoning"])
-    chat = load_chat(task["template"], task["quick"])
+    row_range, reasoning = RowRange(*task["row_range"]), Shares(**task["reasoning"])
+    chat = load_template(task["template"], task["fast"])
     compared = COMPARED
-    if task["number"] == 0:  # once is enough
+    if task["number"] == 0:  # once per source is enough
         chat.check_whole()
-        release_memory()  # the tokenizer that it needed
+        release_memory()  # the second tokenizer
         compared = COMPARED_FIRST
-    folder, row = Path(tempfile.mkdtemp(dir=task["scratch"])), stretch.first_row
+    folder, row = Path(tempfile.mkdtemp(dir=task["scratch"])), row_range.first_row
     counts: dict[str, Counter[Any]] = {}
     with (
         ShardWriter(folder, f"samples-{task['number']:05d}", SAMPLES) as shards,
         (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
     ):
-        for rows in read_stretch(stretch, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools"]):
-            report_position(f"{stretch.path}, rows {row} to {row + len(rows) - 1}")
-            done = prepare(chat, rows, reasoning, compared if row == stretch.first_row else 0)
-            shards.write_table(done.samples)
-            rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in done.rejected)
-            for name, counter in done.counts.items():
+        for rows in read_row_range(row_range, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools"]):
+            report_position(f"{row_range.path}, rows {row} to {row + len(rows) - 1}")
+            prepared = prepare_rows(chat, rows, reasoning, compared if row == row_range.first_row else 0)
+            shards.write_table(prepared.samples)
+            rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in prepared.rejected)
+            for name, counter in prepared.counts.items():
                 counts.setdefault(name, Counter()).update(counter)
             row += len(rows)
-    if stretch.rows >= FEWEST_TO_GIVE_BACK:
+    if row_range.rows >= MIN_ROWS_TO_RELEASE:
         release_memory()
-    return {"folder": folder.name, "rows": row - stretch.first_row, "counts": counts}
+    return {"folder": folder.name, "rows": row - row_range.first_row, "counts": counts}
 
 
-def gather(results: list[dict[str, Any]], scratch: Path, folder: Path) -> dict[str, Counter[Any]]:
-    """Move what the workers wrote into one folder, in order; return their counts, added up."""
+def collect_results(results: list[dict[str, Any]], scratch: Path, folder: Path) -> dict[str, Counter[Any]]:
+    """Move the files of all row ranges to one folder, in order; return the sum of their counts."""
     counts: dict[str, Counter[Any]] = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths")}
     with (folder / "rejected.jsonl").open("wb") as rejected:
         for result in results:
@@ -103,18 +103,18 @@ def gather(results: list[dict[str, Any]], scratch: Path, folder: Path) -> dict[s
 
 
 def quantiles(lengths: Mapping[int, int]) -> dict[str, int]:
-    """Return quantiles of sample lengths in tokens, by the nearest rank; `lengths` says how many have each.
+    """Return quantiles of sample lengths, by the nearest rank; `lengths` maps a length in tokens to its count.
 
     >>> quantiles({1: 1, 2: 1, 3: 1})["p50"]
     2
     """
-    total, reached, found = sum(lengths.values()), 0, dict[str, int]()
+    total, reached, by_name = sum(lengths.values()), 0, dict[str, int]()
     for length in sorted(lengths):
         reached += lengths[length]
         for share in QUANTILES:
             if round(share * (total - 1)) < reached:
-                found.setdefault(f"p{round(share * 100)}", length)
-    return found
+                by_name.setdefault(f"p{round(share * 100)}", length)
+    return by_name
 
 
 def main(source: str) -> None:
@@ -131,23 +131,22 @@ def main(source: str) -> None:
     if not BASE.is_dir():
         raise InputError(f"{BASE}: not found. Run the fetch stage first: dvc repro fetch-model")
     template = resolve_repo_file(params.template)
-    stretches = plan_row_ranges(filtered, "kept")
-    quick = sum(stretch.rows for stretch in stretches) >= FEWEST_FOR_FASTOKENS
+    ranges = plan_row_ranges(filtered, "kept")
     with publish_folder(target) as folder, scratch_folder(target) as scratch:
-        what = {
+        fixed = {
             "template": str(template),
             "reasoning": params.reasoning.model_dump(),
-            "quick": quick,
+            "fast": sum(row_range.rows for row_range in ranges) >= MIN_ROWS_FOR_FASTOKENS,
             "scratch": str(scratch),
         }
-        tasks = [{**what, "number": number, "stretch": stretch} for number, stretch in enumerate(stretches)]
-        counts = gather(map_shards(prepare_stretch, tasks, f"prep {source}"), scratch, folder)
+        tasks = [{**fixed, "number": number, "row_range": row_range} for number, row_range in enumerate(ranges)]
+        counts = collect_results(map_shards(prepare_range, tasks, f"prep {source}"), scratch, folder)
         rows, lengths = counts["rows"], {int(length): number for length, number in counts["lengths"].items()}
         ledger = Ledger(rows["in"], rows["out"], counts["rejected"])
         check_handover(Path(f"reports/filter/{source}.json"), ledger.rows_in)
         if not ledger.rows_out:
             raise InputError(
-                f"{filtered}: no conversation of {ledger.rows_in} can be rendered with {params.template}: "
+                f"{filtered}: {params.template} renders none of {ledger.rows_in} conversations: "
                 f"{dict(ledger.rejected)}. Choose another prep.template."
             )
         ledger.check(f"prep {source}")

@@ -1,9 +1,8 @@
-"""Engine: texts -> token ids, as fast as an exact tokenizer can be, and where in a text each token stands.
+"""Encoder: texts -> token ids, as fast as an exact tokenizer can be, and which characters each token covers.
 
-`tokenizers` is the reference. `fastokens` gives the same ids some fifty times faster; it is used only where it
-does so on all of PROBES and on text of the data, else it is left alone. Where each token stands follows from the
-bytes that it holds, where a tokenizer is byte-level (its tokens then add up to the text, which is checked wherever it
-matters); from the reference's own offsets where it is not.
+`tokenizers` is the reference. `fastokens` gives the same ids about fifty times faster; it is used only if its ids are
+the same on all of PROBES and on text of the data. For a byte-level tokenizer, the characters of a token follow from
+the number of bytes that it holds, wherever these add up to the text; otherwise from the offsets of the reference.
 """
 
 import itertools
@@ -25,68 +24,70 @@ PROBES_SEED, PROBES_NUMBER = 7, 600
 LOSSLESS = {"Sequence", "Split", "ByteLevel", "Digits", "Punctuation"}
 
 
-class Described(NamedTuple):
-    """A tokenizer, not loaded yet: as text a tenth of what it takes as Python's objects, which may go."""
+class TokenizerSpec(NamedTuple):
+    """A tokenizer that is not loaded yet. As text it takes a tenth of the memory of the parsed JSON, which can go."""
 
     text: str
     """Its tokenizer.json."""
     bytes: npt.NDArray[np.int64] | None
-    """(ids,) How many bytes of text each id holds, where that can be said (`token_bytes`)."""
+    """(ids,) How many bytes of text each id holds; None if that is unknown (`token_bytes`)."""
 
 
-def describe(settings: dict[str, Any]) -> Described:
-    """Describe the tokenizer of a tokenizer.json that was read."""
-    text = orjson.dumps({**settings, "model": _shorter(settings["model"])}).decode()
-    return Described(text, token_bytes(settings))
+def make_spec(settings: dict[str, Any]) -> TokenizerSpec:
+    """Return the spec of a parsed tokenizer.json."""
+    text = orjson.dumps({**settings, "model": _with_text_merges(settings["model"])}).decode()
+    return TokenizerSpec(text, token_bytes(settings))
 
 
-class Engine:
-    """The tokenizer that a tokenizer.json describes, without its post-processor."""
+class Encoder:
+    """The tokenizer of a tokenizer.json, without its post-processor."""
 
-    def __init__(self, described: Described, quick: bool = False) -> None:
-        """Load it; `quick`: use fastokens, if it gives the ids of the reference for PROBES."""
-        self._bytes = described.bytes
-        fast = _fastokens(described.text) if quick else None  # takes most memory while it loads: before the other
-        self.reference = Tokenizer.from_str(described.text)
+    def __init__(self, spec: TokenizerSpec, fast: bool = False) -> None:
+        """Load it; `fast`: use fastokens, if it gives the ids of the reference for PROBES."""
+        self._bytes = spec.bytes
+        fastokens = _load_fastokens(spec.text) if fast else None  # needs most memory while loading, so it goes first
+        self.reference = Tokenizer.from_str(spec.text)
         self._encode: Encode = self._encode_by_reference
-        if fast and same(fast, self._encode, probes()):
-            self._encode = fast
+        if fastokens and same_ids(fastokens, self._encode, probes()):
+            self._encode = fastokens
 
     @property
-    def is_quick(self) -> bool:
+    def is_fast(self) -> bool:
         """Whether fastokens is in use."""
         return self._encode != self._encode_by_reference
 
-    def agrees(self, texts: Sequence[str]) -> bool:
-        """Say whether the ids in use are those of the reference for these texts."""
-        return not self.is_quick or same(self._encode, self._encode_by_reference, list(texts))
+    def matches_reference(self, texts: Sequence[str]) -> bool:
+        """Return whether the reference gives the same ids for these texts."""
+        return not self.is_fast or same_ids(self._encode, self._encode_by_reference, list(texts))
 
     def encode(self, texts: list[str]) -> tuple[Ids, Sizes]:
-        """Return the ids of all texts, one after the other, and how many each has.
+        """Return the ids of all texts, concatenated, and the number of ids of each.
 
         Shapes:  ids (T,), T = tokens of all; sizes (N,), N = texts.
         """
         return self._encode(texts)
 
-    def edges(self, texts: list[str], ids: Ids, sizes: Sizes, wanted: dict[int, int]) -> dict[int, tuple[int, str]]:
-        """Find the token edges at which texts are parted.
+    def token_edges(
+        self, texts: list[str], ids: Ids, sizes: Sizes, places: dict[int, int]
+    ) -> dict[int, tuple[int, str]]:
+        """Return, for a character place in some of the texts, the number of tokens before it.
 
-        `wanted` has a number of characters for some texts; returned is, for each, how many tokens stand before
-        that place, and the text of a token that it would cut in two, or "".
+        `places` maps the index of a text to a number of characters. The second value is the text of the token that
+        spans the place, or "" if the place is at a token edge.
         """
-        ends, found = np.cumsum(sizes), {}
-        for index, place in wanted.items():
-            text, own = texts[index], ids[ends[index] - sizes[index] : ends[index]]
-            before, bound = self._bytes_before(text, own), _utf8_size(text[:place])
+        ends, edges = np.cumsum(sizes), {}
+        for index, place in places.items():
+            text, text_ids = texts[index], ids[ends[index] - sizes[index] : ends[index]]
+            before, bound = self._bytes_before(text, text_ids), _utf8_size(text[:place])
             number = int(np.searchsorted(before, bound)) if before is not None else 0
             if before is not None and before[number] == bound:
-                found[index] = number, ""
+                edges[index] = number, ""
             else:
-                found[index] = self._edge_by_offsets(text, place)
-        return found
+                edges[index] = self._edge_by_offsets(text, place)
+        return edges
 
-    def ranges(self, text: str, most: int | None = None) -> list[tuple[int, int]]:
-        """Say which characters of a text each of its (first `most`) tokens covers; tokens may share a character."""
+    def token_ranges(self, text: str, most: int | None = None) -> list[tuple[int, int]]:
+        """Return the characters that each token of a text, or of its first `most`, covers; tokens may share one."""
         ids, _ = self._encode([text])
         before = self._bytes_before(text, ids)
         if before is None:
@@ -96,11 +97,11 @@ class Engine:
         if text.isascii():
             return list(itertools.pairwise(before.tolist()))
         data = np.frombuffer(text.encode(), np.uint8)[: before[-1]]
-        character = np.cumsum((data & 0xC0) != 0x80) - 1  # of each byte: all but the first of a character are 10xxxxxx
+        character = np.cumsum((data & 0xC0) != 0x80) - 1  # of each byte: continuation bytes are 10xxxxxx
         return list(zip(character[before[:-1]].tolist(), (character[before[1:] - 1] + 1).tolist(), strict=True))
 
     def count(self, text: str) -> int:
-        """Count the tokens of a text."""
+        """Return the number of tokens of a text."""
         return int(self._encode([text])[1][0])
 
     def _encode_by_reference(self, texts: list[str]) -> tuple[Ids, Sizes]:
@@ -109,7 +110,7 @@ class Engine:
         return np.fromiter(itertools.chain.from_iterable(every), np.int32, int(sizes.sum())), sizes
 
     def _bytes_before(self, text: str, ids: Ids) -> Sizes | None:
-        """Return how many bytes stand before each token of a text, and in all; None if they do not add up to it."""
+        """Return the number of bytes before each token of a text, then all; None if they do not add up to the text."""
         if self._bytes is None:
             return None
         before = np.zeros(len(ids) + 1, np.int64)
@@ -118,16 +119,16 @@ class Engine:
 
     def _edge_by_offsets(self, text: str, place: int) -> tuple[int, str]:
         offsets = self.reference.encode(text, add_special_tokens=False).offsets
-        cut = next((text[start:end] for start, end in offsets if start < place < end), "")
-        return sum(start < place for start, _ in offsets), cut
+        spanning = next((text[start:end] for start, end in offsets if start < place < end), "")
+        return sum(start < place for start, _ in offsets), spanning
 
 
-def _fastokens(described: str) -> Encode | None:
-    """Load fastokens; None: a kind of tokenizer that it does not know."""
+def _load_fastokens(settings: str) -> Encode | None:
+    """Return the encode function of fastokens; None if it does not support this kind of tokenizer."""
     import fastokens
 
     try:
-        fast = fastokens.Tokenizer.from_json_str(described)
+        fast = fastokens.Tokenizer.from_json_str(settings)
     except ValueError:
         return None
 
@@ -139,26 +140,26 @@ def _fastokens(described: str) -> Encode | None:
     return encode
 
 
-def same(one: Encode, other: Encode, texts: list[str]) -> bool:
-    """Say whether two ways to encode give the same ids."""
-    (ids, sizes), (other_ids, other_sizes) = one(texts), other(texts)
+def same_ids(first: Encode, second: Encode, texts: list[str]) -> bool:
+    """Return whether two encode functions give the same ids."""
+    (ids, sizes), (other_ids, other_sizes) = first(texts), second(texts)
     return np.array_equal(ids, other_ids) and np.array_equal(sizes, other_sizes)
 
 
-def _shorter(model: dict[str, Any]) -> dict[str, Any]:
-    """Return a model whose merges are texts as in older files, `a b` for [a, b]: read in two thirds of the time."""
+def _with_text_merges(model: dict[str, Any]) -> dict[str, Any]:
+    """Return a model with merges as text, `a b` for [a, b], as in older files: it loads in two thirds of the time."""
     pairs = model.get("merges") or [""]
     if isinstance(pairs[0], str):
         return model
     merges = [" ".join(pair) for pair in pairs]
     joined = "\n".join(merges)
-    if joined.count(" ") != len(merges) or "#version" in joined:  # blanks in tokens; what older files have as a comment
+    if joined.count(" ") != len(merges) or "#version" in joined:  # tokens with blanks, or the comment of older files
         return model
     return {**model, "merges": merges}
 
 
 def token_bytes(settings: dict[str, Any]) -> npt.NDArray[np.int64] | None:
-    """Return how many bytes of text each id holds, for a byte-level tokenizer that keeps text as it is; else None."""
+    """Return how many bytes of text each id holds, for a byte-level tokenizer that changes no text; else None."""
     kinds = list(_pre_tokenizers(settings.get("pre_tokenizer")))
     model = settings["model"]
     if (
@@ -172,17 +173,17 @@ def token_bytes(settings: dict[str, Any]) -> npt.NDArray[np.int64] | None:
     added = settings["added_tokens"]
     vocabulary = model["vocab"]
     sizes = np.zeros(1 + max(itertools.chain(vocabulary.values(), (token["id"] for token in added))), np.int64)
-    sizes[[*vocabulary.values()]] = [*map(len, vocabulary)]  # a character stands for a byte
+    sizes[[*vocabulary.values()]] = [*map(len, vocabulary)]  # a character of the vocabulary is a byte of text
     for token in added:
         sizes[token["id"]] = _utf8_size(token["content"])
     return sizes
 
 
-def _pre_tokenizers(described: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if described is None:
+def _pre_tokenizers(settings: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if settings is None:
         return []
-    inner = described.get("pretokenizers", []) if described["type"] == "Sequence" else []
-    return [described, *(each for part in inner for each in _pre_tokenizers(part))]
+    inner = settings.get("pretokenizers", []) if settings["type"] == "Sequence" else []
+    return [settings, *(each for part in inner for each in _pre_tokenizers(part))]
 
 
 def _utf8_size(text: str) -> int:
@@ -190,7 +191,7 @@ def _utf8_size(text: str) -> int:
 
 
 def probes() -> list[str]:
-    """Return texts on which tokenizers differ: scripts, blanks, digits, contractions, what decomposes, runs; seeded."""
+    """Return texts on which tokenizers differ: scripts, blanks, digits, contractions, combining marks, loops."""
     draw = random.Random(PROBES_SEED)
     scripts = [(32, 126)] * 6 + [(0xA0, 0x24F), (0x300, 0x36F), (0x370, 0x5FF), (0x600, 0x6FF), (0x900, 0xDFF)]
     scripts += [(0x2000, 0x206F), (0x3040, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x1F300, 0x1FAFF)]

@@ -1,27 +1,27 @@
-"""nano3: templates/nano3.jinja in Python, some thirty times faster: conversations -> pieces.
+"""Fast nano3: templates/nano3.jinja in Python, about thirty times faster: conversations -> segments.
 
-Which template this is, is said by its sha256; whoever changes the template changes this file with it, or does
-without (the template itself is then rendered, as any other is). Before it is used it has to give the ids, masks and
-turn ends of the template itself on PROBES (sft.tokens.render). It takes no part in what is unusual: a conversation in
-which reasoning of an earlier turn is trained, or a value of an unexpected type, is left to the template.
+Used for the template with the digest SHA256 only. If you change the template, change this file too; otherwise Jinja
+renders it, like any other template. Before use it must give the ids, masks and turn ends of the template on
+PROBES (sft.tokens.render). It leaves unusual conversations to the template: trained reasoning of an earlier turn, or
+values of an unexpected type.
 
-Why the mask is exact without rendering prompts: what an assistant turn writes depends on the turns behind it only in
-that reasoning before the last user message is left out. Where all that is trained stands behind that message, or
-nothing reasons, a conversation that ends earlier is a beginning of the whole.
+Why the mask is exact without rendering prompts: the turns behind an assistant turn change it in one way only,
+reasoning before the last user message is dropped. If everything trained comes after that message, or nothing has
+reasoning, the text of a shorter conversation is a prefix of the whole.
 """
 
 import json
 from typing import Any
 
 from sft.conversation import Message
-from sft.tokens.segments import UNTRAINED, Pieces
-from sft.tokens.tokenizer import Literal, SafeTokenizer
+from sft.tokens.segments import UNTRAINED, Segments
+from sft.tokens.tokenizer import SafeTokenizer, TemplateText
 
 SHA256 = "af3205763004a5d658426b396cd5d577743123ab1f82a7563dba6a851015daa2"
 STOP = "<|im_end|>"
-# Longer conversations are left to the template and its limits.
-MOST_CHARS = 1 << 22
-MOST_WRITTEN = 256
+# Longer conversations are left to the template, which has limits.
+MAX_CHARS = 1 << 22
+MAX_CACHED_TOOLS = 256
 
 Tools = list[dict[str, Any]] | None
 
@@ -38,7 +38,7 @@ TOOLS_TAIL = (
 )
 
 
-# What stands between values, in texts that are not looked at for control tokens.
+# Template text between values, which is not searched for control tokens.
 PLAIN = (
     f"{PARAMETER}\n</parameter>\n\n<function>\n<name></name>\n<description></description>\n<parameters>\n<parameter>"
     "\n<type></type>\n<enum></enum>\n<required></required>\n</parameters>\n</function>"
@@ -47,24 +47,24 @@ BORDERS = frozenset("<>=\n{}\"'")
 JSON_LETTERS = frozenset("truefalsnE")
 
 
-class UnusualError(Exception):
-    """What the template itself has to render."""
+class UnsupportedError(Exception):
+    """A conversation that the template has to render."""
 
 
-class Nano3:
-    """Adds samples to pieces, for one tokenizer."""
+class FastNano3:
+    """Adds samples to segments, for one tokenizer."""
 
     def __init__(self, tokenizer: SafeTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._literals = _Literals(tokenizer)
-        self._written: dict[int, tuple[list[dict[str, Any]], str]] = {}
-        """Lists of tools that were written, by identity, and what was written: many conversations have the same."""
+        self._texts = _TemplateTexts(tokenizer)
+        self._tool_texts: dict[int, tuple[list[dict[str, Any]], str]] = {}
+        """Cache by identity: a list of tools and its text. Many conversations share one."""
 
-    def fits(self) -> bool:
-        """Say whether the control tokens can be told from text in the way that is done here.
+    def supports_tokenizer(self) -> bool:
+        """Return whether no control token can arise where a text of the template meets a value.
 
-        None may come about where a text of the template and a value meet: each is of the form <...>, or has
-        a letter that JSON has in strings only, and none of the characters that stand at the borders of values.
+        So each must be of the form <...>, or have a letter that JSON has in strings only, and none of the characters
+        next to values.
         """
         return (
             STOP in self._tokenizer.control
@@ -77,26 +77,26 @@ class Nano3:
         )
 
     def add(
-        self, pieces: Pieces, messages: list[Message], trained: list[int], tools: Tools, budget: int | None
+        self, segments: Segments, messages: list[Message], trained: list[int], tools: Tools, budget: int | None
     ) -> None:
         """Add the sample of `messages` in which the assistant turns `trained` (indices, ascending) are trained.
 
-        Raises:  UnusualError: it has to be rendered; `pieces` then holds a sample that is not finished.
+        Raises:  UnsupportedError: the template has to render it; `segments` then holds an unfinished sample.
         """
         last_user = len(messages) - 1
         while last_user >= 0 and messages[last_user]["role"] != "user":
             last_user -= 1
         reasoning = [index for index, turn in enumerate(messages) if "reasoning_content" in turn]
         if reasoning and trained[0] < last_user:
-            raise UnusualError
+            raise UnsupportedError
         wanted = set(trained)
         if budget is not None and wanted.isdisjoint(reasoning):
             budget = None
-        writer = _Writer(pieces, self._literals)
+        writer = _Writer(segments, self._texts)
         first = messages[0] if messages[0]["role"] == "system" else None
         system = "" if first is None else _text(first)
         writer.text = ""
-        writer.literal(START + "system\n")
+        writer.write(START + "system\n")
         writer.text += system
         if tools:
             writer.text += "\n\n" if system else ""
@@ -109,117 +109,117 @@ class Nano3:
                 end = self._add_answer(writer, turn, content, end, index >= last_user, index in wanted)
             elif role == "tool":
                 follows = index > (first is not None) and messages[index - 1]["role"] == "tool"
-                writer.literal(RESULT_END + RESULT if follows else end + START + "user\n" + RESULT)
+                writer.write(RESULT_END + RESULT if follows else end + START + "user\n" + RESULT)
                 writer.text += content
                 more = index + 1 < len(messages) and messages[index + 1]["role"] == "tool"
                 end = "" if more else RESULT_END + CLOSE
             elif role in ("user", "system"):
-                writer.literal(end + START + role + "\n")
+                writer.write(end + START + role + "\n")
                 writer.text += content
                 if index == last_user and budget is not None:
-                    told = f"\n\n{{thinking token budget: {budget}}}"
-                    if self._tokenizer.pattern.search(told):
-                        raise UnusualError
-                    writer.text += told
+                    note = f"\n\n{{thinking token budget: {budget}}}"
+                    if self._tokenizer.pattern.search(note):
+                        raise UnsupportedError
+                    writer.text += note
                 end = CLOSE
             else:
-                raise UnusualError
-        writer.literal(end)
+                raise UnsupportedError
+        writer.write(end)
         writer.flush()
-        pieces.finish()
+        segments.end_sample()
 
     def _add_answer(self, writer: "_Writer", turn: Message, content: str, end: str, recent: bool, trained: bool) -> str:
-        """Write one answer; return what closes it."""
+        """Write one answer; return the text that closes it."""
         calls, reasoning = turn.get("tool_calls"), turn.get("reasoning_content")
         if reasoning is not None and not (isinstance(reasoning, str) and reasoning.strip()):
-            raise UnusualError
-        said = content.strip() if calls else content.rstrip()
+            raise UnsupportedError
+        answer = content.strip() if calls else content.rstrip()
         if reasoning is not None and recent:
-            writer.literal(end + OPENS, opens=trained)
+            writer.write(end + OPENS, opens=trained)
             writer.text += reasoning.strip()
-            writer.literal(THOUGHT + ("\n" if said else ""))
+            writer.write(THOUGHT + ("\n" if answer else ""))
         else:
-            writer.literal(end + CLOSED, opens=trained)
-            if reasoning is not None and not calls and said:
+            writer.write(end + CLOSED, opens=trained)
+            if reasoning is not None and not calls and answer:
                 writer.text += "\n"
-        writer.text += said
+        writer.text += answer
         if calls:
             lead = "\n"
             for call in calls:
                 function = call.get("function", call)
                 name, arguments = function["name"], function["arguments"]
                 if not isinstance(arguments, dict) or not isinstance(name, str):
-                    raise UnusualError
-                writer.literal(lead + CALL)
+                    raise UnsupportedError
+                writer.write(lead + CALL)
                 writer.text += name + ">\n"
                 for key, value in arguments.items():
                     writer.text += f"{PARAMETER}{key}>\n{_value(value)}\n</parameter>\n"
-                writer.literal(CALLED)
+                writer.write(CALLED)
                 lead = ""
         return CLOSE
 
     def _add_tools(self, writer: "_Writer", tools: list[dict[str, Any]]) -> None:
-        writer.literal(TOOLS_HEAD)
-        known, text = self._written.get(id(tools), (None, ""))
-        if known is not tools:
-            text = _describe(tools)
-            if len(self._written) >= MOST_WRITTEN:
-                self._written.clear()
-            self._written[id(tools)] = tools, text
+        writer.write(TOOLS_HEAD)
+        cached, text = self._tool_texts.get(id(tools), (None, ""))
+        if cached is not tools:
+            text = _tools_text(tools)
+            if len(self._tool_texts) >= MAX_CACHED_TOOLS:
+                self._tool_texts.clear()
+            self._tool_texts[id(tools)] = tools, text
         writer.text += text
-        writer.literal(TOOLS_TAIL)
+        writer.write(TOOLS_TAIL)
 
 
-class _Literals(dict[str, Literal]):
-    """Texts of the template, cut when they are first asked for."""
+class _TemplateTexts(dict[str, TemplateText]):
+    """Texts of the template, split when they are first used."""
 
     def __init__(self, tokenizer: SafeTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def __missing__(self, text: str) -> Literal:
-        found = self[text] = self._tokenizer.literal(text)
-        return found
+    def __missing__(self, text: str) -> TemplateText:
+        split = self[text] = self._tokenizer.template_text(text)
+        return split
 
 
 class _Writer:
-    """The piece that is being written, and whether it is trained."""
+    """The current segment, and from where on it is trained."""
 
-    def __init__(self, pieces: Pieces, literals: _Literals) -> None:
-        self._pieces, self._literals = pieces, literals
+    def __init__(self, segments: Segments, texts: _TemplateTexts) -> None:
+        self._segments, self._texts = segments, texts
         self.text = ""
-        self._place = UNTRAINED
+        self._trained_from = UNTRAINED
 
-    def literal(self, text: str, opens: bool = False) -> None:
-        """Write a text of the template: one that starts with CLOSE ends a trained turn, behind it `opens` one."""
-        head, run, tail = self._literals[text]
-        if not run:
+    def write(self, text: str, opens: bool = False) -> None:
+        """Write a text of the template. CLOSE at its start ends a trained turn; `opens` begins one behind it."""
+        head, control_ids, tail = self._texts[text]
+        if not control_ids:
             self.text += head
-        elif self._place == UNTRAINED:
-            self._pieces.add(self.text + head, UNTRAINED, run)
+        elif self._trained_from == UNTRAINED:
+            self._segments.add(self.text + head, UNTRAINED, control_ids)
             self.text = tail
         elif text.startswith(CLOSE):
-            self._pieces.add(self.text, self._place, run, 1, 2)
-            self.text, self._place = tail, UNTRAINED
+            self._segments.add(self.text, self._trained_from, control_ids, 1, 2)
+            self.text, self._trained_from = tail, UNTRAINED
         else:
-            self._pieces.add(self.text + head, self._place, run, len(run))
-            self.text, self._place = tail, 0
+            self._segments.add(self.text + head, self._trained_from, control_ids, len(control_ids))
+            self.text, self._trained_from = tail, 0
         if opens:
-            self._place = len(self.text)
+            self._trained_from = len(self.text)
 
     def flush(self) -> None:
-        """Write what stands behind the last control token."""
+        """Write the text behind the last control token."""
         if self.text:
-            self._pieces.add(self.text, UNTRAINED)
+            self._segments.add(self.text, UNTRAINED)
 
 
-def _describe(tools: list[dict[str, Any]]) -> str:
-    """Write the tools of a conversation."""
+def _tools_text(tools: list[dict[str, Any]]) -> str:
+    """Return the tools of a conversation as text."""
     written: list[str] = []
     for tool in tools:
         function = tool.get("function", tool)
         name, description = function["name"], function.get("description", "")
         if not isinstance(name, str) or not isinstance(description, str):
-            raise UnusualError
+            raise UnsupportedError
         written.append(f"\n<function>\n<name>{name}</name>")
         if description:
             written.append(f"\n<description>{description.strip()}</description>")
@@ -235,14 +235,14 @@ def _describe(tools: list[dict[str, Any]]) -> str:
                 if "description" in schema:
                     written.append(f"\n<description>{_value(schema['description']).strip()}</description>")
                 if "enum" in schema:
-                    written.append(f"\n<enum>{_json(schema['enum'])}</enum>")
-                written += _more(schema, ("name", "type", "description", "enum"))
+                    written.append(f"\n<enum>{_to_json(schema['enum'])}</enum>")
+                written += _other_keys(schema, ("name", "type", "description", "enum"))
             written.append("\n</parameter>")
-        written += _more(parameters, ("type", "properties", "required"))
+        written += _other_keys(parameters, ("type", "properties", "required"))
         if "required" in parameters:
-            written.append(f"\n<required>{_json(parameters['required'])}</required>")
+            written.append(f"\n<required>{_to_json(parameters['required'])}</required>")
         written.append("\n</parameters>")
-        written += _more(function, ("type", "name", "description", "parameters"))
+        written += _other_keys(function, ("type", "name", "description", "parameters"))
         written.append("\n</function>")
     return "".join(written)
 
@@ -250,23 +250,23 @@ def _describe(tools: list[dict[str, Any]]) -> str:
 def _text(message: Message) -> str:
     content = message["content"]
     if not isinstance(content, str):
-        raise UnusualError
+        raise UnsupportedError
     return content
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else _json(value)
+    return value if isinstance(value, str) else _to_json(value)
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _more(mapping: dict[str, Any], known: tuple[str, ...]) -> list[str]:
+def _other_keys(mapping: dict[str, Any], known: tuple[str, ...]) -> list[str]:
     return [f"\n<{key}>{_value(value)}</{key}>" for key, value in mapping.items() if key not in known]
 
 
-# --- What is asked before it is used ------------------------------------------------------------------------
+# --- Probes: conversations on which it must equal the template -------------------------------------------------
 
 _ASK = {"role": "user", "content": " Ask <|im_end|> \n"}
 _CALL = {
@@ -294,7 +294,7 @@ _TOOLS = [
 ]
 
 
-def _say(content: str, reasoning: str = "", *calls: dict[str, Any], **more: Any) -> Message:
+def _answer(content: str, reasoning: str = "", *calls: dict[str, Any], **more: Any) -> Message:
     thought = {"reasoning_content": reasoning} if reasoning else {}
     return {
         "role": "assistant",
@@ -307,25 +307,25 @@ def _say(content: str, reasoning: str = "", *calls: dict[str, Any], **more: Any)
 
 _SYSTEM, _RESULT = {"role": "system", "content": " Be </think> brief. "}, {"role": "tool", "content": "<tool_response>"}
 _DIALOGUES: list[list[Message]] = [
-    [_ASK, _say("a")],
-    [_ASK, _say(" a \n"), _ASK, _say("")],
-    [_ASK, _say(" a ", " r\n"), _ASK, _say("", "s")],
-    [_ASK, _say(" a ", "r"), _ASK, _say("b"), _SYSTEM, _ASK, _say("c", "t")],
-    [_ASK, _say("", "", _CALL), _RESULT, _say("a")],
+    [_ASK, _answer("a")],
+    [_ASK, _answer(" a \n"), _ASK, _answer("")],
+    [_ASK, _answer(" a ", " r\n"), _ASK, _answer("", "s")],
+    [_ASK, _answer(" a ", "r"), _ASK, _answer("b"), _SYSTEM, _ASK, _answer("c", "t")],
+    [_ASK, _answer("", "", _CALL), _RESULT, _answer("a")],
     [
         _ASK,
-        _say(" look ", "r", _CALL, _CALL),
+        _answer(" look ", "r", _CALL, _CALL),
         _RESULT,
         _RESULT,
-        _say("", "s", _CALL),
+        _answer("", "s", _CALL),
         _RESULT,
-        _say("a", "t"),
+        _answer("a", "t"),
         _ASK,
-        _say("b"),
+        _answer("b"),
     ],
-    [_say("hello"), _ASK, _ASK, _say("a", loss=False), _ASK, _say("<|im_start|>b")],
-    [_ASK, _say("a", "r", loss=False), _ASK, _say("b", "s")],
-    [_ASK, _say(" ", "r"), _ASK, _say("b", "", _CALL)],
+    [_answer("hello"), _ASK, _ASK, _answer("a", loss=False), _ASK, _answer("<|im_start|>b")],
+    [_ASK, _answer("a", "r", loss=False), _ASK, _answer("b", "s")],
+    [_ASK, _answer(" ", "r"), _ASK, _answer("b", "", _CALL)],
 ]
 PROBES: list[tuple[list[Message], Tools, int | None]] = [
     ([*system, *dialogue], tools, budget)

@@ -1,7 +1,7 @@
-"""Prepared: filtered rows -> a table of samples, the rows that were refused, and counts.
+"""Prepare: filtered rows -> a table of samples, the rejected rows, and counts.
 
-Whole columns at a time: the conversations of a batch become pieces (sft.tokens.render), all text is tokenised in
-one call, and ids, masks and turn ends are columns of Parquet without ever being lists.
+Works on columns: the conversations of a batch become segments (sft.tokens.render), all their text is tokenized in one
+call, and ids, masks and turn ends go to Arrow columns without ever being Python lists.
 """
 
 import functools
@@ -20,18 +20,18 @@ import pyarrow as pa
 from sft.cli import InputError
 from sft.conversation import Conversation, Rejection, normalise
 from sft.parquet import SAMPLES
-from sft.tokens.reasoning import Shares, control
+from sft.tokens.reasoning import Shares, control_reasoning
 from sft.tokens.render import ChatTemplate
-from sft.tokens.segments import Pieces, Samples
-from sft.workers import at_row
+from sft.tokens.segments import SampleColumns, Segments
+from sft.workers import report_row
 
-# Whole numbers that no 64 bits hold: orjson reads them as floats, json exactly. (A class first: searched for faster.)
+# Integers of more than 64 bits: orjson reads them as floats, json exactly. (Starts with a class: faster to search.)
 LARGE = re.compile(rb"[0-9][0-9]{18}")
 Counts = dict[str, Counter[Any]]
 
 
-class Prepared(NamedTuple):
-    """What became of some filtered rows."""
+class PreparedRows(NamedTuple):
+    """The samples of some filtered rows, and the rows that have none."""
 
     samples: pa.Table
     """Columns of SAMPLES."""
@@ -41,66 +41,69 @@ class Prepared(NamedTuple):
     """rows: out, trained (tokens), untrained_turns, reasoning_removed (tokens); rejected; reasoning; lengths."""
 
 
-def prepare(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compared: int = 0) -> Prepared:
-    """Prepare rows, columns id, messages, tools of a filtered shard, in order.
+def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compared: int = 0) -> PreparedRows:
+    """Return the samples of rows (columns id, messages, tools of a filtered shard), in order.
 
-    The ids of their first `compared` characters of text are compared with those of the reference tokenizer.
-    Raises:  InputError: a row that is not JSON, a template that used up its limits, ids that differ.
+    Compares the ids of the first `compared` characters of text with those of the reference tokenizer.
+
+    Raises:  InputError: a row is not JSON, the template exceeds its limits, or the ids differ.
     """
-    pieces, refused = Pieces(), dict[int, Rejection]()
+    segments, rejections = Segments(), dict[int, Rejection]()
     controlled, samples, names = [], [], rows["id"].to_pylist()
     columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist()
-    for index, (name, messages, tools) in enumerate(zip(*columns_read, strict=True)):
-        at_row(name)
-        said, known = _parse(name, messages), _parse_tools(tools) if tools else None
+    for index, (name, messages_json, tools_json) in enumerate(zip(*columns_read, strict=True)):
+        report_row(name)
+        messages, tools = _parse(name, messages_json), _parse_tools(tools_json) if tools_json else None
         try:
-            each = control(name, said, reasoning, chat.tokenizer.ranges, chat.tokenizer.engine.count)
-            outcome = chat.add(pieces, each.messages, known, each.budget)
+            each = control_reasoning(
+                name, messages, reasoning, chat.tokenizer.token_ranges, chat.tokenizer.encoder.count
+            )
+            outcome = chat.add_samples(segments, each.messages, tools, each.budget)
         except (AttributeError, LookupError, TypeError) as error:
-            if _is_normal(said, known):
+            if _is_normal(messages, tools):
                 raise
             raise InputError(
-                f"conversation {name}: not as the filter stage writes it. Run that stage again."
+                f"data/filtered: conversation {name}: not in normal form. Run: dvc repro --force filter"
             ) from error
         if isinstance(outcome, Rejection):
-            refused[index], outcome = outcome, 0
+            rejections[index], outcome = outcome, 0
         controlled.append(each)
         samples.append(outcome)
-    if compared and not chat.tokenizer.engine.agrees(_first(pieces.texts(), compared)):
+    if compared and not chat.tokenizer.encoder.matches_reference(_first_texts(segments.texts(), compared)):
         raise InputError(
-            f"conversation {names[0]} or one behind it: fastokens gives other ids than tokenizers. "
-            "Set SFT_FASTOKENS=0 and rerun: slower, and right."
+            f"data/filtered: conversation {names[0]} or a later one: fastokens and tokenizers give different ids. "
+            "Set SFT_FASTOKENS=0 and rerun: slower, but exact."
         )
-    columns = pieces.encode(chat.tokenizer.engine)
+    columns = segments.encode(chat.tokenizer.encoder)
     row_of = np.repeat(np.arange(len(samples)), samples)
-    for sample in sorted(columns.refused):
-        refused.setdefault(int(row_of[sample]), columns.refused[sample])
-    keep = ~np.isin(row_of, list(refused))
+    for sample in sorted(columns.rejected):
+        rejections.setdefault(int(row_of[sample]), columns.rejected[sample])
+    keep = ~np.isin(row_of, list(rejections))
 
     counts: Counts = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths")}
     for index, each in enumerate(controlled):
-        if index in refused:
-            counts["rejected"][refused[index].reason] += 1
+        if index in rejections:
+            counts["rejected"][rejections[index].reason] += 1
             continue
         counts["reasoning"][each.mode] += 1
         counts["rows"]["reasoning_removed"] += each.tokens_removed
         counts["rows"]["untrained_turns"] += len(
             [1 for message in each.messages if "loss" in message and message["loss"] is False]
         )
-    counts["rows"]["out"] = len(samples) - len(refused)
+    counts["rows"]["out"] = len(samples) - len(rejections)
     counts["rows"]["trained"] = int(columns.trained[keep].sum())
     counts["lengths"].update(columns.sizes[keep].tolist())
     rejected = [
-        {"id": names[index], "reason": refused[index].reason, "evidence": refused[index].evidence}
-        for index in sorted(refused)
+        {"id": names[index], "reason": rejections[index].reason, "evidence": rejections[index].evidence}
+        for index in sorted(rejections)
     ]
     table = _table([names[index] for index in row_of], row_of, columns)
-    return Prepared(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
+    return PreparedRows(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
 
 
-def _table(names: list[str], row_of: npt.NDArray[np.int64], columns: Samples) -> pa.Table:
-    """Put columns beside each other as the schema says."""
-    first = np.searchsorted(row_of, row_of)  # sample of each row's first sample
+def _table(names: list[str], row_of: npt.NDArray[np.int64], columns: SampleColumns) -> pa.Table:
+    """Return columns as a table of SAMPLES."""
+    first = np.searchsorted(row_of, row_of)  # index of the first sample of its row
     values: dict[str, pa.Array] = {
         "conversation_id": _texts(names),
         "sample": _array((np.arange(len(row_of)) - first).astype(np.int32)),
@@ -111,7 +114,7 @@ def _table(names: list[str], row_of: npt.NDArray[np.int64], columns: Samples) ->
     return pa.table([values[name] for name in SAMPLES.names], schema=SAMPLES)
 
 
-# Arrays of Arrow are made from their parts: `pa.array` would import pandas, a tenth of a worker's start.
+# Arrow arrays are made from buffers: `pa.array` would import pandas, a tenth of a worker's start.
 
 
 def _texts(values: list[str]) -> pa.Array:
@@ -134,48 +137,50 @@ def _offsets(sizes: Iterable[int]) -> npt.NDArray[np.int32]:
     return np.cumsum([0, *sizes]).astype(np.int32)
 
 
-def _first(texts: Iterable[str], chars: int) -> list[str]:
-    """Return the first texts, up to a number of characters, cut where one is longer."""
-    found, left = list[str](), chars
+def _first_texts(texts: Iterable[str], chars: int) -> list[str]:
+    """Return the first `chars` characters of some texts."""
+    first, left = list[str](), chars
     for text in texts:
         if left <= 0:
             break
-        found.append(text[:left])
+        first.append(text[:left])
         left -= len(text)
-    return found
+    return first
 
 
 def _views(column: pa.Array) -> list[memoryview]:
-    """Return the UTF-8 of each text of a column, without copying it; none may be null."""
+    """Return the UTF-8 of each text of a column, without a copy; no text may be null."""
     _, offsets, data = column.buffers()
     bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1].tolist()
-    every = memoryview(data)
-    return [every[start:end] for start, end in itertools.pairwise(bounds)]
+    view = memoryview(data)
+    return [view[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _is_normal(messages: Any, tools: Any) -> bool:
-    """Say whether a conversation is in normal form: bringing it there changes nothing."""
+    """Return whether a conversation is in normal form."""
     normal = normalise({"messages": messages, "tools": tools})
     return isinstance(normal, Conversation) and (normal.messages, normal.tools) == (messages, tools)
 
 
 def _parse(name: str, text: memoryview) -> Any:
-    """Read JSON as Python's json does; in messages, numbers stand in the arguments of calls only."""
+    """Return parsed JSON, as Python's json reads it. In messages, only arguments of calls have numbers."""
     try:
         try:
             value = orjson.loads(text)
         except orjson.JSONDecodeError:
             value = json.loads(bytes(text))  # NaN
-            json.dumps(value, ensure_ascii=False).encode()  # a UnicodeEncodeError: half of a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate raises UnicodeEncodeError
             return value
         if bytes(text[:8]) == b'[{"role"' and not any(["tool_calls" in message for message in value]):
             return value
         return json.loads(bytes(text)) if LARGE.search(text) else value
     except (ValueError, RecursionError) as error:
-        raise InputError(f"conversation {name}: not JSON: {error}. Run the filter stage again.") from error
+        raise InputError(
+            f"data/filtered: conversation {name}: not JSON: {error}. Run: dvc repro --force filter"
+        ) from error
 
 
 @functools.lru_cache(maxsize=256)
 def _parse_tools(text: str) -> Any:
-    """Read tools, of which many conversations have the same; nobody changes what is returned."""
+    """Return parsed tools, cached: many conversations share them. Do not change the result."""
     return _parse("with these tools", memoryview(text.encode()))

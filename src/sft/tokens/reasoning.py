@@ -1,11 +1,11 @@
-"""Reasoning control: some conversations lose their reasoning, some have it cut to a budget.
+"""Reasoning control: some conversations lose their reasoning, some have it truncated to a budget.
 
-So that a model learns to answer without reasoning, and to come to its answer when a budget is used up: in a
-drawn share of the conversations with reasoning it is taken out, and in another each answer's reasoning ends
-after a drawn number of tokens and the original answer follows. Which conversation, and which budget, depends on
-the seed and the id of the conversation alone: not on other rows, their order or the number of processes.
+The model learns to answer without reasoning, and to answer when a budget is used up. In a drawn share of the
+conversations with reasoning it is removed; in another share, the reasoning of each answer ends after a drawn number of
+tokens and the original answer follows. The draw depends on the seed and the conversation id alone, not on other
+rows, their order or the number of processes.
 
-Shares and effect are those of the Nemotron 3 Nano report, section 3.1.5: 10 % without, 3 % cut.
+Shares and effect follow the Nemotron 3 Nano report, section 3.1.5: 10 % without reasoning, 3 % truncated.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ MODES = ("none", "kept", "stripped", "truncated")
 
 
 class Shares(NamedTuple):
-    """What prep.reasoning in params.yaml says; sft.params.schema explains it."""
+    """`prep.reasoning` of params.yaml; sft.params.data explains the keys."""
 
     strip: float
     truncate: float
@@ -28,8 +28,8 @@ class Shares(NamedTuple):
     seed: int
 
 
-class Ranges(Protocol):
-    """A text -> the range of characters of each of its tokens, of the first `most`; tokens may share a character."""
+class TokenRanges(Protocol):
+    """Returns the characters that each token of a text, or of its first `most`, covers; tokens may share one."""
 
     def __call__(self, text: str, most: int | None = None) -> list[tuple[int, int]]: ...  # noqa: D102
 
@@ -39,15 +39,15 @@ class Controlled(NamedTuple):
 
     messages: list[Message]
     mode: str
-    """none: had no reasoning; kept: has it all; stripped: has none left; truncated: some answer has less."""
+    """none: has no reasoning; kept: unchanged; stripped: all removed; truncated: shortened in some answer."""
     budget: int | None
-    """The longest reasoning of an answer, in tokens, where truncated: what the template is told."""
+    """If truncated: the most reasoning tokens of an answer. The template writes it in the prompt."""
     tokens_removed: int
 
 
 @dataclass
 class ReasoningCounts:
-    """What became of the reasoning of the conversations of a source."""
+    """Counts of kept, stripped and truncated reasoning of a source."""
 
     conversations: Counter[str] = field(default_factory=Counter)
     """By mode."""
@@ -59,27 +59,27 @@ class ReasoningCounts:
         self.tokens_removed += controlled.tokens_removed
 
     def report(self) -> dict[str, Any]:
-        """Return the counts as they stand in `reports/`."""
+        """Return the counts as in reports/prep."""
         return {mode: self.conversations[mode] for mode in MODES} | {"tokens_removed": self.tokens_removed}
 
 
-def control(
+def control_reasoning(
     conversation: str,
     messages: list[Message],
     params: Shares,
-    ranges: Ranges,
+    ranges: TokenRanges,
     count: Callable[[str], int] | None = None,
 ) -> Controlled:
-    """Take out or cut the reasoning of the conversation with the id `conversation`, if it is drawn.
+    """Return the messages of a conversation (`conversation` is its id) with reasoning kept, removed or truncated.
 
-    A conversation drawn to be cut gets one of the budgets that its longest reasoning exceeds; where it exceeds
-    none, all is kept.
+    A conversation to truncate gets one of the budgets that its longest reasoning exceeds; if there is none, all
+    reasoning is kept.
     """
     thoughts = [turn["reasoning_content"] for turn in messages if "reasoning_content" in turn]
     if not thoughts:
         return Controlled(messages, "none", None, 0)
     place = _draw(params.seed, f"reasoning:{conversation}")
-    if place >= params.strip + params.truncate:  # most of them: before any token is counted
+    if place >= params.strip + params.truncate:  # most conversations: no tokens are counted
         return Controlled(messages, "kept", None, 0)
     count = count or (lambda text: len(ranges(text)))
     lengths = [count(thought) for thought in thoughts]
@@ -89,33 +89,33 @@ def control(
     if not budgets:
         return Controlled(messages, "kept", None, 0)
     budget = budgets[int(_draw(params.seed, f"budget:{conversation}") * len(budgets))]
-    cut = [_cut(turn, budget, ranges) for turn in messages]
-    left = sum(count(turn["reasoning_content"]) for turn in cut if "reasoning_content" in turn)
-    return Controlled(cut, "truncated", budget, sum(lengths) - left)
+    truncated = [_truncate_message(turn, budget, ranges) for turn in messages]
+    left = sum(count(turn["reasoning_content"]) for turn in truncated if "reasoning_content" in turn)
+    return Controlled(truncated, "truncated", budget, sum(lengths) - left)
 
 
-def shorten(text: str, budget: int, ranges: Ranges) -> str:
-    """Cut a text behind a whole token, so that what is left is at most `budget` tokens and whole characters.
+def truncate(text: str, budget: int, ranges: TokenRanges) -> str:
+    """Return the start of a text, at most `budget` tokens long, without trailing blanks.
 
-    A character of several tokens stays whole or goes; blanks at the cut go. What is left is counted anew,
-    because a text that ends earlier can have other tokens.
+    Ends behind a whole token and a whole character. The tokens of the result are counted again, because a
+    shorter text can have other tokens.
     """
-    tokens = ranges(text, budget + 1)  # the next one tells whether it shares a character
+    tokens = ranges(text, budget + 1)  # one more, to see whether it shares a character
     for kept in range(min(budget, len(tokens)), 0, -1):
         end = tokens[kept - 1][1]
         if kept < len(tokens) and tokens[kept][0] < end:
             continue
-        short = text[:end].rstrip()
-        if len(ranges(short, budget + 1)) <= budget:
-            return short
+        start = text[:end].rstrip()
+        if len(ranges(start, budget + 1)) <= budget:
+            return start
     return ""
 
 
-def _cut(message: Message, budget: int, ranges: Ranges) -> Message:
+def _truncate_message(message: Message, budget: int, ranges: TokenRanges) -> Message:
     if "reasoning_content" not in message:
         return message
-    short = shorten(message["reasoning_content"], budget, ranges)
-    return message | {"reasoning_content": short} if short else _without(message)
+    start = truncate(message["reasoning_content"], budget, ranges)
+    return message | {"reasoning_content": start} if start else _without(message)
 
 
 def _without(message: Message) -> Message:
@@ -123,5 +123,5 @@ def _without(message: Message) -> Message:
 
 
 def _draw(seed: int, text: str) -> float:
-    """Draw from [0, 1), the same on every machine; the text says what for, so that draws are independent."""
+    """Return a number in [0, 1), the same on every machine; `text` names the draw, so that draws are independent."""
     return int(keyed_hash(seed, text)[:13], 16) / 16**13

@@ -1,21 +1,21 @@
-"""Chat: conversations -> samples, each a list of token ids and a loss mask made together.
+"""Render: conversations -> samples, each a list of token ids and a loss mask made together.
 
-The mask comes from rendering, never from searching for tokens: what an assistant turn adds behind its
-generation prompt, up to and including the stop token, is trained; headers, prompts, tool results, reasoning of
-earlier turns and turns that say `loss: false` are not. Text is rendered by the template (sft.tokens.template) and
-tokenised once as a whole (sft.tokens.tokenizer), in a way that keeps content from becoming structure.
+The mask comes from rendering, never from a search for tokens. Trained is what an assistant turn adds behind its
+generation prompt, up to and including the stop token. Not trained are headers, prompts, tool results, reasoning of
+earlier turns, and turns with `loss: false`. The template (sft.tokens.template) renders the text, which is tokenized
+once as a whole (sft.tokens.tokenizer); content cannot become structure.
 
-A conversation is one sample where that is exact. Where the template rewrites earlier turns once a conversation
-goes on (it drops their reasoning, say), each user turn makes a sample of its own, with all before it as
-context; and if that is not exact either, each answer. A template that is exact in none of these ways is
-refused when it is loaded, before a token is written.
+A conversation is one sample if that is exact. If the template rewrites earlier turns when a conversation continues
+(it drops their reasoning, for example), each user turn becomes a sample, with everything before it as context; if
+that is not exact either, each answer. A template that is exact in none of these ways fails when it is loaded, before a
+token is written.
 
-Any template is rendered by Jinja, a prompt and a turn for each answer. For our own template there is a faster way
-(sft.tokens.fast_nano3), taken where it gives the same.
+Jinja renders any template: a prompt and a turn for each answer. For templates/nano3.jinja there is a faster way
+(sft.tokens.fast_nano3), used if it gives the same samples.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,42 +24,42 @@ import jinja2
 
 from sft.cli import InputError
 from sft.conversation import Message, Rejection
-from sft.tokens.fast_nano3 import MOST_CHARS, PROBES, SHA256, Nano3, UnusualError
-from sft.tokens.segments import Pieces
+from sft.tokens.fast_nano3 import MAX_CHARS, PROBES, SHA256, FastNano3, UnsupportedError
+from sft.tokens.segments import Segments
 from sft.tokens.template import Template, limited
-from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, samples_of
+from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, iter_samples
 
 Tools = list[dict[str, Any]] | None
 EVIDENCE_CHARS = 80
 
 
-class Window(NamedTuple):
-    """Which part of a conversation makes a sample: messages[:end], trained from message `first` on."""
+class MessageRange(NamedTuple):
+    """A part of a conversation that is a sample: messages[:end], trained from message `first` on."""
 
     first: int
     end: int
 
 
-def _whole_conversation(messages: list[Message]) -> list[Window]:
-    return [Window(0, len(messages))]
+def _whole_conversation(messages: list[Message]) -> list[MessageRange]:
+    return [MessageRange(0, len(messages))]
 
 
-def _user_turns(messages: list[Message]) -> list[Window]:
-    """One window for each user message and its answers; what stands before the first belongs to the first."""
+def _user_turns(messages: list[Message]) -> list[MessageRange]:
+    """Return a range for each user message and its answers; messages before the first belong to the first."""
     starts = [i for i, message in enumerate(messages) if message["role"] == "user"] or [0]
-    return [Window(*pair) for pair in zip([0, *starts[1:]], [*starts[1:], len(messages)], strict=True)]
+    return [MessageRange(*pair) for pair in zip([0, *starts[1:]], [*starts[1:], len(messages)], strict=True)]
 
 
-def _answers(messages: list[Message]) -> list[Window]:
-    return [Window(i, i + 1) for i, message in enumerate(messages) if message["role"] == "assistant"]
+def _answers(messages: list[Message]) -> list[MessageRange]:
+    return [MessageRange(i, i + 1) for i, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-CUTS: tuple[Callable[[list[Message]], list[Window]], ...] = (_whole_conversation, _user_turns, _answers)
+GRANULARITIES: tuple[Callable[[list[Message]], list[MessageRange]], ...] = (_whole_conversation, _user_turns, _answers)
 
 
 @dataclass
 class ChatTemplate:
-    """A chat template bound to a tokenizer, checked."""
+    """A checked chat template with its tokenizer."""
 
     source: str
     """The template's text."""
@@ -68,24 +68,25 @@ class ChatTemplate:
     tokenizer: SafeTokenizer
     _template: Template
     _coarsest: dict[bool, int]
-    """From which of CUTS on the template is exact: on conversations without, with reasoning."""
-    _nano3: Nano3 | None = None
-    """The faster way to render it, where there is one."""
+    """The first exact one of GRANULARITIES, for conversations without and with reasoning."""
+    _fast: FastNano3 | None = None
+    """The faster way to render it, if there is one."""
 
     @staticmethod
-    def load(template: str, tokenizer_folder: Path, whole: bool = True, quick: bool = False) -> "ChatTemplate":
-        """Load a template (path of a .jinja file), bind it to the tokenizer of a folder, and check it.
+    def load(template: str, tokenizer_folder: Path, whole: bool = True, fast: bool = False) -> "ChatTemplate":
+        """Load a template (path of a .jinja file) and the tokenizer of a folder, and check them.
 
-        Without `whole`, `check_whole` is left to another process: it loads the tokenizer a second time. `quick`: with
-        the faster tokenizer, where its ids are the same.
-        Raises:  InputError: no such file, a template that does not compile, has no exact mask, or does
-        not stop, or exhausts its limits; a tokenizer whose pieces do not add up to the whole.
+        Without `whole`, `check_whole`, which loads the tokenizer a second time, is left to another process. `fast`: use
+        the faster tokenizer, if its ids are the same.
+
+        Raises:  InputError: the template does not exist, does not compile, has no exact mask, does not stop, or exceeds
+        its limits; or the tokenizer gives other ids for segments than for the whole text.
         """
-        compiled, tokenizer = Template(Path(template)), SafeTokenizer(tokenizer_folder, quick)
+        compiled, tokenizer = Template(Path(template)), SafeTokenizer(tokenizer_folder, fast)
         stop = tokenizer.special.get("eos_token", "")
         if stop not in tokenizer.control:
             raise InputError(
-                f"{tokenizer_folder}: eos_token is {stop!r}, which is not a control token of the tokenizer"
+                f"{tokenizer_folder}/tokenizer_config.json: eos_token: found {stop!r}, expected a control token"
             )
         chat = ChatTemplate(compiled.source, stop, tokenizer.control[stop], tokenizer, compiled, {})
         with limited(compiled.name):
@@ -93,80 +94,76 @@ class ChatTemplate:
         if whole:
             chat.check_whole()
         if hashlib.sha256(compiled.source.encode()).hexdigest() == SHA256:
-            nano3 = Nano3(tokenizer)
-            if nano3.fits() and all(_agrees(chat, nano3, *probe) for probe in PROBES):
-                chat._nano3 = nano3
+            fast_nano3 = FastNano3(tokenizer)
+            if fast_nano3.supports_tokenizer() and all(_is_exact(chat, fast_nano3, *probe) for probe in PROBES):
+                chat._fast = fast_nano3
         return chat
 
     def check_whole(self) -> None:
-        """Raise InputError unless the pieces of a conversation, tokenised apart, are the whole tokenised at once."""
-        rendered = self.samples([ASK, ANSWER, ASK, ANSWER], None)
-        assert not isinstance(rendered, Rejection)  # _check has looked at it
-        whole = self.tokenizer.whole()  # large, and not kept
+        """Raise InputError unless the segments of a conversation get the ids of the whole text."""
+        rendered = self.render_samples([ASK, ANSWER, ASK, ANSWER], None)
+        assert not isinstance(rendered, Rejection)  # _check rejects such templates
+        plain = self.tokenizer.load_plain()  # large, not kept
         for text, sample in zip(rendered, self.encode(rendered), strict=True):
-            if isinstance(sample, Rejection) or whole.encode(text.text, add_special_tokens=False).ids != sample.ids:
+            if isinstance(sample, Rejection) or plain.encode(text.text, add_special_tokens=False).ids != sample.ids:
                 raise InputError(
-                    f"{self._template.name}: this tokenizer gives other ids for text cut at control tokens "
-                    "than for the whole"
+                    f"{self._template.name}: the tokenizer of the base model gives other ids for text between control "
+                    "tokens than for the whole text. Choose another base model."
                 )
 
     @property
-    def is_compiled(self) -> bool:
+    def is_fast(self) -> bool:
         """Whether it is rendered the faster way."""
-        return self._nano3 is not None
+        return self._fast is not None
 
-    def add(self, pieces: Pieces, messages: list[Message], tools: Tools, budget: int | None = None) -> int | Rejection:
-        """Add the samples of a conversation to `pieces`; return how many, or why there are none.
+    def add_samples(
+        self, segments: Segments, messages: list[Message], tools: Tools, budget: int | None = None
+    ) -> int | Rejection:
+        """Add the samples of a conversation to `segments`; return their number, or why there are none.
 
-        `budget` of reasoning is what the template is told.
-        Raises:  InputError: the template used up its limits.
+        `budget` is the reasoning budget that the template writes in the prompt.
+
+        Raises:  InputError: the template exceeded its limits.
         """
-        before = len(pieces.sizes)
-        if self._nano3 is not None and self._add_compiled(self._nano3, pieces, messages, tools, budget):
-            return len(pieces.sizes) - before
-        rendered = self.samples(messages, tools, budget)
+        before = len(segments.sizes)
+        if self._fast is not None and self._add_fast(self._fast, segments, messages, tools, budget):
+            return len(segments.sizes) - before
+        rendered = self.render_samples(messages, tools, budget)
         if isinstance(rendered, Rejection):
             return rendered
         for each in rendered:
-            if fault := self.tokenizer.cut(each, pieces):
-                pieces.forget(before)
-                return fault
+            if rejection := self.tokenizer.add_segments(each, segments):
+                segments.truncate(before)
+                return rejection
         return len(rendered)
 
-    def _add_compiled(
-        self, nano3: Nano3, pieces: Pieces, messages: list[Message], tools: Tools, budget: int | None
+    def _add_fast(
+        self, fast: FastNano3, segments: Segments, messages: list[Message], tools: Tools, budget: int | None
     ) -> bool:
-        """Add the samples the faster way; say whether that can be."""
-        before = len(pieces.sizes)
+        """Add the samples the faster way; return whether that was possible."""
+        before = len(segments.sizes)
         reasoned = any(["reasoning_content" in message for message in messages])
         trained = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
         try:
-            if sum([len(message["content"]) for message in messages]) > MOST_CHARS:
+            if sum([len(message["content"]) for message in messages]) > MAX_CHARS:
                 return False
-            for first, end in CUTS[self._coarsest[reasoned]](messages):
+            for first, end in GRANULARITIES[self._coarsest[reasoned]](messages):
                 if chosen := [index for index in trained if first <= index < end]:
-                    nano3.add(pieces, messages[:end], chosen, tools, budget)
-        except (UnusualError, AttributeError, LookupError, TypeError):
-            pieces.forget(before)
+                    fast.add(segments, messages[:end], chosen, tools, budget)
+        except (UnsupportedError, AttributeError, LookupError, TypeError):
+            segments.truncate(before)
             return False
-        return len(pieces.sizes) > before
+        return len(segments.sizes) > before
 
-    def samples(self, messages: list[Message], tools: Tools, budget: int | None = None) -> list[Rendered] | Rejection:
-        """Render one conversation to its samples, see `samples_of_batch`."""
-        return self.samples_of_batch([(messages, tools, budget)])[0]
-
-    def samples_of_batch(
-        self, conversations: Iterable[tuple[list[Message], Tools, int | None]]
-    ) -> list[list[Rendered] | Rejection]:
-        """Render conversations (messages, tools, budget of reasoning that the template is told) to samples.
-
-        Raises:  InputError: the template used up its limits.
-        """
+    def render_samples(
+        self, messages: list[Message], tools: Tools, budget: int | None = None
+    ) -> list[Rendered] | Rejection:
+        """Render a conversation to its samples. Raises InputError: the template exceeded its limits."""
         with limited(self._template.name):
-            return [self._samples(messages, tools, budget) for messages, tools, budget in conversations]
+            return self._samples(messages, tools, budget)
 
     def _samples(self, messages: list[Message], tools: Tools, budget: int | None) -> list[Rendered] | Rejection:
-        """Render with the coarsest cut that is exact."""
+        """Render with the coarsest granularity that is exact."""
         trained = {i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)}
         if not trained:
             return Rejection("nothing-trained", "no assistant turn, or each says loss: false")
@@ -174,24 +171,24 @@ class ChatTemplate:
         guard = guard_for([messages, tools])
         turns, shielded = self._shield(messages, guard), self.tokenizer.shield(tools, guard)
         outcome: list[Rendered] | Rejection = []
-        for cut in CUTS[self._coarsest[reasoned] :]:
-            outcome = self._render_windows(cut(messages), trained, turns, shielded, budget, guard)
+        for granularity in GRANULARITIES[self._coarsest[reasoned] :]:
+            outcome = self._render_ranges(granularity(messages), trained, turns, shielded, budget, guard)
             if not isinstance(outcome, Rejection) or outcome.reason != "template-mismatch":
                 break
         return outcome
 
-    def _render_windows(
+    def _render_ranges(
         self,
-        windows: list[Window],
+        ranges: list[MessageRange],
         trained: set[int],
         turns: list[Message],
         tools: Tools,
         budget: int | None,
         guard: str,
     ) -> list[Rendered] | Rejection:
-        """Render the windows in which something is trained; a rejection of one is a rejection of all."""
+        """Render the ranges in which something is trained; one rejection rejects all."""
         samples = []
-        for first, end in windows:
+        for first, end in ranges:
             chosen = [index for index in range(first, end) if index in trained]
             if not chosen:
                 continue
@@ -224,8 +221,8 @@ class ChatTemplate:
             if (stops := turn.count(self.stop_token, len(prompt))) != 1:
                 return Rejection("no-stop-token", f"messages[{index}]: {stops} of {self.stop_token} in it, expected 1")
             end = turn.index(self.stop_token, len(prompt)) + len(self.stop_token)
-            if lost := _lost(turns[index], turn[len(prompt) : end]):
-                return Rejection("template-drops-text", f"messages[{index}].{lost} is not in the rendered turn")
+            if missing := _missing_field(turns[index], turn[len(prompt) : end]):
+                return Rejection("template-drops-text", f"messages[{index}].{missing} is not in the rendered turn")
             spans.append((len(prompt), end))
         for tool in tools or []:
             if tool["function"]["name"] not in whole:
@@ -243,7 +240,7 @@ class ChatTemplate:
         budget: int | None = None,
         generation_prompt: bool = False,
     ) -> str:
-        """Render messages to text, without limits. Raises jinja2.TemplateError where the template fails on them."""
+        """Return messages as text, without limits. Raises jinja2.TemplateError: the template fails on them."""
         control: dict[str, Any] = {"enable_thinking": thinking}
         if budget is not None:
             control["reasoning_budget"] = budget
@@ -252,7 +249,7 @@ class ChatTemplate:
             tools=tools,
             documents=None,
             add_generation_prompt=generation_prompt,
-            chat_template_kwargs=control,  # where NVIDIA's template for data preparation looks
+            chat_template_kwargs=control,  # NVIDIA's template for data preparation reads these
             **control,
             **self.tokenizer.special,
         )
@@ -268,19 +265,19 @@ class ChatTemplate:
                 generation_prompt=True,
             )
         (sample,) = self.encode([Rendered(text, [], guard)])
-        assert isinstance(sample, Sample)  # without spans nothing can cross one
+        assert isinstance(sample, Sample)  # no trained range, so no token can cross one
         return sample.ids
 
     def encode(self, batch: list[Rendered]) -> list[Sample | Rejection]:
-        """Tokenise a batch of rendered samples."""
+        """Tokenize a batch of rendered samples."""
         return self.tokenizer.encode(batch)
 
     def decode(self, ids: list[int]) -> str:
-        """Turn ids into text; control tokens stay, as text."""
+        """Return ids as text, control tokens included."""
         return self.tokenizer.decode(ids)
 
     def _shield(self, messages: list[Message], guard: str) -> list[Message]:
-        """Shield messages; their keys and roles are ours, and the loss flag is no business of a template."""
+        """Shield messages, except keys and roles; the template does not see `loss`."""
         return [
             {
                 key: value if key == "role" else self.tokenizer.shield(value, guard)
@@ -291,8 +288,8 @@ class ChatTemplate:
         ]
 
 
-def _lost(message: Message, turn: str) -> str:
-    """Name what a message says and its rendered turn does not; empty if nothing is lost."""
+def _missing_field(message: Message, turn: str) -> str:
+    """Return the field of a message that its rendered turn does not contain, or ""."""
     for field in ("reasoning_content", "content"):
         if message.get(field, "").strip() not in turn:
             return field
@@ -303,11 +300,11 @@ def _lost(message: Message, turn: str) -> str:
 
 
 def _divergence(shorter: str, longer: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
-    return f"{shorter[at : at + EVIDENCE_CHARS]!r} became {longer[at : at + EVIDENCE_CHARS]!r} later"
+    start = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
+    return f"{shorter[start : start + EVIDENCE_CHARS]!r} became {longer[start : start + EVIDENCE_CHARS]!r} later"
 
 
-# --- What is asked of a template before it is used ------------------------------------------------------
+# --- Checks of a template before it is used --------------------------------------------------------------
 
 ASK = {"role": "user", "content": "What is 1 + 1?"}
 ANSWER = {"role": "assistant", "content": "It is 2."}
@@ -315,50 +312,53 @@ THOUGHT = {"role": "assistant", "content": "It is 2.", "reasoning_content": "Cou
 
 
 def _check(chat: ChatTemplate, name: str) -> None:
-    """Refuse a template without an exact mask; learn from which cut on it is exact.
+    """Raise InputError for a template without an exact mask; set the coarsest exact granularity.
 
-    Asked of it, on a conversation of two turns: some cut is exact; each answer ends with the trained stop
-    token; at most one BOS. That it drops reasoning, or refuses it, is no fault of the template: such rows are
-    refused, and counted.
+    Checks on a conversation of two turns: one granularity is exact; each answer ends with the trained stop token; there
+    is at most one BOS. A template may drop or reject reasoning: such conversations are rejected and counted.
     """
     chat._coarsest.update({True: _coarsest_exact(chat, THOUGHT), False: _coarsest_exact(chat, ANSWER)})
     rendered = chat._samples([ASK, ANSWER, ASK, ANSWER], None, None)
     if isinstance(rendered, Rejection):
         why = {
-            "template-mismatch": "an answer does not start with its generation prompt, or is rendered otherwise once "
-            "the conversation goes on, so no exact loss mask exists",
-            "no-stop-token": "an answer does not end with the tokenizer's eos_token, so a model trained on it "
-            "would never stop",
-            "template-drops-text": "it leaves out what an answer says",
-        }.get(rendered.reason, "it refuses a plain conversation of two turns")
+            "template-mismatch": "an answer does not start with its generation prompt, or changes when the "
+            "conversation continues, so no exact loss mask exists",
+            "no-stop-token": "an answer does not end with the tokenizer's eos_token, so a trained model would never "
+            "stop",
+            "template-drops-text": "it drops text of an answer",
+        }.get(rendered.reason, "it rejects a plain conversation of two turns")
         raise InputError(f"{name}: {why} ({rendered.evidence}). Choose another prep.template.")
     bos, trained_stops = chat.tokenizer.control.get(chat.tokenizer.special.get("bos_token", "")), 0
     for sample in chat.encode(rendered):
         if isinstance(sample, Rejection):
-            raise InputError(f"{name}: {sample.evidence}: this tokenizer joins prompt and answer into one token")
+            raise InputError(f"{name}: {sample.evidence}: no exact loss mask exists. Choose another prep.template.")
         if sample.ids[:2] == [bos, bos]:
-            raise InputError(f"{name}: a sample starts with two BOS tokens")
+            raise InputError(
+                f"{name}: a sample starts with two BOS tokens, expected one. Choose another prep.template."
+            )
         trained_stops += [i for i, kept in zip(sample.ids, sample.mask, strict=True) if kept].count(chat.stop_id)
     if trained_stops != 2:
-        raise InputError(f"{name}: the stop token {chat.stop_token} is not trained at the end of each answer")
+        raise InputError(
+            f"{name}: {chat.stop_token} is not trained at the end of each answer. Choose another prep.template."
+        )
 
 
-def _agrees(chat: ChatTemplate, nano3: Nano3, messages: list[Message], tools: Tools, budget: int | None) -> bool:
-    """Say whether the faster way gives the samples of the template itself, or leaves them to it."""
-    pieces = Pieces()
-    if not chat._add_compiled(nano3, pieces, messages, tools, budget):
+def _is_exact(chat: ChatTemplate, fast: FastNano3, messages: list[Message], tools: Tools, budget: int | None) -> bool:
+    """Return whether the faster way gives the samples of the template, or leaves them to it."""
+    segments = Segments()
+    if not chat._add_fast(fast, segments, messages, tools, budget):
         return True
-    rendered = chat.samples(messages, tools, budget)
+    rendered = chat.render_samples(messages, tools, budget)
     return not isinstance(rendered, Rejection) and chat.encode(rendered) == list(
-        samples_of(pieces.encode(chat.tokenizer.engine))
+        iter_samples(segments.encode(chat.tokenizer.encoder))
     )
 
 
 def _coarsest_exact(chat: ChatTemplate, answer: Message) -> int:
-    """Find the coarsest cut with which a conversation of two such answers is exact; the first if none is."""
+    """Return the index of the coarsest exact granularity for a conversation of two such answers; 0 if none is."""
     messages = [ASK, answer, ASK, answer]
-    for index, cut in enumerate(CUTS):
-        outcome = chat._render_windows(cut(messages), {1, 3}, messages, None, None, guard_for(messages))
+    for index, granularity in enumerate(GRANULARITIES):
+        outcome = chat._render_ranges(granularity(messages), {1, 3}, messages, None, None, guard_for(messages))
         if not isinstance(outcome, Rejection):
             return index
     return 0

@@ -1,9 +1,9 @@
-"""Pieces: samples as texts with runs of control ids between them -> ids, mask and turn ends of all, as columns.
+"""Segments: samples as texts with control ids between them -> columns of ids, masks and turn ends.
 
-A sample is pieces one after the other: a text, then a run of ids that stand for themselves. Of a piece, the text is
-trained from a place on or not at all, and the run up to a number of ids; so the mask is made with the ids, in whole
-arrays for a batch of samples, and only where a text is parted is a token edge looked for. A token across such a
-place refuses the sample.
+A sample is a list of segments: a text, then ids of control tokens that are inserted as they are. The text of a segment
+is trained from a character on or not at all, its control ids up to a number. So ids and masks are made for a whole
+batch in array operations, and a token edge is looked up only where the trained part begins inside a text. If a token
+spans that place, the sample is rejected.
 """
 
 import itertools
@@ -14,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sft.conversation import Rejection
-from sft.tokens.encoder import Engine
+from sft.tokens.encoder import Encoder
 
 UNTRAINED = -1
-IN_RUN = 2  # a bit beside that of the mask
+IS_CONTROL = 2  # a second bit, beside the mask's
 
 
-class Samples(NamedTuple):
+class SampleColumns(NamedTuple):
     """Samples as columns. Shapes: N samples, T tokens and E turn ends of all of them."""
 
     ids: npt.NDArray[np.int32]
-    """(T,), one sample after the other."""
+    """(T,), sample by sample."""
     mask: npt.NDArray[np.uint8]
     """(T,), 1 = this token is trained."""
     sizes: npt.NDArray[np.int64]
@@ -35,80 +35,82 @@ class Samples(NamedTuple):
     """(E,), index in its sample behind the stop token of each trained turn."""
     turns: npt.NDArray[np.int64]
     """(N,), trained turns of each."""
-    refused: dict[int, Rejection]
-    """Samples, by number, in which a token is part prompt and part answer; what the columns say of them is void."""
+    rejected: dict[int, Rejection]
+    """By sample: a token is part prompt, part answer. Ignore the sample's columns."""
 
 
-Piece = tuple[str, int, tuple[int, ...], int, int]
+Segment = tuple[str, int, tuple[int, ...], int, int]
 
 
-class Pieces:
-    """Collects the pieces of samples."""
+class Segments:
+    """Collects the segments of samples."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        """Of each sample: its pieces."""
-        self._pieces: list[Piece] = []
-        self._begun = 0
+        """Segments of each sample."""
+        self._segments: list[Segment] = []
+        self._begin = 0
 
-    def add(self, text: str, place: int, run: tuple[int, ...] = (), trained: int = 0, end: int = 0) -> None:
-        """Add a piece to the sample that is not finished.
+    def add(
+        self, text: str, trained_from: int, control_ids: tuple[int, ...] = (), trained_ids: int = 0, end: int = 0
+    ) -> None:
+        """Add a segment to the current sample.
 
-        place: from which character on the text is trained; UNTRAINED: not at all. run: the ids behind the text;
-        trained: how many of them are trained, from the start. end: 1, a trained turn ends behind the text; 2, behind
-        the first id of the run; 0, none does.
+        trained_from: the first character of the text that is trained, or UNTRAINED. control_ids: ids behind the text;
+        trained_ids: how many of them, from the first on, are trained. end: 1 if a trained turn ends behind the text,
+        2 if it ends behind the first control id, else 0.
         """
-        self._pieces.append((text, place, run, trained, end))
+        self._segments.append((text, trained_from, control_ids, trained_ids, end))
 
-    def finish(self) -> None:
-        """What was added since the last sample is a sample."""
-        self.sizes.append(len(self._pieces) - self._begun)
-        self._begun = len(self._pieces)
+    def end_sample(self) -> None:
+        """End the current sample."""
+        self.sizes.append(len(self._segments) - self._begin)
+        self._begin = len(self._segments)
 
-    def forget(self, samples: int) -> None:
-        """Forget what is not finished, and all samples but the first `samples`."""
+    def truncate(self, samples: int) -> None:
+        """Keep the first `samples` samples only, and drop the current one."""
         del self.sizes[samples:]
-        self._begun = sum(self.sizes)
-        del self._pieces[self._begun :]
+        self._begin = sum(self.sizes)
+        del self._segments[self._begin :]
 
     def texts(self) -> Iterator[str]:
-        """Yield the text of each piece."""
-        return (piece[0] for piece in self._pieces)
+        """Yield the text of each segment."""
+        return (segment[0] for segment in self._segments)
 
-    def encode(self, engine: Engine) -> Samples:
-        """Tokenise all texts in one call and put the samples together."""
-        number = len(self._pieces)
-        columns = map(list, zip(*self._pieces, strict=True)) if self._pieces else ([] for _ in range(5))
-        texts, places, runs, in_trained, endings = columns
-        ids, in_text = engine.encode(texts)
-        in_run = np.fromiter(map(len, runs), np.int64, number)
-        run_ids = np.fromiter(itertools.chain.from_iterable(runs), np.int32, int(in_run.sum()))
-        place, trained = np.array(places, np.int64), np.array(in_trained, np.int64)
+    def encode(self, encoder: Encoder) -> SampleColumns:
+        """Tokenize all texts in one call; return the samples."""
+        number = len(self._segments)
+        columns = map(list, zip(*self._segments, strict=True)) if self._segments else ([] for _ in range(5))
+        texts, trained_from, control_ids, trained_ids, turn_ends_at = columns
+        ids, in_text = encoder.encode(texts)
+        in_control = np.fromiter(map(len, control_ids), np.int64, number)
+        all_control_ids = np.fromiter(itertools.chain.from_iterable(control_ids), np.int32, int(in_control.sum()))
+        place, trained = np.array(trained_from, np.int64), np.array(trained_ids, np.int64)
 
         untrained = np.where(place == UNTRAINED, in_text, 0)
-        parted = {int(index): places[index] for index in np.flatnonzero(place > 0)}
-        edges = engine.edges(texts, ids, in_text, parted) if parted else {}
+        inside = {int(index): trained_from[index] for index in np.flatnonzero(place > 0)}
+        edges = encoder.token_edges(texts, ids, in_text, inside) if inside else {}
         for index, (tokens, _) in edges.items():
             untrained[index] = tokens
-        stretches = np.stack([untrained, in_text - untrained, trained, in_run - trained], axis=1)
-        kinds = np.repeat(np.tile(np.array([0, 1, 1 | IN_RUN, IN_RUN], np.uint8), number), stretches.ravel())
-        mask, is_run = (kinds & 1).astype(np.uint8, copy=False), kinds >= IN_RUN
+        lengths = np.stack([untrained, in_text - untrained, trained, in_control - trained], axis=1)
+        kinds = np.repeat(np.tile(np.array([0, 1, 1 | IS_CONTROL, IS_CONTROL], np.uint8), number), lengths.ravel())
+        mask, is_control = (kinds & 1).astype(np.uint8, copy=False), kinds >= IS_CONTROL
         joined = np.empty(len(kinds), np.int32)
-        joined[~is_run], joined[is_run] = ids, run_ids
+        joined[~is_control], joined[is_control] = ids, all_control_ids
 
-        pieces = np.array(self.sizes, np.int64)
-        sample_of = np.repeat(np.arange(len(pieces)), pieces)
-        ends = np.cumsum(in_text + in_run)
-        sizes = np.bincount(sample_of, in_text + in_run, len(pieces)).astype(np.int64)
+        segments = np.array(self.sizes, np.int64)
+        sample_of = np.repeat(np.arange(len(segments)), segments)
+        ends = np.cumsum(in_text + in_control)
+        sizes = np.bincount(sample_of, in_text + in_control, len(segments)).astype(np.int64)
         starts = np.cumsum(sizes) - sizes
-        ending = np.array(endings, np.int64)
-        here = np.flatnonzero(ending)
-        turn_ends = (ends - in_run)[here] + ending[here] - 1 - starts[sample_of[here]]
-        refused = {
+        end_code = np.array(turn_ends_at, np.int64)
+        has_end = np.flatnonzero(end_code)
+        turn_ends = (ends - in_control)[has_end] + end_code[has_end] - 1 - starts[sample_of[has_end]]
+        rejected = {
             int(sample_of[index]): Rejection("token-crosses-mask", f"token {token!r} is part prompt, part answer")
             for index, (_, token) in edges.items()
             if token
         }
-        turns = np.bincount(sample_of[here], minlength=len(pieces))
-        learnt = np.bincount(sample_of, in_text - untrained + trained, len(pieces)).astype(np.int64)
-        return Samples(joined, mask, sizes, learnt, turn_ends.astype(np.int32), turns, refused)
+        turns = np.bincount(sample_of[has_end], minlength=len(segments))
+        trained_tokens = np.bincount(sample_of, in_text - untrained + trained, len(segments)).astype(np.int64)
+        return SampleColumns(joined, mask, sizes, trained_tokens, turn_ends.astype(np.int32), turns, rejected)

@@ -1,12 +1,12 @@
-"""Template: a chat template as a function from messages to text, sandboxed and held to limits.
+"""Template: a chat template as a function from messages to text, in a sandbox with limits.
 
-A template may come with a model from anywhere: it is code from outside. The sandbox keeps it from everything
-but what it is given; two limits keep it from exhausting the machine. While templates are compiled or run, this
-process may take MEMORY_BYTES more of address space, and CPU_SECONDS for one text; past them the stage ends with
-one InputError. The limits hold in this process, so rendering needs no second one and no copies.
+A template may come with a model from anywhere: it is untrusted code. The sandbox gives it access to its variables only,
+and two limits protect the machine. While a template is compiled or rendered, this process may use MEMORY_BYTES more
+address space, and CPU_SECONDS for each text; beyond that, the stage fails with an InputError. The limits hold in this
+process, so rendering needs no second process and no copies.
 
-What a template sees is what `transformers` gives it, less what would make the same data other text tomorrow:
-the clock and random choice. Linux, main thread.
+A template sees what `transformers` provides, except what would give other text for the same data tomorrow: the clock
+and random choice. Linux, main thread only.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from sft.cli import InputError
 
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 15
-LONGEST_TEXT = 1 << 24  # characters; what is longer would exhaust the tokenizer
-# What the expressions of a template raise on data that it does not expect.
+LONGEST_TEXT = 1 << 24  # characters; longer text would exhaust the tokenizer
+# Exceptions of template expressions on unexpected data.
 TEMPLATE_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 DICT_METHODS = frozenset(dir(dict))
 LOOP_VALUES = frozenset(
     ("index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "depth", "depth0")
 )
-NO_CLOCK = "the template asks for today's date: the same data would give other tokens tomorrow"
+NO_CLOCK = "the template uses today's date: the same data would give other tokens tomorrow"
 
 
 class Template:
@@ -44,12 +44,12 @@ class Template:
     def __init__(self, path: Path) -> None:
         """Read and compile the .jinja file at `path`.
 
-        Raises:  InputError: no such file, or no template that can be compiled within the limits.
+        Raises:  InputError: the file does not exist, or does not compile within the limits.
         """
         if not path.is_file():
             raise InputError(
-                f"{path}: no such chat template. prep.template is a .jinja file: templates/nano3.jinja is ours, "
-                "models/base/chat_template.jinja the one that the base model brings, if it brings one."
+                f"{path}: not found. Set prep.template to a .jinja file: templates/nano3.jinja, or the base model's, "
+                "models/base/chat_template.jinja, if it has one."
             )
         self.name = str(path)
         try:
@@ -64,9 +64,9 @@ class Template:
             ) from error  # or not UTF-8
 
     def render(self, **variables: Any) -> str:
-        """Render to text; held to limits within `limited`.
+        """Return the rendered text; the limits apply inside `limited`.
 
-        Raises:  jinja2.TemplateError: the template refuses the variables, or fails on them.
+        Raises:  jinja2.TemplateError: the template rejects the variables, or fails on them.
         """
         _grant_time()
         try:
@@ -79,14 +79,14 @@ class Template:
 
 
 class _ExhaustedError(Exception):
-    """A template used up a limit; not a kind of error that templates are expected to raise."""
+    """A template exceeded a limit; no error that templates are expected to raise."""
 
 
 @contextlib.contextmanager
 def limited(name: str) -> Iterator[None]:
-    """Limit what compiling and rendering may use until the block ends.
+    """Limit memory and time of compiling and rendering until the block ends.
 
-    Raises:  InputError: the template called `name` used up a limit.
+    Raises:  InputError: the template exceeded a limit; the message starts with `name`.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
@@ -99,8 +99,7 @@ def limited(name: str) -> Iterator[None]:
     except (MemoryError, _ExhaustedError) as error:
         used = str(error) or f"more than {MEMORY_BYTES >> 20} MiB of memory"
         raise InputError(
-            f"{name}: the chat template used {used}. A template is a few loops over messages: this one is broken or "
-            "hostile. Choose another prep.template."
+            f"{name}: the chat template used {used}. It is broken or hostile. Choose another prep.template."
         ) from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -109,9 +108,9 @@ def limited(name: str) -> Iterator[None]:
 
 
 def _grant_time() -> None:
-    """Start the CPU time of one text anew, where it is limited."""
-    if signal.getsignal(signal.SIGPROF) is _out_of_time:  # else the signal would end the process
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS, 1)  # and each second: Jinja's compiler swallows some errors
+    """Restart the CPU time of one text, if it is limited."""
+    if signal.getsignal(signal.SIGPROF) is _out_of_time:  # otherwise the signal would end the process
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS, 1)  # then every second: Jinja's compiler swallows some errors
 
 
 def _out_of_time(_signal: int, _frame: Any) -> None:
@@ -119,28 +118,30 @@ def _out_of_time(_signal: int, _frame: Any) -> None:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks: accepted and without effect, because the mask comes from rendering turns."""
+    """`{% generation %}` blocks: accepted without effect, because the mask comes from rendering turns."""
 
     tags = {"generation"}  # noqa: RUF012 (the form that jinja2 prescribes)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Give the body back as it is."""
+        """Return the body unchanged."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The environment that `transformers` gives to chat templates, without clock and chance."""
+    """The environment of chat templates in `transformers`, without the clock and random choice."""
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         del self.filters["random"], self.globals["lipsum"]
         self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _refuse
-        self.globals["strftime_now"] = jinja2.Undefined(hint=NO_CLOCK)  # not `defined`: some then have a fixed date
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = jinja2.Undefined(
+            hint=NO_CLOCK
+        )  # not `defined`: some templates then use a fixed date
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """Look up `message.role`, `loop.first`: as the sandbox does, without its detours: twice as fast."""
+        """Return `message.role`, `loop.first`: the same as the sandbox, without its detours, twice as fast."""
         if type(obj) is dict and attribute not in DICT_METHODS:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         if type(obj) is jinja2.runtime.LoopContext and attribute in LOOP_VALUES:
@@ -148,9 +149,9 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as in jinja2)
-        """Call what a template calls; its own macros need no check."""
+        """Call a callable of the template; its own macros need no check."""
         if type(__obj) is jinja2.runtime.Macro:
-            kwargs.pop("_loop_vars", None)  # what the compiler adds for callables that ask for the context
+            kwargs.pop("_loop_vars", None)  # added by the compiler for callables that take the context
             kwargs.pop("_block_vars", None)
             return __obj(__context.eval_ctx, *args, **kwargs)
         return super().call(__context, __obj, *args, **kwargs)
@@ -166,5 +167,5 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _refuse(message: str) -> None:
+def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)

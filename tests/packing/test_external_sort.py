@@ -1,4 +1,4 @@
-"""Shuffle: every token arrives at its place, however the data is cut and whoever does the work."""
+"""External sort: every token arrives at its place, whatever the sizes of parts and the number of workers."""
 
 import subprocess
 import sys
@@ -9,11 +9,11 @@ import pytest
 
 from sft.cli import InputError
 from sft.hashing import folder_digests
-from sft.packing import shuffle
+from sft.packing import external_sort
 from sft.packing.bins import plan_bins
-from sft.packing.plan import Order
-from sft.packing.samples import join, list_groups, measure, read_group
-from sft.packing.shuffle import Layout, plan_shuffle, write_packs
+from sft.packing.external_sort import Layout, plan_sort, write_packs
+from sft.packing.plan import PackOrder
+from sft.packing.sample_table import build_tables, list_row_groups, measure_rows, read_row_group
 from sft.packing.write import padded
 from sft.params.data import Pack
 from sft.parquet import PACKS, SAMPLES, ShardWriter, read_rows, shard_paths
@@ -42,17 +42,19 @@ def made(tmp_path):
 
 
 def write(folder, name, multiple=1):
-    """Pack all samples but those that do not fit, the first three twice, in two splits and an empty one."""
-    groups = list_groups({source: folder / source for source in "ab"})
+    """Pack all samples that fit, the first three twice, in two splits and an empty one."""
+    groups = list_row_groups({source: folder / source for source in "ab"})
     batches = [
-        measure(batch, group.source, params(multiple)) for group in groups for batch in read_group(group, COLUMNS)
+        measure_rows(batch, group.source, params(multiple))
+        for group in groups
+        for batch in read_row_group(group, COLUMNS)
     ]
     rows = {source: sum(group.rows for group in groups if group.source == source) for source in "ab"}
-    samples, conversations = join(lambda name: [batch.column(name) for batch in batches], rows)
-    own = np.flatnonzero(samples.kept > 0).astype("int32")[::-1]
-    copies = np.concatenate([own, own[:3]])
-    repeats = (np.arange(len(copies)) >= len(own)).astype("int32")
-    bins = plan_bins(padded(samples.kept[copies], multiple), SIZE)
+    samples, conversations = build_tables(lambda name: [batch.column(name) for batch in batches], rows)
+    fitting = np.flatnonzero(samples.kept > 0).astype("int32")[::-1]
+    members = np.concatenate([fitting, fitting[:3]])
+    copies = (np.arange(len(members)) >= len(fitting)).astype("int32")
+    bins = plan_bins(padded(samples.kept[members], multiple), SIZE)
     half = len(bins) // 2
     middle = bins.starts[half]
     orders = {}
@@ -61,22 +63,24 @@ def write(folder, name, multiple=1):
         ("validation", slice(middle, None), bins.starts[half:] - middle),
         ("test", slice(0, 0), bins.starts[:1]),
     ):
-        members = bins.members[place]
-        orders[split] = Order(copies[members], repeats[members], starts)
+        packed = bins.members[place]
+        orders[split] = PackOrder(members[packed], copies[packed], starts)
     spool = folder / f"spool-{name}"
     for made in (spool, folder / name):
         made.mkdir()
     layout = Layout(SIZE, multiple, pad_id=0, stop_id=EOS)
-    write_packs(folder / name, plan_shuffle(orders, samples, conversations, groups, layout, spool))
-    return len(copies)
+    write_packs(folder / name, plan_sort(orders, samples, conversations, groups, layout, spool))
+    return len(members)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize(("tokens", "shards"), [(1 << 24, 1), (100, 7), (1, 60)])
-def test_every_sample_arrives_whole_once_per_copy_however_the_data_is_cut(made, monkeypatch, tokens, shards, multiple):
-    for name in ("RUN_TOKENS", "BLOCK_TOKENS", "GROUP_TOKENS"):
-        monkeypatch.setattr(shuffle, name, tokens)
-    monkeypatch.setattr(shuffle, "SHARD_TOKENS", 3 * tokens)
+def test_every_sample_arrives_whole_once_per_copy_whatever_the_sizes_of_parts(
+    made, monkeypatch, tokens, shards, multiple
+):
+    for name in ("PART_TOKENS", "BLOCK_TOKENS", "GROUP_TOKENS"):
+        monkeypatch.setattr(external_sort, name, tokens)
+    monkeypatch.setattr(external_sort, "SHARD_TOKENS", 3 * tokens)
     folder, expected = made
     copies = write(folder, "packed", multiple)
     found = []
@@ -99,27 +103,27 @@ def test_every_sample_arrives_whole_once_per_copy_however_the_data_is_cut(made, 
     assert pq.read_schema(empty).equals(PACKS)
 
 
-def test_who_does_the_work_and_how_data_is_cut_on_the_way_change_no_byte(made, monkeypatch):
+def test_the_number_of_workers_and_the_size_of_parts_change_no_byte(made, monkeypatch):
     folder, _ = made
-    monkeypatch.setattr(shuffle, "SHARD_TOKENS", 900)
+    monkeypatch.setattr(external_sort, "SHARD_TOKENS", 900)
     digests = []
     for workers, tokens in (("1", 1 << 24), ("1", 200), ("2", 1000)):
         monkeypatch.setenv("SFT_WORKERS", workers)
-        monkeypatch.setattr(shuffle, "RUN_TOKENS", tokens)
+        monkeypatch.setattr(external_sort, "PART_TOKENS", tokens)
         write(folder, f"packed-{workers}-{tokens}")
         digests.append(folder_digests(folder / f"packed-{workers}-{tokens}"))
     assert digests[0] == digests[1] == digests[2]
     assert len(digests[0]) > 5
 
 
-def test_how_many_row_groups_are_joined_at_once_changes_no_byte(made, monkeypatch):
+def test_the_number_of_row_groups_built_at_once_changes_no_byte(made, monkeypatch):
     folder, _ = made
     for name, tokens in (("SHARD_TOKENS", 3000), ("BLOCK_TOKENS", 900), ("GROUP_TOKENS", 200)):
-        monkeypatch.setattr(shuffle, name, tokens)
+        monkeypatch.setattr(external_sort, name, tokens)
     monkeypatch.setenv("SFT_WORKERS", "1")
     digests = []
     for number in (1, 3, 100):
-        monkeypatch.setattr(shuffle, "GROUPS_AT_ONCE", number)
+        monkeypatch.setattr(external_sort, "GROUPS_AT_ONCE", number)
         write(folder, f"packed-{number}")
         digests.append(folder_digests(folder / f"packed-{number}"))
     assert digests[0] == digests[1] == digests[2]
@@ -127,7 +131,7 @@ def test_how_many_row_groups_are_joined_at_once_changes_no_byte(made, monkeypatc
 
 
 def test_workers_do_not_load_the_compiler_that_only_the_plan_needs():
-    loaded = "import sys, sft.packing.samples, sft.packing.shuffle; sys.exit('numba' in sys.modules)"
+    loaded = "import sys, sft.packing.sample_table, sft.packing.external_sort; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
 
 
@@ -136,9 +140,7 @@ def test_a_pack_outside_the_contract_stops_and_is_named(made):
     with ShardWriter(folder / "b", "samples", SAMPLES) as shards:
         wrong = made_up(121)[0]
         shards.write({**wrong, "mask": [1] * len(wrong["mask"])})
-    with pytest.raises(
-        InputError, match=r"packs-00000.parquet: pack with conversation c121: a trained token follows a stop"
-    ):
+    with pytest.raises(InputError, match=r"data/packed/training/packs-00000\.parquet: .*c121: .*stop token"):
         write(folder, "packed")
 
 
@@ -147,5 +149,5 @@ def test_ids_and_mask_of_different_lengths_stop(made):
     with ShardWriter(folder / "b", "samples", SAMPLES) as shards:
         wrong = made_up(121)[0]
         shards.write({**wrong, "ids": wrong["ids"][:-1]})
-    with pytest.raises(InputError, match="data/prepared/b: ids and mask of a sample differ in length"):
+    with pytest.raises(InputError, match=r"data/prepared/b: ids and mask .*prep@b"):
         write(folder, "packed")
