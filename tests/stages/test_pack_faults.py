@@ -12,7 +12,7 @@ import pytest
 
 from sft import parquet
 from sft.files import read_json
-from sft.filters.dedup.near import SIGNATURE_BYTES
+from sft.filters.dedup.signatures import SIGNATURE_BYTES
 from sft.hashing import file_digest, folder_digest
 from sft.parquet import SIGNATURES, ShardWriter
 from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
