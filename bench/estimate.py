@@ -58,7 +58,7 @@ def train(case: str, base: Path, packed: Path) -> dict[str, float]:
                 peak[0] = max(peak[0], process.memory_info().rss)
             time.sleep(0.002)
 
-    config.ready()
+    config.prepare_imports()
     geometry = config.geometry_of(config.model_of(base, weights=False)[1])
     before = process.memory_info().rss
     thread = threading.Thread(target=sample_memory)

@@ -1,7 +1,7 @@
-"""What Bridge does with our packs, checkpoints and models.
+"""bridge: import, training, resume and export of a tiny model on a CPU.
 
-Megatron takes tens of seconds to import and cannot be left again, so this file is also a program: each
-`python test_bridge.py SCENARIO FOLDER` runs once, in a process of its own, and the tests read what it reports.
+Megatron takes tens of seconds to import and changes its process for good, so this file is also a program: each
+`python test_bridge.py SCENARIO FOLDER` runs once in its own process, and the tests read its report.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def run(
     base: str = "base",
     start: Path | None = None,
 ) -> None:
-    """Train `folder/name`, reporting steps and validations in files beside it as they happen."""
+    """Train `folder/name`; log steps and validations in files beside it."""
     steps, validations = (folder / f"{name}.{kind}.jsonl" for kind in ("steps", "validations"))
 
     def on_step(step: Step) -> None:
@@ -161,10 +161,10 @@ def other_start(folder: Path) -> Path:
     return folder / "other-start"
 
 
-def refusal(try_it: Callable[[], None]) -> str:
-    """Return the message with which something is refused."""
+def error_of(function: Callable[[], None]) -> str:
+    """Return the message of the InputError that a function raises, "accepted" if none."""
     try:
-        try_it()
+        function()
     except InputError as error:
         return str(error)
     return "accepted"
@@ -188,7 +188,7 @@ def killed(folder: Path) -> None:
 
 
 def whole(folder: Path) -> None:
-    """All that one process can show: unbroken, resumed and torn runs, exports, batches."""
+    """Unbroken, resumed and damaged runs, exports and batches, all in one process."""
     report: dict[str, Any] = {"start_before": folder_digests(folder / "start")}
     bridge.import_base(base=folder / "base", checkpoint=folder / "start")
     report["start_after"] = folder_digests(folder / "start")
@@ -200,7 +200,7 @@ def whole(folder: Path) -> None:
     shard = next(newest.glob("*.distcp"))
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size // 2)
-    (newest.parent / "iter_0000099").mkdir()  # killed while saving: no manifest yet
+    (newest.parent / "iter_0000099").mkdir()  # killed while saving: no manifest
 
     for name in ("unbroken", "killed", "torn"):
         run(folder, name, train_params())
@@ -234,8 +234,8 @@ def whole(folder: Path) -> None:
         ("no start", folder / "nothing"),
         ("adapters", adapters),
     ):
-        refused = train_params(checkpoint={"pretrained_checkpoint": str(start)})
-        report[name] = refusal(lambda refused=refused, start=start: run(folder, "never", refused, start=start))
+        params = train_params(checkpoint={"pretrained_checkpoint": str(start)})
+        report[name] = error_of(lambda params=params, start=start: run(folder, "never", params, start=start))
     half_base(folder / "base-bf16", folder / "base")
     bridge.import_base(base=folder / "base-bf16", checkpoint=folder / "start-bf16")
     export(folder, folder / "start-bf16", "round-trip-bf16", base="base-bf16")
@@ -343,7 +343,7 @@ def stages(folder: Path) -> None:
         run(folder, name, params, base="other-base", start=folder / "other-start")
 
 
-# --- what they showed -----------------------------------------------------------------------------------
+# --- tests of the results -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +383,7 @@ def tensors(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.pipeline
-def test_a_model_that_goes_to_megatron_and_back_is_the_same_to_the_bit(lab: Path) -> None:
+def test_import_and_export_change_no_bit(lab: Path) -> None:
     import torch
 
     before, after = tensors(lab / "base"), tensors(lab / "round-trip")
@@ -399,7 +399,7 @@ def test_a_model_that_goes_to_megatron_and_back_is_the_same_to_the_bit(lab: Path
 
 
 @pytest.mark.pipeline
-def test_weights_of_16_bits_go_to_megatron_and_back_in_16_bits_the_same_to_the_bit(lab: Path) -> None:
+def test_import_and_export_change_no_bit_of_16_bit_weights(lab: Path) -> None:
     import torch
 
     before, after = tensors(lab / "base-bf16"), tensors(lab / "round-trip-bf16")
@@ -410,7 +410,7 @@ def test_weights_of_16_bits_go_to_megatron_and_back_in_16_bits_the_same_to_the_b
 
 
 @pytest.mark.pipeline
-def test_what_bridge_reads_of_each_sample_can_be_divided_as_the_layout_needs(lab: Path) -> None:
+def test_the_part_of_a_sample_that_bridge_reads_is_divisible_for_the_layout(lab: Path) -> None:
     """Of 5, 9, 12 tokens Bridge reads 4, 8, 11; context parallel 2 divides by 4."""
     read = files.read_json(lab / "whole.json")["batches"]["padded"]
     for ends, samples in zip(read["ends"], read["samples"], strict=True):
@@ -447,7 +447,7 @@ def test_a_step_counts_the_tokens_of_its_packs_without_padding(lab: Path) -> Non
 
 
 @pytest.mark.pipeline
-def test_a_killed_run_goes_on_exactly_as_if_it_had_not_been_killed(lab: Path) -> None:
+def test_a_killed_run_resumes_with_the_same_numbers(lab: Path) -> None:
     """With dropout: weights, moments, random state and data order are as they were, over an epoch edge."""
     unbroken, killed_run = shown(lab, "unbroken"), shown(lab, "killed")
     assert [step[0] for step in killed_run] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
@@ -457,7 +457,7 @@ def test_a_killed_run_goes_on_exactly_as_if_it_had_not_been_killed(lab: Path) ->
 
 
 @pytest.mark.pipeline
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before_it(lab: Path) -> None:
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(lab: Path) -> None:
     assert files.read_json(lab / "whole.json")["torn"] == "iter_0000004"
     torn = shown(lab, "torn")
     assert [step[0] for step in torn] == [3, 4, 5, 6, 7, 8]
@@ -466,7 +466,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before_it(lab: Path) -> No
 
 
 @pytest.mark.pipeline
-def test_the_newest_checkpoints_stay_each_with_its_manifest(lab: Path) -> None:
+def test_the_newest_checkpoints_are_kept_with_their_manifests(lab: Path) -> None:
     kept = ["iter_0000004", "iter_0000006", "iter_0000008"]
     assert sorted(path.name for path in (lab / "unbroken" / "checkpoints").glob("iter_*")) == kept
     assert sorted(path.stem for path in (lab / "unbroken" / "manifests").iterdir()) == kept
@@ -475,7 +475,7 @@ def test_the_newest_checkpoints_stay_each_with_its_manifest(lab: Path) -> None:
 
 
 @pytest.mark.pipeline
-def test_a_run_resumed_at_the_edge_of_an_epoch_goes_on_exactly_as_if_it_had_not_stopped(lab: Path) -> None:
+def test_a_run_resumed_at_the_end_of_an_epoch_has_the_same_numbers(lab: Path) -> None:
     """Of 7 packs, 2 a step, an epoch ends with step 6."""
     edge = shown(lab, "edge")
     assert [step[0] for step in edge] == [7, 8]
@@ -488,7 +488,7 @@ def test_gradient_checkpointing_changes_no_number(lab: Path) -> None:
 
 
 @pytest.mark.pipeline
-def test_a_run_starts_from_the_weights_of_another_with_steps_and_a_schedule_of_its_own(lab: Path) -> None:
+def test_a_run_from_another_s_weights_has_its_own_steps_and_schedule(lab: Path) -> None:
     first, further = shown(lab, "one"), shown(lab, "further")
     assert [step[0] for step in further] == [1, 2, 3, 4]
     assert [step[2] for step in further[:2]] == [0.0, pytest.approx(3e-3)]
@@ -496,7 +496,7 @@ def test_a_run_starts_from_the_weights_of_another_with_steps_and_a_schedule_of_i
 
 
 @pytest.mark.pipeline
-def test_saving_while_training_goes_on_changes_no_number_and_keeps_what_is_asked_for(lab: Path) -> None:
+def test_async_saving_changes_no_number_and_keeps_the_same_checkpoints(lab: Path) -> None:
     """Newest, every fourth step, and the best; each manifest tells of the files of its own step."""
     assert shown(lab, "async") == shown(lab, "one")
     losses = checkpoints.losses(lab / "async")
@@ -506,12 +506,12 @@ def test_saving_while_training_goes_on_changes_no_number_and_keeps_what_is_asked
     for path in there:
         checkpoints.verify(path)
     rules = train_params(checkpoint={"export": "best"}).checkpoint
-    best = checkpoints.to_export(lab / "async", STEPS, rules)
+    best = checkpoints.checkpoint_to_export(lab / "async", STEPS, rules)
     assert best == checkpoints.iteration_folder(lab / "async", min(losses, key=lambda step: losses[step]))
 
 
 @pytest.mark.pipeline
-def test_adapters_train_resume_and_are_merged_into_the_weights_they_are_of(lab: Path) -> None:
+def test_adapters_train_resume_and_merge(lab: Path) -> None:
     import torch
 
     trained = shown(lab, "lora")
@@ -528,7 +528,7 @@ def test_adapters_train_resume_and_are_merged_into_the_weights_they_are_of(lab: 
 
 
 @pytest.mark.pipeline
-def test_samples_stay_apart_in_the_middle_stage_of_a_pipeline(lab: Path) -> None:
+def test_samples_do_not_attend_to_each_other_in_the_middle_stage_of_a_pipeline(lab: Path) -> None:
     """Megatron-Bridge #2952: before 0.6, stages that are neither first nor last got no boundaries of samples."""
     data, layers = shown(lab, "three-data"), shown(lab, "three-stages")
     assert len(data) == 4
@@ -538,18 +538,17 @@ def test_samples_stay_apart_in_the_middle_stage_of_a_pipeline(lab: Path) -> None
 
 
 @pytest.mark.pipeline
-def test_a_checkpoint_of_other_shapes_is_refused_before_it_is_loaded(lab: Path) -> None:
-    said = files.read_json(lab / "whole.json")["another start"]
-    assert "is another model than models/base" in said
-    assert "layers 3 instead of 2" in said
-    assert "holds adapters alone" in files.read_json(lab / "whole.json")["adapters"]
-    said = files.read_json(lab / "whole.json")["no start"]
-    assert "pretrained_checkpoint: " in said
-    assert "nothing: not found. Taken is a checkpoint of a run of this project" in said
+def test_a_checkpoint_that_does_not_fit_is_an_error_before_it_is_loaded(lab: Path) -> None:
+    report = files.read_json(lab / "whole.json")
+    place = "params.yaml: checkpoint.pretrained_checkpoint: "
+    assert all(report[case].startswith(place) for case in ("another start", "adapters", "no start"))
+    assert "layers 3 instead of 2" in report["another start"]
+    assert "lora/checkpoints/iter_0000008: has adapters only" in report["adapters"]
+    assert "/nothing: not found" in report["no start"]
 
 
 @pytest.mark.pipeline
-def test_a_checkpoint_has_the_size_that_was_estimated(lab: Path) -> None:
+def test_a_checkpoint_has_its_estimated_size(lab: Path) -> None:
     saved = lab / "one" / "checkpoints" / "iter_0000008"
     weights = sum(path.stat().st_size for path in saved.glob("*.distcp"))
     assert weights == pytest.approx(12 * 99_648, rel=0.2)  # headers of small tensors are a sixth here
@@ -576,7 +575,7 @@ def loss_by_transformers(folder: Path) -> float:
 
 
 @pytest.mark.pipeline
-def test_validation_loss_is_what_transformers_finds_for_each_sample_alone(lab: Path) -> None:
+def test_validation_loss_equals_that_of_transformers_for_each_sample_alone(lab: Path) -> None:
     assert validations(lab, "unbroken")[-1][1] == pytest.approx(loss_by_transformers(lab / "final"), abs=1e-4)
 
 
@@ -606,7 +605,7 @@ def test_npy_and_parquet_give_the_same_batches(lab: Path) -> None:
 
 
 @pytest.mark.pipeline
-def test_what_is_marked_is_what_bridge_trains(lab: Path) -> None:
+def test_bridge_trains_exactly_the_marked_tokens(lab: Path) -> None:
     found = files.read_json(lab / "whole.json")["batches"]
     assert found["stored"] > 100
     assert found["trained"] == found["stored"]
@@ -623,7 +622,7 @@ def test_two_ranks_train_as_one_does(lab: Path, name: str) -> None:
 
 
 @pytest.mark.pipeline
-def test_bridge_is_heard_in_its_log_alone(lab: Path) -> None:
+def test_bridge_writes_to_its_log_only(lab: Path) -> None:
     assert "Starting training loop at iteration" in (lab / "unbroken" / "logs" / "bridge.log").read_text()
     assert sorted(path.name for path in (lab / "packed").iterdir()) == ["training", "validation"]
     assert sorted(path.name for path in (lab / "unbroken").iterdir()) == [
@@ -636,7 +635,7 @@ def test_bridge_is_heard_in_its_log_alone(lab: Path) -> None:
     ]
 
 
-def test_the_tiny_base_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+def test_the_tiny_base_always_has_the_same_bytes(tmp_path: Path) -> None:
     tiny.make_tiny_base(tmp_path / "one")
     tiny.make_tiny_base(tmp_path / "two")
     digests = folder_digests(tmp_path / "one")

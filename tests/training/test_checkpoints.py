@@ -1,4 +1,4 @@
-"""Checkpoints: one that is not, file by file, what was written is not loaded."""
+"""checkpoints: one whose files differ from its manifest is not loaded; which ones are kept."""
 
 import shutil
 from collections.abc import Callable
@@ -40,22 +40,22 @@ def test_a_checkpoint_as_it_was_written_is_the_final_one(tmp_path: Path) -> None
         (lambda checkpoint: shutil.rmtree(checkpoint), "not found"),
     ],
 )
-def test_a_checkpoint_that_this_program_did_not_write_is_refused(
+def test_a_checkpoint_that_differs_from_its_manifest_is_not_loaded(
     tmp_path: Path, harm: Callable[[Path], object], fault: str
 ) -> None:
     checkpoint = checkpoint_of(tmp_path)
     harm(checkpoint)
-    with pytest.raises(InputError, match=fault):
+    with pytest.raises(InputError, match=f"iter_0000002: {fault}"):
         checkpoints.verify(checkpoint)
     assert checkpoints.final_checkpoint(tmp_path, 2) is None
 
 
-def test_a_manifest_lies_outside_of_its_checkpoint() -> None:
+def test_a_manifest_is_outside_of_its_checkpoint() -> None:
     assert checkpoints.manifest_of(Path("run/checkpoints/iter_0000012")) == Path("run/manifests/iter_0000012.json")
     assert checkpoints.manifest_of(Path("start")) == Path("start.manifest.json")
 
 
-def rules(**changes: Any) -> p.Checkpoint:
+def checkpoint_params(**changes: Any) -> p.Checkpoint:
     values = {
         "save_interval": 2,
         "most_recent_k": 2,
@@ -67,18 +67,18 @@ def rules(**changes: Any) -> p.Checkpoint:
     return p.Checkpoint.model_validate(values | changes)
 
 
-def save(run: Path, iteration: int, kept_by: p.Checkpoint, loss: float | None = None) -> None:
-    """Do what a training does at a step: validate, write a checkpoint, keep those that are to be kept."""
+def save(run: Path, iteration: int, params: p.Checkpoint, loss: float | None = None) -> None:
+    """Do what a training does at a step: validate, write a checkpoint, remove those that are not kept."""
     if loss is not None:
-        checkpoints.note_loss(run, iteration, loss)
+        checkpoints.record_loss(run, iteration, loss)
     folder = checkpoints.iteration_folder(run, iteration)
     folder.mkdir(parents=True)
     (folder / "weights").write_bytes(b"w")
-    checkpoints.keep(run, iteration, kept_by)
+    checkpoints.finish_save(run, iteration, params)
 
 
-def there(run: Path) -> list[int]:
-    """Steps whose checkpoint is there; each has its manifest, and no other is there."""
+def saved_steps(run: Path) -> list[int]:
+    """Steps with a checkpoint; exactly these have a manifest."""
     steps = sorted(int(path.name.removeprefix("iter_")) for path in (run / "checkpoints").iterdir())
     assert [f"iter_{step:07d}" for step in steps] == sorted(path.stem for path in (run / "manifests").iterdir())
     return steps
@@ -86,69 +86,69 @@ def there(run: Path) -> list[int]:
 
 def test_keeping_a_checkpoint_removes_the_oldest_with_its_manifest(tmp_path: Path) -> None:
     for iteration in (1, 2, 3):
-        save(tmp_path, iteration, rules())
-    assert there(tmp_path) == [2, 3]
-    assert checkpoints.newest_whole(tmp_path) == checkpoints.iteration_folder(tmp_path, 3)
+        save(tmp_path, iteration, checkpoint_params())
+    assert saved_steps(tmp_path) == [2, 3]
+    assert checkpoints.newest_intact(tmp_path) == checkpoints.iteration_folder(tmp_path, 3)
 
 
-def test_checkpoints_of_every_so_many_steps_stay_for_good(tmp_path: Path) -> None:
+def test_checkpoints_at_the_retain_interval_are_kept_for_good(tmp_path: Path) -> None:
     for iteration in range(2, 14, 2):
-        save(tmp_path, iteration, rules(most_recent_k=1, save_retain_interval=6))
-    assert there(tmp_path) == [6, 12]
+        save(tmp_path, iteration, checkpoint_params(most_recent_k=1, save_retain_interval=6))
+    assert saved_steps(tmp_path) == [6, 12]
 
 
 def test_the_best_checkpoint_stays_and_becomes_the_model(tmp_path: Path) -> None:
-    by_loss = rules(most_recent_k=1, export="best")
+    by_loss = checkpoint_params(most_recent_k=1, export="best")
     for iteration, loss in ((2, 0.9), (4, 0.5), (6, None), (8, 0.7)):
         save(tmp_path, iteration, by_loss, loss)
-    assert there(tmp_path) == [4, 8]
-    assert checkpoints.to_export(tmp_path, 8, by_loss) == checkpoints.iteration_folder(tmp_path, 4)
-    assert checkpoints.to_export(tmp_path, 8, rules()) == checkpoints.iteration_folder(tmp_path, 8)
-    assert checkpoints.to_export(tmp_path, 10, by_loss) is None, "the run is not complete"
+    assert saved_steps(tmp_path) == [4, 8]
+    assert checkpoints.checkpoint_to_export(tmp_path, 8, by_loss) == checkpoints.iteration_folder(tmp_path, 4)
+    assert checkpoints.checkpoint_to_export(tmp_path, 8, checkpoint_params()) == checkpoints.iteration_folder(
+        tmp_path, 8
+    )
+    assert checkpoints.checkpoint_to_export(tmp_path, 10, by_loss) is None, "the run is not complete"
 
 
 def test_a_checkpoint_that_is_being_written_is_not_removed(tmp_path: Path) -> None:
     checkpoints.iteration_folder(tmp_path, 9).mkdir(parents=True)
     for iteration in (2, 4):
-        save(tmp_path, iteration, rules(most_recent_k=1))
+        save(tmp_path, iteration, checkpoint_params(most_recent_k=1))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000004", "iter_0000009"]
 
 
 def test_equally_good_checkpoints_give_the_first_and_none_validated_none() -> None:
-    assert checkpoints.best_of([2, 4, 6], {4: 0.5, 6: 0.5, 8: 0.1}) == 4
-    assert checkpoints.best_of([2, 4], {}) is None
+    assert checkpoints.best_step([2, 4, 6], {4: 0.5, 6: 0.5, 8: 0.1}) == 4
+    assert checkpoints.best_step([2, 4], {}) is None
 
 
 def test_a_best_checkpoint_that_was_changed_is_not_exported(tmp_path: Path) -> None:
-    by_loss = rules(most_recent_k=1, export="best")
+    by_loss = checkpoint_params(most_recent_k=1, export="best")
     for iteration, loss in ((2, 0.1), (4, 0.5)):
         save(tmp_path, iteration, by_loss, loss)
     (checkpoints.iteration_folder(tmp_path, 2) / "weights").write_bytes(b"evil")
     with pytest.raises(InputError, match="weights is changed"):
-        checkpoints.to_export(tmp_path, 4, by_loss)
+        checkpoints.checkpoint_to_export(tmp_path, 4, by_loss)
 
 
-def test_a_step_is_found_or_those_that_are_there_are_named(tmp_path: Path) -> None:
+def test_a_step_is_found_or_the_message_has_those_that_exist(tmp_path: Path) -> None:
     for iteration in (2, 4):
-        save(tmp_path, iteration, rules())
-    assert checkpoints.of_step(tmp_path, 2) == checkpoints.iteration_folder(tmp_path, 2)
-    assert checkpoints.of_step(tmp_path, None) == checkpoints.iteration_folder(tmp_path, 4)
-    with pytest.raises(InputError, match=r"no whole checkpoint of step 3\. Steps there: 2, 4"):
-        checkpoints.of_step(tmp_path, 3)
+        save(tmp_path, iteration, checkpoint_params())
+    assert checkpoints.find_checkpoint(tmp_path, 2) == checkpoints.iteration_folder(tmp_path, 2)
+    assert checkpoints.find_checkpoint(tmp_path, None) == checkpoints.iteration_folder(tmp_path, 4)
+    with pytest.raises(InputError, match=r"of step 3\..* 2, 4\."):
+        checkpoints.find_checkpoint(tmp_path, 3)
 
 
-def test_a_checkpoint_that_was_changed_is_named_and_not_taken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_changed_checkpoint_is_skipped_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for iteration in (2, 4):
-        save(tmp_path, iteration, rules())
+        save(tmp_path, iteration, checkpoint_params())
     (checkpoints.iteration_folder(tmp_path, 4) / "weights").write_bytes(b"evil")
-    with pytest.raises(InputError, match=r"Not whole: iter_0000004 \(weights is changed\)"):
-        checkpoints.of_step(tmp_path, 4)
-    assert checkpoints.of_step(tmp_path, None) == checkpoints.iteration_folder(tmp_path, 2)
+    with pytest.raises(InputError, match=r"iter_0000004 \(weights is changed\)"):
+        checkpoints.find_checkpoint(tmp_path, 4)
+    assert checkpoints.find_checkpoint(tmp_path, None) == checkpoints.iteration_folder(tmp_path, 2)
     assert "iter_0000004 (weights is changed)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_checkpoints_to_keep_that_are_never_saved_are_refused() -> None:
-    with pytest.raises(ValueError, match="save_retain_interval 3 is no multiple of save_interval 2"):
-        rules(save_retain_interval=3)
+def test_the_retain_interval_is_a_multiple_of_the_save_interval() -> None:
+    with pytest.raises(ValueError, match=r"save_retain_interval 3 .*save_interval 2"):
+        checkpoint_params(save_retain_interval=3)

@@ -93,7 +93,7 @@ def main() -> None:
         checkpoint = complete()
         if checkpoint is None:
             raise InputError(f"{run.folder}: training ended before step {iterations}. See logs/ there, then rerun.")
-        chosen = checkpoints.to_export(run.folder, iterations, params.checkpoint)
+        chosen = checkpoints.checkpoint_to_export(run.folder, iterations, params.checkpoint)
         assert chosen is not None  # the run is complete
         export(run, lineage, chosen, params.peft, patch, sync.run_id(run.folder))
         metrics = report(run, iterations, params.train.global_batch_size, metadata)

@@ -1,14 +1,13 @@
-"""What Megatron-Bridge does for us: import, train, export. What it is told stands in sft.training.config.
+"""Import, training and export by Megatron-Bridge. sft.training.config builds its configuration.
 
-Hugging Face folder -> `import_base` -> Megatron checkpoint -> `train` (Bridge's `finetune()`) ->
-checkpoints of a run -> `export` -> Hugging Face folder. One process, or N under torchrun; a GPU, or the CPU
-through `sft.training.cpu`.
+Hugging Face folder -> `import_base` -> Megatron checkpoint -> `train` (Bridge's `finetune()`) -> checkpoints of a
+run -> `export` -> Hugging Face folder. One process, or N under torchrun; on GPUs, or on a CPU by `sft.training.cpu`.
 
 Guarantees:
-- A Megatron checkpoint is loaded only after its files agree with their manifest (sft.training.checkpoints).
-- A killed run goes on from its newest whole checkpoint and sees every pack that an unbroken run sees, in
-  the same order, with the same dropout, also across an epoch edge.
-- The loss is the mean over the trained tokens of a step, whatever their distribution over packs and ranks.
+- A Megatron checkpoint is loaded only if its files match their manifest (sft.training.checkpoints).
+- A killed run resumes from its newest intact checkpoint, and sees the packs of an unbroken run in the same order with
+  the same dropout, also across the end of an epoch.
+- The loss is the mean over the trained tokens of a step, however they are distributed over packs and ranks.
 
 A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validation/, validation_losses.json,
 params.json, logs/bridge.log.
@@ -44,18 +43,16 @@ from sft.training import checkpoints, config
 from sft.training.config import on_cpu, quiet
 from sft.training.steps import Step
 
-PARAMS = "params.json"  # in a run's folder: the train sections that it was made with
-BASE_DIGEST = "base.json"  # within an imported checkpoint: which Hugging Face folder it was made of
-_GROUPS = itertools.count()  # process groups of this process, in the order every rank makes them
+PARAMS = "params.json"  # in a run's folder: the training sections of params.yaml
+BASE_DIGEST = "base.json"  # in an imported checkpoint: digest of the Hugging Face folder
+_GROUP_NUMBERS = itertools.count()  # of the process groups, which every rank creates in the same order
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
 def import_base(*, base: Path, checkpoint: Path) -> None:
-    """Convert a Hugging Face folder into the Megatron checkpoint `checkpoint`, in fp32; whole or not at all.
+    """Convert a Hugging Face folder into a Megatron checkpoint in fp32, unless `checkpoint` already is that.
 
-    Done before from the same base: nothing happens.
-
-    Raises:  InputError: the checkpoint's files are not those that were written.
+    Raises:  InputError: the files of an existing checkpoint do not match its manifest.
     """
     manifest = checkpoints.manifest_of(checkpoint)
     origin = {"base": folder_digest(base)}
@@ -65,7 +62,7 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
             return
         manifest.unlink()
     with publish_folder(checkpoint) as partial, quiet():
-        _tie_writers_to_this_process(async_save=False)
+        _end_writers_with_this_process(async_save=False)
         bridge, provider = config.model_of(base, weights=True)
         with _one_process(provider):
             model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
@@ -75,11 +72,11 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
 
 
 def check_origin(base: Path, start: Path) -> None:
-    """Refuse a base model other than the one that an imported checkpoint was made of. Raises InputError."""
+    """Raise InputError unless an imported checkpoint was made from this base model."""
     if read_json(start / BASE_DIGEST)["base"] != folder_digest(base):
         raise InputError(
-            f"{base}: is not the model that {start} was made of: a run of another model. Fetch that model again "
-            "(git checkout of its params.yaml, then make fetch), or export from a copy of it."
+            f"{base}: not the base model of this run, which starts from {start}. Fetch the run's model again (git "
+            "checkout of its params.yaml, then make fetch)."
         )
 
 
@@ -95,36 +92,36 @@ def train(
     on_validation: Callable[[int, float], None],
     stop: Path | None = None,
 ) -> None:
-    """Train from `start`, or from the newest whole checkpoint of `run`, to the last step.
+    """Train from `start`, or from the newest intact checkpoint of `run`, to the last step.
 
     Args:
-        base: Hugging Face folder: the geometry of the model and the tokenizer.
+        base: Hugging Face folder with the model's config and tokenizer.
         start: Checkpoint of `import_base`, or another run's iter_* folder.
         packed: Folder with training/*.parquet and validation/*.parquet.
-        run: Folder of the run; a complete run is left as it is.
-        params: The train sections of params.yaml.
+        run: Folder of the run; nothing happens if the run is complete.
+        params: The training sections of params.yaml.
         pack_size: Longest pack, in tokens.
         on_step: Called after each step, on the first rank.
         on_validation: Called with the step and the loss over validation tokens, on the first rank.
-        stop: As soon as this file is there, a checkpoint is saved and all ranks end, with status 0 (SystemExit).
+        stop: Once this file exists, all ranks save a checkpoint and exit with status 0 (SystemExit).
 
-    Raises:  InputError: params, packs, layout or checkpoint do not fit, said before anything is built.
+    Raises:  InputError: a check fails (sft.planning.checks); raised before the model is built.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     check(base=base, start=start, packed=packed, run=run, params=params, ranks=ranks)
     with _process_group():
-        checkpoint = _everywhere(lambda: checkpoints.newest_whole(run))
+        checkpoint = _broadcast(lambda: checkpoints.newest_intact(run))
         if checkpoint == checkpoints.iteration_folder(run, params.train.train_iters):
             return
         if checkpoint is None or params.peft.name is not None:
-            _everywhere(lambda: checkpoints.verify(start))
-        watch = _Watch(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop)
+            _broadcast(lambda: checkpoints.verify(start))
+        callbacks = _Callbacks(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop)
         with quiet(run / "logs" / "bridge.log"):
-            _everywhere(lambda: write_json(run / PARAMS, params.model_dump()))
-            _tie_writers_to_this_process(params.checkpoint.async_save)
+            _broadcast(lambda: write_json(run / PARAMS, params.model_dump()))
+            _end_writers_with_this_process(params.checkpoint.async_save)
             eval_iters = params.validation.eval_iters
             if eval_iters:
-                eval_iters = _everywhere(lambda: _take_validation(packed, run, params))
+                eval_iters = _broadcast(lambda: _copy_validation_packs(packed, run, params))
             container = config.build(
                 params,
                 base=base,
@@ -139,7 +136,7 @@ def train(
 
             from megatron.bridge.training.finetune import finetune
 
-            finetune(container, watch.forward_step, callbacks=watch.callbacks())
+            finetune(container, callbacks.forward_step, callbacks=callbacks.register())
 
 
 def check(
@@ -152,12 +149,11 @@ def check(
     ranks: int,
     on_gpu: bool | None = None,
 ) -> None:
-    """Refuse what would fail or train something else, before anything is built. Raises InputError with the reasons.
+    """Raise InputError with the messages of all failed checks, before anything is built.
 
-    `start`: a checkpoint that is there already; None, or one made of the base, needs no look into it.
-    `on_gpu`: whether GPUs train, where it is not this machine that does.
+    `start`: its shapes are checked if params name it. `on_gpu`: whether GPUs train, if that is another machine.
     """
-    elsewhere = on_gpu is not None and on_gpu == on_cpu()
+    is_elsewhere = on_gpu is not None and on_gpu == on_cpu()
     on_gpu = not on_cpu() if on_gpu is None else on_gpu
     with quiet():
         _, provider = config.model_of(base, weights=False, on_gpu=on_gpu)
@@ -165,17 +161,15 @@ def check(
     if params.checkpoint.pretrained_checkpoint and start is not None:
         if fault := checkpoints.fault_of(start):
             raise InputError(
-                f"params.yaml: checkpoint.pretrained_checkpoint: {start}: {fault}. Taken is a checkpoint of a run of "
-                "this project, runs/<lineage key>/checkpoints/iter_<step>, which has a manifest. One from elsewhere "
-                "could run code when it is loaded: export it where it was made to a Hugging Face folder, and name that "
-                "in fetch.model."
+                f"params.yaml: checkpoint.pretrained_checkpoint: {start}: {fault}. Expected a checkpoint of this "
+                "project with its manifest: runs/<lineage key>/checkpoints/iter_<step>. Others could run code when "
+                "they are loaded: export them where they were made, and name the Hugging Face folder in fetch.model."
             )
-        made_with = start.parent.parent / PARAMS
-        if made_with.exists() and read_json(made_with)["peft"]["name"] is not None:
+        start_params = start.parent.parent / PARAMS
+        if start_params.exists() and read_json(start_params)["peft"]["name"] is not None:
             raise InputError(
-                f"params.yaml: checkpoint.pretrained_checkpoint: {start}: holds adapters alone, without the weights "
-                "they are of. Export that step (make export RUN= STEP=), which merges them, and name the folder in "
-                "fetch.model."
+                f"params.yaml: checkpoint.pretrained_checkpoint: {start}: has adapters only. Export that step, which "
+                "merges them (make export RUN= STEP=), and name the folder in fetch.model."
             )
         start_geometry = config.geometry_of_checkpoint(_weights_folder(start))
     checks.check_training(
@@ -189,7 +183,7 @@ def check(
             on_gpu=on_gpu,
             geometry=geometry,
             start_geometry=start_geometry,
-            gpu_memory=None if elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
+            gpu_memory=None if is_elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
         ),
     )
 
@@ -197,11 +191,10 @@ def check(
 def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> None:
     """Write a trained checkpoint as a Hugging Face folder.
 
-    Weights come from the checkpoint, in the one number format of `base` (in fp32 where that has several), every
-    other file from `base`, byte for byte. Adapters (`peft`) are added to the weights of `start`, which they were
-    trained on.
+    Weights come from the checkpoint, in the number format of `base` (in fp32 if that has several), every other file
+    from `base`, byte for byte. Adapters (`peft`) are merged into the weights of `start`, on which they were trained.
 
-    Raises:  InputError: the checkpoint's files are not those that were written.
+    Raises:  InputError: the checkpoint's files do not match its manifest.
     """
     checkpoints.verify(checkpoint)
     if peft.name is not None:
@@ -224,7 +217,7 @@ def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.P
 
 
 def _with_adapters(model: Any, checkpoint: Path, peft: p.Peft) -> Any:
-    """Give a model of base weights its adapters, with the weights of a checkpoint that holds them alone."""
+    """Return a model with the adapters of a checkpoint that has nothing else."""
     from megatron.bridge.training.checkpointing import (
         _generate_model_state_dict,
         apply_peft_adapter_filter_to_state_dict,
@@ -234,47 +227,47 @@ def _with_adapters(model: Any, checkpoint: Path, peft: p.Peft) -> Any:
     adapters = config.adapters(peft)
     model = adapters(model, training=False)
     adapters.set_params_to_save(model)
-    wanted = apply_peft_adapter_filter_to_state_dict(_generate_model_state_dict(model, {}), adapters)
-    loaded = dist_checkpointing.load(wanted, str(checkpoint))
+    expected = apply_peft_adapter_filter_to_state_dict(_generate_model_state_dict(model, {}), adapters)
+    loaded = dist_checkpointing.load(expected, str(checkpoint))
     missing, unexpected = model[0].load_state_dict(loaded["model"], strict=False)
     if unexpected or any(".adapter." in name for name in missing):
         raise AssertionError(f"{checkpoint}: adapters do not fit: {unexpected} {missing}")
     return model
 
 
-def _take_validation(packed: Path, run: Path, params: p.TrainParams) -> int:
-    """Copy the packs of one validation to the run, the first of the split; return how many batches they are.
+def _copy_validation_packs(packed: Path, run: Path, params: p.TrainParams) -> int:
+    """Copy the first packs of the validation split to the run; return the number of batches of one validation.
 
-    Bridge goes on where the last validation stopped. With more packs than one takes, each would be over other
-    packs, and their losses could not be compared.
+    Bridge starts each validation where the last one stopped, so with more packs than one validation takes, their losses
+    could not be compared.
     """
     batch = params.train.global_batch_size
     shards = sorted((packed / "validation").glob("*.parquet"))
     iterations: int = min(
         params.validation.eval_iters, sum(pq.read_metadata(shard).num_rows for shard in shards) // batch
     )
-    taken: list[pa.RecordBatch] = []
+    copied: list[pa.RecordBatch] = []
     for rows in (rows for shard in shards for rows in pq.ParquetFile(shard).iter_batches(batch_size=batch)):
-        missing = iterations * batch - sum(part.num_rows for part in taken)
+        missing = iterations * batch - sum(part.num_rows for part in copied)
         if missing <= 0:
             break
-        taken.append(rows.slice(0, missing))
+        copied.append(rows.slice(0, missing))
     with publish_folder(run / "validation") as folder:
-        pq.write_table(pa.Table.from_batches(taken), folder / "packs.parquet")
+        pq.write_table(pa.Table.from_batches(copied), folder / "packs.parquet")
     return iterations
 
 
 def _weights_folder(start: Path) -> Path:
-    """Name the folder that Bridge loads: it takes the one of a step without looking for its tracker file."""
+    """Return the folder of a step, which Bridge loads without its tracker file."""
     return start if start.name.startswith("iter_") else start / "iter_0000000"
 
 
-def _tie_writers_to_this_process(async_save: bool) -> None:
-    """Let the processes that Megatron starts to save a checkpoint end with this one, however this one ends.
+def _end_writers_with_this_process(async_save: bool) -> None:
+    """End the processes with which Megatron saves checkpoints when this process ends, also by a kill.
 
-    Started by Megatron they would outlive a kill, and hold open the pipes that others read this one's output from.
+    Otherwise they outlive a kill and keep this process's output pipes open.
     """
-    config.ready()  # before the first import of Megatron
+    config.prepare_imports()  # before the first import of Megatron
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     if filesystem_async._results_queue is None:
@@ -288,9 +281,9 @@ def _tie_writers_to_this_process(async_save: bool) -> None:
 
 
 def _write_until_parent_ends(*arguments: Any) -> None:
-    """Run Megatron's loop that writes checkpoints in a process of its own; ends with the one that started it."""
+    """Run Megatron's loop that writes checkpoints, until the parent process ends."""
     end_with_parent()
-    config.ready()
+    config.prepare_imports()
     from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
     PersistentAsyncCaller.async_loop(*arguments)
@@ -298,7 +291,7 @@ def _write_until_parent_ends(*arguments: Any) -> None:
 
 @contextlib.contextmanager
 def _one_process(provider: Any) -> Iterator[None]:
-    """Give Megatron the process group it insists on, of this process alone; leave nothing behind."""
+    """Give Megatron a process group of this process alone, and remove it afterwards."""
     from megatron.bridge.training.initialize import destroy_global_state
 
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
@@ -313,13 +306,13 @@ def _one_process(provider: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _process_group() -> Iterator[None]:
-    """Join torchrun's ranks, or be the only one, without a port; share the machine's cores among them."""
+    """Join torchrun's ranks, or be the only rank, without a port; divide the machine's cores among ranks."""
     store: Store = HashStore()
     rank, ranks = 0, 1
     if "RANK" in os.environ:
         store, rank, ranks = next(rendezvous("env://"))
-        # torchrun's store outlives a group, and keys left by one group would hang the next.
-        store = PrefixStore(f"sft-{next(_GROUPS)}", store)
+        # torchrun's store outlives a group; keys of an old group would hang the next one.
+        store = PrefixStore(f"sft-{next(_GROUP_NUMBERS)}", store)
     if on_cpu():
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores))))
@@ -327,22 +320,22 @@ def _process_group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("gloo" if on_cpu() else "nccl", store=store, rank=rank, world_size=ranks)
     yield
-    dist.destroy_process_group()  # not after an error: other ranks may be waiting in a collective
+    dist.destroy_process_group()  # not after an error: other ranks may wait in a collective
 
 
-def _everywhere[T](decide: Callable[[], T]) -> T:
-    """Let the first rank decide, and tell the others."""
+def _broadcast[T](decide: Callable[[], T]) -> T:
+    """Return on every rank what the first rank decides."""
     decision = [decide() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(decision)
     return decision[0]  # type: ignore[return-value]
 
 
 @dataclass
-class _Watch:
-    """What is seen of a run from outside: Bridge calls its hooks on every rank, the first tells the caller."""
+class _Callbacks:
+    """Bridge calls these on every rank; the first rank reports to the caller of `train`."""
 
     run: Path
-    rules: p.Checkpoint
+    params: p.Checkpoint
     seed: int
     terminal: TextIO
     on_step: Callable[[Step], None]
@@ -352,94 +345,94 @@ class _Watch:
     packs: int = 0
     lr: float = 0.0
     started: float = 0.0
-    validated: int = -1
+    last_validated: int = -1
 
-    def callbacks(self) -> Any:
-        """Register the hooks under Bridge's names."""
+    def register(self) -> Any:
+        """Return Bridge's callback manager with these callbacks."""
         from megatron.bridge.training.callbacks import CallbackManager
 
         manager = CallbackManager()
-        manager.register("on_train_start", self.training_starts)
-        manager.register("on_train_step_start", self.step_starts)
-        manager.register("on_train_step_end", self.step_ends)
-        manager.register("on_eval_end", self.validation_ends)
-        manager.register("on_train_end", self.training_ends)
-        manager.register("on_checkpoint_save", self.saved)
+        manager.register("on_train_start", self.on_train_start)
+        manager.register("on_train_step_start", self.on_step_start)
+        manager.register("on_train_step_end", self.on_step_end)
+        manager.register("on_eval_end", self.on_validation_end)
+        manager.register("on_train_end", self.on_train_end)
+        manager.register("on_checkpoint_save", self.on_checkpoint_save)
         return manager
 
     def forward_step(self, state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
-        """Bridge's own step on one pack, whose real tokens are counted."""
+        """Run Bridge's forward step on one pack and count its tokens."""
         from megatron.bridge.training.gpt_step import forward_step
 
         if model.training and data_iterator is not None:
-            data_iterator = self.counted(data_iterator)
+            data_iterator = self._count_tokens(data_iterator)
         if on_cpu() and data_iterator is not None and not model.config.sequence_parallel:
             from sft.training import cpu
 
             data_iterator = map(cpu.mark_untrained, data_iterator)
         if model.training and on_cpu():
-            # On a GPU dropout has a generator of its own. Here it shares one with the data loader, which
-            # draws from it whenever it starts over: at an epoch edge, and after a resume.
-            place = f"{self.seed}:{state.train_state.step}:{self.packs}"
-            default_generator.manual_seed(int(value_digest(place)[:12], 16))
+            # A GPU has a generator for dropout alone. A CPU shares one with the data loader, which draws from it at
+            # the start of an epoch and after a resume.
+            seeded_by = f"{self.seed}:{state.train_state.step}:{self.packs}"
+            default_generator.manual_seed(int(value_digest(seeded_by)[:12], 16))
         self.packs += 1
         return forward_step(state, data_iterator, model, return_schedule_plan)
 
-    def counted(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Pass batches on, adding up their tokens without padding."""
+    def _count_tokens(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield batches unchanged and add up their tokens without padding."""
         for batch in batches:
             self.tokens += sum(batch["token_count"])
             yield batch
 
-    def training_starts(self, context: Any) -> None:
-        """Make the most of a CPU."""
+    def on_train_start(self, context: Any) -> None:
+        """Speed up the optimizer on a CPU."""
         if on_cpu():
             from sft.training import cpu
 
-            cpu.fuse(context.optimizer)
+            cpu.use_fused_adamw(context.optimizer)
 
-    def step_starts(self, context: Any) -> None:
-        """Note the time, and the learning rate before the scheduler moves it on."""
+    def on_step_start(self, context: Any) -> None:
+        """Record the time, and the learning rate before the scheduler changes it."""
         self.tokens, self.packs, self.started = 0, 0, time.perf_counter()
         self.lr = context.optimizer.param_groups[0]["lr"]
 
-    def step_ends(self, context: Any) -> None:
+    def on_step_end(self, context: Any) -> None:
         """Report the step."""
         from megatron.bridge.training.utils.pg_utils import get_pg_collection
 
         seconds = time.perf_counter() - self.started
         tokens = torch.tensor(self.tokens, device=_device())
         dist.all_reduce(tokens, group=get_pg_collection(context.model).dp)
-        loss = _of_last_stage(context, context.loss_dict)
+        loss = _loss_of_last_stage(context, context.loss_dict)
         done, steps = context.state.train_state.step + 1, context.state.cfg.train
-        if self.stop is not None and done < steps.train_iters and _everywhere(self.stop.exists):
-            steps.exit_interval = done  # Bridge saves and ends behind a step that this divides
+        if self.stop is not None and done < steps.train_iters and _broadcast(self.stop.exists):
+            steps.exit_interval = done  # Bridge saves and exits after a step that this divides
         if dist.get_rank() == 0:
             with contextlib.redirect_stdout(self.terminal):
                 self.on_step(Step(done, loss, self.lr, float(context.grad_norm), int(tokens), seconds))
 
-    def validation_ends(self, context: Any) -> None:
-        """Report the loss over the validation batches."""
-        self.validated = context.state.train_state.step
-        loss = _of_last_stage(context, context.total_loss_dict)
+    def on_validation_end(self, context: Any) -> None:
+        """Record and report the loss of a validation."""
+        self.last_validated = context.state.train_state.step
+        loss = _loss_of_last_stage(context, context.total_loss_dict)
         if dist.get_rank() == 0:
-            checkpoints.note_loss(self.run, self.validated, loss)
+            checkpoints.record_loss(self.run, self.last_validated, loss)
             with contextlib.redirect_stdout(self.terminal):
-                self.on_validation(self.validated, loss)
+                self.on_validation(self.last_validated, loss)
 
-    def training_ends(self, context: Any) -> None:
-        """Keep Bridge from validating the last step a second time."""
-        if self.validated == context.state.train_state.step:
+    def on_train_end(self, context: Any) -> None:
+        """Keep Bridge from validating the last step twice."""
+        if self.last_validated == context.state.train_state.step:
             context.state.train_state.do_valid = False
 
-    def saved(self, context: Any) -> None:
-        """Tell what the checkpoint that was just saved consists of, and remove those that are not kept."""
+    def on_checkpoint_save(self, context: Any) -> None:
+        """Write the manifest of the new checkpoint, and remove those that are not kept."""
         if dist.get_rank() == 0:
-            checkpoints.keep(self.run, checkpoints.written(self.run), self.rules)
+            checkpoints.finish_save(self.run, checkpoints.last_saved_step(self.run), self.params)
 
 
-def _of_last_stage(context: Any, losses: dict[str, Any]) -> float:
-    """Return the loss, which only the last stage of a pipeline knows, on every stage."""
+def _loss_of_last_stage(context: Any, losses: dict[str, Any]) -> float:
+    """Return the loss on every pipeline stage; Bridge gives it to the last one only."""
     from megatron.bridge.training.utils.pg_utils import get_pg_collection
 
     loss = torch.tensor(float(losses.get("lm loss", 0.0)), device=_device())

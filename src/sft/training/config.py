@@ -1,12 +1,11 @@
-"""params.yaml and a Hugging Face folder -> Megatron-Bridge's ConfigContainer, and what Bridge makes of it.
+"""params.yaml and a Hugging Face folder -> Megatron-Bridge's ConfigContainer, also as Bridge resolves it.
 
-`build` lays params.yaml on a ground: what AutoBridge reads of the model's own config, or a recipe function of
-Bridge (`model.recipe`), whose kernels, overlaps and optimizer precision then hold wherever params.yaml does not
-speak. The geometry is always that of models/base: a recipe asks the hub for the config of a model, and is
-answered by that folder, so no hub is needed and no other model can slip in.
+`build` starts from what AutoBridge reads from the model's config, or from a recipe function of Bridge (`model.recipe`).
+A recipe's kernels, overlaps and optimizer precision stay wherever params.yaml has no param for them. Shapes always come
+from models/base: a recipe asks the hub for the config of a model and gets that folder instead, so no hub is needed.
 
-`resolve` lets Bridge finish and validate a config as its own set-up does, for any number of ranks, on a
-machine without a GPU too: what a dry run shows and what the tests compare.
+`resolve` lets Bridge complete and validate a config for any number of ranks, also on a machine without a GPU. Dry runs
+print its result, and the tests compare it.
 """
 
 import contextlib
@@ -29,11 +28,11 @@ from sft.params import training as p
 from sft.planning import checks
 from sft.planning.estimate import Geometry
 
-PROBES = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # loggers: "FP8… failed", "No CUDA"
-STOPPED = (KeyboardInterrupt, SystemExit)  # how a run ends that somebody, or its time limit, stopped
-# Keys of `model` in params.yaml that are no fields of a provider.
-NO_FIELDS = {"recipe"}
-# What Bridge cannot validate without Transformer Engine and a driver: set so while it validates, then put back.
+NOISY_LOGGERS = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # "FP8… failed", "No CUDA"
+STOPPED = (KeyboardInterrupt, SystemExit)  # Ctrl-C, or a stop before the time limit
+# Keys of `model` in params.yaml that are not fields of a provider.
+NOT_PROVIDER_FIELDS = {"recipe"}
+# Bridge cannot validate these without Transformer Engine and a driver: the values while it validates.
 RELAXED = {
     "apply_rope_fusion": False,
     "moe_permute_fusion": False,
@@ -47,13 +46,13 @@ def on_cpu() -> bool:
     return not torch.cuda.is_available()
 
 
-def ready() -> None:
-    """Make megatron.bridge importable on this machine, without the harmless probes it logs."""
+def prepare_imports() -> None:
+    """Make megatron.bridge importable on this machine, without its harmless warnings."""
     from transformers.utils import logging as transformers_logging
 
-    for name in PROBES:
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).disabled = True
-    transformers_logging.set_verbosity_error()  # deprecations in how Bridge calls it
+    transformers_logging.set_verbosity_error()  # Bridge uses deprecated arguments
     if on_cpu():
         from sft.training import cpu
 
@@ -63,9 +62,9 @@ def ready() -> None:
 
 @contextlib.contextmanager
 def quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
-    """Send what Bridge prints and warns of to a file, or nowhere; errors reach the terminal too.
+    """Send Bridge's output and warnings to a file, or nowhere; errors also go to the terminal.
 
-    The traceback with which Bridge meets Ctrl-C, or the end before a time limit, is for the file alone.
+    The traceback that Bridge logs when it is stopped goes to the file only.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
@@ -85,7 +84,7 @@ def quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
 
 
 def _skip_helper_build() -> None:
-    """Keep Bridge from calling `make` for a helper that the wheel brings compiled, without its Makefile."""
+    """Keep Bridge from running `make` for a helper that the wheel has compiled, without its Makefile."""
     from megatron.bridge.training import initialize
     from megatron.core import datasets
 
@@ -94,16 +93,16 @@ def _skip_helper_build() -> None:
 
 
 def model_of(base: Path, *, weights: bool, on_gpu: bool | None = None) -> tuple[Any, Any]:
-    """Return Bridge's view of a Hugging Face folder, and the provider of the same model in Megatron.
+    """Return (AutoBridge of a Hugging Face folder, provider of the same model in Megatron).
 
-    Raises:  InputError: an architecture that AutoBridge does not know.
+    Raises:  InputError: AutoBridge does not know the architecture.
     """
-    ready()
+    prepare_imports()
     from megatron.bridge import AutoBridge
 
     if not AutoBridge.can_handle(str(base)):
         raise InputError(
-            f"{base}/config.json: Megatron-Bridge has no bridge for this architecture. Those it has: "
+            f"{base}/config.json: Megatron-Bridge does not support this architecture, expected one of: "
             f"{', '.join(sorted(AutoBridge.list_supported_models()))}"
         )
     bridge = AutoBridge.from_hf_pretrained(str(base), dtype=torch.float32)
@@ -117,7 +116,7 @@ def model_of(base: Path, *, weights: bool, on_gpu: bool | None = None) -> tuple[
 
 
 def weight_type(base: Path) -> torch.dtype | None:
-    """Return the number format that all weights of a Hugging Face folder have; None if they have several."""
+    """Return the number format of the weights of a Hugging Face folder; None if they have several."""
     from safetensors import safe_open
 
     formats: set[str] = set()
@@ -133,12 +132,12 @@ def _in_fp32(provider: Any) -> None:
     provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
 
 
-def recipe_of(name: str, base: Path) -> Any:
-    """Call a recipe function of Bridge by its dotted name; the model it asks the hub for is answered by `base`.
+def load_recipe(name: str, base: Path) -> Any:
+    """Return the config of a recipe function of Bridge, named by its dotted path, for the model in `base`.
 
-    Raises:  InputError: no such function (with the nearest), it wants arguments, it makes no ConfigContainer.
+    Raises:  InputError: no such function (with the nearest one), it needs arguments, or returns no ConfigContainer.
     """
-    ready()
+    prepare_imports()
     from megatron.bridge.training.config import ConfigContainer
 
     module_name, _, function = name.rpartition(".")
@@ -146,33 +145,31 @@ def recipe_of(name: str, base: Path) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"params.yaml: model.recipe: {name}: no module {error.name}. Recipes stand in "
-            "megatron.bridge.recipes.<family>.<model>, as in "
+            f"params.yaml: model.recipe: {name}: no module {error.name}. Expected "
+            "megatron.bridge.recipes.<family>.<model>.<function>, as in "
             "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_sft_config"
         ) from error
     recipe = getattr(module, function, None)
     if not callable(recipe):
-        known = [found for found in dir(module) if found.endswith("_config") and not found.startswith("_")]
+        known = [recipe for recipe in dir(module) if recipe.endswith("_config") and not recipe.startswith("_")]
         near = difflib.get_close_matches(function, known, n=1, cutoff=0.0)
         raise InputError(
             f"params.yaml: model.recipe: {module_name} has no function {function}. "
-            f"{f'Did you mean {module_name}.{near[0]}?' if near else ''} It has: {', '.join(known) or 'no recipe'}"
+            f"{f'Did you mean {module_name}.{near[0]}? ' if near else ''}It has: {', '.join(known) or 'no recipe'}."
         )
-    with _hub_answered_by(base):
+    with _hub_replaced_by(base):
         try:
             config = recipe()
         except TypeError as error:
-            raise InputError(
-                f"params.yaml: model.recipe: {name} cannot be called without arguments: {error}"
-            ) from error
+            raise InputError(f"params.yaml: model.recipe: {name} needs arguments, expected none: {error}") from error
     if not isinstance(config, ConfigContainer):
-        raise InputError(f"params.yaml: model.recipe: {name} makes {type(config).__name__}, expected ConfigContainer")
+        raise InputError(f"params.yaml: model.recipe: {name} returns {type(config).__name__}, expected ConfigContainer")
     return config
 
 
 @contextlib.contextmanager
-def _hub_answered_by(base: Path) -> Iterator[None]:
-    """Let AutoBridge read the config of `base`, whatever name of a model it is asked for."""
+def _hub_replaced_by(base: Path) -> Iterator[None]:
+    """Let AutoBridge read `base` for every model name."""
     from megatron.bridge import AutoBridge
 
     original = AutoBridge.__dict__["from_hf_pretrained"]
@@ -199,37 +196,37 @@ def build(
     eval_iters: int = 0,
     on_gpu: bool,
 ) -> Any:
-    """Build the ConfigContainer of a training: the ground, params.yaml section by section, and what we decide.
+    """Return the ConfigContainer of a training: the recipe's, with the sections of params.yaml set on it.
 
     Args:
-        params: The train sections of params.yaml.
-        base: Hugging Face folder: geometry and tokenizer; config.json is enough.
-        start: Folder of the weights to start from, as Bridge loads it.
-        packed: Folder with training/*.parquet; where there is none yet, the config has no data.
+        params: The training sections of params.yaml.
+        base: Hugging Face folder with config and tokenizer; config.json is enough.
+        start: Folder of the weights to start from; it must exist.
+        packed: Folder with training/*.parquet; without it, the config has no data.
         run: Folder of the run: checkpoints/, validation/.
         pack_size: Longest pack, in tokens.
-        load: Checkpoint to go on from.
+        load: Checkpoint to resume from.
         eval_iters: Batches of one validation.
-        on_gpu: Whether the training will run on GPUs; this machine may have none.
+        on_gpu: Whether GPUs will train; this machine may have none.
 
     Raises:  InputError: the recipe or the model cannot be used.
     """
-    ready()
+    prepare_imports()
     from megatron.bridge.data.packing.config import PackedSequenceSpecs
     from megatron.bridge.training import config as c
     from megatron.bridge.training.tokenizers.config import TokenizerConfig
 
-    ground = recipe_of(params.model.recipe, base) if params.model.recipe else None
-    provider = _provider(params, base, ground, pack_size, on_gpu)
+    recipe = load_recipe(params.model.recipe, base) if params.model.recipe else None
+    provider = _provider(params, base, recipe, pack_size, on_gpu)
     layout, steps = params.model, params.train
     context_parallel = layout.context_parallel_size
     grad_in_fp32 = params.mixed_precision.grad_reduce_in_fp32
 
-    optimizer = ground.optimizer if ground else c.OptimizerConfig(optimizer="adam")
-    ddp = ground.ddp if ground and on_gpu else c.DistributedDataParallelConfig()
+    optimizer = recipe.optimizer if recipe else c.OptimizerConfig(optimizer="adam")
+    ddp = recipe.ddp if recipe and on_gpu else c.DistributedDataParallelConfig()
     for name, value in params.optimizer:
         setattr(optimizer, name, value)
-    optimizer.bf16 = optimizer.fp16 = False  # until Bridge lays mixed_precision on it
+    optimizer.bf16 = optimizer.fp16 = False  # until Bridge applies mixed_precision
     optimizer.params_dtype = torch.float32
     optimizer.use_distributed_optimizer = ddp.use_distributed_optimizer = on_gpu
     ddp.grad_reduce_in_fp32 = grad_in_fp32
@@ -239,8 +236,8 @@ def build(
         model=provider,
         mixed_precision=_precision(params.mixed_precision.name, grad_in_fp32),
         peft=None if params.peft.name is None else adapters(params.peft),
-        comm_overlap=ground.comm_overlap if ground and on_gpu else None,
-        env_vars=ground.env_vars if ground and on_gpu else {},
+        comm_overlap=recipe.comm_overlap if recipe and on_gpu else None,
+        env_vars=recipe.env_vars if recipe and on_gpu else {},
         train=c.TrainingConfig(
             train_iters=steps.train_iters,
             global_batch_size=steps.global_batch_size,
@@ -259,7 +256,7 @@ def build(
             override_opt_param_scheduler=True,
         ),
         dataset=c.GPTSFTDatasetConfig(
-            dataset_root=str(run),  # Bridge makes folders below it even where every path is given
+            dataset_root=str(run),  # Bridge creates folders in it although every path is given
             seq_length=pack_size,
             seed=params.rng.seed,
             dataloader_type="batch",
@@ -290,10 +287,10 @@ def build(
             load=None if load is None else str(load),
             save=str(run / "checkpoints"),
             save_interval=params.checkpoint.save_interval,
-            most_recent_k=-1,  # old ones are removed with their manifests: sft.training.checkpoints
+            most_recent_k=-1,  # sft.training.checkpoints removes old ones with their manifests
             ckpt_format="torch_dist",
             async_save=params.checkpoint.async_save,
-            async_strategy="mcore",  # nvidia-resiliency-ext is not among the pins
+            async_strategy="mcore",  # nvidia-resiliency-ext is not pinned
             ckpt_assume_constant_structure=False,  # with it, async_save writes the first weights again (NeMo-RL #3312)
             fully_parallel_save=on_gpu,
         ),
@@ -302,17 +299,17 @@ def build(
     )
 
 
-def _provider(params: p.TrainParams, base: Path, ground: Any, pack_size: int, on_gpu: bool) -> Any:
-    """Return the model's provider: the recipe's, or AutoBridge's, with `model` of params.yaml laid on it."""
+def _provider(params: p.TrainParams, base: Path, recipe: Any, pack_size: int, on_gpu: bool) -> Any:
+    """Return the provider of the recipe, or of AutoBridge, with `model` of params.yaml set on it."""
     _, plain = model_of(base, weights=False, on_gpu=on_gpu)
     provider = plain
-    if ground is not None:
-        provider = ground.model
+    if recipe is not None:
+        provider = recipe.model
         differences = checks.geometry_differences(geometry_of(provider), geometry_of(plain))
         if differences:
             raise InputError(
-                f"params.yaml: model.recipe: {params.model.recipe} sets another geometry than {base}/config.json "
-                f"has, so its weights cannot be loaded: {'; '.join(differences)}. Choose the recipe of this model."
+                f"params.yaml: model.recipe: {params.model.recipe} has other shapes than {base}/config.json: "
+                f"{'; '.join(differences)}. Choose the recipe of this model."
             )
         _in_fp32(provider)
         if not on_gpu:
@@ -320,14 +317,14 @@ def _provider(params: p.TrainParams, base: Path, ground: Any, pack_size: int, on
 
             cpu.configure(provider)
     for name, value in params.model:
-        if name not in NO_FIELDS and value is not None:
+        if name not in NOT_PROVIDER_FIELDS and value is not None:
             setattr(provider, name, value)
     provider.seq_length = pack_size
     provider.calculate_per_token_loss = True
     if getattr(provider, "num_moe_experts", None):
-        provider.expert_tensor_parallel_size = 1  # as all recipes; above, adapters of experts are wrong (#5634)
+        provider.expert_tensor_parallel_size = 1  # as in all recipes; with more, adapters of experts are wrong (#5634)
         if params.peft.name is not None:
-            provider.moe_shared_expert_overlap = False  # the same issue, of the shared expert
+            provider.moe_shared_expert_overlap = False  # the same issue for the shared expert
     if params.model.moe_token_dispatcher_type not in (None, "flex"):
         provider.moe_flex_dispatcher_backend = None
     return provider
@@ -344,49 +341,49 @@ def _precision(name: str, grad_reduce_in_fp32: bool) -> Any:
 
 
 def adapters(peft: p.Peft) -> Any:
-    """Return Bridge's description of the adapters that the section `peft` of params.yaml asks for."""
+    """Return Bridge's config of the adapters that `peft` of params.yaml describes."""
     from megatron.bridge.peft.lora import LoRA
 
     return LoRA(target_modules=list(peft.target_modules), dim=peft.dim, alpha=peft.alpha, dropout=peft.dropout)
 
 
 def resolve(config: Any, ranks: int) -> tuple[dict[str, Any], list[str]]:
-    """Let Bridge resolve and validate a config for so many ranks, as its set-up does; return (values, relaxed).
+    """Return (values, relaxed) after Bridge resolved and validated a config for a number of ranks, as in its set-up.
 
-    `values` has every value of every section as plain JSON. On a machine without a GPU the fields RELAXED are
-    off while Bridge validates (Transformer Engine and DeepEP look for a driver): `relaxed` names those that
-    `values` has otherwise.
+    `values` has every value of every section as plain JSON. On a machine without a GPU, the fields of RELAXED are off
+    while Bridge validates, because Transformer Engine and DeepEP look for a driver. `relaxed` names those whose value
+    was not validated.
 
-    Raises:  InputError: what Bridge refuses, in its words.
+    Raises:  InputError: Bridge rejects a value; has its message.
     """
     from megatron.bridge.training.config import runtime_config_update
 
-    model, wanted = config.model, {}
+    model, values_to_restore = config.model, {}
     if on_cpu():
         moe = bool(getattr(model, "num_moe_experts", None))
-        wanted = {
+        values_to_restore = {
             name: getattr(model, name)
             for name, off in RELAXED.items()
             if (moe or not name.startswith("moe_")) and getattr(model, name, off) != off
         }
-        for name in wanted:
+        for name in values_to_restore:
             setattr(model, name, RELAXED[name])
     before = dict(os.environ)
     os.environ.update(WORLD_SIZE=str(ranks), RANK="0", LOCAL_RANK="0")
     try:
         runtime_config_update(config)
     except (AssertionError, ValueError) as error:
-        raise InputError(f"params.yaml: Megatron-Bridge refuses these params for {ranks} ranks: {error}") from error
+        raise InputError(f"params.yaml: Megatron-Bridge rejects these params for {ranks} ranks: {error}") from error
     finally:
         os.environ.clear()
         os.environ.update(before)
-    for name, value in wanted.items():
+    for name, value in values_to_restore.items():
         setattr(model, name, value)
-    return plain_values(config), sorted(wanted)
+    return plain_values(config), sorted(values_to_restore)
 
 
 def plain_values(value: Any) -> Any:
-    """Return a config as JSON can hold it: sections and fields by name, types and functions by theirs."""
+    """Return a config as plain JSON: sections and fields by name, types and functions by their names."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, enum.Enum):
@@ -409,12 +406,12 @@ def plain_values(value: Any) -> Any:
 
 
 def geometry_of(provider: Any) -> Geometry:
-    """Return the shapes of a model, as estimate and refusals want them, from its provider.
+    """Return the shapes of a provider's model, for the estimate and the checks.
 
-    Raises:  InputError: an architecture whose shapes are not described so (MLA, several token predictions).
+    Raises:  InputError: Geometry does not describe the architecture (MLA).
     """
     if getattr(provider, "multi_latent_attention", False):
-        raise InputError("the model has latent attention (MLA): its memory cannot be estimated here yet")
+        raise InputError("fetch.model: the model has latent attention (MLA), whose memory cannot be estimated yet.")
     layers = provider.num_layers or len(getattr(provider, "hybrid_layer_pattern", None) or "")
     experts = getattr(provider, "num_moe_experts", None) or 0
     pattern = getattr(provider, "hybrid_layer_pattern", None)
@@ -449,8 +446,8 @@ def geometry_of(provider: Any) -> Geometry:
 
 
 def geometry_of_checkpoint(checkpoint: Path) -> Geometry:
-    """Return the shapes of the model that a Megatron checkpoint holds; its manifest was checked before."""
-    ready()
+    """Return the shapes of the model in a Megatron checkpoint. Check its manifest first."""
+    prepare_imports()
     from megatron.bridge.training.model_load_save import load_model_config
     from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 

@@ -1,18 +1,17 @@
 """Megatron on a machine without a GPU.
 
-Megatron-Core 0.19 and Megatron-Bridge 0.6 expect CUDA and Transformer Engine, yet all they compute is plain
-PyTorch. `install()` fills exactly what is missing, once per process, so that the very loader, loss,
-optimizer, checkpoints and export of the cluster run on a laptop:
+Megatron-Core 0.19 and Megatron-Bridge 0.6 expect CUDA and Transformer Engine, but all they compute is plain PyTorch.
+`install()` adds what is missing, once per process, so that a laptop runs the same loader, loss, optimizer, checkpoints
+and export as a cluster:
 
-1. names of packages that are imported and not used (`import_stubs`),
-2. the device: what Megatron puts on "cuda" lands on the CPU (`_redirect_cuda`),
-3. two checks for a GPU that are no computation (`_allow_no_cuda`),
-4. attention that keeps packed samples apart (`PackedAttention`), which Megatron leaves to Transformer Engine,
-5. adapters on Megatron's own matrices (`_adapters_of_plain_matrices`),
-6. what a CPU has no time for: logits of tokens that are not trained (`trained_loss`), an optimizer that goes
-   over the weights several times (`fuse`).
+1. stubs of packages that are imported and not used (`import_stubs`),
+2. the device: tensors for "cuda" are created on the CPU (`_redirect_cuda`),
+3. two checks for a GPU that compute nothing (`_allow_no_cuda`),
+4. attention within packed samples (`PackedAttention`), which Megatron leaves to Transformer Engine,
+5. adapters on Megatron's own linear layers (`_adapters_without_te`),
+6. speed: no logits for tokens that are not trained (`trained_loss`), a fused optimizer (`use_fused_adamw`).
 
-Process-wide and irreversible, hence imported by `sft.training.bridge` only where there is no GPU.
+Process-wide and irreversible, so `sft.training.config` imports it only on machines without a GPU.
 """
 
 import builtins
@@ -27,11 +26,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch._dynamo  # makes a table of the functions of torch.cuda: before they are replaced
+import torch._dynamo  # lists the functions of torch.cuda when it is imported: before they are replaced
 import torch.nn.functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-# Package -> the modules of Bridge that import it unconditionally, for base classes and annotations only.
+# Package -> modules of Bridge that always import it, but only for base classes and annotations.
 STUBBED = {
     "transformer_engine": ("megatron.bridge.peft",),
     "nvidia_resiliency_ext": (
@@ -39,7 +38,7 @@ STUBBED = {
         "megatron.bridge.training.inprocess_restart",
     ),
 }
-# Switches of the model that ask for a CUDA kernel or for Transformer Engine.
+# Options of the model that need a CUDA kernel or Transformer Engine.
 FUSIONS = (
     "gradient_accumulation_fusion",
     "persist_layer_norm",
@@ -50,20 +49,20 @@ FUSIONS = (
     "cross_entropy_loss_fusion",
 )
 UNTRAINED = -100
-"""Label of a token whose loss nobody asks for, as in PyTorch's cross entropy."""
+"""Label of a token that is not trained, as in PyTorch's cross entropy."""
 
 
 def install() -> None:
-    """Make Megatron importable and runnable here; a second call changes nothing.
+    """Make Megatron importable and runnable on a CPU; a second call changes nothing.
 
-    Raises:  RuntimeError: this machine has a GPU, which the redirect would hide.
+    Raises:  RuntimeError: this machine has a GPU.
     """
     if torch.cuda.is_available():
-        raise RuntimeError("sft.training.cpu hides the GPU from Megatron; this machine has one")
+        raise RuntimeError("sft.training.cpu would hide this machine's GPU from Megatron")
     if _installed():
         return
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # Megatron compiles small functions on import: slow here, gains nothing
-    torch.set_flush_denormal(True)  # vanishing gradients become 0; denormal arithmetic is many times slower
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # Megatron compiles small functions on import: slow and no faster on a CPU
+    torch.set_flush_denormal(True)  # tiny gradients become 0: arithmetic with denormals is many times slower
     with import_stubs():
         for importers in STUBBED.values():
             for module in importers:
@@ -71,11 +70,11 @@ def install() -> None:
     _redirect_cuda()
     _allow_no_cuda()
     _skip_untrained()
-    _adapters_of_plain_matrices()
+    _adapters_without_te()
 
 
 def configure(provider: Any) -> None:
-    """Set a Bridge model provider to compute in fp32 by plain PyTorch."""
+    """Set a Bridge model provider to compute in fp32 with plain PyTorch."""
     provider.transformer_layer_spec = layer_spec
     provider.use_cpu_initialization = True
     for fusion in FUSIONS:
@@ -86,9 +85,9 @@ def configure(provider: Any) -> None:
 
 @contextlib.contextmanager
 def import_stubs() -> Iterator[None]:
-    """Answer imports of absent packages with a stub, for the modules in STUBBED and for nobody else.
+    """Let the modules in STUBBED import a stub of a missing package.
 
-    Everyone else still sees ImportError, so Megatron's own HAVE_TE flags stay False.
+    All other modules still get ImportError, so Megatron's own HAVE_TE flags stay False.
     """
     real_import = builtins.__import__
 
@@ -109,7 +108,7 @@ def import_stubs() -> Iterator[None]:
 
 
 class _Stub(types.ModuleType):
-    """A package of empty classes, enough to inherit from and to annotate with."""
+    """A package of empty classes for base classes and annotations."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -118,7 +117,7 @@ class _Stub(types.ModuleType):
 
 
 def layer_spec(config: Any) -> Any:
-    """Megatron's own layers without Transformer Engine, with attention that knows packed samples."""
+    """Return Megatron's layers without Transformer Engine, with PackedAttention."""
     from megatron.bridge.models.gpt_provider import local_layer_spec
 
     spec = local_layer_spec(config)
@@ -127,7 +126,7 @@ def layer_spec(config: Any) -> Any:
 
 
 class PackedAttention(torch.nn.Module):
-    """Causal attention within each sample of a pack; Megatron's own says "use TEDotProductAttention".
+    """Causal attention within each sample of a pack; Megatron's own asks for TEDotProductAttention.
 
     Shapes: t tokens of the pack, s and b sequence and batch, h query heads, g key-value heads, d per head.
     """
@@ -159,7 +158,7 @@ class PackedAttention(torch.nn.Module):
             return attended.permute(2, 0, 1, 3).flatten(-2)
         ends = packed_seq_params.cu_seqlens_q_padded
         ends = packed_seq_params.cu_seqlens_q if ends is None else ends
-        lengths = [length for length in ends.diff().tolist() if length]  # Bridge fills up with empty segments
+        lengths = [length for length in ends.diff().tolist() if length]  # Bridge pads with empty segments
         samples = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True)
         context = [self._attend(q[None], k[None], v[None])[0].transpose(0, 1) for q, k, v in samples]
         return torch.cat(context).flatten(-2)
@@ -174,7 +173,7 @@ class PackedAttention(torch.nn.Module):
             )
 
     def _generator(self, dropout: float) -> contextlib.AbstractContextManager[None]:
-        """Draw from the generator of this tensor-parallel rank: its heads are not those of the others."""
+        """Return a context with the random generator of this tensor-parallel rank, for the dropout of its heads."""
         if not dropout:
             return contextlib.nullcontext()
         from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -197,10 +196,10 @@ def trained_loss(
     scale_logits: Any,
     **_: Any,
 ) -> torch.Tensor:
-    """Return Megatron's own loss [b, s] of every label, without logits where a label is UNTRAINED: 0 there.
+    """Return Megatron's loss [b, s] of every label; 0, without computing logits, where the label is UNTRAINED.
 
-    One token in six of the default blend is trained, and a vocabulary of 49,152 words makes the logits a
-    fifth of all arithmetic. Passed to GPTModel as its `output_processor`; hidden_states [s, b, hidden].
+    One token in six of the default blend is trained, and with a vocabulary of 49,152 words logits are a fifth of all
+    arithmetic. GPTModel's `output_processor`; hidden_states [s, b, hidden].
     """
     trained = labels.t() != UNTRAINED
     logits, _bias = output_layer(hidden_states[trained][:, None], weight=output_weight)
@@ -208,28 +207,28 @@ def trained_loss(
     return losses.new_zeros(trained.shape).masked_scatter(trained, losses).t()
 
 
-def fuse(optimizer: Any) -> None:
-    """Let PyTorch's AdamW update a weight in one pass over memory; the same update."""
+def use_fused_adamw(optimizer: Any) -> None:
+    """Let PyTorch's AdamW update each weight in one pass over memory, with the same result."""
     for group in optimizer.param_groups:
         group["fused"] = True
 
 
 def _installed() -> bool:
-    return torch.Tensor.cuda is _stay
+    return torch.Tensor.cuda is _return_self
 
 
 def _redirect_cuda() -> None:
-    """Let everything that Megatron sends to a GPU stay on the CPU.
+    """Keep everything on the CPU that Megatron sends to a GPU.
 
-    megatron.core writes `device="cuda"`, `device=torch.cuda.current_device()` and `.cuda()` in schedules,
-    rotary embeddings, gradient buffers, clip_grads, timers and checkpoints; a mode seen by every torch call
-    is smaller than a patch per place. Random states: tensor_parallel/random.py keeps one per GPU.
+    megatron.core writes `device="cuda"`, `device=torch.cuda.current_device()` and `.cuda()` in schedules, rotary
+    embeddings, gradient buffers, clip_grads, timers and checkpoints: one torch function mode replaces a patch for each.
+    tensor_parallel/random.py keeps a random state per GPU, here that of the CPU.
     """
     _CudaToCpu().__enter__()
-    torch.Tensor.cuda = torch.nn.Module.cuda = _stay  # type: ignore[assignment, method-assign]
+    torch.Tensor.cuda = torch.nn.Module.cuda = _return_self  # type: ignore[assignment, method-assign]
     replaced: dict[str, Any] = {
         "current_device": lambda: 0,
-        # Bridge's initialize.py seeds the tensor-parallel generators only where it counts a device.
+        # Bridge's initialize.py seeds the tensor-parallel generators only if there is a device.
         "device_count": lambda: 1,
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
@@ -250,14 +249,14 @@ def _redirect_cuda() -> None:
 
 
 def _allow_no_cuda() -> None:
-    """Let Bridge start: setup.py never passes the `allow_no_cuda` that initialize.py offers."""
+    """Let Bridge start without a GPU: setup.py does not pass the `allow_no_cuda` of initialize.py."""
     from megatron.bridge.training import initialize, setup
 
     setup.initialize_megatron = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
 
 
 def _skip_untrained() -> None:
-    """Compute the loss by `trained_loss`, where one rank sees a whole pack."""
+    """Compute the loss with `trained_loss`, unless ranks share a pack (sequence parallel)."""
     from megatron.core.models.gpt import GPTModel
 
     forward = GPTModel.forward
@@ -271,10 +270,10 @@ def _skip_untrained() -> None:
     GPTModel.forward = forward_trained
 
 
-def _adapters_of_plain_matrices() -> None:
-    """Let adapters be put on Megatron's own matrices.
+def _adapters_without_te() -> None:
+    """Let Bridge add adapters to Megatron's own linear layers.
 
-    Without Transformer Engine its classes are None in megatron.core, which Bridge's peft/utils.py takes for there.
+    Without Transformer Engine its classes are None in megatron.core; Bridge's peft/utils.py then assumes it installed.
     """
     from megatron.bridge.peft import utils
 
@@ -288,13 +287,13 @@ class _CudaToCpu(TorchFunctionMode):
         if func is torch.Tensor.to:
             args = (args[0], *(_device(x) if isinstance(x, str | torch.device) else x for x in args[1:]))
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            # clip_grads.py asserts the type "torch.cuda.FloatTensor".
+            # clip_grads.py expects the type "torch.cuda.FloatTensor".
             return func(*args).replace("torch.", "torch.cuda.", 1)
         return func(*args, **(kwargs or {}))
 
 
 class _NoStream:
-    """A stream or event of CUDA: everything can be called and entered, nothing happens."""
+    """A CUDA stream or event on which every call does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -310,11 +309,11 @@ class _NoStream:
 
 
 def _device(device: Any) -> Any:
-    """Name the CPU for a CUDA device or its index."""
+    """Return "cpu" for a CUDA device or its index, any other device unchanged."""
     on_gpu = isinstance(device, int) or str(device).startswith("cuda")
     return "cpu" if on_gpu else device
 
 
-def _stay(self: Any, *_: Any, **__: Any) -> Any:
-    """What `.cuda()` does here: nothing."""
+def _return_self(self: Any, *_: Any, **__: Any) -> Any:
+    """Replace `.cuda()`."""
     return self
