@@ -36,7 +36,7 @@ PROGRAMS = {"sft.cli", "sft.planning.preflight", *(f"sft.lineage.{name}" for nam
 ONLY_HERE = {
     "megatron": {"sft.training.config", "sft.training.bridge", "sft.training.cpu"},
     "mlflow": {"sft.tracking.sync", "sft.tracking.store", "sft.tracking.upload"},
-    "ruamel": {"sft.params.read", "sft.params.explain", "sft.params.version_0_1"},  # who reads YAML reads params.yaml
+    "ruamel": {f"sft.params.{name}" for name in ("read", "explain", "version_0_1", "reference")},
     "yaml": set(),
 }
 # Code that a stage imports and that cannot change what it makes: where it runs, who is told, how it looks, and what

@@ -1,4 +1,4 @@
-"""What every section of params.yaml is made of: a strict section, and the kinds of values in it."""
+"""The base class of all sections of params.yaml, and types of their values."""
 
 from typing import Annotated
 
@@ -11,6 +11,6 @@ Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
 
 
 class Section(BaseModel):
-    """A strict section: no unknown keys, no missing keys, no coercion, frozen."""
+    """A section of params.yaml: unknown keys, missing keys and other types are errors; values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,7 +1,7 @@
 """The sections of params.yaml that determine the data: fetch, filter, prep, pack.
 
-A source is one entry: `uri` is an address with its pin, `read` says how its files are read, and the other keys are the
-blend's. The stage that fetches a source sees its `uri`, the stage that filters it its `read`, and pack sees it all.
+A source is one entry: `uri` is its address with a pin, `read` describes how to read its files, and the other keys
+belong to the blend. The fetch stage depends on `uri`, the filter stage on `read`, and pack on the whole entry.
 """
 
 import re
@@ -16,21 +16,21 @@ REVISION = re.compile(r"^(hf://(?:(?:datasets|models)/)?[^/@]+/[^/@]+)@([^/@]+)(
 
 
 class Download(Section):
-    """Something published, and what pins it: the base model, and what every source is."""
+    """Published files with a pin: the base model, an evaluation set, a source."""
 
     uri: str
-    """Address with its pin: `pypi://name==version/path#sha256=...`, `hf://owner/name@<commit>/path`, `https://`,
-    `s3://` and `file://` with `#sha256=...`."""
+    """Address with its pin: `hf://owner/name@<commit>/path`, `pypi://name==version/path#sha256=...`,
+    `https://...#sha256=...`, `s3://...#sha256=...` or `file://path`."""
     license: str = "unspecified"
-    """Licence, as reports and the model card show it."""
+    """License, shown in reports and the model card."""
     origin: str = ""
-    """Who made it and where it is described."""
+    """Who made it and where it is described, shown in reports and the model card."""
 
     @field_validator("uri")
     @classmethod
-    def _pin_is_readable(cls, uri: str) -> str:
+    def _pin_is_complete(cls, uri: str) -> str:
         if "#" in uri and PIN.search(uri) is None:
-            raise ValueError("after '#' expected sha256= and 64 hex digits, as in https://host/file#sha256=...")
+            raise ValueError("expected sha256= and 64 hex digits after '#', as in https://host/file#sha256=...")
         return uri
 
     @property
@@ -40,26 +40,26 @@ class Download(Section):
 
     @property
     def sha256(self) -> str | None:
-        """Digest of the downloaded file (for pypi:// of the wheel)."""
-        return found[1] if (found := PIN.search(self.uri)) else None
+        """Digest of the downloaded file; for pypi:// of the wheel."""
+        return match[1] if (match := PIN.search(self.uri)) else None
 
     @property
     def revision(self) -> str | None:
-        """For hf:// the commit."""
-        return found[2] if (found := REVISION.search(self.uri)) else None
+        """Commit of a repository on the Hugging Face hub."""
+        return match[2] if (match := REVISION.search(self.uri)) else None
 
 
 class Read(Section):
-    """How the files of a source are read; `read: openai` is short for `read: {format: openai}`."""
+    """How to read the files of a source. `read: openai` is short for `read: {format: openai}`."""
 
     format: str
-    """How its rows become conversations: a name in sft.formats.chat_forms."""
+    """Format of the rows: openai, sharegpt, alpaca, or a package that sft.formats.demo reads."""
     fields: dict[str, str] = Field(default_factory=dict)
-    """Our field -> theirs, where a source names them otherwise: {messages: conversation.turns}."""
+    """Our field -> name in the source, where they differ: `{messages: conversation.turns}`."""
     select: dict[str, list[str]] = Field(default_factory=dict)
-    """Field of the row -> accepted values; rows with other values are rejected and counted."""
+    """Field of the row -> accepted values. Rows with other values are rejected and counted."""
     max_rows: Positive | None = None
-    """Rows taken, drawn by hash; null = all."""
+    """Number of rows to take, drawn by hash; null = all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,175 +71,183 @@ class Source(Download):
     """One source of the blend."""
 
     read: Read
-    """How its files are read."""
+    """How to read its files: a format, or a mapping with the keys below."""
     domain: str = "unspecified"
-    """Data domain, as reports show it: one of sft.domains, or one of your own."""
+    """Data domain, shown in reports: one of the recipe's (sft.domains), or your own."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the blend, in trained tokens of the training split; for all sources or for none."""
+    """Share of the blend, in trained tokens of the training split. Set it for all sources or for none."""
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """How often the source is seen in an epoch of the blend: 0.5 = half of it, 2.0 = twice; null = 1."""
+    """How often the source is seen per epoch of the blend: 0.5 = half of it, 2.0 = twice; null = once."""
 
     @model_validator(mode="after")
-    def _one_measure(self) -> "Source":
+    def _share_or_epochs(self) -> "Source":
         if self.share is not None and self.epochs is not None:
-            raise ValueError("share and epochs both say how much of the source is seen: give one")
+            raise ValueError("share and epochs both set how much of the source is seen. Set one of them")
         return self
 
 
 class Benchmark(Download):
-    """An evaluation set: what its items ask must not be trained on."""
+    """An evaluation set. Conversations that contain one of its items are rejected."""
 
     fields: dict[str, str] = Field(default_factory=dict)
-    """Our field -> theirs, where a set names its question otherwise: {question: frage}."""
+    """Our field -> name in the set, where they differ: `{question: frage}`."""
 
 
 class Fetch(Section):
-    """The base model, the evaluation sets and the blend."""
+    """The base model, the evaluation sets and the sources of the blend."""
 
     model: Download
+    """The base model: a folder in Hugging Face layout, or a GGUF file."""
     benchmarks: dict[Name, Benchmark] = Field(default_factory=dict)
-    """Evaluation sets whose items filter.contamination looks for."""
+    """Evaluation sets, by name, whose items filter.contamination looks for."""
     sources: dict[Name, Source]
+    """Sources of the blend, by name."""
 
     @model_validator(mode="after")
-    def _sources_are_named(self) -> "Fetch":
+    def _sources_have_free_names(self) -> "Fetch":
         if not self.sources:
-            raise ValueError("fetch.sources is empty: name at least one source")
-        for name, what in (("model", "the base model's"), ("benchmarks", "that of the evaluation sets")):
+            raise ValueError("fetch.sources is empty. Add at least one source")
+        for name, owner in (("model", "the base model"), ("benchmarks", "the evaluation sets")):
             if name in self.sources:
-                raise ValueError(f"a source cannot be called {name!r}: that name is {what}")
+                raise ValueError(f"fetch.sources: {name!r} is the name of {owner}. Choose another name for the source")
         return self
 
 
 class Repetition(Section):
-    """When something comes too often in what a model wrote (sft.filters.repetition)."""
+    """What counts as a loop in text that a model wrote (sft.filters.repetition)."""
 
     min_letters: Positive
-    """A stretch with fewer letters is no loop."""
+    """Shortest passage that can be a loop, in letters."""
     min_repeated_share: Share
-    """Share of a stretch, in letters, that is made of repeated items."""
+    """Share of a passage, in letters, that repeated lines or sequences make up in a loop."""
     line_repeats: Annotated[int, Field(ge=2)]
-    """How often a line or sentence comes in a stretch; over all turns together, twice as often."""
+    """Repeats of a line or sentence within a passage; over all turns together, twice as many."""
     ngram: Positive
-    """Words in a sequence."""
+    """Length of a repeated sequence, in words."""
     ngram_repeats: Annotated[int, Field(ge=2)]
-    """How often a sequence of words comes in a window."""
+    """Repeats of such a sequence within a window."""
     window: Positive
-    """Words in a window."""
+    """Length of a window, in words."""
     max_numbered_repeats: Annotated[int, Field(ge=2)]
-    """How often a sequence of words comes that is the same but for its numbers."""
+    """Most repeats of a sequence of words that differs only in its numbers."""
     max_char_run: Annotated[int, Field(ge=100)]
-    """Length from which a few characters over and over, with nothing between, are a loop."""
+    """Longest run of the same few characters without anything between them."""
     max_counting_run: Annotated[int, Field(ge=10)]
-    """Numbers in a row that only count on, from which they are a loop."""
+    """Longest run of numbers that only count up or down."""
     turn_repeats: Annotated[int, Field(ge=2)]
-    """How often the same message is answered by the same action."""
+    """Repeats of the same action as the answer to the same message."""
 
 
 class Contamination(Section):
-    """When a conversation holds an item of an evaluation set (sft.filters.contamination)."""
+    """When a conversation contains an item of an evaluation set (sft.filters.contamination)."""
 
     n: Annotated[int, Field(ge=8)]
-    """Words in an n-gram."""
+    """Length of an n-gram, in words."""
     ratio: Annotated[float, Field(gt=0, le=1)]
-    """Share of the n-grams of an item in one message from which the conversation is refused."""
+    """Share of an item's n-grams that one message must contain to be rejected."""
 
 
 class JudgeParams(Section):
-    """A language model that judges every conversation that the rules keep (sft.filters.judge.judge)."""
+    """A language model that judges every conversation that the rules keep (sft.filters.judge)."""
 
     model: str | None
-    """Its name at the endpoint that SFT_JUDGE_URL names; null = no judge."""
+    """Its name at the endpoint in SFT_JUDGE_URL; null = no judge."""
     rubric: str
-    """What it is asked: a .md file in filters/."""
+    """The question to the judge: a .md file in filters/."""
     min_score: Annotated[int, Field(ge=1, le=5)]
-    """A conversation with a lower score is refused."""
+    """Lowest accepted score."""
     max_tokens: Positive
-    """Where its answer is cut."""
+    """Longest answer of the judge, in tokens."""
     max_prompt_chars: Positive
-    """A longer conversation is a failure, `too-long`: rubric and conversation, in characters."""
+    """Longest prompt, in characters of rubric and conversation. A longer one is a failure."""
     on_failure: Literal["stop", "keep", "reject"]
-    """What happens to a conversation without a verdict."""
+    """What to do with a conversation without a verdict."""
     budget_requests: Positive | None
+    """Most requests per source in one run; null = no limit. Verdicts are kept for the next run."""
     budget_tokens: Positive | None
-    """Most requests and tokens for a source in one run; what was judged until then stays judged."""
+    """Most tokens per source in one run; null = no limit."""
 
 
 class Filter(Section):
-    """Which rows are refused; a filter that is null or false is off."""
+    """Which rows are rejected. A filter that is null or false is off."""
 
     max_rows: Positive | None
-    """Rows taken per source, drawn by hash; null = all. A sampled run never takes an alias."""
+    """Number of rows to take per source, drawn by hash; null = all. Such a run never gets an alias in MLflow."""
     seed: int
+    """Seed of the draw."""
     max_rejected: Share
-    """Share of refused rows per source above which the stage stops."""
+    """Largest share of rejected rows per source. Above it the stage stops."""
     max_chars: Positive
-    """Longest conversation, in characters of all its messages."""
+    """Longest conversation, in characters of all messages."""
     max_message_chars: Positive | None
-    """Longest message; null = as long as the conversation may be."""
+    """Longest message, in characters; null = no limit of its own."""
     control_tokens: Literal["reject", "as_text", "escape"]
-    """Control tokens of chat templates typed as text (sft.filters.control_tokens)."""
+    """What to do with control tokens of chat templates that are typed as text."""
     repetition: Repetition | None
-    """Loops in reasoning, answers, and the whole."""
+    """Loops in reasoning, answers and whole conversations."""
     narrative: str | None
-    """Patterns of political and nationalistic narrative: a .toml file in filters/."""
+    """Political and nationalistic narrative: a .toml file of patterns in filters/."""
     consistency: bool
-    """Actions against goals, tools and results, by rules."""
+    """Actions that contradict goals, tools or results, by rules."""
     near_duplicates: Share | None
-    """Similarity from which a conversation repeats one of its source; null = equal ones only."""
+    """Similarity from which a conversation is a duplicate of an earlier one of its source; null = equal ones only."""
     contamination: Contamination | None
-    """Items of the evaluation sets of fetch.benchmarks."""
+    """Items of the evaluation sets in fetch.benchmarks."""
     judge: JudgeParams
-    """A language model's judgement."""
+    """The judgment of a language model."""
 
 
 class Reasoning(Section):
-    """In which part of the conversations the model learns to reason less, or not at all."""
+    """Conversations whose reasoning is removed or cut, so that the model learns to reason less or not at all."""
 
     strip: Share
     """Share of the conversations with reasoning that lose it."""
     truncate: Share
-    """Share whose reasoning is cut to a budget."""
+    """Share of the conversations with reasoning that is cut to a budget."""
     budgets: list[Positive]
-    """Budgets in tokens, one drawn for each such conversation."""
+    """Budgets in tokens; one is drawn for each such conversation."""
     seed: int
+    """Seed of the draws."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "Reasoning":
         if self.strip + self.truncate > 1:
-            raise ValueError(f"strip {self.strip} + truncate {self.truncate} are more than all conversations")
+            raise ValueError(f"strip {self.strip} + truncate {self.truncate} is more than 1")
         if self.truncate and not self.budgets:
-            raise ValueError("truncate needs budgets: a list of numbers of tokens")
+            raise ValueError("truncate needs budgets, a list of numbers of tokens")
         return self
 
 
 class Prep(Section):
-    """Chat template, tokens, loss mask."""
+    """Chat template, tokens and loss mask."""
 
     template: str
-    """A .jinja file: ours, or models/base/chat_template.jinja, the one that the base model brings."""
+    """Chat template: a .jinja file, or models/base/chat_template.jinja for the one of the base model."""
     reasoning: Reasoning
+    """How much of the reasoning is trained."""
 
 
 class Pack(Section):
     """Splits and packed sequences."""
 
     pack_size: Annotated[int, Field(gt=0, le=1 << 24)]
-    """Tokens in a pack."""
+    """Length of a pack, in tokens."""
     over_length: Literal["drop", "error", "cut-at-turn"]
-    """A sample longer than a pack: dropped and counted, an error, or cut behind the last whole turn that fits."""
+    """What to do with a sample longer than a pack; cut-at-turn keeps all whole turns that fit."""
     near_duplicates: Share | None
     """Similarity from which conversations of two sources are duplicates; null = equal ones only."""
     precedence: list[Name]
-    """Sources that keep what others have too, the first wins; those not named follow by name."""
+    """Sources that keep a duplicate, the first before the second; the others follow in the order of their names."""
     validation: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the conversations of each source for validation."""
     test: Annotated[float, Field(ge=0, lt=1)]
-    """Shares of conversations held out, per source."""
+    """Share of the conversations of each source for the evaluation."""
     pad_segments_to: Positive
-    """What is read of a sample is padded to a multiple of this: lcm(2*CP if CP>1, CP*TP if sequence parallel)."""
+    """Pad each sample without its last token to a multiple of this: lcm(2*CP if CP > 1, CP*TP if sequence parallel)."""
     npy_max_tokens: int
-    """Packed sets with more tokens than this are written as Parquet only."""
+    """Splits with more tokens are written as Parquet only, not as .npy too."""
     seed: int
+    """Seed of splits and order."""
 
     @model_validator(mode="after")
     def _training_remains(self) -> "Pack":

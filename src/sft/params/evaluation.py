@@ -8,31 +8,32 @@ from sft.params.base import Positive, Section, Share
 
 
 class Gate(Section):
-    """What a model has to hold to become a candidate, by its evaluation (sft.stages.eval)."""
+    """What the evaluation must show for a model to become a candidate (sft.evaluation.gate)."""
 
     max_loss_ratio: Annotated[float, Field(gt=0)]
-    """Held-out loss after training over that before."""
+    """Highest held-out loss after training, divided by the loss before."""
     max_domain_loss_ratio: Annotated[float, Field(gt=0)] | None
-    """The same for each domain; null = not asked."""
+    """The same for each domain; null = not checked."""
     min_tool_call_fits: Share | None
-    """Share of tool calls whose arguments fit; null = not asked, also where there are no prompts for it."""
+    """Lowest share of tool calls whose arguments fit the schema; null = not checked."""
 
 
 class Eval(Section):
-    """What is measured before and after."""
+    """What is measured before and after training, on held-out conversations."""
 
     samples_per_domain: Positive
     """Held-out samples per domain for the loss."""
     tool_prompts: Annotated[int, Field(ge=0)]
-    """Held-out prompts that want a tool call."""
+    """Held-out prompts whose answer is a tool call."""
     chat_prompts: Annotated[int, Field(ge=0)]
     """Other held-out prompts."""
     max_prompt_tokens: Positive
-    """Longer prompts are left out, and counted."""
+    """Longest prompt, in tokens. Longer ones are skipped and counted."""
     max_new_tokens: Positive
-    """An answer is cut there."""
+    """Longest answer, in tokens."""
     batch_size: Positive
-    """Prompts generated together."""
+    """Prompts per batch of generation."""
     seed: int
+    """Seed of the choice of samples and prompts."""
     gate: Gate
-    """Passed: the model is candidate in MLflow, and champion if it is better than that."""
+    """What makes a model a candidate in MLflow. A candidate that is better than the champion becomes champion."""

@@ -1,4 +1,4 @@
-"""The sections of params.yaml that determine the training, with the names of Megatron-Bridge's ConfigContainer."""
+"""The sections of params.yaml that determine the training, named as in Megatron-Bridge's ConfigContainer."""
 
 from typing import Annotated, Literal
 
@@ -8,36 +8,41 @@ from sft.params.base import Positive, Section, Share
 
 
 class Model(Section):
-    """The parallel layout, and what changes how the model computes. Its geometry is that of fetch.model."""
+    """Parallel layout and computation. The weights of fetch.model determine the geometry."""
 
     recipe: Annotated[str, Field(pattern=r"^megatron\.bridge\.recipes(\.\w+)+$")] | None
-    """A recipe function of Bridge by dotted name, the ground on which all other params are laid; null = none."""
+    """Recipe function of Bridge, by dotted name, that all other params override; null = none."""
     tensor_model_parallel_size: Positive
+    """GPUs that share each matrix (TP)."""
     pipeline_model_parallel_size: Positive
+    """GPUs that share the layers (PP)."""
     context_parallel_size: Positive
+    """GPUs that share each pack (CP)."""
     expert_model_parallel_size: Positive
-    """GPUs over which the experts of a layer are spread; 1 for a model without experts."""
+    """GPUs that share the experts of a layer (EP); 1 for a model without experts."""
     sequence_parallel: bool
-    """Activations between matrices are spread over the tensor-parallel GPUs too; with experts it must be."""
+    """Share activations over the TP GPUs too. Required with experts and TP > 1."""
     attention_dropout: Share
+    """Dropout of attention weights."""
     hidden_dropout: Share
+    """Dropout of hidden states."""
     recompute_granularity: Literal["full", "selective"] | None
-    """Gradient checkpointing: what is computed again instead of kept. null = as the recipe says, or nothing."""
+    """Gradient checkpointing: activations that are recomputed instead of stored; null = the recipe's value, or none."""
     recompute_method: Literal["uniform", "block"] | None
-    """With full: uniform (groups of layers) or block (the first ones)."""
+    """With full: uniform (groups of layers) or block (the first layers)."""
     recompute_num_layers: Positive | None
-    """With full: layers in a group, or how many are recomputed."""
+    """With full: layers per group (uniform), or number of recomputed layers (block)."""
     recompute_modules: list[str] | None
-    """With selective: parts of a layer: core_attn, moe, moe_act, layernorm, mlp, ..."""
+    """With selective: recomputed parts of a layer: core_attn, moe, moe_act, layernorm, mlp, ..."""
     moe_aux_loss_coeff: Annotated[float, Field(ge=0)] | None
-    """Weight of the loss that balances experts; null = as model and recipe say."""
+    """Weight of the loss that balances experts; null = the value of model or recipe."""
     moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex"] | None
-    """How tokens travel to experts (flex: DeepEP, Transformer Engine); null = as model and recipe say."""
+    """How tokens are sent to experts (flex: DeepEP); null = the value of model or recipe."""
     moe_permute_fusion: bool | None
-    """Tokens are sorted by expert in one kernel of Transformer Engine; null = as model and recipe say."""
+    """Sort tokens by expert in one kernel of Transformer Engine; null = the value of model or recipe."""
 
     @model_validator(mode="after")
-    def _recompute_is_whole(self) -> "Model":
+    def _recompute_is_complete(self) -> "Model":
         of_full = {self.recompute_method, self.recompute_num_layers} - {None}
         if self.recompute_granularity == "full" and (None in (self.recompute_method, self.recompute_num_layers)):
             raise ValueError("recompute_granularity full needs recompute_method and recompute_num_layers")
@@ -49,103 +54,116 @@ class Model(Section):
 
 
 class MixedPrecision(Section):
-    """Number formats: a name that Bridge knows."""
+    """Number formats."""
 
     name: Literal["fp32", "bf16_mixed"]
+    """Recipe of Bridge. A CPU trains in fp32."""
     grad_reduce_in_fp32: bool
-    """Gradients are kept and added up in fp32; false halves their memory."""
+    """Store and reduce gradients in fp32; false halves their memory."""
 
 
 class Peft(Section):
-    """Adapters that are trained instead of the weights, and added to them when the model is exported."""
+    """Adapters that are trained instead of the weights, and merged into them in models/final."""
 
     name: Literal["lora"] | None
-    """null = all weights are trained. No DoRA: Bridge 0.6.2 exports it without its magnitudes (measured)."""
+    """Kind of adapter; null = train all weights. No DoRA: Bridge 0.6.2 exports it without its magnitudes."""
     dim: Positive
     """Rank of an adapter."""
     alpha: Positive
-    """An adapter counts alpha / dim times."""
+    """The output of an adapter is multiplied by alpha / dim."""
     dropout: Share
+    """Dropout of an adapter's input."""
     target_modules: Annotated[list[str], Field(min_length=1)]
-    """Matrices that get one, by Megatron's names, also with wildcards; a Mamba layer's are in_proj, out_proj."""
+    """Matrices with an adapter, by Megatron's names or wildcards. Those of a Mamba layer: in_proj, out_proj."""
 
 
 class Optimizer(Section):
-    """AdamW, decoupled weight decay."""
+    """AdamW with decoupled weight decay."""
 
     lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
     min_lr: Annotated[float, Field(ge=0)]
+    """Learning rate at the end of the decay."""
     weight_decay: Annotated[float, Field(ge=0)]
+    """Weight decay."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)]
+    """Decay of the mean of gradients."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    """Decay of the mean of squared gradients."""
     adam_eps: Annotated[float, Field(gt=0)]
+    """Added to the denominator of an update."""
     clip_grad: Annotated[float, Field(ge=0)]
+    """Largest norm of the gradient; 0 = no clipping."""
 
     @model_validator(mode="after")
     def _lr_does_not_rise(self) -> "Optimizer":
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}: the rate falls from lr to min_lr")
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}. The learning rate falls from lr to min_lr")
         return self
 
 
 class Scheduler(Section):
-    """Learning rate over steps."""
+    """Learning rate by step."""
 
     lr_decay_style: Literal["cosine", "linear", "constant"]
+    """Shape of the decay after the warm-up."""
     lr_warmup_iters: Annotated[int, Field(ge=0)]
+    """Steps of linear warm-up."""
     lr_decay_iters: Positive | None
-    """null = train.train_iters."""
+    """Steps until min_lr; null = train.train_iters."""
 
 
 class Train(Section):
     """Length of the run."""
 
     train_iters: Positive
+    """Optimizer steps."""
     global_batch_size: Positive
-    """Packs in a step, over all ranks."""
+    """Packs per step, over all GPUs."""
     micro_batch_size: Literal[1]
-    """Packs at a time on a rank: Bridge wants 1 for packed sequences."""
+    """Packs at a time on a GPU. Bridge requires 1 for packed sequences."""
 
 
 class Validation(Section):
-    """Loss on the validation split while training."""
+    """Loss on the validation split during training."""
 
     eval_interval: Positive
     """Steps between two validations."""
     eval_iters: Annotated[int, Field(ge=0)]
-    """Batches of one validation, the same each time, at most all of the split; 0 = none."""
+    """Batches per validation, the same each time and at most the whole split; 0 = no validation."""
 
 
 class Checkpoint(Section):
-    """What is kept of a run, and what it starts from."""
+    """Checkpoints: how many are saved, which one is exported, and where training starts."""
 
     save_interval: Positive
     """Steps between two checkpoints."""
     most_recent_k: Positive
-    """Newest checkpoints kept."""
+    """Number of latest checkpoints to keep."""
     save_retain_interval: Positive | None
-    """Checkpoints of every so many steps are kept besides, for good; null = none."""
+    """Keep the checkpoint of every such step for good; null = none. A multiple of save_interval."""
     async_save: bool
-    """Training goes on while a checkpoint is written."""
+    """Continue training while a checkpoint is written."""
     export: Literal["last", "best"]
-    """Which checkpoint becomes models/final: that of the last step, or the one with the lowest validation loss."""
+    """Checkpoint that becomes models/final: the last one, or the best by validation loss."""
     pretrained_checkpoint: str | None
-    """A Megatron checkpoint to start from; null = import models/base."""
+    """Megatron checkpoint to start from; null = import models/base."""
 
     @model_validator(mode="after")
-    def _kept_are_saved(self) -> "Checkpoint":
+    def _retained_are_saved(self) -> "Checkpoint":
         if self.save_retain_interval is not None and self.save_retain_interval % self.save_interval:
             raise ValueError(
-                f"save_retain_interval {self.save_retain_interval} is no multiple of save_interval "
-                f"{self.save_interval}: there would be nothing to keep"
+                f"save_retain_interval {self.save_retain_interval} is not a multiple of save_interval "
+                f"{self.save_interval}, so there is nothing to keep"
             )
         return self
 
 
 class Rng(Section):
-    """Seed of data order and dropout."""
+    """Random numbers of the training."""
 
     seed: int
+    """Seed of data order and dropout."""
 
 
 class TrainParams(Section):
