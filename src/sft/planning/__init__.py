@@ -1,1 +1,1 @@
-"""Before a run: estimates of memory, time and disk, and checks that refuse what would fail."""
+"""Before a run: estimates of memory, time and disk, and checks of params, data and machine."""

@@ -60,18 +60,18 @@ def main() -> None:
     check(run, params, cluster)
     if not params.checkpoint.pretrained_checkpoint:
         bridge.import_base(base=run.base, checkpoint=run.start)
-    box = journal.Journal(run.folder)
+    run_journal = journal.Journal(run.folder)
     attached = [keep_patch(patch, run.folder)] if patch else []
 
     def begin() -> None:
         training_run.begin_attempt(lineage, metadata, run.folder, PACKED)
 
-    def complete() -> Path | None:
+    def final_checkpoint() -> Path | None:
         return checkpoints.final_checkpoint(run.folder, iterations)
 
     job: jobs.Job | None = None
     state: slurm.State | None = None
-    checkpoint = complete()
+    checkpoint = final_checkpoint()
     if checkpoint is not None:
         jobs.exit_for_dvc()
     if checkpoint is None and cluster:  # until the job ends, its attempt has no end to log
@@ -82,24 +82,24 @@ def main() -> None:
             jobs.refuse_if_active(run.folder)
         if not jobs.active_job(run.folder):
             begin()
-    with sync.sync_at_exit(run.folder) as synced, journal.record_status(box):
+    with sync.sync_at_exit(run.folder) as synced, journal.record_status(run_journal):
         if checkpoint is not None:
             echo(f"this run is complete: step {iterations} is exported again without training")
             jobs.record_outcome(run.folder, "complete")
         elif job:
-            jobs.finish(job, state, lambda: complete() is not None)
+            jobs.finish(job, state, lambda: final_checkpoint() is not None)
         else:
             launch(run, count_ranks(), train)
-        checkpoint = complete()
+        checkpoint = final_checkpoint()
         if checkpoint is None:
             raise InputError(f"{run.folder}: training ended before step {iterations}. See logs/ there, then rerun.")
         chosen = checkpoints.checkpoint_to_export(run.folder, iterations, params.checkpoint)
         assert chosen is not None  # the run is complete
         export(run, lineage, chosen, params.peft, patch, sync.run_id(run.folder))
         metrics = report(run, iterations, params.train.global_batch_size, metadata)
-        journal.add_model(box, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
+        journal.add_model(run_journal, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
         attached += write_environment(run.folder, checkpoint)
-        box.attach(journal.RECORDS, {**records(Path.cwd()), **{path.name: path for path in attached}})
+        run_journal.attach(journal.RECORDS, {**records(Path.cwd()), **{path.name: path for path in attached}})
     echo(
         f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; {synced.text}"
     )

@@ -24,11 +24,11 @@ def begin_attempt(lineage: Lineage, metadata: dict[str, Any], run: Path, packed:
 
     Raises:  InputError: the server refuses the entries; the attempt is logged as failed.
     """
-    box = open_run(lineage, metadata, run, packed)
+    run_journal = open_run(lineage, metadata, run, packed)
     try:
         sync.check_server(run)
     except InputError:
-        box.add("end", attempt=max(box.attempts()), status=journal.FAILED)
+        run_journal.add("end", attempt=max(run_journal.attempts()), status=journal.FAILED)
         raise
 
 
