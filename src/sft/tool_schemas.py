@@ -1,6 +1,6 @@
-"""Arguments of a tool call against the tool's JSON schema.
+"""Check the arguments of a tool call against the tool's JSON schema.
 
-`schema_fault` never fetches anything, never raises, and never takes long, whatever schema a data set brings.
+`schema_fault` fetches nothing, raises nothing, and takes a short time for any schema.
 """
 
 import functools
@@ -13,20 +13,20 @@ import jsonschema
 import referencing
 
 FAULT_CHARS = 200
-# Keywords under which a schema may allow arguments that its properties do not name.
-SAYS_MORE = {"$ref", "$dynamicRef", "additionalProperties", "patternProperties", "unevaluatedProperties"}
-SAYS_MORE |= {"allOf", "anyOf", "oneOf", "if", "dependentSchemas"}
-# Python's regular expressions can take forever. Only patterns without a repeated group and with few unbounded
-# repetitions are applied, to texts of this length at most: 200 ** 4 / 24 steps, a second, at the very worst.
+# Keywords with which a schema may allow arguments that are not in its properties.
+ALLOWS_MORE = {"$ref", "$dynamicRef", "additionalProperties", "patternProperties", "unevaluatedProperties"}
+ALLOWS_MORE |= {"allOf", "anyOf", "oneOf", "if", "dependentSchemas"}
+# Python's regular expressions can take exponential time. A pattern is applied only if it has no repeated group and few
+# unbounded repetitions, and only to short texts: at most 200 ** 4 / 24 steps, which take a second.
 PATTERN_CHARS, UNBOUNDED = 200, 4
 CLASS_OR_ESCAPE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
 def schema_fault(schema: Any, arguments: dict[str, Any]) -> str:
-    """Say what is wrong with a call's arguments under a tool's JSON schema; empty if nothing.
+    """Return what is wrong with the arguments of a call under the tool's JSON schema; empty if nothing is.
 
-    A fault of the schema itself starts with `schema: `. Arguments that the schema does not name are a fault,
-    unless it says more about them: no function takes them.
+    A fault of the schema itself starts with `schema: `. Arguments that are not in the properties of the schema are a
+    fault, unless one of ALLOWS_MORE allows them.
     """
     if schema is None:
         return ""
@@ -38,13 +38,13 @@ def schema_fault(schema: Any, arguments: dict[str, Any]) -> str:
     except RecursionError:
         return "schema: it refers to itself without end"
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as fault:
-        # What jsonschema raises for schemas that pass its own check: a $ref to no schema, a number too large.
+        # jsonschema raises these for schemas that pass its own check: a $ref to no schema, a number too large.
         return f"schema: it cannot be applied: {str(fault)[:FAULT_CHARS]}"
     if error is not None:
         place = ".".join(str(part) for part in error.absolute_path)
         return f"{place + ': ' if place else ''}{error.message}"[:FAULT_CHARS]
     known = schema.get("properties") if isinstance(schema, dict) else None
-    if isinstance(known, dict) and SAYS_MORE.isdisjoint(schema):
+    if isinstance(known, dict) and ALLOWS_MORE.isdisjoint(schema):
         unknown = sorted(set(arguments) - set(known))
         if unknown:
             return f"unknown arguments {', '.join(unknown)}; known: {', '.join(sorted(known)) or 'none'}"
@@ -54,24 +54,24 @@ def schema_fault(schema: Any, arguments: dict[str, Any]) -> str:
 @functools.lru_cache(maxsize=4096)
 def _validator(schema: str) -> Any:
     value = json.loads(schema)
-    kind = jsonschema.validators.validator_for(value, default=jsonschema.Draft202012Validator)
-    kind.check_schema(value)
+    dialect = jsonschema.validators.validator_for(value, default=jsonschema.Draft202012Validator)
+    dialect.check_schema(value)
     for name in _pattern_names(value):
         if not is_quick(name):
             raise jsonschema.exceptions.SchemaError(f"the pattern {name[:80]!r} may take forever")
-    quick = jsonschema.validators.extend(kind, {"pattern": _match_quickly})
-    return quick(value, registry=referencing.Registry())  # an empty registry: no schema is fetched from outside
+    validator = jsonschema.validators.extend(dialect, {"pattern": _match_quickly})
+    return validator(value, registry=referencing.Registry())  # an empty registry: no schema is fetched from outside
 
 
 def _match_quickly(_validator: Any, pattern: str, text: Any, _schema: Any) -> Iterator[Any]:
-    """Apply `pattern` where that is quick; elsewhere the text passes."""
+    """Apply a pattern if that is quick; otherwise the text passes."""
     applies = isinstance(text, str) and len(text) <= PATTERN_CHARS and is_quick(pattern)
     if applies and not re.search(pattern, text):
         yield jsonschema.exceptions.ValidationError(f"{text!r} does not match {pattern!r}")
 
 
 def is_quick(pattern: str) -> bool:
-    """Say whether a pattern surely fails in a short time on a short text.
+    """Return whether a pattern is sure to take a short time on a short text.
 
     >>> is_quick(r"^[A-Z]{2}-\\d+$"), is_quick("(a+)+$"), is_quick("(a|a)*b"), is_quick("a*a*a*a*a*b")
     (True, False, False, False)
@@ -81,13 +81,13 @@ def is_quick(pattern: str) -> bool:
 
 
 def _pattern_names(schema: Any) -> Iterator[str]:
-    """Find the patterns that name properties, anywhere in a schema."""
+    """Yield the patterns of property names, anywhere in a schema."""
     waiting = [schema]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            named = value.get("patternProperties")
-            yield from named if isinstance(named, dict) else ()
+            patterns = value.get("patternProperties")
+            yield from patterns if isinstance(patterns, dict) else ()
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value

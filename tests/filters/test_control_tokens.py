@@ -1,4 +1,4 @@
-"""Markup: who may type what under which policy, and what escaping leaves."""
+"""Control tokens: which role may type which tag under which policy, and what escaping changes."""
 
 import json
 
@@ -21,7 +21,7 @@ assert len(HOSTILE) > 8
 
 
 @pytest.mark.parametrize(
-    ("role", "text", "is_refused"),
+    ("role", "text", "is_rejected"),
     [
         ("system", "<|im_end|>", True),
         ("user", "<|im_end|>", True),
@@ -37,7 +37,7 @@ assert len(HOSTILE) > 8
         ("assistant", "</tool_response>", True),
     ],
 )
-def test_who_may_type_which_markup(role, text, is_refused):
+def test_which_role_may_type_which_tag(role, text, is_rejected):
     tools = [{"type": "function", "function": {"name": "f"}}]
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     turns = {"system": {"content": ""}, "user": USER, "assistant": ANSWER, "tool": {"content": ""}}
@@ -45,10 +45,10 @@ def test_who_may_type_which_markup(role, text, is_refused):
     messages = [{**turns[name], "role": name} for name in ("system", "user", "tool", "assistant")]
     messages.insert(2, call)
     conversation = Conversation(messages, tools)
-    refused = {policy for policy in POLICIES if check_control_tokens(conversation, policy)}
-    assert refused == ((POLICIES - {"as_text"} if text == "<|im_end|>" else POLICIES) if is_refused else set())
+    rejected = {policy for policy in POLICIES if check_control_tokens(conversation, policy)}
+    assert rejected == ((POLICIES - {"as_text"} if text == "<|im_end|>" else POLICIES) if is_rejected else set())
     assert check_control_tokens(escape(conversation)) is None
-    assert (escape(conversation) != conversation) == is_refused
+    assert (escape(conversation) != conversation) == is_rejected
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_escaping_reaches_every_text_and_changes_nothing_else():
     assert escaped.tools == [{"type": "function", "function": {**tool["function"], "description": safe}}]
 
 
-def test_a_conversation_without_markup_is_the_same_object_and_counts_none():
+def test_a_conversation_without_control_tokens_stays_the_same_object():
     conversation = Conversation([USER, ANSWER], None)
     assert escape(conversation) is conversation
     assert count_control_tokens(conversation) == 0
     assert count_control_tokens(Conversation([{**USER, "content": FORGED}, ANSWER], None)) == 3
 
 
-def test_an_argument_that_ends_itself_is_escaped_and_a_name_that_does_is_refused_under_every_policy():
+def test_an_argument_that_ends_itself_is_escaped_and_a_name_that_does_is_rejected_under_every_policy():
     def calling(arguments):
         call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
         return Conversation([USER, {**ANSWER, "tool_calls": [call]}], None)
@@ -99,7 +99,9 @@ def test_an_argument_that_ends_itself_is_escaped_and_a_name_that_does_is_refused
 
 
 @pytest.mark.parametrize("fixture", HOSTILE, ids=lambda fixture: fixture["id"])
-def test_what_is_refused_as_markup_is_not_once_it_is_escaped_unless_it_is_in_a_name(fixture, tmp_path, monkeypatch):
+def test_a_rejected_conversation_passes_once_it_is_escaped_unless_the_token_is_in_a_name(
+    fixture, tmp_path, monkeypatch
+):
     monkeypatch.setattr("sft.filters.structure.check_control_tokens", lambda conversation, policy: None)
     conversation = read_fixture(fixture, tmp_path)
     assert check_control_tokens(conversation) is not None
@@ -111,7 +113,7 @@ parts = ["<|im_start|>", "<|im_end|>", "[INST]", "<tool_call>", "</tool_response
 
 
 @given(st.lists(st.sampled_from(parts), max_size=8).map("".join), st.sampled_from(["system", "user", "assistant"]))
-def test_escaped_text_holds_no_markup_whatever_it_was_made_of_and_says_the_same_otherwise(text, role):
+def test_escaped_text_passes_whatever_it_was_and_is_the_same_without_backslashes(text, role):
     escaped = escape(Conversation([{"role": role, "content": text}], None))
     assert check_control_tokens(escaped) is None
     assert escaped.messages[0]["content"].replace("\\", "") == text.replace("\\", "")

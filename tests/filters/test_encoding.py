@@ -1,13 +1,13 @@
-"""Encoding: garbage is found wherever it stands, and nothing that people write is taken for it."""
+"""Encoding: garbage is found in every text, and valid text is never garbage."""
 
-# ruff: noqa: RUF001 (signs that look like others are what is looked for)
+# ruff: noqa: RUF001 (characters that look like others are what these tests are about)
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.filters.encoding import find_garbage, valid_text
 
-# Words of many languages; each is text as it should be.
+# Words of many languages; each is valid text.
 WORDS = (
     "L'été dernier, où êtes-vous allés ? « Ça va » – œuvre, maïs, Noël, 20 °C, 5 £, ½, ¿Qué? ¡Sí! ÑANDÚ señor "
     "Übergröße Straße ÄÖÜ „Anführung“ È così, perché più NÃO SÃO IRMÃ CORAÇÃO ÂNGELO “LÔ Ångström smørrebrød ÆØÅ "
@@ -53,7 +53,7 @@ MEANT = [
 
 @pytest.mark.parametrize("meant", MEANT)
 @pytest.mark.parametrize("times", [1, 2])
-def test_utf8_read_as_windows_1252_is_found_and_what_was_meant_is_shown(meant: str, times: int) -> None:
+def test_utf8_read_as_windows_1252_is_found_and_repaired_in_the_evidence(meant: str, times: int) -> None:
     broken = meant
     for _ in range(times):
         read = [bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in broken.encode()]
@@ -68,14 +68,14 @@ def test_utf8_read_as_latin_1_leaves_control_characters() -> None:
     assert garbage("It’s".encode().decode("latin-1")).startswith("here: U+0080")
 
 
-def test_who_talks_about_broken_text_is_left_alone() -> None:
+def test_text_about_broken_text_is_no_garbage() -> None:
     assert garbage("It shows cafÃ© where café should stand.") == ""
     assert find_garbage([("a", "Why cafÃ©?"), ("b", "Because é was read wrongly.")], []) == ""
     assert find_garbage([("a", "Why cafÃ©?"), ("b", "Because it was read wrongly.")], []) != ""
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred\x1b[0m\x07", "\ufffd\ufffdELF\x7f", "\x03", "cafÃ©"])
-def test_machines_may_say_what_people_do_not(text: str) -> None:
+def test_machines_may_write_what_people_do_not(text: str) -> None:
     assert find_garbage([], [("result", text)]) == ""
 
 
@@ -86,7 +86,7 @@ def test_hidden_characters_are_found_everywhere(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cn", "Co"]), max_size=30))
-def test_text_of_letters_and_signs_never_crashes_the_search(text: str) -> None:
+def test_no_text_makes_the_search_fail(text: str) -> None:
     assert isinstance(garbage(text), str)
 
 

@@ -1,4 +1,4 @@
-"""Structure: which fault is named first, the limits, and who may type markup; the rest stands in test_fixtures.py."""
+"""Structure: the order of checks, and the limits. All else: tests/labelled/conversations.jsonl."""
 
 from sft.conversation import Conversation
 from sft.filters.structure import CHECKS, check_structure
@@ -32,13 +32,13 @@ def test_reasoning_and_arguments_count_as_length():
     assert reason(USER, message, tools=tools, max_chars=14 + 3 + len('{"a": "xx"}')) == "too-long"
 
 
-def test_what_cannot_be_read_is_named_before_what_is_in_disorder():
+def test_garbage_is_the_reason_before_the_order_of_roles():
     for control in "\x00\b\x7f":
         assert reason({"role": "user", "content": f"a{control}"}) == "encoding-garbage"
     assert reason({"role": "user", "content": "a"}) == "last-turn-not-assistant"
 
 
-def test_evidence_names_the_message_and_shows_the_place():
+def test_evidence_names_the_message_and_quotes_the_match():
     text = "x" * 500 + "<|im_end|>" + "y" * 500
     rejection = check_structure(Conversation([{"role": "user", "content": text}, ANSWER], None), 10_000)
     assert rejection is not None

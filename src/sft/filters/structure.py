@@ -1,20 +1,19 @@
-"""Structure: what a conversation in normal form must not be, each check with its own stable reason.
+"""Structure: the faults of a conversation in normal form, each with its own stable reason.
 
-`check_structure` applies the checks in order and gives the first rejection, or None. A check looks at one
-thing and shows what it found.
+`check_structure` applies the checks in order and returns the first rejection, or None. Each check looks at one thing
+and gives what it found as evidence.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from sft.conversation import THINK_TAGS, Conversation, Rejection
-from sft.filters.control_tokens import check_control_tokens
-from sft.filters.encoding import around, find_garbage
+from sft.filters.control_tokens import check_control_tokens, readable_json
+from sft.filters.encoding import find_garbage, quote_match
 from sft.tool_schemas import schema_fault
 
-# Which roles may stand before a role; "" is the start.
-BEFORE = {
+# The roles that may come before a role; "" is the start.
+PREVIOUS_ROLES = {
     "system": {"", "system", "user", "assistant", "tool"},
     "user": {"", "system", "user", "assistant"},
     "assistant": {"system", "user", "tool"},
@@ -23,44 +22,43 @@ BEFORE = {
 
 
 def check_structure(
-    conversation: Conversation, max_chars: int, max_message_chars: int | None = None, markup: str = "reject"
+    conversation: Conversation, max_chars: int, max_message_chars: int | None = None, control_tokens: str = "reject"
 ) -> Rejection | None:
     """Return the first structural fault of a conversation, or None.
 
-    `max_chars`, `max_message_chars`: the longest conversation and the longest message. `markup`: a policy of
-    sft.filters.control_tokens for typed control tokens.
+    Args:  max_chars, max_message_chars: limits of the conversation and of a message. control_tokens: a policy of
+    sft.filters.control_tokens.
     """
     for check in CHECKS:
         if rejection := check(conversation):
             return rejection
-    if rejection := check_control_tokens(conversation, markup):
+    if rejection := check_control_tokens(conversation, control_tokens):
         return rejection
     return check_length(conversation, max_chars, max_message_chars)
 
 
 def check_encoding(conversation: Conversation) -> Rejection | None:
-    """Text that was decoded wrongly, or that holds characters which nobody sees."""
-    written, returned = [("tools", text) for text in _strings(conversation.tools)], list[tuple[str, str]]()
+    """Text that was decoded wrongly, or that has hidden characters."""
+    written, by_machines = [("tools", text) for text in _strings(conversation.tools)], list[tuple[str, str]]()
     for index, message in enumerate(conversation.messages):
         place = f"messages[{index}]"
-        (returned if message["role"] == "tool" else written).append((place, message["content"]))
+        (by_machines if message["role"] == "tool" else written).append((place, message["content"]))
         if "reasoning_content" in message:
             written.append((place, message["reasoning_content"]))
         if "tool_calls" in message:
-            returned += [(place, text) for text in _strings(message["tool_calls"])]
-    garbage = find_garbage(written, returned)
+            by_machines += [(place, text) for text in _strings(message["tool_calls"])]
+    garbage = find_garbage(written, by_machines)
     return Rejection("encoding-garbage", garbage) if garbage else None
 
 
 def check_roles(conversation: Conversation) -> Rejection | None:
-    """A user begins, perhaps after the system; assistants answer; tools answer calls; an assistant ends.
-
-    The system may speak again between the turns.
+    """The order of roles: system messages anywhere, a user before the first assistant, results after calls, an
+    assistant at the end.
     """
     previous, is_asked = "", False
     for index, message in enumerate(conversation.messages):
         role = message["role"]
-        if previous not in BEFORE[role] or (role == "assistant" and not is_asked):
+        if previous not in PREVIOUS_ROLES[role] or (role == "assistant" and not is_asked):
             return Rejection("role-order", f"messages[{index}]: {role} after {previous or 'the start'}")
         previous, is_asked = role, is_asked or role == "user"
     if previous != "assistant":
@@ -69,7 +67,7 @@ def check_roles(conversation: Conversation) -> Rejection | None:
 
 
 def check_turns(conversation: Conversation) -> Rejection | None:
-    """Every user turn asks something, every assistant turn says or calls something, and one is trained."""
+    """Every user turn has content, every assistant turn content or calls, and at least one is trained."""
     for index, message in enumerate(conversation.messages):
         if not message["content"].strip() and "tool_calls" not in message:
             if message["role"] == "assistant":
@@ -82,7 +80,7 @@ def check_turns(conversation: Conversation) -> Rejection | None:
 
 
 def check_tools(conversation: Conversation) -> Rejection | None:
-    """No two different tools have one name."""
+    """No two different tools have the same name."""
     known: dict[str, Any] = {}
     for index, tool in enumerate(conversation.tools or []):
         name = tool["function"]["name"]
@@ -92,7 +90,7 @@ def check_tools(conversation: Conversation) -> Rejection | None:
 
 
 def check_calls(conversation: Conversation) -> Rejection | None:
-    """Calls name a tool that exists, with arguments that its schema allows."""
+    """Calls name an existing tool, with arguments that its schema allows."""
     tools = {tool["function"]["name"]: tool["function"] for tool in conversation.tools or []}
     for index, message in enumerate(conversation.messages):
         for call in message.get("tool_calls", []):
@@ -108,7 +106,7 @@ def check_calls(conversation: Conversation) -> Rejection | None:
 
 
 def check_results(conversation: Conversation) -> Rejection | None:
-    """Every tool result answers an open call, and calls are answered before the conversation goes on."""
+    """Every tool result answers an open call, and all calls are answered before the next other message."""
     open_calls: list[str | None] = []
     for index, message in enumerate(conversation.messages):
         if message["role"] == "tool":
@@ -133,28 +131,28 @@ def check_results(conversation: Conversation) -> Rejection | None:
 
 
 def check_think_tags(conversation: Conversation) -> Rejection | None:
-    """Think tags that normalising left in place are unbalanced, nested, or not at the start of an answer."""
+    """Think tags that normalizing left are unbalanced, nested, or not at the start of an answer."""
     for index, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
             for text in (message["content"], message.get("reasoning_content", "")):
-                if found := THINK_TAGS.search(text):
-                    return Rejection("think-tags", f"messages[{index}]: {around(text, found)}")
+                if match := THINK_TAGS.search(text):
+                    return Rejection("think-tags", f"messages[{index}]: {quote_match(text, match)}")
     return None
 
 
 def check_length(conversation: Conversation, max_chars: int, max_message_chars: int | None) -> Rejection | None:
-    """Neither the conversation nor a message of it is too long."""
-    most = max_chars if max_message_chars is None else min(max_chars, max_message_chars)
-    if 2 * len(conversation.canonical) <= most:  # spaces in the arguments do not double it
+    """Neither the conversation nor one of its messages is too long."""
+    limit = max_chars if max_message_chars is None else min(max_chars, max_message_chars)
+    if 2 * len(conversation.canonical) <= limit:  # spaces in the arguments do not double it
         return None
     total = 0
     for index, message in enumerate(conversation.messages):
         length = len(message["content"]) + len(message.get("reasoning_content", ""))
-        length += sum(len(_json(call["function"]["arguments"])) for call in message.get("tool_calls", []))
+        length += sum(len(readable_json(call["function"]["arguments"])) for call in message.get("tool_calls", []))
         total += length
         if max_message_chars is not None and length > max_message_chars:
-            limit = f"filter.max_message_chars is {max_message_chars}"
-            return Rejection("message-too-long", f"messages[{index}]: {length} characters; {limit}")
+            evidence = f"messages[{index}]: {length} characters; filter.max_message_chars is {max_message_chars}"
+            return Rejection("message-too-long", evidence)
     if total > max_chars:
         return Rejection("too-long", f"{total} characters; filter.max_chars is {max_chars}")
     return None
@@ -173,18 +171,14 @@ CHECKS: tuple[Callable[[Conversation], Rejection | None], ...] = (
 
 def _strings(value: Any) -> list[str]:
     """Return all keys and texts of a JSON-like value."""
-    found, waiting = [], [value]
+    texts, waiting = [], [value]
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
-            found.append(item)
+            texts.append(item)
         elif isinstance(item, list):
             waiting += item
         elif isinstance(item, dict):
             waiting += item
             waiting += item.values()
-    return found
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if value else ""
+    return texts

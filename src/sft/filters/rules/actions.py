@@ -1,7 +1,7 @@
-"""Actions: the calls of a trajectory against goals, tools and results; rules of sft.filters.rules.consistency.
+"""Rules about actions: the calls of a conversation against its goals, tools and results.
 
-Each rule takes a conversation and gives a rejection with one stable reason, or None. Whether calls and results pair,
-and fit the tools, is checked in sft.filters.structure.
+Each rule returns a rejection with one stable reason, or None. Whether calls and results pair, and fit the tools, is
+checked in sft.filters.structure.
 """
 
 import json
@@ -11,18 +11,18 @@ from typing import Any
 
 from sft import strict_json
 from sft.conversation import Conversation, Message, Rejection
-from sft.filters.rules.replies import answers, asked_of, plain, shown
+from sft.filters.rules.replies import answers, quote, requests_before, straight_quotes
 
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
-# First words of tools that read and change nothing: asking twice teaches only to ask twice.
+# First words of tools that only read: calling them twice teaches only to call twice.
 READING = frozenset(
     "get search find list lookup look fetch read query check show view retrieve describe convert calculate".split()
 )
-# A result that may change by waiting, so that asking again is right.
+# A result that may change with time, so that calling again is right.
 PENDING = re.compile(r"pending|running|in.progress|queued|processing|waiting|retry|not ready|loading|try again", re.I)
 ERROR_TEXT = re.compile(r"\s*(?:Error\b|ERROR\b|Exception\b|Traceback \(most recent|[A-Z]\w{2,30}Error:)")
 ERROR_STATUS = frozenset({"error", "failed", "failure", "fail"})
-# Whatever hints that not all went well.
+# Words that hint at a problem.
 DOUBT = re.compile(
     r"\b(?:not?|cannot|can't|couldn't|unable|unfortunately|sorry|apologi[sz]e|errors?|fail\w*|issues?|problems?|however"
     r"|but|although|unavailable|invalid|missing|already|would|could|please|retry|again|instead|unsuccessful\w*"
@@ -54,7 +54,7 @@ GENERIC_DENIAL = re.compile(
     r"|access|invoke) (?:any )?(?:external |such )?(?:tools|functions)\b(?! (?:that|for|to|which))",
     re.I,
 )
-# Identifiers of records that only the user or a tool can know; public ones (isin, gene, route) are not here.
+# Identifiers of records that only the user or a tool can know; public ones (isin, gene, route) are left out.
 OWNER = (
     "order booking reservation customer user account patient employee ticket invoice transaction payment appointment"
     " member membership policy claim tracking confirmation subscription refund shipment student contact case"
@@ -65,29 +65,29 @@ EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.I)
 NUMBERED = re.compile(r"(?=.*\d{3})[A-Za-z0-9#_/-]{4,40}")
 DATE = re.compile(r"\d{4}-\d\d-\d\d.*|\d{8}")
-# Tools that bring a record into being may give it a name.
+# Tools that create a record may name it.
 CREATING = frozenset("create add register new generate insert make open init start signup import upsert set".split())
 
 
 def check_repeated_call(conversation: Conversation) -> Rejection | None:
-    """A reading call made again at once, though the result was good and comes out the same."""
+    """A reading call is made again at once, though the result was good and is the same."""
     previous: list[tuple[str, str]] = []
     for index, calls, results in _steps(conversation.messages):
-        if index is None:  # the user or the assistant spoke in between
+        if index is None:  # a user or assistant turn in between
             previous = []
             continue
         made = [(_call(call), result) for call, result in zip(calls, results, strict=False)]
-        for (call, result), one in zip(made, calls, strict=False):
-            is_reading = (_words(one["function"]["name"]) or [""])[0] in READING
+        for (call, result), made_call in zip(made, calls, strict=False):
+            is_reading = (_words(made_call["function"]["name"]) or [""])[0] in READING
             if is_reading and (call, result) in previous and not _is_error(result) and not PENDING.search(result):
-                if len(result.strip()) > 2:  # an empty list may well be asked for twice
-                    return Rejection("repeated-call", f"messages[{index}]: again {call}, again {shown(result)}")
+                if len(result.strip()) > 2:  # an empty list may be read twice
+                    return Rejection("repeated-call", f"messages[{index}]: again {call}, again {quote(result)}")
         previous = made
     return None
 
 
 def check_ignored_error(conversation: Conversation) -> Rejection | None:
-    """Every result since the user spoke is an error, and the answer reports success without a doubt."""
+    """Every result since the last user turn is an error, and the answer reports success without a doubt."""
     results: list[str] = []
     for index, message in enumerate(conversation.messages):
         if message["role"] == "user":
@@ -95,37 +95,39 @@ def check_ignored_error(conversation: Conversation) -> Rejection | None:
         elif message["role"] == "tool":
             results.append(message["content"])
         elif message["role"] == "assistant" and results and "tool_calls" not in message:
-            said = plain(message["content"])
-            found = SUCCESS.search(said)
-            if found and all(map(_is_error, results)) and not DOUBT.search(said):
-                return Rejection("ignored-error", f"messages[{index}]: {found[0]!r} after {shown(results[-1])}")
+            answer = straight_quotes(message["content"])
+            success = SUCCESS.search(answer)
+            if success and all(map(_is_error, results)) and not DOUBT.search(answer):
+                return Rejection("ignored-error", f"messages[{index}]: {success[0]!r} after {quote(results[-1])}")
     return None
 
 
 def check_claimed_action(conversation: Conversation) -> Rejection | None:
-    """There are tools, none was ever called, and the answer says that something was booked, sent or paid."""
+    """There are tools, none was called, and an answer claims that something was booked, sent or paid."""
     if not conversation.tools or any("tool_calls" in message for message in conversation.messages):
         return None
-    for index, said in answers(conversation):
-        found = CLAIM.search(said)
-        if found and not DOUBT.search(said) and not WRITING.search(asked_of(conversation, index)):
-            return Rejection("claimed-action", f"messages[{index}]: {found[0].strip()!r}, but nothing was called")
+    for index, answer in answers(conversation):
+        claim = CLAIM.search(answer)
+        if claim and not DOUBT.search(answer) and not WRITING.search(requests_before(conversation, index)):
+            return Rejection("claimed-action", f"messages[{index}]: {claim[0].strip()!r}, but nothing was called")
     return None
 
 
 def check_announced_action(conversation: Conversation) -> Rejection | None:
-    """There are tools, and the conversation ends with the announcement of a call that is not made."""
+    """There are tools, and the conversation ends with the announcement of a call that it does not make."""
     last = conversation.messages[-1]
     if not conversation.tools or last["role"] != "assistant" or "tool_calls" in last:
         return None
-    found = ANNOUNCEMENT.search(plain(last["content"])[-300:])
-    if found and not CONDITION.search(found[0]):
-        return Rejection("announced-action", f"the conversation ends with {shown(found[0].strip())}, without a call")
+    announcement = ANNOUNCEMENT.search(straight_quotes(last["content"])[-300:])
+    if announcement and not CONDITION.search(announcement[0]):
+        return Rejection(
+            "announced-action", f"the conversation ends with {quote(announcement[0].strip())}, without a call"
+        )
     return None
 
 
 def check_invented_id(conversation: Conversation) -> Rejection | None:
-    """An identifier or an address in an argument that nobody mentioned, and that no part of hints at."""
+    """An argument is an identifier or an address that no earlier message mentions, whole or in part."""
     known: list[str] | None = None
     for index, message in enumerate(conversation.messages):
         for call in message.get("tool_calls", []):
@@ -136,7 +138,7 @@ def check_invented_id(conversation: Conversation) -> Rejection | None:
                 if not _is_identifier(name, value):
                     continue
                 known = known or [json.dumps(conversation.tools, ensure_ascii=False).lower()]
-                before = [*known, *(_seen(earlier) for earlier in conversation.messages[:index])]
+                before = [*known, *(_visible_text(earlier) for earlier in conversation.messages[:index])]
                 if not _is_hinted(value, "\n".join(before).lower()):
                     return Rejection(
                         "invented-id", f"messages[{index}] {function['name']}: {name} = {value!r} occurs nowhere before"
@@ -145,17 +147,17 @@ def check_invented_id(conversation: Conversation) -> Rejection | None:
 
 
 def check_denied_tools(conversation: Conversation) -> Rejection | None:
-    """The assistant says that it has no tools, in a conversation in which it calls them."""
+    """The assistant claims to have no tools, in a conversation in which it calls them."""
     if not any("tool_calls" in message for message in conversation.messages):
         return None
-    for index, said in answers(conversation):
-        if found := GENERIC_DENIAL.search(said):
-            return Rejection("denied-tools", f"messages[{index}]: {found[0]!r}, but it calls tools")
+    for index, answer in answers(conversation):
+        if denial := GENERIC_DENIAL.search(answer):
+            return Rejection("denied-tools", f"messages[{index}]: {denial[0]!r}, but it calls tools")
     return None
 
 
 def _steps(messages: list[Message]) -> Iterator[tuple[int | None, list[Any], list[str]]]:
-    """Yield index, calls and results of every assistant turn that calls; None where somebody speaks."""
+    """Yield (index, calls, results) of each assistant turn with calls; (None, [], []) for each other turn."""
     for index, message in enumerate(messages):
         if message["role"] == "assistant" and "tool_calls" in message:
             results = []
@@ -169,11 +171,11 @@ def _steps(messages: list[Message]) -> Iterator[tuple[int | None, list[Any], lis
 
 
 def _in_order(calls: list[Any], results: list[Message]) -> list[str]:
-    """The results in the order of their calls: by id where all have one."""
+    """Return results in the order of their calls: by id if all have one."""
     by_id = {result.get("tool_call_id"): result["content"] for result in results}
     ids = [call.get("id") for call in calls]
     if None not in ids and set(ids) == set(by_id) and len(by_id) == len(results):
-        return [by_id[one] for one in ids]
+        return [by_id[call_id] for call_id in ids]
     return [result["content"] for result in results]
 
 
@@ -183,12 +185,12 @@ def _call(call: dict[str, Any]) -> str:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a tool's name, small: get_orderStatus -> get, order, status; a module before a dot is left out."""
+    """Return the words of a tool's name: get_orderStatus -> get, order, status; without a module before a dot."""
     return [word.lower() for word in WORD.findall(name.rpartition(".")[2])]
 
 
 def _is_error(result: str) -> bool:
-    """Whether a tool's result says of itself that it failed."""
+    """Return whether a result reports that the call failed."""
     if ERROR_TEXT.match(result):
         return True
     if not result.lstrip().startswith("{"):
@@ -210,7 +212,7 @@ def _is_error(result: str) -> bool:
 
 
 def _scalars(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the strings and whole numbers in arguments, each with the name next above it."""
+    """Yield the strings and integers in arguments, each with the nearest name above it."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _scalars(key, inner)
@@ -230,7 +232,7 @@ def _is_identifier(name: str, value: str) -> bool:
 
 
 def _is_hinted(value: str, before: str) -> bool:
-    """Whether a text holds a value, or enough to put it together: a name for an address, digits for a number."""
+    """Return whether a text has a value, or a part of it: a name of an address, digits of a number."""
     value = value.lower()
     if value in before or re.sub(r"[\W_]", "", value) in re.sub(r"[\W_]", "", before):
         return True
@@ -243,6 +245,6 @@ def _is_hinted(value: str, before: str) -> bool:
     return any(digits.lstrip("0") in numbers for digits in re.findall(r"\d+", value))
 
 
-def _seen(message: Message) -> str:
-    """What a message tells: not its reasoning, where things are made up."""
+def _visible_text(message: Message) -> str:
+    """Return the content and the calls of a message; not its reasoning, which may invent things."""
     return "\n".join([message["content"], *(_call(call) for call in message.get("tool_calls", []))])

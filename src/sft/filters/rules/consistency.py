@@ -1,20 +1,20 @@
-"""Consistency: every action of a trajectory against goals, tools and results, by rules and without a network.
+"""Consistency: the actions of a conversation against its goals, tools and results, by rules and without a network.
 
-Each rule is a function with one stable reason and its evidence; `check_consistency` gives the first hit.
-A rule speaks only where next to nothing else can be meant: what it misses is left to the judge
-(sft.filters.judge.judge). Six look at actions (sft.filters.rules.actions), five at texts (sft.filters.rules.replies).
+Each rule is a function with one stable reason and its evidence; `check_consistency` returns the first rejection. A rule
+rejects only what can hardly mean anything else; the judge (sft.filters.judge.judge) can look for the rest. Six rules
+are about actions (sft.filters.rules.actions), five about answers (sft.filters.rules.replies).
 
-    repeated-call             a reading call, made again at once, when the result was good and is the same
-    ignored-error             every result since the user spoke is an error, and the answer reports success
-    claimed-action            the answer says that something was booked or sent, and nothing was called
+    repeated-call             a reading call, made again at once, though the result was good and is the same
+    ignored-error             every result since the last user turn is an error, and the answer reports success
+    claimed-action            the answer claims that something was booked or sent, but nothing was called
     announced-action          the last answer ends with "let me check" and calls nothing
-    invented-id               an argument is an order number, an e-mail address ... that nobody mentioned
+    invented-id               an argument is an order number, an e-mail address ... that no message mentions
     denied-tools              "I have no access to tools", after calling them
     answer-against-reasoning  the reasoning ends in one boxed result, the answer in another
     truncated                 an unclosed code fence, unfinished JSON, or a last word that cannot end a sentence
     placeholder-answer        the whole answer is "[insert result]"
-    speaks-for-user           the answer goes on with the next turns: "Human: ...", "Assistant: ..."
-    wrong-language            answered in another script than asked
+    speaks-for-user           the answer continues with the next turns: "Human: ...", "Assistant: ..."
+    wrong-language            the answer is in another script than the question
 """
 
 from collections.abc import Callable
@@ -57,9 +57,11 @@ CHECKS = ACTIONS + REPLIES
 
 def check_consistency(conversation: Conversation) -> Rejection | None:
     """Return the first inconsistency of a conversation, or None."""
-    # Each of ACTIONS asks for tools, for a call, or for a result.
-    acts = conversation.tools or any("tool_calls" in one or one["role"] == "tool" for one in conversation.messages)
-    for check in CHECKS if acts else REPLIES:
+    # Each of ACTIONS needs tools, a call, or a result.
+    has_actions = conversation.tools or any(
+        "tool_calls" in message or message["role"] == "tool" for message in conversation.messages
+    )
+    for check in CHECKS if has_actions else REPLIES:
         if rejection := check(conversation):
             return rejection
     return None

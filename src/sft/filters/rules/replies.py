@@ -1,7 +1,6 @@
-"""Replies: what an assistant says, against itself and against what was asked; rules of sft.filters.rules.consistency.
+"""Rules about answers: what an assistant writes, against itself and against the question.
 
-Each rule takes a conversation and gives a rejection with one stable reason, or None. What a rule needs to know of
-a conversation stands below them: `answers`, `asked_of`.
+Each rule returns a rejection with one stable reason, or None.
 """
 
 import functools
@@ -19,9 +18,9 @@ EVIDENCE_CHARS = 160
 BOXED = re.compile(r"\\boxed\{\s*(-?\d{1,12}|[A-E])\s*\}")
 FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[ \t]*$", re.MULTILINE)
 JSON_START = re.compile(r'\s*(?:\{\s*"|\[\s*[{"])')
-# Words after which an English sentence goes on, whatever it says.
+# Words that never end an English sentence.
 OPEN_ENDED = re.compile(r"[ \n](?:the|a|an|and|or|because|whose|their|my|your|its|our|every|than)\Z")
-LONG_LINE, LONG_TEXT = 60, 160  # characters: shorter ones may be titles, verses, list items or word games
+LONG_LINE, LONG_TEXT = 60, 160  # characters: shorter text may be titles, verses, list items or word games
 PLACEHOLDER = re.compile(
     r"[\s*#>]*(?:(?:final )?answer:?\s*)?(?:[\[<{(]{1,2}\s*(?:insert|your|put|add|fill in|placeholder|answer"
     r"|response|result)\b[^\]>})\n]{0,80}[\]>})]{1,2}|\\boxed\{\s*(?:\?|\.\.\.|answer|your answer)?\s*\}"
@@ -36,12 +35,12 @@ DIALOGUE = re.compile(
     r"|\b(?:user|human|assistant)s?\b",
     re.I,
 )
-# As the names of letters begin in Unicode; hiragana and katakana count as CJK.
+# The first word in the Unicode names of letters; hiragana and katakana count as CJK.
 SCRIPTS = frozenset("LATIN CYRILLIC CJK HANGUL ARABIC DEVANAGARI GREEK HEBREW THAI".split())
 ASCII, ASCII_LETTERS = re.compile(r"[\x00-\x7f]+"), string.ascii_letters.encode()
-OTHERS = bytes(range(128, 256))  # of UTF-8, the bytes of all characters outside ASCII
+OTHERS = bytes(range(128, 256))  # the bytes of characters outside ASCII in UTF-8
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n]*\$|https?://\S+", re.DOTALL)
-MIN_LETTERS = 30  # fewer letters say nothing of a language; of Chinese, Japanese and Korean a third as many
+MIN_LETTERS = 30  # fewer letters do not tell a language; in Chinese, Japanese and Korean a third of them do
 SAME_SCRIPT = 0.95  # share of letters
 ENGLISH = re.compile(r"\b(?:the|is|are|what|how|why|of|in|to|and|for|with|does|do|you|can|my|please|explain)\b", re.I)
 LANGUAGE_NAMED = re.compile(
@@ -54,20 +53,20 @@ LANGUAGE_NAMED = re.compile(
 
 
 def check_answer_against_reasoning(conversation: Conversation) -> Rejection | None:
-    """Reasoning and answer each box one result, a whole number or a letter of choice, and they differ."""
+    """Reasoning and answer each box one result, an integer or a letter of choice, and these differ."""
     for index, message in enumerate(conversation.messages):
         if "\\boxed" not in message.get("reasoning_content", "") or "\\boxed" not in message["content"]:
             continue
         if message["content"].count("\\boxed") == 1 and message["reasoning_content"].count("\\boxed") == 1:
-            thought, said = BOXED.search(message["reasoning_content"]), BOXED.search(message["content"])
-            if thought and said and thought[1] != said[1] and thought[1].isalpha() == said[1].isalpha():
-                evidence = f"messages[{index}]: reasoning {thought[0]}, answer {said[0]}"
+            reasoned, answered = BOXED.search(message["reasoning_content"]), BOXED.search(message["content"])
+            if reasoned and answered and reasoned[1] != answered[1] and reasoned[1].isalpha() == answered[1].isalpha():
+                evidence = f"messages[{index}]: reasoning {reasoned[0]}, answer {answered[0]}"
                 return Rejection("answer-against-reasoning", evidence)
     return None
 
 
 def check_truncated(conversation: Conversation) -> Rejection | None:
-    """The answer, or the reasoning before it, breaks off."""
+    """An answer or its reasoning breaks off."""
     for index, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
             for field in ("content", "reasoning_content"):
@@ -80,9 +79,9 @@ def check_truncated(conversation: Conversation) -> Rejection | None:
 
 
 def _open_fence(text: str) -> str:
-    """A code block with a language that is opened and never closed, with code in it."""
+    """Return the fault of a code block with a language that has code and is never closed; empty if there is none."""
     if "````" not in text and not ("~" in text and "~~~" in text):  # one character is found ten times faster
-        # All fences are of three backticks: what is never closed is the last of them, so a look at its line is enough.
+        # All fences have three backticks: if one is never closed, it is the last, so only its line matters.
         last = text.rfind("```")
         if last < 0 or not (fence := FENCE.match(text, text.rfind("\n", 0, last) + 1)) or not fence[2]:
             return ""
@@ -99,7 +98,7 @@ def _open_fence(text: str) -> str:
 
 
 def _fences(text: str) -> Iterator[re.Match[str]]:
-    """Yield the lines that are fences. The regex is asked only of lines with a mark in them: it is slow to search."""
+    """Yield the lines that are fences. The regex, slow to search with, sees only lines with a mark."""
     starts: set[int] = set()
     for mark in ("```", "~~~"):
         at = text.find(mark)
@@ -113,7 +112,7 @@ def _fences(text: str) -> Iterator[re.Match[str]]:
 
 
 def _open_json(text: str) -> str:
-    """An answer that begins as a JSON object or list and ends inside it."""
+    """Return the fault of a text that begins as a JSON object or list and ends inside it; empty if there is none."""
     if not JSON_START.match(text) or text.endswith(("}", "]")):
         return ""
     try:
@@ -125,7 +124,7 @@ def _open_json(text: str) -> str:
 
 
 def _open_sentence(text: str) -> str:
-    """A long line whose last word cannot end a sentence."""
+    """Return the fault of a long line whose last word cannot end a sentence; empty if there is none."""
     if len(text) < LONG_TEXT or not text[-1].isalpha() or not (found := OPEN_ENDED.search(text[-12:])):
         return ""
     last_line = text[text.rfind("\n", 0, len(text) - len(found[0])) + 1 :]
@@ -133,81 +132,86 @@ def _open_sentence(text: str) -> str:
 
 
 def check_placeholder_answer(conversation: Conversation) -> Rejection | None:
-    """The whole answer is a placeholder, and the user did not write it."""
-    for index, said in answers(conversation):
-        if len(said) < 120 and PLACEHOLDER.fullmatch(said):
-            asked = asked_of(conversation, index)
-            if said.strip().lower() not in asked.lower() and not PLACEHOLDER_ASKED.search(asked):
-                return Rejection("placeholder-answer", f"messages[{index}]: {said!r}")
+    """A whole answer is a placeholder that the user did not write."""
+    for index, answer in answers(conversation):
+        if len(answer) < 120 and PLACEHOLDER.fullmatch(answer):
+            requests = requests_before(conversation, index)
+            if answer.strip().lower() not in requests.lower() and not PLACEHOLDER_ASKED.search(requests):
+                return Rejection("placeholder-answer", f"messages[{index}]: {answer!r}")
     return None
 
 
 def check_speaks_for_user(conversation: Conversation) -> Rejection | None:
-    """After its own text the assistant writes the user's next turn, and nobody asked for a dialogue."""
-    for index, said in answers(conversation):
-        if "User:" not in said and "Human:" not in said:
+    """After its answer the assistant writes the user's next turn, and nobody asked for a dialogue."""
+    for index, answer in answers(conversation):
+        if "User:" not in answer and "Human:" not in answer:
             continue
-        plain = CODE.sub("", said)
-        found = USER_TURN.search(plain)
-        if not found or not plain[: found.start()].strip():
+        text = CODE.sub("", answer)
+        turn = USER_TURN.search(text)
+        if not turn or not text[: turn.start()].strip():
             continue
-        before, after = plain[: found.start()], plain[found.end() :].strip()
-        goes_on = ASSISTANT_TURN.search(after)
-        asks = before.endswith("\n\n") and after.endswith("?") and "\n" not in after
-        if (goes_on or asks) and not DIALOGUE.search(asked_of(conversation, index)):
-            return Rejection("speaks-for-user", f"messages[{index}]: {shown(plain[found.start() :])}")
+        before, after = text[: turn.start()], text[turn.end() :].strip()
+        is_answered = ASSISTANT_TURN.search(after)
+        is_question = before.endswith("\n\n") and after.endswith("?") and "\n" not in after
+        if (is_answered or is_question) and not DIALOGUE.search(requests_before(conversation, index)):
+            return Rejection("speaks-for-user", f"messages[{index}]: {quote(text[turn.start() :])}")
     return None
 
 
 def check_wrong_language(conversation: Conversation) -> Rejection | None:
-    """Asked in one script, answered in another, where no language is named and nothing is to be translated."""
-    # Scripts other than Latin have no letters in ASCII: without some beyond it all is Latin, or nothing.
+    """The answer is in another script than the question, and no user or system names a language or a translation."""
+    # Scripts other than Latin have no letters in ASCII: without other letters all text is Latin or has no script.
     if not any(_is_foreign(message["content"]) for message in conversation.messages):
         return None
-    for index, said in answers(conversation):
+    for index, answer in answers(conversation):
         question = next((m["content"] for m in reversed(conversation.messages[:index]) if m["role"] == "user"), "")
-        asked, answered = _script(question), _script(said)
-        if not asked or not answered or asked == answered or LANGUAGE_NAMED.search(asked_of(conversation, index)):
+        asked, answered = _script(question), _script(answer)
+        if (
+            not asked
+            or not answered
+            or asked == answered
+            or LANGUAGE_NAMED.search(requests_before(conversation, index))
+        ):
             continue
         if asked == "LATIN" and len(ENGLISH.findall(question)) < 4:  # Hindi or Russian in Latin letters
             continue
         if asked != "LATIN" and re.search(r"[A-Za-z]{3}", question):  # "Summarize:" before a foreign text
             continue
-        evidence = f"messages[{index}]: asked in {asked}, answered in {answered}: {shown(said)}"
+        evidence = f"messages[{index}]: asked in {asked}, answered in {answered}: {quote(answer)}"
         return Rejection("wrong-language", evidence)
     return None
 
 
 def answers(conversation: Conversation) -> Iterator[tuple[int, str]]:
-    """Yield index and text of the assistant turns that end in words, not in calls."""
+    """Yield (index, text) of the assistant turns without calls."""
     for index, message in enumerate(conversation.messages):
         if message["role"] == "assistant" and "tool_calls" not in message:
-            yield index, plain(message["content"])
+            yield index, straight_quotes(message["content"])
 
 
-def plain(text: str) -> str:
-    """A text with straight apostrophes, so that the rules need to know one kind."""
+def straight_quotes(text: str) -> str:
+    """Return a text with straight apostrophes, the only ones that the rules know."""
     return text.replace("\u2019", "'")
 
 
-def asked_of(conversation: Conversation, index: int) -> str:
-    """All that users and systems wrote before a message."""
+def requests_before(conversation: Conversation, index: int) -> str:
+    """Return all that users and systems wrote before a message."""
     return "\n".join(m["content"] for m in conversation.messages[:index] if m["role"] in ("user", "system"))
 
 
-def shown(text: str) -> str:
-    """A text as evidence, cut."""
+def quote(text: str) -> str:
+    """Return a text as evidence, cut to EVIDENCE_CHARS."""
     return repr(text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "...")
 
 
 def _is_foreign(text: str) -> bool:
-    """Whether there are enough letters outside ASCII for a script other than Latin."""
+    """Return whether a text has enough letters outside ASCII for a script other than Latin."""
     return not text.isascii() and sum(map(str.isalpha, ASCII.sub("", text))) >= MIN_LETTERS // 3
 
 
 def _script(text: str) -> str:
-    """The script in which nearly all letters are, or nothing. Chinese and Japanese count as one."""
-    # Each alternative of CODE begins with one of these. A link in a text of ASCII stays: it is Latin like the rest.
+    """Return the script of nearly all letters; empty if there is none. Chinese and Japanese count as one."""
+    # Each alternative of CODE begins with one of these. A link in ASCII text stays: it is Latin like the rest.
     if "`" in text or "$" in text or ("http" in text and not text.isascii()):
         text = CODE.sub("", text)
     data = text.encode("utf-8", "surrogatepass")
