@@ -1,4 +1,4 @@
-"""Loops are found wherever they are and shown; what only looks like one is kept."""
+"""Repetition: loops are found wherever they are, with evidence; what only looks like a loop is kept."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.conversation import Conversation
-from sft.filters.repetition import check_repetition, find_loop, find_stretch
+from sft.filters.repetition import check_repetition, find_loop, find_span
 from sft.params.data import Repetition
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_a_loop_is_named_by_the_part_of_the_turn_that_it_is_in():
     assert reason(says(PROSE, reasoning_content=PROSE)) == ""
 
 
-def test_the_evidence_says_what_comes_how_often_and_where():
+def test_the_evidence_has_the_repeated_text_how_often_and_where():
     rejection = verdict(says(PROSE + LOOP * 12 + PROSE))
     assert rejection is not None
     start, end = len(PROSE), len(PROSE + LOOP * 12)
@@ -144,7 +144,7 @@ def test_a_loop_in_the_arguments_of_a_call_is_found():
     assert reason(calls("write", path="a.txt", text=LOOP * 12), gives("ok"), says("Done.")) == "repetition-answer"
 
 
-def test_text_of_users_and_tools_and_turns_that_are_not_trained_are_not_judged():
+def test_only_trained_text_is_checked():
     stuck = says(LOOP * 40, loss=False)
     messages = [asks(LOOP * 40), stuck, asks(LOOP * 40), calls("read", path="log"), gives(LOOP * 40), says(PROSE)]
     assert check_repetition(Conversation(messages, None), LIMITS) is None
@@ -176,17 +176,19 @@ def test_two_actions_in_turn_are_a_loop_and_a_test_after_every_edit_is_not():
 def test_turns_that_say_the_same_to_whatever_comes_are_a_loop():
     bye = "You're welcome! Have a wonderful day, and come back any time that you like."
     replies = ("Bye!", "You too!", "See you!", "Take care!", "Ciao!", "Cheers!", "So long!", "Thanks!", "Good night!")
-    assert reason(says(bye), *[part for one in replies for part in (asks(one), says(bye))]) == "repetition-trajectory"
-    assert reason(says(bye), *[part for one in replies[:3] for part in (asks(one), says(bye))]) == ""
+    assert (
+        reason(says(bye), *[part for reply in replies for part in (asks(reply), says(bye))]) == "repetition-trajectory"
+    )
+    assert reason(says(bye), *[part for reply in replies[:3] for part in (asks(reply), says(bye))]) == ""
 
 
-def test_a_stretch_reaches_over_all_dense_occurrences_and_stops_before_what_is_not():
+def test_a_span_covers_all_dense_occurrences_and_no_other_text():
     keys = list("xyzABABABABuvwA")
-    stretch = find_stretch(keys, lambda: [1] * len(keys), repeats=4, window=10, density=0.8, min_letters=1)
-    assert stretch is not None
-    assert (stretch.start, stretch.end, stretch.repeats) == (3, 11, 4)
-    assert find_stretch(keys, lambda: [1] * len(keys), repeats=4, window=6, density=0.8, min_letters=1) is None
-    assert find_stretch([None] * 9, lambda: [1] * 9, repeats=4, window=9, density=0.8, min_letters=1) is None
+    span = find_span(keys, lambda: [1] * len(keys), repeats=4, window=10, min_repeated_share=0.8, min_letters=1)
+    assert span is not None
+    assert (span.start, span.end, span.repeats) == (3, 11, 4)
+    assert find_span(keys, lambda: [1] * len(keys), repeats=4, window=6, min_repeated_share=0.8, min_letters=1) is None
+    assert find_span([None] * 9, lambda: [1] * 9, repeats=4, window=9, min_repeated_share=0.8, min_letters=1) is None
 
 
 SENTENCES = st.lists(st.sampled_from(PROSE.lower().split()), min_size=6, max_size=20, unique=True).map(" ".join)
@@ -194,14 +196,14 @@ SENTENCES = st.lists(st.sampled_from(PROSE.lower().split()), min_size=6, max_siz
 
 @settings(max_examples=60, deadline=None)
 @given(SENTENCES, st.integers(0, len(PROSE)), st.sampled_from([" ", ". ", ".\n", "\n\n"]))
-def test_any_sentence_said_thirty_times_is_found_wherever_it_stands(sentence, at, between):
+def test_any_sentence_repeated_thirty_times_is_found_anywhere(sentence, at, between):
     text = PROSE[:at] + "\n" + (sentence + between) * 30 + PROSE[at:]
     assert find_loop(text, LIMITS)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.text(max_size=200), st.integers(1, 40), st.text(max_size=200))
-def test_any_text_is_judged_without_a_fault_and_always_alike(unit, times, rest):
+def test_any_text_gets_a_verdict_and_always_the_same(unit, times, rest):
     text = rest + unit * times + rest
     assert find_loop(text, LIMITS) == find_loop(text, LIMITS)
 

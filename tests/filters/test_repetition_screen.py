@@ -1,4 +1,4 @@
-"""The screen: what it stops holds no loop, whatever the script, the spaces and the edges of words and lines."""
+"""The screen: a text that it excludes has no loop, whatever its script, spaces and edges of words and lines."""
 
 import sys
 
@@ -76,7 +76,7 @@ def test_every_space_that_splits_words_is_known():
         ("\n".join(f"{PROSE}{number}" for number in range(3)), False, False),
     ],
 )
-def test_few_texts_must_be_looked_at_closely(text, lines, words):
+def test_few_texts_need_a_close_check(text, lines, words):
     screened = screen_one(text)
     assert (bool(screened.lines[0]), bool(screened.words[0])) == (lines, words)
 
@@ -87,14 +87,14 @@ def test_lines_of_one_group_are_counted_over_its_texts():
     assert not screened.lines.any()
 
 
-def test_nothing_is_screened_without_a_fault():
+def test_no_text_is_screened_without_an_error():
     assert [len(part) for part in screen([], [], 1, LIMITS, 2)] == [0, 0, 1]
     assert check_repetitions([], LIMITS) == []
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(TEXTS, max_size=4))
-def test_what_is_stopped_holds_no_loop(texts):
+def test_an_excluded_text_has_no_loop(texts):
     screened = screen_one(*texts)
     for place, text in enumerate(texts):
         assert screened.lines[place] or not find_line_loop(text, LIMITS)
@@ -106,7 +106,7 @@ def test_what_is_stopped_holds_no_loop(texts):
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(TEXTS, min_size=1, max_size=3), min_size=1, max_size=5), st.sampled_from([1, 1 << 18]))
-def test_many_at_once_get_the_verdicts_that_each_gets_unscreened(spoken, block):
+def test_a_batch_gets_the_verdicts_that_each_gets_unscreened(spoken, block):
     def call(text):
         return {"type": "function", "function": {"name": "note", "arguments": {"text": text}}}
 
@@ -117,9 +117,9 @@ def test_many_at_once_get_the_verdicts_that_each_gets_unscreened(spoken, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repetition, "BLOCK_CHARS", block)
         found = check_repetitions(many, LIMITS)
-        patch.setattr(repetition, "screen", look_at_all)
+        patch.setattr(repetition, "screen", check_all)
         assert found == [check_repetition(one, LIMITS) for one in many]
 
 
-def look_at_all(texts, groups, number, limits, together):
+def check_all(texts, groups, number, limits, together):
     return Screened(*(np.ones(places, np.bool_) for places in (len(texts), len(texts), number)))

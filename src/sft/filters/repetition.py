@@ -1,17 +1,17 @@
-"""Repetition: conversations in which the model got stuck, and would teach it.
+"""Repetition: conversations in which the model got stuck in a loop, and would teach that.
 
-A conversation -> None, or a rejection with the repeated text, how often it comes and where. Judged is what
-is trained: the reasoning, the answer and the long arguments of every assistant turn, each apart, then all
-turns together. Text of users and tools never is. Four things are looked for, all by exact counting:
+A conversation -> None, or a rejection with the repeated text, how often it occurs and where. Only what is trained is
+checked: the reasoning, the answer and the call arguments of each assistant turn, each by itself, then all turns
+together. Four kinds of repetition are found, by exact counting:
 
     lines       a line or sentence, again and again: loops of sentences and of paragraphs, A-B-A-B
     words       a sequence of words, again and again inside a window; also with a number that changes
     characters  a few characters over and over: aaaa, !!!!, 0 0 0 0; and numbers that only count on
     turns       the same message answered with the same action, again and again
 
-One measure serves lines, words and turns: a *stretch* reaches over `repeats` occurrences of one item, and
-nearly all in it are items that come so often. A refrain between verses, a row of a table or a case of a
-proof comes as often, but what stands between does not. Time is linear in the text.
+Lines, words and turns have one measure: a *span* covers at least `repeats` occurrences of one item, and nearly all of
+it are items that occur as often. A refrain between verses, a row of a table or a case of a proof may occur as often,
+but other text lies between. Time is linear in the text.
 """
 
 import json
@@ -23,25 +23,25 @@ from itertools import accumulate, islice, pairwise
 from operator import sub
 
 from sft.conversation import Conversation, Message, Rejection
-from sft.filters.repetition_screen import LONGEST_WORD, OTHER_SENTENCE_ENDS, SENTENCE_ENDS, SHORTEST_LINE, screen
+from sft.filters.repetition_screen import MAX_WORD_CHARS, MIN_LINE_CHARS, OTHER_SENTENCE_ENDS, SENTENCE_ENDS, screen
 from sft.params.data import Repetition
 
-# A window of so many words is looked at closely when at most half of them are distinct, and at most this share
-# of its sequences of three.
+# A window of SCREEN_WORDS words is checked closely if at most half of the words are distinct, and at most this share of
+# its sequences of three.
 SCREEN_WORDS, SCREEN_SEQUENCES = 60, 0.6
-# A loop with a changing number is one of words: more digits in it than this share, and it is data.
+# With a larger share of digits than this, a loop with a changing number is data.
 NUMBERED_DIGITS = 0.1
-# Units of a loop of characters: the divisors of COMMON_PERIOD up to 12, so that one comparison finds them all.
+# Periods of a loop of characters: the divisors of COMMON_PERIOD up to 12, so that one comparison finds them all.
 COMMON_PERIOD, PERIODS = 60, (1, 2, 3, 4, 5, 6, 10, 12)
 PROBE_CHARS = 32
 EVIDENCE_CHARS = 160
-# A line comes so many times as often in a loop over all turns.
+# In a loop over all turns, a line must occur this many times as often.
 TOGETHER = 2
-# Screened together: the numbers on the way stay in the processor's cache.
+# Texts of this size are screened together: intermediate results stay in the processor's cache.
 BLOCK_CHARS = 1 << 18
 
 DIGITS = b"0123456789"
-# Same length out as in: small letters and digits stay, punctuation becomes a space. Bytes above 127 stay.
+# Of the same length: letters in lower case and digits stay, punctuation becomes a space. Bytes above 127 stay.
 WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in bytes(range(256)).lower())
 NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
@@ -50,18 +50,18 @@ NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True)
 class Trained:
-    """What of a conversation is judged."""
+    """The text of a conversation that is trained."""
 
     turns: list[int]
     """Indices of its messages."""
     texts: list[tuple[int, str, str]]
     """(index, kind, text)"""
     in_a_row: list[str] | None
-    """The texts of several turns, a call in one line: it counts as what stands between, never as a repeated line."""
+    """The texts of several turns. A call is one line, which counts as text between repeated lines, never as one."""
 
     @classmethod
     def of(cls, conversation: Conversation) -> "Trained":
-        """Collect the texts of assistant turns that are trained."""
+        """Return the trained texts of a conversation."""
         turns = [
             (index, message)
             for index, message in enumerate(conversation.messages)
@@ -73,15 +73,15 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Items start <= i < end of a sequence, in which `first` and `second` are the nearest two of one item."""
+class Span:
+    """Items start <= i < end of a sequence; `first` and `second` are the nearest occurrences of one item in it."""
 
     start: int
     end: int
     first: int
     second: int
     repeats: int
-    """How often that item comes in the stretch."""
+    """How often that item occurs in the span."""
 
 
 def check_repetition(conversation: Conversation, limits: Repetition) -> Rejection | None:
@@ -90,8 +90,8 @@ def check_repetition(conversation: Conversation, limits: Repetition) -> Rejectio
 
 
 def check_repetitions(conversations: Sequence[Conversation], limits: Repetition) -> list[Rejection | None]:
-    """Check many conversations: a screen of all their texts at once first; few must be looked at closely."""
-    found: list[Rejection | None] = []
+    """Check many conversations: a fast screen of all texts at once first, as few need a close check."""
+    rejections: list[Rejection | None] = []
     block: list[tuple[Conversation, Trained]] = []
     size = 0
     for place, conversation in enumerate(conversations):
@@ -99,9 +99,9 @@ def check_repetitions(conversations: Sequence[Conversation], limits: Repetition)
         block.append((conversation, trained))
         size += sum(len(text) for _, _, text in trained.texts)
         if size >= BLOCK_CHARS or place == len(conversations) - 1:
-            found += _check_block(block, limits)
+            rejections += _check_block(block, limits)
             block, size = [], 0
-    return found
+    return rejections
 
 
 def _check_block(block: Sequence[tuple[Conversation, Trained]], limits: Repetition) -> Iterator[Rejection | None]:
@@ -119,21 +119,21 @@ def _check_block(block: Sequence[tuple[Conversation, Trained]], limits: Repetiti
             groups += [group] * len(calls)
     screened = screen(texts, groups, len(block) + 1, limits, TOGETHER)
     for (conversation, trained), begin, together in zip(block, begins, screened.together.tolist(), strict=False):
-        own = slice(begin, begin + len(trained.texts))
-        looks = list(zip(screened.lines[own].tolist(), screened.words[own].tolist(), strict=True))
-        yield _first_loop(conversation, trained, limits, looks, together)
+        texts_of_one = slice(begin, begin + len(trained.texts))
+        flags = list(zip(screened.lines[texts_of_one].tolist(), screened.words[texts_of_one].tolist(), strict=True))
+        yield _first_loop(conversation, trained, limits, flags, together)
 
 
 def _first_loop(
     conversation: Conversation,
     trained: Trained,
     limits: Repetition,
-    looks: Sequence[tuple[bool, bool]],
+    flags: Sequence[tuple[bool, bool]],
     together: bool,
 ) -> Rejection | None:
-    """Return the first loop; `looks` say of each text whether lines and words are looked for, `together` of all."""
+    """Return the first loop; `flags` tell for each text whether it may have loops of lines and of words."""
     shortest = min(limits.min_letters, limits.max_char_run, limits.max_counting_run)
-    for (index, kind, text), (lines, words) in zip(trained.texts, looks, strict=True):
+    for (index, kind, text), (lines, words) in zip(trained.texts, flags, strict=True):
         if len(text.encode("utf-8", "surrogatepass")) >= shortest and (loop := find_loop(text, limits, lines, words)):
             reason = "repetition-reasoning" if kind == "reasoning" else "repetition-answer"
             return Rejection(reason, f"messages[{index}] {kind}, {loop}")
@@ -146,7 +146,7 @@ def _first_loop(
 
 
 def trained_texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Yield (kind, text) of a turn: its reasoning, its answer, and the arguments of each call."""
+    """Yield (kind, text) of a turn: reasoning, answer, and the arguments of each call."""
     if reasoning := message.get("reasoning_content"):
         yield "reasoning", reasoning
     if message["content"]:
@@ -156,62 +156,64 @@ def trained_texts(message: Message) -> Iterator[tuple[str, str]]:
 
 
 def find_loop(text: str, limits: Repetition, lines: bool = True, words: bool = True) -> str:
-    """Describe the first loop in a text; empty if there is none, or one of lines or words that is not looked for."""
+    """Return the evidence of the first loop in a text; empty if there is none. `lines` and `words` turn checks off."""
     return (
-        (lines and find_line_loop(text, limits)) or (words and find_word_loop(text, limits)) or find_run(text, limits)
+        (lines and find_line_loop(text, limits))
+        or (words and find_word_loop(text, limits))
+        or find_char_run(text, limits)
     )
 
 
 def find_line_loop(text: str, limits: Repetition, times: int = 1) -> str:
-    """Find lines or sentences that come back `times` x line_repeats times, with little else between."""
+    """Return the evidence of a line or sentence that occurs `times` x line_repeats times, with little other text."""
     repeats = limits.line_repeats * times
     marked = text
     for mark in SENTENCE_ENDS if text.isascii() else SENTENCE_ENDS + OTHER_SENTENCE_ENDS:
-        marked = marked.replace(mark, mark[:-1] + "\n")  # as long as before: places stay
+        marked = marked.replace(mark, mark[:-1] + "\n")  # of the same length: places stay
     lines = marked.split("\n")
-    long = [line for line in lines if len(line) >= SHORTEST_LINE]
+    long = [line for line in lines if len(line) >= MIN_LINE_CHARS]
     if len(long) - len(set(long)) < repeats - 1:
         return ""
-    keys = [line.strip() if len(line) >= SHORTEST_LINE else None for line in lines]
-    stretch = find_stretch(
+    keys = [line.strip() if len(line) >= MIN_LINE_CHARS else None for line in lines]
+    span = find_span(
         keys, lambda: _letters_of_lines(marked), repeats, len(keys), limits.min_repeated_share, limits.min_letters
     )
-    if stretch is None:
+    if span is None:
         return ""
     starts = [0, *accumulate(len(line) + 1 for line in lines)]
-    unit = text[starts[stretch.first] : starts[stretch.second]]
-    return _describe(unit, stretch.repeats, starts[stretch.start], starts[stretch.end] - 1)
+    unit = text[starts[span.first] : starts[span.second]]
+    return _evidence(unit, span.repeats, starts[span.start], starts[span.end] - 1)
 
 
 def find_word_loop(text: str, limits: Repetition) -> str:
-    """Find a sequence of words that comes back inside a window, as it is or with another number in it."""
-    plain = _plain(text, WORDS_WITHOUT_NUMBERS)
-    words = _words(plain)
+    """Return the evidence of a sequence of words that occurs often in a window, with the same or other numbers."""
+    spaced = _translate(text, WORDS_WITHOUT_NUMBERS)
+    words = _words(spaced)
     starts: list[int] = []
     for first, last in _poor_regions(words):
-        if _sequence_stretch(words[first:last], limits.ngram_repeats, limits):
-            starts = starts or _starts(plain, words)
+        if _sequence_span(words[first:last], limits.ngram_repeats, limits):
+            starts = starts or _starts(spaced, words)
             if loop := _word_loop(text, starts[first], starts[last], limits):
                 return loop
     return ""
 
 
 def _word_loop(text: str, begin: int, stop: int, limits: Repetition) -> str:
-    """Look closely at the characters begin <= i < stop of a text."""
+    """Return the evidence of a loop of words in the characters begin <= i < stop of a text."""
     for table, repeats in ((WORDS, limits.ngram_repeats), (WORDS_WITHOUT_NUMBERS, limits.max_numbered_repeats)):
-        plain = _plain(text[begin:stop], table)
-        words = _words(plain)
-        if stretch := _sequence_stretch(words, repeats, limits):
-            starts = [begin + start for start in _starts(plain, words)]
-            start, end = starts[stretch.start], starts[min(stretch.end + limits.ngram - 1, len(words))]
+        spaced = _translate(text[begin:stop], table)
+        words = _words(spaced)
+        if span := _sequence_span(words, repeats, limits):
+            starts = [begin + start for start in _starts(spaced, words)]
+            start, end = starts[span.start], starts[min(span.end + limits.ngram - 1, len(words))]
             digits = sum(map(text[start:end].count, "0123456789"))
             if table is WORDS or digits <= NUMBERED_DIGITS * (end - start):
-                return _describe(text[starts[stretch.first] : starts[stretch.second]], stretch.repeats, start, end)
+                return _evidence(text[starts[span.first] : starts[span.second]], span.repeats, start, end)
     return ""
 
 
 def _poor_regions(words: list[str]) -> Iterator[tuple[int, int]]:
-    """Yield where a text has few distinct words, with a window to either side."""
+    """Yield (first, last) of the parts of a text with few distinct words, and a window to either side."""
     first = last = -1
     for place in range(0, max(1, len(words) - SCREEN_WORDS // 2), SCREEN_WORDS // 2):
         window = words[place : place + SCREEN_WORDS]
@@ -226,38 +228,38 @@ def _poor_regions(words: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _has_few_sequences(window: list[str]) -> bool:
-    """Say whether a window with few distinct words has few sequences of them too: a loop has, a table has not."""
+    """Return whether a window with few distinct words has few sequences of them too: a loop does, a table does not."""
     return len(set(zip(window, window[1:], window[2:], strict=False))) <= SCREEN_SEQUENCES * len(window)
 
 
-def _sequence_stretch(words: list[str], repeats: int, limits: Repetition) -> Stretch | None:
+def _sequence_span(words: list[str], repeats: int, limits: Repetition) -> Span | None:
     sequences = list(zip(*(words[i:] for i in range(limits.ngram)), strict=False))
     window = limits.window * repeats // limits.ngram_repeats
-    return find_stretch(
+    return find_span(
         sequences, lambda: _word_letters(words), repeats, window, limits.min_repeated_share, limits.min_letters
     )
 
 
-def find_run(text: str, limits: Repetition) -> str:
-    """Find a few characters over and over with nothing between, or numbers that only count on."""
-    step = max(1, limits.max_char_run - COMMON_PERIOD - PROBE_CHARS)  # every run that is long enough holds a probe
+def find_char_run(text: str, limits: Repetition) -> str:
+    """Return the evidence of a few characters repeated without gaps, or of numbers that only count on."""
+    step = max(1, limits.max_char_run - COMMON_PERIOD - PROBE_CHARS)  # every long enough part has a probe
     for probe in range(0, len(text) - COMMON_PERIOD - PROBE_CHARS + 1, step):
         if text[probe : probe + PROBE_CHARS] == text[probe + COMMON_PERIOD : probe + COMMON_PERIOD + PROBE_CHARS]:
             for period in PERIODS:
                 start, end = _periodic(text, probe, period)
                 if end - start >= limits.max_char_run:
-                    return _describe(text[start : start + period], (end - start) // period, start, end)
+                    return _evidence(text[start : start + period], (end - start) // period, start, end)
     encoded = text.encode("utf-8", "surrogatepass")
     if len(encoded) - len(encoded.translate(None, DIGITS)) >= limits.max_counting_run:
-        return _count_on(text, limits.max_counting_run)
+        return _counting_run(text, limits.max_counting_run)
     return ""
 
 
 def find_turn_loop(messages: Sequence[Message], turns: Sequence[int], limits: Repetition) -> str:
-    """Find actions that answer the same message again and again; `turns` are indices of assistant messages.
+    """Return the evidence of the same message answered with the same action again and again.
 
-    A page that is turned gives another result, and another answer to the same call is progress: only the
-    same message followed by the same action is a step in a circle.
+    Another result, or another answer to the same result, is progress and no loop. `turns` are the indices of assistant
+    messages.
     """
     if sum(len(messages[index].get("tool_calls", "1")) for index in turns) < limits.turn_repeats:
         return ""
@@ -267,28 +269,28 @@ def find_turn_loop(messages: Sequence[Message], turns: Sequence[int], limits: Re
         for action in _actions(messages[index])
     ]
     places, actions = [index for index, _ in steps], [action for _, action in steps]
-    stretch = find_stretch(
+    span = find_span(
         actions, lambda: [1] * len(actions), limits.turn_repeats, len(actions), limits.min_repeated_share, 0
     )
-    if stretch is None:
+    if span is None:
         return ""
-    first, last = places[stretch.start], places[stretch.end - 1]
-    return f"messages[{first}] to messages[{last}]: {stretch.repeats} times {_shown(actions[stretch.first][1])}"
+    first, last = places[span.start], places[span.end - 1]
+    return f"messages[{first}] to messages[{last}]: {span.repeats} times {_quote(actions[span.first][1])}"
 
 
-def find_stretch(
+def find_span(
     keys: Sequence[Hashable],
     weigh: Callable[[], Sequence[int]],
     repeats: int,
     window: int,
-    density: float,
+    min_repeated_share: float,
     min_letters: int,
-) -> Stretch | None:
-    """Return the first stretch that is a loop: see the head of this file.
+) -> Span | None:
+    """Return the first span that is a loop, as the head of this file defines it.
 
-    Args:  keys: what is compared; None is never repeated. weigh: gives the letters of each position, for
-    as many positions at least; called only if needed. repeats, window: so many occurrences of one key
-    within so many positions.
+    Args:  keys: the items, compared by equality; None is never repeated. weigh: returns the letters of each item, of at
+    least as many items; called only if needed. repeats, window: a span needs `repeats` occurrences of one key within
+    `window` items.
     """
     if len(keys) < repeats:
         return None
@@ -303,11 +305,11 @@ def find_stretch(
     total = [0, *accumulate(weights)]
     repeated = [0, *accumulate(w if key in often else 0 for w, key in zip(weights, keys, strict=True))]
     opened = [0] * (len(keys) + 1)
-    for found in places.values():
-        for start, last in zip(found, found[repeats - 1 :], strict=False):
+    for occurrences in places.values():
+        for start, last in zip(occurrences, occurrences[repeats - 1 :], strict=False):
             end = last + 1
-            dense = repeated[end] - repeated[start] >= density * (total[end] - total[start])
-            if end - start <= window and dense:
+            is_dense = repeated[end] - repeated[start] >= min_repeated_share * (total[end] - total[start])
+            if end - start <= window and is_dense:
                 opened[start] += 1
                 opened[end] -= 1
     depth = list(accumulate(opened))
@@ -315,51 +317,51 @@ def find_stretch(
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         if total[end] - total[start] >= min_letters:
             counts = Counter(key for key in keys[start:end] if key in often)
-            item, count = max(counts.items(), key=lambda entry: entry[1])  # the first of equals
+            item, count = max(counts.items(), key=lambda entry: entry[1])  # of equal counts the first
             inside = [place for place in places[item] if start <= place < end]
             first, second = min(pairwise(inside), key=lambda pair: pair[1] - pair[0])
-            return Stretch(start, end, first, second, count)
+            return Span(start, end, first, second, count)
     return None
 
 
-def _plain(text: str, table: bytes) -> str:
-    """Return a text as long as before, in small letters and without punctuation, as far as it is ASCII."""
+def _translate(text: str, table: bytes) -> str:
+    """Return a text of the same length; of its ASCII letters in lower case, no punctuation."""
     return text.encode("utf-8", "surrogatepass").translate(table).decode("utf-8", "surrogatepass")
 
 
-def _words(plain: str) -> list[str]:
-    """Split at spaces; what is long and not ASCII is a text without spaces, taken character by character."""
-    words = plain.split()
-    if plain.isascii():
+def _words(spaced: str) -> list[str]:
+    """Return the words between spaces; a long word outside ASCII is split into characters: it has no spaces."""
+    words = spaced.split()
+    if spaced.isascii():
         return words
-    cut: list[str] = []
+    split: list[str] = []
     for word in words:
-        if len(word) < LONGEST_WORD or word.isascii():
-            cut.append(word)
+        if len(word) < MAX_WORD_CHARS or word.isascii():
+            split.append(word)
         else:
-            cut += word
-    return cut
+            split += word
+    return split
 
 
-def _starts(plain: str, words: list[str]) -> list[int]:
+def _starts(spaced: str, words: list[str]) -> list[int]:
     """Return where each word starts, and the end."""
     starts, position = [], 0
     for word in words:
-        position = plain.index(word, position)
+        position = spaced.index(word, position)
         starts.append(position)
         position += len(word)
-    return [*starts, len(plain)]
+    return [*starts, len(spaced)]
 
 
 def _letters(text: str) -> int:
-    """Count letters, in UTF-8 bytes: a Chinese character says as much as three letters."""
+    """Return the letters of a text in UTF-8 bytes: a Chinese character counts as three letters."""
     if text.isascii():
         return len(text) if text.isalpha() else len(text.encode().translate(None, NOT_LETTERS))
     return sum(len(character.encode("utf-8", "replace")) for character in text if character.isalpha())
 
 
 def _letters_of_lines(text: str) -> list[int]:
-    """Count the letters of each line."""
+    """Return the letters of each line."""
     if text.isascii():
         return list(map(len, text.encode().translate(None, NOT_LETTERS.replace(b"\n", b"")).split(b"\n")))
     return [_letters(line) for line in text.split("\n")]
@@ -371,7 +373,7 @@ def _word_letters(words: list[str]) -> list[int]:
 
 
 def _periodic(text: str, probe: int, period: int) -> tuple[int, int]:
-    """Return how far around `probe` a text repeats itself after `period` characters."""
+    """Return (start, end) of the part around `probe` that repeats itself after `period` characters."""
     start = end = probe
     while start > 0 and text[start - 1] == text[start - 1 + period]:
         start -= 1
@@ -380,12 +382,12 @@ def _periodic(text: str, probe: int, period: int) -> tuple[int, int]:
     return start, end + period
 
 
-def _count_on(text: str, counted: int) -> str:
-    """Describe numbers in a row, no letter between, that grow or shrink by the same step."""
+def _counting_run(text: str, min_numbers: int) -> str:
+    """Return the evidence of consecutive numbers, no letter between, that grow or shrink by the same step."""
     numbers = [int(number[-18:]) for number in NUMBERS.findall(text)]
     steps = list(map(sub, numbers[1:], numbers))
     end = 0
-    for probe in range(0, len(steps), max(1, counted // 2)):  # every run that is long enough holds a probe
+    for probe in range(0, len(steps), max(1, min_numbers // 2)):  # every long enough part has a probe
         if probe < end or not steps[probe]:
             continue
         start = end = probe
@@ -393,24 +395,25 @@ def _count_on(text: str, counted: int) -> str:
             start -= 1
         while end < len(steps) and steps[end] == steps[probe]:
             end += 1
-        if end - start + 1 >= counted:
-            run = list(islice(NUMBERS.finditer(text), start, end + 1))
-            if not LETTER.search(text, run[0].start(), run[-1].end()):
-                return _describe(text[run[0].start() : run[:4][-1].end()], len(run), run[0].start(), run[-1].end())
+        if end - start + 1 >= min_numbers:
+            matches = list(islice(NUMBERS.finditer(text), start, end + 1))
+            begin, stop = matches[0].start(), matches[-1].end()
+            if not LETTER.search(text, begin, stop):
+                return _evidence(text[begin : matches[:4][-1].end()], len(matches), begin, stop)
     return ""
 
 
 def _actions(message: Message) -> list[str]:
-    """Return what a turn does: its calls, or what it says."""
+    """Return the actions of a turn: its calls, or its answer."""
     calls = [call["function"] for call in message.get("tool_calls", [])]
     if not calls:
         return [message["content"]]
     return [f"{call['name']} {json.dumps(call['arguments'], sort_keys=True, ensure_ascii=False)}" for call in calls]
 
 
-def _describe(unit: str, repeats: int, start: int, end: int) -> str:
-    return f"characters {start} to {end}: {repeats} times {_shown(unit.strip() or unit)}"
+def _evidence(unit: str, repeats: int, start: int, end: int) -> str:
+    return f"characters {start} to {end}: {repeats} times {_quote(unit.strip() or unit)}"
 
 
-def _shown(text: str) -> str:
+def _quote(text: str) -> str:
     return repr(text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "...")
