@@ -1,10 +1,10 @@
-"""What the filters say of their labelled sets, measured as bench/filters.py prints it, has a floor."""
+"""Precision and recall of the filters on their labelled sets, as bench/filters.py prints them, have a floor."""
 
 import pytest
 from bench import filters
 
-# (precision, recall) of each half. N-grams find no paraphrases and translations, MinHash no paraphrases: the
-# sets hold some, so that the price is known.
+# (precision, recall) of each half. N-grams find no paraphrases and translations, MinHash finds no paraphrases; the sets
+# have some, so that the loss is known.
 FLOORS = {
     "structure": (1.0, 1.0),
     "repetition": (0.95, 0.95),

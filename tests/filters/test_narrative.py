@@ -1,4 +1,4 @@
-"""Which speech is refused, which is excused, and what a pattern file must be."""
+"""Narrative: which speech is rejected, which is excused, and the errors of a pattern file."""
 
 import json
 import re
@@ -46,7 +46,7 @@ spares = ["our nations", "our nation of cake lovers"]
 """
 
 
-def said(answer: str, request: str = "Go on.", reasoning: str = "") -> Conversation:
+def answered(answer: str, request: str = "Go on.", reasoning: str = "") -> Conversation:
     message: dict[str, Any] = {"role": "assistant", "content": answer}
     if reasoning:
         message["reasoning_content"] = reasoning
@@ -73,7 +73,7 @@ def test_the_labelled_set_is_large_balanced_and_in_two_halves() -> None:
     assert len({row["id"] for row in LABELLED}) == len(LABELLED)
 
 
-def test_every_theme_stands_in_english_and_possession_in_seven_languages() -> None:
+def test_every_theme_has_english_patterns_and_every_language_has_three_themes() -> None:
     kinds = {(pattern.name[:2], pattern.theme) for pattern in PATTERNS.patterns}
     for theme in ("possession", "values", "allegiance", "partisan", "territory"):
         assert ("en", theme) in kinds
@@ -82,14 +82,14 @@ def test_every_theme_stands_in_english_and_possession_in_seven_languages() -> No
 
 
 def test_the_evidence_names_the_pattern_the_words_and_their_surroundings() -> None:
-    rejection = check_narrative(said("Growth was high. Our Great\nNation is proud."), PATTERNS)
+    rejection = check_narrative(answered("Growth was high. Our Great\nNation is proud."), PATTERNS)
     assert rejection is not None
     assert rejection.evidence == (
         "messages[1].content: en-our-nation: 'Our Great\\nNation' in 'Growth was high. Our Great\\nNation is proud.'"
     )
 
 
-def test_reasoning_is_judged_and_users_systems_tools_and_arguments_are_not() -> None:
+def test_reasoning_is_checked_and_users_systems_tools_and_arguments_are_not() -> None:
     text = "Our great nation is proud."
     call = {"type": "function", "function": {"name": "post", "arguments": {"text": text}}}
     others = [
@@ -100,7 +100,7 @@ def test_reasoning_is_judged_and_users_systems_tools_and_arguments_are_not() -> 
         {"role": "assistant", "content": "Posted."},
     ]
     assert check_narrative(Conversation(others, None), PATTERNS) is None
-    rejection = check_narrative(said("Yes.", reasoning=text), PATTERNS)
+    rejection = check_narrative(answered("Yes.", reasoning=text), PATTERNS)
     assert rejection is not None
     assert rejection.evidence.startswith("messages[1].reasoning_content: en-our-nation")
 
@@ -110,7 +110,7 @@ def test_reasoning_is_judged_and_users_systems_tools_and_arguments_are_not() -> 
     ["OUR NATION", "our\nnation", "our \t nation", "our na\u200btion", "our na\u00adtion", "\uff4f\uff55\uff52 nation"],
 )
 def test_case_breaks_invisible_and_wide_characters_hide_nothing(disguise: str) -> None:
-    assert check_narrative(said(f"It is the pride of {disguise}."), PATTERNS) is not None
+    assert check_narrative(answered(f"It is the pride of {disguise}."), PATTERNS) is not None
 
 
 @pytest.mark.parametrize(
@@ -119,33 +119,35 @@ def test_case_breaks_invisible_and_wide_characters_hide_nothing(disguise: str) -
 )
 def test_a_quotation_excuses_what_it_holds_and_nothing_after_it(quotation: str) -> None:
     quoted = "It begins so:\n" + quotation.format("long live our great nation")
-    assert check_narrative(said(quoted), PATTERNS) is None
-    assert check_narrative(said(quoted + "\n\nSo speaks our nation."), PATTERNS) is not None
+    assert check_narrative(answered(quoted), PATTERNS) is None
+    assert check_narrative(answered(quoted + "\n\nSo speaks our nation."), PATTERNS) is not None
 
 
 def test_a_history_question_excuses_slogans_and_not_the_first_person() -> None:
     history = "Tell me about the history of the revolution."
-    assert check_narrative(said("Long live the revolution!", history), PATTERNS) is None
-    assert check_narrative(said("It freed our motherland.", history), PATTERNS) is not None
+    assert check_narrative(answered("Long live the revolution!", history), PATTERNS) is None
+    assert check_narrative(answered("It freed our motherland.", history), PATTERNS) is not None
 
 
 def test_a_task_deep_inside_a_long_message_is_no_request() -> None:
     document = "word " * 400 + "translate " + "word " * 400
-    assert check_narrative(said("Our nation is proud.", document), PATTERNS) is not None
-    assert check_narrative(said("Our nation is proud.", document + " Translate this."), PATTERNS) is None
+    assert check_narrative(answered("Our nation is proud.", document), PATTERNS) is not None
+    assert check_narrative(answered("Our nation is proud.", document + " Translate this."), PATTERNS) is None
 
 
 SPACES = " \n\t\r\x0b\x1c\x85\u00a0\u2003\u2028\u3000"
 
 
 @pytest.mark.parametrize("space", [*SPACES, "  ", " \r\n"])
-def test_together_conversations_are_judged_as_one_by_one(space: str) -> None:
+def test_a_batch_with_any_space_gets_the_verdicts_of_each_alone(space: str) -> None:
     file = tomllib.loads((ROOT / "filters/narrative.toml").read_text("utf-8"))
-    words = [one for entry in file["patterns"] for one in entry["matches"] + entry["spares"]]
-    together = [said(f"A\u0301 \ud800{one.upper()}.", reasoning=one.replace(" ", space)) for one in words]
-    one_by_one = [check_narrative(one, PATTERNS) for one in together]
-    assert sum(one is not None for one in one_by_one) > len(file["patterns"])
-    assert check_narratives(together, PATTERNS) == one_by_one
+    examples = [example for entry in file["patterns"] for example in entry["matches"] + entry["spares"]]
+    batch = [
+        answered(f"A\u0301 \ud800{example.upper()}.", reasoning=example.replace(" ", space)) for example in examples
+    ]
+    alone = [check_narrative(conversation, PATTERNS) for conversation in batch]
+    assert sum(rejection is not None for rejection in alone) > len(file["patterns"])
+    assert check_narratives(batch, PATTERNS) == alone
 
 
 @pytest.mark.parametrize(
@@ -159,24 +161,24 @@ def test_together_conversations_are_judged_as_one_by_one(space: str) -> None:
         ("our [\u00e9 ]values", "our \u00e9values"),
     ],
 )
-def test_a_screen_lets_all_pass_that_a_regex_matches(tmp_path: Path, regex: str, text: str) -> None:
+def test_the_screen_passes_all_that_a_regex_matches(tmp_path: Path, regex: str, text: str) -> None:
     file = MINIMAL.replace('["nation"]', '["values"]').replace("our (?:great )?nation", regex)
     file = file.replace('matches = ["our great nation"]', f'matches = ["{text}"]'.replace("\ud800", "-"))
     patterns = load_text(tmp_path, file)
-    assert check_narratives([said(text)], patterns)[0] is not None
+    assert check_narratives([answered(text)], patterns)[0] is not None
 
 
 MATCHING = st.sampled_from(["Our great nation is proud.", "我们伟大的祖国。", "Unser Vaterland!", "Слава России!"])
 
 
 @given(st.text(), MATCHING, st.text())
-def test_any_text_is_judged_and_the_words_stand_in_the_evidence(before: str, words: str, after: str) -> None:
+def test_any_text_gets_a_verdict_with_the_words_in_the_evidence(before: str, words: str, after: str) -> None:
     found = PATTERNS.find(f"{before}\n\n{words}\n\n{after}", [])
     assert found is None or found[1] in found[2]  # None: the text around it may make it a quotation
 
 
 @given(MATCHING, st.text(alphabet="abc .\n", max_size=300), st.text(alphabet="abc .\n", max_size=300))
-def test_plain_text_around_it_hides_nothing(words: str, before: str, after: str) -> None:
+def test_other_text_hides_no_match(words: str, before: str, after: str) -> None:
     assert PATTERNS.find(f"{before}\n{words}\n{after}", []) is not None
 
 
@@ -187,17 +189,22 @@ EXAMPLES = [row["conversation"]["messages"][-1]["content"] for row in LABELLED]
 @given(
     st.lists(st.sampled_from([*sorted(COMMON), *EXAMPLES, "our ", "the ", "\n", "é", "nos ", "unsere "]), max_size=9)
 )
-def test_many_at_once_get_the_verdicts_that_each_gets_alone(parts: list[str]) -> None:
-    many = [said("".join(parts)), said("Fine."), said(" ".join(reversed(parts)), reasoning="".join(parts[:2]))]
-    assert check_narratives(many, PATTERNS) == [check_narrative(one, PATTERNS) for one in many]
+def test_a_batch_gets_the_verdicts_of_each_alone(parts: list[str]) -> None:
+    batch = [
+        answered("".join(parts)),
+        answered("Fine."),
+        answered(" ".join(reversed(parts)), reasoning="".join(parts[:2])),
+    ]
+    alone = [check_narrative(conversation, PATTERNS) for conversation in batch]
+    assert check_narratives(batch, PATTERNS) == alone
 
 
-def test_verdicts_on_common_words_alone_are_not_all_the_same() -> None:
-    rare = {literal for one in PATTERNS.patterns for literal, _ in one.literals} - COMMON
-    held = [one for one in LABELLED if not any(literal in str(one["conversation"]).lower() for literal in rare)]
-    found = check_narratives([Conversation(one["conversation"]["messages"], None) for one in held], PATTERNS)
-    assert any(found)
-    assert not all(found)
+def test_verdicts_on_common_literals_alone_differ() -> None:
+    rare = {literal for pattern in PATTERNS.patterns for literal, _ in pattern.literals} - COMMON
+    rows = [row for row in LABELLED if not any(literal in str(row["conversation"]).lower() for literal in rare)]
+    rejections = check_narratives([Conversation(row["conversation"]["messages"], None) for row in rows], PATTERNS)
+    assert any(rejections)
+    assert not all(rejections)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +226,12 @@ def test_a_hostile_text_takes_no_more_than_seconds(text: str) -> None:
 
 def test_the_minimal_file_loads_and_works(tmp_path: Path) -> None:
     patterns = load_text(tmp_path, MINIMAL)
-    assert check_narrative(said("All hail our  nation."), patterns) is not None
-    assert check_narrative(said("Our nation eats.", "Translate it."), patterns) is None
+    assert check_narrative(answered("All hail our  nation."), patterns) is not None
+    assert check_narrative(answered("Our nation eats.", "Translate it."), patterns) is None
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "fault"),
     [
         ("[quotation]", "[quotation", "not valid TOML"),
         ('theme = "possession"', 'theme = "posession"', "pattern en-nation: theme 'posession'; known: possession"),
@@ -243,7 +250,7 @@ def test_the_minimal_file_loads_and_works(tmp_path: Path) -> None:
         ("our (?:great )?nation", "our nation", "its example 'our great nation' does not match"),
         ('spares = ["our nations"', 'spares = ["in our nation"', "its example 'in our nation' matches"),
         ('literals = ["nation"]', "literals = []", "at least one literal"),
-        ('literals = ["nation"]', 'literals = ["Nation"]', "does not match: mend the regex, the literals"),
+        ('literals = ["nation"]', 'literals = ["Nation"]', "its example 'our great nation' does not match"),
         ('play = "cake"', 'play = "cake|"', "matches the empty text"),
         ("pairs = ['\"\"']", "pairs = ['\"']", "an opening and a closing mark"),
         ('why = "No', 'whi = "No', "patterns[0].whi: Extra inputs are not permitted"),
@@ -251,13 +258,13 @@ def test_the_minimal_file_loads_and_works(tmp_path: Path) -> None:
         ("spaced = true", 'spaced = "yes"', "languages.en.spaced"),
     ],
 )
-def test_a_broken_file_is_named_with_the_entry_and_the_fault(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_broken_file_is_named_with_the_entry_and_the_fault(tmp_path: Path, old: str, new: str, fault: str) -> None:
     assert MINIMAL.count(old) == 1
-    with pytest.raises(InputError, match=re.escape(message)) as caught:
+    with pytest.raises(InputError, match=re.escape(fault)) as caught:
         load_text(tmp_path, MINIMAL.replace(old, new))
     assert "patterns.toml" in str(caught.value)
 
 
-def test_a_missing_file_says_where_it_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="It is part of the repository"):
+def test_a_missing_file_is_an_error_that_says_how_to_restore_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.toml: .*git restore"):
         NarrativePatterns.load(tmp_path / "none.toml")

@@ -1,16 +1,16 @@
 """Narrative: political and nationalistic speech in the assistant's own voice.
 
-filters/narrative.toml holds the patterns, by language and theme, each with the reason why it is there and
-examples that are run at every load; how to write one stands at its top. `check_narrative` looks at what the
-assistant says and reasons, never at users, systems, tools or arguments. A match is excused
+filters/narrative.toml has the patterns, by language and theme, each with the reason why it exists and examples that run
+at every load; its head says how to write one. `check_narrative` reads what the assistant answers and reasons, never
+users, systems, tools or arguments. A match is excused
 
 - in a quotation, a block quote or code;
-- where a context says that something else is meant (`unless`), or none says that this is meant (`near`);
-- where the user asked for such a text: a translation, a speech, a role, history (`tasks`, by theme);
-- where the user said the same words before ("our country"): an echo, not a voice.
+- if a context gives it another meaning (`unless`), or none confirms its meaning (`near`);
+- if the user asked for such a text: a translation, a speech, a role, history (`tasks`, by theme);
+- if the user wrote the same words before ("our country"): it is an echo.
 
-Fast: a pattern's regex runs only around its literals. Bounded: no regex repeats without end, a group is at
-most optional, and no more than REACH characters on either side of a literal are looked at.
+Fast: a pattern's regex runs only around its literals. Bounded: no regex has unlimited repetition, a group is at most
+optional, and a match lies within REACH characters of a literal.
 """
 
 import re
@@ -28,11 +28,11 @@ from sft.conversation import Conversation, Message, Rejection
 
 REACH = 120  # characters on each side of a literal in which its pattern may match
 NEAR = 200  # characters on each side of a match that are its context
-REQUEST = 600  # characters at the start and at the end of a message in which the user says what to do
-QUOTATION = 600  # characters of the longest quotation
-SURROUNDINGS = 80  # characters of evidence on each side
-# Literals that ordinary text is full of. What they are decides nothing but the speed: texts are screened for the
-# regexes of the patterns that have them, not for their literals.
+REQUEST = 600  # characters at the start and at the end of a message that may be a request
+MAX_QUOTATION = 600  # characters
+SURROUNDINGS = 80  # characters on each side of a match in the evidence
+# Literals that are frequent in ordinary text. They change nothing but the speed: texts are screened for the regexes of
+# their patterns, not for the literals.
 COMMON = {"values", "as a ", "as an ", "nous", "guide", "leader", "werte", "notre", "borders", "commander", " party"}
 
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
@@ -41,12 +41,12 @@ CURLY = "\u2019"
 APOSTROPHE = re.compile(rf"{CURLY}(?<=\w{CURLY})(?=\w)")  # inside a word; elsewhere it closes a quotation
 # ASCII as it is compared.
 FLAT = bytes.maketrans(f"{string.ascii_uppercase}\n\t\r".encode(), f"{string.ascii_lowercase}   ".encode())
-# RE2 matches all that Python does, and perhaps more, where a regex without its look-arounds is PLAIN and where the
-# classes that differ, \w and white space, are taken to hold everything outside ASCII.
+# If a regex without its look-arounds is PLAIN, RE2 matches all that Python matches, and perhaps more: \w and white
+# space, which differ, then include all characters outside ASCII.
 LOOK_AROUND = re.compile(r"(?<!\\)\(\?<?[!=](?:[^()\\]|\([^()\\]*\))*\)")
 PLAIN = re.compile(r"(?:\\w|\(\?:|[|)?]|\{\d+(?:,\d+)?\}|\[[^]\\[^ ]+\]|[^\\()[\]{}^$.*+?|])*")
 RE2_WORD, RE2_SPACES = r"[\w[:^ascii:]]", r"[\s\x0b\x1c-\x1f[:^ascii:]]{1,3}"
-# What a regex may not have, looked for after escapes and character sets are taken out.
+# What a regex must not have, after escapes and character sets are removed.
 ESCAPE_OR_SET = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
 UNBOUNDED = re.compile(r"(?<!\()[*+]|\{\d*,\}|\{\d*,?\d{3,}\}|\)\{")
 CAPTURE = re.compile(r"\((?!\?(?::|=|!|<=|<!))")
@@ -100,26 +100,27 @@ class Pattern:
     name: str
     theme: str
     literals: tuple[tuple[str, frozenset[str]], ...]
-    """Each with its characters outside ASCII: a text that lacks one of those need not be searched for it."""
+    """Each with its characters outside ASCII: a text without one of them does not have the literal."""
     regex: re.Pattern[str]
     near: re.Pattern[str] | None
     unless: re.Pattern[str] | None
 
-    def places(self, flat: str, letters: frozenset[str]) -> Iterator[re.Match[str]]:
-        """Yield the matches that hold a literal, where the contexts agree; one may come twice.
+    def matches(self, flat: str, letters: frozenset[str]) -> Iterator[re.Match[str]]:
+        """Yield the matches that contain a literal and whose context agrees; the same match may be yielded twice.
 
-        `letters` are the characters of the text outside ASCII, and perhaps others.
+        `letters` include all characters of the text outside ASCII.
         """
-        for literal, rare in self.literals:
-            at = flat.find(literal) if rare <= letters else -1
+        for literal, non_ascii in self.literals:
+            at = flat.find(literal) if non_ascii <= letters else -1
             while at >= 0:
-                for found in self.regex.finditer(flat, max(0, at - REACH), at + len(literal) + REACH):
-                    if found.start() <= at < found.end() and self._is_meant(flat, found):
-                        yield found
+                for match in self.regex.finditer(flat, max(0, at - REACH), at + len(literal) + REACH):
+                    if match.start() <= at < match.end() and self._agrees(flat, match):
+                        yield match
                 at = flat.find(literal, at + 1)
 
-    def _is_meant(self, flat: str, found: re.Match[str]) -> bool:
-        context = flat[max(0, found.start() - NEAR) : found.end() + NEAR]
+    def _agrees(self, flat: str, match: re.Match[str]) -> bool:
+        """Return whether the context of a match agrees."""
+        context = flat[max(0, match.start() - NEAR) : match.end() + NEAR]
         if self.near is not None and not self.near.search(context):
             return False
         return self.unless is None or not self.unless.search(context)
@@ -127,7 +128,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Task:
-    """What a user may ask for, and the themes that it excuses."""
+    """A request of users, and the themes that it excuses."""
 
     name: str
     spares: frozenset[str]
@@ -142,16 +143,16 @@ class NarrativePatterns:
     tasks: tuple[Task, ...]
     quotations: tuple[re.Pattern[str], ...]
     screen: str
-    """A regex of RE2: a text that it does not match has no match of a pattern."""
+    """A regex of RE2: a text that it does not match has no match of any pattern."""
 
     @classmethod
     def load(cls, path: Path) -> "NarrativePatterns":
-        """Read, check and compile a pattern file, and run its examples.
+        """Return the patterns of a file; checks it and runs its examples.
 
-        Raises:  InputError: names the file, the entry, and what is wrong with it.
+        Raises:  InputError: names the file, the entry and the fault.
         """
         if not path.is_file():
-            raise InputError(f"{path}: not found. It is part of the repository: git restore {path}")
+            raise InputError(f"{path}: not found. It is part of the repository. Restore it: git restore {path}")
         try:
             content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -168,75 +169,75 @@ class NarrativePatterns:
         )
         names = [task.name for task in content.tasks] + [entry.name for entry in content.patterns]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"{path}: two entries are named {', '.join(repeated)}: names stand in the evidence")
+            raise InputError(f"{path}: two entries are named {', '.join(repeated)}. Rename one: evidence names it.")
         for entry, pattern in zip(content.patterns, patterns, strict=True):
             _run_examples(path, entry, pattern)
         return loaded
 
     def find(self, text: str, before: list[Message]) -> tuple[Pattern, str, str] | None:
-        """Return the first pattern that a text matches without excuse, what matched, and its surroundings.
+        """Return the first pattern that a text matches without excuse, the match, and its surroundings.
 
-        `before` are the messages before the one that the text is of: they say what was asked.
+        `before` are the messages before that of the text, which may excuse it.
         """
         shown, flat = _flatten(text)
         letters = _letters(flat)
         quoted: list[tuple[int, int]] | None = None
         for pattern in self.patterns:
-            for found in pattern.places(flat, letters):
+            for match in pattern.matches(flat, letters):
                 if quoted is None:
                     regexes = (CODE_OR_BLOCK_QUOTE, *self.quotations)
                     quoted = [quote.span() for regex in regexes for quote in regex.finditer(shown)]
-                if any(start <= found.start() and found.end() <= end for start, end in quoted):
+                if any(start <= match.start() and match.end() <= end for start, end in quoted):
                     continue
-                if self._asked(pattern.theme, found[0], before):
+                if self._is_requested(pattern.theme, match[0], before):
                     continue
-                start, end = found.span()
-                around = shown[max(0, start - SURROUNDINGS) : end + SURROUNDINGS]
-                return pattern, shown[start:end], around
+                start, end = match.span()
+                surroundings = shown[max(0, start - SURROUNDINGS) : end + SURROUNDINGS]
+                return pattern, shown[start:end], surroundings
         return None
 
-    def _asked(self, theme: str, words: str, before: list[Message]) -> bool:
-        """Say whether the user asked for such a text, or said the same words."""
-        asked = [_flatten(message["content"])[1] for message in before if message["role"] in ("user", "system")]
-        if any(words in text for text in asked):
+    def _is_requested(self, theme: str, words: str, before: list[Message]) -> bool:
+        """Return whether the user asked for such a text, or wrote the same words."""
+        texts = [_flatten(message["content"])[1] for message in before if message["role"] in ("user", "system")]
+        if any(words in text for text in texts):
             return True
-        requests = " | ".join(part for text in asked for part in (text[:REQUEST], text[REQUEST:][-REQUEST:]))
+        requests = " | ".join(part for text in texts for part in (text[:REQUEST], text[REQUEST:][-REQUEST:]))
         return any(regex.search(requests) for task in self.tasks if theme in task.spares for regex in task.regexes)
 
 
 def check_narrative(conversation: Conversation, patterns: NarrativePatterns) -> Rejection | None:
-    """Political or nationalistic speech in the assistant's own voice, in answers or in reasoning."""
-    return _first_hit(conversation, _spoken(conversation), patterns)
+    """Reject political or nationalistic speech in the assistant's own voice, in answers or reasoning."""
+    return _first_hit(conversation, _assistant_texts(conversation), patterns)
 
 
 def check_narratives(conversations: Sequence[Conversation], patterns: NarrativePatterns) -> list[Rejection | None]:
-    """Check many conversations: first with all texts at once, by one automaton; few texts remain."""
+    """Check many conversations: a fast screen of all texts at once first, as few need a close check."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    spoken = [(number, place) for number, one in enumerate(conversations) for place in _spoken(one)]
-    # A view, for lone surrogates have no place in an array of texts; what is PLAIN matches none.
-    flat = pa.array([_flat_bytes(text) for _, (_, _, text) in spoken], pa.large_binary()).view(pa.large_string())
+    texts = [(number, text) for number, one in enumerate(conversations) for text in _assistant_texts(one)]
+    # A view, because an array of strings cannot hold lone surrogates; what is PLAIN matches none.
+    flat = pa.array([_flat_bytes(text) for _, (_, _, text) in texts], pa.large_binary()).view(pa.large_string())
     rejections: list[Rejection | None] = [None] * len(conversations)
     for index in pc.indices_nonzero(pc.match_substring_regex(flat, patterns.screen)).to_pylist():
-        number, place = spoken[index]
+        number, text = texts[index]
         if rejections[number] is None:
-            rejections[number] = _first_hit(conversations[number], [place], patterns)
+            rejections[number] = _first_hit(conversations[number], [text], patterns)
     return rejections
 
 
 def _first_hit(
-    conversation: Conversation, spoken: Iterable[tuple[int, str, str]], patterns: NarrativePatterns
+    conversation: Conversation, texts: Iterable[tuple[int, str, str]], patterns: NarrativePatterns
 ) -> Rejection | None:
-    for index, field, text in spoken:
+    for index, field, text in texts:
         if hit := patterns.find(text, conversation.messages[:index]):
-            pattern, words, around = hit
-            return Rejection("narrative", f"messages[{index}].{field}: {pattern.name}: {words!r} in {around!r}")
+            pattern, words, surroundings = hit
+            return Rejection("narrative", f"messages[{index}].{field}: {pattern.name}: {words!r} in {surroundings!r}")
     return None
 
 
-def _spoken(conversation: Conversation) -> Iterator[tuple[int, str, str]]:
-    """Yield what the assistant reasons and answers, with the index of its message and the name of the field."""
+def _assistant_texts(conversation: Conversation) -> Iterator[tuple[int, str, str]]:
+    """Yield (index, field, text) of the reasoning and the answer of each assistant turn."""
     for index, message in enumerate(conversation.messages):
         if message["role"] == "assistant":
             for field in ("reasoning_content", "content"):
@@ -245,7 +246,7 @@ def _spoken(conversation: Conversation) -> Iterator[tuple[int, str, str]]:
 
 
 def _flatten(text: str) -> tuple[str, str]:
-    """Return a text as it is shown, and as it is compared: of equal length, so that places agree."""
+    """Return a text as it is shown and as it is compared, of equal length."""
     if not text.isascii():
         text = INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
     lower = text.lower()
@@ -257,7 +258,7 @@ def _flatten(text: str) -> tuple[str, str]:
 
 def _flat_bytes(text: str) -> bytes:
     """Return a text as it is compared, in UTF-8."""
-    if text.isascii():  # `_flatten` does no more to it than FLAT says
+    if text.isascii():  # here `_flatten` does no more than FLAT
         return text.encode().translate(FLAT)
     return _flatten(text)[1].encode("utf-8", "surrogatepass")
 
@@ -267,7 +268,7 @@ def _letters(flat: str) -> frozenset[str]:
 
 
 def _screen(entries: Iterable[_Pattern]) -> str:
-    """Return a regex of RE2 that matches wherever a pattern may: its literals, or all of it if they are COMMON."""
+    """Return a regex of RE2 that matches wherever a pattern may: by literals, or by regex if they are COMMON."""
     alternatives: set[str] = set()
     for entry in entries:
         regex = LOOK_AROUND.sub("", entry.regex)
@@ -278,27 +279,27 @@ def _screen(entries: Iterable[_Pattern]) -> str:
     return "|".join(sorted(alternatives))
 
 
-# --- Reading the file: every fault names the file and the entry ---------------------------------------------
+# --- Reading the file: every error names the file and the entry -----------------------------------------------
 
 
 def _compile_pattern(path: Path, content: _File, entry: _Pattern) -> Pattern:
-    where = f"{path}: pattern {entry.name}"
+    place = f"{path}: pattern {entry.name}"
     if entry.language not in content.languages:
-        raise InputError(f"{where}: language {entry.language!r}; known: {', '.join(content.languages)}")
+        raise InputError(f"{place}: language {entry.language!r}; known: {', '.join(content.languages)}")
     if entry.theme not in content.themes:
-        raise InputError(f"{where}: theme {entry.theme!r}; known: {', '.join(content.themes)}")
+        raise InputError(f"{place}: theme {entry.theme!r}; known: {', '.join(content.themes)}")
     if not entry.literals or not entry.matches or not all(entry.literals):
-        raise InputError(f"{where}: give at least one literal and one example that matches, none empty")
+        raise InputError(f"{place}: expected at least one literal and one example that matches, none empty")
     language = content.languages[entry.language]
     if unknown := sorted({*entry.near, *entry.unless} - set(language.contexts)):
-        raise InputError(f"{where}: context {', '.join(unknown)}; {entry.language} has {', '.join(language.contexts)}")
+        raise InputError(f"{place}: context {', '.join(unknown)}; {entry.language} has {', '.join(language.contexts)}")
     edge = r"\b" if language.spaced else ""
 
     def context(names: list[str]) -> re.Pattern[str] | None:
         joined = "|".join(language.contexts[name] for name in names)
-        return _compile(where, joined, edge, "") if names else None
+        return _compile(place, joined, edge, "") if names else None
 
-    regex = _compile(where, entry.regex, edge, edge)
+    regex = _compile(place, entry.regex, edge, edge)
     literals = tuple(
         (literal, frozenset(letter for letter in literal if not letter.isascii())) for literal in entry.literals
     )
@@ -306,15 +307,15 @@ def _compile_pattern(path: Path, content: _File, entry: _Pattern) -> Pattern:
 
 
 def _compile_task(path: Path, content: _File, entry: _Task) -> Task:
-    where = f"{path}: task {entry.name}"
+    place = f"{path}: task {entry.name}"
     if unknown := sorted(set(entry.spares) - set(content.themes)):
-        raise InputError(f"{where}: theme {', '.join(unknown)}; known: {', '.join(content.themes)}")
+        raise InputError(f"{place}: theme {', '.join(unknown)}; known: {', '.join(content.themes)}")
     if unknown := sorted(set(entry.regex) - set(content.languages)):
-        raise InputError(f"{where}: language {', '.join(unknown)}; known: {', '.join(content.languages)}")
+        raise InputError(f"{place}: language {', '.join(unknown)}; known: {', '.join(content.languages)}")
     regexes = []
     for language, regex in entry.regex.items():
         edge = r"\b" if content.languages[language].spaced else ""
-        regexes.append(_compile(where, regex, edge, edge))
+        regexes.append(_compile(place, regex, edge, edge))
     return Task(entry.name, frozenset(entry.spares), tuple(regexes))
 
 
@@ -322,36 +323,36 @@ def _compile_quotation(path: Path, pair: str) -> re.Pattern[str]:
     if len(pair) != 2:
         raise InputError(f"{path}: quotation: expected an opening and a closing mark, found {pair!r}")
     start, end = re.escape(pair[0]), re.escape(pair[1])
-    return re.compile(rf"{start}(?:(?!\n\s*\n)[^{end}]){{1,{QUOTATION}}}{end}")
+    return re.compile(rf"{start}(?:(?!\n\s*\n)[^{end}]){{1,{MAX_QUOTATION}}}{end}")
 
 
-def _compile(where: str, regex: str, before: str, after: str) -> re.Pattern[str]:
-    """Compile a regex of the file, refusing what could match nothing, everything, or for ever."""
+def _compile(place: str, regex: str, before: str, after: str) -> re.Pattern[str]:
+    """Return a compiled regex of the file. Raises InputError: it may match the empty text, or without limit."""
     bare = ESCAPE_OR_SET.sub("x", regex)
-    if found := UNBOUNDED.search(bare):
-        raise InputError(f"{where}: {found[0]!r} in {regex!r}: write {{m,n}} with n < 100, and only ? after a group")
-    if found := CAPTURE.search(bare):
-        raise InputError(f"{where}: a capturing or inline-flag group in {regex!r}: write (?:...)")
+    if match := UNBOUNDED.search(bare):
+        raise InputError(f"{place}: {match[0]!r} in {regex!r}. Write {{m,n}} with n < 100, and only ? after a group.")
+    if CAPTURE.search(bare):
+        raise InputError(f"{place}: a capturing or inline-flag group in {regex!r}. Write (?:...)")
     try:
         if re.compile(regex).match(""):
-            raise InputError(f"{where}: {regex!r} matches the empty text")
+            raise InputError(f"{place}: {regex!r} matches the empty text")
         return re.compile(before + f"(?:{regex})".replace(" ", r"\s{1,3}") + after)
     except re.error as error:
-        raise InputError(f"{where}: {regex!r}: {error}") from error
+        raise InputError(f"{place}: {regex!r}: {error}") from error
 
 
 def _run_examples(path: Path, entry: _Pattern, pattern: Pattern) -> None:
     for expected, examples in ((True, entry.matches), (False, entry.spares)):
         for example in examples:
             flat = _flatten(example)[1]
-            found = any(place[0] for place in pattern.places(flat, _letters(flat)))
-            if found != expected:
+            is_matched = any(match[0] for match in pattern.matches(flat, _letters(flat)))
+            if is_matched != expected:
                 raise InputError(
                     f"{path}: pattern {entry.name}: its example {example!r} "
-                    f"{'does not match' if expected else 'matches'}: mend the regex, the literals or the example"
+                    f"{'does not match' if expected else 'matches'}. Correct the regex, the literals or the example."
                 )
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """Write a place in the file: ('patterns', 3, 'regex') as patterns[3].regex."""
+    """Return a place in the file as text: ('patterns', 3, 'regex') as patterns[3].regex."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

@@ -1,4 +1,4 @@
-"""Actions: what is an error, an invention, or a call too many, and what is not."""
+"""Rules about actions: what is an error, an invention or a superfluous call, and what is not."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ def test_a_call_may_be_repeated_while_the_result_is_new_empty_or_pending(results
     assert check_consistency(called({"order": "x"}, *results)) is None
 
 
-def test_results_that_come_out_of_order_are_paired_by_id() -> None:
+def test_results_in_another_order_are_paired_by_id() -> None:
     def turn(result_of: dict[str, str], *ids: str) -> list[dict[str, Any]]:
         calls = [
-            {"type": "function", "id": one, "function": {"name": "get_order", "arguments": {"n": one[0]}}}
-            for one in ids
+            {"type": "function", "id": call_id, "function": {"name": "get_order", "arguments": {"n": call_id[0]}}}
+            for call_id in ids
         ]
-        results = [{"role": "tool", "tool_call_id": one, "content": text} for one, text in result_of.items()]
+        results = [{"role": "tool", "tool_call_id": call_id, "content": text} for call_id, text in result_of.items()]
         return [{"role": "assistant", "content": "", "tool_calls": calls}, *results]
 
     start, end = {"role": "user", "content": "Both?"}, {"role": "assistant", "content": "Fine."}

@@ -1,4 +1,4 @@
-"""Which trajectories contradict themselves, and which only look so."""
+"""Consistency: which conversations contradict themselves, and which only seem to."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def conversation(row: dict[str, Any]) -> Conversation:
 def called(
     arguments: dict[str, Any], *results: str, request: str = "Where is it?", answer: str = "Here."
 ) -> Conversation:
-    """One call a result, each with the same arguments."""
+    """A call for each result, all with the same arguments."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": request}]
     for result in results:
         call = {"type": "function", "function": {"name": "get_order", "arguments": arguments}}
@@ -53,7 +53,7 @@ def test_the_labelled_set_is_large_has_hard_negatives_and_two_halves() -> None:
     assert len({row["id"] for row in LABELLED}) == len(LABELLED)
 
 
-def test_every_rule_has_positives_and_no_two_rules_speak_on_one_of_them() -> None:
+def test_every_rule_has_rows_and_no_row_is_rejected_by_two() -> None:
     reasons = set()
     for row in LABELLED:
         found = [rejection.reason for check in CHECKS if (rejection := check(conversation(row)))]
@@ -78,7 +78,7 @@ def test_hostile_text_gets_a_verdict(text: str) -> None:
         ("```py\nx", "```py is never closed"),
         ("```py\nx\n```", ""),
         ("```py\nx\n```\n  ``` js \ny", "``` js is never closed"),
-        ("```\nx\n```py\ny", ""),  # the second may stand inside the first
+        ("```\nx\n```py\ny", ""),  # the second may be inside the first
         ("```py\nx\n```py\ny", ""),
         ("```py\nx ``` y", ""),
         ("say ```py\nx", ""),
@@ -112,7 +112,7 @@ def test_a_language_is_known_by_its_letters_outside_code(answer: str, is_wrong: 
     assert (rejection is not None and rejection.reason == "wrong-language") == is_wrong
 
 
-def test_calls_are_looked_at_where_no_tools_are_given() -> None:
+def test_calls_are_checked_without_a_list_of_tools() -> None:
     repeated = called({"order_id": "1"}, "It was sent.", "It was sent.")
     rejection = check_consistency(Conversation(repeated.messages, None))
     assert rejection is not None

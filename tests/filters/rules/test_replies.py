@@ -1,4 +1,4 @@
-"""Replies: what is whole, though it ends oddly."""
+"""Rules about answers: what is complete though it ends oddly, and the script of a text."""
 
 import pytest
 from hypothesis import given
