@@ -121,8 +121,8 @@ mlflow: setup ## Browse runs and registered models (PORT=5000)
 mlflow-server: setup ## Start a tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
 	python -m sft.tracking.cli server --port $(PORT)$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
 
-sweep: setup ## Run many experiments: GRID='optimizer.lr=1e-5,2e-5 rng.seed=1,2' or LIST=file (JOBS=1 CLUSTER= NAME= HTML=)
-	python -m sft.experiments.sweep$(call option,GRID,grid)$(call option,LIST,list)$(call option,JOBS,jobs)$(call option,NAME,name) --html '$(or $(HTML),reports/sweep.html)'
+sweep: setup ## Run many experiments: GRID='optimizer.lr=1e-5,2e-5 rng.seed=1,2' or LIST=file (JOBS=1 CLUSTER= NAME=)
+	python -m sft.experiments.sweep$(call option,GRID,grid)$(call option,LIST,list)$(call option,JOBS,jobs)$(call option,NAME,name)
 
 push: setup ## Push data, models and finished stages to the DVC remote (REMOTE=)
 	python -m sft.lineage.dvc_push$(call option,REMOTE,remote)

@@ -1,20 +1,17 @@
-"""sweep: many experiments from a grid or a list, run one after another or several at a time, seen in one page.
+"""sweep: many experiments from a grid or a list, in DVC's queue.
 
---grid 'optimizer.lr=1e-5,2e-5 rng.seed=1,2' (all combinations), --list FILE (a line for each experiment, or grid)
-    ->  experiments in DVC's queue, NAME-1, NAME-2, ...; when all have ended: a table, and --html FILE with a
-        parallel-coordinates plot
+--grid 'optimizer.lr=1e-5,2e-5 rng.seed=1,2' (all combinations) or --list FILE (a line of params for each experiment)
+    ->  experiments NAME-1, NAME-2, ... in `dvc exp show` and in MLflow (tag `sweep`), and a table of them
 
-The words are those of `dvc exp run --queue --set-param`, also choice(...) and range(...). --jobs so many at a time;
-with CLUSTER set each one's training is a job of that cluster. One that fails does not stop the others; the program
-then ends with status 1. Called again with the same grid, nothing is queued twice: what is not finished goes on, also
-what the workers of the queue lost; from another commit, or with other params, the same name is refused. Results also
-stand in `dvc exp show` and in MLflow, where every run has the tag `sweep`.
+Values are those of `dvc exp run --queue --set-param`, also choice(...) and range(...). --jobs experiments run at a
+time; with CLUSTER set, each training is a job of that cluster. If one fails, the others continue, and the program
+exits with 1. If a worker is killed, its experiment runs again. The same command again resumes the sweep: it runs
+nothing twice.
 
-A worker of DVC's queue gives its own environment (CLUSTER, SFT_SWEEP, MLFLOW_TRACKING_URI, ...) to all that it runs. So
-one sweep runs at a time, nothing else may wait in the queue, and workers of another environment are let go first.
+Workers of DVC's queue pass their environment (CLUSTER, SFT_SWEEP, MLFLOW_TRACKING_URI, ...) to what they run. So one
+sweep runs at a time, nothing else may be in the queue, and workers of an earlier command finish first.
 """
 
-import hashlib
 import os
 import re
 import shlex
@@ -23,75 +20,47 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
+from typing import Any, NamedTuple
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
-from sft.files import file_lock, flatten, publish_file, read_json, write_json
+from sft.files import file_lock, read_json, write_json
 from sft.hashing import value_digest
-from sft.inspect.terminal import Screen, visible
 from sft.lineage.record import OWN_OUTPUTS
-from sft.lineage.resolve import Records, find
-from sft.pages import parallel
 
-EVERY = 5.0  # seconds between two looks at the queue
-LOOKS = 4  # so many in a row make sure of what a single one may see by chance: DVC has no lock for it
-WORKERS = Path(".dvc/tmp/exps/celery")  # where DVC keeps the process ids of the queue's workers
-ORIGINS = Path("runs/sweeps")  # what each member was made from
-MOST_SHOWN = 5
-# What of a worker's environment reaches what it runs; and what a cluster's profile names.
-CARRIED = ("CLUSTER", "AWS_", "MLFLOW_", "OMP_", "SFT_")
+POLL_SECONDS = 5.0
+LOOKS = 4  # in a row: DVC has no lock on its queue, so one look can miss a worker
+SWEEPS = Path("runs/sweeps")  # what each sweep was made from
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
-STATES = (QUEUED, RUNNING, SUCCESS, FAILED)
-MEASURED = {
-    "training loss": ("reports/train.json", "train_loss"),
-    "validation loss": ("reports/train.json", "validation_loss"),
-    "held-out loss": ("reports/eval.json", "after.loss"),
-    "arguments fit": ("reports/eval.json", "after.tool_call_fits"),
-}
+TASK = re.compile(r"^[0-9a-f]{7,} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
+METRICS = ("train_loss", "validation_loss", "after.loss", "after.tool_call_fits")
 
 
-@dataclass
-class Member:
-    """An experiment of a sweep."""
-
-    name: str
-    state: str
-    params: dict[str, Any] = field(default_factory=dict)
-    """All params by which its stages ran, by dotted name."""
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Queue:
-    """What `dvc queue status` says."""
+class Queue(NamedTuple):
+    """What `dvc queue status` shows."""
 
     states: dict[str, str]
-    """By name of the experiment; the newest task of a name counts."""
+    """By name of the experiment; of its newest task."""
     busy: int
     """Workers that run an experiment."""
     idle: int
 
 
-def plan(grid: str | None, listed: str | None) -> list[list[str]]:
-    """Return the calls of `dvc exp run` that queue the experiments: the --set-param words of each.
+def read_calls(grid: str | None, lines: str | None) -> list[list[str]]:
+    """Return the params of a grid or of each line of a list, as words of `--set-param`.
 
     Raises:  InputError: there is nothing to sweep, or a word is not NAME=VALUE.
 
-    >>> plan("optimizer.lr=1e-5,2e-5 rng.seed=1,2", None)
+    >>> read_calls("optimizer.lr=1e-5,2e-5 rng.seed=1,2", None)
     [['optimizer.lr=1e-5,2e-5', 'rng.seed=1,2']]
-    >>> plan(None, "optimizer.lr=1e-5 rng.seed=1\\n# a note\\nrng.seed=3\\n")
+    >>> read_calls(None, "optimizer.lr=1e-5 rng.seed=1\\n# a note\\nrng.seed=3\\n")
     [['optimizer.lr=1e-5', 'rng.seed=1'], ['rng.seed=3']]
     """
-    lines = [grid] if grid else [line for line in (listed or "").splitlines() if line.split("#")[0].strip()]
-    calls = [shlex.split(line, comments=True) for line in lines]
+    texts = [grid] if grid else [line for line in (lines or "").splitlines() if line.split("#")[0].strip()]
+    calls = [shlex.split(text, comments=True) for text in texts]
     if not any(calls):
-        raise InputError("nothing to sweep: give a grid, as in GRID='optimizer.lr=1e-5,2e-5', or a list of such lines")
+        raise InputError("GRID, LIST: nothing to sweep. Give one of them, as in GRID='optimizer.lr=1e-5,2e-5'")
     for word in (word for call in calls for word in call):
         if not re.fullmatch(r"[A-Za-z_][\w.-]*=\S.*", word):
             raise InputError(f"{word!r}: expected NAME=VALUE, as in optimizer.lr=1e-5,2e-5")
@@ -99,7 +68,7 @@ def plan(grid: str | None, listed: str | None) -> list[list[str]]:
 
 
 def expand(calls: list[list[str]], name: str) -> dict[str, list[str]]:
-    """Return the experiments of a sweep in their order: the params of each, by its name.
+    """Return the params of each experiment of a sweep, by its name: DVC expands the grids.
 
     >>> expand([["optimizer.lr=1e-5,2e-5", "rng.seed=1"], ["rng.seed=3"]], "s")["s-2"]
     ['optimizer.lr=2e-05', 'rng.seed=1']
@@ -107,322 +76,186 @@ def expand(calls: list[list[str]], name: str) -> dict[str, list[str]]:
     from dvc.utils.cli_parse import to_path_overrides
     from dvc.utils.hydra import get_hydra_sweeps
 
-    each = [words for call in calls for one in get_hydra_sweeps(to_path_overrides(call)) for words in one.values()]
-    return {f"{name}-{number}": words for number, words in enumerate(each, start=1)}
-
-
-def sweep_name(calls: list[list[str]]) -> str:
-    """Return a name that the same grid has each time."""
-    return f"sweep-{value_digest(calls)[:6]}"
+    sweeps = (sweep["params.yaml"] for call in calls for sweep in get_hydra_sweeps(to_path_overrides(call)))
+    return {f"{name}-{number}": words for number, words in enumerate(sweeps, start=1)}
 
 
 def parse_status(text: str) -> Queue:
-    """Read what `dvc queue status` prints.
+    """Read the output of `dvc queue status`.
 
     >>> parse_status("Task     Name    Created       Status\\n1a2b3c4  s-1     Nov 25, 2026  Failed\\n")
     Queue(states={'s-1': 'Failed'}, busy=0, idle=0)
     """
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) > 3 and words[-1] in STATES and re.fullmatch("[0-9a-f]{7,}", words[0]):
-            found.setdefault(words[1], words[-1])
+    newest_last = reversed(TASK.findall(text))
     workers = re.search(r"^Worker status: (\d+) active, (\d+) idle", text, re.MULTILINE)
     busy, idle = map(int, workers.groups()) if workers else (0, 0)
-    return Queue(found, busy, idle)
+    return Queue(dict(newest_last), busy, idle)
 
 
 def look() -> Queue:
-    """Look at the queue."""
+    """Return the state of the queue."""
     return parse_status(_dvc("queue", "status"))
 
 
-def finished() -> set[str]:
-    """Return the names of all experiments that git has: those of members whose tasks were removed from the queue."""
-    listed = _git("for-each-ref", "--format=%(refname)", "refs/exps")
-    return {ref.rpartition("/")[2] for ref in listed.split()}
+def states_of(members: Iterable[str], queue: Queue) -> dict[str, str]:
+    """Return the states of the members that are in the queue, or in git: `dvc queue remove` leaves results there."""
+    refs = _git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    states = dict.fromkeys((ref.rpartition("/")[2] for ref in refs), SUCCESS) | queue.states
+    return {member: states[member] for member in members if member in states}
 
 
-def members_of(members: dict[str, list[str]], states: dict[str, str], done: set[str]) -> dict[str, str]:
-    """Return the states of those members that are in the queue, or that are done, in their order."""
-    known = {member: states.get(member) or (SUCCESS if member in done else None) for member in members}
-    return {member: state for member, state in known.items() if state}
+def check_origin(name: str, members: dict[str, list[str]], known: Iterable[str]) -> None:
+    """Check that known experiments were made from this commit, these edits and these params; record all of them.
 
-
-def origin(words: list[str]) -> dict[str, Any]:
-    """Return what an experiment that is queued now is made from: commit, edits of it, and all params as text."""
-    from dvc.utils.serialize import load_yaml
-
-    changed = _git("diff", "--binary", "--no-ext-diff", "HEAD", "--", ".", ":(exclude)params.yaml", *OWN_OUTPUTS)
-    params = {name: str(value) for name, value in flatten(load_yaml("params.yaml")).items()}
-    for name, _, value in (word.partition("=") for word in words):
-        params = {known: text for known, text in params.items() if not known.startswith(f"{name}.")} | {name: value}
-    edits = hashlib.sha256(changed.encode("utf-8", "surrogateescape")).hexdigest() if changed else None
-    return {"commit": _git("rev-parse", "HEAD").strip(), "edits": edits, "params": params}
-
-
-def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say in what two origins differ.
-
-    >>> then = {"commit": "1a2b", "edits": None, "params": {"rng.seed": "1"}}
-    >>> differences(then, {"commit": "3c4d", "edits": None, "params": {"rng.seed": "2"}})
-    ['commit 1a2b, now 3c4d', 'rng.seed 1, now 2']
+    Raises:  InputError: one was made from something else.
     """
-    found = [f"commit {then['commit'][:8]}, now {now['commit'][:8]}"] if then["commit"] != now["commit"] else []
-    for name in sorted(then["params"].keys() | now["params"].keys()):
-        before, after = (each["params"].get(name, "nothing") for each in (then, now))
-        found += [f"{name} {before}, now {after}"] if before != after else []
-    return found + (["other edits that are not committed"] if then["edits"] != now["edits"] else [])
-
-
-def refuse_older(members: dict[str, list[str]], known: Iterable[str]) -> None:
-    """Refuse what has the name of a member and was made from something else: it is no result of now.
-
-    Raises:  InputError: names the first, and what differs.
-    """
+    edits = _git("diff", "--binary", "--no-ext-diff", "HEAD", "--", ".", *OWN_OUTPUTS)
+    made_from = {"commit": _git("rev-parse", "HEAD").strip(), "uncommitted changes": value_digest(edits)}
+    origins: dict[str, dict[str, Any]] = {member: {**made_from, "params": words} for member, words in members.items()}
+    record = SWEEPS / f"{name}.json"
+    earlier = read_json(record) if record.exists() else {}
     for member in known:
-        if not (record := ORIGINS / f"{member}.json").exists():
-            differing = [f"nothing tells from which commit and params: {record} is missing"]
-        elif not (differing := differences(read_json(record), origin(members[member]))):
-            continue
-        shown = "; ".join([*differing[:MOST_SHOWN], *(["…"] if len(differing) > MOST_SHOWN else [])])
-        raise InputError(
-            f"an experiment {member} is there already, made from something else: {shown}. Give this sweep a NAME of "
-            "its own; or go back to what that one was made from. (dvc exp show shows it; what forgets it: "
-            f"dvc exp remove {member}, dvc queue remove {member}.)"
-        )
+        recorded = earlier.get(member, {})
+        if differing := [key for key, value in origins[member].items() if recorded.get(key) != value]:
+            raise InputError(
+                f"{member}: exists and has other {', '.join(differing)}. Choose another NAME, or remove it: "
+                f"dvc exp remove {member}; dvc queue remove {member}"
+            )
+    write_json(record, {**earlier, **origins})
 
 
-def queue(member: str, words: list[str]) -> None:
-    """Put an experiment into the queue."""
-    write_json(ORIGINS / f"{member}.json", origin(words))
-    _dvc("exp", "run", "--queue", "--name", member, *(one for word in words for one in ("--set-param", word)))
+def add(member: str, words: list[str]) -> None:
+    """Add an experiment to the queue."""
+    _dvc("exp", "run", "--queue", "--name", member, *(part for word in words for part in ("--set-param", word)))
 
 
-def refuse_others(members: dict[str, list[str]], states: dict[str, str]) -> None:
-    """Refuse what waits in the queue and is not of the sweep. Raises InputError."""
-    if others := [name for name, state in states.items() if state == QUEUED and name not in members]:
-        raise InputError(
-            f"DVC's queue also holds {', '.join(others)}, which would be run with the environment of this sweep. Run "
-            "them first (the command that queued them, or dvc queue start), or take them out: dvc queue remove NAME"
-        )
-
-
-def strangers(cluster: str) -> list[int]:
-    """Return the processes of workers that an earlier command left with an environment other than this one's."""
-    named = tuple(read_cluster_file(cluster).environment) if cluster else ()
-
-    def carried(environment: dict[str, str]) -> dict[str, str]:
-        return {
-            name: value for name, value in environment.items() if value and (name.startswith(CARRIED) or name in named)
-        }
-
-    found = []
-    for file in sorted(WORKERS.glob("dvc-exp-worker-*.pid")):
-        process = Path("/proc", file.read_text(encoding="ascii").strip())
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            text = (process / "environ").read_bytes().decode("utf-8", "surrogateescape")
-        except OSError:  # it has ended
-            continue
-        theirs = dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
-        if b"queue-worker" in words and carried(theirs) != carried(dict(os.environ)):
-            found.append(int(process.name))
-    return found
-
-
-def let_go(cluster: str) -> None:
-    """Wait until workers of another environment have ended, each after the experiment that it runs."""
-    told = False
-    while strangers(cluster):
-        if not told:
-            echo("workers of an earlier command, with another environment, end after what they run")
-            _dvc("queue", "stop")
-        told = True
-        time.sleep(EVERY)
+def end_earlier_workers(queue: Queue) -> None:
+    """Wait until the workers of an earlier command have finished what they run."""
+    if queue.busy + queue.idle:
+        echo("waiting for workers of an earlier command: they have its environment, and finish what they run")
+        _dvc("queue", "stop")
+        looks = 0  # in a row without workers
+        while looks < LOOKS:
+            time.sleep(POLL_SECONDS)
+            now = look()
+            looks = 0 if now.busy + now.idle else looks + 1
 
 
 def wait(members: dict[str, list[str]], jobs: int) -> dict[str, str]:
-    """Keep workers at the queue until every member of a sweep has ended; return how.
+    """Keep workers running until every member has ended; return the state of each.
 
-    A member that runs, while no worker runs anything, was lost with its worker (killed, or the machine was): it is
-    queued again.
+    A member that runs while no worker is busy has lost its worker to a kill or a reboot: it is queued again.
     """
-    seen: dict[str, str] = {}
-    unstaffed, unattended = LOOKS, 0  # looks in a row with too few workers, with members that nobody runs
+    shown: dict[str, str] = {}
     lost: set[str] = set()
+    understaffed, abandoned = LOOKS, 0  # looks in a row with too few workers, with members that no worker runs
     while True:
-        now = look()
-        states = members_of(members, now.states, finished())
+        queue = look()
+        states = states_of(members, queue)
         for member, state in states.items():
-            if seen.get(member) != state:
+            if shown.get(member) != state:
                 echo(f"{member}: {state.lower()}")
-        seen = states
+        shown = states.copy()
         running = [member for member, state in states.items() if state == RUNNING]
-        unattended = unattended + 1 if running and not now.busy else 0
-        if unattended >= LOOKS:
+        abandoned = abandoned + 1 if running and not queue.busy else 0
+        if abandoned >= LOOKS:
             lost |= set(running)
-            for member in running:
-                _dvc("queue", "kill", member, may_fail=True)  # its processes, if any; then DVC's record of it
+            _dvc("queue", "kill", *running, may_fail=True)  # ends its processes, and DVC records a failure
         for member in [member for member in lost if states.get(member) == FAILED]:
-            echo(f"{member}: its worker was lost; it goes on")
+            echo(f"{member}: its worker was killed, running it again")
             _dvc("queue", "remove", member)
-            queue(member, members[member])
+            add(member, members[member])
             lost.remove(member)
             states[member] = QUEUED
         if not {QUEUED, RUNNING} & set(states.values()):
             return states
-        unstaffed = unstaffed + 1 if QUEUED in states.values() and now.busy + now.idle < jobs else 0
-        if unstaffed > LOOKS:
+        is_understaffed = QUEUED in states.values() and queue.busy + queue.idle < jobs
+        understaffed = understaffed + 1 if is_understaffed else 0
+        if understaffed > LOOKS:
             _dvc("queue", "start", "--jobs", str(jobs))
-            unstaffed = 1
-        time.sleep(EVERY)
+            understaffed = 1
+        time.sleep(POLL_SECONDS)
 
 
-def gather(states: dict[str, str], root: Path) -> list[Member]:
-    """Read what came of the members, from git and DVC."""
-    members = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, state in states.items():
-            member = Member(name, state)
-            if state == SUCCESS:
-                _read(member, find(name, root, Path(scratch)))
-            members.append(member)
-    return members
+def run(calls: list[list[str]], name: str, jobs: int) -> dict[str, str]:
+    """Queue the experiments that are not known yet, run all, and return the state of each.
 
-
-def _read(member: Member, records: Records) -> None:
-    for stage in records.lock.values():
-        member.params |= flatten(stage.get("params", {}).get("params.yaml", {}))
-    for label, (path, key) in MEASURED.items():
-        value = flatten(records.json(path)).get(key)
-        if value is not None:
-            member.metrics[label] = float(value)
-
-
-def varied(members: list[Member]) -> list[str]:
-    """Return the params that members differ in.
-
-    >>> varied([Member("a", SUCCESS, {"lr": 1, "seed": 1}), Member("b", SUCCESS, {"lr": 2, "seed": 1})])
-    ['lr']
+    Raises:  InputError: another sweep runs, the cluster file is wrong, something else is in the queue, an earlier sweep
+    has this name, DVC rejects a param.
     """
-    done = [member for member in members if member.state == SUCCESS]
-    names = dict.fromkeys(name for member in done for name in member.params)
-    return sorted(name for name in names if len({str(member.params.get(name)) for member in done}) > 1)
+    for switch in ("DETACH", "DRY_RUN"):
+        if is_on(switch):
+            raise InputError(f"{switch}=1: not for a sweep. It is for one job: make train CLUSTER=<name> {switch}=1")
+    if cluster := requested_cluster():
+        read_cluster_file(cluster)
+    os.environ["SFT_SWEEP"] = name
+    members = expand(calls, name)
+    with file_lock(Path("runs/sweep.lock"), 0) as is_mine:
+        if not is_mine:
+            raise InputError("runs/sweep.lock: another sweep runs in this project. Wait for it, or stop it")
+        queue = look()
+        if others := [other for other, state in queue.states.items() if state == QUEUED and other not in members]:
+            raise InputError(
+                f"dvc queue: also holds {', '.join(others)}, which would run with the environment of this sweep. Run "
+                "them first (dvc queue start), or remove them (dvc queue remove NAME)"
+            )
+        states = states_of(members, queue)
+        check_origin(name, members, states)
+        if states:
+            echo(f"{name}: {len(states)} of {len(members)} experiments exist, running the unfinished ones")
+        if len(states) < len(members) or {QUEUED, RUNNING} & set(states.values()):
+            end_earlier_workers(queue)
+        for member in members.keys() - states.keys():
+            add(member, members[member])
+        return wait(members, jobs)
 
 
-def best_first(members: list[Member]) -> list[Member]:
-    """Put the lowest held-out loss first; members without one come last."""
-    return sorted(members, key=lambda one: (one.metrics.get("held-out loss", float("inf")), len(one.name), one.name))
-
-
-def table(members: list[Member], params: list[str]) -> Table:
-    """Lay the members out, the best first."""
-    labels = [label for label in MEASURED if any(label in member.metrics for member in members)]
-    laid = Table(box=None, header_style="bold")
-    for head in ("experiment", "is", *params, *labels):
-        laid.add_column(Text(visible(head)), overflow="fold")
-    for member in best_first(members):
-        values = [str(member.params.get(name, "")) for name in params]
-        numbers = [f"{member.metrics[label]:.6g}" if label in member.metrics else "-" for label in labels]
-        style = "red" if member.state == FAILED else ""
-        laid.add_row(
-            *(Text(visible(cell)) for cell in (member.name, member.state.lower(), *values, *numbers)), style=style
-        )
-    return laid
-
-
-def page(name: str, members: list[Member]) -> str:
-    """Render the page of a sweep."""
-    params = varied(members)
-    done = best_first([member for member in members if member.state == SUCCESS])
-    labels = [label for label in MEASURED if any(label in member.metrics for member in done)]
-    rows = [
-        {
-            "name": one.name,
-            **{p: one.params.get(p) for p in params},
-            **{label: one.metrics.get(label) for label in labels},
-        }
-        for one in done
-    ]
-    ended = {one.name: one.state.lower() for one in members if one.state != SUCCESS}
-    return parallel.page(name, rows, [*params, *labels], ended)
+def show(states: dict[str, str], params: set[str]) -> None:
+    """Print the table of `dvc exp show` with these params and METRICS, the lowest held-out loss first."""
+    columns = "|".join(map(re.escape, ["Experiment", "State", *sorted(params), *METRICS]))
+    command = [sys.executable, "-m", "dvc", "exp", "show", "--md", "--hide-workspace"]
+    command += ["--drop", rf"^(?!(.*:)?({columns})$)"]
+    if SUCCESS in states.values():
+        command += ["--sort-by", "reports/eval.json:after.loss"]
+    subprocess.run(command, check=True)
 
 
 def _git(*arguments: str) -> str:
-    asked = ["git", *arguments]
-    return subprocess.run(asked, check=True, capture_output=True, text=True, errors="surrogateescape").stdout
+    command = ["git", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, errors="surrogateescape").stdout
 
 
 def _dvc(*arguments: str, may_fail: bool = False) -> str:
     command = [sys.executable, "-m", "dvc", *arguments]
-    with tempfile.TemporaryFile("w+") as said:  # workers keep what they inherit open: a pipe would have no end
-        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
-        said.seek(0)
-        text = said.read()
+    with tempfile.TemporaryFile("w+") as output:  # workers keep inherited files open: a pipe would have no end
+        done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        output.seek(0)
+        text = output.read()
     if done.returncode and not may_fail:
         raise InputError(f"dvc {shlex.join(arguments)}: {text.strip()}")
     return text
 
 
-def run(calls: list[list[str]], name: str, jobs: int) -> list[Member]:
-    """Queue what is not in the queue yet, run all, and read what came of it.
+def main(calls: list[list[str]], name: str | None, jobs: int) -> None:
+    """Run a sweep and show its table.
 
-    Raises:  InputError: another sweep runs, the profile is wrong, something else waits, a member of that name was made
-    from something else, DVC refuses a param.
+    Raises:  InputError: as `run`, or an experiment failed.
     """
-    for switch in ("DETACH", "DRY_RUN"):
-        if is_on(switch):
-            raise InputError(f"{switch}=1 is about one job: make train CLUSTER=<profile> {switch}=1")
-    if cluster := requested_cluster():
-        read_cluster_file(cluster)
-    os.environ["SFT_SWEEP"] = name  # what the workers of the queue run gets this environment
-    members = expand(calls, name)
-    with file_lock(Path("runs/sweep.lock"), 0) as alone:
-        if not alone:
-            raise InputError("another sweep runs in this project, and one runs at a time: wait for it, or end it")
-        states = look().states
-        refuse_others(members, states)
-        refuse_older(members, members_of(members, states, finished()))
-        let_go(cluster)
-        known = members_of(members, states, finished())
-        if known:
-            echo(f"{name}: {len(known)} of {len(members)} experiments are there already; what is not finished goes on")
-        for member in members:
-            if member not in known:
-                queue(member, members[member])
-        return gather(wait(members, jobs), Path.cwd())
-
-
-def main(calls: list[list[str]], name: str | None, jobs: int, html_file: Path | None) -> None:
-    """Sweep.
-
-    Raises:  InputError: as `run` raises it, or a member failed.
-    """
-    name = name or sweep_name(calls)
-    members = run(calls, name, jobs)
-    Screen().print(table(members, varied(members)))
-    if html_file:
-        with publish_file(html_file) as partial:
-            partial.write_text(page(name, members), encoding="utf-8")
-        echo(f"see {html_file}")
-    if failed := [member.name for member in members if member.state == FAILED]:
+    states = run(calls, name or f"sweep-{value_digest(calls)[:6]}", jobs)
+    show(states, {word.partition("=")[0] for call in calls for word in call})
+    if failed := [member for member, state in states.items() if state == FAILED]:
         raise InputError(
-            f"{len(failed)} of {len(members)} failed: {', '.join(failed)}. Why: dvc queue logs {failed[0]}. "
-            "To try them again: dvc queue remove --failed, then the same command."
+            f"{len(failed)} of {len(states)} experiments failed: {', '.join(failed)}. To see why: dvc queue logs "
+            f"{failed[0]}. To run them again: dvc queue remove --failed, then the same command"
         )
 
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
-    parser.add_argument("--grid", metavar="WORDS", help="params and their values; every combination is run")
+    parser.add_argument("--grid", metavar="WORDS", help="params and their values; every combination is an experiment")
     parser.add_argument("--list", type=Path, metavar="FILE", help="a line of params for each experiment")
-    parser.add_argument("--name", metavar="NAME", help="default: sweep- and a digest of what is swept")
-    parser.add_argument("--jobs", type=int, default=1, help="experiments at a time")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
-    given = parser.parse_args()
-    run_or_exit(
-        lambda: main(
-            plan(given.grid, given.list and given.list.read_text(encoding="utf-8")), given.name, given.jobs, given.html
-        ),
-    )
+    parser.add_argument("--name", metavar="NAME", help="default: sweep- and a digest of the params")
+    parser.add_argument("--jobs", type=int, default=1, help="experiments at a time; default: 1")
+    arguments = parser.parse_args()
+    lines = arguments.list and arguments.list.read_text(encoding="utf-8")
+    run_or_exit(lambda: main(read_calls(arguments.grid, lines), arguments.name, arguments.jobs))
