@@ -88,7 +88,7 @@ eval: setup ## ... up to eval: evaluate the base model and the trained model
 	$(log_lock)
 
 profile: setup ## Copy a profile to params.yaml (PROFILE=nemotron3-nano; without it: list the profiles)
-	python -m sft.experiments.profile$(call option,PROFILE,name)
+	python -m sft.experiments.profile$(call option,PROFILE,profile)
 
 estimate: setup ## Estimate memory, disk and time, and check the params (PROFILE= NODES=1 GPUS=8 GPU=H100, or CLUSTER=)
 	python -m sft.planning.preflight$(call option,PROFILE,profile)$(call option,NODES,nodes)$(call option,GPUS,gpus)$(call option,GPU,gpu)$(call option,CLUSTER,cluster)

@@ -1,1 +1,1 @@
-"""Experiments: profiles and sweeps."""
+"""Profiles and sweeps."""

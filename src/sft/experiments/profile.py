@@ -1,15 +1,15 @@
-"""A profile, a full param set of profiles/, becomes params.yaml.
+"""profile: copy a full param set of profiles/ to params.yaml, and show what changed.
 
-    make profile                          which there are, and what they say of themselves
-    make profile NAME=nemotron3-nano      params.yaml becomes profiles/nemotron3-nano.yaml, and what changed is shown
+    make profile                            list the profiles
+    make profile PROFILE=nemotron3-nano     copy profiles/nemotron3-nano.yaml to params.yaml
 
-A profile is checked by the same schema as params.yaml before anything is written. Changes to params.yaml that are
-in no commit are never overwritten.
+The profile is checked first. Uncommitted changes of params.yaml are never overwritten.
 """
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import publish_file
@@ -19,95 +19,44 @@ from sft.params.read import PARAMS
 PROFILES = Path("profiles")
 
 
-def known() -> list[str]:
-    """Return the names of the profiles."""
-    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+def first_sentence(profile: Path) -> str:
+    """Return the first sentence of the comment that a profile starts with."""
+    lines = profile.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.removeprefix("# ") for line in lines[:4] if line.startswith("# "))
+    return comment.split(". ")[0].split(": ")[0].rstrip(".")
 
 
-def title(name: str) -> str:
-    """Return the first sentence of a profile's head."""
-    lines = (PROFILES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    head = " ".join(line.removeprefix("# ") for line in lines[:4] if line.startswith("# "))
-    return head.split(". ")[0].split(": ")[0].rstrip(".")
+def copy(name: str) -> None:
+    """Copy a profile to params.yaml and print `dvc params diff`.
 
-
-def apply(name: str) -> list[str]:
-    """Make a profile params.yaml; return what changed, a line for each key.
-
-    Raises:  InputError: no such profile, a fault in it, changes to params.yaml that are in no commit.
+    Raises:  InputError: there is no such profile, it has a fault, params.yaml has uncommitted changes.
     """
-    source = PROFILES / f"{name}.yaml"
-    if not source.is_file():
-        raise InputError(f"{source}: not found. Profiles: {', '.join(known()) or f'none in {PROFILES}/'}")
-    wanted = read(source)
-    if PARAMS.exists() and PARAMS.read_bytes() != source.read_bytes():
-        _refuse_to_lose_changes()
-    before = flat(read(PARAMS).model_dump()) if PARAMS.exists() else {}
+    profile = PROFILES / f"{name}.yaml"
+    if not profile.is_file():
+        names = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+        raise InputError(f"{profile}: not found. Profiles: {names or 'none'}")
+    read(profile)
+    if PARAMS.exists() and PARAMS.read_bytes() != profile.read_bytes():
+        status = ["git", "status", "--porcelain", "--", str(PARAMS)]
+        if subprocess.run(status, capture_output=True, check=True).stdout:
+            raise InputError(f"{PARAMS}: has uncommitted changes. Commit them, or drop them: git checkout {PARAMS}")
     with publish_file(PARAMS) as partial:
-        partial.write_bytes(source.read_bytes())
-    return changes(before, flat(wanted.model_dump()))
+        shutil.copyfile(profile, partial)
+    subprocess.run([sys.executable, "-m", "dvc", "params", "diff"], check=True)
+    echo(f"{PARAMS} is now {profile}. To undo: git checkout {PARAMS}")
 
 
-def _refuse_to_lose_changes() -> None:
-    asked = subprocess.run(
-        ["git", "status", "--porcelain", "--", str(PARAMS)], capture_output=True, text=True, check=False
-    )
-    if asked.returncode or asked.stdout.strip():
-        raise InputError(
-            f"{PARAMS}: has changes that are in no commit, and a profile would overwrite them. Commit them, or let go "
-            f"of them: git checkout {PARAMS}"
-        )
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested params with dotted names; a source of the blend is one value.
-
-    >>> flat({"optimizer": {"lr": 1.0}, "fetch": {"sources": {"mine": {"uri": "file://x"}}}})
-    {'optimizer.lr': 1.0, 'fetch.sources.mine': {'uri': 'file://x'}}
-    """
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        whole = prefix in ("fetch.sources.", "fetch.benchmarks.")
-        if isinstance(value, dict) and value and not whole:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Say what differs, in the order of the new params: `optimizer.lr: 0.0002 -> 1e-05`.
-
-    >>> changes({"a.x": 1, "fetch.sources.one": {"uri": "u"}}, {"a.x": 2, "fetch.sources.two": {"uri": "v"}})
-    ['a.x: 1 -> 2', 'fetch.sources.two: added', 'fetch.sources.one: removed']
-    """
-    said = []
-    for name, value in after.items():
-        if name not in before:
-            said.append(f"{name}: added")
-        elif before[name] != value:
-            told = isinstance(value, dict) or isinstance(before[name], dict)
-            said.append(f"{name}: changed" if told else f"{name}: {before[name]} -> {value}")
-    return said + [f"{name}: removed" for name in before if name not in after]
-
-
-def show(name: str | None) -> None:
-    """Apply a profile, or list them."""
-    if not name:
-        for one in known():
-            echo(f"{one:24} {title(one)}")
+def main(name: str | None) -> None:
+    """Copy a profile, or list the profiles."""
+    if name:
+        copy(name)
         return
-    changed = apply(name)
-    for line in changed:
-        echo(f"  {line}".replace("[", r"\["))
-    if changed:
-        echo(f"params.yaml is now profiles/{name}.yaml: {len(changed)} keys changed. Back: git checkout params.yaml")
-    else:
-        echo(f"params.yaml is profiles/{name}.yaml already")
+    for profile in sorted(PROFILES.glob("*.yaml")):
+        echo(f"{profile.stem:24} {first_sentence(profile)}")
 
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
-    parser.add_argument("--name", metavar="PROFILE", help="a file of profiles/, without .yaml; none: list them")
-    chosen = parser.parse_args().name
-    run_or_exit(lambda: show(chosen))
+    parser.add_argument("--profile", metavar="NAME", help="a file of profiles/, without .yaml; default: list them")
+    arguments = parser.parse_args()
+    run_or_exit(lambda: main(arguments.profile))

@@ -205,8 +205,9 @@ def run(calls: list[list[str]], name: str, jobs: int) -> dict[str, str]:
             echo(f"{name}: {len(states)} of {len(members)} experiments exist, running the unfinished ones")
         if len(states) < len(members) or {QUEUED, RUNNING} & set(states.values()):
             end_earlier_workers(queue)
-        for member in members.keys() - states.keys():
-            add(member, members[member])
+        for member, words in members.items():
+            if member not in states:
+                add(member, words)
         return wait(members, jobs)
 
 
@@ -257,5 +258,9 @@ if __name__ == "__main__":
     parser.add_argument("--name", metavar="NAME", help="default: sweep- and a digest of the params")
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time; default: 1")
     arguments = parser.parse_args()
-    lines = arguments.list and arguments.list.read_text(encoding="utf-8")
-    run_or_exit(lambda: main(read_calls(arguments.grid, lines), arguments.name, arguments.jobs))
+
+    def sweep() -> None:
+        lines = arguments.list and arguments.list.read_text(encoding="utf-8")
+        main(read_calls(arguments.grid, lines), arguments.name, arguments.jobs)
+
+    run_or_exit(sweep)
