@@ -69,7 +69,7 @@ def test_a_profile_with_a_fault_changes_nothing(project: Path) -> None:
 def test_profiles_are_listed_with_their_first_sentence(project: Path, capsys: pytest.CaptureFixture) -> None:
     profile.main(None)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["nemotron3-nano", *profile.first_sentence(Path("profiles/nemotron3-nano.yaml")).split()]
+    assert lines[0].split() == ["nemotron3-nano", *profile.first_sentence("nemotron3-nano").split()]
     assert lines[1].startswith("nemotron3-nano-paper ")
 
 

@@ -19,9 +19,14 @@ from sft.params.read import PARAMS
 PROFILES = Path("profiles")
 
 
-def first_sentence(profile: Path) -> str:
+def names() -> list[str]:
+    """Return the names of the profiles."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def first_sentence(name: str) -> str:
     """Return the first sentence of the comment that a profile starts with."""
-    lines = profile.read_text(encoding="utf-8").splitlines()
+    lines = (PROFILES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("# ") for line in lines[:4] if line.startswith("# "))
     return comment.split(". ")[0].split(": ")[0].rstrip(".")
 
@@ -33,8 +38,7 @@ def copy(name: str) -> None:
     """
     profile = PROFILES / f"{name}.yaml"
     if not profile.is_file():
-        names = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml")))
-        raise InputError(f"{profile}: not found. Profiles: {names or 'none'}")
+        raise InputError(f"{profile}: not found. Profiles: {', '.join(names()) or 'none'}")
     read(profile)
     if PARAMS.exists() and PARAMS.read_bytes() != profile.read_bytes():
         status = ["git", "status", "--porcelain", "--", str(PARAMS)]
@@ -51,8 +55,8 @@ def main(name: str | None) -> None:
     if name:
         copy(name)
         return
-    for profile in sorted(PROFILES.glob("*.yaml")):
-        echo(f"{profile.stem:24} {first_sentence(profile)}")
+    for known in names():
+        echo(f"{known:24} {first_sentence(known)}")
 
 
 if __name__ == "__main__":

@@ -259,8 +259,10 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=1, help="experiments at a time; default: 1")
     arguments = parser.parse_args()
 
-    def sweep() -> None:
-        lines = arguments.list and arguments.list.read_text(encoding="utf-8")
-        main(read_calls(arguments.grid, lines), arguments.name, arguments.jobs)
-
-    run_or_exit(sweep)
+    run_or_exit(
+        lambda: main(
+            read_calls(arguments.grid, arguments.list and arguments.list.read_text(encoding="utf-8")),
+            arguments.name,
+            arguments.jobs,
+        )
+    )
