@@ -1,4 +1,4 @@
-"""share: which reports the run cache names; tests/test_remotes.py pushes and takes them."""
+"""dvc_push: the reports that the run cache names; tests/test_remotes.py pushes and pulls them."""
 
 from sft.lineage import dvc_push
 

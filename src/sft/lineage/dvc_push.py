@@ -1,11 +1,10 @@
-"""share: push results so that nobody with this remote computes them again.
+"""Push data, models and finished stages to a DVC remote, so that nobody runs them again.
 
 DVC's cache and run cache  ->  the remote (--remote NAME; else the default one)
 
-`dvc push --run-cache` pushes which stage made what of what, and the outs of this checkout, but not the reports
-that git keeps: without them DVC does not take a stage from the run cache on another machine, and runs it again
-(seen with DVC 3.67). Here they are pushed too, those of every run that the run cache knows: they are small.
-Another user then takes finished stages with `dvc repro --pull`.
+`dvc push --run-cache` pushes the inputs and outputs of finished stages, but not the reports that git keeps. Without
+them, DVC on another machine does not take a stage from the run cache but runs it (seen with DVC 3.67). So the reports
+of every run in the run cache are pushed too; they are small. `dvc repro --pull` then takes finished stages.
 """
 
 import subprocess
@@ -19,7 +18,7 @@ REMEDY = "Check address, bucket and keys (docs/sharing.md), then run it again: o
 
 
 def reports(cache: Path) -> dict[str, str]:
-    """Return the reports of all runs in DVC's run cache, digest -> path."""
+    """Return the reports of all runs in DVC's run cache: path by digest."""
     from dvc.utils.serialize import load_yaml
 
     entries = [load_yaml(path) for path in sorted((cache / "runs").glob("*/*/*"))]
@@ -28,9 +27,9 @@ def reports(cache: Path) -> dict[str, str]:
 
 
 def main(remote: str | None) -> None:
-    """Push.
+    """Push data, models, finished stages and their reports.
 
-    Raises:  InputError: the remote does not take it.
+    Raises:  InputError: the remote refuses, or does not answer.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from dvc.exceptions import DvcException
@@ -39,26 +38,28 @@ def main(remote: str | None) -> None:
 
     with Repo() as repo:
         objects = {HashInfo("md5", md5) for md5 in reports(Path(repo.cache.legacy.path))}
-        there = {one for one in objects if repo.cache.local.exists(one.value)}
+        cached = {entry for entry in objects if repo.cache.local.exists(entry.value)}
         try:
             place = repo.cloud.get_remote(remote).path
             if not repo.cloud.get_remote(remote).config.get("verify"):
                 name = remote or repo.config["core"].get("remote")
-                echo(f"[yellow]What comes from {name} is not verified: dvc remote modify {name} verify true[/]")
-            pushed = repo.cloud.push(there, remote=remote)
+                echo(
+                    f"[yellow]Downloads from {name} are not verified. To verify them: dvc remote modify {name} verify true[/]"
+                )
+            pushed = repo.cloud.push(cached, remote=remote)
         except (DvcException, BotoCoreError, ClientError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"DVC remote {remote or '(the default one)'}: {reason}. {REMEDY}") from error
         if pushed.failed:
-            raise InputError(f"{place}: {len(pushed.failed)} of {len(there)} reports were not pushed. {REMEDY}")
+            raise InputError(f"{place}: {len(pushed.failed)} of {len(cached)} reports were not pushed. {REMEDY}")
     named = ["--remote", remote] if remote else []
     if subprocess.run([sys.executable, "-m", "dvc", "push", "--run-cache", *named], check=False).returncode:
-        raise InputError(f"{place}: dvc push did not push all; its message stands above. {REMEDY}")
-    echo(f"{place}: with {len(there)} reports of finished stages, which others take by: dvc repro --pull")
+        raise InputError(f"{place}: dvc push failed; see its message above. {REMEDY}")
+    echo(f"{place}: pushed, with {len(cached)} reports. To take finished stages from it: dvc repro --pull")
 
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--remote", metavar="NAME", help="default: DVC's default remote")
-    given = parser.parse_args()
-    run_or_exit(lambda: main(given.remote))
+    options = parser.parse_args()
+    run_or_exit(lambda: main(options.remote))

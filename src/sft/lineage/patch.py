@@ -1,10 +1,10 @@
-"""patch: what a work tree has beyond its commit, so that a model trained from it can be built again.
+"""The uncommitted changes of a work tree as a patch, so that a model trained with them can be built again.
 
-A git work tree  ->  a patch for `git apply --binary`: edited, deleted and new files, less those that git
-                     ignores, those that the pipeline writes, and files that by their name hold secrets
+A git work tree  ->  a patch for `git apply --binary`: changed, deleted and new files, without those that git ignores,
+                     those that the pipeline writes, and those whose name says that they hold secrets
 
-The work tree and its index stay as they are. A patch is small, or training says so before it begins; and it
-holds no value of a variable of the environment that is named like a secret.
+The work tree and its index do not change. A patch that is too large, or that holds the value of an environment variable
+named like a secret, is an error before training begins.
 """
 
 import hashlib
@@ -35,32 +35,32 @@ SECRET_FILES = (
     "config.local",
 )
 SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|PRIVATE_?KEY|CREDENTIAL", re.IGNORECASE)
-SHORTEST_SECRET = 8  # characters; shorter values stand in ordinary text by chance
+MIN_SECRET_CHARS = 8  # shorter values are in ordinary text by chance
 DIGITS = 16
 
 
 def dirty_patch(root: Path, environ: Mapping[str, str] = os.environ) -> bytes | None:
-    """Return what the work tree at `root` has beyond its commit; None where it has nothing, or is no repository.
+    """Return the changes of the work tree at `root` since its commit; None if there are none, or it has no repository.
 
     Raises:  InputError: the patch is larger than MAX_BYTES, or holds a secret of the environment.
     """
     commit, dirty = git_state(root)
     if commit is None or not dirty:
         return None
-    left_out = [f":(exclude,glob,icase)**/{pattern}" for pattern in SECRET_FILES]
-    only = ["--", ".", *OWN_OUTPUTS, *left_out]
+    secret_files = [f":(exclude,glob,icase)**/{pattern}" for pattern in SECRET_FILES]
+    only = ["--", ".", *OWN_OUTPUTS, *secret_files]
     with tempfile.TemporaryDirectory() as scratch:
         objects = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").decode().strip()
-        # An index and objects of its own: new files become part of the patch, and git forgets them.
-        own = {
+        # A separate index and object folder: new files are in the patch, and git's own index does not change.
+        separate = {
             "GIT_INDEX_FILE": str(Path(scratch, "index")),
             "GIT_OBJECT_DIRECTORY": scratch,
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
         }
         _check_new_files(root, _git(root, "ls-files", "-z", "--others", "--exclude-standard", *only))
-        _git(root, "read-tree", "HEAD", **own)
-        _git(root, "add", "--all", *only, **own)
-        patch = _git(root, "diff", "--cached", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", *only, **own)
+        _git(root, "read-tree", "HEAD", **separate)
+        _git(root, "add", "--all", *only, **separate)
+        patch = _git(root, "diff", "--cached", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", *only, **separate)
     if len(patch) > MAX_BYTES:
         raise InputError(f"{root}: the patch of uncommitted changes has {_mib(len(patch))}. {_remedy()}")
     _check_secrets(patch, environ)
@@ -76,35 +76,30 @@ def keep_patch(patch: bytes, folder: Path) -> Path:
 
 
 def patch_name(digest: str) -> str:
-    """Return the name of the file that holds the patch of a digest."""
+    """Return the file name of a patch by its digest."""
     return f"{digest[:DIGITS]}.patch"
 
 
 def _check_new_files(root: Path, listed: bytes) -> None:
-    """Refuse new files that are too large before they are read."""
+    """Check the sizes of new files before any is read."""
     files = [root / os.fsdecode(name) for name in listed.split(b"\0") if name]
     sizes = sorted(((path.lstat().st_size, str(path)) for path in files), reverse=True)
     if (total := sum(size for size, _ in sizes)) > MAX_BYTES:
         size, largest = sizes[0]
-        raise InputError(
-            f"{root}: files that are not committed have {_mib(total)}; the largest is {largest}, {_mib(size)}. "
-            + _remedy()
-        )
+        raise InputError(f"{root}: new files have {_mib(total)}; the largest is {largest}, {_mib(size)}. {_remedy()}")
 
 
 def _check_secrets(patch: bytes, environ: Mapping[str, str]) -> None:
     for name, value in sorted(environ.items()):
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET and value.encode() in patch:
+        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_CHARS and value.encode() in patch:
             raise InputError(
-                f"uncommitted changes hold the value of {name}, and they are kept with the model. "
-                "Take it out of the files, or let git ignore the file that holds it (.gitignore)."
+                f"uncommitted changes hold the value of {name}, and the model keeps them. "
+                "Remove it from the files, or add the file to .gitignore."
             )
 
 
 def _remedy() -> str:
-    return (
-        f"It is kept with the model, at most {_mib(MAX_BYTES)}: commit the files, or let git ignore them (.gitignore)."
-    )
+    return f"The model keeps at most {_mib(MAX_BYTES)} of changes. Commit the files, or add them to .gitignore."
 
 
 def _mib(size: int) -> str:

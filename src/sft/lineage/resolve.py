@@ -1,8 +1,9 @@
-"""Records: the texts that tell of one training (lock, reports, lineage.json), wherever they are.
+"""Find the records of a training (dvc.lock, reports, lineage.json) by any name that it has.
 
-A model is named by its folder, by a version in MLflow (name/version or name@alias), by the id of a run, by a
-lineage key, or by a git revision or DVC experiment; what is found is one thing to read from. What git and the
-folder lack, DVC's cache may hold: dvc.lock names it. Nothing is changed.
+A name is a folder of a model, a version in MLflow (name/version or name@alias), a run id, a lineage key, a git revision
+or a DVC experiment  ->  `Records`, which reads files by their path in the project
+
+What git and the folder lack is read from DVC's cache by the digests in dvc.lock. Changes nothing.
 """
 
 import functools
@@ -29,30 +30,30 @@ Read = Callable[[str], bytes | None]
 
 @dataclass(frozen=True)
 class Records:
-    """What tells of one training."""
+    """The records of one training."""
 
     name: str
-    """As it was asked for."""
+    """As the user typed it."""
     root: Path
-    """The project: its git repository has the commit, its cache may have the data."""
+    """The project, with git repository and DVC cache."""
     read: Read
-    """Bytes of a file, by its place in the project; None where nobody has it."""
+    """Return the bytes of a file by its path in the project, None if it is nowhere."""
     folder: Path | None = None
-    """The project whose files on disk belong to this training: what can be verified."""
+    """The project, if its files on disk are of this training and can be verified."""
     model: Path | None = None
-    """A copy of the model, without its project: it can be verified too."""
+    """A copy of the model without its project, which can be verified too."""
     run: dict[str, Any] | None = None
-    """What MLflow knows of the run."""
+    """The run in MLflow."""
     version: dict[str, str] | None = None
     """Tags of the registered version."""
 
     def json(self, path: str) -> Any:
-        """Return the value of a JSON file, {} where it is missing. Raises InputError where it is none."""
+        """Return the value of a JSON file, {} if it is missing. Raises InputError: it is not JSON."""
         content = self.read(path)
         return {} if content is None else parse_json(content, path)
 
     def text(self, path: str) -> str:
-        """Return a text, "" where it is missing."""
+        """Return a text, "" if it is missing."""
         return (self.read(path) or b"").decode("utf-8")
 
     @functools.cached_property
@@ -66,31 +67,31 @@ class Records:
         return dict(self.json(LINEAGE))
 
     def patch(self) -> bytes | None:
-        """Return the uncommitted changes that the model was trained with, where somebody kept them."""
+        """Return the uncommitted changes that the model was trained with, None if they are nowhere."""
         if not (digest := self.lineage.get("patch")):
             return None
-        kept = self.root / "runs" / self.lineage["lineage_key"] / patch_name(digest)
-        return kept.read_bytes() if kept.exists() else self.read(patch_name(digest))
+        path = self.root / "runs" / self.lineage["lineage_key"] / patch_name(digest)
+        return path.read_bytes() if path.exists() else self.read(patch_name(digest))
 
 
 def find(name: str, root: Path, scratch: Path) -> Records:
-    """Find what tells of a model, a run, a revision or an experiment; `scratch` takes what has to be brought.
+    """Return the records of a model, run, revision or experiment; `scratch` is for downloads.
 
     Raises:  InputError: nothing has that name.
     """
-    found = _in_folder(name, root) or _in_mlflow(name, root, scratch) or _in_git(name, root)
-    if found is None and name == FINAL:
+    records = _in_folder(name, root) or _in_mlflow(name, root, scratch) or _in_git(name, root)
+    if records is None and name == FINAL:
         raise InputError(
-            f"{FINAL}: not in {root}: no model was trained or brought here yet. Train one: make repro. Bring the one "
-            f"that the committed {LOCK} names: dvc pull {FINAL}."
+            f"{FINAL}: not found in {root}. To train a model: make repro. To get the model of the committed {LOCK}: "
+            f"dvc pull {FINAL}."
         )
-    if found is None:
+    if records is None:
         raise InputError(
-            f"{name!r}: no folder with a lineage.json, no version, run or lineage key in MLflow, no git revision and "
-            f"no DVC experiment in {root}. Name a model as in models/final, nano3-sft/1, nano3-sft@champion; "
-            "`make mlflow` and `make show` list what there is."
+            f"{name!r}: found no folder with a lineage.json, no version, run or lineage key in MLflow, no git revision "
+            f"and no DVC experiment of that name in {root}. Expected a name as in models/final, nano3-sft/1 or "
+            "nano3-sft@champion. To list names: make mlflow, make show."
         )
-    return found
+    return records
 
 
 def of_folder(
@@ -105,26 +106,25 @@ def of_folder(
 def parse_json(content: bytes, path: str) -> Any:
     """Return the value of a JSON file that a stage wrote.
 
-    Raises:  InputError: somebody has spoilt it.
+    Raises:  InputError: it is not JSON any more.
     """
     try:
         return json.loads(content)
-    except ValueError as error:  # also of bytes that are no UTF-8
+    except ValueError as error:  # also of bytes that are not UTF-8
         raise InputError(
-            f"{path}: not what the model was made with: expected JSON, found {error}. Bring it again: dvc checkout, "
-            "or git checkout for a report"
+            f"{path}: expected JSON, found {error}. Restore it: dvc checkout, or git checkout for a report"
         ) from None
 
 
 def parse_lock(content: bytes | None) -> dict[str, Any]:
-    """Return the stages of a dvc.lock; {} of none. DVC's own reader reads it."""
+    """Return the stages of a dvc.lock, {} if there is none; DVC's own reader reads it."""
     from dvc.utils.serialize import parse_yaml
 
     return dict(parse_yaml(content.decode("utf-8"), LOCK)["stages"]) if content else {}
 
 
 def outs(lock: dict[str, Any]) -> dict[str, str]:
-    """Return the digests (md5, .dir for folders) of all that stages make, by path, in order of the stages."""
+    """Return the digests (md5, .dir for folders) of the outputs of all stages, by path."""
     return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", [])}
 
 
@@ -134,7 +134,7 @@ def _in_folder(name: str, root: Path) -> Records | None:
         return None
     if model.parts[-2:] == ("models", "final"):
         return of_folder(model.parents[1], name, *_tracked(model))
-    # A copy of a model, as from a hub: it brings lineage.json and its own files, nothing else.
+    # A copy of a model, as from a hub: it has lineage.json and its own files, nothing else.
     prefix = f"{FINAL}/"
     return Records(
         name,
@@ -145,16 +145,16 @@ def _in_folder(name: str, root: Path) -> Records | None:
 
 
 def _tracked(model: Path) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
-    """What MLflow knows of the run of a model's folder; a project without a store, or whose store is away, has none."""
+    """Return the MLflow run and version of a model's folder; (None, None) without a store that answers."""
     from sft.tracking import store
 
-    told = parse_json((model / "lineage.json").read_bytes(), str(model / "lineage.json"))
+    lineage = parse_json((model / "lineage.json").read_bytes(), str(model / "lineage.json"))
     if not store.has_store():
         return None, None
     try:
-        tracked = store.look_up(told.get("mlflow_run_id") or told["lineage_key"])
+        tracked = store.look_up(lineage.get("mlflow_run_id") or lineage["lineage_key"])
     except store.NoAnswerError as error:
-        echo(f"[yellow]{escape(str(error))} What is known without it:[/]")
+        echo(f"[yellow]{escape(str(error))} The following is without it.[/]")
         return None, None
     return (tracked.facts, tracked.version) if tracked else (None, None)
 
@@ -165,19 +165,19 @@ def _in_mlflow(name: str, root: Path, scratch: Path) -> Records | None:
     tracked = store.look_up(name) if store.has_store() else None
     if tracked is None:
         return None
-    here = _bytes(root / LINEAGE)
-    if here is not None and _is_of(parse_json(here, LINEAGE), tracked.run_id, tracked.version or {}):
+    content = _bytes(root / LINEAGE)
+    if content is not None and _is_of(parse_json(content, LINEAGE), tracked.run_id, tracked.version or {}):
         return of_folder(root, name, tracked.facts, tracked.version)
     folder = store.fetch_records(tracked.run_id, Path(tempfile.mkdtemp(dir=scratch)))
     read = _with_cache(root, lambda path: _bytes(folder / path))
     return Records(name, root, read, run=tracked.facts, version=tracked.version)
 
 
-def _is_of(told: dict[str, Any], run_id: str, version: dict[str, str]) -> bool:
-    """Whether a lineage.json is of a run; that of a training that MLflow was not there for names none, but its key."""
-    return bool(
-        told["mlflow_run_id"] == run_id if told["mlflow_run_id"] else told["lineage_key"] == version.get("lineage_key")
-    )
+def _is_of(lineage: dict[str, Any], run_id: str, version: dict[str, str]) -> bool:
+    """Whether a lineage.json is of a run, by the run id or, if MLflow did not answer during training, by the key."""
+    if lineage["mlflow_run_id"]:
+        return bool(lineage["mlflow_run_id"] == run_id)
+    return bool(lineage["lineage_key"] == version.get("lineage_key"))
 
 
 def _in_git(name: str, root: Path) -> Records | None:
@@ -191,7 +191,7 @@ def _in_git(name: str, root: Path) -> Records | None:
 
 
 def _with_cache(root: Path, read: Read) -> Read:
-    """Read, and what is not there from DVC's cache, by the digest that dvc.lock has for it."""
+    """Return a reader that falls back to DVC's cache, by the digest in dvc.lock."""
     known = functools.cache(lambda: outs(parse_lock(read(LOCK))))
 
     def anywhere(path: str) -> bytes | None:
@@ -202,8 +202,7 @@ def _with_cache(root: Path, read: Read) -> Read:
             if out == path:
                 return _bytes(cached(root, md5))
             if path.startswith(f"{out}/") and md5.endswith(".dir"):
-                listed = listing(root, md5) or {}
-                inner = listed.get(path.removeprefix(f"{out}/"))
+                inner = (listing(root, md5) or {}).get(path.removeprefix(f"{out}/"))
                 return _bytes(cached(root, inner)) if inner else None
         return None
 
@@ -211,7 +210,7 @@ def _with_cache(root: Path, read: Read) -> Read:
 
 
 def listing(root: Path, md5: str) -> dict[str, str] | None:
-    """Return {path: md5} of the files of a folder that DVC's cache knows; None where it does not, or it is spoilt."""
+    """Return {path: md5} of the files of a folder in DVC's cache; None if it is not there, or damaged."""
     content = _bytes(cached(root, md5))
     if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() != md5.removesuffix(".dir"):
         return None
@@ -219,14 +218,14 @@ def listing(root: Path, md5: str) -> dict[str, str] | None:
 
 
 def cached(root: Path, md5: str) -> Path:
-    """Return where DVC's cache keeps an object."""
+    """Return the path of an object in DVC's cache."""
     return _cache_folder(root) / "files/md5" / md5[:2] / md5[2:]
 
 
 @functools.cache
 def _cache_folder(root: Path) -> Path:
-    asked = [sys.executable, "-m", "dvc", "cache", "dir"]
-    done = subprocess.run(asked, cwd=root, check=False, capture_output=True, text=True)
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
     return Path(done.stdout.strip()) if done.returncode == 0 else root / ".dvc/cache"
 
 
