@@ -43,9 +43,7 @@ def main(remote: str | None) -> None:
             place = repo.cloud.get_remote(remote).path
             if not repo.cloud.get_remote(remote).config.get("verify"):
                 name = remote or repo.config["core"].get("remote")
-                echo(
-                    f"[yellow]Downloads from {name} are not verified. To verify them: dvc remote modify {name} verify true[/]"
-                )
+                echo(f"[yellow]{name}: downloads are not verified. Run: dvc remote modify {name} verify true[/]")
             pushed = repo.cloud.push(cached, remote=remote)
         except (DvcException, BotoCoreError, ClientError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ trainings never mix.
 
 import ast
 import importlib.metadata
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,18 @@ class Lineage:
 
     @property
     def key(self) -> str:
-        """The lineage key: it names the run's folder and tags the run in MLflow."""
-        return value_digest(asdict(self))[:KEY_DIGITS]
+        """The lineage key: it names the run's folder and tags the run in MLflow.
+
+        The names in the hash are those of 0.1.0, so that the key of an older lineage.json can be verified.
+        """
+        hashed = {
+            "data": self.data,
+            "base_model": self.base_model,
+            "params": self.params,
+            "code": self.code,
+            "decisive_packages": self.numeric_packages,
+        }
+        return value_digest(hashed)[:KEY_DIGITS]
 
     def determining(self) -> dict[str, Any]:
         """Return what determines the model as MLflow shows it: params, and digests of what they apply to."""
