@@ -1,4 +1,4 @@
-"""Run with: pytest tests/evaluation/test_generate.py"""
+"""generate: answers and held-out loss do not depend on batches, and bad folders are named."""
 
 import math
 
@@ -45,7 +45,7 @@ def greedy(model, prompt, steps):
     return ids[len(prompt) :]
 
 
-def test_answers_do_not_depend_on_who_shares_the_batch_and_keep_the_order_of_the_prompts(model):
+def test_answers_do_not_depend_on_the_batch_and_keep_the_order_of_the_prompts(model):
     alone = [greedy(model, prompt, 12) for prompt in PROMPTS]
     assert len({tuple(answer) for answer in alone}) == len(PROMPTS)
     unused = next(i for i in range(VOCABULARY) if all(i not in answer for answer in alone))
@@ -96,8 +96,8 @@ def test_a_mark_on_the_last_token_predicts_nothing(model):
     assert held_out_loss(model, [([1, 2], [1, 1])]) == held_out_loss(model, [([1, 2], [1, 0])])
 
 
-def test_a_folder_without_weights_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match=r"absent.*nothing"):
+def test_a_folder_without_weights_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"absent: .*config\.json"):
         load_model(tmp_path / "absent")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle is not loaded")
@@ -105,7 +105,7 @@ def test_a_folder_without_weights_is_refused_by_name(tmp_path):
         load_model(tmp_path)
 
 
-def test_a_token_that_the_model_does_not_know_is_refused(model):
+def test_a_token_id_beyond_the_vocabulary_is_an_error(model):
     check_ids(model, [0, VOCABULARY - 1], "model")
-    with pytest.raises(InputError, match=f"models/base.*{VOCABULARY}"):
+    with pytest.raises(InputError, match=f"models/base: .*{VOCABULARY}"):
         check_ids(model, [1, VOCABULARY], "models/base")

@@ -1,4 +1,4 @@
-"""Run with: pytest tests/evaluation/test_tool_calls.py"""
+"""tool_calls: what is a call, what is a fault, and how an answer is graded."""
 
 import pytest
 from hypothesis import example, given

@@ -1,4 +1,4 @@
-"""Run with: pytest tests/pages/test_charts.py"""
+"""charts: lines and bars as SVG."""
 
 import re
 from xml.etree import ElementTree

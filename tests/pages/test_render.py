@@ -1,4 +1,4 @@
-"""Run with: pytest tests/pages/test_render.py"""
+"""render: templates filled in, escaped, and packaged."""
 
 import re
 import tomllib

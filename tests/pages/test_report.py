@@ -1,10 +1,9 @@
-"""Run with: pytest tests/pages/test_report.py"""
+"""report: the page of an evaluation."""
 
 import re
 from html.parser import HTMLParser
 
-from sft.pages.report import SHARES
-from sft.pages.report import page as render
+from sft.pages.report import SHARES, page
 
 HOSTILE = "<script>alert(1)</script>&\"'</pre></details><img src=x onerror=alert(1)>"
 
@@ -31,9 +30,9 @@ def evaluation(share=0.5):
 
 
 def answer(kind, text):
-    said = {"text": text, "stopped": True, "think_balanced": True}
+    graded = {"text": text, "stopped": True, "think_balanced": True}
     if kind == "tool":
-        said["verdict"] = {"fault": "no-call"}
+        graded["verdict"] = {"fault": "no-call"}
     calls = [{"function": {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}}}]
     reference = {"role": "assistant", "content": text, "tool_calls": calls}
     return {
@@ -41,8 +40,8 @@ def answer(kind, text):
         "source": HOSTILE,
         "question": text,
         "reference": reference,
-        "before": said,
-        "after": {**said, "stopped": False},
+        "before": graded,
+        "after": {**graded, "stopped": False},
     }
 
 
@@ -61,10 +60,10 @@ CURVE = [
 class Elements(HTMLParser):
     """Which elements a browser would see, whether all of them close, and what refers elsewhere."""
 
-    def __init__(self, page):
+    def __init__(self, text):
         super().__init__()
         self.open, self.seen, self.references = [], set(), []
-        self.feed(page)
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.seen.add(tag)
@@ -79,45 +78,45 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_hostile_text_stays_text_wherever_it_stands():
-    page = render(evaluation(), [answer("tool", HOSTILE), answer("chat", HOSTILE)], CURVE, HOSTILE, DOMAINS)
-    elements = Elements(page)
-    assert page.count("&lt;script&gt;") >= 10
+def test_hostile_text_stays_text_everywhere():
+    text = page(evaluation(), [answer("tool", HOSTILE), answer("chat", HOSTILE)], CURVE, HOSTILE, DOMAINS)
+    elements = Elements(text)
+    assert text.count("&lt;script&gt;") >= 10
     assert elements.seen.isdisjoint({"script", "img", "link", "iframe"})
     assert elements.references == []
     assert elements.open == []
-    assert "http" not in page
+    assert "http" not in text
 
 
 def test_the_page_shows_before_and_after_and_every_count():
-    page = render(evaluation(), [answer("tool", "What now?")], CURVE, "k3y", DOMAINS)
+    text = page(evaluation(), [answer("tool", "What now?")], CURVE, "k3y", DOMAINS)
     for shown in ("2.500", "1.250", "12,345", "prompts left out: over-length", "k3y", "What now?", "no-call"):
-        assert shown in page
-    assert "cut at max_new_tokens" in page
+        assert shown in text
+    assert "cut at max_new_tokens" in text
 
 
-def test_what_was_not_measured_is_said_to_be_so():
-    page = render(evaluation(share=None), [], [], "key", {})
-    assert page.count("no prompts") == 2 * len(SHARES)
-    assert "Loss while training" not in page
-    assert "No prompts." in page
+def test_what_was_not_measured_has_no_number():
+    text = page(evaluation(share=None), [], [], "key", {})
+    assert text.count("no prompts") == 2 * len(SHARES)
+    assert "Loss while training" not in text
+    assert "No prompts." in text
 
 
 def test_a_curve_of_one_value_and_a_loss_of_zero_can_be_drawn():
     numbers = evaluation()
     for name in ("before", "after"):
         numbers[name]["loss_by_domain"] = {"chat": 0.0}
-    page = render(numbers, [], [{"iteration": 5, "loss": 1.0}, {"iteration": 6, "loss": 1.0}], "key", {})
-    assert "nan" not in page
-    assert "Loss while training" in page
+    text = page(numbers, [], [{"iteration": 5, "loss": 1.0}, {"iteration": 6, "loss": 1.0}], "key", {})
+    assert "nan" not in text
+    assert "Loss while training" in text
 
 
 def test_a_single_validation_can_be_seen_and_steps_have_their_mean():
     curve = [{"iteration": step, "loss": float(step % 2)} for step in range(48)]
-    page = render(evaluation(), [], [*curve, {"iteration": 48, "loss": 1.0, "validation_loss": 0.5}], "key", {})
-    assert page.count("<circle") == 1
+    text = page(evaluation(), [], [*curve, {"iteration": 48, "loss": 1.0, "validation_loss": 0.5}], "key", {})
+    assert text.count("<circle") == 1
     heights = {
-        name: {point.split()[1] for point in re.search(rf'<path class="{name}" d="M([^"]+)"', page)[1].split(" L")}
+        name: {point.split()[1] for point in re.search(rf'<path class="{name}" d="M([^"]+)"', text)[1].split(" L")}
         for name in ("step", "after")
     }
     assert heights["step"] == {"14.0", "234.0"}
@@ -125,24 +124,24 @@ def test_a_single_validation_can_be_seen_and_steps_have_their_mean():
 
 
 def test_a_long_answer_is_shortened_and_says_by_how_much():
-    page = render(evaluation(), [answer("chat", "a" * 1_500)], CURVE, "key", {})
-    assert "[300 more characters]" in page
-    assert "a" * 1_201 not in page
+    text = page(evaluation(), [answer("chat", "a" * 1_500)], CURVE, "key", {})
+    assert "[300 more characters]" in text
+    assert "a" * 1_201 not in text
 
 
 def test_the_same_inputs_give_the_same_page():
     inputs = (evaluation(), [answer("tool", "a")], CURVE, "key", {})
-    assert render(*inputs) == render(*inputs)
+    assert page(*inputs) == page(*inputs)
 
 
-def test_all_fourteen_domains_have_a_name_and_a_place_and_ones_own_comes_behind_them():
-    page = render(evaluation(), [], [], "key", DOMAINS)
-    rows = re.findall(r"<tr><td>(.*?)</td><td class=\"faint\">(.*?)</td>(.*?)</tr>", page)
+def test_all_fourteen_domains_have_a_row_and_other_domains_follow():
+    text = page(evaluation(), [], [], "key", DOMAINS)
+    rows = re.findall(r"<tr><td>(.*?)</td><td class=\"faint text\">(.*?)</td>(.*?)</tr>", text)
     assert len(rows) == 15
     cells = {name: re.findall(r"<td>(.*?)</td>", rest) for name, _, rest in rows}
     assert cells["General chat"] == ["3", "400", "30", "75.0%"]
     assert cells["Safety"] == ["-", "-", "-", "-"]
     assert all(described for _, described, _ in rows)
     assert list(cells)[-1].startswith("&lt;script&gt;")
-    bars = re.findall(r'text-anchor="end">([^<]*)</text>', page.partition("Held-out loss by domain")[2])
+    bars = re.findall(r'text-anchor="end">([^<]*)</text>', text.partition("Held-out loss by domain")[2])
     assert bars[0] == "General chat"

@@ -1,1 +1,1 @@
-"""Evaluation: prompts, generated answers, held-out loss, the gate."""
+"""Held-out loss and answers of models, graded."""

@@ -1,8 +1,8 @@
-"""What a model says, and how surprised it is: greedy answers and held-out loss by plain transformers.
+"""Greedy answers and held-out loss of a model, with plain transformers.
 
-A Hugging Face folder -> token ids of answers; sums of negative log likelihood. Transformers rather than
-Megatron, because it is what the exported folder is for: a fault of the export shows here. Safetensors
-only, no remote code, nothing from the network. fp32 on a CPU; the folder's own number format on a GPU.
+A Hugging Face folder and token ids -> token ids of answers; sums of negative log likelihood. Transformers rather than
+Megatron, because users load the exported folder with it: a fault of the export shows here. Safetensors only, no remote
+code, nothing from the network. fp32 on a CPU; the number format of the folder on a GPU.
 """
 
 import gc
@@ -22,7 +22,7 @@ from sft.cli import InputError
 
 
 def load_model(folder: Path) -> Any:
-    """Load a causal language model, ready to be measured.
+    """Return a causal language model in evaluation mode, on the GPU if there is one.
 
     Raises:  InputError: the folder is missing or holds no safetensors weights.
     """
@@ -45,29 +45,28 @@ def load_model(folder: Path) -> Any:
 
 
 def release_memory() -> None:
-    """Give back what models hold that nothing refers to any more, before the next one is loaded."""
+    """Free the memory of models that nothing refers to, before the next one is loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def check_ids(model: Any, ids: Iterable[int], where: str) -> None:
-    """Raise InputError unless the model has an embedding for every token id; `where` names model and ids."""
+def check_ids(model: Any, ids: Iterable[int], name: str) -> None:
+    """Raise InputError unless the model has an embedding for every token id; `name` is the model's, for the message."""
     vocabulary = int(model.get_input_embeddings().num_embeddings)
     largest = max(ids, default=0)
     if largest >= vocabulary:
         raise InputError(
-            f"{where}: token id {largest} is not among the {vocabulary} that the model knows. Model and "
-            "tokenizer do not belong together: rerun from fetch@model on (dvc repro)."
+            f"{name}: found token id {largest}, expected less than {vocabulary}, the size of its vocabulary. Its "
+            "tokenizer is of another model. Fetch and train again: dvc repro --force fetch-model && dvc repro"
         )
 
 
 class _OneThread(StoppingCriteria):  # type: ignore[misc]
-    """Stops nothing: once the prompts are read, answers go on in one thread.
+    """Stops nothing, but lets one thread generate after the prompts are read.
 
-    A step of one token waits for memory, not for arithmetic: a second thread gains nothing on a free machine
-    (60 ms a step with one, 68 with two, 135M parameters), and on a busy one each waits for the other (ten times as
-    long).
+    A step of one token is limited by memory, not by arithmetic: a second thread gains nothing on a free machine (60 ms
+    a step with one, 68 with two, 135M parameters), and on a busy one a step takes ten times as long.
     """
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
@@ -78,11 +77,11 @@ class _OneThread(StoppingCriteria):  # type: ignore[misc]
 def generate(
     model: Any, prompts: Sequence[Sequence[int]], *, stop_id: int, max_new_tokens: int, batch_size: int
 ) -> list[list[int]]:
-    """Answer every prompt greedily; the answers stand in the order of the prompts.
+    """Return the greedy answer to every prompt, in the order of the prompts.
 
-    An answer ends with `stop_id`, or is cut after `max_new_tokens` and then does not contain it. Prompts of
-    near lengths are answered together, padded on the left and masked, so that who shares a batch changes
-    rounding at most. The model folder's own sampling defaults are not used.
+    An answer ends with `stop_id`, or is cut after `max_new_tokens` and does not contain it. Prompts of similar length
+    share a batch, padded on the left and masked: the batch changes rounding at most. The sampling defaults of the
+    model folder are not used.
     """
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop_id, pad_token_id=stop_id
@@ -111,11 +110,11 @@ def generate(
 
 
 def held_out_loss(model: Any, segments: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, int]]:
-    """Return for every segment the summed negative log likelihood of its marked labels, and their number.
+    """Return for every segment the sum of the negative log likelihood of its marked labels, and their number.
 
-    A segment is (ids, marks); marks[i] says whether predicting ids[i + 1] counts, as in packed rows, so the
-    last mark is 0. Segments run one at a time: no padding, no attention from one to another. Logits are
-    computed for marked positions only, since a large vocabulary makes them the largest thing in memory.
+    A segment is (ids, marks); marks[i] says whether predicting ids[i + 1] counts, as in packed rows, so the last mark
+    is 0. Segments run one at a time: no padding, no attention between them. Logits are computed for marked positions
+    only: with a large vocabulary they need more memory than anything else.
     """
     results = []
     for ids, marks in _progress(segments, "held-out loss"):
@@ -133,5 +132,5 @@ def held_out_loss(model: Any, segments: Sequence[tuple[Sequence[int], Sequence[i
 
 
 def _progress(work: Sequence[Any], name: str) -> Iterable[Any]:
-    """Show a progress bar to a person who watches; write nothing to a log."""
+    """Show a progress bar on a terminal, and nothing in a log."""
     return track(work, name, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

@@ -1,14 +1,13 @@
-"""Whether an answer is what was asked for: tool calls read, checked against their schemas, compared.
+"""Grades of an answer that should call tools: its calls are parsed, checked against schemas and compared.
 
-Pure: text and schemas in, verdicts out. The text comes from a model and the schemas from published data,
-so both are hostile: nothing is evaluated, nothing is fetched, and what cannot be read is a verdict, never
-an exception.
+Pure: text and schemas in, verdicts out. The text comes from a model and the schemas from published data, so neither is
+trusted: nothing is evaluated or downloaded, and text that cannot be parsed is a verdict, never an exception.
 
 A well-formed answer is, line by line, what the chat template writes:
 
-    <think>reasoning</think>       optional; nothing inside it is read as a call
-    text for the user              optional; must not contain a tag of the form below
-    <tool_call>                    once or more, nothing but blank lines between and after
+    <think>reasoning</think>       optional; nothing in it is parsed as a call
+    text for the user              optional; contains none of the tags below
+    <tool_call>                    once or more, only blank lines between and after
     <function=NAME>
     <parameter=ARGUMENT>           any number, each name once
     value                          any lines; ends at the first line that is </parameter>
@@ -37,7 +36,7 @@ OPENING = re.compile(r"<think>\s*(?:</think>\s*)?$")
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call as written: the form carries no types, so every value is text."""
+    """One tool call as written: the form has no types, so every value is text."""
 
     name: str
     arguments: dict[str, str]
@@ -45,25 +44,22 @@ class Call:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right about an answer that should call tools; each claim implies those before it."""
+    """What is right in an answer that should call tools; each claim implies those before it."""
 
     well_formed: bool
     """One call or more, exactly in the form."""
     known_function: bool
-    """Every call names a function that was offered."""
+    """Every call names one of the tools."""
     fits: bool
     """The arguments of every call are valid against the function's JSON schema."""
     exact: bool
-    """The calls equal the reference's, in its order."""
+    """The calls equal those of the reference, in the same order."""
     fault: str
     """Why not exact: a short reason in kebab case; empty if exact."""
 
 
 def opening(prompt: str) -> str:
-    """Return what the generation prompt, the end of a prompt, says on the assistant's behalf about reasoning.
-
-    A template that opens or closes the reasoning itself leaves the answer to go on from there, so the answer
-    can be judged only together with it.
+    """Return the think tags that a prompt ends with: where the template writes them, they are part of the answer.
 
     >>> opening("<|im_start|>assistant\\n<think></think>")
     '<think></think>'
@@ -75,7 +71,7 @@ def opening(prompt: str) -> str:
 
 
 def think_balanced(text: str) -> bool:
-    """Say whether every <think> is closed before the next one opens, and nothing else is closed.
+    """Return whether every <think> is closed before the next one opens, and nothing else is closed.
 
     >>> think_balanced("<think>so</think>yes"), think_balanced("yes</think>"), think_balanced("<think>so")
     (True, False, False)
@@ -85,7 +81,7 @@ def think_balanced(text: str) -> bool:
 
 
 def parse_tool_calls(text: str) -> list[Call] | str:
-    """Read the tool calls of an answer; where it is not well-formed, return the fault in kebab case.
+    """Return the tool calls of an answer, or its fault in kebab case if it is not well-formed.
 
     >>> parse_tool_calls("<tool_call>\\n<function=now>\\n</function>\\n</tool_call>\\n")
     [Call(name='now', arguments={})]
@@ -117,7 +113,7 @@ def parse_tool_calls(text: str) -> list[Call] | str:
 
 
 def _parse_call(lines: Sequence[str], at: int) -> tuple[int, Call] | str:
-    """Read the call that begins at a line; return the number of the line after it, and the call."""
+    """Return the index of the line after a call, and the call that begins at line `at`; or a fault."""
     if lines[at] != "<tool_call>":
         return "text-after-call"
     function = NAME.fullmatch(lines[at + 1]) if at + 1 < len(lines) else None
@@ -143,10 +139,10 @@ def _parse_call(lines: Sequence[str], at: int) -> tuple[int, Call] | str:
 
 
 def coerce(text: str, schema: Any) -> Any:
-    """Give the text of an argument the type that its schema asks for; where that cannot be, leave the text.
+    """Return the value of an argument in a type that its schema allows, else its text.
 
-    A schema that allows a string only: the text. One that allows other types: the text read as JSON, if that
-    gives one of them. One that names no type: whatever JSON it is, else the text.
+    A schema that allows strings only: the text. One that allows other types: the text as JSON, if that has one of
+    them. One without types: the text as JSON, if it is JSON.
 
     >>> coerce("5", {"type": "integer"}), coerce("5", {"type": "string"}), coerce("five", {"type": "integer"})
     (5, '5', 'five')
@@ -155,7 +151,7 @@ def coerce(text: str, schema: Any) -> Any:
     if types == {"string"}:
         return text
     try:
-        value = PYTHON_WORDS[text] if text in PYTHON_WORDS else json.loads(text, parse_constant=_refuse)
+        value = PYTHON_WORDS[text] if text in PYTHON_WORDS else json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return text
     is_type = Draft202012Validator.TYPE_CHECKER.is_type
@@ -163,23 +159,23 @@ def coerce(text: str, schema: Any) -> Any:
 
 
 def arguments_fit(arguments: Mapping[str, Any], schema: Any) -> bool:
-    """Say whether typed arguments are valid for a function's parameters, by the rule of the filter stage."""
+    """Return whether typed arguments are valid for a function's parameters, by the rule of the filter stage."""
     try:
         return not schema_fault(schema, dict(arguments))
-    except RecursionError:  # a schema or a value without a bottom
+    except RecursionError:  # the schema or the value refers to itself
         return False
 
 
 def grade(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Verdict:
-    """Judge an answer against the tools that were offered and the reference's tool_calls (OpenAI form)."""
+    """Return the verdict on an answer, given the tools and the reference's tool_calls (OpenAI form)."""
     calls = parse_tool_calls(text)
     if isinstance(calls, str):
         return Verdict(False, False, False, False, calls)
-    offered = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
-    if any(call.name not in offered for call in calls):
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+    if any(call.name not in schemas for call in calls):
         return Verdict(True, False, False, False, "unknown-function")
-    typed = [_typed_arguments(call, offered[call.name]) for call in calls]
-    if not all(arguments_fit(arguments, offered[call.name]) for call, arguments in zip(calls, typed, strict=True)):
+    typed = [_typed_arguments(call, schemas[call.name]) for call in calls]
+    if not all(arguments_fit(arguments, schemas[call.name]) for call, arguments in zip(calls, typed, strict=True)):
         return Verdict(True, True, False, False, "arguments-do-not-fit")
     if len(calls) != len(reference_calls):
         return Verdict(True, True, True, False, "other-number-of-calls")
@@ -197,10 +193,10 @@ def _typed_arguments(call: Call, schema: Any) -> dict[str, Any]:
 
 
 def _same_arguments(call: Call, typed: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Compare by value; text counts too, because without a type in the schema 5 may be meant as text."""
-    wanted = reference["arguments"]
-    return set(typed) == set(wanted) and all(
-        typed[name] == value or call.arguments[name] == value for name, value in wanted.items()
+    """Compare values, and texts too: without a type in the schema, 5 may be a string."""
+    expected = reference["arguments"]
+    return set(typed) == set(expected) and all(
+        typed[name] == value or call.arguments[name] == value for name, value in expected.items()
     )
 
 
@@ -210,7 +206,7 @@ def _properties(schema: Any) -> Mapping[str, Any]:
 
 
 def _types(schema: Any) -> set[str]:
-    """Name the JSON types that a schema allows, as far as it says; empty where it does not."""
+    """Return the JSON types that a schema allows; none if it has no types."""
     if not isinstance(schema, dict):
         return set()
     if "type" in schema:
@@ -223,5 +219,5 @@ def _types(schema: Any) -> set[str]:
     return set().union(*choices) if all(choices) else set()
 
 
-def _refuse(word: str) -> NoReturn:
+def _reject_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
