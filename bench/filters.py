@@ -93,7 +93,7 @@ class Measure:
     rows: int = 0
     right: int = 0
     """Rejected for the expected reason."""
-    too_much: list[str] = field(default_factory=list)
+    false_rejections: list[str] = field(default_factory=list)
     """Ids of rows that are rejected but should not be, or for another reason."""
     missed: list[str] = field(default_factory=list)
     """Ids of rows that are not rejected for the expected reason."""
@@ -101,7 +101,7 @@ class Measure:
     @property
     def precision(self) -> float:
         """Share of the rejections that are right."""
-        return self.right / (self.right + len(self.too_much)) if self.right or self.too_much else 1.0
+        return self.right / (self.right + len(self.false_rejections)) if self.right or self.false_rejections else 1.0
 
     @property
     def recall(self) -> float:
@@ -180,7 +180,7 @@ def measure(name: str) -> dict[str, Measure]:
         result.right += reason == expected is not None
         if reason != expected:
             if reason is not None:
-                result.too_much.append(row["id"])
+                result.false_rejections.append(row["id"])
             if expected is not None:
                 result.missed.append(row["id"])
     return measures
@@ -310,7 +310,7 @@ def main() -> None:
     print(f"{'filter':13} {'half':7} {'rows':>4} {'rejected':>8}  precision  recall   not as labelled")
     for name in args.names or NAMES:
         for half, result in measure(name).items():
-            faults = [f"+{row_id}" for row_id in result.too_much] + [f"-{row_id}" for row_id in result.missed]
+            faults = [f"+{row_id}" for row_id in result.false_rejections] + [f"-{row_id}" for row_id in result.missed]
             print(
                 f"{name:13} {half:7} {result.rows:4} {result.right:8}  {result.precision:9.3f}  {result.recall:6.3f}"
                 f"   {' '.join(faults) or 'none'}"

@@ -23,5 +23,5 @@ def test_a_filter_is_as_precise_and_complete_as_the_documentation_says(name):
     for half, found in measures.items():
         assert found.rows >= 20, half
         assert found.right >= 10, half
-        assert found.precision >= precision, found.too_much
+        assert found.precision >= precision, found.false_rejections
         assert found.recall >= recall, found.missed

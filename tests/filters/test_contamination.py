@@ -158,7 +158,7 @@ def test_a_verdict_does_not_depend_on_the_process():
     assert printed == {f"Rejection(reason='contaminated', evidence=\"a: 100% of 0 in messages[0]: '{TWENTY}'\")\n"}
 
 
-def test_too_short_n_grams_and_no_items_are_errors_that_say_what_to_do():
+def test_too_short_n_grams_and_no_items_are_errors_that_name_the_param():
     with pytest.raises(InputError, match=r"^filter\.contamination\.n: 7 .* 8 "):
         BenchmarkItems([("a", "1", TWENTY)], 7)
     with pytest.raises(InputError, match=r"^fetch\.benchmarks: "):
@@ -183,7 +183,7 @@ def test_of_a_long_quotation_start_and_end_are_shown_and_letters_of_chinese_are_
     assert whole.endswith(end)
 
 
-def test_the_message_that_holds_the_item_is_named_whatever_else_it_holds():
+def test_the_evidence_names_the_message_with_the_item():
     turns = [
         {"role": "user", "content": "Do it."},
         {"role": "assistant", "content": "", "reasoning_content": f"They want {TWENTY}."},

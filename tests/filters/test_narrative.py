@@ -117,7 +117,7 @@ def test_case_breaks_invisible_and_wide_characters_hide_nothing(disguise: str) -
     "quotation",
     ['"{}"', "“{}”", "„{}“", "«{}»", "「{}」", "`{}`", "```\n{}\n```", "> {}", "‘{}’"],  # noqa: RUF001
 )
-def test_a_quotation_excuses_what_it_holds_and_nothing_after_it(quotation: str) -> None:
+def test_a_quotation_excuses_its_text_and_nothing_after_it(quotation: str) -> None:
     quoted = "It begins so:\n" + quotation.format("long live our great nation")
     assert check_narrative(answered(quoted), PATTERNS) is None
     assert check_narrative(answered(quoted + "\n\nSo speaks our nation."), PATTERNS) is not None

@@ -39,11 +39,11 @@ PROSE = (
 )
 
 
-def says(text, **more):
+def assistant(text, **more):
     return {"role": "assistant", "content": text, **more}
 
 
-def asks(text):
+def user(text):
     return {"role": "user", "content": text}
 
 
@@ -52,12 +52,12 @@ def calls(name, **arguments):
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def gives(text):
+def tool_result(text):
     return {"role": "tool", "content": text}
 
 
 def verdict(*messages):
-    return check_repetition(Conversation([asks("Go on."), *messages], None), LIMITS)
+    return check_repetition(Conversation([user("Go on."), *messages], None), LIMITS)
 
 
 def reason(*messages):
@@ -66,13 +66,13 @@ def reason(*messages):
 
 
 def test_a_loop_is_named_by_the_part_of_the_turn_that_it_is_in():
-    assert reason(says(PROSE, reasoning_content=LOOP * 12)) == "repetition-reasoning"
-    assert reason(says(LOOP * 12, reasoning_content=PROSE)) == "repetition-answer"
-    assert reason(says(PROSE, reasoning_content=PROSE)) == ""
+    assert reason(assistant(PROSE, reasoning_content=LOOP * 12)) == "repetition-reasoning"
+    assert reason(assistant(LOOP * 12, reasoning_content=PROSE)) == "repetition-answer"
+    assert reason(assistant(PROSE, reasoning_content=PROSE)) == ""
 
 
 def test_the_evidence_has_the_repeated_text_how_often_and_where():
-    rejection = verdict(says(PROSE + LOOP * 12 + PROSE))
+    rejection = verdict(assistant(PROSE + LOOP * 12 + PROSE))
     assert rejection is not None
     start, end = len(PROSE), len(PROSE + LOOP * 12)
     assert rejection.evidence == (
@@ -81,8 +81,8 @@ def test_the_evidence_has_the_repeated_text_how_often_and_where():
 
 
 def test_a_text_in_which_every_loop_is_too_short_is_kept():
-    assert reason(says(PROSE + LOOP * 3 + PROSE)) == ""
-    assert reason(says("No. " * 50)) == "", "letters count, not repeats alone"
+    assert reason(assistant(PROSE + LOOP * 3 + PROSE)) == ""
+    assert reason(assistant("No. " * 50)) == "", "letters count, not only repetitions"
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_a_text_in_which_every_loop_is_too_short_is_kept():
     ],
 )
 def test_a_loop_without_sentence_ends_is_found_in_any_script(loop):
-    assert reason(says(PROSE + loop * 20)) == "repetition-answer"
+    assert reason(assistant(PROSE + loop * 20)) == "repetition-answer"
 
 
 def test_a_paragraph_that_comes_four_times_is_a_loop_and_three_times_is_not():
-    assert reason(says("\n\n".join([PROSE] * 4))) == "repetition-answer"
-    assert reason(says("\n\n".join([PROSE] * 3))) == ""
+    assert reason(assistant("\n\n".join([PROSE] * 4))) == "repetition-answer"
+    assert reason(assistant("\n\n".join([PROSE] * 3))) == ""
 
 
 def test_lines_that_alternate_are_a_loop_and_a_refrain_between_verses_is_not():
@@ -117,46 +117,61 @@ def test_lines_that_alternate_are_a_loop_and_a_refrain_between_verses_is_not():
             ("A child", "half an apple to sell", "ship's cook", "dark"),
         )
     ]
-    assert reason(says((refrain + "No one has ever come back from there, no one at all.\n") * 5)) == "repetition-answer"
-    assert reason(says("".join(verse + refrain for verse in verses))) == ""
+    assert (
+        reason(assistant((refrain + "No one has ever come back from there, no one at all.\n") * 5))
+        == "repetition-answer"
+    )
+    assert reason(assistant("".join(verse + refrain for verse in verses))) == ""
 
 
 def test_sentences_that_differ_in_a_number_are_a_loop_and_rows_of_numbers_are_not():
     street = " ".join(f"House number {n} is a red brick house with a small garden." for n in range(1, 31))
     rows = "\n".join(f"reading {n}: {n * 37 % 101}.{n * 7 % 10} at {n * 5 % 24}:{n * 11 % 60}" for n in range(1, 61))
-    assert reason(says(street)) == "repetition-answer"
-    assert reason(says(rows)) == ""
+    assert reason(assistant(street)) == "repetition-answer"
+    assert reason(assistant(rows)) == ""
 
 
 def test_numbers_that_only_count_on_are_a_loop_from_three_hundred():
-    assert reason(says(", ".join(map(str, range(1, 301))))) == "repetition-answer"
-    assert reason(says(", ".join(map(str, range(1, 300))))) == ""
-    assert reason(says(", ".join(str(n * n) for n in range(1, 600)))) == ""
+    assert reason(assistant(", ".join(map(str, range(1, 301))))) == "repetition-answer"
+    assert reason(assistant(", ".join(map(str, range(1, 300))))) == ""
+    assert reason(assistant(", ".join(str(n * n) for n in range(1, 600)))) == ""
 
 
 @pytest.mark.parametrize("unit", ["a", "!", "ha", "0 ", "\n", "😂", "。", "|  |"])
 def test_a_few_characters_over_and_over_are_a_loop_from_five_hundred(unit):
-    assert reason(says(PROSE + unit * (500 // len(unit)) + PROSE)) == "repetition-answer"
-    assert reason(says(PROSE + unit * (240 // len(unit)) + PROSE)) == ""
+    assert reason(assistant(PROSE + unit * (500 // len(unit)) + PROSE)) == "repetition-answer"
+    assert reason(assistant(PROSE + unit * (240 // len(unit)) + PROSE)) == ""
 
 
 def test_a_loop_in_the_arguments_of_a_call_is_found():
-    assert reason(calls("write", path="a.txt", text=LOOP * 12), gives("ok"), says("Done.")) == "repetition-answer"
+    assert (
+        reason(calls("write", path="a.txt", text=LOOP * 12), tool_result("ok"), assistant("Done."))
+        == "repetition-answer"
+    )
 
 
 def test_only_trained_text_is_checked():
-    stuck = says(LOOP * 40, loss=False)
-    messages = [asks(LOOP * 40), stuck, asks(LOOP * 40), calls("read", path="log"), gives(LOOP * 40), says(PROSE)]
+    stuck = assistant(LOOP * 40, loss=False)
+    messages = [
+        user(LOOP * 40),
+        stuck,
+        user(LOOP * 40),
+        calls("read", path="log"),
+        tool_result(LOOP * 40),
+        assistant(PROSE),
+    ]
     assert check_repetition(Conversation(messages, None), LIMITS) is None
     stuck["loss"] = True
     rejection = check_repetition(Conversation(messages, None), LIMITS)
-    assert rejection is not None, "the same turn is judged when it is trained"
+    assert rejection is not None, "the same turn is checked when it is trained"
     assert rejection.evidence.startswith("messages[1] ")
 
 
 def test_the_same_action_on_the_same_result_is_a_loop_and_on_other_results_is_not():
     def agent(*results):
-        return reason(*[part for result in results for part in (calls("next_page"), gives(result))], says("Done."))
+        return reason(
+            *[part for result in results for part in (calls("next_page"), tool_result(result))], assistant("Done.")
+        )
 
     assert agent(*["nothing found"] * 7) == "repetition-trajectory"
     assert agent(*["nothing found"] * 5) == ""
@@ -164,22 +179,30 @@ def test_the_same_action_on_the_same_result_is_a_loop_and_on_other_results_is_no
 
 
 def test_two_actions_in_turn_are_a_loop_and_a_test_after_every_edit_is_not():
-    there_and_back = [calls("open", menu="main"), gives("opened"), calls("close", menu="main"), gives("closed")]
-    rejection = verdict(*there_and_back * 7, says("Done."))
+    there_and_back = [
+        calls("open", menu="main"),
+        tool_result("opened"),
+        calls("close", menu="main"),
+        tool_result("closed"),
+    ]
+    rejection = verdict(*there_and_back * 7, assistant("Done."))
     assert rejection is not None
     assert rejection.reason == "repetition-trajectory"
     assert 'open {"menu": "main"}' in rejection.evidence or 'close {"menu": "main"}' in rejection.evidence
-    edits = [part for n in range(8) for part in (calls("edit", line=n, text=f"x = {n}"), gives("saved"), calls("test"))]
-    assert reason(*[part for n in range(0, 24, 3) for part in (*edits[n : n + 3], gives("1 failed"))]) == ""
+    edits = [
+        part for n in range(8) for part in (calls("edit", line=n, text=f"x = {n}"), tool_result("saved"), calls("test"))
+    ]
+    assert reason(*[part for n in range(0, 24, 3) for part in (*edits[n : n + 3], tool_result("1 failed"))]) == ""
 
 
-def test_turns_that_say_the_same_to_whatever_comes_are_a_loop():
+def test_turns_with_the_same_answer_to_everything_are_a_loop():
     bye = "You're welcome! Have a wonderful day, and come back any time that you like."
     replies = ("Bye!", "You too!", "See you!", "Take care!", "Ciao!", "Cheers!", "So long!", "Thanks!", "Good night!")
     assert (
-        reason(says(bye), *[part for reply in replies for part in (asks(reply), says(bye))]) == "repetition-trajectory"
+        reason(assistant(bye), *[part for reply in replies for part in (user(reply), assistant(bye))])
+        == "repetition-trajectory"
     )
-    assert reason(says(bye), *[part for reply in replies[:3] for part in (asks(reply), says(bye))]) == ""
+    assert reason(assistant(bye), *[part for reply in replies[:3] for part in (user(reply), assistant(bye))]) == ""
 
 
 def test_a_span_covers_all_dense_occurrences_and_no_other_text():
@@ -257,9 +280,9 @@ def test_precision_and_recall_on_the_labelled_set_hold_on_both_halves():
         assert measured.recall >= 0.95
 
 
-def test_what_the_filter_gets_wrong_is_what_is_known():
+def test_only_known_rows_get_a_wrong_verdict():
     measures = filters.measure("repetition").values()
-    wrong = {row for measured in measures for row in (*measured.too_much, *measured.missed)}
+    wrong = {row for measured in measures for row in (*measured.false_rejections, *measured.missed)}
     assert wrong == {
         "agent-growing-error",  # the result carries a new number each time: not the same situation
         "real-cube-near-loop",  # four sentences alike but for a word

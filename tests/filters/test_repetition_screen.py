@@ -11,7 +11,7 @@ from sft.conversation import Conversation
 from sft.filters import repetition
 from sft.filters.repetition import check_repetition, check_repetitions, find_line_loop, find_loop, find_word_loop
 from sft.filters.repetition_screen import OTHER_SPACES, Screened, screen
-from tests.filters.test_repetition import LIMITS, LOOP, PROSE, says
+from tests.filters.test_repetition import LIMITS, LOOP, PROSE, assistant
 
 PIECES = st.sampled_from(
     [
@@ -111,7 +111,7 @@ def test_a_batch_gets_the_verdicts_that_each_gets_unscreened(spoken, block):
         return {"type": "function", "function": {"name": "note", "arguments": {"text": text}}}
 
     many = [
-        Conversation([says(text, tool_calls=[call(text[::-1])]) for text in texts] + [says(texts[0])], None)
+        Conversation([assistant(text, tool_calls=[call(text[::-1])]) for text in texts] + [assistant(texts[0])], None)
         for texts in spoken
     ]
     with pytest.MonkeyPatch.context() as patch:

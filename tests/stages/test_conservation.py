@@ -60,7 +60,7 @@ def done(tmp_path_factory):
         return run_stages(tmp_path_factory.mktemp("conservation") / "a", messy_lines(), patch)
 
 
-def test_every_row_is_packed_or_refused_with_a_reason_and_no_token_is_lost(done):
+def test_every_row_is_packed_or_rejected_with_a_reason_and_no_token_is_lost(done):
     lines = messy_lines()
     assert len(lines) > 500
     packed = {
@@ -69,7 +69,7 @@ def test_every_row_is_packed_or_refused_with_a_reason_and_no_token_is_lost(done)
         for row in read_rows(done / "data/packed" / split)
         for source, conversation, sample in zip(row["source"], row["conversation_id"], row["sample"], strict=True)
     }
-    refused = [json.loads(line) for line in (done / "data/packed/rejected.jsonl").read_text().splitlines()]
+    rejected_by_pack = [json.loads(line) for line in (done / "data/packed/rejected.jsonl").read_text().splitlines()]
     prepared_tokens = conversations = 0
     reasons = Counter[str]()
     for number, source in enumerate(("odd", "even")):
@@ -90,7 +90,7 @@ def test_every_row_is_packed_or_refused_with_a_reason_and_no_token_is_lost(done)
         }
         prepared_tokens += sum(len(row["ids"]) for row in samples)
         conversations += prep["rows_out"]
-        lost = {line["id"] for line in refused if line["source"] == source}
+        lost = {line["id"] for line in rejected_by_pack if line["source"] == source}
         for row in samples:
             assert (source, row["conversation_id"], row["sample"]) in packed or row["conversation_id"] in lost
     assert len(reasons) >= 40

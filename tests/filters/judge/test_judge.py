@@ -212,7 +212,7 @@ def test_a_rerun_asks_nothing_needs_no_endpoint_and_reports_the_same_bytes(
     assert judge.report()["tokens_in"] == 300
 
 
-def test_what_is_not_in_the_cache_needs_an_endpoint(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_verdict_that_is_not_cached_needs_an_endpoint(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SFT_JUDGE_URL")
     with pytest.raises(InputError, match=r"^SFT_JUDGE_URL: "):
         judged(tmp_path, "a")
