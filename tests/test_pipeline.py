@@ -339,7 +339,7 @@ FILES = [
 def changed(project: Path) -> set[str]:
     """The stages that DVC would rerun first: those whose own dependencies or params changed."""
     with Repo(str(project)) as repo:
-        return {stage for stage, changes in repo.status().items() if changes}
+        return {stage.rpartition(":")[2] for stage, changes in repo.status().items() if changes}
 
 
 def test_nothing_has_changed_before_the_table_begins(project, first_run):
