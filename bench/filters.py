@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from sft.conversation import Conversation, Rejection, normalise
+from sft.conversation import Conversation, Rejection, normalize
 from sft.filters.contamination import BenchmarkItems, check_contamination
 from sft.filters.dedup.signatures import signature
 from sft.filters.dedup.within_source import SignatureIndex, SourceDuplicates
@@ -117,7 +117,7 @@ def rows(name: str) -> list[Json]:
 def labelled(name: str) -> Iterator[tuple[Json, Conversation]]:
     """Yield (row, normalized conversation) for a labelled set of conversations."""
     for row in rows(name):
-        conversation = normalise(row["conversation"])
+        conversation = normalize(row["conversation"])
         if isinstance(conversation, Rejection):
             raise ValueError(f"{name}: {row['id']}: no conversation: {conversation}")
         yield row, conversation
@@ -136,7 +136,7 @@ def read_fixture(fixture: Json, folder: Path) -> Conversation | Rejection:
         return Rejection("malformed-row", read[-1].fault)
     if refusal := (read[-1].record.get("meta") or {}).get("refuse"):
         return Rejection(refusal, json.dumps(read[-1].record["meta"]))
-    outcome = normalise(read[-1].record)
+    outcome = normalize(read[-1].record)
     if isinstance(outcome, Rejection):
         return outcome
     limits = (fixture.get("max_chars", MAX_CHARS), fixture.get("max_chars", MAX_MESSAGE_CHARS))
@@ -162,7 +162,7 @@ def verdicts(name: str) -> Iterator[tuple[Json, str | None, str | None]]:
     elif name == "duplicates":
         for row in rows("duplicates"):
             index, rejection = SignatureIndex(params().near_duplicates), None
-            for conversation in map(normalise, (row["a"], row["b"])):
+            for conversation in map(normalize, (row["a"], row["b"])):
                 rejection = index.check(conversation.id, signature(conversation))
             yield row, row["expect"], rejection and "near-duplicate"  # or equal, but for the order of keys
     else:

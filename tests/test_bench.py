@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sft.conversation import Conversation, normalise
+from sft.conversation import Conversation, normalize
 from sft.filters.rules.replies import check_truncated
 from sft.filters.structure import check_structure
 from tests.support.project import ROOT
@@ -45,7 +45,7 @@ def test_a_corpus_has_the_promised_shape_and_valid_rows(corpus):
     conversations = corpus.Conversations()
     records = [conversations.make(number) for number in range(600)]
     for record in records:
-        conversation = normalise(record)
+        conversation = normalize(record)
         assert isinstance(conversation, Conversation)
         assert check_structure(conversation, 400_000, None) is None
         assert check_truncated(conversation) is None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sft.conversation import Conversation, Rejection, normalise
+from sft.conversation import Conversation, Rejection, normalize
 from sft.filters.structure import check_structure
 from sft.hashing import value_digest
 
@@ -38,7 +38,7 @@ def calling(*calls, content=""):
 
 
 def kept(record):
-    outcome = normalise(record)
+    outcome = normalize(record)
     assert isinstance(outcome, Conversation), outcome
     return outcome
 
@@ -98,7 +98,7 @@ FORMS = [  # (why it exists, the message as it comes, what it becomes)
 @pytest.mark.parametrize(("message", "normal"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
 def test_an_accepted_form_becomes_the_normal_one(message, normal):
     assert kept({"messages": [message]}).messages == [normal]
-    assert kept({"messages": [normal]}).messages == [normal], "normalising twice changes nothing"
+    assert kept({"messages": [normal]}).messages == [normal], "normalizing twice changes nothing"
 
 
 @pytest.mark.parametrize("tools", [[TOOL], [TOOL["function"]], json.dumps([TOOL])], ids=["openai", "bare", "text"])
@@ -127,7 +127,7 @@ def test_only_an_answer_that_is_not_trained_says_so(more, kept_as):
 )
 def test_a_loss_that_is_none_is_refused_whoever_has_it(more):
     for message in (USER, ANSWER):
-        outcome = normalise({"messages": [{**message, **more}]})
+        outcome = normalize({"messages": [{**message, **more}]})
         assert isinstance(outcome, Rejection)
         assert outcome.reason == "malformed-row"
 
@@ -185,20 +185,20 @@ TOOLS = (
 @settings(max_examples=300, deadline=None)
 @given(st.fixed_dictionaries({"messages": st.lists(MESSAGES | JSON, max_size=4) | JSON, "tools": TOOLS}))
 def test_no_record_crashes_and_normalising_is_idempotent(record):
-    outcome = normalise(record)
+    outcome = normalize(record)
     if isinstance(outcome, Rejection):
         assert outcome.reason
         assert outcome.evidence
         return
-    event("normalised")
+    event("normalized")
     check_structure(outcome, 1000)
-    assert normalise({"messages": outcome.messages, "tools": outcome.tools}) == outcome
+    assert normalize({"messages": outcome.messages, "tools": outcome.tools}) == outcome
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(MESSAGES, min_size=1, max_size=4))
 def test_normal_form_is_what_it_says(messages):
-    outcome = normalise({"messages": messages})
+    outcome = normalize({"messages": messages})
     if isinstance(outcome, Rejection):
         return
     for message in outcome.messages:

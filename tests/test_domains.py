@@ -1,6 +1,6 @@
 """Domains: the recipe's fourteen, in its order; others are allowed, misspelt ones are noticed."""
 
-from sft.domains import DOMAINS, describe, in_order, suggest
+from sft.domains import DOMAINS, domain_of, in_order, suggest
 
 
 def test_there_are_fourteen_domains_each_with_a_name_and_a_line_of_description():
@@ -13,12 +13,12 @@ def test_there_are_fourteen_domains_each_with_a_name_and_a_line_of_description()
 
 def test_every_domain_describes_itself_and_needs_no_suggestion():
     for domain in DOMAINS:
-        assert describe(domain.slug) is domain
+        assert domain_of(domain.slug) is domain
         assert suggest(domain.slug) == ""
 
 
-def test_a_domain_of_ones_own_is_described_by_its_slug():
-    assert (describe("my-shop").slug, describe("my-shop").name) == ("my-shop", "my-shop")
+def test_a_domain_of_your_own_has_its_slug_as_name():
+    assert (domain_of("my-shop").slug, domain_of("my-shop").name) == ("my-shop", "my-shop")
 
 
 def test_a_misspelt_domain_is_noticed_and_another_is_not():

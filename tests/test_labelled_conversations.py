@@ -16,7 +16,7 @@ import pytest
 from bench.filters import read_fixture
 
 from sft import conversation
-from sft.conversation import Conversation, Rejection, normalise
+from sft.conversation import Conversation, Rejection, normalize
 from sft.filters import control_tokens, structure
 from sft.formats.records import REJECT_REASONS
 
@@ -34,7 +34,7 @@ def test_a_labelled_conversation_gets_its_verdict(fixture: dict[str, Any], tmp_p
     normal = {"messages": outcome.messages, "tools": outcome.tools}
     if "kept_as" in fixture:
         assert normal == {"tools": None, **fixture["kept_as"]}
-    assert normalise(normal) == outcome, "normalising twice changes nothing"
+    assert normalize(normal) == outcome, "normalizing twice changes nothing"
 
 
 def test_what_is_kept_can_be_written_as_json_and_utf8(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_what_is_kept_can_be_written_as_json_and_utf8(tmp_path: Path) -> None:
 
 
 def reasons() -> set[str]:
-    """Every reason that normalising or a check may give, read from their source."""
+    """Every reason that normalizing or a check may give, read from their source."""
     found = set(REJECT_REASONS)
     for module in (conversation, control_tokens, structure):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):

@@ -53,11 +53,11 @@ def test_ledgers_that_balance_add_up_to_one_that_balances(sources):
     assert total.rows_out == sum(rows.count("accept") for rows in sources)
 
 
-def test_what_one_stage_hands_on_is_what_the_next_must_find(tmp_path):
+def test_a_stage_must_read_as_many_rows_as_the_one_before_it_passed_on(tmp_path):
     report = tmp_path / "filter.json"
     Ledger(rows_in=3, rows_out=3).write(report)
     check_handover(report, 3)
-    with pytest.raises(InputError, match=r"filter\.json: says 3 rows.* but 2 were found.*rerun"):
+    with pytest.raises(InputError, match=r"filter\.json: .*\b3\b.*\b2\b"):
         check_handover(report, 2)
 
 
@@ -67,7 +67,7 @@ def test_what_one_stage_hands_on_is_what_the_next_must_find(tmp_path):
 def test_a_report_that_was_damaged_or_edited_is_an_error_that_names_it(tmp_path, text):
     report = tmp_path / "filter.json"
     report.write_text(text)
-    with pytest.raises(InputError, match=r"filter\.json: .*rerun"):
+    with pytest.raises(InputError, match=r"filter\.json: "):
         check_handover(report, 3)
 
 
@@ -75,5 +75,5 @@ def test_a_report_has_the_values_that_are_asked_for(tmp_path):
     report = tmp_path / "filter.json"
     Ledger(rows_in=3, rows_out=3).write(report, sampled=False)
     assert read_report(report, rows_in=int, sampled=bool)["sampled"] is False
-    with pytest.raises(InputError, match="sampled: expected str, found 'False'"):
+    with pytest.raises(InputError, match=r"filter\.json: sampled: .*str.*False"):
         read_report(report, sampled=str)

@@ -47,7 +47,7 @@ def test_what_is_equal_what_they_lose_and_what_differs_is_told_apart(checkout, m
     monkeypatch.setattr(
         nvidia_template,
         "conversations",
-        lambda corpus, number: ((name, nvidia_template.normalise(record)) for name, record in given.items()),
+        lambda corpus, number: ((name, nvidia_template.normalize(record)) for name, record in given.items()),
     )
     monkeypatch.setattr(sys, "argv", ["nvidia_template", str(checkout)])
     nvidia_template.main()

@@ -1,4 +1,4 @@
-"""JSON from outside: what is refused, and that what passes can be written again."""
+"""JSON from outside: what is an error, and that every value can be written again."""
 
 import json
 
@@ -66,7 +66,7 @@ JSON_TEXTS = st.recursive(
 
 
 def outcome(parse, text):
-    """What comes of a text, to the last bit: the value or the error."""
+    """The exact result for a text: the value or the error."""
     try:
         return repr(parse(text))
     except ValueError as error:
@@ -74,14 +74,14 @@ def outcome(parse, text):
 
 
 @given(JSON_TEXTS, st.sampled_from(["", "", "", "\ufeff", "]", ","]), st.booleans())
-def test_the_fast_reader_says_of_every_text_what_the_strict_one_says(text, before, is_text):
+def test_the_fast_reader_agrees_with_the_strict_one_on_every_text(text, before, is_text):
     text = before + text
     given_text = text if is_text else text.encode("utf-8", "surrogatepass")
     assert outcome(strict_json.parse, given_text) == outcome(strict_json._parse_strictly, given_text)
 
 
 @given(JSON)
-def test_whatever_is_json_comes_back(value):
+def test_json_is_read_as_it_was_written(value):
     for text in (json.dumps(value), json.dumps(value, indent=1).encode(), b"\xef\xbb\xbf" + json.dumps(value).encode()):
         assert strict_json.parse(text) == value
 
@@ -96,7 +96,7 @@ def test_whatever_is_json_comes_back(value):
         ("[-Infinity]", "-Infinity is not JSON"),
         ("1e999", "the number 1e999 is larger than a float can be"),
         ("9" * 5000, "4300 digits"),
-        ('{"a": 1, "b": 2, "a": 1}', "the key 'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 1}', "the key 'a'"),
         ('["\\ud800"]', "half of a surrogate pair"),
         ('{"\\uDC00": 1}', "half of a surrogate pair"),
         ("[" * 65 + "]" * 65, "nested too deeply: more than 64 levels"),
@@ -105,12 +105,12 @@ def test_whatever_is_json_comes_back(value):
         (b'"\xff"', "can't decode byte 0xff"),
     ],
 )
-def test_what_others_forgive_is_refused(text, fault):
+def test_what_lenient_readers_accept_is_an_error(text, fault):
     with pytest.raises(ValueError, match=fault):
         strict_json.parse(text)
 
 
-def test_what_is_only_almost_so_passes():
+def test_valid_texts_near_the_limits_are_read():
     assert strict_json.parse("[" * 64 + "]" * 64)
     assert strict_json.parse("[" + "[]," * 1000 + "[]]")
     assert strict_json.parse('"\\ud83d\\udc4d"') == "👍"

@@ -24,7 +24,7 @@ from typing import Any
 from bench.filters import read_fixture, rows
 from transformers import PreTrainedTokenizerFast
 
-from sft.conversation import Conversation, Rejection, normalise
+from sft.conversation import Conversation, Rejection, normalize
 from sft.tokens.render import ChatTemplate
 from tests.support.tiny_model import ADDED_TOKENS
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
@@ -43,12 +43,12 @@ def conversations(corpus: Path | None, number: int) -> Iterator[tuple[str, Conve
                 yield row["id"], outcome
     for name in ("repetition", "narrative", "consistency", "contamination"):
         for row in rows(name):
-            if isinstance(outcome := normalise(row["conversation"]), Conversation):
+            if isinstance(outcome := normalize(row["conversation"]), Conversation):
                 yield f"{name} {row['id']}", outcome
     if corpus is not None:
         with corpus.open(encoding="utf-8") as lines:
             for place, line in enumerate(itertools.islice(lines, number), 1):
-                if isinstance(outcome := normalise(json.loads(line)), Conversation):
+                if isinstance(outcome := normalize(json.loads(line)), Conversation):
                     yield f"corpus {place}", outcome
 
 

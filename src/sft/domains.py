@@ -1,7 +1,6 @@
-"""The fourteen data domains of the Nemotron 3 Nano recipe, in the order of its page and of our reports.
+"""The fourteen data domains of the Nemotron 3 Nano recipe, in the order of the recipe and of our reports.
 
-A source says its domain in `fetch.sources.<name>.domain`. A domain of the user's own is as good; `suggest`
-tells it from a misspelt one.
+The domain of a source is `fetch.sources.<name>.domain`: one of these, or your own.
 """
 
 import difflib
@@ -11,11 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Domain:
-    """What a source teaches."""
+    """A kind of data in the blend."""
 
     slug: str
-    """As it stands in params.yaml and in reports."""
+    """Its name in params.yaml and in report files."""
     name: str
+    """Its name on pages."""
     description: str
     """One line."""
 
@@ -42,17 +42,17 @@ DOMAINS = tuple(
 BY_SLUG = {domain.slug: domain for domain in DOMAINS}
 
 
-def describe(slug: str) -> Domain:
-    """Return a domain of the recipe, or one of the user's own under its slug.
+def domain_of(slug: str) -> Domain:
+    """Return the domain of the recipe with this slug, or else one of your own.
 
-    >>> describe("chat").name, describe("my-shop").name
+    >>> domain_of("chat").name, domain_of("my-shop").name
     ('General chat', 'my-shop')
     """
     return BY_SLUG.get(slug, Domain(slug, slug, "a domain of this project"))
 
 
 def suggest(slug: str) -> str:
-    """Say which domain was probably meant by an unknown slug; empty if it is known, or like none.
+    """Return a question that names the domain probably meant by a slug; empty if it is known, or similar to none.
 
     >>> suggest("competiton-math")
     "Did you mean 'competition-math'?"
@@ -64,6 +64,6 @@ def suggest(slug: str) -> str:
 
 
 def in_order(slugs: Iterable[str]) -> list[str]:
-    """Sort slugs as reports show them: the recipe's order, then the user's own by name."""
+    """Return slugs in the order of reports: that of the recipe, then your own by name."""
     order = {slug: rank for rank, slug in enumerate(BY_SLUG)}
     return sorted(slugs, key=lambda slug: (order.get(slug, len(order)), slug))

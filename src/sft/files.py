@@ -1,8 +1,7 @@
-"""Files that appear whole or not at all.
+"""Publish files and folders so that they appear whole or not at all; read JSON; lock files.
 
-Every output of every stage is published through this module: written under a temporary name beside its
-place, flushed to disk, renamed, and the folder flushed too. A reader, a killed process or a full disk
-never sees half a file. Digests of files and folders live here as well, because they name what was written.
+Every output of a stage goes through this module: it is written under a temporary name in the same folder, flushed to
+disk and renamed, and the folder is flushed too. Neither a killed process nor a full disk leaves half a file.
 """
 
 import contextlib
@@ -19,9 +18,8 @@ from typing import Any
 
 from sft.cli import InputError
 
-BLOCK_BYTES = 1 << 20
 REPOSITORY = Path(__file__).parents[2]
-# renameat2(2), which Python's os does not offer.
+# renameat2(2), which the os module lacks.
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
@@ -29,11 +27,11 @@ CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 @contextlib.contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `target` when the block ends without an error.
+    """Yield an empty folder that replaces `target` when the block ends without an error.
 
-    On an error nothing is published and the old `target`, if any, is untouched.
+    After an error nothing is published, and an existing `target` is unchanged.
     """
-    partial = _begin(target)
+    partial = _partial_path(target)
     partial.mkdir()
     try:
         yield partial
@@ -45,14 +43,14 @@ def publish_folder(target: Path) -> Iterator[Path]:
         else:
             os.rename(partial, target)
         _flush(target.parent)
-    finally:  # what is there now is unfinished, or the old folder
+    finally:  # it is unfinished, or the old folder
         _remove(partial)
 
 
 @contextlib.contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`, on its disk, that is gone when the block ends: for files of workers."""
-    scratch = _begin(target.with_name(f"{target.name}-scratch"))
+    """Yield an empty folder next to `target`, on the same disk, for files of workers; removed when the block ends."""
+    scratch = _partial_path(target.with_name(f"{target.name}-scratch"))
     scratch.mkdir()
     try:
         yield scratch
@@ -62,8 +60,8 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def publish_file(target: Path) -> Iterator[Path]:
-    """Yield a path to write; it becomes `target` when the block ends without an error."""
-    partial = _begin(target)
+    """Yield a path to write to; the file replaces `target` when the block ends without an error."""
+    partial = _partial_path(target)
     try:
         yield partial
         _flush(partial)
@@ -74,25 +72,23 @@ def publish_file(target: Path) -> Iterator[Path]:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Publish `value` as JSON with sorted keys, two spaces, and a final newline: same value, same bytes."""
+    """Publish a value as JSON with sorted keys: the same value gives the same bytes."""
     with publish_file(target) as partial:
         partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that a stage wrote. Raises InputError: it is no JSON any more."""
+    """Return the value of a JSON file that a stage wrote. Raises InputError: not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: damaged: not JSON: {error}. To make it again, rerun its stage (dvc repro)."
-        ) from error
+        raise InputError(f"{path}: not valid JSON: {error}. Run its stage again: dvc repro --force <stage>") from error
 
 
 def resolve_repo_file(name: str) -> Path:
-    """Return a file that params.yaml names: of this folder, or else of the repository that this code is part of.
+    """Return the path of a file that params.yaml names: in the current folder, or else in this repository.
 
-    So a stage runs in any folder that holds a params.yaml.
+    With this a stage runs in any folder that holds a params.yaml.
     """
     path = Path(name)
     ours = REPOSITORY / name
@@ -100,15 +96,15 @@ def resolve_repo_file(name: str) -> Path:
 
 
 def project_root() -> Path:
-    """The folder that holds runs/: the repository itself, also for experiments that DVC runs in a copy.
+    """Return the folder that holds runs/: the original repository, also when DVC runs an experiment in a copy.
 
-    DVC sets DVC_ROOT to the original repository even where it runs a stage in a temporary one.
+    DVC sets DVC_ROOT to the original repository.
     """
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).absolute()
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted names; lists stay as they are.
+    """Return nested mappings as one mapping with dotted names; lists stay as they are.
 
     >>> flatten({"optimizer": {"lr": 0.1}, "rng": {"seed": 1}})
     {'optimizer.lr': 0.1, 'rng.seed': 1}
@@ -123,13 +119,13 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def file_lock(lock: Path, patience: float) -> Iterator[bool]:
-    """Be the only process that holds a lock file, waiting some seconds for another; yields whether this one does.
+def file_lock(lock: Path, seconds: float) -> Iterator[bool]:
+    """Lock a file, waiting up to some seconds for another process; yield whether it is locked.
 
-    Let go of when the block ends, or the process, however that ends.
+    The lock ends with the block, or with the process, even when it is killed.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + seconds
     with lock.open("a") as file:
         while not (held := _try_lock(file.fileno())) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -144,17 +140,17 @@ def _try_lock(file: int) -> bool:
     return True
 
 
-def _begin(target: Path) -> Path:
-    """Make room for what becomes `target`: its folder, nothing abandoned there; return the temporary name."""
+def _partial_path(target: Path) -> Path:
+    """Create the parent folder, remove what killed processes left, and return a temporary path for `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     return target.with_name(f".{target.name}.partial-{os.uname().nodename}-{os.getpid()}")
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap the names of two folders in one step: at no moment is there none at a name.
+    """Swap the names of two folders atomically.
 
-    A file system that cannot do it (some network file systems) gets two renames, with a moment between.
+    On file systems that cannot do that (some network file systems) these are three renames.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
@@ -168,7 +164,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what a killed process of this machine left beside `target`; what a living one writes stays."""
+    """Remove what killed processes of this machine left next to `target`; running ones keep their files."""
     for path in target.parent.glob(f".{target.name}.partial-{os.uname().nodename}-*"):
         pid = path.name.rpartition("-")[2]
         if pid.isdecimal() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid():
@@ -177,7 +173,7 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a file or a link that stood where a folder was published."""
+    """Remove a folder, a file or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,4 @@
-"""Digests of files, folders and values, and hashes that order things the same on every machine."""
+"""Digests of files, folders and values, and keyed hashes that give the same order on every machine."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return one sha256 for a folder: over the names and digests of all its files."""
+    """Return one sha256 for a folder: of the names and digests of all its files."""
     return value_digest(folder_digests(folder))
 
 
@@ -42,18 +42,18 @@ def value_digest(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Write a JSON-like value, its keys in order, in UTF-8."""
+    """Return a JSON-like value as compact JSON in UTF-8, with sorted keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", "surrogatepass")
 
 
 def keyed_hash(seed: int, text: str) -> str:
-    """Return a hash that orders texts anew for each seed, the same on every machine."""
+    """Return a hash of a text and a seed. Sorting by it shuffles texts in the same way on every machine."""
     return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
 
 
 def keyed_hashes(seed: int, texts: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """Return the first 64 bits of the keyed hash of each text, as numbers that are in the same order.
+    """Return the first 64 bits of the keyed hash of each text, as numbers in the same order.
 
     >>> f"{keyed_hashes(1, ['text'])[0]:016x}" == keyed_hash(1, "text")[:16]
     True

@@ -1,7 +1,7 @@
-"""The ledger: nothing disappears without a number.
+"""The ledger: every row is counted.
 
-A stage counts every row that it reads, every row that it hands on and every row that it refuses, by
-reason. `Ledger.write` refuses to publish a report in which rows in differ from rows out plus rows rejected.
+A stage counts the rows that it reads, passes on, and rejects by reason. `Ledger.write` publishes a report only if
+rows in = rows out + rejected.
 """
 
 from collections import Counter
@@ -15,46 +15,46 @@ from sft.files import read_json, write_json
 
 @dataclass
 class Ledger:
-    """Counts of one stage, or of one source in a stage."""
+    """Counts of a stage, or of one source in a stage."""
 
     rows_in: int = 0
     """Rows read."""
     rows_out: int = 0
-    """Rows handed to the next stage."""
+    """Rows passed on to the next stage."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Rows refused, by reason (kebab case, stable)."""
+    """Rejected rows by reason (stable names in kebab case)."""
 
     def accept(self) -> None:
-        """Count one row that is read and handed on."""
+        """Count one row that is read and passed on."""
         self.rows_in += 1
         self.rows_out += 1
 
     def reject(self, reason: str) -> None:
-        """Count one row that is read and refused for `reason`."""
+        """Count one row that is read and rejected."""
         self.rows_in += 1
         self.rejected[reason] += 1
 
     def add(self, other: "Ledger") -> None:
-        """Add the counts of another ledger: of a source to those of the blend."""
+        """Add the counts of another ledger, as those of a source to those of the blend."""
         self.rows_in += other.rows_in
         self.rows_out += other.rows_out
         self.rejected.update(other.rejected)
 
     def check(self, name: str) -> None:
-        """Raise unless rows in = rows out + rows rejected; `name` says whose ledger it is."""
-        refused = sum(self.rejected.values())
-        if self.rows_in != self.rows_out + refused:
+        """Raise AssertionError unless rows in = rows out + rejected; `name` is for the message."""
+        rejected = sum(self.rejected.values())
+        if self.rows_in != self.rows_out + rejected:
             raise AssertionError(
-                f"{name}: the ledger does not balance: {self.rows_in} rows in, {self.rows_out} out, {refused} rejected"
+                f"{name}: the ledger does not balance: {self.rows_in} rows in, {self.rows_out} out, {rejected} rejected"
             )
 
     def report(self) -> dict[str, Any]:
-        """Return the counts as they stand in `reports/`."""
+        """Return the counts as in `reports/`, reasons sorted by name."""
         rejected = {reason: self.rejected[reason] for reason in sorted(self.rejected)}
         return {"rows_in": self.rows_in, "rows_out": self.rows_out, "rejected": rejected}
 
     def write(self, path: Path, **more: Any) -> dict[str, Any]:
-        """Check the balance, then publish the counts and `more` at `path`; return what was written."""
+        """Check the balance, publish the counts and `more` at `path`, and return them."""
         self.check(str(path))
         report = {**self.report(), **more}
         write_json(path, report)
@@ -62,29 +62,26 @@ class Ledger:
 
 
 def read_report(path: Path, **expected: type) -> dict[str, Any]:
-    """Read a report of an earlier stage, in which `expected` says which values must stand, and of what types.
+    """Return a report of an earlier stage; `expected` gives keys that it must have, and their types.
 
-    Raises:  InputError: names the report and what is wrong with it.
+    Raises:  InputError: names the report and the key.
     """
     report = read_json(path)
     for name, kind in expected.items():
-        found = report.get(name) if isinstance(report, dict) else None
-        if not isinstance(found, kind):
+        value = report.get(name) if isinstance(report, dict) else None
+        if not isinstance(value, kind):
             raise InputError(
-                f"{path}: {name}: expected {kind.__name__}, found {str(found)[:80]!r}. The report is damaged or was "
-                "edited: rerun the stage that writes it (dvc repro --force <stage>)."
+                f"{path}: {name}: expected {kind.__name__}, found {str(value)[:80]!r}. The report is damaged or was "
+                "edited. Run its stage again: dvc repro --force <stage>"
             )
     return dict(report)
 
 
 def check_handover(upstream: Path, rows_in: int) -> None:
-    """Raise unless a stage read exactly the rows that the stage before it says it wrote.
-
-    Raises:  InputError: names the report, both numbers, and what to do.
-    """
+    """Raise InputError unless a stage read as many rows as the report of the stage before it says."""
     rows_out = read_report(upstream, rows_out=int)["rows_out"]
     if rows_out != rows_in:
         raise InputError(
-            f"{upstream}: says {rows_out} rows were handed on, but {rows_in} were found. "
-            "The data was changed between stages: rerun the earlier stage (dvc repro --force <stage>)."
+            f"{upstream}: rows_out is {rows_out}, but {rows_in} rows were found. The data was changed between stages. "
+            "Run the earlier stage again: dvc repro --force <stage>"
         )

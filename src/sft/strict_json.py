@@ -1,8 +1,8 @@
-"""JSON from outside, read strictly: what one reader forgives, the next one reads otherwise.
+"""A strict reader of JSON from outside, because lenient readers disagree about the same text.
 
-`parse(text)` gives the value or raises ValueError with what is wrong. Refused, beyond what JSON forbids: NaN
-and Infinity, numbers that no float holds, a key that stands twice in an object, half of a surrogate pair, and
-more than MAX_DEPTH levels. What passes can be written as JSON and UTF-8 again, and be walked recursively.
+`parse(text)` returns the value or raises ValueError. Besides invalid JSON it rejects NaN and Infinity, numbers too
+large for a float, duplicate keys in an object, half of a surrogate pair, and more than MAX_DEPTH levels. A parsed value
+can be written as JSON and UTF-8 again, and can be walked recursively.
 """
 
 import json
@@ -11,15 +11,15 @@ from typing import Any, NoReturn
 
 import orjson
 
-# Chats and the schemas of their tools stay below 30 levels; jsonschema makes some 10 calls for each.
+# Chats and the schemas of their tools have less than 30 levels; jsonschema makes about 10 calls per level.
 MAX_DEPTH = 64
-# Digits as 0, all else as a point: to find integers of more digits than 64 bits always hold.
+# Maps digits to 0 and other bytes to a point, to find integers that may not fit into 64 bits.
 DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(".") for byte in range(256))
 MANY_DIGITS = b"0" * 19
 
 
 def parse(text: str | bytes) -> Any:
-    """Read JSON text; bytes are UTF-8, with or without a byte order mark.
+    """Return the value of a JSON text; bytes are UTF-8, with or without a byte order mark.
 
     Raises:  ValueError: what is wrong; UnicodeDecodeError, which is a ValueError: not UTF-8.
     """
@@ -35,16 +35,16 @@ def parse(text: str | bytes) -> Any:
 
 
 def _is_whole(raw: bytes, again: bytes) -> bool:
-    """Say whether orjson has surely read all of a text, given what it writes for what it read.
+    """Return whether orjson surely kept all of a text, given what it writes for the value that it read.
 
-    It leaves out a key that stands twice, and with it two quotes or more, and makes floats of long integers.
+    It drops duplicate keys, and with each at least two quotes, and turns long integers into floats.
     """
     is_short = MANY_DIGITS not in raw.translate(DIGITS)
     return is_short and b"\\u0022" not in raw and raw.count(b'"') == again.count(b'"')
 
 
 def _parse_strictly(text: str | bytes) -> Any:
-    """Read any JSON text, or say what is wrong with it; this takes four times as long."""
+    """Return the value of any JSON text, or raise ValueError; this takes four times as long."""
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
     try:
@@ -62,7 +62,7 @@ def _parse_strictly(text: str | bytes) -> Any:
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Say whether more lists and objects than that stand in each other, without recursion.
+    """Return whether lists and objects are nested deeper than a number of levels, without recursion.
 
     >>> _is_deeper([{"a": []}], 3), _is_deeper([{"a": []}], 2)
     (False, True)
@@ -80,8 +80,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:80]!r} stands twice in an object")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {duplicate[:80]!r} occurs twice in an object")
     return value
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.cli import InputError
-from sft.conversation import Conversation, normalise
+from sft.conversation import Conversation, normalize
 from sft.filters.contamination import MAX_ITEMS, MIN_WORDS, QUOTED_CHARS, BenchmarkItems, check_contamination, quote
 from sft.filters.dedup.words import words
 from tests.support.project import ROOT, printed_by_processes
@@ -41,7 +41,7 @@ def all_items():
 
 @pytest.mark.parametrize("row", LABELLED, ids=lambda row: row["id"])
 def test_a_labelled_conversation_gets_its_verdict_or_is_known_to_be_too_hard(row, all_items):
-    rejection = check_contamination(normalise(row["conversation"]), all_items, RATIO)
+    rejection = check_contamination(normalize(row["conversation"]), all_items, RATIO)
     verdict = rejection.reason if rejection else None
     assert (verdict == row["expect"]) == (row["id"] not in MISSED)
 

@@ -6,7 +6,7 @@ import random
 import pytest
 from bench import filters
 
-from sft.conversation import Conversation, Rejection, normalise
+from sft.conversation import Conversation, Rejection, normalize
 from sft.filters.contamination import check_contamination
 from sft.filters.dedup.signatures import signature
 from sft.filters.narrative import check_narrative
@@ -47,7 +47,7 @@ def alone(row):
         return Rejection("malformed-row", row.fault)
     if "refuse" in (row.record.get("meta") or {}):
         return Rejection(row.record["meta"]["refuse"], json.dumps(row.record["meta"]))
-    conversation = normalise(row.record)
+    conversation = normalize(row.record)
     if isinstance(conversation, Rejection):
         return conversation
     params = filters.params()
@@ -85,7 +85,7 @@ def test_a_filter_that_is_off_rejects_nothing(rows):
     off = {"repetition": None, "narrative": None, "consistency": False, "contamination": None}
     outcomes = Pipeline(filters.params().model_copy(update=off), ITEMS).apply(rows)
     for row, outcome in zip(rows, outcomes, strict=True):
-        conversation = normalise(row.record) if row.record and "refuse" not in (row.record.get("meta") or {}) else None
+        conversation = normalize(row.record) if row.record and "refuse" not in (row.record.get("meta") or {}) else None
         if isinstance(conversation, Conversation):
             rejected = check_structure(conversation, filters.params().max_chars)
             assert outcome == (rejected or Kept(conversation, conversation.id, signature(conversation), 0))

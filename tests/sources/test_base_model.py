@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sft.cli import InputError
 from sft.hashing import folder_digests
-from sft.sources.base_model import MARKERS, check_base, count_parameters, digits_apart, isolate_markers, make_base
+from sft.sources.base_model import MARKERS, check_base, count_parameters, isolate_markers, make_base, split_digits
 
 TEXT = "The quick <think> brown > fox < jumps over >\n\nthe lazy dog. <tool_call> {1: 22} think tool_call "
 
@@ -232,7 +232,7 @@ def test_a_folder_without_its_tokenizer_is_refused(published: Path, tmp_path: Pa
 
 
 def test_an_end_that_is_no_token_is_refused(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"eos_token_id 9999 of config\.json is no token"):
+    with pytest.raises(InputError, match=r"config\.json: eos_token_id 9999"):
         check_base(changed(published, tmp_path / "in", "config.json", eos_token_id=9999))
     with pytest.raises(InputError, match="eos_token_id None"):
         check_base(changed(published, tmp_path / "none", "config.json", eos_token_id=None))
@@ -243,7 +243,7 @@ def test_a_tokenizer_of_another_model_is_refused(published: Path, tmp_path: Path
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     added = [{**tokenizer["added_tokens"][0], "id": 5000, "content": "<|extra|>"}]
     (source / "tokenizer.json").write_text(json.dumps({**tokenizer, "added_tokens": tokenizer["added_tokens"] + added}))
-    with pytest.raises(InputError, match="do not belong together"):
+    with pytest.raises(InputError, match="embedding"):
         check_base(source)
 
 
@@ -272,7 +272,7 @@ def test_a_model_that_cannot_be_read_is_an_error_that_names_the_file(
 ) -> None:
     source = shutil.copytree(published, tmp_path / "in")
     (source / name).write_text(content)
-    with pytest.raises(InputError, match=rf"fetch\.model: .*{name}: cannot be read as"):
+    with pytest.raises(InputError, match=rf"fetch\.model: .*{name}: cannot be loaded"):
         make_base(source, tmp_path / "out")
 
 
@@ -283,7 +283,7 @@ def test_damaged_weights_are_refused(published: Path, tmp_path: Path) -> None:
         check_base(source)
 
 
-def test_digits_apart_gives_blanks_before_a_number_the_tokens_they_have_before_a_word():
+def test_split_digits_gives_blanks_before_a_number_the_tokens_they_have_before_a_word():
     plain = Tokenizer(models.BPE())
     plain.pre_tokenizer, plain.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -293,7 +293,7 @@ def test_digits_apart_gives_blanks_before_a_number_the_tokens_they_have_before_a
         vocab_size=300, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
     )
     plain.train_from_iterator(["a\n\n"] * 9, trainer)
-    apart = Tokenizer.from_str(json.dumps(digits_apart(json.loads(plain.to_str()))))
+    apart = Tokenizer.from_str(json.dumps(split_digits(json.loads(plain.to_str()))))
     assert apart.encode("a\n\n12").tokens == ["a", "\u010a\u010a", "1", "2"]
     assert plain.encode("a\n\n12").tokens == ["a", "\u010a", "\u010a", "1", "2"]
     assert apart.decode(apart.encode("a\n\n12").ids) == "a\n\n12"

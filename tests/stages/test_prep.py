@@ -13,7 +13,7 @@ import pytest
 
 from sft import parquet
 from sft.cli import InputError
-from sft.conversation import Conversation, normalise
+from sft.conversation import Conversation, normalize
 from sft.files import read_json, write_json
 from sft.hashing import folder_digest
 from sft.parquet import CONVERSATIONS, ShardWriter, read_rows
@@ -47,7 +47,7 @@ def write_filtered(project, source, records):
         path.unlink()
     with ShardWriter(folder, "kept", CONVERSATIONS) as kept:
         for record in records:
-            conversation = normalise(record)
+            conversation = normalize(record)
             assert isinstance(conversation, Conversation)
             tools = json.dumps(conversation.tools) if conversation.tools else None
             messages = json.dumps(conversation.messages)

@@ -24,12 +24,12 @@ def byte_level(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def normalising(tmp_path_factory):
+def normalizing(tmp_path_factory):
     """Writes é as two characters, so its tokens hold other bytes than the text."""
     return Encoder(make_spec(settings_of(tmp_path_factory.mktemp("nfd"), normalizer={"type": "NFD"})))
 
 
-@pytest.fixture(params=["byte_level", "normalising"])
+@pytest.fixture(params=["byte_level", "normalizing"])
 def encoder(request):
     return request.getfixturevalue(request.param)
 
@@ -48,8 +48,8 @@ def offsets(encoder, text):
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
-def test_ranges_are_those_of_the_reference(byte_level, normalising, text):
-    for encoder in (byte_level, normalising):
+def test_ranges_are_those_of_the_reference(byte_level, normalizing, text):
+    for encoder in (byte_level, normalizing):
         assert encoder.token_ranges(text) == offsets(encoder, text)
         assert [encoder.token_ranges(text, most) for most in (0, 1, 3)] == [
             offsets(encoder, text)[:most] for most in (0, 1, 3)
@@ -59,13 +59,13 @@ def test_ranges_are_those_of_the_reference(byte_level, normalising, text):
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.data())
-def test_an_edge_is_that_of_the_reference_or_names_the_token_that_spans_it(byte_level, normalising, texts, data):
+def test_an_edge_is_that_of_the_reference_or_names_the_token_that_spans_it(byte_level, normalizing, texts, data):
     wanted = {
         index: data.draw(st.integers(1, len(text)))
         for index, text in enumerate(texts)
         if text and data.draw(st.booleans())
     }
-    for encoder in (byte_level, normalising):
+    for encoder in (byte_level, normalizing):
         ids, sizes = encoder.encode(texts)
         found = encoder.token_edges(texts, ids, sizes, wanted)
         assert found.keys() == wanted.keys()

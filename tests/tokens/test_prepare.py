@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from sft.cli import InputError
-from sft.conversation import normalise
+from sft.conversation import normalize
 from sft.parquet import SAMPLES
 from sft.tokens.prepare import _parse, prepare_rows
 from sft.tokens.reasoning import Shares
@@ -30,7 +30,7 @@ def filtered(records, **messages):
             "messages": messages.get(f"row_{index}", json.dumps(conversation.messages)),
             "tools": json.dumps(conversation.tools) if conversation.tools else None,
         }
-        for index, conversation in enumerate(map(normalise, records))
+        for index, conversation in enumerate(map(normalize, records))
     ]
     return pa.RecordBatch.from_pylist(rows, pa.schema(dict.fromkeys(("id", "messages", "tools"), pa.string())))
 

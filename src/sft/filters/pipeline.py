@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from sft.conversation import Conversation, Rejection, normalise
+from sft.conversation import Conversation, Rejection, normalize
 from sft.files import resolve_repo_file
 from sft.filters.contamination import BenchmarkItems, reject_contaminated
 from sft.filters.control_tokens import count_control_tokens, escape
@@ -51,7 +51,7 @@ class Pipeline:
 
     def apply(self, rows: Sequence[Row]) -> list[Outcome]:
         """Return the outcome of each row."""
-        outcomes: list[Conversation | Rejection] = [_normalise(row) for row in rows]
+        outcomes: list[Conversation | Rejection] = [_normalize(row) for row in rows]
         control_tokens = [0] * len(rows)
         if self._params.control_tokens != "reject":
             for place, conversation in _not_rejected(outcomes):
@@ -96,13 +96,13 @@ class Pipeline:
         return {place: signature for (place, _), signature in zip(conversations, signed, strict=True)}
 
 
-def _normalise(row: Row) -> Conversation | Rejection:
+def _normalize(row: Row) -> Conversation | Rejection:
     if row.record is None:
         return Rejection("malformed-row", row.fault)
     meta = row.record.get("meta") or {}
     if reason := meta.get("refuse"):
         return Rejection(reason, json.dumps(meta, ensure_ascii=False))
-    return normalise(row.record)
+    return normalize(row.record)
 
 
 def _not_rejected(outcomes: Sequence[Conversation | Rejection]) -> list[tuple[int, Conversation]]:

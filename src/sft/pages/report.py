@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rich.markup import escape
 from rich.table import Table
 
-from sft.domains import BY_SLUG, describe, in_order
+from sft.domains import BY_SLUG, domain_of, in_order
 from sft.pages.charts import Line, Point, bar_chart, line_chart
 from sft.pages.render import ENVIRONMENT, number, render
 
@@ -53,7 +53,7 @@ def page(
     """
     before, after = evaluation["before"], evaluation["after"]
     losses = [
-        (describe(domain).name, before["loss_by_domain"][domain], after["loss_by_domain"][domain])
+        (domain_of(domain).name, before["loss_by_domain"][domain], after["loss_by_domain"][domain])
         for domain in in_order(after["loss_by_domain"])
     ]
     return render(
@@ -129,7 +129,7 @@ def _domains(packed: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any, Map
     total = sum(counts["trained_tokens"] for counts in packed.values()) or 1
     for slug in in_order({*BY_SLUG, *packed}):
         counts = packed.get(slug)
-        yield describe(slug), counts, f"{counts['trained_tokens'] / total:.1%}" if counts else "-"
+        yield domain_of(slug), counts, f"{counts['trained_tokens'] / total:.1%}" if counts else "-"
 
 
 def _first_of_each_kind(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 
 from sft.cli import InputError
-from sft.conversation import Conversation, Rejection, normalise
+from sft.conversation import Conversation, Rejection, normalize
 from sft.parquet import SAMPLES
 from sft.tokens.reasoning import Shares, control_reasoning
 from sft.tokens.render import ChatTemplate
@@ -158,7 +158,7 @@ def _views(column: pa.Array) -> list[memoryview]:
 
 def _is_normal(messages: Any, tools: Any) -> bool:
     """Return whether a conversation is in normal form."""
-    normal = normalise({"messages": messages, "tools": tools})
+    normal = normalize({"messages": messages, "tools": tools})
     return isinstance(normal, Conversation) and (normal.messages, normal.tools) == (messages, tools)
 
 

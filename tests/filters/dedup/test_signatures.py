@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sft.conversation import Conversation, normalise
+from sft.conversation import Conversation, normalize
 from sft.filters.dedup.signatures import SIGNATURE_BYTES, signature
 from sft.filters.dedup.within_source import SignatureIndex, Similar
 from tests.support.project import ROOT, printed_by_processes
@@ -20,7 +20,7 @@ ANSWER = "Cats purr when they are content, but also when they are in pain or afr
 
 
 def talk(question=QUESTION, answer=ANSWER, **more):
-    outcome = normalise(
+    outcome = normalize(
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **more}]}
     )
     assert isinstance(outcome, Conversation), outcome
@@ -35,14 +35,14 @@ def find(left, right, threshold=THRESHOLD):
 
 @pytest.mark.parametrize("pair", LABELLED, ids=lambda pair: pair["id"])
 def test_a_labelled_pair_gets_its_verdict_or_is_known_to_be_too_hard(pair):
-    verdict = "near-duplicate" if find(normalise(pair["a"]), normalise(pair["b"])) else None
+    verdict = "near-duplicate" if find(normalize(pair["a"]), normalize(pair["b"])) else None
     assert (verdict == pair["expect"]) == (pair["id"] not in MISSED | FALSE_ALARMS)
 
 
 def test_precision_and_recall_on_the_labelled_pairs_are_as_documented():
     for half, right_found_all in (("choose", (11, 12, 13)), ("prove", (10, 11, 13))):
         pairs = [pair for pair in LABELLED if pair["half"] == half]
-        hits = [pair for pair in pairs if find(normalise(pair["a"]), normalise(pair["b"]))]
+        hits = [pair for pair in pairs if find(normalize(pair["a"]), normalize(pair["b"]))]
         right = [pair for pair in hits if pair["expect"]]
         assert len(pairs) == 27
         assert (len(right), len(hits), sum(bool(pair["expect"]) for pair in pairs)) == right_found_all
