@@ -1,4 +1,4 @@
-"""Executor: the same results whoever works, and every way in which a worker can fail, with real processes."""
+"""Workers: the same results from every executor, and every way in which a worker can fail, with real processes."""
 
 import os
 import signal
@@ -84,7 +84,7 @@ def _raise(error):
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A module of work functions in the folder from which they are run."""
+    """A module of work functions in the current folder."""
     (tmp_path / "shard_work.py").write_text(WORK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -98,7 +98,7 @@ def work(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_results_come_in_the_order_of_the_shards_whoever_works(work, monkeypatch, workers):
+def test_results_are_in_the_order_of_the_tasks_with_any_number_of_workers(work, monkeypatch, workers):
     monkeypatch.setenv("SFT_WORKERS", workers)
     results = map_shards(work.double, list(range(7)), "numbers")
     assert [result["twice"] for result in results] == [0, 2, 4, 6, 8, 10, 12]
@@ -108,24 +108,24 @@ def test_results_come_in_the_order_of_the_shards_whoever_works(work, monkeypatch
     assert not any(alive(pid) for pid in processes - {os.getpid()})
 
 
-def test_no_shards_have_no_results_and_one_needs_no_process(work):
+def test_no_tasks_have_no_results_and_a_single_one_needs_no_process(work):
     assert map_shards(work.double, [], "numbers") == []
     assert map_shards(work.double, [4], "numbers") == [{"twice": 8, "process": os.getpid()}]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_follows_is_told_each_result_in_order_while_others_are_worked_on(work, monkeypatch, workers):
+def test_on_result_gets_each_result_in_order_while_others_run(work, monkeypatch, workers):
     monkeypatch.setenv("SFT_WORKERS", str(workers))
-    told = list[int]()
-    assert map_shards(work.late, [*range(6)], "work", told.append) == told == [*range(6)]
+    received = list[int]()
+    assert map_shards(work.late, [*range(6)], "work", received.append) == received == [*range(6)]
 
-    def refuse(result: int) -> None:
+    def fail(result: int) -> None:
         if result == 2:
             raise InputError("row 2: bad")
 
     begun = len(list(Path().glob("begun-*")))
     with pytest.raises(InputError, match="row 2: bad"):
-        map_shards(work.slow, [*range(20)], "work", refuse)
+        map_shards(work.slow, [*range(20)], "work", fail)
     assert 3 <= len(list(Path().glob("begun-*"))) - begun < 12, "the rest is left undone"
 
 
@@ -133,7 +133,7 @@ def test_threads_times_processes_are_at_most_the_cores(work, monkeypatch):
     for number in ("2", "64"):
         monkeypatch.setenv("SFT_WORKERS", number)
         (found, *_) = map_shards(work.environment, list(range(4)), "numbers")
-        threads = max(1, cores() // min(int(workers), 4))
+        threads = max(1, cores() // min(int(number), 4))
         assert (found["OMP_NUM_THREADS"], found["RAYON_NUM_THREADS"]) == (str(threads), str(threads))
         assert found["TOKENIZERS_PARALLELISM"] == ("true" if threads > 1 else "false")
 
@@ -146,21 +146,21 @@ def test_the_faster_tokenizer_has_no_threads_of_its_own_where_each_core_has_a_pr
     assert found[0]["ids"] > 0
 
 
-def test_what_the_work_prints_does_not_come_between_its_results(work):
+def test_prints_of_the_work_do_not_mix_with_its_results(work):
     assert map_shards(work.chatty, [1, 2, 3], "numbers") == [1, 2, 3]
 
 
-def test_a_killed_process_costs_its_shard_which_is_done_again(work, tmp_path):
+def test_the_task_of_a_killed_process_runs_again(work, tmp_path):
     assert map_shards(work.once, [0, 1, 2, 3], "numbers") == [0, 1, 2, 3]
     assert (tmp_path / "killed").exists()
 
 
-def test_a_shard_that_kills_every_process_is_an_error_that_names_its_rows(work):
-    with pytest.raises(InputError, match=r"numbers: shard 1 of 3 was lost 3 times, last: .*SIGKILL at rows of 1"):
+def test_a_task_that_kills_every_process_is_an_error_that_names_its_rows(work):
+    with pytest.raises(InputError, match=r"^numbers: shard 1 of 3 .*SIGKILL at rows of 1\."):
         map_shards(work.always, [0, 1, 2], "numbers")
 
 
-def test_a_shard_that_hangs_is_given_to_another_process_and_the_hanging_one_is_ended(work, tmp_path, monkeypatch):
+def test_a_task_that_hangs_runs_in_another_process_and_the_hanging_one_is_killed(work, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "STRAGGLER_SECONDS", 0.5)
     monkeypatch.setattr(workers, "STRAGGLER_FACTOR", 0.0)
     assert map_shards(work.hangs, [0, 1, 2], "numbers") == [0, 1, 2]
@@ -168,7 +168,7 @@ def test_a_shard_that_hangs_is_given_to_another_process_and_the_hanging_one_is_e
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_fault_of_the_input_or_the_disk_is_raised_as_it_is(work, tmp_path, monkeypatch, workers):
+def test_errors_of_the_input_or_the_disk_are_raised_unchanged(work, tmp_path, monkeypatch, workers):
     monkeypatch.setenv("SFT_WORKERS", workers)
     (tmp_path / "how").write_text("input")
     with pytest.raises(InputError, match="row 7: bad"):
@@ -203,9 +203,9 @@ def test_a_killed_driver_leaves_no_process_behind(work, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
-def test_a_number_of_workers_that_is_none_says_so(monkeypatch, value):
+def test_a_number_of_workers_that_is_not_positive_is_an_error(monkeypatch, value):
     monkeypatch.setenv("SFT_WORKERS", value)
-    with pytest.raises(InputError, match=f"SFT_WORKERS={value}: expected a positive number"):
+    with pytest.raises(InputError, match=rf"^SFT_WORKERS={value}: "):
         worker_count()
 
 
@@ -248,7 +248,7 @@ def test_a_cluster_is_found_by_its_scheduler_file_and_raises_what_the_work_raise
     (tmp_path / "how").write_text("input")
     with pytest.raises(InputError, match="row 7: bad"):
         map_shards(work.fails, [0, 1, 2], "numbers")
-    with pytest.raises(InputError, match=r"shard 1 of 2 was lost 3 times, last: .*SIGKILL at rows of 1"):
+    with pytest.raises(InputError, match=r"shard 1 of 2 .*SIGKILL at rows of 1\."):
         map_shards(work.always, [0, 1], "numbers")
     (tmp_path / "how").write_text("")
     before = {each["process"] for each in map_shards(work.double, [0, 1], "numbers")}
@@ -257,27 +257,27 @@ def test_a_cluster_is_found_by_its_scheduler_file_and_raises_what_the_work_raise
     assert [each["twice"] for each in after] == [3, 6], "code and files may change between runs"
     assert not before & {each["process"] for each in after}
     monkeypatch.setattr(workers, "_versions", lambda: {"pyarrow": "1.0"})
-    with pytest.raises(InputError, match=r"a Dask worker has pyarrow .* instead of 1\.0: start it from one \.venv"):
+    with pytest.raises(InputError, match=r"Dask worker on .*pyarrow .* 1\.0"):
         map_shards(work.double, [0, 1], "numbers")
 
 
-def test_a_cluster_that_is_not_there_or_has_no_workers_says_so(work, cluster, monkeypatch):
+def test_a_cluster_without_scheduler_or_workers_is_an_error(work, cluster, monkeypatch):
     monkeypatch.setattr(workers, "CLUSTER_SECONDS", 1.0)
     monkeypatch.setenv("SFT_EXECUTOR", cluster.address)
-    with pytest.raises(InputError, match=r"the scheduler has no workers\. Start some: dask worker"):
+    with pytest.raises(InputError, match=rf"^SFT_EXECUTOR={cluster.address}: .*dask worker$"):
         map_shards(work.double, [0, 1], "numbers")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"dask://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("SFT_EXECUTOR", address)
-    with pytest.raises(InputError, match=f"SFT_EXECUTOR={address}: no Dask scheduler answers there"):
+    with pytest.raises(InputError, match=rf"^SFT_EXECUTOR={address}: .*dask scheduler$"):
         map_shards(work.double, [0, 1], "numbers")
     monkeypatch.setenv("SFT_EXECUTOR", "ray://x")
-    with pytest.raises(InputError, match="expected dask://host:port or the path of a scheduler file"):
+    with pytest.raises(InputError, match=r"^SFT_EXECUTOR=ray://x: .*dask://host:port"):
         map_shards(work.double, [0, 1], "numbers")
 
 
-def test_dask_is_imported_only_where_a_cluster_is_asked_for(work):
+def test_dask_is_imported_for_a_cluster_only(work):
     map_shards(work.double, [0, 1], "numbers")
     script = "import sys, sft.workers; sys.exit(any(name in sys.modules for name in ('dask', 'distributed')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
@@ -290,8 +290,8 @@ def test_the_extra_is_what_the_tests_run_with():
 
 
 @pytest.mark.parametrize("module", ["sft.workers", "sft.stages.filter", "sft.stages.prep", "sft.stages.pack"])
-def test_arrow_shares_the_heap_of_the_c_library_in_workers_and_in_the_stages_that_ask_them(module):
+def test_arrow_uses_the_heap_of_the_c_library_in_workers_and_their_drivers(module):
     call = [sys.executable, "-c", f"import {module}, pyarrow; print(pyarrow.default_memory_pool().backend_name)"]
     environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
-    told = subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout
-    assert told == "system\n"
+    output = subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout
+    assert output == "system\n"

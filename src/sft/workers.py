@@ -1,18 +1,18 @@
-"""Executor: one function mapped over shards, by processes of this machine or by a Dask cluster.
+"""Workers: one function mapped over tasks, by processes of this machine or by a Dask cluster.
 
-    map_shards(work, shards, what, then) -> one result for each shard, in their order; `then` is told each
+    map_shards(work, tasks, label, on_result) -> the result of each task, in order
 
-`work` is a function of a module, from one JSON-like value to another: it reads what the shard names, writes files
-and returns names and counts, never data. Which executor runs it changes no byte of what it writes:
+`work` is a module-level function from one JSON-like value to another: it reads the files that the task names, writes
+files, and returns names and counts, never data. The executor does not change a byte of what it writes:
 
     SFT_EXECUTOR unset            SFT_WORKERS processes of this machine, by default one for each core
     SFT_EXECUTOR=dask://host:port the workers of a Dask scheduler (dask+tls:// with certificates from Dask's
     SFT_EXECUTOR=scheduler.json   configuration); or of the scheduler that wrote this file
 
-Both are a `concurrent.futures.Executor` whose threads each keep a child process and hand it one shard at a time: a
-crash of a child costs its shard, which is done again, at most ATTEMPTS times. A shard that takes far longer than
-the others is given to an idle worker too, and the first result counts: so `work` writes under names of its own
-(`tempfile.mkdtemp`). One shard, or one worker, needs no child.
+Both are a `concurrent.futures.Executor` whose threads each keep a child process and give it one task at a time. If a
+child crashes, its task runs again, at most ATTEMPTS times. A task that takes far longer than the others is also given
+to an idle worker, and the first result counts; so `work` writes to paths of its own (`tempfile.mkdtemp`). A single
+task, or a single worker, needs no child.
 """
 
 import contextlib
@@ -43,26 +43,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sft.cli import InputError, echo, end_with_parent
 
 Work = Callable[[Any], Any]
-Then = Callable[[Any], None]
+OnResult = Callable[[Any], None]
 
 ATTEMPTS = 3
-# A shard is given to a second worker when it takes longer than both.
+# A task that takes longer than both is given to a second worker too.
 STRAGGLER_SECONDS, STRAGGLER_FACTOR = 60.0, 4.0
 TICK_SECONDS = 1.0
-IDLE_SECONDS = 60.0  # a child that is not asked for so long ends
-CLUSTER_SECONDS = 60.0  # a cluster without any worker for so long is given up
+IDLE_SECONDS = 60.0  # an idle child ends after this time
+CLUSTER_SECONDS = 60.0  # a cluster without workers for this long is an error
 ALLOCATIONS_PER_COLLECTION = 100_000
 SOURCES = Path(__file__).parents[1]
-# What tells libraries how many threads to use.
+# Variables that set the number of threads of libraries.
 THREADS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_NUM_THREADS"),
     "FASTOKENS_BPE_THREADS",
 )
-# Read when Arrow is loaded, which is after this: one heap for it and the C library. Its own keeps what another thread
-# freed (30 MB in the filter of a million rows), and costs prep an eighth of its time in pages that are cleared again
-# and again (bench/prep.py).
+# Set before Arrow is loaded: it then shares the heap of the C library. Its own heap keeps memory that another thread
+# freed (30 MB in the filter stage on a million rows), and clearing its pages takes an eighth of the time of prep
+# (bench/peers/prep.py).
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-# Packages that decide what bytes a worker writes.
+# Packages that determine the bytes that a worker writes.
 PINNED_FOR_BYTES = ("jinja2", "numpy", "orjson", "pyarrow", "tokenizers")
 
 
@@ -71,21 +71,21 @@ class LostWorkerError(Exception):
 
 
 class WorkerError(Exception):
-    """A fault of this program in a worker: its traceback."""
+    """A bug in the work of a worker; the message is its traceback."""
 
 
 class Pool(NamedTuple):
-    """What does the work."""
+    """An executor of tasks."""
 
     executor: Executor
     capacity: Callable[[], int]
-    """How many shards it can work on at once, now."""
-    lost: tuple[type[Exception], ...]
-    """What a future raises when the process that had the shard is gone."""
+    """Returns how many tasks it can run at once, now."""
+    lost_errors: tuple[type[Exception], ...]
+    """What a future raises if the process of its task is gone."""
 
 
 def cores() -> int:
-    """Return how many cores this process may use: of its affinity, and of its control group."""
+    """Return how many cores this process may use, by its affinity and its control group."""
     allowed = len(os.sched_getaffinity(0))
     limit = Path("/sys/fs/cgroup/cpu.max")
     quota, period = limit.read_text(encoding="ascii").split() if limit.exists() else ("max", "1")
@@ -96,25 +96,25 @@ def worker_count() -> int:
     """Return SFT_WORKERS, or the number of cores. Raises InputError: not a positive number."""
     text = os.environ.get("SFT_WORKERS", "")
     if text and not (text.isdecimal() and int(text)):
-        raise InputError(f"SFT_WORKERS={text}: expected a positive number of processes, as in SFT_WORKERS=2")
+        raise InputError(f"SFT_WORKERS={text}: expected a positive number, for example SFT_WORKERS=2")
     return int(text) if text else cores()
 
 
-def map_shards(work: Work, shards: Sequence[Any], what: str, then: Then | None = None) -> list[Any]:
-    """Return work(shard) of every shard, in order; `what` names the work on the progress bar.
+def map_shards(work: Work, tasks: Sequence[Any], label: str, on_result: OnResult | None = None) -> list[Any]:
+    """Return work(task) of every task, in order; `label` names the work on the progress bar.
 
-    `then` is called here with each result, one after the other in the order of shards, while others are worked on.
+    `on_result` is called in this process with each result, in the order of the tasks, while others run.
 
-    Raises:  InputError, OSError: as the work raised it, or a shard that was lost ATTEMPTS times, or no cluster;
+    Raises:  InputError, OSError: raised by the work; or a task was lost ATTEMPTS times, or there is no cluster;
     WorkerError: any other exception of the work, with its traceback.
     """
     cluster = os.environ.get("SFT_EXECUTOR", "")
-    workers = min(worker_count(), len(shards))
+    workers = min(worker_count(), len(tasks))
     if not cluster and workers < 2:
-        with _NamingPlace():
-            return list(_one_by_one(work, shards, then))
+        with _PositionInErrors():
+            return list(_run_here(work, tasks, on_result))
     threads, versions = (1, _versions()) if cluster else (max(1, cores() // workers), {})
-    place = json.dumps(  # `run`: a child never serves two runs, between which code and files may have changed
+    setup = json.dumps(  # `run`: a child serves one call of map_shards, because code and files may change between two
         {
             "run": uuid.uuid4().hex,
             "folder": os.getcwd(),
@@ -123,121 +123,121 @@ def map_shards(work: Work, shards: Sequence[Any], what: str, then: Then | None =
             "versions": versions,
         }
     )
-    questions = [json.dumps({"work": _name(work), "shard": shard}) for shard in shards]
-    with _cluster(cluster) if cluster else _processes(workers) as pool:
-        return _run(pool, place, questions, what, then)
+    requests = [json.dumps({"work": _import_name(work), "task": task}) for task in tasks]
+    with _dask_pool(cluster) if cluster else _process_pool(workers) as pool:
+        return _run_tasks(pool, setup, requests, label, on_result)
 
 
 def relax_gc() -> None:
-    """Let Python look for cycles after so many new objects only: JSON, of which there are many, has none."""
+    """Let the garbage collector run less often: parsed JSON is many objects and has no cycles."""
     gc.set_threshold(ALLOCATIONS_PER_COLLECTION)
 
 
 def report_position(rows: str) -> None:
-    """Say which rows the work is at, so that a process that is killed is a message that names them."""
-    global _at, _row
-    _at, _row = rows, ""
+    """Report which rows the work is at, so that the error of a killed process names them."""
+    global _position, _row
+    _position, _row = rows, ""
     if _replies is not None:
-        _replies.write(json.dumps({"at": rows}) + "\n")
+        _replies.write(json.dumps({"position": rows}) + "\n")
         _replies.flush()
 
 
 def report_row(row: str) -> None:
-    """Note which of them it is at: for exceptions, and cheap enough to be called for every row."""
+    """Note the row that the work is at, for exceptions; cheap enough to call for every row."""
     global _row
     _row = row
 
 
-def _place() -> str:
-    return f"at {_at}" + (f", {_row}" if _row else "")
+def _position_note() -> str:
+    return f"at {_position}" + (f", {_row}" if _row else "")
 
 
 # --- The driver -------------------------------------------------------------------------------------------
 
 
-def _one_by_one(work: Work, shards: Sequence[Any], then: Then | None) -> Iterator[Any]:
-    """Work here, without a child."""
-    for shard in shards:
-        result = work(shard)
-        if then is not None:
-            then(result)
+def _run_here(work: Work, tasks: Sequence[Any], on_result: OnResult | None) -> Iterator[Any]:
+    """Run the tasks in this process."""
+    for task in tasks:
+        result = work(task)
+        if on_result is not None:
+            on_result(result)
         yield result
 
 
-def _run(pool: Pool, place: str, questions: list[str], what: str, then: Then | None) -> list[Any]:
-    """Keep every worker at one shard until all are done."""
+def _run_tasks(pool: Pool, setup: str, requests: list[str], label: str, on_result: OnResult | None) -> list[Any]:
+    """Keep every worker busy until all tasks have a result."""
     results: dict[int, Any] = {}
     lost: Counter[int] = Counter()
-    waiting = deque(range(len(questions)))
+    waiting = deque(range(len(requests)))
     running: dict[Future[Any], tuple[int, float]] = {}
     seconds: list[float] = []
-    with _bar() as bar, _InOrder(then) as following:
-        task = bar.add_task(what, total=len(questions))
-        while len(results) < len(questions):
+    with _bar() as bar, _OrderedCalls(on_result) as calls:
+        progress = bar.add_task(label, total=len(requests))
+        while len(results) < len(requests):
             while len(running) < pool.capacity() and (index := _next(waiting, running, seconds)) is not None:
-                running[pool.executor.submit(run_in_child, questions[index], place)] = index, time.monotonic()
+                running[pool.executor.submit(run_in_child, requests[index], setup)] = index, time.monotonic()
             done, _ = wait(running, TICK_SECONDS, FIRST_COMPLETED)
             for future in done:
-                index, begun = running.pop(future)
+                index, begin = running.pop(future)
                 if index in results:
                     continue
                 try:
                     results[index] = _unwrap(future.result())
                 except CancelledError as error:
-                    raise InputError(f"{what}: the scheduler is gone; rerun. Nothing was half-written.") from error
-                except pool.lost as error:
+                    raise InputError(f"{label}: the scheduler is gone. Rerun: no output is incomplete.") from error
+                except pool.lost_errors as error:
                     lost[index] += 1
                     if lost[index] == ATTEMPTS:
                         raise InputError(
-                            f"{what}: shard {index} of {len(questions)} was lost {ATTEMPTS} times, last: {error}. "
-                            "Where memory is short, fewer workers help (SFT_WORKERS); else look at these rows."
+                            f"{label}: shard {index} of {len(requests)} was lost {ATTEMPTS} times, last: {error}. "
+                            "If memory is short, set a smaller SFT_WORKERS; otherwise check these rows."
                         ) from error
                     waiting.appendleft(index)
                 else:
-                    seconds.append(time.monotonic() - begun)
-                    bar.advance(task)
-            following.tell(results)
-        following.finish()
-    return [results[index] for index in range(len(questions))]
+                    seconds.append(time.monotonic() - begin)
+                    bar.advance(progress)
+            calls.submit_ready(results)
+        calls.finish()
+    return [results[index] for index in range(len(requests))]
 
 
-class _InOrder:
-    """Calls a function with results in the order of shards, in a thread of its own: workers need not wait for it."""
+class _OrderedCalls:
+    """Calls a function with results in the order of the tasks, in its own thread, so that workers need not wait."""
 
-    def __init__(self, then: Then | None) -> None:
-        self._then, self._told = then, 0
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sft-then")
+    def __init__(self, function: OnResult | None) -> None:
+        self._function, self._submitted = function, 0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sft-results")
         self._calls: deque[Future[None]] = deque()
 
-    def __enter__(self) -> "_InOrder":
+    def __enter__(self) -> "_OrderedCalls":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def tell(self, results: Mapping[int, Any]) -> None:
-        """Hand on what is next in order. Raises whatever a call before raised."""
-        while self._then is not None and self._told in results:
-            self._calls.append(self._executor.submit(self._then, results[self._told]))
-            self._told += 1
+    def submit_ready(self, results: Mapping[int, Any]) -> None:
+        """Submit the calls whose turn it is. Raises what an earlier call raised."""
+        while self._function is not None and self._submitted in results:
+            self._calls.append(self._executor.submit(self._function, results[self._submitted]))
+            self._submitted += 1
         while self._calls and self._calls[0].done():
             self._calls.popleft().result()
 
     def finish(self) -> None:
-        """Wait for all calls. Raises whatever one of them raised."""
+        """Wait for all calls. Raises what one of them raised."""
         while self._calls:
             self._calls.popleft().result()
 
 
 def _next(waiting: deque[int], running: dict[Future[Any], tuple[int, float]], seconds: list[float]) -> int | None:
-    """Choose a shard for an idle worker: one that waits, or one that a single worker has had for far too long."""
+    """Return a task for an idle worker: a waiting one, or one that a single worker has had for too long."""
     if waiting:
         return waiting.popleft()
     if not seconds:
         return None
     bound = time.monotonic() - max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(seconds))
-    twice = Counter(index for index, _ in running.values())
-    return next((index for index, begun in running.values() if begun < bound and twice[index] == 1), None)
+    workers_of = Counter(index for index, _ in running.values())
+    return next((index for index, begin in running.values() if begin < bound and workers_of[index] == 1), None)
 
 
 def _bar() -> Progress:
@@ -255,9 +255,9 @@ def _unwrap(reply: dict[str, Any]) -> Any:
     return reply["result"]
 
 
-def _name(work: Work) -> str:
+def _import_name(work: Work) -> str:
     module = sys.modules[work.__module__]
-    spec = getattr(module, "__spec__", None)  # a stage is __main__ here, and has its own name elsewhere
+    spec = getattr(module, "__spec__", None)  # a stage is __main__ here, but not in a child
     return f"{spec.name if spec else work.__module__}:{work.__qualname__}"
 
 
@@ -266,39 +266,38 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _processes(workers: int) -> Iterator[Pool]:
-    """Run on this machine: a thread for each child process."""
+def _process_pool(workers: int) -> Iterator[Pool]:
+    """Yield a pool of this machine: a thread for each child process."""
     with ThreadPoolExecutor(workers, thread_name_prefix="sft") as executor:
         try:
             yield Pool(executor, lambda: workers, (LostWorkerError,))
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
-            for child in list(_Child.living):
+            for child in list(_Child.running):
                 child.kill()
 
 
 @contextlib.contextmanager
-def _cluster(address: str) -> Iterator[Pool]:
-    """Run on the workers of a Dask scheduler, as many shards at a time as they have threads."""
+def _dask_pool(address: str) -> Iterator[Pool]:
+    """Yield a pool of the workers of a Dask scheduler, with a task for each of their threads."""
     scheme, _, host = address.partition("://")
     if (scheme not in ("dask", "dask+tls") or not host) and not Path(address).is_file():
         raise InputError(
-            f"SFT_EXECUTOR={address}: expected dask://host:port or the path of a scheduler file of Dask; "
-            "unset it to use the processes of this machine"
+            f"SFT_EXECUTOR={address}: expected dask://host:port or the path of a Dask scheduler file. "
+            "Unset it to use processes of this machine."
         )
     try:
         import distributed
     except ImportError as error:
         raise InputError(
-            f"SFT_EXECUTOR={address}: Dask is not installed ({error}). Install the extra: pip install -e '.[cluster]'"
+            f"SFT_EXECUTOR={address}: Dask is not installed ({error}). Run: pip install -e '.[cluster]'"
         ) from error
-    where = {"address": f"{'tls' if scheme == 'dask+tls' else 'tcp'}://{host}"} if host else {"scheduler_file": address}
+    protocol = "tls" if scheme == "dask+tls" else "tcp"
+    scheduler = {"address": f"{protocol}://{host}"} if host else {"scheduler_file": address}
     try:
-        client = distributed.Client(**where, timeout=CLUSTER_SECONDS, set_as_default=False)
+        client = distributed.Client(**scheduler, timeout=CLUSTER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"SFT_EXECUTOR={address}: no Dask scheduler answers there ({error}). Start one: dask scheduler"
-        ) from error
+        raise InputError(f"SFT_EXECUTOR={address}: no Dask scheduler answers ({error}). Run: dask scheduler") from error
     with client:
         _wait_for_workers(client, address)
         echo(f"Dask: {len(client.nthreads())} workers, dashboard {client.dashboard_link}")
@@ -310,16 +309,16 @@ def _cluster(address: str) -> Iterator[Pool]:
 
 
 class _Capacity:
-    """How many shards a cluster works on at once; workers come and go."""
+    """Returns how many tasks a cluster can run at once; workers may join and leave."""
 
     def __init__(self, client: Any, address: str) -> None:
-        self._client, self._address, self._asked, self._threads = client, address, 0.0, 0
+        self._client, self._address, self._counted_at, self._threads = client, address, 0.0, 0
 
     def __call__(self) -> int:
-        if time.monotonic() - self._asked > TICK_SECONDS:
+        if time.monotonic() - self._counted_at > TICK_SECONDS:
             _wait_for_workers(self._client, self._address)
             self._threads = sum(self._client.nthreads().values())
-            self._asked = time.monotonic()
+            self._counted_at = time.monotonic()
         return self._threads
 
 
@@ -327,41 +326,41 @@ def _wait_for_workers(client: Any, address: str) -> None:
     try:
         client.wait_for_workers(1, timeout=CLUSTER_SECONDS)
     except TimeoutError as error:
-        raise InputError(f"SFT_EXECUTOR={address}: the scheduler has no workers. Start some: dask worker") from error
+        raise InputError(f"SFT_EXECUTOR={address}: the scheduler has no workers. Run: dask worker") from error
 
 
 # --- A worker: a thread that keeps a child ------------------------------------------------------------------
 
-_own = threading.local()
+_local = threading.local()
 
 
-def run_in_child(question: str, place: str) -> dict[str, Any]:
-    """Let the child process of this thread, which runs at `place`, do one shard; return its reply.
+def run_in_child(request: str, setup: str) -> dict[str, Any]:
+    """Run one task in the child process of this thread, started with `setup`; return its reply.
 
-    Raises:  LostWorkerError: it ended before that.
+    Raises:  LostWorkerError: the child ended before its reply.
     """
-    child: _Child | None = getattr(_own, "child", None)
-    if child is None or not child.serves(place):
+    child: _Child | None = getattr(_local, "child", None)
+    if child is None or not child.serves(setup):
         if child is not None:
             child.kill()
-        child = _own.child = _Child(place)
-    return child.ask(question)
+        child = _local.child = _Child(setup)
+    return child.ask(request)
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """Return what the environment of a worker says to libraries: to use so many threads."""
+    """Return the environment variables that limit the threads of libraries in a worker."""
     parallel = {"TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
     return {**dict.fromkeys(THREADS, str(threads)), **parallel}
 
 
 class _Child:
-    """A process that works on one shard at a time; asks and replies are lines of JSON."""
+    """A process that runs one task at a time; requests and replies are lines of JSON."""
 
-    living: set["_Child"] = set()  # noqa: RUF012 (all of this process)
+    running: set["_Child"] = set()  # noqa: RUF012 (all children of this process)
 
-    def __init__(self, place: str) -> None:
-        self._place = place
-        _, folder, sources, threads, versions = json.loads(place).values()
+    def __init__(self, setup: str) -> None:
+        self._setup = setup
+        _, folder, sources, threads, versions = json.loads(setup).values()
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from sft.workers import serve; serve()", json.dumps(versions)],
             cwd=folder,
@@ -371,64 +370,67 @@ class _Child:
             text=True,
             encoding="utf-8",
         )
-        self.living.add(self)
+        self.running.add(self)
 
-    def serves(self, place: str) -> bool:
-        """Say whether it lives and runs there."""
-        return self._place == place and self._process.poll() is None
+    def serves(self, setup: str) -> bool:
+        """Return whether it is running and was started with `setup`."""
+        return self._setup == setup and self._process.poll() is None
 
-    def ask(self, question: str) -> dict[str, Any]:
-        """Hand over a shard and wait for the reply. Raises LostWorkerError: the process ended before."""
+    def ask(self, request: str) -> dict[str, Any]:
+        """Send a task and return the reply. Raises LostWorkerError: the process ended before its reply."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        at = "before its first row"
+        position = "before its first row"
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(question + "\n")
+            self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
             for line in self._process.stdout:
                 reply: dict[str, Any] = json.loads(line)
-                if "at" not in reply:
+                if "position" not in reply:
                     return reply
-                at = f"at {reply['at']}"
+                position = f"at {reply['position']}"
         status = self._process.wait()
-        self.living.discard(self)
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        raise LostWorkerError(f"its process {how} {at}")
+        self.running.discard(self)
+        end = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        raise LostWorkerError(f"its process {end} {position}")
 
     def kill(self) -> None:
-        """End it, whatever it is doing."""
+        """Kill it."""
         self._process.kill()
         self._process.wait()
-        self.living.discard(self)
+        self.running.discard(self)
 
 
 # --- The child ------------------------------------------------------------------------------------------------
 
-_at = _row = ""
+_position = _row = ""
 _replies: TextIO | None = None
 
 
 def serve() -> None:
-    """Do the shards that come as lines on standard input; end with the process that asks, or when it asks no more."""
+    """Run the tasks on standard input, a line each, until input or the parent process ends."""
     global _replies
     end_with_parent()
     _replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what the work says is for people, not for who asked
+    os.dup2(2, 1)  # the output of the work is for people, not for the parent
     sys.excepthook = _reply_traceback
-    wanted = json.loads(sys.argv[1])
-    found = _versions() if wanted else {}
+    expected = json.loads(sys.argv[1])
+    installed = _versions() if expected else {}
     differing = [
-        f"{name} {found[name]} instead of {version}" for name, version in wanted.items() if found[name] != version
+        f"{name} {installed[name]} instead of {version}"
+        for name, version in expected.items()
+        if installed[name] != version
     ]
     while select.select([sys.stdin], [], [], IDLE_SECONDS)[0] and (line := sys.stdin.readline()):
-        question = json.loads(line)
-        module, _, name = question["work"].partition(":")
+        request = json.loads(line)
+        module, _, name = request["work"].partition(":")
         try:
             if differing:
                 raise InputError(
-                    f"{os.uname().nodename}: a Dask worker has {', '.join(differing)}: start it from one .venv"
+                    f"Dask worker on {os.uname().nodename}: found {', '.join(differing)}. "
+                    "Start it from the .venv of the driver."
                 )
-            _reply({"result": getattr(importlib.import_module(module), name)(question["shard"])})
+            _reply({"result": getattr(importlib.import_module(module), name)(request["task"])})
         except InputError as error:
             _reply({"input_error": str(error)})
         except OSError as error:
@@ -443,20 +445,20 @@ def _reply(value: dict[str, Any]) -> None:
 
 
 def _reply_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Hand on any other exception, with the rows it came from; this process then ends."""
-    error.add_note(_place())
+    """Reply any other exception, with the rows it came from; this process then ends."""
+    error.add_note(_position_note())
     _reply({"traceback": "".join(traceback.format_exception(kind, error, trace))})
 
 
-class _NamingPlace:
-    """Adds to an exception of the work the rows it came from."""
+class _PositionInErrors:
+    """Adds the rows that the work was at to its exceptions."""
 
     def __enter__(self) -> None:
-        global _at, _row
-        _at, _row = "the start", ""
+        global _position, _row
+        _position, _row = "the start", ""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            error.add_note(_place())
+            error.add_note(_position_note())

@@ -1,4 +1,4 @@
-"""A real Dask cluster on loopback, and what one asks of processes."""
+"""A real Dask cluster on loopback, and functions to start and watch processes."""
 
 import json
 import os
@@ -18,15 +18,15 @@ def alive(pid):
         return False
 
 
-def wait_until(true, seconds=60):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
+    while not condition():
+        assert time.monotonic() < end, f"not true within {seconds} s"
         time.sleep(0.02)
 
 
 def start_driver(folder, *command, **environment):
-    """Start what drives a stage, with two workers of this machine where `environment` does not say otherwise."""
+    """Start the driver of a stage, by default with two workers of this machine."""
     surroundings = {name: value for name, value in os.environ.items() if name != "SFT_EXECUTOR"}
     return subprocess.Popen(
         command,
@@ -39,7 +39,7 @@ def start_driver(folder, *command, **environment):
 
 
 def children(process):
-    """Ids of the processes that a process has started."""
+    """Return the ids of the child processes of a process."""
     listed = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
     )
@@ -52,7 +52,7 @@ class Cluster:
     def __init__(self, folder):
         self.folder, self.file, self.processes = folder, folder / "scheduler.json", []
         self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(self.file), "--no-dashboard")
-        wait_until(lambda: self.file.exists() and self.file.stat().st_size)  # it is made before it is written
+        wait_until(lambda: self.file.exists() and self.file.stat().st_size)  # it is created before it is written
         self.address = json.loads(self.file.read_text())["address"].replace("tcp://", "dask://")
 
     def add_worker(self, *options):

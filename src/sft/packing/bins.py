@@ -1,8 +1,8 @@
 """Bins: which samples share a pack.
 
-Pure functions over lengths: best-fit decreasing, the longest sample first, each into the bin with the least room that
-it fits. Linear in the samples, whatever the pack size: a counting sort, then bins indexed by the room left in them,
-with a bit for each room that says whether such a bin exists. Two copies of a conversation never share a bin.
+Pure functions over lengths: best-fit decreasing, the longest sample first, each into the bin with the least space that
+it fits. Linear in the samples, whatever the pack size: a counting sort, then bins indexed by the space left in them,
+with a bit for each space that says whether such a bin exists. Two copies of a conversation never share a bin.
 Compiled by numba; the compiled code is cached beside this file in __pycache__.
 """
 
@@ -104,12 +104,12 @@ def _lowest_bit(word):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _least_room(rooms, words, least):  # type: ignore[no-untyped-def]
-    """Return the least room >= `least` of any bin, or -1; bits say which rooms, and which words of these, are set."""
+def _least_space(spaces, words, least):  # type: ignore[no-untyped-def]
+    """Return the least space >= `least` of any bin, or -1; bits say which spaces, and which words of these, are set."""
     word = least >> 6
-    if word >= len(rooms):
+    if word >= len(spaces):
         return -1
-    rest = rooms[word] >> np.uint64(least & 63)
+    rest = spaces[word] >> np.uint64(least & 63)
     if rest != 0:
         return least + _lowest_bit(rest)
     word += 1
@@ -119,17 +119,17 @@ def _least_room(rooms, words, least):  # type: ignore[no-untyped-def]
     rest = words[group] >> np.uint64(word & 63)
     if rest != 0:
         word += _lowest_bit(rest)
-        return (word << 6) + _lowest_bit(rooms[word])
+        return (word << 6) + _lowest_bit(spaces[word])
     for later in range(group + 1, len(words)):
         if words[later] != 0:
             word = (later << 6) + _lowest_bit(words[later])
-            return (word << 6) + _lowest_bit(rooms[word])
+            return (word << 6) + _lowest_bit(spaces[word])
     return -1
 
 
 @compiled
 def _best_fit(lengths, capacity, conversations, copies):  # type: ignore[no-untyped-def]
-    """Return the bin of each sample and the number of bins. Of bins with the same room the last used one is taken."""
+    """Return the bin of each sample and the number of bins. Of bins with the same space the last used one is taken."""
     samples = len(lengths)
     ends = np.zeros(capacity + 2, np.int64)  # counting sort, stable, the longest first
     for length in lengths:
@@ -142,11 +142,11 @@ def _best_fit(lengths, capacity, conversations, copies):  # type: ignore[no-unty
         order[ends[place]] = sample
         ends[place] += 1
 
-    one = np.uint64(1)
-    rooms = np.zeros(capacity // 64 + 1, np.uint64)
-    words = np.zeros(len(rooms) // 64 + 1, np.uint64)
-    top = np.full(capacity + 1, -1, np.int32)  # room -> the bin that reached it last
-    under = np.empty(samples, np.int32)  # bin -> the bin that reached the same room before it
+    bit_0 = np.uint64(1)
+    spaces = np.zeros(capacity // 64 + 1, np.uint64)
+    words = np.zeros(len(spaces) // 64 + 1, np.uint64)
+    top = np.full(capacity + 1, -1, np.int32)  # space -> the bin that reached it last
+    under = np.empty(samples, np.int32)  # bin -> the bin that reached the same space before it
     bin_of = np.empty(samples, np.int32)
     bins = 0
     repeated = len(conversations) > 0
@@ -160,9 +160,9 @@ def _best_fit(lengths, capacity, conversations, copies):  # type: ignore[no-unty
         sample = order[place]
         conversation = conversations[sample] if repeated else -1
         chosen = -1
-        room = _least_room(rooms, words, length)
-        while room >= 0:
-            above, chosen = -1, top[room]
+        space = _least_space(spaces, words, length)
+        while space >= 0:
+            above, chosen = -1, top[space]
             if conversation >= 0:
                 while chosen >= 0:
                     other = last_placed[conversation]
@@ -175,28 +175,28 @@ def _best_fit(lengths, capacity, conversations, copies):  # type: ignore[no-unty
                 if above >= 0:
                     under[above] = under[chosen]
                 else:
-                    top[room] = under[chosen]
-                    if top[room] < 0:
-                        word = room >> 6
-                        rooms[word] ^= one << np.uint64(room & 63)
-                        if rooms[word] == 0:
-                            words[word >> 6] ^= one << np.uint64(word & 63)
+                    top[space] = under[chosen]
+                    if top[space] < 0:
+                        word = space >> 6
+                        spaces[word] ^= bit_0 << np.uint64(space & 63)
+                        if spaces[word] == 0:
+                            words[word >> 6] ^= bit_0 << np.uint64(word & 63)
                 break
-            room = _least_room(rooms, words, room + 1)
+            space = _least_space(spaces, words, space + 1)
         if chosen < 0:
-            room, chosen = capacity, bins
+            space, chosen = capacity, bins
             bins += 1
         bin_of[sample] = chosen
         if conversation >= 0:
             placed_before[sample] = last_placed[conversation]
             last_placed[conversation] = sample
-        if room > length:
-            room -= length
-            under[chosen] = top[room]
-            top[room] = chosen
-            word = room >> 6
-            rooms[word] |= one << np.uint64(room & 63)
-            words[word >> 6] |= one << np.uint64(word & 63)
+        if space > length:
+            space -= length
+            under[chosen] = top[space]
+            top[space] = chosen
+            word = space >> 6
+            spaces[word] |= bit_0 << np.uint64(space & 63)
+            words[word >> 6] |= bit_0 << np.uint64(word & 63)
     return bin_of, bins
 
 

@@ -9,7 +9,7 @@ share          for all sources or for none. The blend is the largest one in whic
                all of the scarcest source, and a drawn part of the others. To repeat a scarce source, set epochs.
 
 Conversations are drawn by keyed hash, the same on every machine; a larger part of a source contains its smaller
-ones. A part ends at the conversation that brings it closest to the requested tokens.
+ones. A part ends at the conversation that gets it closest to the requested tokens.
 """
 
 import math
