@@ -132,9 +132,9 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
                     schema=SAMPLES,
                 )
             )
-            sketches = draw.integers(0, 256, (len(own), SIGNATURE_BYTES), np.uint8)
+            signatures = draw.integers(0, 256, (len(own), SIGNATURE_BYTES), np.uint8)
             signatures.write_table(
-                pa.table({"id": names, "signature": [row.tobytes() for row in sketches]}, schema=SIGNATURES)
+                pa.table({"id": names, "signature": [row.tobytes() for row in signatures]}, schema=SIGNATURES)
             )
     shutil.copyfile(like / "data/prepared/bench/chat_template.jinja", prepared / "chat_template.jinja")
     counts = {"rows_in": samples, "rows_out": samples, "rejected": {}}

@@ -10,7 +10,7 @@ users, systems, tools or arguments. A match is excused
 - if the user wrote the same words before ("our country"): it is an echo.
 
 Fast: a pattern's regex runs only around its literals. Bounded: no regex has unlimited repetition, a group is at most
-optional, and a match lies within REACH characters of a literal.
+optional, and a match is within REACH characters of a literal.
 """
 
 import re
@@ -215,7 +215,9 @@ def check_narratives(conversations: Sequence[Conversation], patterns: NarrativeP
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    texts = [(number, text) for number, one in enumerate(conversations) for text in _assistant_texts(one)]
+    texts = [
+        (number, text) for number, conversation in enumerate(conversations) for text in _assistant_texts(conversation)
+    ]
     # A view, because an array of strings cannot hold lone surrogates; what is PLAIN matches none.
     flat = pa.array([_flat_bytes(text) for _, (_, _, text) in texts], pa.large_binary()).view(pa.large_string())
     rejections: list[Rejection | None] = [None] * len(conversations)

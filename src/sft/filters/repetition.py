@@ -11,7 +11,7 @@ together. Four kinds of repetition are found, by exact counting:
 
 Lines, words and turns have one measure: a *span* covers at least `repeats` occurrences of one item, and nearly all of
 it are items that occur as often. A refrain between verses, a row of a table or a case of a proof may occur as often,
-but other text lies between. Time is linear in the text.
+but other text is between. Time is linear in the text.
 """
 
 import json
@@ -131,7 +131,7 @@ def _first_loop(
     flags: Sequence[tuple[bool, bool]],
     together: bool,
 ) -> Rejection | None:
-    """Return the first loop; `flags` tell for each text whether it may have loops of lines and of words."""
+    """Return the first loop; `flags` says for each text whether it may have loops of lines and of words."""
     shortest = min(limits.min_letters, limits.max_char_run, limits.max_counting_run)
     for (index, kind, text), (lines, words) in zip(trained.texts, flags, strict=True):
         if len(text.encode("utf-8", "surrogatepass")) >= shortest and (loop := find_loop(text, limits, lines, words)):

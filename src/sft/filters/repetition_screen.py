@@ -134,7 +134,7 @@ def _byte_values() -> "Hashes":
 def _may_loop(items: _Items, is_counted: "Flags", repeats: int, limits: Repetition) -> "Flags":
     """Return for each owner whether its items may have a loop, in which one item occurs `repeats` times.
 
-    `is_counted` tells for which owners the letters before each item are known.
+    `is_counted` says for which owners the letters before each item are known.
     """
     import numpy as np
 

@@ -81,8 +81,8 @@ def unpack(name: str) -> tuple[str, list[PackedSample]]:
     if not tokenizer.exists() or file_digest(tokenizer) != metadata["tokenizer_sha256"]:
         raise InputError(f"{tokenizer}: found another tokenizer than the one of {PACKED}. Run: make pack")
     pack = read_pack(place)
-    found = samples(pack, place.sample, Tokenizer.from_file(str(tokenizer)), metadata["pad_segments_to"])
-    return summary(place, found, metadata["pack_size"], other_places), found
+    packed_samples = samples(pack, place.sample, Tokenizer.from_file(str(tokenizer)), metadata["pad_segments_to"])
+    return summary(place, packed_samples, metadata["pack_size"], other_places), packed_samples
 
 
 def locate(name: str) -> tuple[Place, list[Place]]:
@@ -171,7 +171,7 @@ def samples(pack: dict[str, Any], selected: int | None, tokenizer: Any, multiple
     """
     ids, starts = pack["input_ids"], pack["seq_start_id"]
     control = tokenizer.get_added_tokens_decoder()
-    found = []
+    packed_samples = []
     for index, (start, end) in enumerate(itertools.pairwise([*starts, len(ids)])):
         trained = trained_tokens(pack["loss_mask"][start:end])
         last = end
@@ -187,7 +187,7 @@ def samples(pack: dict[str, Any], selected: int | None, tokenizer: Any, multiple
             parts.append(Piece(last, ids[last:end], f"padding, {_plural(end - last, 'token')}", False, True))
         copy = pack["repeat"][index] if "repeat" in pack else 0
         name = f"{pack['conversation_id'][index]}:{pack['sample'][index]}"
-        found.append(
+        packed_samples.append(
             PackedSample(
                 source=pack["source"][index],
                 name=f"{name}, copy {copy + 1}" if copy else name,
@@ -198,7 +198,7 @@ def samples(pack: dict[str, Any], selected: int | None, tokenizer: Any, multiple
                 is_selected=selected in (None, index),
             )
         )
-    return found
+    return packed_samples
 
 
 def pieces(ids: Sequence[int], trained: Sequence[bool], tokenizer: Any, start: int = 0) -> Iterator[Piece]:
@@ -225,25 +225,27 @@ def pieces(ids: Sequence[int], trained: Sequence[bool], tokenizer: Any, start: i
         before, waiting = [] if "\ufffd" in text else waiting, []
 
 
-def summary(place: Place, found: Sequence[PackedSample], pack_size: int, other_places: Sequence[Place] = ()) -> str:
+def summary(
+    place: Place, packed_samples: Sequence[PackedSample], pack_size: int, other_places: Sequence[Place] = ()
+) -> str:
     """Return a line about a pack or a sample: sources, place, number of tokens and of trained tokens."""
-    tokens, trained = sum(sample.tokens for sample in found), sum(sample.trained for sample in found)
-    pack = f"{place.split} pack {place.pack} (from 0), {_plural(len(found), 'sample')}"
+    tokens, trained = sum(sample.tokens for sample in packed_samples), sum(sample.trained for sample in packed_samples)
+    pack = f"{place.split} pack {place.pack} (from 0), {_plural(len(packed_samples), 'sample')}"
     if place.sample is None:
-        sources = ", ".join(sorted({sample.source for sample in found}))
+        sources = ", ".join(sorted({sample.source for sample in packed_samples}))
         return f"{sources}: {pack}, {_counts(tokens, trained)}, pack size {pack_size}"
-    line = f"{pack}: {heading(place.sample, found)}"
+    line = f"{pack}: {heading(place.sample, packed_samples)}"
     if other_places:
         others = ", ".join(f"{other.split} pack {other.pack}" for other in other_places[:LISTED])
         line += f"; the conversation is also in {others}{', ...' if len(other_places) > LISTED else ''}"
     return line
 
 
-def heading(index: int, found: Sequence[PackedSample]) -> str:
+def heading(index: int, packed_samples: Sequence[PackedSample]) -> str:
     """Return a line about a sample: its name, positions in the pack, number of tokens and of trained tokens."""
-    sample = found[index]
+    sample = packed_samples[index]
     return (
-        f"sample {index + 1} of {len(found)}, {sample.source} {sample.name}, positions {sample.start} to "
+        f"sample {index + 1} of {len(packed_samples)}, {sample.source} {sample.name}, positions {sample.start} to "
         f"{sample.start + sample.tokens - 1}, {_counts(sample.tokens, sample.trained)}"
     )
 

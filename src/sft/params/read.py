@@ -89,8 +89,8 @@ def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
     """Return the values of a YAML file in a schema. Raises InputError: with line and key of every mistake."""
     text, values = _read_text(path)
     if not isinstance(values, dict):
-        what = "sections" if set(model.model_fields) == set(SCHEMA) else "keys"
-        raise InputError(f"{path}: expected {what} ({', '.join(model.model_fields)}), found {type(values).__name__}")
+        kind = "sections" if set(model.model_fields) == set(SCHEMA) else "keys"
+        raise InputError(f"{path}: expected {kind} ({', '.join(model.model_fields)}), found {type(values).__name__}")
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -108,7 +108,7 @@ def gather_facts(
     start_geometry: Geometry | None = None,
     gpu_memory: float | None = None,
 ) -> Facts:
-    """Return the facts that this machine's files tell; the facts of missing files stay unknown.
+    """Return the facts that this machine's files give; the facts of missing files stay unknown.
 
     Args:
         packed: Folder of the packed data.
@@ -497,12 +497,12 @@ def kept_checkpoints(params: p.TrainParams, facts: Facts) -> str:
     needed, free = _estimate(params, facts), _known(facts.free_disk)
     if needed.disk - facts.done_disk <= free or disk(params, facts):
         return ""
-    room = int((free + facts.done_disk - needed.imported - needed.exported) // needed.checkpoint)
+    fits = int((free + facts.done_disk - needed.imported - needed.exported) // needed.checkpoint)
     c = params.checkpoint
     return (
         f"params.yaml: checkpoint: save_interval {c.save_interval}, most_recent_k {c.most_recent_k} and "
         f"save_retain_interval {c.save_retain_interval} keep {needed.checkpoints} checkpoints of "
-        f"{needed.checkpoint / 1e9:.0f} GB at a time, but {free / 1e9:.0f} GB free have room for {room}. Keep fewer."
+        f"{needed.checkpoint / 1e9:.0f} GB at a time, but {free / 1e9:.0f} GB free have space for {fits}. Keep fewer."
     )
 
 

@@ -34,8 +34,8 @@ SPACE, END, MARK = b" ", b"\n", b"\xff"
 BLOCK_BYTES = 1 << 18
 # In UTF-8, consecutive characters outside ASCII; written with + the search takes twice as long.
 NON_ASCII = re.compile(rb"([\x80-\xff][\x80-\xff]*)")
-# A text with more such stretches is normalized as a whole.
-MAX_STRETCHES_PER_BYTE = 1 / 32
+# A text with more such parts is normalized as a whole.
+MAX_PARTS_PER_BYTE = 1 / 32
 
 
 class _Letters(dict[int, str]):
@@ -128,7 +128,7 @@ def _word_bytes(text: str) -> bytes:
     if text.isascii():
         return raw.translate(ASCII)
     pieces = NON_ASCII.split(raw)
-    if len(pieces) // 2 > len(raw) * MAX_STRETCHES_PER_BYTE:
+    if len(pieces) // 2 > len(raw) * MAX_PARTS_PER_BYTE:
         return _normalized(raw)
     for place in range(1, len(pieces), 2):
         before = pieces[place - 1]  # its last character may combine with the next ones: e and an accent
