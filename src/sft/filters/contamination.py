@@ -142,9 +142,9 @@ class BenchmarkItems:
                 for item in self._items[begin:end].tolist():
                     # An n-gram that is in the text twice counts once.
                     spans.setdefault((item, text), {}).setdefault(int(hashes[place]), (start, start + length))
-        for (item, text), found in spans.items():
-            share = len(found) / int(self._grams[item])
-            matches.setdefault(text, []).append(ItemMatch(item, share, *_longest(sorted(found.values()))))
+        for (item, text), gram_spans in spans.items():
+            share = len(gram_spans) / int(self._grams[item])
+            matches.setdefault(text, []).append(ItemMatch(item, share, *_longest(sorted(gram_spans.values()))))
         return matches
 
 
@@ -197,8 +197,8 @@ def quote(text: str, start: int, end: int) -> str:
             places[-1][1] = place + 1
         elif inside := in_words != " ":
             places.append([place, place + 1])
-    found = text[places[start][0] : places[end - 1][1]]
-    return found if len(found) <= 2 * QUOTED_CHARS else f"{found[:QUOTED_CHARS]} ... {found[-QUOTED_CHARS:]}"
+    part = text[places[start][0] : places[end - 1][1]]
+    return part if len(part) <= 2 * QUOTED_CHARS else f"{part[:QUOTED_CHARS]} ... {part[-QUOTED_CHARS:]}"
 
 
 def _longest(spans: list[tuple[int, int]]) -> tuple[int, int]:

@@ -83,14 +83,16 @@ class Pipeline:
         if not conversations:
             return {}
         parts = [list(conversation.parts()) for _, conversation in conversations]
-        words = hash_words([text for parts_of_one in parts for _, text in parts_of_one])
+        words = hash_words([text for message_parts in parts for _, text in message_parts])
         if self._items is not None and self._params.contamination is not None:
             matches, begin = self._items.matches(words), 0
             ratio = self._params.contamination.ratio
-            for (place, conversation), own_parts in zip(conversations, parts, strict=True):
-                own = {part: matches[begin + part] for part in range(len(own_parts)) if begin + part in matches}
-                begin += len(own_parts)
-                if own and (rejection := reject_contaminated(conversation, own_parts, own, self._items, ratio)):
+            for (place, conversation), message_parts in zip(conversations, parts, strict=True):
+                by_part = {part: matches[begin + part] for part in range(len(message_parts)) if begin + part in matches}
+                begin += len(message_parts)
+                if by_part and (
+                    rejection := reject_contaminated(conversation, message_parts, by_part, self._items, ratio)
+                ):
                     outcomes[place] = rejection
         signed = signatures([conversation for _, conversation in conversations], parts, words)
         return {place: signature for (place, _), signature in zip(conversations, signed, strict=True)}

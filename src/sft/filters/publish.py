@@ -167,9 +167,9 @@ def split_table(table: "pa.Table", late: dict[int, tuple[str, str]]) -> "tuple[p
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if here := {place: rejection for place, rejection in late.items() if 0 <= place < len(table)}:
+    if in_table := {place: rejection for place, rejection in late.items() if 0 <= place < len(table)}:
         columns = {name: table[name].to_pylist() for name in ("reason", "evidence", "location")}
-        for place, (reason, evidence) in here.items():
+        for place, (reason, evidence) in in_table.items():
             columns["reason"][place] = reason
             columns["evidence"][place] = valid_text(f"{columns['location'][place]}: {evidence}")
         for name in ("reason", "evidence"):

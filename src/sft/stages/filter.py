@@ -133,9 +133,10 @@ def check_rejected(source: str, final: FinalShards, params: Filter) -> None:
     reasons = "\n".join(
         f"  {count:6} {reason}: {final.examples[reason]}" for reason, count in rejected.most_common(TOP_REASONS)
     )
+    allowed = f"filter.max_rejected allows {params.max_rejected:.1%}" if final.ledger.rows_out else "none is kept"
     raise InputError(
-        f"{RAW / source}: {share:.1%} of the rows are rejected, filter.max_rejected allows {params.max_rejected:.1%}. "
-        f"Most frequent:\n{reasons}\nFix the data, or raise filter.max_rejected if the reasons are right."
+        f"{RAW / source}: {share:.1%} of the rows are rejected, {allowed}. Most frequent:\n{reasons}\n"
+        "Fix the data, or change the params of the filter if these reasons are wrong."
     )
 
 

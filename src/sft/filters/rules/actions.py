@@ -76,13 +76,13 @@ def check_repeated_call(conversation: Conversation) -> Rejection | None:
         if index is None:  # a user or assistant turn in between
             previous = []
             continue
-        made = [(_call(call), result) for call, result in zip(calls, results, strict=False)]
-        for (call, result), made_call in zip(made, calls, strict=False):
+        current = [(_call(call), result) for call, result in zip(calls, results, strict=False)]
+        for (call, result), made_call in zip(current, calls, strict=False):
             is_reading = (_words(made_call["function"]["name"]) or [""])[0] in READING
             if is_reading and (call, result) in previous and not _is_error(result) and not PENDING.search(result):
                 if len(result.strip()) > 2:  # an empty list may be read twice
                     return Rejection("repeated-call", f"messages[{index}]: again {call}, again {quote(result)}")
-        previous = made
+        previous = current
     return None
 
 

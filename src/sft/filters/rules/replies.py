@@ -125,9 +125,9 @@ def _open_json(text: str) -> str:
 
 def _open_sentence(text: str) -> str:
     """Return the fault of a long line whose last word cannot end a sentence; empty if there is none."""
-    if len(text) < LONG_TEXT or not text[-1].isalpha() or not (found := OPEN_ENDED.search(text[-12:])):
+    if len(text) < LONG_TEXT or not text[-1].isalpha() or not (ending := OPEN_ENDED.search(text[-12:])):
         return ""
-    last_line = text[text.rfind("\n", 0, len(text) - len(found[0])) + 1 :]
+    last_line = text[text.rfind("\n", 0, len(text) - len(ending[0])) + 1 :]
     return "the last sentence breaks off" if len(last_line) >= LONG_LINE else ""
 
 
