@@ -58,11 +58,11 @@ def test_a_shard_with_any_byte_damaged_is_an_error_or_gives_the_same_rows_or_few
     for place in range(0, len(sound), 5):
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x80]) + sound[place + 1 :])
         try:
-            found = [row for table in read_tables(tmp_path, schema=SAMPLES) for row in table.to_pylist()]
+            rows_read = [row for table in read_tables(tmp_path, schema=SAMPLES) for row in table.to_pylist()]
         except InputError:
             refused += 1
         else:
-            assert found == rows(40) or (found == rows(40)[: len(found)] and len(found) < 40)
+            assert rows_read == rows(40) or (rows_read == rows(40)[: len(rows_read)] and len(rows_read) < 40)
     assert refused > len(sound) / 5 / 2
 
 

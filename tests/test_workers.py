@@ -132,18 +132,18 @@ def test_on_result_gets_each_result_in_order_while_others_run(work, monkeypatch,
 def test_threads_times_processes_are_at_most_the_cores(work, monkeypatch):
     for number in ("2", "64"):
         monkeypatch.setenv("SFT_WORKERS", number)
-        (found, *_) = map_shards(work.environment, list(range(4)), "numbers")
+        (settings, *_) = map_shards(work.environment, list(range(4)), "numbers")
         threads = max(1, cores() // min(int(number), 4))
-        assert (found["OMP_NUM_THREADS"], found["RAYON_NUM_THREADS"]) == (str(threads), str(threads))
-        assert found["TOKENIZERS_PARALLELISM"] == ("true" if threads > 1 else "false")
+        assert (settings["OMP_NUM_THREADS"], settings["RAYON_NUM_THREADS"]) == (str(threads), str(threads))
+        assert settings["TOKENIZERS_PARALLELISM"] == ("true" if threads > 1 else "false")
 
 
 def test_the_faster_tokenizer_has_no_threads_of_its_own_where_each_core_has_a_process(work, monkeypatch, tmp_path):
     monkeypatch.setenv("SFT_WORKERS", str(max(2, cores())))
     shards = [str(write_tokenizer(tmp_path / "tokenizer") / "tokenizer.json")] * max(2, cores())
-    found = map_shards(work.tokenise, shards, "texts")
-    assert {each["threads"] for each in found} == {1}
-    assert found[0]["ids"] > 0
+    results = map_shards(work.tokenise, shards, "texts")
+    assert {each["threads"] for each in results} == {1}
+    assert results[0]["ids"] > 0
 
 
 def test_prints_of_the_work_do_not_mix_with_its_results(work):

@@ -106,9 +106,9 @@ def test_trained_tokens_are_within_half_a_conversation_of_the_requested_epochs(c
 @given(CONVERSATIONS, CONVERSATIONS, st.floats(0.05, 0.95))
 def test_shares_never_repeat_and_use_some_source_up(first, second, share):
     both = {"a": first, "b": second}
-    totals = {name: int(own[0].sum()) for name, own in both.items()}
+    totals = {name: int(source[0].sum()) for name, source in both.items()}
     epochs = plan_epochs(totals, {"a": share, "b": 1 - share}, NOTHING)
-    times = {name: set(plan_copies(*own, epochs[name]).tolist()) for name, own in both.items()}
+    times = {name: set(plan_copies(*source, epochs[name]).tolist()) for name, source in both.items()}
     assert times["a"] | times["b"] <= {0, 1}
     assert {1} in times.values()
 

@@ -83,7 +83,7 @@ def test_every_sample_arrives_whole_once_per_copy_whatever_the_sizes_of_parts(
     monkeypatch.setattr(external_sort, "SHARD_TOKENS", 3 * tokens)
     folder, expected = made
     copies = write(folder, "packed", multiple)
-    found = []
+    packed = []
     for split in ("training", "validation"):
         assert len(shard_paths(folder / "packed" / split)) >= shards
         for pack in read_rows(folder / "packed" / split):
@@ -96,8 +96,8 @@ def test_every_sample_arrives_whole_once_per_copy_whatever_the_sizes_of_parts(
                 assert end - begin - length < multiple
                 assert pack["input_ids"][begin:end] == whole["ids"][:length] + [0] * (end - begin - length)
                 assert pack["loss_mask"][begin:end] == [*whole["mask"][1:length], *[0] * (end - begin - length + 1)]
-                found.append((key, pack["repeat"][place]))
-    assert len(found) == len(set(found)) == copies > 180
+                packed.append((key, pack["repeat"][place]))
+    assert len(packed) == len(set(packed)) == copies > 180
     (empty,) = shard_paths(folder / "packed/test")
     assert pq.read_table(empty).num_rows == 0
     assert pq.read_schema(empty).equals(PACKS)

@@ -23,7 +23,9 @@ def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], dupl
     fixed = {"near_duplicates": None, "precedence": [], "validation": 0.1, "test": 0.1, "npy_max_tokens": 0, "seed": 1}
     params = Pack(pack_size=SIZE, **fixed, **more)
     rows = {source: [sample for n in numbers for sample in POOL[n]] for source, numbers in sources.items()}
-    batches = [measure_rows(pa.RecordBatch.from_pylist(own, schema=SAMPLES), s, params) for s, own in rows.items()]
+    batches = [
+        measure_rows(pa.RecordBatch.from_pylist(samples, schema=SAMPLES), s, params) for s, samples in rows.items()
+    ]
     columns = {name: [batch.column(name) for batch in batches] for name in batches[0].schema.names}
     samples, conversations = build_tables(columns.__getitem__, {s: len(r) for s, r in rows.items()})
     numbers = [int(name[1:]) for name in conversations.ids.texts(np.arange(len(conversations.ids))).to_pylist()]
@@ -68,8 +70,8 @@ def test_every_sample_is_packed_or_has_a_reason_and_is_in_one_split(sources, pol
 def test_the_order_of_rows_and_sources_changes_nothing_without_duplicates(numbers, names):
     epochs, policy = {"a": None, "b": 1.5, "c": 0.5}, {"over_length": "cut-at-turn", "pad_segments_to": 1}
     seen = []
-    for order, own in ((range(40), "abc"), (numbers, names)):
-        sources = {name: [n for n in order if n % 3 == "abc".index(name)] for name in own}
+    for order, sources_in_order in ((range(40), "abc"), (numbers, names)):
+        sources = {name: [n for n in order if n % 3 == "abc".index(name)] for name in sources_in_order}
         samples, conversations, plan = planned(sources, epochs, **policy)
         ids = conversations.ids_of(samples.conversation).to_pylist()
         named = [(ids[s], int(samples.number[s])) for s in range(len(samples))]

@@ -99,9 +99,9 @@ def test_a_sample_without_turn_ends_cannot_be_cut(lacking):
 def test_a_slice_of_rows_is_measured_as_the_rows_themselves():
     rows = [prepared((number + 1, 2), (3, 9), number=number) for number in range(6)]
     whole = pa.RecordBatch.from_pylist(rows, schema=SAMPLES)
-    own = pa.RecordBatch.from_pylist(rows[2:5], schema=SAMPLES)
+    part = pa.RecordBatch.from_pylist(rows[2:5], schema=SAMPLES)
     assert measure_rows(whole.slice(2, 3), "s", params("cut-at-turn")).equals(
-        measure_rows(own, "s", params("cut-at-turn"))
+        measure_rows(part, "s", params("cut-at-turn"))
     )
 
 

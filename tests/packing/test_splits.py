@@ -49,7 +49,7 @@ def test_the_order_of_reading_changes_nothing(shuffled):
 @given(st.integers(30, 60))
 def test_few_conversations_change_splits_when_one_is_added(number):
     before, after = split([1] * number, 0.1, 0.1), split([1] * (number + 1), 0.1, 0.1)
-    assert sum(one != other for one, other in zip(before, after, strict=False)) <= 4
+    assert sum(old != new for old, new in zip(before, after, strict=False)) <= 4
 
 
 @given(st.lists(st.text(max_size=5), min_size=2, max_size=9, unique=True), st.integers(0, 3))
@@ -65,9 +65,9 @@ def test_counts_are_exact_at_a_hundred_rows_and_at_18_million():
 
 @given(st.integers(3, 60), st.floats(0.001, 0.98), st.floats(0.001, 0.98))
 def test_every_split_of_three_or_more_has_some_whatever_the_shares(number, validation, share):
-    found = counts(split([1] * number, validation, share * (1 - validation)))
-    assert min(found.values()) >= 1
-    assert sum(found.values()) == number
+    split_counts = counts(split([1] * number, validation, share * (1 - validation)))
+    assert min(split_counts.values()) >= 1
+    assert sum(split_counts.values()) == number
 
 
 def test_a_group_is_in_one_split_and_counts_stay_exact():

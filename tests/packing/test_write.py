@@ -73,9 +73,9 @@ def test_a_pack_outside_the_contract_is_named(change, fault):
         return Packs(np.array(ids, np.int32), np.array(mask, np.uint8), np.array(starts), np.array(samples))
 
     assert pack_fault(packs(good, good), pack_size=3, stop_id=STOP) is None
-    number, found = pack_fault(packs(good, {**good, **change}), pack_size=3, stop_id=STOP)
-    assert fault.replace("3 ids but 2", "6 ids but 5") in found
-    assert number == ("ids but" not in found), "the second, where it can be told"
+    number, message = pack_fault(packs(good, {**good, **change}), pack_size=3, stop_id=STOP)
+    assert fault.replace("3 ids but 2", "6 ids but 5") in message
+    assert number == ("ids but" not in message), "the second, where it can be told"
 
 
 def test_npy_holds_dicts_of_lists_of_int_and_the_same_bytes_each_time(tmp_path):

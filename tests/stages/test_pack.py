@@ -87,12 +87,12 @@ def segments(pack):
 def test_every_sample_is_in_one_pack_with_its_tokens_and_its_mask_shifted_once(project):
     stage.main()
     expected = prepared_samples(project)
-    found = {
+    packed = {
         key: (ids, mask) for split in SPLITS for pack in packs(project, split) for key, ids, mask in segments(pack)
     }
     assert len(expected) == 120
-    assert found.keys() == expected.keys()
-    for key, (ids, mask) in found.items():
+    assert packed.keys() == expected.keys()
+    for key, (ids, mask) in packed.items():
         assert ids == expected[key]["ids"]
         assert mask == [*expected[key]["mask"][1:], 0]
     assert sum(len(packs(project, split)) for split in SPLITS) < len(expected)
@@ -117,10 +117,10 @@ def test_metadata_and_report_count_what_is_written(project):
         read_json(project / "reports/pack.json"),
     )
     for split in SPLITS:
-        counted, found = metadata["splits"][split], packs(project, split)
-        assert counted["packs"] == len(found) > 0
-        assert counted["tokens"] == sum(len(pack["input_ids"]) for pack in found)
-        assert counted["trained_tokens"] == sum(sum(pack["loss_mask"]) for pack in found)
+        counted, packed = metadata["splits"][split], packs(project, split)
+        assert counted["packs"] == len(packed) > 0
+        assert counted["tokens"] == sum(len(pack["input_ids"]) for pack in packed)
+        assert counted["trained_tokens"] == sum(sum(pack["loss_mask"]) for pack in packed)
         assert sum(source["tokens"] for source in counted["sources"].values()) == counted["tokens"]
     prepared = prepared_samples(project).values()
     assert report["tokens"] == report["tokens_in"] == sum(len(row["ids"]) for row in prepared)
@@ -284,7 +284,7 @@ def test_epochs_repeat_training_only_mark_the_copies_and_keep_them_in_different_
     once = read_json(project / "reports/pack.json")
     set_params(project, **{"fetch.sources.chats.epochs": 2.5})
     stage.main()
-    report, found = read_json(project / "reports/pack.json"), {}
+    report, packed = read_json(project / "reports/pack.json"), {}
     for split in SPLITS:
         for pack in packs(project, split):
             copies = list(zip(pack["conversation_id"], pack["sample"], pack["repeat"], strict=True))
@@ -292,15 +292,15 @@ def test_epochs_repeat_training_only_mark_the_copies_and_keep_them_in_different_
                 {conversation for conversation, _, _ in copies}
             )
             for source, copy in zip(pack["source"], copies, strict=True):
-                found.setdefault((split, source), []).append(copy)
-    assert {repeat for _, _, repeat in found["training", "chats"]} == {0, 1, 2}
-    for (split, source), copies in found.items():
+                packed.setdefault((split, source), []).append(copy)
+    assert {repeat for _, _, repeat in packed["training", "chats"]} == {0, 1, 2}
+    for (split, source), copies in packed.items():
         assert len(copies) == len(set(copies))
         if (split, source) != ("training", "chats"):
             assert {repeat for _, _, repeat in copies} == {0}
     assert report["rows_out"] == once["rows_out"] == 100
     assert report["tokens"] == once["tokens"] + report["repeated"]["tokens"]
-    assert report["repeated"]["samples"] == sum(repeat > 0 for _, _, repeat in found["training", "chats"])
+    assert report["repeated"]["samples"] == sum(repeat > 0 for _, _, repeat in packed["training", "chats"])
     for split in ("validation", "test"):
         assert report["splits"][split] == once["splits"][split]
 

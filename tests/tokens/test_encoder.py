@@ -67,10 +67,10 @@ def test_an_edge_is_that_of_the_reference_or_names_the_token_that_spans_it(byte_
     }
     for encoder in (byte_level, normalizing):
         ids, sizes = encoder.encode(texts)
-        found = encoder.token_edges(texts, ids, sizes, wanted)
-        assert found.keys() == wanted.keys()
+        edges = encoder.token_edges(texts, ids, sizes, wanted)
+        assert edges.keys() == wanted.keys()
         for index, place in wanted.items():
-            tokens, cut = found[index]
+            tokens, cut = edges[index]
             before = [start for start, _ in offsets(encoder, texts[index]) if start < place]
             across = [texts[index][a:b] for a, b in offsets(encoder, texts[index]) if a < place < b]
             assert tokens == len(before)

@@ -36,8 +36,8 @@ def shares(strip=0.0, truncate=0.0, budgets=(4, 8), seed=1):
 
 def test_the_shares_are_met_and_independent_of_the_other_draws_of_the_same_hash(ranges):
     modes = {f"id-{n}": control_reasoning(f"id-{n}", MESSAGES, shares(0.1, 0.03), ranges).mode for n in range(4000)}
-    found = {mode: sum(value == mode for value in modes.values()) / 4000 for mode in set(modes.values())}
-    assert found == pytest.approx({"stripped": 0.1, "truncated": 0.03, "kept": 0.87}, abs=0.015)
+    measured = {mode: sum(value == mode for value in modes.values()) / 4000 for mode in set(modes.values())}
+    assert measured == pytest.approx({"stripped": 0.1, "truncated": 0.03, "kept": 0.87}, abs=0.015)
     held_out = sorted(modes, key=lambda name: keyed_hash(1, name))[:400]  # as a split with the same seed draws
     assert sum(modes[name] == "stripped" for name in held_out) / 400 == pytest.approx(0.1, abs=0.05)
 

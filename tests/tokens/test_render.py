@@ -410,7 +410,7 @@ def test_a_batch_gives_what_each_gives_alone(chat):
     rendered = [
         chat.render_samples([ASK, answer(word * n)], None)[0] for n, word in enumerate(["one ", "two ", "three "], 1)
     ]
-    assert chat.encode(rendered) == [chat.encode([one])[0] for one in rendered]
+    assert chat.encode(rendered) == [chat.encode([each])[0] for each in rendered]
 
 
 # --- Other templates ------------------------------------------------------------------------------------
