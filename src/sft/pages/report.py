@@ -3,18 +3,16 @@
 Pure: numbers and texts in, text out. Same inputs, same bytes.
 """
 
-import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
 from rich.markup import escape
 from rich.table import Table
 
 from sft.domains import BY_SLUG, domain_of, in_order
 from sft.pages.charts import Line, Point, bar_chart, line_chart
-from sft.pages.render import ENVIRONMENT, number, render
+from sft.pages.render import number, render
 
 TITLE = "What training changed"
 HEADLINE = {
@@ -166,17 +164,3 @@ def _reference(message: Mapping[str, Any]) -> str:
 def _start(text: str) -> str:
     left_out = len(text) - ANSWER_CHARS
     return text if left_out <= 0 else f"{text[:ANSWER_CHARS]}\n[{left_out} more characters]"
-
-
-def escaped(value: object) -> str:
-    """Return a value as text of a page."""
-    return html.escape(str(value))
-
-
-def whole_page(title: str, body: str, more_style: str = "") -> str:
-    """Return a page with the style of all pages, and some more."""
-    source = (
-        '{% extends "base.html.j2" %}{% block style %}{{ style }}{% endblock %}{% block body %}{{ body }}{% endblock %}'
-    )
-    template = ENVIRONMENT.from_string(source)
-    return template.render(title=title, style=Markup(more_style), body=Markup(body))
