@@ -61,7 +61,9 @@ def pushed(project, environ):
 def block(word):
     """The block of docs/sharing.md that has a word, of those that are tested here."""
     page = (ROOT / "docs/sharing.md").read_text(encoding="utf-8")
-    (found,) = [one.script for one in shell_blocks("sharing.md", page) if one.how == "remote" and word in one.script]
+    (found,) = [
+        entry.script for entry in shell_blocks("sharing.md", page) if entry.how == "remote" and word in entry.script
+    ]
     return found
 
 
@@ -152,12 +154,12 @@ def test_wrong_keys_and_a_missing_bucket_are_said_and_a_rerun_completes(pushed, 
     client(s3).create_bucket(Bucket="not-there")
     post(f"{s3.url}/moto-api/reset-auth", b"0")  # from now on it looks at keys
     try:
-        said = run(other, "make", "push", fails=True, **environ)
+        output = run(other, "make", "push", fails=True, **environ)
     finally:
         post(f"{s3.url}/moto-api/reset-auth", b"1000000000")
-    assert re.search("Access Key Id you provided does not exist|Forbidden", said)
-    assert "docs/sharing.md" in said
-    assert environ["AWS_SECRET_ACCESS_KEY"] not in said.replace("test_", "")
+    assert re.search("Access Key Id you provided does not exist|Forbidden", output)
+    assert "docs/sharing.md" in output
+    assert environ["AWS_SECRET_ACCESS_KEY"] not in output.replace("test_", "")
     nothing = {**environ, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"}
     assert "Unable to locate credentials" in run(other, "make", "push", fails=True, **nothing)
     run(other, "make", "push", **environ)
@@ -172,15 +174,15 @@ def post(url, body):
 def test_an_object_that_was_changed_in_the_store_is_not_checked_out(pushed, environ, s3, tmp_path):
     other = clone(pushed, tmp_path / "other")
     objects = client(s3).list_objects_v2(Bucket=BUCKET)["Contents"]
-    spoilt = max((one for one in objects if "/files/md5/" in one["Key"]), key=lambda one: one["Size"])["Key"]
-    whole = client(s3).get_object(Bucket=BUCKET, Key=spoilt)["Body"].read()
-    client(s3).put_object(Bucket=BUCKET, Key=spoilt, Body=whole[:-1] + bytes([whole[-1] ^ 1]))
+    damaged = max((entry for entry in objects if "/files/md5/" in entry["Key"]), key=lambda entry: entry["Size"])["Key"]
+    whole = client(s3).get_object(Bucket=BUCKET, Key=damaged)["Body"].read()
+    client(s3).put_object(Bucket=BUCKET, Key=damaged, Body=whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
-        said = run(other, "dvc", "pull", *DATA, fails=True, **environ)
+        output = run(other, "dvc", "pull", *DATA, fails=True, **environ)
     finally:
-        client(s3).put_object(Bucket=BUCKET, Key=spoilt, Body=whole)
-    assert "failed to pull data from the cloud" in said
-    assert any(place in said for place in DATA), said
+        client(s3).put_object(Bucket=BUCKET, Key=damaged, Body=whole)
+    assert "failed to pull data from the cloud" in output
+    assert any(place in output for place in DATA), output
     run(other, "dvc", "pull", *DATA, **environ)
     assert digests(other) == digests(pushed)
 
@@ -196,7 +198,7 @@ def test_a_connection_cut_in_the_middle_is_said_and_a_rerun_completes(pushed, en
     run(other, "make", "push", fails=True, **through)
     there = client(s3).list_objects_v2(Bucket="cut-off").get("KeyCount", 0)
     assert proxy.cuts > 0
-    proxy.mend()
+    proxy.restore()
     run(other, "make", "push", **through)
     assert client(s3).list_objects_v2(Bucket="cut-off")["KeyCount"] > max(25, there)
     proxy.close()
@@ -210,7 +212,7 @@ def test_a_connection_cut_in_the_middle_is_said_and_a_rerun_completes(pushed, en
 
 @pytest.fixture
 def ssh_server(tmp_path):
-    """An SSH server that gives SFTP below a folder to whoever has the key; yields its port."""
+    """An SSH server that gives SFTP below a folder to the holder of the key; yields its port."""
     import asyncssh
 
     (tmp_path / "store").mkdir()

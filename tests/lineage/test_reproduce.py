@@ -20,7 +20,7 @@ def two(tmp_path):
 
 
 def verdicts(two, until="eval"):
-    return {one.path: one.verdict for one in compare(*map(of_folder, two), until)}
+    return {entry.path: entry.verdict for entry in compare(*map(of_folder, two), until)}
 
 
 def change_lock(folder, stage, **more):
@@ -48,16 +48,16 @@ def test_the_first_difference_comes_first_and_what_was_not_recorded_is_named(two
     change_lock(two[0], "eval", outs=[])
     (two[0] / "reports/eval.json").unlink()
     compared = compare(*map(of_folder, two))
-    wrong = [one for one in compared if one.verdict == DIFFERS]
-    assert [one.path for one in wrong] == ["data/filtered/chats", "data/packed"]
-    assert {one.path: one.verdict for one in compared}["reports/eval.json"] == MISSING
+    wrong = [entry for entry in compared if entry.verdict == DIFFERS]
+    assert [entry.path for entry in wrong] == ["data/filtered/chats", "data/packed"]
+    assert {entry.path: entry.verdict for entry in compared}["reports/eval.json"] == MISSING
 
 
 def test_a_report_that_differs_names_its_numbers(two):
     path = two[1] / "reports/eval.json"
     write_json(path, {**read_json(path), "after": {**read_json(path)["after"], "loss": 9.0}})
     write_lock(two[1], 1e-3)
-    (wrong,) = [one for one in compare(*map(of_folder, two)) if one.verdict == DIFFERS]
+    (wrong,) = [entry for entry in compare(*map(of_folder, two)) if entry.verdict == DIFFERS]
     assert wrong.note == "after.loss 0.501 -> 9.0"
 
 
@@ -119,24 +119,24 @@ def test_a_model_of_a_dirty_tree_comes_out_identical_and_other_data_is_named(tmp
     text(project / "src/sft/formats/extra.py", '"""A module that nobody has committed."""\n')
     run(project, "dvc", "repro", "train")
     asked = ("python", "-m", "sft.lineage.reproduce", "--until")
-    said = run(project, *asked, "train", "--json", "rebuilt.json", PYTHONPATH="src")
-    told = read_json(project / "rebuilt.json")
-    found = {one["path"]: one["verdict"] for one in told["compared"]}
+    output = run(project, *asked, "train", "--json", "rebuilt.json", PYTHONPATH="src")
+    rebuilt = read_json(project / "rebuilt.json")
+    found = {entry["path"]: entry["verdict"] for entry in rebuilt["compared"]}
     assert found.pop("models/final/lineage.json") == DECLARED
-    assert set(found.values()) == {IDENTICAL}, said
+    assert set(found.values()) == {IDENTICAL}, output
     assert {"data/raw/calls", "data/packed", "models/base", "models/final/model.safetensors"} <= found.keys()
-    place = project / "runs/reproduce" / told["lineage_key"]
+    place = project / "runs/reproduce" / rebuilt["lineage_key"]
     assert (place / "src/sft/formats/extra.py").exists()
     assert run(place, "dvc", "cache", "dir").strip() == str(place / ".dvc/cache")
 
     # Recorded data by its digest, from the cache: what git has by now of the inputs does not matter.
     shutil.rmtree(project / "data")
-    said = run(project, *asked, "filter", "--data", "pull", "--json", "rebuilt.json", PYTHONPATH="src")
-    told = read_json(project / "rebuilt.json")
-    assert {one["verdict"] for one in told["compared"]} == {IDENTICAL}, said
+    output = run(project, *asked, "filter", "--data", "pull", "--json", "rebuilt.json", PYTHONPATH="src")
+    rebuilt = read_json(project / "rebuilt.json")
+    assert {entry["verdict"] for entry in rebuilt["compared"]} == {IDENTICAL}, output
 
     lock = (project / "dvc.lock").read_text()
     md5 = of_folder(project).lock["filter@calls"]["outs"][0]["md5"]
     (project / "dvc.lock").write_text(lock.replace(md5, "0" * 32 + ".dir"))
-    said = run(project, *asked, "filter", "--data", "pull", PYTHONPATH="src", fails=True)
-    assert "first differs at filter@calls, data/filtered/calls" in said
+    output = run(project, *asked, "filter", "--data", "pull", PYTHONPATH="src", fails=True)
+    assert "first differs at filter@calls, data/filtered/calls" in output

@@ -69,10 +69,10 @@ def test_a_run_is_found_by_id_key_version_and_alias_also_when_the_folder_has_ano
     lineage = of_folder(project).lineage
     run = project / "runs" / lineage["lineage_key"]
     data = [Dataset("packed", lineage["data"], "file:///packed", "training", {})]
-    box = open_run(run, lineage["params"], {}, data)
+    run_journal = open_run(run, lineage["params"], {}, data)
     changes = keep_patch(b"changes", run)
-    box.attach(RECORDS, {**texts_of(project), changes.name: changes})
-    add_model(box, Path("models/final"), {})
+    run_journal.attach(RECORDS, {**texts_of(project), changes.name: changes})
+    add_model(run_journal, Path("models/final"), {})
     run_id, version = (getattr(sync.sync_run(run), name) for name in ("run_id", "version"))
     store.connect().set_registered_model_alias(store.REGISTERED_MODEL, "champion", version.split("/")[1])
     make_recorded(tmp_path / "other", lr=2e-3)

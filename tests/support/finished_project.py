@@ -1,6 +1,6 @@
-"""A project as a finished run leaves it, in small: data, models, reports, dvc.lock and DVC's cache, all consistent.
+"""A small project after a finished run: data, models, reports, dvc.lock and DVC's cache, all consistent.
 
-Nothing is trained: the files are a few bytes that stand for real ones.
+Nothing is trained: each file has a few bytes instead of real data.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ ANSWER = {"stopped": True, "text": "4"}
 
 
 def make_recorded(folder: Path, lr: float = 1e-3, commit: str | None = None) -> Path:
-    """Fill a folder; `lr` and the weights that follow from it are what two such projects differ in."""
+    """Fill a folder; two such projects differ in `lr` and in the weights that depend on it."""
     (folder / ".dvc").mkdir(parents=True)
     (folder / ".dvc/config").write_text("[core]\n    analytics = false\n")
     (folder / "params.yaml").write_text(f"optimizer: {{lr: {lr}}}\n")
-    for name, told in SOURCES.items():
+    for name, source in SOURCES.items():
         raw = text(folder / f"data/raw/{name}/rows.jsonl", f"rows of {name}")
         listed = [{"path": "rows.jsonl", "bytes": raw.stat().st_size, "rows": 10, "sha256": sha256(raw)}]
-        report(folder, f"fetch/{name}", 10, {}, files=listed, sha256="5" * 64, **told)
+        report(folder, f"fetch/{name}", 10, {}, files=listed, sha256="5" * 64, **source)
         text(folder / f"data/filtered/{name}/kept-00000.parquet", f"kept of {name}")
         report(folder, f"filter/{name}", 10, {"no-answer": 1}, rows_found=10)
         text(folder / f"data/prepared/{name}/0.parquet", f"samples of {name}")
@@ -46,7 +46,9 @@ def make_recorded(folder: Path, lr: float = 1e-3, commit: str | None = None) -> 
     report(folder, "fetch/benchmarks", 2, {}, benchmarks=sets, digests=folder_digests(folder / "data/benchmarks"))
     text(folder / "models/base/model.safetensors", "base weights")
     report(folder, "fetch/model", 1, {}, uri="hf://models/owner/base", license="Apache-2.0", parameters=1000)
-    packed = {name: {**COUNTS, "domain": told["domain"], "license": told["license"]} for name, told in SOURCES.items()}
+    packed = {
+        name: {**COUNTS, "domain": source["domain"], "license": source["license"]} for name, source in SOURCES.items()
+    }
     text(folder / "data/packed/training/0.parquet", "packs")
     write_json(folder / "data/packed/metadata.json", {"pack_size": 64, "sources": packed, "digests": {"training": "d"}})
     splits = {"training": {"packs": 3, "tokens": 180, "trained_tokens": 90}}
@@ -57,13 +59,13 @@ def make_recorded(folder: Path, lr: float = 1e-3, commit: str | None = None) -> 
     )
     final = folder / "models/final"
     text(final / "model.safetensors", f"weights of lr {lr}")
-    told = {
+    record = {
         **lineage_json(lineage, "0" * 32, folder, BASE),
         "packages": KEYED,
         "git_commit": commit or "a" * 40,
         "git_dirty": False,
     }
-    write_json(final / "lineage.json", {**told, "files": folder_digests(final)})
+    write_json(final / "lineage.json", {**record, "files": folder_digests(final)})
     report(folder, "train", 3, {"not-reached": 1}, train_loss=0.5, iterations=2, lineage_key=lineage.key)
     text(folder / "reports/train_loss.csv", f"iteration,loss,lr\n1,0.9,{lr}\n2,{0.5 + lr},{lr}\n")
     text(folder / "reports/validation_loss.csv", "iteration,validation_loss\n2,0.7\n")
@@ -79,7 +81,7 @@ def make_recorded(folder: Path, lr: float = 1e-3, commit: str | None = None) -> 
 
 
 def write_lock(folder: Path, lr: float) -> None:
-    """Write dvc.lock of what stands in a folder, and its outs into DVC's cache."""
+    """Write dvc.lock for the files in a folder, and the outputs into DVC's cache."""
     stages: dict[str, Any] = {}
     for name in SOURCES:
         stages[f"fetch@{name}"] = stage(folder, [f"data/raw/{name}", f"reports/fetch/{name}.json"])
@@ -142,7 +144,7 @@ def sha256(path: Path) -> str:
 
 
 def commit_all(folder: Path) -> str:
-    """Commit what git is for; return the commit."""
+    """Commit all that git does not ignore; return the commit."""
     (folder / ".gitignore").write_text("/data/\n/models/\n/runs/\n/reports/answers.jsonl\n/.dvc/cache/\n")
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-qm", "one"]):

@@ -1,4 +1,4 @@
-"""Secrets that tests plant where a user has real ones, and a search for them in everything that was written."""
+"""Secrets that tests plant where a user has real ones, and a search for them in all files written."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def secret(name: str) -> str:
-    """A secret that stands nowhere in the source, with the signs that real ones have."""
+    """Return a secret that is nowhere in the source, with the characters that real ones have."""
     return f"{base64.b64encode(hashlib.sha256(name.encode()).digest()).decode()[:20]}/+="
 
 
@@ -35,14 +35,14 @@ CONFIG_LOCAL = """[core]
 
 
 def encodings(value: str) -> set[bytes]:
-    """A secret as it may have been written: as it is, in URLs, in base64 and hex."""
+    """Return the forms in which a secret may be written: plain, in URLs, in base64 and hex."""
     raw = value.encode()
     texts = {value, urllib.parse.quote(value, safe=""), base64.b64encode(raw).decode().rstrip("="), raw.hex()}
     return {text.encode() for text in texts}
 
 
 def found_in(folder: Path, *, but: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """Yield what of the planted secrets stands in which file below a folder, or in a commit of its git."""
+    """Yield each planted secret found in a file below a folder or in its git history, with the place."""
     looked_at = 0
     wanted = {name: encodings(value) for name, value in ENVIRON.items()}
     wanted |= {f"config {name}": encodings(value) for name, value in IN_CONFIG.items()}

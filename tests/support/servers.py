@@ -167,7 +167,7 @@ class Proxy:
         with self._lock:
             self._left = size
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         with self._lock:
             self._left = None
 

@@ -1,4 +1,4 @@
-"""A run as training tells MLflow of it, in small, and what a store then has: of the tests in run/tracking/."""
+"""A small run as training logs it, and what a store then has: for tests/tracking/."""
 
 import json
 
@@ -15,7 +15,7 @@ HELD_OUT = Dataset("held-out", "d" * 64, "file:///data/packed", "evaluation", {"
 
 
 def made(folder, key=KEY, digest=DATA.digest, sampled=False, **params):
-    """Tell of the packed data of a run, as who begins a training does."""
+    """Log the packed data of a run, as a training does when it begins."""
     report = folder / "filter.json"
     report.write_text("{}")
     journal.add_data(
@@ -35,7 +35,7 @@ def begin(folder, key=KEY, sampled=False, **tags):
 
 
 def exported(folder, key=KEY, parent=None, more=""):
-    """A model as training leaves it."""
+    """A model as training exports it."""
     model = folder / "models/final"
     model.mkdir(parents=True, exist_ok=True)
     lineage = {"lineage_key": key, "data": DATA.digest, "base_model": "b", "code": "c", "git_commit": "a" * 40}
@@ -44,18 +44,18 @@ def exported(folder, key=KEY, parent=None, more=""):
 
 
 def begin_and_finish(folder):
-    """A whole run: two steps, a model, and what its evaluation says."""
-    box = begin(folder)
-    with record_status(box):
+    """A whole run: two steps, a model and its evaluation."""
+    run_journal = begin(folder)
+    with record_status(run_journal):
         for step in (1, 2):
-            Metrics(box).log(step, loss=1 / step)
-        journal.add_model(box, exported(folder), {"train_loss": 0.5})
-    evaluate(box, 0.4)
-    return box
+            Metrics(run_journal).log(step, loss=1 / step)
+        journal.add_model(run_journal, exported(folder), {"train_loss": 0.5})
+    evaluate(run_journal, 0.4)
+    return run_journal
 
 
-def evaluate(box, loss, passed=True, held_out=HELD_OUT):
-    box.add(
+def evaluate(run_journal, loss, passed=True, held_out=HELD_OUT):
+    run_journal.add(
         "evaluation", tags={}, params={"eval.seed": "1"}, metrics={"eval/after/loss": loss}, passed=passed, loss=loss,
         dataset=held_out.__dict__,
     )  # fmt: skip

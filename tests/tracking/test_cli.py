@@ -26,8 +26,8 @@ def pending(tmp_path, monkeypatch, local_store):
 
 
 def test_every_run_is_synced_and_an_attempt_whose_process_is_gone_is_killed(pending, capsys):
-    box = Journal(pending / KEYS[0])
-    box.file.write_text(box.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305'))
+    run_journal = Journal(pending / KEYS[0])
+    run_journal.file.write_text(run_journal.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305'))
     cli.sync_all()
     output = capsys.readouterr().out
     assert f"runs/{KEYS[0]}: attempt 1" in output
@@ -52,11 +52,11 @@ def finished(tmp_path, monkeypatch, local_store):
     project = make_recorded(tmp_path / "project")
     monkeypatch.chdir(project)
     key = read_json(project / "models/final/lineage.json")["lineage_key"]
-    box = open_run(project / "runs" / key, {}, {}, [Dataset("packed", "f" * 64, "file:///x", "training", {})])
-    add_model(box, project / "models/final", {})
+    run_journal = open_run(project / "runs" / key, {}, {}, [Dataset("packed", "f" * 64, "file:///x", "training", {})])
+    add_model(run_journal, project / "models/final", {})
     whole = (project / "dvc.lock").read_text()
     (project / "dvc.lock").write_text(whole[: whole.index("  eval:")])
-    box.attach(RECORDS, {"dvc.lock": project / "dvc.lock", "params.yaml": project / "params.yaml"})
+    run_journal.attach(RECORDS, {"dvc.lock": project / "dvc.lock", "params.yaml": project / "params.yaml"})
     (project / "dvc.lock").write_text(whole)
     return project
 

@@ -46,8 +46,8 @@ def test_lengths_and_the_numbers_of_single_files_stay_in_the_reports(project):
 
 
 def test_sources_and_evaluation_sets_go_in_and_the_packed_data_comes_out(project):
-    sets = {one.name: one for one in data_sets(project, PACKED)}
-    assert {name: one.context for name, one in sets.items()} == {
+    sets = {dataset.name: dataset for dataset in data_sets(project, PACKED)}
+    assert {name: dataset.context for name, dataset in sets.items()} == {
         "calls": "source", "chats": "source", "benchmarks": "decontamination", "packed": "output",
     }  # fmt: skip
     for name, place in (("calls", "data/raw/calls"), ("chats", "data/raw/chats"), ("benchmarks", "data/benchmarks")):
@@ -63,4 +63,4 @@ def test_reports_that_are_not_there_count_nothing(project):
         path.unlink()
     assert counts(project).keys() == {f"pack/{name}/{count}" for name in ("calls", "chats") for count in (
         "conversations", "tokens", "trained_tokens")}  # fmt: skip
-    assert [one.name for one in data_sets(project, PACKED)] == ["packed"]
+    assert [dataset.name for dataset in data_sets(project, PACKED)] == ["packed"]

@@ -18,66 +18,66 @@ def begin(folder, **tags):
     return open_run(folder / "0123456789abcdef", {"optimizer": {"lr": 1e-5}}, tags, DATA)
 
 
-def entries(box, kind):
-    return [entry for _, entry in box.read() if entry["kind"] == kind]
+def entries(run_journal, kind):
+    return [entry for _, entry in run_journal.read() if entry["kind"] == kind]
 
 
 def test_entries_are_read_in_order_from_any_offset(tmp_path):
-    box = Journal(tmp_path / "key")
+    run_journal = Journal(tmp_path / "key")
     for number in range(3):
-        box.add("x", number=number)
-    ends = [end for end, _ in box.read()]
-    assert [entry["number"] for _, entry in box.read(ends[0])] == [1, 2]
-    assert ends[-1] == box.file.stat().st_size
-    assert list(box.read(ends[-1])) == []
+        run_journal.add("x", number=number)
+    ends = [end for end, _ in run_journal.read()]
+    assert [entry["number"] for _, entry in run_journal.read(ends[0])] == [1, 2]
+    assert ends[-1] == run_journal.file.stat().st_size
+    assert list(run_journal.read(ends[-1])) == []
 
 
 def test_a_line_that_a_kill_cut_is_skipped_and_the_next_is_whole(tmp_path):
-    box = Journal(tmp_path / "key")
-    box.add("x", number=1)
-    with box.file.open("a") as file:
+    run_journal = Journal(tmp_path / "key")
+    run_journal.add("x", number=1)
+    with run_journal.file.open("a") as file:
         file.write('{"kind": "x", "numb')
-    assert [entry["number"] for _, entry in box.read()] == [1]
+    assert [entry["number"] for _, entry in run_journal.read()] == [1]
     Journal(tmp_path / "key").add("x", number=2)
-    assert [entry["number"] for _, entry in box.read()] == [1, 2]
+    assert [entry["number"] for _, entry in run_journal.read()] == [1, 2]
 
 
 def test_what_a_store_has_is_written_down_for_each_store(tmp_path):
-    box = Journal(tmp_path / "key")
-    box.add("x")
-    box.set_synced("one", {"bytes": box.file.stat().st_size, "run_id": "1"})
-    assert (box.pending("one"), box.pending("another")) == (0, 1)
-    box.set_synced("another", {"bytes": 0})
-    assert box.synced("one")["run_id"] == "1"
+    run_journal = Journal(tmp_path / "key")
+    run_journal.add("x")
+    run_journal.set_synced("one", {"bytes": run_journal.file.stat().st_size, "run_id": "1"})
+    assert (run_journal.pending("one"), run_journal.pending("another")) == (0, 1)
+    run_journal.set_synced("another", {"bytes": 0})
+    assert run_journal.synced("one")["run_id"] == "1"
 
 
 def test_an_attempt_that_never_ended_is_killed_by_the_next(tmp_path):
     begin(tmp_path)
-    box = begin(tmp_path)
-    assert [(entry["attempt"], entry["status"]) for entry in entries(box, "end")] == [(1, "KILLED")]
-    assert [entry["attempt"] for entry in entries(box, "attempt")] == [1, 2]
+    run_journal = begin(tmp_path)
+    assert [(entry["attempt"], entry["status"]) for entry in entries(run_journal, "end")] == [(1, "KILLED")]
+    assert [entry["attempt"] for entry in entries(run_journal, "attempt")] == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(None, "FINISHED"), (RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")]
 )
 def test_an_attempt_ends_as_it_ended(tmp_path, error, status):
-    box = begin(tmp_path)
+    run_journal = begin(tmp_path)
     if error:
-        with pytest.raises(error), record_status(box):
+        with pytest.raises(error), record_status(run_journal):
             raise error
     else:
-        with record_status(box):
+        with record_status(run_journal):
             pass
-    assert [entry["status"] for entry in entries(box, "end")] == [status]
-    assert box.attempts() == {1: None}
+    assert [entry["status"] for entry in entries(run_journal, "end")] == [status]
+    assert run_journal.attempts() == {1: None}
 
 
 def test_sigterm_ends_an_attempt_as_killed(tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path; from sft.tracking.journal import *\n"
-        "box = open_run(Path(sys.argv[1]), {}, {}, [])\n"
-        "with record_status(box): os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "run_journal = open_run(Path(sys.argv[1]), {}, {}, [])\n"
+        "with record_status(run_journal): os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "key")], capture_output=True, check=False)
     assert done.returncode in (-signal.SIGINT, 1, 130)
@@ -85,25 +85,25 @@ def test_sigterm_ends_an_attempt_as_killed(tmp_path):
 
 
 def test_an_attempt_whose_process_is_gone_is_ended_and_one_that_lives_is_not(tmp_path):
-    box = begin(tmp_path)
-    assert journal.end_dead_attempts(box) == []
-    text = box.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305')  # above any pid
-    box.file.write_text(text)
-    assert journal.end_dead_attempts(box) == [1]
-    assert entries(box, "end")[0]["status"] == "KILLED"
-    assert journal.end_dead_attempts(box) == []
+    run_journal = begin(tmp_path)
+    assert journal.end_dead_attempts(run_journal) == []
+    text = run_journal.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305')  # above any pid
+    run_journal.file.write_text(text)
+    assert journal.end_dead_attempts(run_journal) == [1]
+    assert entries(run_journal, "end")[0]["status"] == "KILLED"
+    assert journal.end_dead_attempts(run_journal) == []
 
 
 def test_a_step_that_a_resumed_training_repeats_is_logged_once(tmp_path):
-    box = begin(tmp_path)
-    first = Metrics(box)
+    run_journal = begin(tmp_path)
+    first = Metrics(run_journal)
     for step in (1, 2, 3):
         first.log(step, loss=1.0 / step)
     first.log(3, validation_loss=0.5)
     resumed = Metrics(Journal(tmp_path / "0123456789abcdef"))
     for step in (3, 4):
         resumed.log(step, loss=9.0, validation_loss=0.4)
-    logged = [(entry["step"], entry["values"]) for entry in entries(box, "metrics")]
+    logged = [(entry["step"], entry["values"]) for entry in entries(run_journal, "metrics")]
     assert logged == [
         (1, {"loss": 1.0}),
         (2, {"loss": 0.5}),
@@ -114,22 +114,25 @@ def test_a_step_that_a_resumed_training_repeats_is_logged_once(tmp_path):
 
 
 def test_attached_files_are_kept_as_they_were(tmp_path):
-    box = Journal(tmp_path / "key")
+    run_journal = Journal(tmp_path / "key")
     report = tmp_path / "pack.json"
     report.write_text("one")
-    box.attach("records", {"reports/pack.json": report})
+    run_journal.attach("records", {"reports/pack.json": report})
     report.write_text("two")
-    box.attach("records", {"reports/pack.json": report})
-    box.attach("records", {})
-    kept = [(box.folder / entry["files"] / "reports/pack.json").read_text() for entry in entries(box, "files")]
+    run_journal.attach("records", {"reports/pack.json": report})
+    run_journal.attach("records", {})
+    kept = [
+        (run_journal.folder / entry["files"] / "reports/pack.json").read_text()
+        for entry in entries(run_journal, "files")
+    ]
     assert kept == ["one", "two"]
 
 
 def test_one_process_syncs_at_a_time(tmp_path):
-    box = Journal(tmp_path / "key")
-    with box.sync_lock(0) as first, box.sync_lock(0) as second:
+    run_journal = Journal(tmp_path / "key")
+    with run_journal.sync_lock(0) as first, run_journal.sync_lock(0) as second:
         assert (first, second) == (True, False)
-    with box.sync_lock(0) as again:
+    with run_journal.sync_lock(0) as again:
         assert again
 
 
@@ -138,12 +141,12 @@ def test_a_model_that_was_trained_elsewhere_gets_its_run_from_lineage_json(tmp_p
     model.mkdir(parents=True)
     lineage = {"lineage_key": "k", "data": "d", "base_model": "b", "code": "c", "git_commit": "a", "params": {"x": 1}}
     (model / "lineage.json").write_text(json.dumps({**lineage, "parent": "p"}))
-    box = journal.open_model(tmp_path / "runs/k", model)
-    assert [entry["kind"] for _, entry in box.read()] == ["run", "model"]
-    assert entries(box, "run")[0]["params"] == {"x": "1", "data": "d", "base_model": "b", "code": "c"}
-    assert entries(box, "model")[0]["parent"] == "p"
+    run_journal = journal.open_model(tmp_path / "runs/k", model)
+    assert [entry["kind"] for _, entry in run_journal.read()] == ["run", "model"]
+    assert entries(run_journal, "run")[0]["params"] == {"x": "1", "data": "d", "base_model": "b", "code": "c"}
+    assert entries(run_journal, "model")[0]["parent"] == "p"
     journal.open_model(tmp_path / "runs/k", model)
-    assert len(list(box.read())) == 2, "added once"
+    assert len(list(run_journal.read())) == 2, "added once"
 
 
 @pytest.mark.parametrize(
@@ -164,8 +167,8 @@ def test_a_journal_of_0_1_0_continues_under_its_new_name(tmp_path):
     old.mkdir(parents=True)
     (old / "outbox.jsonl").write_text('{"kind": "x", "number": 1}\n')
     (old / "delivered.json").write_text('{"runs/mlflow.db": {"bytes": 27, "run_id": "1"}}')
-    box = Journal(tmp_path / "key")
-    box.add("x", number=2)
-    assert [entry["number"] for _, entry in box.read()] == [1, 2]
-    assert (box.synced("runs/mlflow.db")["run_id"], box.pending("runs/mlflow.db")) == ("1", 1)
+    run_journal = Journal(tmp_path / "key")
+    run_journal.add("x", number=2)
+    assert [entry["number"] for _, entry in run_journal.read()] == [1, 2]
+    assert (run_journal.synced("runs/mlflow.db")["run_id"], run_journal.pending("runs/mlflow.db")) == ("1", 1)
     assert sorted(path.name for path in old.iterdir()) == ["journal.jsonl", "synced.json"]

@@ -35,8 +35,8 @@ def test_the_store_is_made_once_and_whole_by_whichever_of_several_processes_live
     maker = next(process for process in processes if process.pid == int(partial.name.rpartition("-")[2]))
     maker.kill()
     maker.wait()  # until then its pid is taken, and what it left counts as of a living process
-    said = {process: process.communicate(timeout=60)[0] for process in processes}
-    assert [said[process] for process in processes if process is not maker] == ["asked\n"] * 2
+    outputs = {process: process.communicate(timeout=60)[0] for process in processes}
+    assert [outputs[process] for process in processes if process is not maker] == ["asked\n"] * 2
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
@@ -54,10 +54,10 @@ def test_without_a_store_there_is_nothing_to_ask_and_none_is_made(tmp_path, monk
 
 
 def test_a_run_is_looked_up_by_any_of_its_names(tmp_path, store):
-    box = begin(tmp_path)
-    journal.add_model(box, exported(tmp_path), {})
-    evaluate(box, 0.4)
-    result = sync_run(box.folder.parent)
+    run_journal = begin(tmp_path)
+    journal.add_model(run_journal, exported(tmp_path), {})
+    evaluate(run_journal, 0.4)
+    result = sync_run(run_journal.folder.parent)
     child = children(result.run_id)["attempt-1"].info.run_id
     name = REGISTERED_MODEL
     for asked in (result.run_id, child, KEY, f"{name}/1", f"{name}@candidate"):
@@ -70,19 +70,19 @@ def test_a_run_is_looked_up_by_any_of_its_names(tmp_path, store):
 
 
 def test_records_keep_their_paths_and_are_replaced(tmp_path, store):
-    box = begin(tmp_path)
+    run_journal = begin(tmp_path)
     report, params = tmp_path / "pack.json", tmp_path / "params.yaml"
     report.write_text("{}")
     params.write_text("a: 1\n")
-    run_id = sync_run(box.folder.parent).run_id
+    run_id = sync_run(run_journal.folder.parent).run_id
     assert store_of_runs.fetch_records(run_id, tmp_path / "none") == tmp_path / "none/records"
-    box.attach("records", {"reports/pack.json": report, "params.yaml": params})
+    run_journal.attach("records", {"reports/pack.json": report, "params.yaml": params})
     report.write_text('{"rows_in": 1}')
-    box.attach("records", {"reports/pack.json": report})
-    sync_run(box.folder.parent)
-    brought = store_of_runs.fetch_records(run_id, tmp_path / "brought")
-    assert (brought / "reports/pack.json").read_text() == '{"rows_in": 1}'
-    assert (brought / "params.yaml").read_text() == "a: 1\n"
+    run_journal.attach("records", {"reports/pack.json": report})
+    sync_run(run_journal.folder.parent)
+    downloaded = store_of_runs.fetch_records(run_id, tmp_path / "downloaded")
+    assert (downloaded / "reports/pack.json").read_text() == '{"rows_in": 1}'
+    assert (downloaded / "params.yaml").read_text() == "a: 1\n"
 
 
 def test_artifacts_lie_in_s3_and_clients_need_no_keys(server, tmp_path, monkeypatch):
@@ -99,16 +99,16 @@ def test_artifacts_lie_in_s3_and_clients_need_no_keys(server, tmp_path, monkeypa
         monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
         for name in S3_KEYS:
             monkeypatch.delenv(name, raising=False)
-        box = begin(tmp_path)
-        box.attach("records", {"reports/pack.json": report})
-        journal.add_model(box, exported(tmp_path), {})
-        result = sync_run(box.folder.parent)
+        run_journal = begin(tmp_path)
+        run_journal.attach("records", {"reports/pack.json": report})
+        journal.add_model(run_journal, exported(tmp_path), {})
+        result = sync_run(run_journal.folder.parent)
         assert result.pending == 0
-        objects = [one["Key"] for one in client(s3).list_objects_v2(Bucket="artifacts")["Contents"]]
+        objects = [entry["Key"] for entry in client(s3).list_objects_v2(Bucket="artifacts")["Contents"]]
         assert any(name.endswith("records/reports/pack.json") for name in objects)
         assert any(name.endswith("MLmodel") for name in objects)
-        brought = store_of_runs.fetch_records(result.run_id, tmp_path / "brought")
-        assert (brought / "reports/pack.json").read_bytes() == report.read_bytes()
+        downloaded = store_of_runs.fetch_records(result.run_id, tmp_path / "downloaded")
+        assert (downloaded / "reports/pack.json").read_bytes() == report.read_bytes()
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80"])

@@ -21,10 +21,10 @@ def test_a_server_that_stops_and_starts_again_has_every_step_once_and_in_order(s
     shutil.copyfile(server.folder / "empty.db", tmp_path / "server/mlflow.db")
     with mlflow_server(tmp_path / "server") as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
-        box = begin(tmp_path)
-        run, metrics = box.folder.parent, Metrics(box)
+        run_journal = begin(tmp_path)
+        run, metrics = run_journal.folder.parent, Metrics(run_journal)
         step = 0
-        with record_status(box), sync.sync_in_background(run):
+        with record_status(run_journal), sync.sync_in_background(run):
 
             def train(steps):
                 nonlocal step
@@ -34,11 +34,11 @@ def test_a_server_that_stops_and_starts_again_has_every_step_once_and_in_order(s
                     time.sleep(0.005)
 
             train(50)
-            wait_until(lambda: sync.run_id(run) and box.pending(server.url) == 0)
+            wait_until(lambda: sync.run_id(run) and run_journal.pending(server.url) == 0)
             server.stop()
             train(50)
             wait_until(lambda: "does not answer" in capsys.readouterr().out)
-            assert box.pending(server.url) > 0
+            assert run_journal.pending(server.url) > 0
             server.start()
             train(50)
         result = sync_run(run)
@@ -51,16 +51,16 @@ def test_a_server_that_stops_and_starts_again_has_every_step_once_and_in_order(s
 
 def test_a_server_that_does_not_answer_during_the_run_is_synced_later(tmp_path, served, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr3t-word@127.0.0.1:9")
-    box = begin(tmp_path)
-    run = box.folder.parent
+    run_journal = begin(tmp_path)
+    run = run_journal.folder.parent
     sync.check_server(run)
-    with sync.sync_at_exit(run) as ending, record_status(box):
+    with sync.sync_at_exit(run) as ending, record_status(run_journal):
         monkeypatch.setattr(sync, "PATIENCE", 0)
-        Metrics(box).log(1, loss=2.0)
+        Metrics(run_journal).log(1, loss=2.0)
         assert sync.run_id(run) is None
     assert "pending in runs/" in ending.text
     assert "s3cr3t-word" not in ending.text + "".join(
-        path.read_text() for path in box.folder.iterdir() if path.is_file()
+        path.read_text() for path in run_journal.folder.iterdir() if path.is_file()
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
     result = sync_run(run)
@@ -69,48 +69,48 @@ def test_a_server_that_does_not_answer_during_the_run_is_synced_later(tmp_path, 
 
 
 def test_another_store_gets_the_whole_journal(tmp_path, store, server, monkeypatch):
-    box = begin(tmp_path, key="a" * 16)
-    Metrics(box).log(1, loss=1.0)
-    here = sync_run(box.folder.parent)
-    Metrics(box).log(2, loss=0.5)
+    run_journal = begin(tmp_path, key="a" * 16)
+    Metrics(run_journal).log(1, loss=1.0)
+    here = sync_run(run_journal.folder.parent)
+    Metrics(run_journal).log(2, loss=0.5)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
-    there = sync_run(box.folder.parent)
+    there = sync_run(run_journal.folder.parent)
     assert (here.store, there.store) == ("runs/mlflow.db", server.url)
     assert history(there.run_id) == [(1, 1.0), (2, 0.5)]
 
 
 def test_a_server_that_refuses_is_an_error_before_training_begins(tmp_path, served, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url.replace("127.0.0.1", "127.0.0.2"))
-    box = begin(tmp_path)
+    run_journal = begin(tmp_path)
     with pytest.raises(InputError, match=r"refuses|does not answer"):
         store_of_runs.connect()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{served.url}/nothing-here")
     with pytest.raises(InputError, match="refuses"):
-        sync.check_server(box.folder.parent)
+        sync.check_server(run_journal.folder.parent)
 
 
 def test_entries_added_during_a_sync_have_no_reason_to_be_pending(tmp_path, store, monkeypatch):
-    box = begin(tmp_path)
+    run_journal = begin(tmp_path)
     upload = sync.upload
 
-    def upload_and_add(box, name):
-        upload(box, name)
-        Metrics(box).log(1, loss=1.0)
+    def upload_and_add(run_journal, name):
+        upload(run_journal, name)
+        Metrics(run_journal).log(1, loss=1.0)
 
     monkeypatch.setattr(sync, "upload", upload_and_add)
-    result = sync_run(box.folder.parent)
+    result = sync_run(run_journal.folder.parent)
     assert (result.pending, result.reason) == (1, None)
-    with box.sync_lock(0):
-        assert sync_run(box.folder.parent, patience=0).reason == "another process is syncing it."
+    with run_journal.sync_lock(0):
+        assert sync_run(run_journal.folder.parent, patience=0).reason == "another process is syncing it."
 
 
 def test_a_slow_server_does_not_hold_up_a_step(tmp_path, store, monkeypatch):
     answered = threading.Event()
-    monkeypatch.setattr(sync, "upload", lambda box, name: answered.wait(30))
-    box = begin(tmp_path)
-    metrics = Metrics(box)
-    with sync.sync_in_background(box.folder.parent):
-        wait_until(lambda: any(one.name == "mlflow" for one in threading.enumerate()))
+    monkeypatch.setattr(sync, "upload", lambda run_journal, name: answered.wait(30))
+    run_journal = begin(tmp_path)
+    metrics = Metrics(run_journal)
+    with sync.sync_in_background(run_journal.folder.parent):
+        wait_until(lambda: any(thread.name == "mlflow" for thread in threading.enumerate()))
         time.sleep(0.3)
         for step in range(100):
             metrics.log(step, loss=1.0)
@@ -120,9 +120,9 @@ def test_a_slow_server_does_not_hold_up_a_step(tmp_path, store, monkeypatch):
 
 def test_the_machine_is_sampled_while_a_block_runs(tmp_path, store, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    box = begin(tmp_path)
-    with sync.sync_in_background(box.folder.parent):
+    run_journal = begin(tmp_path)
+    with sync.sync_in_background(run_journal.folder.parent):
         time.sleep(0.5)
-    result = sync_run(box.folder.parent)
+    result = sync_run(run_journal.folder.parent)
     measured = children(result.run_id)["attempt-1"].data.metrics
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= measured.keys()

@@ -63,6 +63,6 @@ def test_an_attempt_that_the_server_refuses_is_logged_as_failed(project, monkeyp
     monkeypatch.setattr(training_run.sync, "check_server", refuse)
     with pytest.raises(InputError, match="no access"):
         begin(project)
-    box = journal.Journal(project / "runs" / LINEAGE.key)
-    ends = [(entry["attempt"], entry["status"]) for _, entry in box.read() if entry["kind"] == "end"]
+    run_journal = journal.Journal(project / "runs" / LINEAGE.key)
+    ends = [(entry["attempt"], entry["status"]) for _, entry in run_journal.read() if entry["kind"] == "end"]
     assert ends == [(1, "FAILED")]

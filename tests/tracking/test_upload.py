@@ -35,16 +35,16 @@ from tests.support.tracked_run import (
 
 def test_a_whole_run_is_in_a_real_server_with_all_its_links(tmp_path, served):
     key = "9" * 16  # of no other test on this server
-    box = begin(tmp_path, key=key, cluster="local")
-    with record_status(box):
-        Metrics(box).log(1, loss=2.0)
-        box.add("system", attempt=1, step=0, values={"system/cpu_utilization_percentage": 50.0})
-        journal.add_model(box, exported(tmp_path, key=key), {"train_loss": 0.5, "validation_loss": None})
+    run_journal = begin(tmp_path, key=key, cluster="local")
+    with record_status(run_journal):
+        Metrics(run_journal).log(1, loss=2.0)
+        run_journal.add("system", attempt=1, step=0, values={"system/cpu_utilization_percentage": 50.0})
+        journal.add_model(run_journal, exported(tmp_path, key=key), {"train_loss": 0.5, "validation_loss": None})
         report = tmp_path / "pack.json"
         report.write_text("{}")
-        box.attach("records", {"reports/pack.json": report})
-    evaluate(box, 0.4)
-    result = sync_run(box.folder.parent)
+        run_journal.attach("records", {"reports/pack.json": report})
+    evaluate(run_journal, 0.4)
+    result = sync_run(run_journal.folder.parent)
     assert (result.pending, result.reason, result.aliases) == (0, None, [CANDIDATE, CHAMPION])
 
     client = store_of_runs.connect()
@@ -53,8 +53,8 @@ def test_a_whole_run_is_in_a_real_server_with_all_its_links(tmp_path, served):
     assert run.data.params == {"optimizer.lr": "1e-05", "train.train_iters": "6"}
     assert run.data.tags["lineage_key"] == key
     assert run.data.metrics == {"loss": 2.0, "train_loss": 0.5, "eval/after/loss": 0.4}
-    inputs = {one.dataset.name: one for one in run.inputs.dataset_inputs}
-    assert {name: one.dataset.digest for name, one in inputs.items()} == {"packed": "f" * 12, "calls": "e" * 12}
+    inputs = {item.dataset.name: item for item in run.inputs.dataset_inputs}
+    assert {name: item.dataset.digest for name, item in inputs.items()} == {"packed": "f" * 12, "calls": "e" * 12}
     assert {tag.key: tag.value for tag in inputs["calls"].tags} == {**SOURCE.tags, "mlflow.data.context": "source"}
     assert [item.path for item in client.list_artifacts(result.run_id, "records")] == ["records/reports"]
 
@@ -63,7 +63,7 @@ def test_a_whole_run_is_in_a_real_server_with_all_its_links(tmp_path, served):
     assert runs["attempt-1"].data.tags["cluster"] == "local"
     assert runs["attempt-1"].data.metrics == {"system/cpu_utilization_percentage": 50.0}
     assert runs["evaluation"].data.params == {"eval.seed": "1"}
-    assert [one.dataset.name for one in runs["evaluation"].inputs.dataset_inputs] == ["held-out"]
+    assert [item.dataset.name for item in runs["evaluation"].inputs.dataset_inputs] == ["held-out"]
 
     name, number = result.version.split("/")
     version = client.get_model_version(name, number)
@@ -75,34 +75,34 @@ def test_a_whole_run_is_in_a_real_server_with_all_its_links(tmp_path, served):
     assert {(metric.key, metric.dataset_name) for metric in model.metrics} >= {
         ("train_loss", "packed"), ("eval/after/loss", "held-out"),
     }  # fmt: skip
-    assert [one.model_id for one in client.get_run(runs["evaluation"].info.run_id).inputs.model_inputs] == [
+    assert [item.model_id for item in client.get_run(runs["evaluation"].info.run_id).inputs.model_inputs] == [
         output.model_id
     ]
 
 
 def test_a_requeue_continues_the_run_as_another_attempt(tmp_path, store):
-    box = begin(tmp_path, cluster="one")
-    Metrics(box).log(1, loss=2.0)
-    first = sync_run(box.folder.parent)
+    run_journal = begin(tmp_path, cluster="one")
+    Metrics(run_journal).log(1, loss=2.0)
+    first = sync_run(run_journal.folder.parent)
     assert store_of_runs.connect().get_run(first.run_id).info.status == "RUNNING"
     again = begin(tmp_path, cluster="two")  # the first attempt was killed
     Metrics(again).log(1, loss=9.0)
     Metrics(again).log(2, loss=1.0)
     with pytest.raises(RuntimeError), record_status(again):
         raise RuntimeError
-    assert sync_run(box.folder.parent).run_id == first.run_id
+    assert sync_run(run_journal.folder.parent).run_id == first.run_id
     assert history(first.run_id) == [(1, 2.0), (2, 1.0)]
     runs = children(first.run_id)
     assert {name: run.info.status for name, run in runs.items()} == {"attempt-1": "KILLED", "attempt-2": "FAILED"}
     run = store_of_runs.connect().get_run(first.run_id)
     assert (run.info.status, run.data.tags["cluster"]) == ("FAILED", "two")
-    assert list(json.loads((box.folder / "synced.json").read_text())) == ["runs/mlflow.db"]
+    assert list(json.loads((run_journal.folder / "synced.json").read_text())) == ["runs/mlflow.db"]
 
 
 def test_a_version_names_the_version_that_its_training_started_from(tmp_path, store):
-    box = begin(tmp_path)
-    journal.add_model(box, exported(tmp_path), {})
-    first = sync_run(box.folder.parent).version
+    run_journal = begin(tmp_path)
+    journal.add_model(run_journal, exported(tmp_path), {})
+    first = sync_run(run_journal.folder.parent).version
     other = begin(tmp_path, key="f" * 16)
     journal.add_model(other, exported(tmp_path, key="f" * 16, parent=KEY), {})
     second = sync_run(other.folder.parent).version
@@ -111,10 +111,10 @@ def test_a_version_names_the_version_that_its_training_started_from(tmp_path, st
 
 
 def test_a_model_is_registered_once(tmp_path, store):
-    box = begin(tmp_path)
+    run_journal = begin(tmp_path)
     for more in ("one", "one", "two"):
-        journal.add_model(box, exported(tmp_path, more=more), {})
-    sync_run(box.folder.parent)
+        journal.add_model(run_journal, exported(tmp_path, more=more), {})
+    sync_run(run_journal.folder.parent)
     assert look_up(KEY).facts["versions"] == [f"{REGISTERED_MODEL}/1", f"{REGISTERED_MODEL}/2"]
 
 
@@ -127,7 +127,7 @@ def test_packed_data_has_one_run_and_every_training_on_it_leads_there(tmp_path, 
     assert (run.info.run_name, run.info.status) == ("data-" + "f" * 12, "FINISHED")
     assert (run.data.params, run.data.metrics) == ({"filter.seed": "1"}, {"filter/rows_in": 10.0})
     assert run.data.tags["packed_data"] == DATA.digest
-    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"calls", "packed"}
+    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"calls", "packed"}
     client = store_of_runs.connect()
     assert [item.path for item in client.list_artifacts(run.info.run_id, "records")] == ["records/reports"]
     for result in (first, second):
@@ -142,15 +142,15 @@ def test_packed_data_has_one_run_and_every_training_on_it_leads_there(tmp_path, 
 
 def test_the_run_of_data_that_was_half_uploaded_is_completed_by_the_next_training(tmp_path, store, monkeypatch):
     made(tmp_path, seed=1)
-    box = begin(tmp_path)
+    run_journal = begin(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_artifacts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):  # like a kill: metrics uploaded, files not
-            sync_run(box.folder.parent)
+            sync_run(run_journal.folder.parent)
     assert [run.info.status for run in data_runs()] == ["RUNNING"]
     made(tmp_path, key="f" * 16, seed=2)
     sync_run(begin(tmp_path, key="f" * 16).folder.parent)
-    sync_run(box.folder.parent)
+    sync_run(run_journal.folder.parent)
     (run,) = data_runs()
     assert (run.info.status, run.data.params) == ("FINISHED", {"filter.seed": "1"})
     assert len(store_of_runs.connect().get_metric_history(run.info.run_id, "filter/rows_in")) == 1
@@ -199,10 +199,10 @@ def test_a_training_without_data_in_its_journal_links_to_the_run_of_its_data_too
 
 
 def run_with_loss(folder, key, loss, **more):
-    box = begin(folder, key=key)
-    journal.add_model(box, exported(folder, key=key), {})
-    evaluate(box, loss, **more)
-    return sync_run(box.folder.parent)
+    run_journal = begin(folder, key=key)
+    journal.add_model(run_journal, exported(folder, key=key), {})
+    evaluate(run_journal, loss, **more)
+    return sync_run(run_journal.folder.parent)
 
 
 def test_only_a_model_that_passed_the_gate_takes_an_alias_and_only_a_better_one_is_champion(tmp_path, store):
@@ -222,10 +222,10 @@ def test_only_a_model_that_passed_the_gate_takes_an_alias_and_only_a_better_one_
 
 
 def test_a_run_on_a_sample_is_kept_apart_and_never_gets_an_alias(tmp_path, store):
-    box = begin(tmp_path, sampled=True)
-    journal.add_model(box, exported(tmp_path), {})
-    evaluate(box, 0.1)
-    result = sync_run(box.folder.parent)
+    run_journal = begin(tmp_path, sampled=True)
+    journal.add_model(run_journal, exported(tmp_path), {})
+    evaluate(run_journal, 0.1)
+    result = sync_run(run_journal.folder.parent)
     assert (result.version, result.aliases, result.note) == (
         f"{SAMPLED}/1",
         [],
@@ -241,16 +241,18 @@ def test_a_run_on_a_sample_is_kept_apart_and_never_gets_an_alias(tmp_path, store
 def test_a_lost_answer_makes_no_second_entry(tmp_path, store):
     """As after a kill between an upload and writing it down: everything is uploaded again."""
     made(tmp_path)
-    box = begin_and_finish(tmp_path)
-    first = sync_run(box.folder.parent)
+    run_journal = begin_and_finish(tmp_path)
+    first = sync_run(run_journal.folder.parent)
     before = everything(first.run_id)
-    for kept in (0, len(list(box.read())) // 2):
-        state = box.synced(store_of_runs.store_name())
-        box.set_synced(store_of_runs.store_name(), {**state, "bytes": [0, *(end for end, _ in box.read())][kept]})
-        assert sync_run(box.folder.parent).run_id == first.run_id
+    for kept in (0, len(list(run_journal.read())) // 2):
+        state = run_journal.synced(store_of_runs.store_name())
+        run_journal.set_synced(
+            store_of_runs.store_name(), {**state, "bytes": [0, *(end for end, _ in run_journal.read())][kept]}
+        )
+        assert sync_run(run_journal.folder.parent).run_id == first.run_id
         assert everything(first.run_id) == before
-    (box.folder / "synced.json").unlink()
-    assert sync_run(box.folder.parent).run_id == first.run_id
+    (run_journal.folder / "synced.json").unlink()
+    assert sync_run(run_journal.folder.parent).run_id == first.run_id
     assert everything(first.run_id) == before
 
 
@@ -262,34 +264,34 @@ def test_postgresql_holds_the_same_and_each_thing_once_too(tmp_path, monkeypatch
         mlflow_server(tmp_path / "server", "--store", address, PGPASSWORD=password) as served,
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
-        box = begin_and_finish(tmp_path)
-        result = sync_run(box.folder.parent)
+        run_journal = begin_and_finish(tmp_path)
+        result = sync_run(run_journal.folder.parent)
         assert (result.pending, result.aliases) == (0, [CANDIDATE, CHAMPION])
         before = everything(result.run_id)
         assert history(result.run_id) == [(1, 1.0), (2, 0.5)]
-        (box.folder / "synced.json").unlink()
-        assert sync_run(box.folder.parent).run_id == result.run_id
+        (run_journal.folder / "synced.json").unlink()
+        assert sync_run(run_journal.folder.parent).run_id == result.run_id
         assert everything(result.run_id) == before
 
 
 def everything(run_id):
     client = store_of_runs.connect()
     run, runs = client.get_run(run_id), children(run_id)
-    model_ids = [one.model_id for one in run.outputs.model_outputs]
+    model_ids = [item.model_id for item in run.outputs.model_outputs]
     return (
         run.info.status, history(run_id), run.data.metrics, run.data.tags, sorted(runs),
-        [(one.info.status, one.data.metrics) for _, one in sorted(runs.items())],
+        [(item.info.status, item.data.metrics) for _, item in sorted(runs.items())],
         len(run.inputs.dataset_inputs), model_ids, look_up(KEY).facts["versions"],
-        [len(client.get_logged_model(one).metrics) for one in model_ids], dict(aliases()),
-        [(one.info.run_id, one.data, len(one.inputs.dataset_inputs)) for one in data_runs()].__repr__(),
+        [len(client.get_logged_model(item).metrics) for item in model_ids], dict(aliases()),
+        [(item.info.run_id, item.data, len(item.inputs.dataset_inputs)) for item in data_runs()].__repr__(),
     )  # fmt: skip
 
 
 def test_steps_that_another_copy_of_the_run_uploaded_are_not_uploaded_again(tmp_path, store):
-    box = begin(tmp_path)
+    run_journal = begin(tmp_path)
     for step in (1, 2):
-        Metrics(box).log(step, loss=1 / step)
-    first = sync_run(box.folder.parent)
+        Metrics(run_journal).log(step, loss=1 / step)
+    first = sync_run(run_journal.folder.parent)
     (tmp_path / "runs" / KEY).rename(tmp_path / "lost")
     again = begin(tmp_path)
     for step in (1, 2, 3):
