@@ -175,7 +175,7 @@ CASES: dict[str, tuple[p.TrainParams, checks.Facts, str, tuple[str, ...]]] = {
         nano(train={"global_batch_size": 64, "train_iters": 1700}, checkpoint={"most_recent_k": 85}),
         CLUSTER,
         "params.yaml: checkpoint: save_interval 2, most_recent_k 85",
-        ("86 checkpoints of 442 GB", "4000 GB free", "room for 8."),
+        ("86 checkpoints of 442 GB", "4000 GB free", "for 8."),
     ),
 }
 
