@@ -24,7 +24,7 @@ def plan_bins(lengths, capacity, copies=None):
     return [planned.members[planned.starts[n] : planned.starts[n + 1]].tolist() for n in range(len(planned))]
 
 
-def test_the_longest_goes_first_each_to_the_fullest_bin_that_has_room():
+def test_the_longest_goes_first_each_to_the_fullest_bin_that_it_fits():
     assert plan_bins([3, 5, 2, 4], capacity=7) == [[1, 2], [0, 3]]
 
 
@@ -90,7 +90,7 @@ def test_copies_of_a_conversation_are_never_in_one_bin_and_samples_of_one_copy_m
     assert plan_bins([2, 1, 2, 1], capacity=9, copies=copies) == [[0, 1], [2, 3]]
 
 
-def test_copies_take_the_next_bin_with_room_before_a_new_one():
+def test_copies_take_the_next_bin_that_they_fit_before_a_new_one():
     assert plan_bins([4, 3, 2, 2], capacity=6, copies={2: ("a", 0), 3: ("a", 1)}) == [[0, 2], [1, 3]]
 
 

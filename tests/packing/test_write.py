@@ -75,7 +75,7 @@ def test_a_pack_outside_the_contract_is_named(change, fault):
     assert pack_fault(packs(good, good), pack_size=3, stop_id=STOP) is None
     number, message = pack_fault(packs(good, {**good, **change}), pack_size=3, stop_id=STOP)
     assert fault.replace("3 ids but 2", "6 ids but 5") in message
-    assert number == ("ids but" not in message), "the second, where it can be told"
+    assert number == ("ids but" not in message), "the second, where the fault is in one pack"
 
 
 def test_npy_holds_dicts_of_lists_of_int_and_the_same_bytes_each_time(tmp_path):

@@ -110,12 +110,12 @@ def make_packs(count: int, size: int, seed: int) -> list[dict[str, list[int]]]:
     draw = random.Random(seed)
     packs = []
     for _ in range(count):
-        samples, room = [], size
-        while room >= 16:
+        samples, space = [], size
+        while space >= 16:
             prompt = [draw.randrange(300, 380) for _ in range(draw.randrange(3, 8))]
             answer = [prompt[-1] + step for step in range(1, draw.randrange(3, 8))]
             samples.append((prompt, answer))
-            room -= len(prompt) + len(answer) + 1
+            space -= len(prompt) + len(answer) + 1
         packs.append(make_pack(*samples))
     return packs
 

@@ -254,7 +254,7 @@ def test_no_trained_token_follows_a_stop_token(chat):
     assert not any(follows)
 
 
-def test_turn_ends_stand_behind_each_trained_stop_token(chat):
+def test_turn_ends_are_behind_each_trained_stop_token(chat):
     messages = [ASK, answer("one"), ASK, answer("", tool_calls=[CALL]), result("x"), answer("two")]
     (sample,) = chat.encode(chat.render_samples(messages, [TOOL]))
     trained_stops = [
@@ -488,7 +488,7 @@ MISTRAL = """\
     {%- elif m.role == 'assistant' %}{{- m.content + eos_token }}
     {%- endif %}
 {%- endfor %}"""
-# SmolLM3: the mode of reasoning stands in the system turn.
+# SmolLM3: the reasoning mode is in the system turn.
 MODED = "<|im_start|>system\n{{ '/think' if enable_thinking else '/no_think' }}<|im_end|>\n" + CHATML.replace(
     "{{ m.content }}",
     "{% if m.role == 'assistant' %}{{ '<think>\n' ~ m.reasoning_content ~ '</think>\n' if m.reasoning_content else "

@@ -173,7 +173,7 @@ def test_the_limits_end_with_the_block(tmp_path, small_limits):
     assert len(bytearray(128 << 20)) == 128 << 20
 
 
-def test_time_is_for_one_text_and_granted_anew_for_the_next(tmp_path, small_limits):
+def test_the_time_limit_restarts_with_each_text(tmp_path, small_limits):
     compiled = make(tmp_path, "{% for i in range(n) %}{% for j in range(900) %}{% endfor %}{% endfor %}")
 
     def render_many(times, n):
