@@ -19,6 +19,8 @@ $(if $(SAMPLE),$(error SAMPLE=$(SAMPLE) has a new name. \
     $(if $(filter show,$(MAKECMDGOALS)),Run: make show PACK=$(SAMPLE),Rows per source: ROWS=$(SAMPLE))))
 $(if $(and $(filter profile,$(MAKECMDGOALS)),$(filter command line,$(origin NAME))),\
     $(error NAME=$(NAME) has a new name. Run: make profile PROFILE=$(NAME)))
+$(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
+    $(error HTML=$(HTML): make sweep writes no page. See its experiments with: make show, make mlflow))
 
 # How stages run: ROWS and FORCE work for repro and for every stage.
 REPRO = $(if $(ROWS),dvc exp run --set-param filter.max_rows=$(ROWS),dvc repro)$(if $(FORCE), --force)

@@ -147,6 +147,14 @@ def test_links_to_files_lead_somewhere(page: Path):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in PAGES])
+def test_files_of_the_repository_that_are_named_exist(page: Path):
+    for name in re.findall(
+        r"`((?:src|tests|bench|docs|requirements|slurm|filters|templates|profiles)/[^`<*\s]*)`", page.read_text()
+    ):
+        assert (ROOT / name).exists(), name
+
+
 def test_every_make_target_that_is_mentioned_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     mentioned = {

@@ -209,6 +209,7 @@ def test_rows_that_are_no_positive_number_are_an_error(make, rows):
         ("show SAMPLE=validation:3", "make show PACK=validation:3"),
         ("profile NAME=nemotron3-nano", "make profile PROFILE=nemotron3-nano"),
         ("deliver", "make mlflow-sync"),
+        ("sweep GRID=rng.seed=1,2 HTML=sweep.html", "make mlflow"),
     ],
 )
 def test_an_old_variable_or_target_is_an_error_that_shows_the_new_form(lab, arguments, new_form, dry):
@@ -281,10 +282,11 @@ def test_dry_run_shows_the_command_and_runs_nothing(make):
     ["", "ROWS=3 PACK=4 HTML=x.html RUN=1 PROFILE=x NODES=2 FROM=4 CARD=y CACHE=1 FORCE=1 TO=z UNTIL=pack JOBS=2"],
 )
 def test_commands_are_shown_as_one_would_type_them(make, given):
-    programs = "show estimate rejected lineage reproduce export compare sweep push profile logs cancel repro train"
-    _, said, _ = make.run("make", "-n", *programs.split(), *given.split())
-    lines = [line for line in said.splitlines() if "python -m sft" in line or "dvc " in line]
-    assert len(lines) >= len(programs.split())
+    programs = "show estimate rejected lineage reproduce export compare push profile logs cancel repro train"
+    _, message, _ = make.run("make", "-n", *programs.split(), *given.split())
+    _, of_sweep, _ = make.run("make", "-n", "sweep", "GRID=rng.seed=1,2", "JOBS=2")
+    lines = [line for line in (message + of_sweep).splitlines() if "python -m sft" in line or "dvc " in line]
+    assert len(lines) > len(programs.split())
     assert [line for line in lines if line != " ".join(line.split()) or line.endswith("\\")] == []
 
 
