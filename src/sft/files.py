@@ -147,20 +147,20 @@ def _partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial-{os.uname().nodename}-{os.getpid()}")
 
 
-def _exchange(one: Path, other: Path) -> None:
+def _exchange(new: Path, old: Path) -> None:
     """Swap the names of two folders atomically.
 
     On file systems that cannot do that (some network file systems) these are three renames.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+    if libc.renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
         return
     if ctypes.get_errno() not in CANNOT_EXCHANGE:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
-    aside = one.with_name(f"{one.name}-{os.getpid()}")
-    os.rename(other, aside)
-    os.rename(one, other)
-    os.rename(aside, one)
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
+    aside = new.with_name(f"{new.name}-{os.getpid()}")
+    os.rename(old, aside)
+    os.rename(new, old)
+    os.rename(aside, new)
 
 
 def _remove_abandoned(target: Path) -> None:

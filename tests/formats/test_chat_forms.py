@@ -1,4 +1,4 @@
-"""Formats: records from every shape, and what is said where no row has the shape."""
+"""Formats: records from every shape, and the message if no row has the shape."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def records(folder: Path, format: str, **mapping: Any) -> list[dict[str, Any]]:
 
 
 def test_an_unknown_format_is_refused_and_the_nearest_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'openia' is unknown. Did you mean 'openai'\?.*sharegpt"):
+    with pytest.raises(InputError, match=r"'openia'.*'openai'.*sharegpt"):
         read_rows(tmp_path, "openia")
 
 
@@ -220,7 +220,7 @@ def test_following_the_advice_loses_no_text_beside_the_instruction(tmp_path: Pat
 
 def test_a_mapping_that_fits_no_row_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", CHAT)
-    with pytest.raises(InputError, match=r"fields: messages: no row has 'conversation'\."):
+    with pytest.raises(InputError, match=r"fields: messages: .*'conversation'"):
         list(read_rows(tmp_path, "openai", fields={"messages": "conversation"}))
 
 
@@ -235,7 +235,7 @@ def test_rows_without_the_fields_among_others_are_faults(tmp_path: Path) -> None
 
 
 def test_a_field_that_the_format_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"format 'openai' has no field 'mesages'\. Did you mean 'messages'\?"):
+    with pytest.raises(InputError, match=r"fields: .*'openai'.*'mesages'.*'messages'"):
         read_rows(tmp_path, "openai", fields={"mesages": "chat"})
 
 
@@ -263,7 +263,7 @@ def test_nothing_is_filtered_unless_asked_for(tmp_path: Path) -> None:
 
 def test_a_field_that_no_row_has_is_a_mistake_and_no_filter(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", CHAT, CHAT)
-    with pytest.raises(InputError, match="no row has the field usedin"):
+    with pytest.raises(InputError, match=r"select: .*usedin"):
         list(read_rows(tmp_path, "openai", select={"usedin": ["nano_v3"]}))
 
 

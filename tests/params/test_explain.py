@@ -1,4 +1,4 @@
-"""What is said about a mistake in params.yaml: the line, the key, what was found, the right name."""
+"""Messages about mistakes in params.yaml: the line, the key, the value, the right name."""
 
 import re
 

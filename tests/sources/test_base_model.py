@@ -1,4 +1,4 @@
-"""The base model: one layout whatever was fetched, and markers that cut text at the same place everywhere."""
+"""The base model: one layout whatever was fetched, and markers that split text in the same way everywhere."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ TEXT = "The quick <think> brown > fox < jumps over >\n\nthe lazy dog. <tool_call
 
 
 def build_tokenizer(*tokens: str) -> dict[str, Any]:
-    """A byte-level BPE tokenizer, as GGUF files bring it; `tokens` are added to its vocabulary."""
+    """A byte-level BPE tokenizer, as in GGUF files; `tokens` are added to its vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -212,14 +212,14 @@ def test_pickled_weights_are_refused_by_name(published: Path, tmp_path: Path, na
     source = shutil.copytree(published, tmp_path / "in")
     (source / name).parent.mkdir(exist_ok=True)
     (source / name).write_bytes(b"")
-    with pytest.raises(InputError, match=f"{Path(name).name}: pickled weights"):
+    with pytest.raises(InputError, match=rf"fetch\.model: {Path(name).name}: "):
         make_base(source, tmp_path / "out")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/notes.txt").write_text("x")
-    with pytest.raises(InputError, match=r"expected one \.gguf file, or config\.json.*found notes\.txt"):
+    with pytest.raises(InputError, match=r"fetch\.model: .*notes\.txt"):
         make_base(tmp_path / "in", tmp_path / "out")
 
 
@@ -227,7 +227,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_its_tokenizer_is_refused(published: Path, tmp_path: Path, name: str) -> None:
     source = shutil.copytree(published, tmp_path / "in")
     (source / name).unlink()
-    with pytest.raises(InputError, match=f"{name} is missing"):
+    with pytest.raises(InputError, match=f"fetch.model: {name} "):
         make_base(source, tmp_path / "out")
 
 
@@ -251,7 +251,7 @@ def test_a_tokenizer_of_another_model_is_refused(published: Path, tmp_path: Path
 def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/m.gguf").write_bytes(content)
-    with pytest.raises(InputError, match=r"m\.gguf: damaged GGUF"):
+    with pytest.raises(InputError, match=r"fetch\.model: m\.gguf: "):
         make_base(tmp_path / "in", tmp_path / "out")
 
 
@@ -272,14 +272,14 @@ def test_a_model_that_cannot_be_read_is_an_error_that_names_the_file(
 ) -> None:
     source = shutil.copytree(published, tmp_path / "in")
     (source / name).write_text(content)
-    with pytest.raises(InputError, match=rf"fetch\.model: .*{name}: cannot be loaded"):
+    with pytest.raises(InputError, match=rf"fetch\.model: .*{name}: "):
         make_base(source, tmp_path / "out")
 
 
 def test_damaged_weights_are_refused(published: Path, tmp_path: Path) -> None:
     source = shutil.copytree(published, tmp_path / "in")
     (source / "model.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(InputError, match=r"model\.safetensors: damaged"):
+    with pytest.raises(InputError, match=r"fetch\.model: model\.safetensors: "):
         check_base(source)
 
 

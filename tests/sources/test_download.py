@@ -40,7 +40,7 @@ def fetch(uri: str, folder: Path, sha256: str | None = None) -> list[FetchedFile
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder of its own: partial downloads and relative paths are seen from there."""
+    """The working folder: partial downloads and relative paths are below it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -107,7 +107,7 @@ class Page(http.server.BaseHTTPRequestHandler):
 
 
 def hub_entry(path: str, content: bytes) -> dict[str, Any]:
-    """A file as the hub lists it: .parquet stands for a large file, with its sha256."""
+    """A file as the hub lists it; .parquet files are large ones, with a sha256."""
     git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     entry: dict[str, Any] = {"type": "file", "oid": git, "size": len(content), "path": path}
     if path.endswith(".parquet"):
@@ -163,7 +163,7 @@ def test_secrets_of_a_url_are_never_shown(secret: str) -> None:
 
 
 def test_an_unknown_scheme_lists_the_known_ones(here: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown scheme. Known: pypi://, hf://, https://"):
+    with pytest.raises(InputError, match=r"^ftp://host/file: .*pypi://, hf://, https://"):
         fetch("ftp://host/file", here)
 
 
@@ -215,16 +215,14 @@ def test_a_name_that_no_report_can_hold_is_refused(here: Path) -> None:
 
 def test_a_wrong_digest_keeps_nothing_and_says_both(here: Path) -> None:
     (here / "a.jsonl").write_bytes(b"{}\n")
-    with pytest.raises(
-        InputError, match=f"expected digest {'0' * 64}, found {sha256(b'{}' + bytes([10]))}. Nothing was"
-    ):
+    with pytest.raises(InputError, match=f"^file://a.jsonl: .*{'0' * 64}.*{sha256(b'{}' + bytes([10]))}"):
         fetch("file://a.jsonl", here, sha256="0" * 64)
     assert list((here / "target").iterdir()) == []
     assert (here / "a.jsonl").exists()
 
 
 def test_a_file_that_does_not_exist_is_named(here: Path) -> None:
-    with pytest.raises(InputError, match=r"absent/x.jsonl does not exist"):
+    with pytest.raises(InputError, match=r"^file://absent/x.jsonl: "):
         fetch("file://absent/x.jsonl", here.parent / here.name)
 
 
@@ -260,7 +258,7 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(here: Path, web: Web) ->
 
 
 def test_wrong_content_is_removed_so_that_a_rerun_starts_afresh(here: Path, web: Web) -> None:
-    with pytest.raises(InputError, match=f"expected digest {'0' * 64}, found {sha256(BODY)}"):
+    with pytest.raises(InputError, match=f"{'0' * 64}.*{sha256(BODY)}"):
         fetch(f"{web.url}/a.bin", here, sha256="0" * 64)
     assert list((here / ".fetch-partial").iterdir()) == []
 
@@ -272,7 +270,7 @@ def test_the_answer_of_a_server_is_shown_without_the_query(here: Path, web: Web)
 
 
 def test_a_host_that_does_not_answer_is_shown_without_the_query(here: Path) -> None:
-    with pytest.raises(InputError, match="no answer") as caught:
+    with pytest.raises(InputError, match=r"^http://127.0.0.1:9/a.bin") as caught:
         fetch("http://127.0.0.1:9/a.bin?token=hunter2", here, sha256="0" * 64)
     assert "hunter2" not in str(caught.value)
 
@@ -308,7 +306,7 @@ def test_a_redirect_from_outside_to_an_inner_address_is_refused(host: str) -> No
     from sft.sources.download import _check_url
 
     _check_url(f"https://{host}/a", before=None)
-    with pytest.raises(InputError, match="internal address"):
+    with pytest.raises(InputError, match=r"^https://example.org/a: .*internal"):
         _check_url(f"https://{host}/a", before="https://example.org/a")
 
 
@@ -319,7 +317,7 @@ def test_a_redirect_on_the_same_machine_is_followed(here: Path, web: Web) -> Non
 
 @pytest.mark.parametrize("uri", ["https://example.org/a.bin", "s3://bucket/key", "pypi://a==1/b"])
 def test_a_download_without_a_digest_is_refused(here: Path, uri: str) -> None:
-    with pytest.raises(InputError, match="sha256 is missing"):
+    with pytest.raises(InputError, match="sha256="):
         fetch(uri, here)
 
 
@@ -389,7 +387,7 @@ def test_members_of_a_wheel_are_extracted_below_the_fixed_part_of_the_path(here:
 
 def test_a_wheel_with_another_digest_is_not_opened(here: Path, wheel: Path) -> None:
     found = sha256(wheel.read_bytes())
-    with pytest.raises(InputError, match=f"expected digest {'0' * 64}, found {found}. Nothing was kept"):
+    with pytest.raises(InputError, match=f"{'0' * 64}.*{found}"):
         fetch("pypi://tiny-data==1.0/tiny_data/rows", here, sha256="0" * 64)
     assert list((here / "target").iterdir()) == []
 
@@ -401,7 +399,7 @@ def test_a_version_that_is_not_there_says_what_pip_says(here: Path, wheel: Path)
 
 @pytest.mark.parametrize("uri", ["pypi://tiny-data/x", "pypi://--index-url==1/x", "pypi://a==1", "pypi://a>=1/x"])
 def test_a_uri_of_another_shape_is_refused(here: Path, uri: str) -> None:
-    with pytest.raises(InputError, match="expected pypi://name==version/path"):
+    with pytest.raises(InputError, match="pypi://name==version/path"):
         fetch(uri, here, sha256="0" * 64)
 
 

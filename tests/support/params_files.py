@@ -1,4 +1,4 @@
-"""Changed copies of the repository's params.yaml, and what is said about them."""
+"""Changed copies of the repository's params.yaml, and the errors that they give."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A whole project in small: real conversations' shapes, a tiny model, params that train in seconds."""
+"""A small project: conversations of realistic shapes, a tiny model, params that train in seconds."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ WEATHER = {
 
 
 def tool_records(number: int) -> list[dict[str, Any]]:
-    """Conversations that end in a call, the first of every four in a call, its result and an answer."""
+    """Conversations that end with a call; every fourth continues with its result and an answer."""
     records = []
     for n in range(number):
         call = {
@@ -51,7 +51,7 @@ def tool_records(number: int) -> list[dict[str, Any]]:
 
 
 def chat_records(number: int) -> list[dict[str, Any]]:
-    """Conversations of two turns, every other with reasoning."""
+    """Conversations of two turns, every second one with reasoning."""
     records = []
     for n in range(number):
         thought = {"reasoning_content": f"{n} and 1."} if n % 2 else {}
@@ -69,7 +69,7 @@ def chat_records(number: int) -> list[dict[str, Any]]:
 
 
 def write_jsonl(path: Path, records: list[Any]) -> None:
-    """Write records as JSON lines, gzipped where the name ends in .gz; text stands as a line of its own."""
+    """Write records as JSON lines, gzipped where the name ends in .gz; text is written as a line."""
     lines = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(lines.encode(), mtime=0) if path.suffix == ".gz" else lines.encode())
@@ -90,9 +90,9 @@ def set_params(folder: Path, **values: Any) -> None:
 
 
 def lay_out(folder: Path, sources: Mapping[str, Iterable[int]]) -> list[dict[str, Any]]:
-    """Write made-up prepared data and the reports before it, as prep leaves them; return all samples.
+    """Write made-up prepared data and the reports of filter and prep; return all samples.
 
-    Conversations are of a fixed pool, so that the same number means the same tokens wherever it is.
+    The tokens of a conversation depend on its number only.
     """
     shutil.rmtree(folder / "data", ignore_errors=True)
     everything = []
@@ -114,7 +114,7 @@ def lay_out(folder: Path, sources: Mapping[str, Iterable[int]]) -> list[dict[str
 
 
 def sources_in_params(folder: Path, sources: Mapping[str, dict[str, Any]]) -> None:
-    """Name made-up sources in params.yaml, each with what more is given."""
+    """Write made-up sources into params.yaml; the values are keys of each source."""
     described = {"uri": "file://x.jsonl", "read": "openai"}
     set_params(folder, **{"fetch.sources": {source: {**described, **more} for source, more in sources.items()}})
 
@@ -157,14 +157,14 @@ def make_project(folder: Path) -> None:
 
 
 def link_project(folder: Path) -> None:
-    """Make a folder in which stages run: params.yaml of the repository, a tiny blend, nothing else."""
+    """Make a folder in which stages run: the repository's params.yaml and a tiny blend, nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     make_project(folder)
 
 
 def clone_checkout(folder: Path) -> Path:
-    """Make a folder a git repository of one commit: this checkout with its uncommitted edits, its results left out.
+    """Make a git repository with one commit: this checkout with its uncommitted edits, without results.
 
     Its .venv is a link to the environment that runs the tests, so that nothing is installed.
     """
@@ -191,13 +191,13 @@ def clone_project(folder: Path) -> Path:
 
 
 def commit(folder: Path, message: str) -> None:
-    """Commit all that stands in a folder."""
+    """Commit all changes in a folder."""
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-q", "-m", message)
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a user whose virtual environment is active; nothing of an outer make, DVC or MLflow."""
+    """The environment of a user with an active virtual environment, without those of an outer make, DVC or MLflow."""
     outer = ("MAKE", "GIT_", "DVC_", "MLFLOW_", "SFT_", "PYTEST_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CLUSTER")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(outer)},
@@ -214,7 +214,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(folder: Path, *command: str, fails: bool = False, timeout: float = 900, **environ: str) -> str:
-    """Run a command in a folder; return what it prints. An end other than expected fails with the output."""
+    """Run a command in a folder and return its output. An unexpected exit status fails the test with the output."""
     done = subprocess.run(
         command,
         cwd=folder,
@@ -231,12 +231,12 @@ def run(folder: Path, *command: str, fails: bool = False, timeout: float = 900, 
 
 
 def run_script(folder: Path, script: str, **environ: str) -> str:
-    """Run a shell script, as documentation shows it, in a folder; it must end with 0."""
+    """Run a shell script from the documentation in a folder; it must exit with 0."""
     return run(folder, "bash", "-euo", "pipefail", "-c", script, **environ)
 
 
 def printed_by_processes(code: str) -> set[str]:
-    """What a program prints in processes that hash texts differently: one text, if nothing depends on it."""
+    """The outputs of a program in processes with different string hashes: one, if nothing depends on them."""
     return {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -75,10 +75,10 @@ def item_texts(record: dict[str, Any]) -> list[str]:
             texts = [text for field in fields for text in _question_texts(values[field]) if text.strip()]
             if texts:
                 return texts
-    found = ", ".join(list(map(str, record))[:SHOWN_FIELDS]) + (", ..." if len(record) > SHOWN_FIELDS else "")
+    names = ", ".join(list(map(str, record))[:SHOWN_FIELDS]) + (", ..." if len(record) > SHOWN_FIELDS else "")
     known = ", ".join(dict.fromkeys(field for fields in QUESTION_FIELDS for field in fields))
     raise InputError(
-        f"no question in the fields {found or '(none)'}; expected text in one of: {known}. "
+        f"no question in the fields {names or '(none)'}; expected text in one of: {known}. "
         "In params.yaml, under this set, name the field that holds the question: fields: {question: theirs}."
     )
 

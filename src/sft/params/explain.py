@@ -1,6 +1,6 @@
 """Explain mistakes in params.yaml: the line, what was found, the right name.
 
-For an unknown key the message suggests the most similar key, the key that another tool's name stands for
+For an unknown key the message suggests the most similar key, the key for a name of another tool
 (learning_rate -> optimizer.lr), or, for a key of version 0.1.0, the lines to write now.
 """
 

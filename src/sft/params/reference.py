@@ -21,7 +21,7 @@ from sft.files import REPOSITORY, publish_file
 from sft.params.schema import Params
 
 PAGE = Path("docs/reference/params.md")
-ENTRY = "<name>"  # stands for the name of a source or an evaluation set
+ENTRY = "<name>"  # of a source or an evaluation set
 TYPES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}
 LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 INTRODUCTION = """\
@@ -97,8 +97,8 @@ def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     parts = typing.get_args(annotation)
-    found = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
-    return (found[0] if found else None), typing.get_origin(annotation) is dict and bool(found)
+    sections = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+    return (sections[0] if sections else None), typing.get_origin(annotation) is dict and bool(sections)
 
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:

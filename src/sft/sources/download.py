@@ -303,13 +303,13 @@ def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
 def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
     """Check a file against the digest in the commit: sha256 of a large file, else git's blob id."""
     if entry.lfs is not None:
-        expected, found = entry.lfs.sha256, file_digest(path)
+        expected, actual = entry.lfs.sha256, file_digest(path)
     else:
         content = path.read_bytes()
-        expected, found = entry.blob_id, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    if expected != found:
+        expected, actual = entry.blob_id, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    if expected != actual:
         path.unlink()
-        raise _wrong_digest(f"{source.address} ({entry.path})", expected, found)
+        raise _wrong_digest(f"{source.address} ({entry.path})", expected, actual)
 
 
 def _fetch_remote_file(source: Download, folder: Path) -> None:
@@ -442,9 +442,9 @@ def _check_digest(source: Download, path: Path) -> None:
         raise _wrong_digest(source.address, source.sha256, digest)
 
 
-def _wrong_digest(uri: str, expected: str | None, found: str) -> InputError:
+def _wrong_digest(uri: str, expected: str | None, actual: str) -> InputError:
     advice = " If you changed the file, write the new digest after #sha256=." if uri.startswith("file://") else ""
-    return InputError(f"{redact(uri)}: expected digest {expected}, found {found}. Nothing was kept.{advice}")
+    return InputError(f"{redact(uri)}: expected digest {expected}, found {actual}. Nothing was kept.{advice}")
 
 
 def _interrupted(url: str, error: Exception) -> InputError:

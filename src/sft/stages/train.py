@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from sft.cli import InputError, echo, run_stage
-from sft.cluster import jobs, slurm, train_job
+from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file, requested_cluster
 from sft.files import project_root, publish_file, publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
-from sft.lineage import card
 from sft.lineage.key import Lineage, code_digest, package_versions
 from sft.lineage.patch import dirty_patch, keep_patch
 from sft.lineage.record import environment_text, lineage_json, records
 from sft.params.read import load, load_training
 from sft.params.training import Peft, TrainParams
-from sft.tracking import journal, sync, training_run
+from sft.tracking import journal
 from sft.training import checkpoints
 from sft.training.launch import RANK_OPTION, Run, count_ranks, launch, read_run
 from sft.training.steps import StepLog, read_steps, write_csv
@@ -44,6 +43,8 @@ FINAL = Path("models/final")
 
 def main() -> None:
     """Train a model, or complete its training; export and report it."""
+    from sft.cluster import train_job
+    from sft.tracking import sync, training_run
     from sft.training import bridge
 
     cluster_name = requested_cluster()
@@ -149,6 +150,7 @@ def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
 
 def show_job(cluster: Cluster) -> None:
     """Print the job that a cluster would get. Raises InputError: a check fails."""
+    from sft.cluster import train_job
     from sft.params.check import read
 
     params = read()
@@ -159,6 +161,7 @@ def show_job(cluster: Cluster) -> None:
 
 def train(run: Run) -> None:
     """Train as one rank, on a laptop as on a cluster; the first rank logs."""
+    from sft.tracking import sync
     from sft.training import bridge
 
     params = load_training()
@@ -188,6 +191,7 @@ def _ignore(*values: object) -> None:
 
 def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: bytes | None, run_id: str | None) -> None:
     """Publish models/final: weights, tokenizer, the chat template of the data, README.md, lineage.json."""
+    from sft.lineage import card
     from sft.training import bridge
 
     with publish_folder(FINAL) as folder:

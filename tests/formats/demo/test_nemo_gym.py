@@ -1,4 +1,4 @@
-"""Rollouts: items of the Responses API become messages; what must not be trained on says why."""
+"""Rollouts: items of the Responses API become messages; those that must not be trained on have a reason."""
 
 import json
 from collections.abc import Iterable
@@ -28,19 +28,19 @@ def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def rollout(model: str, reward: float | None, output: list[dict[str, Any]]) -> dict[str, Any]:
-    asked = {
+    request = {
         "instructions": "Use tools.",
         "input": "Sum?",
         "tools": [{"type": "function", "name": "sum", "strict": True}],
     }
     return {
-        "responses_create_params": asked,
+        "responses_create_params": request,
         "response": {"model": model, "output": output},
         "reward": reward,
     }
 
 
-SAID = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "\n\nTwelve."}]}]
+ANSWER = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "\n\nTwelve."}]}]
 
 
 def test_nemo_gym_merges_reasoning_text_and_calls_into_one_assistant_message(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_nemo_gym_merges_reasoning_text_and_calls_into_one_assistant_message(tmp
         {"type": "function_call", "call_id": "c2", "name": "sum", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c1", "output": "12"},
         {"type": "function_call_output", "call_id": "c2", "output": {"é": 1}},
-        *SAID,
+        *ANSWER,
         {"type": "function_call_output", "call_id": "c9", "output": "nobody reads this"},
     ]
     write_lines(tmp_path, "adding/data/r.jsonl", rollout("org/Qwen3-8B", 1.0, output))
@@ -74,14 +74,14 @@ def test_nemo_gym_merges_reasoning_text_and_calls_into_one_assistant_message(tmp
 @pytest.mark.parametrize(
     ("model", "reward", "output", "reason"),
     [
-        ("Qwen/Qwen3-8B", 0.5, SAID, None),
-        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 1, SAID, None),
-        ("gpt-4.1-2025-04-14", 1.0, SAID, "closed-model"),
-        ("policy_model", 1.0, SAID, "closed-model"),
-        ("/checkpoints/qwen3-run/step_42/hf", 1.0, SAID, "closed-model"),
-        ("", 1.0, SAID, "closed-model"),
-        ("Qwen/Qwen3-8B", 0.0, SAID, "failed-rollout"),
-        ("Qwen/Qwen3-8B", None, SAID, "failed-rollout"),
+        ("Qwen/Qwen3-8B", 0.5, ANSWER, None),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 1, ANSWER, None),
+        ("gpt-4.1-2025-04-14", 1.0, ANSWER, "closed-model"),
+        ("policy_model", 1.0, ANSWER, "closed-model"),
+        ("/checkpoints/qwen3-run/step_42/hf", 1.0, ANSWER, "closed-model"),
+        ("", 1.0, ANSWER, "closed-model"),
+        ("Qwen/Qwen3-8B", 0.0, ANSWER, "failed-rollout"),
+        ("Qwen/Qwen3-8B", None, ANSWER, "failed-rollout"),
         ("Qwen/Qwen3-8B", 1.0, [], "no-answer"),
     ],
 )
@@ -94,8 +94,8 @@ def test_nemo_gym_marks_rollouts_that_must_not_be_trained_on(
 
 
 def test_a_thought_that_the_prompt_opened_becomes_reasoning(tmp_path: Path) -> None:
-    said = [{"type": "message", "role": "assistant", "content": "I add.\n</think>\nTwelve."}]
-    write_lines(tmp_path, "r.jsonl", rollout("Qwen/Qwen3-8B", 1.0, said))
+    output = [{"type": "message", "role": "assistant", "content": "I add.\n</think>\nTwelve."}]
+    write_lines(tmp_path, "r.jsonl", rollout("Qwen/Qwen3-8B", 1.0, output))
     (record,) = records(nemo_gym(tmp_path))
     assert record["messages"][-1] == {
         "role": "assistant",
@@ -105,7 +105,7 @@ def test_a_thought_that_the_prompt_opened_becomes_reasoning(tmp_path: Path) -> N
 
 
 def test_an_image_in_a_rollout_is_a_fault(tmp_path: Path) -> None:
-    shown = [{"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
-    write_lines(tmp_path, "r.jsonl", rollout("Qwen/Qwen3-8B", 1.0, shown))
+    output = [{"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]
+    write_lines(tmp_path, "r.jsonl", rollout("Qwen/Qwen3-8B", 1.0, output))
     (row,) = nemo_gym(tmp_path)
-    assert row.fault == "not of this format: a part of type 'input_image' is not text"
+    assert "input_image" in row.fault
