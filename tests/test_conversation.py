@@ -184,7 +184,7 @@ TOOLS = (
 
 @settings(max_examples=300, deadline=None)
 @given(st.fixed_dictionaries({"messages": st.lists(MESSAGES | JSON, max_size=4) | JSON, "tools": TOOLS}))
-def test_no_record_crashes_and_normalising_is_idempotent(record):
+def test_no_record_crashes_and_normalizing_is_idempotent(record):
     outcome = normalize(record)
     if isinstance(outcome, Rejection):
         assert outcome.reason

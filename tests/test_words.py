@@ -9,6 +9,7 @@ ALLOWED has the few places where a word is right, each with the reason.
 """
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -47,7 +48,7 @@ WORDS = [
     Word("stretch(es)?", "part, rows, shard"),
     Word("SAMPLE=", "ROWS= for rows, PACK= for a pack"),
     # Plain English.
-    Word("tells?|told|telling", "logs, sends, prints, says"),
+    Word("tells|told(?!.from|.apart)|telling", "logs, sends, prints, says"),
     Word("mend(s|ed|ing)?", "fix"),
     Word("anew", "again"),
     Word("(goes|go|went|going) on", "continues, resumes"),
@@ -58,29 +59,23 @@ WORDS = [
     Word("in (the|its|their) place of", "instead of"),
     Word("so and so many|so many", "this many, n"),
     Word("brings?|bringing|brought", "downloads, reads, loads"),
-    Word("stands?|stood|standing", "is, is stored"),
-    Word("lies|lay", "is, is stored"),
+    Word("stands?(?! for| in for| alone)|stood|standing", "is, is stored"),
+    Word("lies (in|on|here|there)", "is, is stored"),
     Word("spoil(s|t|ed)?", "damaged"),
-    Word("housed?|rooms?|doors?", "(no metaphors)"),
+    Word("house|rooms?|door", "(no metaphors)", ("src", "docs")),
+    # American spelling.
+    Word("(normal|token|organ|recogn|optim|initial|serial|summar|minim|maxim|quant)is(e[drs]?|ing|ation)", "-ize"),
+    Word("colours?|licences?|behaviours?|neighbours?|judgements?|artefacts?", "American spelling"),
 ]
-NAMES = {
-    "told",
-    "tell",
-    "say",
-    "said",
-    "one",
-    "own",
-    "came",
-    "went",
-    "gone",
-    "what",
-    "found",
-    "where",
-    "thing",
-    "things",
-}
+NAMES = {"told", "tell", "say", "said", "one", "own", "came", "went", "gone", "what", "where", "thing", "things"}
 # (file, matched text): why it is right there.
-ALLOWED: dict[tuple[str, str], str] = {}
+ALLOWED = {
+    ("src/sft/filters/pipeline.py", "refuse"): "a key of the evidence of failed rollouts, whose bytes stay",
+    ("Makefile", "sample="): "the message for the old variable",
+    ("src/sft/filters/judge/judge.py", "refused"): "an endpoint refuses a request, and a stable kind of failure",
+    ("src/sft/filters/judge/verdicts.py", "refused"): "the same",
+    ("src/sft/filters/judge/verdicts.py", "what"): "a key of the answer that filters/rubric.md asks for",
+}
 
 
 class Match(NamedTuple):
@@ -123,7 +118,12 @@ def matched_names(file: str, text: str) -> Iterator[Match]:
             yield Match(file, node.lineno, name, "a name that says what it holds")
 
 
-def all_matches() -> Iterator[Match]:
+@functools.cache
+def all_matches() -> tuple[Match, ...]:
+    return tuple(_all_matches())
+
+
+def _all_matches() -> Iterator[Match]:
     for path in listed_files():
         file, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
         yield from matched_words(file, text)
@@ -153,7 +153,7 @@ def test_a_phrase_is_matched_across_lines():
 
 def test_variables_parameters_and_functions_have_names_that_say_what_they_hold():
     text = "def told(one):\n    found = one\n    for own in found: x.said = own\n"
-    assert sorted(match.text for match in matched_names("src/x.py", text)) == ["found", "one", "own", "told"]
+    assert sorted(match.text for match in matched_names("src/x.py", text)) == ["one", "own", "told"]
 
 
 def test_words_are_looked_for_in_code_pages_and_what_people_edit():
@@ -161,6 +161,14 @@ def test_words_are_looked_for_in_code_pages_and_what_people_edit():
     assert {"README.md", "AGENTS.md", "Makefile", "params.yaml", "dvc.yaml", "slurm/train.sbatch"} <= set(names)
     assert sum(name.startswith("src/") for name in names) > 100
     assert sum(name.startswith("docs/") for name in names) > 8
+
+
+def test_the_repository_has_no_word_that_has_another_name_here():
+    assert [f"{match.file}:{match.line}: {match.text}: {match.instead}" for match in matches()] == []
+
+
+def test_every_allowance_is_needed():
+    assert {(match.file, match.text.lower()) for match in all_matches()} >= ALLOWED.keys()
 
 
 if __name__ == "__main__":
