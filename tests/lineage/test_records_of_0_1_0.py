@@ -41,7 +41,7 @@ def test_only_the_files_that_are_left_out_differ(project):
     states, faults = verify(of_folder(project))
     left_out = set(read_json(project / "models/final/lineage.json")["files"]) - {"README.md"}
     assert {fault.path for fault in faults} == {f"models/final/{name}" for name in left_out}
-    assert {fault.found for fault in faults} == {"no such file"}
+    assert {fault.actual for fault in faults} == {"no such file"}
     assert states["data/packed"] == "absent"
 
 

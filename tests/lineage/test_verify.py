@@ -52,11 +52,11 @@ def test_a_changed_a_missing_and_a_new_file_are_named(project, path, out):
     (project / path).write_bytes(before + b"!")
     states, faults = verify(of_folder(project))
     assert [fault.path for fault in faults] == [path]
-    assert faults[0].expected != faults[0].found
+    assert faults[0].expected != faults[0].actual
     assert states[out] == DIFFERS
     (project / path).unlink()
     (fault,) = verify(of_folder(project))[1]
-    assert (fault.path, fault.found) == (path, "no such file")
+    assert (fault.path, fault.actual) == (path, "no such file")
     (project / path).write_bytes(before)
     (project / out / "more").write_text("more")
     (fault,) = verify(of_folder(project))[1]
@@ -79,7 +79,7 @@ def test_a_changed_lineage_json_is_found_by_its_own_key(project):
     write_json(path, {**lineage, "params": {**lineage["params"], "optimizer": {"lr": 9.0}}})
     (fault,) = verify(of_folder(project))[1]
     assert fault.path == "models/final/lineage.json"
-    assert fault.found == lineage["lineage_key"]
+    assert fault.actual == lineage["lineage_key"]
 
 
 def test_a_changed_run_id_is_found_by_dvc_and_by_the_version_in_mlflow(project):
@@ -147,7 +147,7 @@ def test_a_changed_checkpoint_of_the_run_is_named(project):
     assert verify(of_folder(project))[1] == []
     (fault,) = verify(of_folder(project), with_cache=True)[1]
     assert fault.path == f"runs/{run.name}/checkpoints/iter_0000002"
-    assert fault.found == "weights is changed"
+    assert fault.actual == "weights is changed"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "lineage.json"])

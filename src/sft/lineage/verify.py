@@ -1,6 +1,6 @@
 """Verify that files, reports and lineage.json are those that a model was made with.
 
-Records of one training  ->  the state of every output of the pipeline, and the faults: path, expected, found
+Records of one training  ->  the state of every output of the pipeline, and the faults: path, expected, actual
 
 Checks lineage.json against its own key and its version in MLflow, the reports against lineage.json, and data and models
 against lineage.json, dvc.lock and the reports of fetch. Reads every file once. On request also checks the objects in
@@ -30,10 +30,10 @@ class Fault:
 
     path: str
     expected: str
-    found: str
+    actual: str
 
     def __str__(self) -> str:
-        return f"{self.path}: expected {self.expected}, found {self.found}"
+        return f"{self.path}: expected {self.expected}, found {self.actual}"
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ def _files(records: Records, path: str, md5: str | None, files: dict[str, Digest
         on_disk = files.keys() - ({"lineage.json"} if kind == "sha256" else set())  # no file holds its own digest
         for name in sorted(known.keys() | on_disk):
             expected = f"{kind} {known[name]}" if name in known else NO_FILE
-            found = f"{kind} {getattr(files[name], kind)}" if name in files else NO_FILE
-            if found != expected and name not in named:
+            actual = f"{kind} {getattr(files[name], kind)}" if name in files else NO_FILE
+            if actual != expected and name not in named:
                 named.add(name)
-                yield Fault(f"{path}/{name}", expected, found)
+                yield Fault(f"{path}/{name}", expected, actual)
 
 
 def _known(records: Records, path: str, md5: str | None) -> Iterator[tuple[str, dict[str, str]]]:
@@ -160,8 +160,8 @@ def check_cache(root: Path, path: str, md5: str) -> Iterator[Fault]:
     inside = listing(root, md5) if md5.endswith(".dir") else {}
     for name, expected in {"": md5, **{f"/{rel}": digest for rel, digest in (inside or {}).items()}}.items():
         place = cached(root, expected)
-        if place.is_file() and (found := _digests(place).md5) != expected.removesuffix(".dir"):
-            yield Fault(f"{place} (DVC's cache of {path}{name})", f"md5 {expected}", f"md5 {found}")
+        if place.is_file() and (digest := _digests(place).md5) != expected.removesuffix(".dir"):
+            yield Fault(f"{place} (DVC's cache of {path}{name})", f"md5 {expected}", f"md5 {digest}")
 
 
 def check_checkpoints(records: Records) -> Iterator[Fault]:
