@@ -26,7 +26,7 @@ def test_a_value_that_is_not_given_is_an_error():
         render("base.html.j2")
 
 
-def test_a_page_stands_alone():
+def test_a_page_is_self_contained():
     page = render("base.html.j2", title="t")
     assert page.startswith("<!doctype html>")
     assert not re.search(r"<script|<link|src=|url\(|@import|https?:", page)

@@ -1,6 +1,6 @@
 """Pages of HTML from the templates beside this module (`*.html.j2`).
 
-A page stands alone: its style and its plots are inside, it has no script and loads nothing. Values come from data and
+A page is self-contained: style and plots are inside, it has no script and loads nothing. Values come from data and
 from models, so everything is escaped that is not `Markup`. Same values, same bytes.
 """
 
