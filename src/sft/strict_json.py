@@ -81,7 +81,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         duplicate = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {duplicate[:80]!r} occurs twice in an object")
+        raise ValueError(
+            f"the key {duplicate[:80]!r} stands twice in an object"
+        )  # the text is evidence in data: it stays
     return value
 
 
