@@ -24,6 +24,10 @@ def project(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     (tmp_path / "models/base/tokenizer_config.json").write_text("{}")
+    (tmp_path / "reports/filter").mkdir(parents=True)
+    (tmp_path / "reports/prep").mkdir()
+    (tmp_path / "reports/filter/calls.json").write_text("{}")
+    (tmp_path / "reports/prep/calls.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     for name in ("CLUSTER", "DVC_ROOT", "DETACH", "DRY_RUN"):
         monkeypatch.delenv(name, raising=False)
@@ -48,6 +52,8 @@ def test_a_job_gets_the_declared_deps_and_each_of_them_changes_its_key(project):
     remote_stage.copy_inputs(stage, project / "runs/x")
     copied = {path.relative_to(project / "runs/x/work").as_posix() for path in (project / "runs/x").rglob("*.*")}
     assert {"params.yaml", "dvc.yaml", "templates/nano3.jinja", "data/filtered/calls/kept.parquet"} <= copied
+    assert "reports/filter/calls.json" in copied, "prep checks its rows against this ledger"
+    assert "reports/prep/calls.json" not in copied, "an old out would look like one that the job made"
 
 
 def test_a_later_edit_does_not_reach_the_job(project):

@@ -31,6 +31,9 @@ from sft.params.read import PARAMS, load
 SWITCHES = ("CLUSTER", "DETACH", "DRY_RUN")
 CODE = ("src/", "requirements/")
 DVC_FILES = (PARAMS, Path("dvc.yaml"), Path("dvc.lock"))
+# A stage reads reports of earlier stages that are not its deps: prep checks its rows against that of filter, eval shows
+# them in the model card.
+REPORTS = Path("reports")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def copy_inputs(stage: DeclaredStage, run: Path) -> None:
     """Copy what the job reads into the folder where it runs."""
     for path in stage.data:
         jobs.copy_input(path, run / "work" / path)
-    for path in DVC_FILES:
+    reports = [path for path in sorted(REPORTS.rglob("*")) if path.is_file() and path not in stage.outs]
+    for path in (*DVC_FILES, *reports):
         if path.exists():
             jobs.copy_input(path, run / "work" / path)
 
