@@ -72,6 +72,7 @@ NAMES = {"told", "tell", "say", "said", "one", "own", "came", "went", "gone", "w
 ALLOWED = {
     ("src/sft/filters/pipeline.py", "refuse"): "a key of the evidence of failed rollouts, whose bytes stay",
     ("Makefile", "sample="): "the message for the old variable",
+    ("src/sft/strict_json.py", "stands"): "a message that is evidence in data, whose bytes stay",
     ("src/sft/filters/judge/judge.py", "refused"): "an endpoint refuses a request, and a stable kind of failure",
     ("src/sft/filters/judge/verdicts.py", "refused"): "the same",
     ("src/sft/filters/judge/verdicts.py", "what"): "a key of the answer that filters/rubric.md asks for",
