@@ -13,7 +13,7 @@ import urllib.request
 import pytest
 
 from sft.hashing import folder_digests
-from tests.support.project import ROOT, clone_project, commit, run, run_script
+from tests.support.project import ROOT, clone_project, commit, run, run_script, set_params
 from tests.support.servers import S3_KEYS, Proxy, client, free_port, s3_server
 from tests.test_docs import shell_blocks
 
@@ -120,9 +120,7 @@ def test_a_colleague_does_not_compute_again_what_was_finished_but_not_committed(
         run(pushed, "git", "checkout", "-q", name)
     run(pushed, "dvc", "checkout", "-q", "data/packed")
     other = clone(pushed, tmp_path / "other")
-    params = (other / "params.yaml").read_text()
-    assert params.count("  seed: 1234\n\n# From here on") == 1
-    (other / "params.yaml").write_text(params.replace("  seed: 1234\n\n# From here on", "  seed: 77\n\n# From here on"))
+    set_params(other, **{"pack.seed": 77})
     output = run(other, "dvc", "repro", "--pull", "pack", **environ)
     assert stages_run(output) == []
     assert "Stage 'pack' is cached - skipping run" in output
