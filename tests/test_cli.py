@@ -84,6 +84,8 @@ def test_under_torchrun_a_rank_leaves_at_once(tmp_path, body):
 def test_a_source_stage_gets_its_source_and_wants_one(tmp_path):
     source_stage = "run_source_stage(one, __doc__)"
     assert call(tmp_path, "pass", "--source", "bfcl", call=source_stage).stdout == "source bfcl\n"
+    assert call(tmp_path, "pass", call=source_stage, DVC_STAGE="filter@bfcl").stdout == "source bfcl\n"
+    assert call(tmp_path, "pass", "--source", "a", call=source_stage, DVC_STAGE="b@c").stdout == "source a\n"
     missing = call(tmp_path, call=source_stage)
     assert missing.returncode == 2
     assert "--source" in missing.stderr

@@ -40,9 +40,19 @@ def run_stage(main: Callable[[], None], doc: str | None, *, remote: bool = False
 
 
 def run_source_stage(main: Callable[[str], None], doc: str | None, *, remote: bool = False) -> None:
-    """Run a stage on the source that --source names; `remote` as in run_stage."""
+    """Run a stage on the source that --source names, or else DVC's stage, `filter@NAME`; `remote` as in run_stage.
+
+    DVC passes its stage in DVC_STAGE, so that no name from params.yaml is in a command that a shell reads.
+    """
     parser = make_parser(main.__module__, doc)
-    parser.add_argument("--source", required=True, metavar="NAME", help="a source of fetch.sources in params.yaml")
+    stage_source = os.environ.get("DVC_STAGE", "").partition("@")[2]
+    parser.add_argument(
+        "--source",
+        required=not stage_source,
+        default=stage_source,
+        metavar="NAME",
+        help="a source of fetch.sources in params.yaml",
+    )
     source = parser.parse_args().source
     if remote:
         _run_on_cluster(parser, "--source", source)

@@ -5,6 +5,7 @@ For an unknown key the message suggests the most similar key, the key for a name
 """
 
 import difflib
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,9 @@ def _explain(fault: Any, schema: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         advice = " All keys are required: git show HEAD:params.yaml shows the default." if schema is Params else ""
         return f": missing.{advice}"
+    if fault["type"] == "string_pattern_mismatch" and location[-1] == fault["input"]:
+        name = re.sub("[^a-z0-9]+", "-", fault["input"].lower()).strip("-") or "my-data"
+        return f": a name has lower-case letters, digits and dashes: {name}"
     return f": {fault['msg'].removeprefix('Value error, ')}; found {_shown(fault['input'])}."
 
 
