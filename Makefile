@@ -14,18 +14,33 @@ unexport PYTHONDONTWRITEBYTECODE        # without .pyc files every dvc command t
 PORT ?= 5000
 SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.sbatch' .ci/run)
 
-# Variables that have a new name. NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
+# Every variable that a target below takes, and old names of some. What is typed is checked before anything runs: a name
+# that is not here is an error, unless it is a param (with a dot: optimizer.lr=1e-5).
+VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON \
+    LIST MODEL NAME NODES NUMBER NVIDIA PACK PEERS PORT PROFILE REASON REMOTE ROWS RUN SOURCE STEP STORE TO UNTIL UPGRADE
+typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+params := $(sort $(foreach name,$(typed),$(if $(findstring .,$(name)),$(name))))
+# NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
 $(if $(SAMPLE),$(error SAMPLE=$(SAMPLE) has a new name. \
     $(if $(filter show,$(MAKECMDGOALS)),Run: make show PACK=$(SAMPLE),Rows per source: ROWS=$(SAMPLE))))
 $(if $(and $(filter profile,$(MAKECMDGOALS)),$(filter command line,$(origin NAME))),\
     $(error NAME=$(NAME) has a new name. Run: make profile PROFILE=$(NAME)))
 $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
     $(error HTML=$(HTML): make sweep writes no page. See its experiments with: make show, make mlflow))
+mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:ROWS" "$(filter-out $(params),$(typed))")
+$(if $(mistyped),$(error $(mistyped)))
+$(if $(params),$(if $(filter-out repro fetch filter prep pack train eval sweep,$(or $(MAKECMDGOALS),help)),\
+    $(error $(firstword $(params))=: only repro, sweep and the stages take params, not: $(or $(MAKECMDGOALS),help))))
 
-# How stages run: ROWS and FORCE work for repro and for every stage.
-REPRO = $(if $(ROWS),dvc exp run --set-param filter.max_rows=$(ROWS),dvc repro)$(if $(FORCE), --force)
+# $(call quote,TEXT): one word for the shell, whatever is in it.
+quote = '$(subst ','\'',$(1))'
 # $(call option,VARIABLE,name): ` --name 'value'` if the variable is set.
-option = $(if $($(1)), --$(2) '$($(1))')
+option = $(if $($(1)), --$(2) $(call quote,$($(1))))
+
+# How stages run: params (optimizer.lr=1e-5), ROWS and FORCE work for repro and for every stage.
+settings = $(strip $(if $(ROWS),--set filter.max_rows=$(ROWS)) \
+    $(foreach name,$(params),--set $(call quote,$(name)=$(value $(name)))))
+REPRO = $(if $(settings),python -m sft.experiments.run $(settings),dvc repro)$(if $(FORCE), --force)
 
 # DVC writes dvc.lock after the last stage: log it to MLflow then.
 log_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cli sync --lock)
@@ -33,13 +48,12 @@ log_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cl
 # Where prep, train and eval run: CLUSTER=<name> sends them to Slurm (slurm/README.md).
 export CLUSTER DETACH DRY_RUN
 
-# $(call stages,TARGETS): check the variables, run, say how to undo ROWS.
+# $(call stages,TARGETS): check the variables, then run.
 define stages
 $(if $(ROWS),@[[ "$(ROWS)" =~ ^[1-9][0-9]*$$ ]] || { echo "$(bad_rows)" >&2; exit 2; })
 $(if $(CLUSTER),@[[ -e slurm/clusters/$(CLUSTER).yaml ]] || { echo "$(no_cluster_file)" >&2; exit 2; })
 $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),@echo "$(no_job)" >&2; exit 2)
 $(REPRO)$(if $(1), $(1))
-$(if $(ROWS),@echo "params.yaml now takes $(ROWS) rows per source. To take all rows again: git checkout params.yaml")
 endef
 
 # $(call job,STAGE,STAGES BEFORE IT,PROGRAM): the same for a stage that a cluster can run. DRY_RUN=1 shows the job.
@@ -56,6 +70,7 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
     $(or $(basename $(notdir $(wildcard slurm/clusters/*.yaml))),none). Without CLUSTER the stage runs on this machine.
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
+.NOTPARALLEL:
 .PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare export \
     mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test lint check format \
     pins bench bench-peers
@@ -65,7 +80,7 @@ help: ## List the targets
 	    /^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	    /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-##@ The pipeline (ROWS=50: only 50 rows per source; FORCE=1: also rerun what has not changed)
+##@ The pipeline (optimizer.lr=1e-5: set a param; ROWS=50: only 50 rows per source; FORCE=1: rerun what has not changed too)
 repro: setup ## Run every stage whose inputs changed
 	$(call stages,)
 	$(log_lock)
@@ -123,8 +138,9 @@ mlflow: setup ## Browse runs and registered models (PORT=5000)
 mlflow-server: setup ## Start a tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
 	python -m sft.tracking.cli server --port $(PORT)$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
 
+grid = $(strip $(GRID) $(foreach name,$(params),$(name)=$(value $(name))))
 sweep: setup ## Run many experiments: GRID='optimizer.lr=1e-5,2e-5 rng.seed=1,2' or LIST=file (JOBS=1 CLUSTER= NAME=)
-	python -m sft.experiments.sweep$(call option,GRID,grid)$(call option,LIST,list)$(call option,JOBS,jobs)$(call option,NAME,name)
+	python -m sft.experiments.sweep$(call option,grid,grid)$(call option,LIST,list)$(call option,JOBS,jobs)$(call option,NAME,name)
 
 push: setup ## Push data, models and finished stages to the DVC remote (REMOTE=)
 	python -m sft.lineage.dvc_push$(call option,REMOTE,remote)

@@ -166,6 +166,7 @@ def lab(make):
     return make
 
 
+RUN = "python -m sft.experiments.run"
 LOGS_LOCK = "python -m sft.tracking.cli sync --lock"
 
 
@@ -174,12 +175,18 @@ LOGS_LOCK = "python -m sft.tracking.cli sync --lock"
     [
         ("repro", "dvc repro"),
         ("repro FORCE=1", "dvc repro --force"),
-        ("repro ROWS=50", "dvc exp run --set-param filter.max_rows=50"),
-        ("repro ROWS=50 FORCE=1", "dvc exp run --set-param filter.max_rows=50 --force"),
+        ("repro ROWS=50", f"{RUN} --set filter.max_rows=50"),
+        ("repro ROWS=50 FORCE=1", f"{RUN} --set filter.max_rows=50 --force"),
+        (
+            "train optimizer.lr=1e-5 train.train_iters=5",
+            f"{RUN} --set optimizer.lr=1e-5 --set train.train_iters=5 train",
+        ),
+        ("eval eval.seed=7 ROWS=5", f"{RUN} --set filter.max_rows=5 --set eval.seed=7 eval"),
+        ("sweep optimizer.lr=1e-5,2e-5", "python -m sft.experiments.sweep --grid optimizer.lr=1e-5,2e-5"),
         ("fetch", "dvc repro fetch fetch-model fetch-benchmarks"),
         ("filter", "dvc repro filter"),
         ("prep", "dvc repro prep"),
-        ("pack ROWS=5", "dvc exp run --set-param filter.max_rows=5 pack"),
+        ("pack ROWS=5", f"{RUN} --set filter.max_rows=5 pack"),
         ("train", "dvc repro train"),
         ("eval", "dvc repro eval"),
         ("test", "pytest"),
@@ -190,7 +197,6 @@ def test_a_target_runs_what_it_says(lab, arguments, asked):
     assert status == 0, said
     logs_lock = arguments.partition(" ")[0] in ("repro", "eval")
     assert [line.strip() for line in log] == [asked, *([LOGS_LOCK] if logs_lock else [])]
-    assert ("git checkout params.yaml" in said) == ("ROWS" in arguments)
 
 
 @pytest.mark.parametrize("rows", ["0", "-1", "1.5", "all", "1 2", "007"])
@@ -216,6 +222,64 @@ def test_an_old_variable_or_target_is_an_error_that_shows_the_new_form(lab, argu
     status, said, asked = lab.run("make", *dry, *arguments.split())
     assert (status, asked) == (2, [])
     assert new_form in said
+
+
+TYPOS = [
+    *("repro SAMPEL=50", "repro ROW=50", "repro RWOS=50", "repro rows=50", "repro Rows=50", "repro ROWSS=50"),
+    *("train CLUSTRE=lab", "train cluster=lab", "train CLUSTERS=lab", "train DETATCH=1", "train DETACHED=1"),
+    *("train DRYRUN=1", "train DRY-RUN=1", "train dry_run=1", "repro FORCED=1", "repro force=1", "show PAK=3"),
+    *("show SAMPLES=3", "profile PROFIL=x", "rejected SOURCES=x", "rejected REASONS=x", "estimate NODE=2"),
+    *("estimate GPUs=8", "lineage MODELS=x", "mlflow PRT=5001", "logs RUNS=1", "train LR=1e-5", "train optimizer_lr=1"),
+]
+KNOWN_TYPO = {"SAMPEL": "ROWS", "ROW": "ROWS", "CLUSTRE": "CLUSTER", "DRYRUN": "DRY_RUN", "PAK": "PACK", "PRT": "PORT"}
+
+
+@pytest.mark.parametrize("dry", [[], ["-n"]], ids=["run", "dry"])
+@pytest.mark.parametrize("arguments", TYPOS)
+def test_a_mistyped_variable_is_an_error_before_anything_runs(lab, arguments, dry):
+    status, said, asked = lab.run("make", *dry, *arguments.split())
+    assert (status, asked) == (2, [])
+    name = arguments.split()[1].partition("=")[0]
+    assert f"{name}=" in said
+    assert (
+        f"Did you mean {KNOWN_TYPO[name]}=?" in said if name in KNOWN_TYPO else "Did you mean" in said or "ROWS" in said
+    )
+
+
+@pytest.mark.parametrize("name", ["SAMPEL", "rows", "ROW", "CLUSTRE", "DETATCH"])
+def test_a_mistyped_variable_before_make_is_an_error_too(lab, name):
+    status, said, asked = lab.run("env", f"{name}=5", "make", "-n", "repro")
+    assert (status, asked) == (2, [])
+    assert f"{name}= in the environment" in said
+
+
+def test_variables_of_other_programs_in_the_environment_are_not_make_s(lab):
+    others = ("MODE=1", "HOST=x", "USERS=2", "TOKEN=x", "LINES=50", "TEXT=a\nROW=5", "_=x", "SLURM_JOB_NODELIST=a")
+    status, said, _ = lab.run("env", *others, "make", "-n", "repro")
+    assert status == 0, said
+
+
+def test_every_variable_of_the_makefile_is_known(make):
+    makefile = (ROOT / "Makefile").read_text()
+    known = re.search(r"^VARIABLES := (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)[1].replace("\\\n", " ").split()
+    used = set(re.findall(r"\$\(call option,([A-Z_]+),", makefile)) | set(re.findall(r"\$\(([A-Z][A-Z_]+)\)", makefile))
+    ours = {"VARIABLES", "VARIABLE", "REPRO", "SHELL_SCRIPTS", "COMPILE", "PINS", "SAMPLE"}
+    make_s = {"CURDIR", "PATH", "HOME", "XDG_CACHE_HOME", "DVC_SITE_CACHE_DIR", "MAKECMDGOALS"}
+    assert used - ours - make_s <= set(known)
+    assert len(known) == len(set(known)) > 30
+
+
+def test_params_are_an_error_where_no_experiment_runs(lab):
+    status, said, asked = lab.run("make", "show", "optimizer.lr=1e-5")
+    assert (status, asked) == (2, [])
+    assert "optimizer.lr=" in said
+
+
+def test_a_param_is_one_word_whatever_is_in_it(lab):
+    status, said, log = lab.run("make", "train", "fetch.model.uri=file://a'b; touch EXECUTED $(touch EXECUTED) $$x")
+    assert status == 0, said
+    assert not (lab.root / "EXECUTED").exists()
+    assert log[0].startswith("python -m sft.experiments.run --set fetch.model.uri=file://a'b; touch EXECUTED")
 
 
 def test_a_name_in_the_environment_is_not_taken_for_the_old_variable_of_profile(lab):
@@ -274,7 +338,7 @@ def test_detach_and_dry_run_are_refused_where_there_is_no_job(lab, arguments):
 def test_dry_run_shows_the_command_and_runs_nothing(make):
     status, said, asked = make.run("make", "-n", "repro", "ROWS=50")
     assert (status, asked) == (0, [])
-    assert "dvc exp run --set-param filter.max_rows=50" in said
+    assert f"{RUN} --set filter.max_rows=50" in said
 
 
 @pytest.mark.parametrize(
@@ -437,7 +501,7 @@ def test_ci_runs_lint_and_the_tests_from_anywhere_without_input(make, tmp_path):
     assert status == 0, said
     *lint, shellcheck = [line.strip() for line in asked[:-2]]
     assert lint == ["ruff format --check", "ruff check", "mypy"]
-    assert shellcheck.startswith("shellcheck .ci/run requirements/debian.sh requirements/setup.sh")
+    assert shellcheck.startswith("shellcheck .ci/run requirements/check_variables.sh requirements/debian.sh requirements/setup.sh")
     assert [line.strip() for line in asked[-2:]] == ["pytest", "true 0"]
 
 

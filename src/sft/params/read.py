@@ -12,6 +12,7 @@ The file is YAML 1.2, because `dvc exp run -S optimizer.lr=1e-5` writes `1e-05`,
 import difflib
 import functools
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
+MISSING = "missing"
 DATA_SECTIONS = ("filter", "prep", "pack")
 # Section -> module and class of its schema. A stage imports those of its own sections only.
 SCHEMA = {
@@ -83,6 +85,41 @@ def recorded_data_params(lock: Path = LOCK) -> dict[str, Any]:
             params = stage.get("params", {}).get(str(PARAMS), {})
             recorded |= {name: params[name] for name in DATA_SECTIONS if name in params}
     return recorded
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Return key and value of `optimizer.lr=1e-5`, the value read as YAML. Raises InputError: no key, not YAML.
+
+    >>> parse_setting("optimizer.lr=1e-5")
+    ('optimizer.lr', 1e-05)
+    """
+    key, equals, text = setting.partition("=")
+    if not key or not equals:
+        raise InputError(f"{setting}: expected KEY=VALUE, as in optimizer.lr=1e-5")
+    try:
+        return key, YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{key}: {text[:80]!r} is not YAML") from error
+
+
+def change(settings: Iterable[str], path: Path = PARAMS) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return the text of params.yaml, its values with some changed, and the old value of each; the file stays.
+
+    An old value is MISSING if params.yaml has no such key. Raises InputError: a setting has no place in the file.
+    """
+    text, values = _read_text(path)
+    old: dict[str, Any] = {}
+    for key, value in map(parse_setting, settings):
+        *parents, last = key.split(".")
+        section = values
+        for depth, parent in enumerate(parents):
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                place = ".".join(parents[: depth + 1])
+                raise InputError(f"{path}: {place}: is {section!r}, without keys. Set all of it: {place}=...")
+        old.setdefault(key, section.get(last, MISSING))
+        section[last] = value
+    return text, values, old
 
 
 def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
