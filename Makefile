@@ -17,7 +17,8 @@ SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.s
 # Every variable that a target below takes, and old names of some. What is typed is checked before anything runs: a name
 # that is not here is an error, unless it is a param (with a dot: optimizer.lr=1e-5).
 VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON \
-    LIST MODEL NAME NODES NUMBER NVIDIA PACK PEERS PORT PROFILE REASON REMOTE ROWS RUN SOURCE STEP STORE TO UNTIL UPGRADE
+    LIST MODEL NAME NODES NUMBER NVIDIA PACK PEERS PORT PROFILE REASON REMOTE ROWS RUN SOURCE STEP STORE TO UNTIL UPGRADE \
+    YES
 typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 params := $(sort $(foreach name,$(typed),$(if $(findstring .,$(name)),$(name))))
 # NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
@@ -151,8 +152,8 @@ mlflow-sync: setup ## Send MLflow what it has not received: after an outage, or 
 deliver:
 	$(error make deliver has a new name. Run: make mlflow-sync)
 
-clean: ## Remove what the pipeline wrote to data/, models/ and runs/; the DVC cache stays
-	git clean -fdX -- data models runs
+clean: setup ## Remove the outputs of the pipeline and runs/, after a question (YES=1: without); the DVC cache stays
+	@python -m sft.experiments.clean$(if $(filter-out 0,$(YES)), --yes)
 
 ##@ Clusters (prep, train and eval take CLUSTER=<name>, and DETACH=1 or DRY_RUN=1: slurm/README.md)
 status: setup ## List the runs on a cluster and their state (CLUSTER=)

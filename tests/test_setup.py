@@ -384,30 +384,11 @@ def test_dvc_s_site_cache_is_private(make):
     assert cache.stat().st_mode & 0o777 == 0o700
 
 
-def test_clean_removes_what_the_pipeline_made_and_nothing_else(make):
-    files = (
-        "data/.gitignore",
-        "data/raw/x",
-        "data/mine.jsonl",
-        "runs/x",
-        "models/base/x",
-        ".dvc/cache/x",
-        "src/x",
-    )
-    for name in files:
-        (make.root / name).parent.mkdir(parents=True, exist_ok=True)
-        (make.root / name).touch()
-    (make.root / "data" / ".gitignore").write_text("/raw\n")
-    (make.root / ".gitignore").write_text("/runs/\n/models/base\n/.dvc/cache\n/src/x\n")
-    make.run("git", "init", "-q")
-    status, said, _ = make.run("make", "clean")
+@pytest.mark.parametrize(("given", "option"), [("", ""), ("YES=1", " --yes"), ("YES=0", "")])
+def test_clean_asks_unless_it_is_told_not_to(lab, given, option):
+    status, said, log = lab.run("make", "clean", *given.split())
     assert status == 0, said
-    assert {name for name in files if not (make.root / name).exists()} == {
-        "data/raw/x",
-        "runs/x",
-        "models/base/x",
-    }
-    assert "Removing data/raw/" in said
+    assert log == [f"python -m sft.experiments.clean{option}"]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -501,7 +482,9 @@ def test_ci_runs_lint_and_the_tests_from_anywhere_without_input(make, tmp_path):
     assert status == 0, said
     *lint, shellcheck = [line.strip() for line in asked[:-2]]
     assert lint == ["ruff format --check", "ruff check", "mypy"]
-    assert shellcheck.startswith("shellcheck .ci/run requirements/check_variables.sh requirements/debian.sh requirements/setup.sh")
+    assert shellcheck.startswith(
+        "shellcheck .ci/run requirements/check_variables.sh requirements/debian.sh requirements/setup.sh"
+    )
     assert [line.strip() for line in asked[-2:]] == ["pytest", "true 0"]
 
 
