@@ -3,10 +3,8 @@
 import gzip
 import json
 import tempfile
-from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,27 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.formats import raw_files
-from sft.formats.raw_files import Row, read_objects
+from sft.formats.raw_files import read_objects
 from sft.hashing import value_digest
+from tests.support.raw_rows import records, write
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 LINE = json.dumps(CHAT).encode() + b"\n"
-
-
-def write(folder: Path, name: str, content: bytes | str) -> None:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def write_lines(folder: Path, name: str, *objects: Any) -> None:
-    write(folder, name, "".join(json.dumps(item) + "\n" for item in objects))
-
-
-def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    rows = list(rows)
-    assert [row.fault for row in rows] == [""] * len(rows)
-    return [row.record for row in rows if row.record is not None]
 
 
 @pytest.mark.parametrize(

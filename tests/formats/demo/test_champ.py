@@ -1,28 +1,10 @@
 """champ: problems with solutions in steps."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from sft.formats.demo.champ import champ
-from sft.formats.raw_files import Row
-
-
-def write(folder: Path, name: str, content: bytes | str) -> None:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def write_lines(folder: Path, name: str, *objects: Any) -> None:
-    write(folder, name, "".join(json.dumps(item) + "\n" for item in objects))
-
-
-def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    rows = list(rows)
-    assert [row.fault for row in rows] == [""] * len(rows)
-    return [row.record for row in rows if row.record is not None]
+from tests.support.raw_rows import write
 
 
 def test_champ_joins_the_steps_and_the_answer(tmp_path: Path) -> None:
