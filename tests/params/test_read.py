@@ -10,6 +10,7 @@ from sft.params.check import Params, read
 from sft.params.read import (
     SCHEMA,
     TRAINING,
+    change,
     load,
     load_source,
     load_training,
@@ -129,3 +130,14 @@ def test_the_data_params_of_the_last_run_come_from_dvc_lock(tmp_path):
         "  other: {cmd: x}\n"
     )
     assert recorded_data_params(lock) == {"filter": {"seed": 1}, "pack": {"seed": 2}}
+
+
+def test_an_edit_between_two_reads_is_seen_and_a_change_that_is_only_looked_at_is_not(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(DEFAULT.read_bytes())
+    before = load("rng", path).seed
+    text, values, old = change(["rng.seed=7"], path)
+    assert (values["rng"]["seed"], old) == (7, {"rng.seed": before})
+    assert load("rng", path).seed == before != 7
+    path.write_text(text.replace(f"rng:\n  seed: {before}", "rng:\n  seed: 8"))
+    assert load("rng", path).seed == 8

@@ -9,6 +9,7 @@ The file is YAML 1.2, because `dvc exp run -S optimizer.lr=1e-5` writes `1e-05`,
     load_training()                  all sections of the train stage
 """
 
+import copy
 import difflib
 import functools
 import importlib
@@ -107,7 +108,8 @@ def change(settings: Iterable[str], path: Path = PARAMS) -> tuple[str, dict[str,
 
     An old value is MISSING if params.yaml has no such key. Raises InputError: a setting has no place in the file.
     """
-    text, values = _read_text(path)
+    text, parsed = _read_text(path)
+    values = copy.deepcopy(parsed)
     old: dict[str, Any] = {}
     for key, value in map(parse_setting, settings):
         *parents, last = key.split(".")
@@ -159,10 +161,16 @@ def _read_text(path: Path) -> tuple[str, Any]:
     """Return the text of a YAML file and its values. Raises InputError: with the line."""
     try:
         text = path.read_text(encoding="utf-8")
-        return text, YAML(typ="safe", pure=True).load(text)
+        return text, _parse(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else "?"
         raise InputError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from error
     except (YAMLError, ValueError, RecursionError) as error:  # invalid characters, numbers, dates; too deep
         raise InputError(f"{path}: not valid YAML: {error}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _parse(text: str) -> Any:
+    """Return the values of a YAML text, parsed once for all sections that a stage loads; they are not to be changed."""
+    return YAML(typ="safe", pure=True).load(text)
