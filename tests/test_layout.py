@@ -39,7 +39,7 @@ ONLY_HERE = {
     "ruamel": {f"sft.params.{name}" for name in ("read", "explain", "version_0_1", "reference")},
     "yaml": set(),
 }
-# Code that a stage imports and that cannot change what it makes: where it runs, who is told, how it looks, and what
+# Code that a stage imports and that cannot change what it makes: where it runs, tracking, how it looks, and what
 # checks the params (whose values dvc.yaml declares). It is no dep of a stage, and neither is what only it imports.
 NOT_DEPS = (
     "sft.cli",
