@@ -21,7 +21,8 @@ import pytest
 
 from sft.cli import InputError
 from sft.params.data import Download
-from sft.sources.download import FetchedFile, extract_zip, fetch_files, match_paths, redact
+from sft.sources.download import FetchedFile, extract_zip, fetch_files, match_paths
+from sft.sources.redact import redact
 
 BODY = bytes(range(256)) * 8192  # 2 MiB
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from sft.tracking import journal
-from sft.tracking.journal import Dataset, Journal, Metrics, open_run, record_status, without_secret
+from sft.tracking.journal import Dataset, Journal, Metrics, open_run, record_status
 
 DATA = [Dataset("packed", "f" * 64, "file:///data", "training", {})]
 
@@ -147,19 +147,6 @@ def test_a_model_that_was_trained_elsewhere_gets_its_run_from_lineage_json(tmp_p
     assert entries(run_journal, "model")[0]["parent"] == "p"
     journal.open_model(tmp_path / "runs/k", model)
     assert len(list(run_journal.read())) == 2, "added once"
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("http://me:s3cr3t@host:5000/x", "http://***@host:5000/x"),
-        ("see https://host/f?X-Amz-Signature=abc&n=1 now", "see https://host/f?X-Amz-Signature=***&n=*** now"),
-        ("postgresql://me:p/w@host/db and s3://bucket/a", "postgresql://***@host/db and s3://bucket/a"),
-        ("no address", "no address"),
-    ],
-)  # fmt: skip
-def test_secrets_of_addresses_are_left_out(text, shown):
-    assert without_secret(text) == shown
 
 
 def test_a_journal_of_0_1_0_continues_under_its_new_name(tmp_path):

@@ -28,7 +28,7 @@ from sft.lineage.record import ORIGIN, git_state
 from sft.lineage.resolve import FINAL, Records, find, outs
 from sft.lineage.verify import ABSENT, BASE, BENCHMARKS, DIFFERS, INTACT, PACKED, Fault
 from sft.pages.render import render
-from sft.sources.download import redact
+from sft.sources.redact import redact
 
 STYLES = {INTACT: "green", DIFFERS: "bold red"}
 MODEL, RUN = "model", "run"

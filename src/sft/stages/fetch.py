@@ -27,7 +27,8 @@ from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
 from sft.params.data import Benchmark, Download
 from sft.params.read import load, load_source
-from sft.sources.download import FetchedFile, fetch_files, redact
+from sft.sources.download import FetchedFile, fetch_files
+from sft.sources.redact import redact
 
 RAW = Path("data/raw")
 BASE = Path("models/base")

@@ -27,7 +27,8 @@ from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import project_root, read_json
 from sft.hashing import file_digest
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, listing, outs, parse_lock
-from sft.tracking.journal import RECORDS, Journal, end_dead_attempts, without_secret
+from sft.sources.redact import has_password, redact
+from sft.tracking.journal import RECORDS, Journal, end_dead_attempts
 
 OFF = ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION")
 
@@ -90,9 +91,9 @@ def server_command(store: str | None, artifacts: str | None, port: int, folder: 
     Raises:  InputError: an address holds a password, which every process list would show.
     """
     for address in (store, artifacts):
-        if address and without_secret(address) != address and ":" in address.split("://")[-1].split("@")[0]:
+        if address and has_password(address):
             raise InputError(
-                f"{without_secret(address)}: process lists and logs would show the password in this address. "
+                f"{redact(address)}: process lists and logs would show the password in this address. "
                 "Leave it out: PostgreSQL reads PGPASSWORD and ~/.pgpass, S3 reads AWS_ACCESS_KEY_ID and profiles."
             )
     return [

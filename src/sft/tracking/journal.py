@@ -14,7 +14,6 @@ that was killed gets the status KILLED from the attempt that follows. Passwords 
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -265,13 +264,3 @@ class Metrics:
 def as_params(params: dict[str, Any]) -> dict[str, str]:
     """Return params as MLflow takes them: flat names, short texts."""
     return {name: str(value)[:MAX_PARAM_CHARS] for name, value in flatten(params).items()}
-
-
-def without_secret(text: str) -> str:
-    """Return a text without the user:password@ of its URIs and without the values of their query parameters.
-
-    >>> without_secret("http://me:secret@host:5000/x?signature=abc")
-    'http://***@host:5000/x?signature=***'
-    """
-    text = re.sub(r"://(?:[^\s/?#]*|[^\s/?#@]*:\S*)@", "://***@", text)  # the second: a password with a slash in it
-    return re.sub(r"([?&][\w.~-]+=)[^&\s#'\"]+", r"\1***", text)

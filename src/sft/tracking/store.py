@@ -20,7 +20,8 @@ from requests.exceptions import RequestException
 
 from sft.cli import InputError
 from sft.files import file_lock, project_root, publish_file
-from sft.tracking.journal import RECORDS, without_secret
+from sft.sources.redact import redact
+from sft.tracking.journal import RECORDS
 
 EXPERIMENT = REGISTERED_MODEL = "nano3-sft"
 SAMPLED = "nano3-sft-sampled"  # experiment and registered model of runs on a sample of the data
@@ -62,7 +63,7 @@ def _local_uri() -> str:
 def store_name() -> str:
     """Return the address of the store without secrets."""
     uri = store_uri()  # MLflow sets the variable itself when it is pointed somewhere
-    return "runs/mlflow.db" if uri == _local_uri() else without_secret(uri)
+    return "runs/mlflow.db" if uri == _local_uri() else redact(uri)
 
 
 def has_store() -> bool:
@@ -127,7 +128,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
-        reason = without_secret(str(error)).splitlines()[0]
+        reason = redact(str(error)).splitlines()[0]
         if isinstance(error, MlflowException) and error.error_code in REFUSALS:
             raise InputError(
                 f"MLflow at {store_name()} refuses: {reason}. Check the address, MLFLOW_TRACKING_USERNAME and "

@@ -1,0 +1,61 @@
+"""Text without secrets, for messages, reports and logs: no passwords, no queries of URLs, no control characters.
+
+Linear in the length of the text, and rather too strict: of `http://host:80/a@b` only `http://***@b` is left, because
+a password may hold a slash.
+"""
+
+import re
+
+AUTHORITY_END = re.compile(r"[/?#]")
+QUERY = re.compile(r"[?#]")
+QUERY_OF_PATH = re.compile(r"\?[\w.~-]+=")  # of an address without a host: /f?key=value
+TRAILING = ",.;:)]}>'\""  # of a sentence, behind an address
+# What a terminal acts on: C0 without tab and newline, DEL, C1, and marks that change the direction of text.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def redact(text: str) -> str:
+    """Return a text without the user, password, query and fragment of its URLs; control characters become "?".
+
+    >>> redact("see https://me:secret@host/file?X-Amz-Signature=abc#part, or s3://bucket/key")
+    'see https://***@host/file?..., or s3://bucket/key'
+    """
+    words = re.split(r"(\s)", CONTROL.sub("?", text))
+    return "".join(_redact_word(word) if "://" in word or "?" in word else word for word in words)
+
+
+def has_password(address: str) -> bool:
+    """Whether an address holds a password: scheme://user:password@host."""
+    _, separator, rest = address.partition("://")
+    return bool(separator) and ":" in rest.rpartition("@")[0]
+
+
+def _redact_word(word: str) -> str:
+    shown, start = [], 0
+    last_at, query = word.rfind("@"), QUERY.search(word)
+    while (scheme := word.find("://", start)) >= 0:
+        begin = scheme + 3
+        shown.append(word[start:begin])
+        match = AUTHORITY_END.search(word, begin)
+        end = match.start() if match else len(word)
+        at = word.rfind("@", begin, end)
+        if at < 0 and last_at > begin and ":" in word[begin:end]:  # user:pass/word@host
+            at = last_at
+        if at >= 0:
+            shown.append("***@")
+            begin = at + 1
+        start = begin
+        if query and query.start() < start:  # in a password
+            query = QUERY.search(word, start)
+        following = word.find("://", start)
+        if query and (following < 0 or query.start() < following):
+            return "".join([*shown, word[start : query.start()], _cut_query(word[query.start() :])])
+    if query := QUERY_OF_PATH.search(word, start):
+        return "".join([*shown, word[start : query.start()], _cut_query(word[query.start() :])])
+    return "".join([*shown, word[start:]])
+
+
+def _cut_query(query: str) -> str:
+    """Return "?..." and the punctuation that ends a query."""
+    query = query.removeprefix("?...")
+    return "?..." + query[len(query.rstrip(TRAILING)) :]

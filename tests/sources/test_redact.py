@@ -1,0 +1,59 @@
+"""redact: no password and no query of a URL is left, wherever it is in a text; linear in its length."""
+
+import time
+
+import pytest
+
+from sft.sources.redact import has_password, redact
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:s3cr3t@host:5000/x", "http://***@host:5000/x"),
+        ("http://s3cr3t@host", "http://***@host"),
+        ("postgresql://me:s3/cr3t@host/db and s3://bucket/a", "postgresql://***@host/db and s3://bucket/a"),
+        ("http://me:s3?cr3t@host/x", "http://***@host/x"),
+        ("http://me:a://s3cr3t@host/x", "http://***@host/x"),
+        ("s3://a/b,http://me:s3cr3t@host", "s3://a/b,http://***@host"),
+        ("see https://host/f?X-Amz-Signature=s3cr3t&n=1, or", "see https://host/f?..., or"),
+        ("'https://host/f?sig=s3cr3t'", "'https://host/f?...'"),
+        ("https://host/f#s3cr3t", "https://host/f?..."),
+        ("s3://bucket/key?versionId=s3cr3t", "s3://bucket/key?..."),
+        ("url: /api/f?token=s3cr3t (Caused", "url: /api/f?... (Caused"),
+        ("hf://owner/name@0123/path and who? 1 + 1 = 2", "hf://owner/name@0123/path and who? 1 + 1 = 2"),
+        ("no address\n\ttwo lines", "no address\n\ttwo lines"),
+        ("reason\x1b[31mred\x9b\u202e", "reason?[31mred??"),
+    ],
+)
+def test_secrets_and_control_characters_are_left_out(text, shown):
+    assert redact(text) == shown
+    assert redact(shown) == shown
+    assert "s3cr3t" not in redact(text)
+
+
+@pytest.mark.parametrize("text", ["a", "://", "http://a@", "@", "?a=", "http://a:", "#", "x?", " http://a?"])
+def test_a_long_text_takes_linear_time(text):
+    def cpu_seconds(length: int) -> float:
+        long = text * (length // len(text))
+        began = time.process_time()
+        redact(long)
+        return time.process_time() - began
+
+    assert cpu_seconds(1_000_000) < 3.0
+    assert cpu_seconds(400_000) < 20 * max(cpu_seconds(40_000), 0.005)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("postgresql://me:pw@host/db", True),
+        ("postgresql://me:p/w@host/db", True),
+        ("postgresql://me@host/db", False),
+        ("postgresql://host:5432/db?sslmode=require", False),
+        ("s3://bucket/x", False),
+        ("runs", False),
+    ],
+)
+def test_an_address_with_a_password_is_known(address, expected):
+    assert has_password(address) is expected
