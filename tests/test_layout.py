@@ -28,10 +28,10 @@ LINEAGE_PROGRAMS = ("compare", "graph", "reproduce", "resolve")
 ORDER = (
     *("hashing", "cli", "files", "ledger", "strict_json", "domains", "params", "sources", "formats", "conversation"),
     *("parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning", "training", "evaluation"),
-    *("lineage", "tracking", "cluster", "pages", "inspect", "experiments", "stages"),
+    *("lineage", "tracking", "cluster", "pages", "inspect", "experiments", "run_stage", "stages"),
 )
-# Programs for people that look at all of it; and cli, which checks params.yaml before it runs a stage.
-PROGRAMS = {"sft.cli", "sft.planning.preflight", *(f"sft.lineage.{name}" for name in LINEAGE_PROGRAMS)}
+# Programs for people that look at all of it.
+PROGRAMS = {"sft.planning.preflight", *(f"sft.lineage.{name}" for name in LINEAGE_PROGRAMS)}
 # What a class of import is for, and the only modules that may do it.
 ONLY_HERE = {
     "megatron": {"sft.training.config", "sft.training.bridge", "sft.training.cpu"},
@@ -51,6 +51,7 @@ NOT_DEPS = (
     "sft.params.check",
     "sft.params.explain",
     "sft.params.read",
+    "sft.run_stage",
     "sft.tracking",
 )
 # What one of the three fetch stages imports and the others do not.
@@ -323,13 +324,13 @@ def test_imports_point_from_later_to_earlier_in_the_data_flow():
 
 
 def test_no_module_imports_itself_through_others():
-    """cli checks params.yaml before a stage, and explain knows the whole schema after an error: both import late."""
+    """Explain knows the whole schema after an error, and is imported late."""
     sources = modules()
     for name in sources.keys() - packages(sources):
         direct = [
             other for other in imported_names(sources[name]) if other in sources and other not in packages(sources)
         ]
-        circles = [other for other in direct if name in closure(other, sources, ("sft.cli", "sft.params.explain"))]
+        circles = [other for other in direct if name in closure(other, sources, ("sft.params.explain",))]
         assert circles == [], name
 
 

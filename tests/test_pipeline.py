@@ -300,6 +300,7 @@ PARAMS = [
 # A file, or a package (its __init__) with one more newline -> the same. A comment is enough: DVC hashes files.
 FILES = [
     ("src/sft/cli.py", set()),
+    ("src/sft/run_stage.py", set()),
     ("src/sft/cluster", set()),
     ("src/sft/experiments", set()),
     ("src/sft/inspect", set()),

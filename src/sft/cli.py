@@ -1,12 +1,10 @@
-"""How a program of this package starts and ends.
+"""How a program of this package starts and ends; a stage starts with sft.run_stage.
 
-`python -m sft.stages.<stage> [--source NAME]` runs in the folder that holds params.yaml. It ends with exit status 0
-and complete outputs, or with a non-zero status, one message and no output. A problem with your data, params or
-machine is an `InputError` or an `OSError` and prints a message; anything else is a bug here and prints a traceback.
+    run_or_exit(main)
 
-    run_stage(main, __doc__)          a stage: checks params.yaml, then runs main()
-    run_source_stage(main, __doc__)   a stage that works on one source: main(source)
-    run_or_exit(main)                 any other program
+A program ends with exit status 0 and complete outputs, or with a non-zero status, one message and no output. A problem
+with your data, params or machine is an `InputError` or an `OSError` and prints a message; anything else is a bug here
+and prints a traceback.
 """
 
 import argparse
@@ -25,38 +23,6 @@ PR_SET_PDEATHSIG = 1
 
 class InputError(ValueError):
     """A problem with your data, params or machine. The message says where, what was found, and what to do."""
-
-
-def run_stage(main: Callable[[], None], doc: str | None, *, remote: bool = False) -> None:
-    """Run a stage; its only option is --help, which prints `doc`.
-
-    `remote`: where CLUSTER is set, a Slurm job runs the whole stage (sft.cluster.remote_stage).
-    """
-    parser = make_parser(main.__module__, doc)
-    parser.parse_args()
-    if remote:
-        _run_on_cluster(parser)
-    run_or_exit(lambda: _run_checked(main))
-
-
-def run_source_stage(main: Callable[[str], None], doc: str | None, *, remote: bool = False) -> None:
-    """Run a stage on the source that --source names, or else DVC's stage, `filter@NAME`; `remote` as in run_stage.
-
-    DVC passes its stage in DVC_STAGE, so that no name from params.yaml is in a command that a shell reads.
-    """
-    parser = make_parser(main.__module__, doc)
-    stage_source = os.environ.get("DVC_STAGE", "").partition("@")[2]
-    parser.add_argument(
-        "--source",
-        required=not stage_source,
-        default=stage_source,
-        metavar="NAME",
-        help="a source of fetch.sources in params.yaml",
-    )
-    source = parser.parse_args().source
-    if remote:
-        _run_on_cluster(parser, "--source", source)
-    run_or_exit(lambda: _run_checked(lambda: main(source)))
 
 
 def run_or_exit(main: Callable[[], None]) -> None:
@@ -89,21 +55,6 @@ def echo(*parts: object) -> None:
 def end_with_parent() -> None:
     """Ask the kernel to end this process when its parent ends, even by SIGKILL (Linux, prctl 2)."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _run_checked(main: Callable[[], None]) -> None:
-    """Check all of params.yaml before a stage, so that the first stage shows every mistake in it."""
-    from sft.params.check import check_params
-
-    check_params()
-    main()
-
-
-def _run_on_cluster(parser: argparse.ArgumentParser, *arguments: str) -> None:
-    """Replace this process by the one that runs the stage on a cluster, where CLUSTER is set."""
-    if os.environ.get("CLUSTER"):
-        stage = parser.prog.rpartition(".")[2]
-        os.execv(sys.executable, [sys.executable, "-m", "sft.cluster.remote_stage", stage, *arguments])
 
 
 def _exit_with(message: str, status: int = 1) -> None:

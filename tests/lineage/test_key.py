@@ -57,7 +57,14 @@ COMPUTES = (
 )
 DOES_NOT_COMPUTE = (
     *("cli.py", "cluster", "experiments", "inspect", "lineage", "pages", "tracking", "stages/eval.py"),
-    *("params/base.py", "params/check.py", "params/explain.py", "params/read.py", "planning/preflight.py"),
+    *(
+        "params/base.py",
+        "params/check.py",
+        "params/explain.py",
+        "params/read.py",
+        "planning/preflight.py",
+        "run_stage.py",
+    ),
     *("training/export.py", "evaluation", "filters", "formats", "packing", "sources", "tokens", "conversation.py"),
 )
 

@@ -25,8 +25,8 @@ NUMERIC_PACKAGES = (
     "numpy",
     "pyarrow",
 )
-# Code that the train stage imports and that cannot change a weight: where it runs, how it is recorded, and how params
-# are read and checked (their values are in the key). Neither is what only this code imports.
+# Code that the train stage imports and that cannot change a weight: where and how it starts, how it is recorded, and
+# how params are read and checked (their values are in the key). Neither is what only this code imports.
 NOT_IN_KEY = (
     "sft.cli",
     "sft.cluster",
@@ -38,6 +38,7 @@ NOT_IN_KEY = (
     "sft.params.explain",
     "sft.params.read",
     "sft.planning.preflight",
+    "sft.run_stage",
     "sft.tracking",
 )
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from sft.cli import InputError, echo, run_stage
+from sft.cli import InputError, echo
 from sft.evaluation.answers import answer_metrics, answer_rows, graded_answer
 from sft.evaluation.gate import gate_failures
 from sft.evaluation.loss import loss_metrics
@@ -35,6 +35,7 @@ from sft.lineage.record import EVAL_RECORDS, git_state, records
 from sft.pages import report
 from sft.params.evaluation import Eval
 from sft.params.read import load
+from sft.run_stage import run_stage
 from sft.tracking import journal
 
 MODELS = {"before": Path("models/base"), "after": Path("models/final")}

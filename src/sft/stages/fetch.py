@@ -21,12 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, echo, run_source_stage
+from sft.cli import InputError, echo
 from sft.files import publish_folder
 from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
 from sft.params.data import Benchmark, Download
 from sft.params.read import load, load_source
+from sft.run_stage import run_source_stage
 from sft.sources.download import FetchedFile, fetch_files
 from sft.sources.redact import redact
 

@@ -21,7 +21,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.cli import InputError, echo, run_source_stage
+from sft.cli import InputError, echo
 from sft.files import project_root, publish_folder, resolve_repo_file, scratch_folder
 from sft.filters.contamination import read_benchmark_items
 from sft.filters.examine import examine_source
@@ -32,6 +32,7 @@ from sft.hashing import file_digest, value_digest
 from sft.ledger import Ledger, read_report
 from sft.params.data import Filter, Read
 from sft.params.read import load, load_source
+from sft.run_stage import run_source_stage
 from sft.workers import map_shards
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sft.cli import InputError, echo, run_stage
+from sft.cli import InputError, echo
 from sft.files import publish_file, publish_folder, write_json
 from sft.hashing import file_digest, folder_digest
 from sft.ledger import Ledger, read_report
@@ -37,6 +37,7 @@ from sft.packing.splits import SPLITS, by_precedence
 from sft.packing.write import read_lists, write_npy
 from sft.params.data import Pack, Source
 from sft.params.read import load
+from sft.run_stage import run_stage
 from sft.workers import map_shards
 
 if TYPE_CHECKING:

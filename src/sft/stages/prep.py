@@ -22,10 +22,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, echo, run_source_stage
+from sft.cli import InputError, echo
 from sft.files import publish_folder, resolve_repo_file, scratch_folder
 from sft.hashing import file_digest
 from sft.ledger import Ledger, check_handover
+from sft.run_stage import run_source_stage
 from sft.workers import map_shards, relax_gc, report_position
 
 BASE = Path("models/base")

@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, echo, run_stage
+from sft.cli import InputError, echo
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file, requested_cluster
 from sft.files import project_root, publish_file, publish_folder, read_json, write_json
@@ -31,6 +31,7 @@ from sft.lineage.patch import dirty_patch, keep_patch
 from sft.lineage.record import environment_text, lineage_json, records
 from sft.params.read import load, load_training
 from sft.params.training import Peft, TrainParams
+from sft.run_stage import run_stage
 from sft.tracking import journal
 from sft.training import checkpoints
 from sft.training.launch import RANK_OPTION, Run, count_ranks, launch, read_run

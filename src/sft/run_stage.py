@@ -1,0 +1,60 @@
+"""How a stage starts: `python -m sft.stages.<stage> [--source NAME]`, in the folder that holds params.yaml.
+
+    run_stage(main, __doc__)          checks params.yaml, then runs main()
+    run_source_stage(main, __doc__)   the same for a stage that works on one source: main(source)
+
+It ends as sft.cli says: with complete outputs, or with a message and no output.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from sft.cli import make_parser, run_or_exit
+from sft.params.check import check_params
+
+
+def run_stage(main: Callable[[], None], doc: str | None, *, remote: bool = False) -> None:
+    """Run a stage; its only option is --help, which prints `doc`.
+
+    `remote`: where CLUSTER is set, a Slurm job runs the whole stage (sft.cluster.remote_stage).
+    """
+    parser = make_parser(main.__module__, doc)
+    parser.parse_args()
+    if remote:
+        _run_on_cluster(parser)
+    run_or_exit(lambda: _run_checked(main))
+
+
+def run_source_stage(main: Callable[[str], None], doc: str | None, *, remote: bool = False) -> None:
+    """Run a stage on the source that --source names, or else DVC's stage, `filter@NAME`; `remote` as in run_stage.
+
+    DVC passes its stage in DVC_STAGE, so that no name from params.yaml is in a command that a shell reads.
+    """
+    parser = make_parser(main.__module__, doc)
+    stage_source = os.environ.get("DVC_STAGE", "").partition("@")[2]
+    parser.add_argument(
+        "--source",
+        required=not stage_source,
+        default=stage_source,
+        metavar="NAME",
+        help="a source of fetch.sources in params.yaml",
+    )
+    source = parser.parse_args().source
+    if remote:
+        _run_on_cluster(parser, "--source", source)
+    run_or_exit(lambda: _run_checked(lambda: main(source)))
+
+
+def _run_checked(main: Callable[[], None]) -> None:
+    """Check all of params.yaml before a stage, so that the first stage shows every mistake in it."""
+    check_params()
+    main()
+
+
+def _run_on_cluster(parser: argparse.ArgumentParser, *arguments: str) -> None:
+    """Replace this process by the one that runs the stage on a cluster, where CLUSTER is set."""
+    if os.environ.get("CLUSTER"):
+        stage = parser.prog.rpartition(".")[2]
+        os.execv(sys.executable, [sys.executable, "-m", "sft.cluster.remote_stage", stage, *arguments])
