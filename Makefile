@@ -73,7 +73,7 @@ no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make e
 
 .NOTPARALLEL:
 .PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare export \
-    mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test lint check format \
+    mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test test-layouts lint check format \
     pins bench bench-peers
 
 help: ## List the targets
@@ -178,6 +178,9 @@ setup: ## Create or update .venv from the pinned requirements
 
 test: setup ## Run the tests
 	pytest
+
+test-layouts: setup ## Train every tiny model in every layout and compare the losses with those of one process
+	pytest -m layouts -n 0 -s tests/training/test_layouts.py
 
 lint: setup ## Check format, lint, types and shell scripts
 	ruff format --check

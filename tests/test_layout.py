@@ -27,14 +27,16 @@ LINEAGE_PROGRAMS = ("compare", "graph", "reproduce", "resolve")
 # The parts of the package in the order of the data flow: imports point from later to earlier ones.
 ORDER = (
     *("hashing", "cli", "files", "ledger", "strict_json", "domains", "params", "sources", "formats", "conversation"),
-    *("parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning", "training", "evaluation"),
-    *("lineage", "tracking", "cluster", "pages", "inspect", "experiments", "run_stage", "stages"),
+    *("parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning", "mamba", "training"),
+    *("evaluation", "lineage", "tracking", "cluster", "pages", "inspect", "experiments", "run_stage", "stages"),
 )
 # Programs for people that look at all of it.
 PROGRAMS = {"sft.planning.preflight", *(f"sft.lineage.{name}" for name in LINEAGE_PROGRAMS)}
 # What a class of import is for, and the only modules that may do it.
 ONLY_HERE = {
-    "megatron": {"sft.training.config", "sft.training.bridge", "sft.training.cpu"},
+    "megatron": {
+        f"sft.training.{name}" for name in ("config", "bridge", "cpu", "cpu_attention", "cpu_hybrid", "cpu_parallel")
+    },
     "mlflow": {"sft.tracking.sync", "sft.tracking.store", "sft.tracking.upload"},
     "ruamel": {f"sft.params.{name}" for name in ("read", "explain", "version_0_1", "reference")},
     "yaml": set(),

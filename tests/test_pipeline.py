@@ -323,6 +323,7 @@ FILES = [
     ("src/sft/planning", {"train"}),
     ("src/sft/training", {"train"}),
     ("src/sft/lineage", {"train", "eval"}),
+    ("src/sft/mamba", {"train", "eval"}),
     ("src/sft/evaluation", {"eval"}),
     ("requirements/data.txt", ALL),
     ("requirements/train.txt", {"fetch-model", "train", "eval"}),

@@ -39,10 +39,9 @@ def train_tokenizer(vocabulary: int = VOCABULARY, added: tuple[str, ...] = ADDED
     return tokenizer
 
 
-def make_tiny_base(folder: Path, layers: int = 2) -> None:
-    """Write a Llama of a few layers and its byte-level BPE tokenizer: the same bytes every time."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def save_tokenizer(folder: Path) -> None:
+    """Write the files of the byte-level BPE tokenizer, with its chat template."""
+    from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
         tokenizer_object=train_tokenizer(), eos_token="<|im_end|>", pad_token="<|endoftext|>"
@@ -50,6 +49,13 @@ def make_tiny_base(folder: Path, layers: int = 2) -> None:
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
 
+
+def make_tiny_base(folder: Path, layers: int = 2) -> None:
+    """Write a Llama of a few layers and its tokenizer: the same bytes every time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    save_tokenizer(folder)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,

@@ -2,7 +2,8 @@
 
 A Hugging Face folder and token ids -> token ids of answers; sums of negative log likelihood. Transformers rather than
 Megatron, because users load the exported folder with it: a fault of the export shows here. Safetensors only, no remote
-code, nothing from the network. fp32 on a CPU; the number format of the folder on a GPU.
+code, nothing from the network. fp32 on a CPU; the number format of the folder on a GPU. What transformers computes
+wrongly is repaired (sft.mamba.nemotron_h).
 """
 
 import gc
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteri
 from transformers.utils import logging as transformers_logging
 
 from sft.cli import InputError
+from sft.mamba import nemotron_h
 
 
 def load_model(folder: Path) -> Any:
@@ -41,6 +43,7 @@ def load_model(folder: Path) -> Any:
         trust_remote_code=False,
         local_files_only=True,
     )
+    nemotron_h.repair(model)
     return model.to("cuda" if on_gpu else "cpu").eval()
 
 

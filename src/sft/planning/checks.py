@@ -189,25 +189,15 @@ def cpu_precision(params: p.TrainParams, facts: Facts) -> str:
     )
 
 
-@check("cpu-context-parallel")
-def cpu_context_parallel(params: p.TrainParams, facts: Facts) -> str:
-    """A CPU does not split a sample over ranks."""
-    if facts.on_gpu or params.model.context_parallel_size == 1:
+@check("cpu-experts")
+def cpu_experts(params: p.TrainParams, facts: Facts) -> str:
+    """A CPU sends tokens to experts without GPU kernels."""
+    model = params.model
+    fused, dispatcher = model.moe_permute_fusion, model.moe_token_dispatcher_type
+    if facts.on_gpu or not (fused or dispatcher == "flex"):
         return ""
-    return (
-        f"params.yaml: model.context_parallel_size: {params.model.context_parallel_size} needs Transformer Engine, "
-        "and this machine has no GPU. Set it to 1."
-    )
-
-
-@check("cpu-model", "geometry")
-def cpu_model(params: p.TrainParams, facts: Facts) -> str:
-    """A CPU trains dense attention models."""
-    pattern = _known(facts.geometry).pattern
-    if facts.on_gpu or not set(pattern) & {"M", "E"}:
-        return ""
-    layers = " and ".join(name for letter, name in (("M", "Mamba layers"), ("E", "experts")) if letter in pattern)
-    return f"models/base: it has {layers}, which need GPU kernels. Use GPUs, or name a dense model in fetch.model."
+    key, instead = ("moe_permute_fusion: true", "false") if fused else ("moe_token_dispatcher_type: flex", "alltoall")
+    return f"params.yaml: model.{key} needs a GPU, and this machine has none. Set it to {instead}."
 
 
 @check("world-size")

@@ -320,6 +320,10 @@ def _provider(params: p.TrainParams, base: Path, recipe: Any, pack_size: int, on
         if name not in NOT_PROVIDER_FIELDS and value is not None:
             setattr(provider, name, value)
     provider.seq_length = pack_size
+    if not on_gpu:
+        from sft.training import cpu
+
+        cpu.check_window(provider)
     provider.calculate_per_token_loss = True
     if getattr(provider, "num_moe_experts", None):
         provider.expert_tensor_parallel_size = 1  # as in all recipes; with more, adapters of experts are wrong (#5634)

@@ -7,9 +7,12 @@ and export as a cluster:
 1. stubs of packages that are imported and not used (`import_stubs`),
 2. the device: tensors for "cuda" are created on the CPU (`_redirect_cuda`),
 3. two checks for a GPU that compute nothing (`_allow_no_cuda`),
-4. attention within packed samples (`PackedAttention`), which Megatron leaves to Transformer Engine,
+4. attention within packed samples (sft.training.cpu_attention), which Megatron leaves to Transformer Engine,
 5. adapters on Megatron's own linear layers (`_adapters_without_te`),
-6. speed: no logits for tokens that are not trained (`trained_loss`), a fused optimizer (`use_fused_adamw`).
+6. speed: no logits for tokens that are not trained (`trained_loss`), a fused optimizer (`use_fused_adamw`),
+7. Mamba layers and experts (sft.training.cpu_hybrid), sequence and context parallel (sft.training.cpu_parallel).
+
+`unsupported` names what a model has that still needs a GPU.
 
 Process-wide and irreversible, so `sft.training.config` imports it only on machines without a GPU.
 """
@@ -19,7 +22,6 @@ import collections
 import contextlib
 import functools
 import importlib
-import math
 import os
 import types
 from collections.abc import Iterator
@@ -27,8 +29,11 @@ from typing import Any
 
 import torch
 import torch._dynamo  # lists the functions of torch.cuda when it is imported: before they are replaced
-import torch.nn.functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
+
+from sft.cli import InputError
+from sft.training import cpu_hybrid, cpu_parallel
+from sft.training.cpu_attention import PackedAttention
 
 # Package -> modules of Bridge that always import it, but only for base classes and annotations.
 STUBBED = {
@@ -64,6 +69,8 @@ def install() -> None:
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # Megatron compiles small functions on import: slow and no faster on a CPU
     torch.set_flush_denormal(True)  # tiny gradients become 0: arithmetic with denormals is many times slower
     with import_stubs():
+        with cpu_hybrid.mamba_kernels():
+            importlib.import_module("megatron.core.ssm.mamba_mixer")
         for importers in STUBBED.values():
             for module in importers:
                 importlib.import_module(module)
@@ -71,16 +78,59 @@ def install() -> None:
     _allow_no_cuda()
     _skip_untrained()
     _adapters_without_te()
+    cpu_parallel.install()
+    cpu_hybrid.install(cpu_parallel.norm, _NoStream)
 
 
 def configure(provider: Any) -> None:
-    """Set a Bridge model provider to compute in fp32 with plain PyTorch."""
+    """Set a Bridge model provider to compute in fp32 with plain PyTorch.
+
+    Raises:  InputError: the model has parts that `unsupported` names.
+    """
+    if parts := unsupported(provider):
+        raise InputError(
+            f"models/base: the model has {', '.join(parts)}, which Megatron computes on a GPU only, and this machine "
+            "has none. Use GPUs, or name another model in fetch.model."
+        )
+    cpu_hybrid.configure(provider)
     provider.transformer_layer_spec = layer_spec
     provider.use_cpu_initialization = True
     for fusion in FUSIONS:
         setattr(provider, fusion, False)
     provider.bf16 = provider.fp16 = False
     provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
+
+
+def unsupported(provider: Any) -> list[str]:
+    """Return what a model has that a CPU does not compute, or not as a GPU does; an empty list if nothing."""
+    from megatron.bridge.models.gpt_provider import default_layer_spec
+
+    pattern = getattr(provider, "hybrid_layer_pattern", None)
+    frequency = getattr(provider, "moe_layer_freq", 1)
+    parts = {
+        "latent attention (MLA)": getattr(provider, "multi_latent_attention", False),
+        f"attention of kind {provider.experimental_attention_variant}": provider.experimental_attention_variant,
+        f"attention with softmax_type {provider.softmax_type}": provider.softmax_type != "vanilla",
+        "norms with zero-centered weights": provider.layernorm_zero_centered_gamma,
+        f"norms of kind {provider.normalization}": provider.normalization not in cpu_parallel.NORMS,
+        "layers that predict more than one token (MTP)": provider.mtp_num_layers,
+        f"layers of other kinds than M, *, E and - ({pattern})": set(pattern or "") - set("M*E-|"),
+        "layers of its own kind": getattr(provider, "transformer_layer_spec", layer_spec)
+        not in (default_layer_spec, layer_spec),
+        "experts in some layers only": pattern is None
+        and provider.num_moe_experts
+        and set(frequency if isinstance(frequency, list) else [frequency]) != {1},
+    }
+    return [name for name, found in parts.items() if found]
+
+
+def check_window(provider: Any) -> None:
+    """Raise InputError unless every pack is within the window of the model's attention, which a CPU does not apply."""
+    if provider.window_size is not None and provider.seq_length > provider.window_size[0] + 1:
+        raise InputError(
+            f"models/base: its attention has a window of {provider.window_size[0] + 1} tokens, which needs a GPU for "
+            f"packs of {provider.seq_length}. Set pack.pack_size to the window or less and run: dvc repro pack"
+        )
 
 
 @contextlib.contextmanager
@@ -123,62 +173,6 @@ def layer_spec(config: Any) -> Any:
     spec = local_layer_spec(config)
     spec.submodules.self_attention.submodules.core_attention = PackedAttention
     return spec
-
-
-class PackedAttention(torch.nn.Module):
-    """Causal attention within each sample of a pack; Megatron's own asks for TEDotProductAttention.
-
-    Shapes: t tokens of the pack, s and b sequence and batch, h query heads, g key-value heads, d per head.
-    """
-
-    def __init__(
-        self,
-        config: Any,
-        *_: Any,
-        attention_dropout: float | None = None,
-        softmax_scale: float | None = None,
-        **__: Any,
-    ) -> None:
-        super().__init__()
-        self.scale = softmax_scale or 1 / math.sqrt(config.kv_channels)
-        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Any = None,
-        packed_seq_params: Any = None,
-        **_: Any,
-    ) -> torch.Tensor:
-        """Return the context: [t, h*d] of a pack [t, h, d], [s, b, h*d] of plain sequences [s, b, h, d]."""
-        if packed_seq_params is None:
-            attended = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
-            return attended.permute(2, 0, 1, 3).flatten(-2)
-        ends = packed_seq_params.cu_seqlens_q_padded
-        ends = packed_seq_params.cu_seqlens_q if ends is None else ends
-        lengths = [length for length in ends.diff().tolist() if length]  # Bridge pads with empty segments
-        samples = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True)
-        context = [self._attend(q[None], k[None], v[None])[0].transpose(0, 1) for q, k, v in samples]
-        return torch.cat(context).flatten(-2)
-
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """[b, h, s, d], key and value [b, g, s, d] -> [b, h, s, d]."""
-        dropout = self.dropout if self.training else 0.0
-        grouped = key.shape[1] != query.shape[1]
-        with self._generator(dropout):
-            return F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=self.scale, dropout_p=dropout, enable_gqa=grouped
-            )
-
-    def _generator(self, dropout: float) -> contextlib.AbstractContextManager[None]:
-        """Return a context with the random generator of this tensor-parallel rank, for the dropout of its heads."""
-        if not dropout:
-            return contextlib.nullcontext()
-        from megatron.core.tensor_parallel import get_cuda_rng_tracker
-
-        return get_cuda_rng_tracker().fork()  # type: ignore[no-any-return]
 
 
 def mark_untrained(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

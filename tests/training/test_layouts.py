@@ -1,0 +1,300 @@
+"""Every layout trains as one process does: tensor, sequence, expert, pipeline, data and context parallel, on a CPU.
+
+Three tiny models, as Bridge imports them: Nemotron 3 Nano (Mamba, attention, experts with expert bias, a shared
+expert), one of attention and experts, and a dense one. `make test` trains the first in eight ways, `make test-layouts`
+all of them in all ways.
+
+A run of Megatron cannot be undone in its process and takes 11 seconds to import, so this file is also a program:
+`python test_layouts.py FOLDER NAME ...` trains runs one after the other in one process, or under torchrun in several.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.packing.write import padded as padded_length
+from sft.planning import checks
+from sft.training import bridge, checkpoints, config
+from sft.training.steps import Step
+from tests.support import tiny_architectures as architectures
+from tests.support import tiny_model as tiny
+from tests.training.test_bridge import NO_DROPOUT, RECOMPUTE, train_params
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK, STEPS = 128, 4
+PADDED_TO = 4
+"""Samples of data/packed are padded to this multiple, as context parallel 2 and sequence parallel 2 need."""
+RELATIVE = 1e-6
+LEAK = 1e-4
+RECIPE = "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_sft_config"
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to train: how many processes, what of `model` in params.yaml, and whether optimizer states are shared."""
+
+    ranks: int = 1
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    distributed_optimizer: bool = False
+
+
+def layout(ranks: int, tensor: int = 1, pipeline: int = 1, context: int = 1, expert: int = 1) -> Way:
+    return Way(
+        ranks,
+        {
+            "tensor_model_parallel_size": tensor,
+            "sequence_parallel": tensor > 1,
+            "pipeline_model_parallel_size": pipeline,
+            "context_parallel_size": context,
+            "expert_model_parallel_size": expert,
+        },
+    )
+
+
+WAYS = {
+    "one": Way(),
+    "recompute": Way(model=RECOMPUTE),
+    "tp2-sp": layout(2, tensor=2),
+    "ep2": layout(2, expert=2),
+    "ep2-allgather": Way(2, {"expert_model_parallel_size": 2, "moe_token_dispatcher_type": "allgather"}),
+    "pp2": layout(2, pipeline=2),
+    "dp2": layout(2),
+    "dp2-distributed-optimizer": Way(2, distributed_optimizer=True),
+    "tp2-sp-ep2": layout(2, tensor=2, expert=2),
+    "cp2": layout(2, context=2),
+    "tp2-sp-cp2-ep4": layout(4, tensor=2, context=2, expert=4),
+    "tp2-sp-pp2-ep2": layout(4, tensor=2, pipeline=2, expert=2),
+}
+MODELS: dict[str, Callable[[Path], None]] = {
+    "nano": architectures.make_tiny_nano,
+    "experts": architectures.make_tiny_experts,
+    "dense": tiny.make_tiny_base,
+}
+EXPERTS_ONLY = {name for name, way in WAYS.items() if way.model.get("expert_model_parallel_size", 1) > 1} | {
+    "allgather"
+}
+"""Ways that a model without experts cannot train."""
+SHORT = [
+    "one", "recompute", "tp2-sp", "ep2", "pp2", "dp2-distributed-optimizer", "tp2-sp-ep2", "cp2",
+]  # fmt: skip
+
+
+def ways_of(model: str) -> list[str]:
+    return [name for name in WAYS if model != "dense" or name not in EXPERTS_ONLY]
+
+
+# --- the program: runs of one process, or of one rank ---------------------------------------------------
+
+
+def prepare(folder: Path, model: str) -> None:
+    """Write the base, the packs, and the checkpoint that all runs start from."""
+    MODELS[model](folder / "base")
+    for split, count, seed in (("training", 12, 1), ("validation", 4, 2)):
+        tiny.write_packs(folder / "packed" / split, [padded(pack) for pack in tiny.make_packs(count, 96, seed)])
+    bridge.import_base(base=folder / "base", checkpoint=folder / "start")
+
+
+def padded(pack: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Pad every sample of a pack so that what Bridge reads of it is a multiple of PADDED_TO."""
+    starts = pack["seq_start_id"]
+    result: dict[str, list[int]] = {"input_ids": [], "loss_mask": [], "seq_start_id": []}
+    for start, end in zip(starts, [*starts[1:], len(pack["input_ids"])], strict=True):
+        padding = padded_length(end - start, PADDED_TO) - (end - start)
+        result["seq_start_id"].append(len(result["input_ids"]))
+        result["input_ids"] += pack["input_ids"][start:end] + [tiny.EOS] * padding
+        result["loss_mask"] += pack["loss_mask"][start:end] + [0] * padding
+    assert len(result["input_ids"]) <= PACK
+    return result
+
+
+def train(folder: Path, model: str, name: str, way: Way, **changes: Any) -> None:
+    """Train `folder/name`; rank 0 writes losses and gradient norms beside it."""
+    experts = {"moe_token_dispatcher_type": "alltoall", "moe_permute_fusion": False} if model != "dense" else {}
+    recipe = {"recipe": RECIPE} if model == "nano" else {}
+    sections: dict[str, Any] = {
+        "model": {**NO_DROPOUT, **experts, **recipe, **way.model},
+        "train": {"train_iters": STEPS},
+        "checkpoint": {"save_interval": 2, "most_recent_k": 9},
+    }
+    for section, values in changes.items():
+        sections[section] = sections.get(section, {}) | values
+    log = folder / f"{name}.jsonl"
+
+    def write(**entry: Any) -> None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def on_step(step: Step) -> None:
+        write(step=step.iteration, loss=step.loss, grad_norm=step.grad_norm)
+
+    with distributed_optimizer() if way.distributed_optimizer else contextlib.nullcontext():
+        bridge.train(
+            base=folder / "base",
+            start=folder / "start",
+            packed=folder / "packed",
+            run=folder / name,
+            params=train_params(**sections),
+            pack_size=PACK,
+            on_step=on_step,
+            on_validation=lambda step, loss: write(step=step, validation=loss),
+        )
+
+
+@contextlib.contextmanager
+def distributed_optimizer() -> Iterator[None]:
+    """Share optimizer states over data-parallel ranks and save in parallel, as GPUs do."""
+    build = config.build
+
+    def shared(*arguments: Any, **options: Any) -> Any:
+        container = build(*arguments, **options)
+        container.optimizer.use_distributed_optimizer = container.ddp.use_distributed_optimizer = True
+        container.checkpoint.fully_parallel_save = True
+        return container
+
+    config.build = shared
+    try:
+        yield
+    finally:
+        config.build = build
+
+
+@contextlib.contextmanager
+def without_seq_idx() -> Iterator[None]:
+    """Let Mamba layers not know where samples begin: what a leak would give."""
+    from megatron.core.ssm import mamba_mixer
+
+    scan = mamba_mixer.mamba_split_conv1d_scan_combined
+    mamba_mixer.mamba_split_conv1d_scan_combined = lambda *values, **options: scan(
+        *values, **{**options, "seq_idx": None}
+    )
+    try:
+        yield
+    finally:
+        mamba_mixer.mamba_split_conv1d_scan_combined = scan
+
+
+def resumed(folder: Path, model: str) -> None:
+    """Train to the end from what a kill inside the save of step 4 leaves of the run `one`."""
+    import shutil
+
+    shutil.copytree(folder / "one", folder / "resumed")
+    newest = checkpoints.iteration_folder(folder / "resumed", STEPS)
+    checkpoints.manifest_of(newest).unlink()
+    shard = next(newest.glob("*.distcp"))
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    train(folder, model, "resumed", WAYS["one"])
+
+
+def leak(folder: Path, model: str) -> None:
+    with without_seq_idx():
+        train(folder, model, "leak", WAYS["one"])
+
+
+SPECIAL: dict[str, Callable[[Path, str], None]] = {"prepare": prepare, "resumed": resumed, "leak": leak}
+
+
+def main(folder: Path, model: str, names: list[str]) -> None:
+    """Run what is named, in this process."""
+    # Every pack is padded to the pack size: padding is routed to experts too, and moves their bias.
+    checks.has_fixed_length = lambda params: True
+    for name in names:
+        if name in SPECIAL:
+            SPECIAL[name](folder, model)
+        else:
+            train(folder, model, name, WAYS[name])
+
+
+# --- tests of the results -------------------------------------------------------------------------------
+
+
+def run(folder: Path, model: str, names: list[str]) -> Path:
+    """Run everything that is named, in one process for each number of ranks."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    (folder / "base").mkdir(parents=True)
+    for ranks in (1, 2, 4):
+        chosen = [name for name in names if WAYS.get(name, Way()).ranks == ranks]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+        command = [sys.executable, *torchrun, str(Path(__file__).resolve()), str(folder), model, *chosen]
+        if chosen:
+            assert subprocess.run(command, env=environment, timeout=900).returncode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("layouts") / "nano", "nano", ["prepare", *SHORT, "resumed", "leak"])
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    model = request.param
+    return model, run(tmp_path_factory.mktemp("layouts") / model, model, ["prepare", *ways_of(model), "resumed"])
+
+
+def losses(folder: Path, name: str) -> dict[str, float]:
+    """Return the losses of the steps and of the validation, by name."""
+    entries = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        f"{'validation' if 'validation' in entry else 'step'} {entry['step']}": entry.get(
+            "validation", entry.get("loss")
+        )
+        for entry in entries
+    }
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("name", SHORT[1:])
+def test_a_layout_of_the_tiny_nano_trains_as_one_process_does(short: Path, name: str) -> None:
+    expected = losses(short, "one")
+    assert list(expected) == ["step 1", "step 2", "step 3", "step 4", "validation 4"]
+    assert losses(short, name) == pytest.approx(expected, rel=RELATIVE)
+
+
+@pytest.mark.pipeline
+def test_training_lowers_the_loss_of_the_tiny_nano(short: Path) -> None:
+    found = losses(short, "one")
+    assert found["step 4"] < found["step 1"] - 0.5
+
+
+@pytest.mark.pipeline
+def test_a_run_of_the_tiny_nano_that_was_killed_inside_a_save_resumes_with_the_same_numbers(short: Path) -> None:
+    expected, found = losses(short, "one"), losses(short, "resumed")
+    assert list(found) == ["step 3", "step 4", "validation 4"]
+    assert found == {name: expected[name] for name in found}
+
+
+@pytest.mark.pipeline
+def test_a_leak_between_packed_samples_shows_in_the_loss(short: Path) -> None:
+    apart, leaking = losses(short, "one"), losses(short, "leak")
+    assert abs(leaking["step 1"] - apart["step 1"]) > LEAK
+
+
+@pytest.mark.pipeline
+@pytest.mark.layouts
+@pytest.mark.timeout(3600)
+def test_every_layout_of_every_model_trains_as_one_process_does(full: tuple[str, Path]) -> None:
+    model, folder = full
+    expected = losses(folder, "one")
+    sys.stdout.write(f"\n{model}, largest difference relative to one process {list(expected.values())}:\n")
+    largest = {}
+    for name in ways_of(model)[1:]:
+        found = losses(folder, name)
+        assert found.keys() == expected.keys()
+        largest[name] = max(abs(found[step] / expected[step] - 1) for step in expected)
+        sys.stdout.write(f"  {name}: {largest[name]:.1e}, {list(found.values())}\n")
+    assert max(largest.values()) <= RELATIVE, largest
+    resumed_losses = losses(folder, "resumed")
+    assert resumed_losses == {name: expected[name] for name in ("step 3", "step 4", "validation 4")}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
