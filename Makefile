@@ -6,8 +6,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# HOME can be unset (cron, systemd), or a folder that you cannot write (a container with another uid).
+export HOME := $(or $(HOME),$(shell unset HOME && echo ~))
 # DVC keeps pickles in its site cache. The default folder is writable by every user of the machine: use a private one.
-export DVC_SITE_CACHE_DIR := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nano3-sft/dvc
+private := $(or $(XDG_CACHE_HOME),$(shell [[ -w "$(HOME)" ]] && echo "$(HOME)/.cache" || echo "$(CURDIR)/.dvc/tmp"))
+export DVC_SITE_CACHE_DIR := $(private)/nano3-sft/dvc
 unexport PYTHONPATH PYTHONHOME          # the project is installed in .venv
 unexport PYTHONDONTWRITEBYTECODE        # without .pyc files every dvc command takes twice as long
 
@@ -30,6 +33,15 @@ $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
     $(error HTML=$(HTML): make sweep writes no page. See its experiments with: make show, make mlflow))
 mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:ROWS" "$(filter-out $(params),$(typed))")
 $(if $(mistyped),$(error $(mistyped)))
+# JSON=1: one JSON document on stdout, and no recipes there.
+facts := show estimate rejected lineage reproduce compare status
+json = $(if $(filter-out 0,$(JSON)), --json)
+ifneq ($(json),)
+$(if $(filter-out 1,$(JSON)),$(error JSON=$(JSON): expected JSON=1. To write a file: make $(MAKECMDGOALS) JSON=1 >$(JSON)))
+$(if $(filter-out 1,$(words $(MAKECMDGOALS)))$(filter-out $(facts),$(MAKECMDGOALS)),\
+    $(error JSON=1: for one of: $(facts), not: $(or $(MAKECMDGOALS),help)))
+MAKEFLAGS += --silent
+endif
 $(if $(params),$(if $(filter-out repro fetch filter prep pack train eval sweep,$(or $(MAKECMDGOALS),help)),\
     $(error $(firstword $(params))=: only repro, sweep and the stages take params, not: $(or $(MAKECMDGOALS),help))))
 
@@ -51,6 +63,7 @@ export CLUSTER DETACH DRY_RUN
 
 # $(call stages,TARGETS): check the variables, then run.
 define stages
+@[[ -w . ]] || { echo "error: $(CURDIR): you cannot write here. Copy the project to run it." >&2; exit 2; }
 $(if $(ROWS),@[[ "$(ROWS)" =~ ^[1-9][0-9]*$$ ]] || { echo "$(bad_rows)" >&2; exit 2; })
 $(if $(CLUSTER),@[[ -e slurm/clusters/$(CLUSTER).yaml ]] || { echo "$(no_cluster_file)" >&2; exit 2; })
 $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),@echo "$(no_job)" >&2; exit 2)
@@ -109,26 +122,26 @@ profile: setup ## Copy a profile to params.yaml (PROFILE=nemotron3-nano; without
 	python -m sft.experiments.profile$(call option,PROFILE,profile)
 
 estimate: setup ## Estimate memory, disk and time, and check the params (PROFILE= NODES=1 GPUS=8 GPU=H100, or CLUSTER=)
-	python -m sft.planning.preflight$(call option,PROFILE,profile)$(call option,NODES,nodes)$(call option,GPUS,gpus)$(call option,GPU,gpu)$(call option,CLUSTER,cluster)
+	python -m sft.planning.preflight$(call option,PROFILE,profile)$(call option,NODES,nodes)$(call option,GPUS,gpus)$(call option,GPU,gpu)$(call option,CLUSTER,cluster)$(json)
 
-##@ Results
+##@ Results (JSON=1: as JSON, also for estimate and status)
 show: setup ## List experiments; with PACK=3 (or validation:3, or an id): show a pack and its loss mask (HTML=page.html)
 	$(if $(PACK),$(show_pack),$(show_experiments))
-show_pack = python -m sft.inspect.sample$(call option,PACK,pack)$(call option,HTML,html)
-show_experiments = dvc exp show --only-changed --no-pager \
-    --drop '^(data|models|src|requirements|templates|filters|reports)/'
+show_pack = python -m sft.inspect.sample$(call option,PACK,pack)$(call option,HTML,html)$(json)
+show_experiments = dvc exp show $(or $(strip $(json)),--only-changed --no-pager \
+    --drop '^(data|models|src|requirements|templates|filters|reports)/')
 
 rejected: setup ## Show rejected rows with their reasons (SOURCE= REASON= NUMBER=5 FROM=0)
-	python -m sft.inspect.rejected$(call option,SOURCE,source)$(call option,REASON,reason)$(call option,NUMBER,number)$(call option,FROM,from)
+	python -m sft.inspect.rejected$(call option,SOURCE,source)$(call option,REASON,reason)$(call option,NUMBER,number)$(call option,FROM,from)$(json)
 
-lineage: setup ## Trace a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= JSON= CARD= CACHE=1)
-	python -m sft.lineage.graph$(call option,MODEL,model)$(call option,HTML,html)$(call option,JSON,json)$(call option,CARD,card)$(if $(CACHE), --cache)
+lineage: setup ## Trace a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= CARD= CACHE=1)
+	python -m sft.lineage.graph$(call option,MODEL,model)$(call option,HTML,html)$(call option,CARD,card)$(if $(CACHE), --cache)$(json)
 
 reproduce: setup ## Build a model again from its commit and compare every output (MODEL= UNTIL=pack DATA=pull)
-	python -m sft.lineage.reproduce$(call option,MODEL,model)$(call option,UNTIL,until)$(call option,DATA,data)
+	python -m sft.lineage.reproduce$(call option,MODEL,model)$(call option,UNTIL,until)$(call option,DATA,data)$(json)
 
 compare: setup ## Compare two runs: params, data, code, metrics, curves, answers (A= B= HTML=)
-	python -m sft.lineage.compare --a '$(A)' --b '$(B)'$(call option,HTML,html)
+	python -m sft.lineage.compare --a '$(A)' --b '$(B)'$(call option,HTML,html)$(json)
 
 export: setup ## Export a checkpoint of a run as a Hugging Face folder (RUN=<lineage key> STEP=50 TO=models/...)
 	python -m sft.training.export --run '$(RUN)'$(call option,STEP,step)$(call option,TO,to)
@@ -157,7 +170,7 @@ clean: setup ## Remove the outputs of the pipeline and runs/, after a question (
 
 ##@ Clusters (prep, train and eval take CLUSTER=<name>, and DETACH=1 or DRY_RUN=1: slurm/README.md)
 status: setup ## List the runs on a cluster and their state (CLUSTER=)
-	python -m sft.cluster.cli status --cluster '$(CLUSTER)'
+	python -m sft.cluster.cli status --cluster '$(CLUSTER)'$(json)
 
 logs: setup ## Follow the log of the newest job (CLUSTER= RUN=)
 	python -m sft.cluster.cli logs --cluster '$(CLUSTER)'$(call option,RUN,run)

@@ -1,4 +1,6 @@
 import errno
+import json
+import os
 import subprocess
 import sys
 import time
@@ -6,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sft.cli import InputError, num_threads
+from tests.support.project import ROOT
 from tests.support.stub_stage import call
 
 
@@ -50,6 +54,55 @@ def test_a_fault_of_the_program_shows_its_traceback(tmp_path):
     done = call(tmp_path, "raise ValueError('a bug')")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(("text", "threads"), [(None, 3), ("", 3), (" ", 3), ("4", 4), ("4,2", 4)])
+def test_threads_are_what_omp_num_threads_says_as_libraries_read_it(monkeypatch, text, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if text is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert num_threads(3) == threads
+
+
+@pytest.mark.parametrize("text", ["all", "0", "-1", "2.5", ",2"])
+def test_a_wrong_number_of_threads_is_named(monkeypatch, text):
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    with pytest.raises(InputError, match="OMP_NUM_THREADS="):
+        num_threads(3)
+
+
+PRINT_FACTS = """import subprocess
+from sft import cli
+def gather():
+    cli.echo("progress")
+    subprocess.run(["echo", "child"], check=True)
+    {end}
+    return {{"loss": float("inf"), "text": "\\u2028\\xe9"}}
+def main():
+    cli.print_facts(gather, lambda facts: cli.echo("shown"), as_json={as_json})
+    cli.echo("after")
+cli.run_or_exit(main)
+"""
+
+
+def print_facts(end: str = "", *, as_json: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PRINT_FACTS.format(end=end, as_json=as_json)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True)
+
+
+def test_facts_as_json_are_alone_on_stdout_whatever_the_program_and_its_children_print():
+    done = print_facts()
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"loss": None, "text": "\u2028\xe9"})
+    assert sorted(done.stderr.split()) == ["after", "child", "progress"]
+    shown = print_facts(as_json=False)
+    assert (sorted(shown.stdout.split()), shown.stderr) == (["after", "child", "progress", "shown"], "")
+
+
+@pytest.mark.parametrize("end", ["raise cli.InputError('no')", "open('missing')"])
+def test_facts_that_cannot_be_gathered_leave_stdout_empty(end):
+    done = print_facts(end)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: " in done.stderr
 
 
 @pytest.mark.parametrize("body", ["raise InputError('no')", "raise KeyboardInterrupt"])

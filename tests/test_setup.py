@@ -59,11 +59,18 @@ class Sandbox:
         for name in ("Makefile", "pyproject.toml"):
             shutil.copy(ROOT / name, self.root)
         self.home.mkdir()
+        identity = ("-c", "user.name=a", "-c", "user.email=a")
+        for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "--message", "a"]):
+            subprocess.run(["git", *command], cwd=self.root, check=True)
+
+    def environment(self) -> dict[str, str]:
+        """All that the commands see of this machine's environment."""
+        return {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.home), "LOG": str(self.log)}
 
     def run(self, *command: str) -> tuple[int, str, list[str]]:
         """Exit status, messages, and what the stand-ins were asked."""
         self.log.write_text("")
-        environment = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.home), "LOG": str(self.log)}
+        environment = self.environment()
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=120)
         return done.returncode, done.stdout + done.stderr, self.log.read_text().splitlines()
 
@@ -273,6 +280,30 @@ def test_params_are_an_error_where_no_experiment_runs(lab):
     status, said, asked = lab.run("make", "show", "optimizer.lr=1e-5")
     assert (status, asked) == (2, [])
     assert "optimizer.lr=" in said
+
+
+@pytest.mark.parametrize("target", ["show", "show PACK=0", "rejected", "lineage", "compare", "status", "estimate"])
+def test_json_is_asked_of_the_program_and_make_prints_no_recipe(lab, target):
+    command = ["make", *target.split()]
+    done = subprocess.run([*command, "JSON=1"], cwd=lab.root, env=lab.environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert lab.log.read_text().split()[-1] == "--json"
+    assert "--json" not in lab.run(*command, "JSON=0")[2][-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ("lineage JSON=lineage.json", "make lineage JSON=1 >lineage.json"),
+        ("repro JSON=1", "JSON=1: for one of: show "),
+        ("status show JSON=1", "JSON=1: for one of: show "),
+        ("JSON=1", "JSON=1: for one of: show "),
+    ],
+)
+def test_json_is_an_error_where_there_is_none(lab, arguments, advice):
+    status, said, asked = lab.run("make", *arguments.split())
+    assert (status, asked) == (2, [])
+    assert advice in said
 
 
 def test_a_param_is_one_word_whatever_is_in_it(lab):
@@ -514,6 +545,11 @@ def test_a_clone_with_autocrlf_has_the_same_bytes_and_scripts_that_run(tmp_path)
     checkout = clone_checkout(tmp_path / "checkout")
     scripts = run(checkout, "git", "ls-files", "*.sh", "*.sbatch", ".ci/run").split()
     assert len(scripts) >= 7
+    windows = {"inputs.jsonl": b'{"a": 1}\r\n', "templates/mine.jinja": b"{{ x }}\r\n", "run.sh": b"ls\r\n"}
+    for name, content in windows.items():
+        (checkout / name).write_bytes(content)
+    commit(checkout, "written on Windows")
+    (checkout / "run.sh").write_bytes(b"ls\n")  # what a clone has: the other two are data, whose bytes are theirs
     clone = tmp_path / "clone"
     run(tmp_path, "git", "clone", "-q", "--config", "core.autocrlf=true", str(checkout), str(clone))
     assert run(clone, "git", "status", "--porcelain") == ""

@@ -1,6 +1,7 @@
 """How a program of this package starts and ends; a stage starts with sft.run_stage.
 
     run_or_exit(main)
+    print_facts(gather, show, as_json=...)    what it has found: on the screen, or as JSON (--json)
 
 A program ends with exit status 0 and complete outputs, or with a non-zero status, one message and no output. A problem
 with your data, params or machine is an `InputError` or an `OSError` and prints a message; anything else is a bug here
@@ -9,11 +10,16 @@ and prints a traceback.
 
 import argparse
 import ctypes
+import dataclasses
 import errno
+import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
 
 from rich.console import Console
 
@@ -25,7 +31,7 @@ class InputError(ValueError):
     """A problem with your data, params or machine. The message says where, what was found, and what to do."""
 
 
-def run_or_exit(main: Callable[[], None]) -> None:
+def run_or_exit(main: Callable[[], object]) -> None:
     """Run a program; print what is wrong with its input or its machine, and exit with 1 (Ctrl-C: 130)."""
     try:
         main()
@@ -50,6 +56,70 @@ def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
 def echo(*parts: object) -> None:
     """Print a line. Rich markup works; colors appear on a terminal only."""
     Console(highlight=False, emoji=False, soft_wrap=True).print(*parts)
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add --json to a program that calls `print_facts`."""
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout; messages go to stderr")
+
+
+def print_facts[T](
+    gather: Callable[[], T],
+    show: Callable[[T], None],
+    *,
+    as_json: bool,
+    values: Callable[[T], Any] = lambda facts: facts,
+) -> T:
+    """Gather facts, print them, and return them.
+
+    Args:
+        gather: Returns the facts.
+        show: Prints them for people.
+        as_json: Print `values(facts)` as one JSON document instead. It is alone on stdout: what this process and its
+            children print otherwise, now and later, goes to stderr.
+        values: Turns the facts into what `json_values` takes.
+    """
+    if not as_json:
+        facts = gather()
+        show(facts)
+        return facts
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="ascii") as stdout:
+        os.dup2(2, 1)
+        facts = gather()
+        stdout.write(json.dumps(json_values(values(facts)), indent=2, allow_nan=False) + "\n")
+    return facts
+
+
+def json_values(value: Any) -> Any:
+    """Return facts as JSON has them: records as objects, paths as text, null for a number that is not finite.
+
+    >>> json_values({"loss": float("nan"), "path": PurePath("a/b"), "packs": (1, 2)})
+    {'loss': None, 'path': 'a/b', 'packs': [1, 2]}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: json_values(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return json_values(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(name): json_values(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.as_posix() if isinstance(value, PurePath) else value
+
+
+def num_threads(default: int) -> int:
+    """Return the threads of a process: OMP_NUM_THREADS, of a list such as "4,2" the first; `default` if it is empty.
+
+    Raises:  InputError: it is no number.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "").strip()
+    first = text.partition(",")[0].strip()
+    if text and not (first.isdecimal() and int(first) > 0):
+        raise InputError(f"OMP_NUM_THREADS={text}: expected a number of threads, 1 or more. Or unset it.")
+    return int(first) if text else default
 
 
 def end_with_parent() -> None:

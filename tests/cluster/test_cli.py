@@ -1,10 +1,14 @@
 """cluster.cli: which jobs are listed and which one is chosen. tests/test_submission.py uses a real Slurm."""
 
+import shutil
+
 import pytest
 
 from sft.cli import InputError
 from sft.cluster import cli
 from sft.files import write_json
+from tests.support.printed_json import printed_json
+from tests.support.project import ROOT
 
 
 @pytest.fixture
@@ -29,6 +33,18 @@ def test_jobs_of_a_cluster_are_listed_newest_last(runs):
     assert [job.id for job in cli.jobs_on("big")] == ["8", "9", "10"]
     assert [job.id for job in cli.jobs_on("big", "a")] == ["9", "10"]
     assert cli.newest(cli.jobs_on("big"), "big").id == "10"
+
+
+def test_the_status_of_jobs_is_printed_as_json(runs):
+    (runs.parent / "slurm/clusters").mkdir(parents=True)
+    shutil.copy(ROOT / "slurm/clusters/loopback.yaml", runs.parent / "slurm/clusters/big.yaml")
+    for run in ("aaaa", "abbb"):  # their state is Slurm's to know
+        (runs / run / "job.json").unlink()
+    assert printed_json(runs.parent, "sft.cluster.cli", "status", "--cluster", "big") == [
+        {"run": "cccc", "stage": "train", "job": "8", "outcome": "complete", "state": None, "steps": 0}
+    ]
+    assert printed_json(runs.parent, "sft.cluster.cli", "status", "--cluster", "x", message="error: CLUSTER=x") is None
+    assert printed_json(runs.parent, "sft.cluster.cli", "logs", "--cluster", "big", message="logs prints no") is None
 
 
 def test_a_missing_job_is_an_error_that_names_the_cluster_and_the_command(runs):

@@ -13,6 +13,7 @@ from sft.hashing import file_digest
 from sft.inspect.packs import Place, locate, pieces, read_pack, samples, unpack
 from sft.packing.splits import SPLITS
 from sft.parquet import PACKS, REJECTED, ShardWriter
+from tests.support.printed_json import printed_json
 from tests.support.tiny_model import EOS, pack_samples, train_tokenizer
 
 PAD = 0
@@ -136,19 +137,32 @@ def test_padding_is_one_piece_that_is_not_counted(tokenizer):
 def test_a_pack_is_found_by_number_and_split(project):
     assert locate("1") == (Place("training", 1), [])
     assert locate("validation:0") == (Place("validation", 0), [])
-    title, shown = unpack("0")
-    assert title == "calls: training pack 0 (from 0), 2 samples, 6 tokens, 4 trained (66.7%), pack size 8"
-    assert [one.name for one in shown if one.is_selected] == [f"{IDS['a']}:0", f"{IDS['b']}:1"]
+    shown = unpack("0")
+    assert shown.title == "calls: training pack 0 (from 0), 2 samples, 6 tokens, 4 trained (66.7%), pack size 8"
+    assert [one.name for one in shown.samples if one.is_selected] == [f"{IDS['a']}:0", f"{IDS['b']}:1"]
 
 
 def test_a_conversation_is_found_by_the_start_of_its_id_in_whichever_pack(project):
     assert locate("cccccc")[0] == Place("validation", 0, 0)
     assert locate(IDS["b"]) == (Place("training", 1, 0), [Place("training", 0, 1)])
     assert locate("bbbbbb:1")[0] == Place("training", 0, 1)
-    title, shown = unpack("bbbbbb:1")
-    assert [one.is_selected for one in shown] == [False, True]
-    assert f"sample 2 of 2, calls {IDS['b']}:1, positions 5 to 7, 3 tokens" in title
-    assert title.endswith("; the conversation is also in training pack 1")
+    shown = unpack("bbbbbb:1")
+    assert [one.is_selected for one in shown.samples] == [False, True]
+    assert f"sample 2 of 2, calls {IDS['b']}:1, positions 5 to 7, 3 tokens" in shown.title
+    assert shown.title.endswith("; the conversation is also in training pack 1")
+
+
+def test_a_pack_is_printed_as_json_with_every_token(project):
+    pack = printed_json(project, "sft.inspect.sample", "--pack", "bbbbbb:1")
+    assert (pack["split"], pack["pack"], pack["pack_size"]) == ("training", 0, 8)
+    assert [sample["is_selected"] for sample in pack["samples"]] == [False, True]
+    assert [(sample["source"], sample["start"], sample["tokens"]) for sample in pack["samples"]] == [
+        ("calls", 0, 3),
+        ("calls", 5, 3),
+    ]
+    first = pack["samples"][0]["pieces"][0]
+    assert (first["first"], first["ids"], first["is_trained"], first["is_control"]) == (0, [300], False, False)
+    assert printed_json(project, "sft.inspect.sample", "--pack", "9", message="error: '9': no pack") is None
 
 
 def test_a_pack_beyond_the_first_row_group_is_read(project):

@@ -14,6 +14,7 @@ from sft.cli import InputError
 from sft.files import write_json
 from sft.inspect.rejected import Part, main, marks, parts, quote_patterns, shown_ranges, tool_names
 from sft.parquet import CONVERSATIONS, REJECTED, ShardWriter
+from tests.support.printed_json import printed_json
 
 SRC = Path(__file__).parents[2] / "src"
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[bold]\r\x08"
@@ -115,6 +116,35 @@ def test_an_example_shows_its_place_its_evidence_and_marks_it_where_it_occurs(pr
         '1 calls ⟦get_rain⟧ {"a": 1}',
         "2 more: FROM=1",
     ]
+
+
+def test_counts_and_examples_are_printed_as_json(project):
+    first, second, third = printed_json(project, "sft.inspect.rejected")
+    assert first == {
+        "source": "calls",
+        "stage": "filter",
+        "unit": "rows",
+        "read": 10,
+        "rejected": 3,
+        "reasons": {"unknown-tool": 2, "garbage": 1},
+    }
+    assert (second["stage"], second["rejected"], third["stage"], third["unit"]) == ("prep", 1, "pack", "samples")
+    found = printed_json(project, "sft.inspect.rejected", "--reason", "unknown-tool", "--number", "1", "--from", "1")
+    assert (found["reason"], found["total"], found["from"]) == ("unknown-tool", 3, 1)
+    (example,) = found["examples"]
+    assert (example["stage"], example["source"], example["location"]) == ("filter", "calls", "calls.jsonl:10")
+    assert example["messages"] == [CALL, CALL]
+    assert example["tools"] == TOOLS
+    assert example["evidence"].endswith("messages[1] calls get_rain; tools: get_weather")
+    assert printed_json(project, "sft.inspect.rejected", "--reason", "nope", message="error: REASON=nope: ") is None
+
+
+def test_a_stage_that_did_not_run_is_null_in_json(project):
+    (project / "data/prepared/calls/rejected.jsonl").unlink()
+    (project / "reports/filter/calls.json").unlink()
+    filtered, prepared, _ = printed_json(project, "sft.inspect.rejected")
+    assert (filtered["read"], filtered["rejected"]) == (None, 3)
+    assert (prepared["read"], prepared["rejected"], prepared["reasons"]) == (7, None, {})
 
 
 def test_an_example_of_version_0_1_0_has_its_location(project, capsys):

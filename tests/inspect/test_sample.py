@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from sft.cli import InputError
 from sft.inspect import sample as view
-from sft.inspect.packs import PackedSample, Piece
+from sft.inspect.packs import PackedSample, Piece, ShownPack
 from sft.inspect.sample import lines, page, show
 from sft.inspect.terminal import Screen
 
@@ -151,7 +151,7 @@ def test_the_page_says_what_each_token_is_and_opens_the_selected_samples():
 
 
 def test_the_page_is_written_and_the_summary_is_printed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(view, "unpack", lambda name: (f"about {name}", PACK))
+    monkeypatch.setattr(view, "unpack", lambda name: ShownPack("training", 3, 8, f"about {name}", PACK))
     view.main("3", tmp_path / "new/page.html")
     assert (tmp_path / "new/page.html").read_text() == page("about 3", PACK)
     assert capsys.readouterr().out.startswith("about 3\n-> ")

@@ -14,6 +14,7 @@ from sft.lineage.graph import COLUMNS, HEIGHT, WIDTH, Graph, Node, build_graph, 
 from sft.lineage.resolve import find, of_folder
 from sft.lineage.verify import ABSENT, INTACT, Fault
 from tests.support.finished_project import commit_all, make_recorded
+from tests.support.printed_json import printed_json
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_every_node_has_its_counts_its_digest_and_how_to_get_it(project):
     assert nodes["benchmarks"].facts["texts"] == 2
     assert nodes["benchmarks"].facts["sets"]["gsm8k"]["uri"] == "pypi://b==2/test.jsonl"
     assert nodes["benchmarks"].get.startswith("dvc pull data/benchmarks")
-    assert nodes["packed"].facts["mixture"] == {"calls": "50.0%", "chats": "50.0%"}
+    assert nodes["packed"].facts["mixture"] == {"calls": 0.5, "chats": 0.5}
     assert nodes["evaluation"].facts["loss"] == {"before": 1.0, "after": 0.501}
     assert source.get.startswith("dvc pull data/raw/calls")
     for node in nodes.values():
@@ -89,19 +90,30 @@ def test_the_tree_shows_every_node(project):
     assert text.count("benchmarks, see above") == 1
 
 
-def test_the_program_writes_json_page_and_card_and_fails_where_something_was_changed(project, tmp_path, capsys):
-    out = [tmp_path / name for name in ("graph.json", "graph.html", "README.md")]
-    main("models/final", *out, with_cache=False)
+def test_the_program_prints_json_also_where_something_was_changed(project):
+    whole = printed_json(project, "sft.lineage.graph")
+    assert whole["faults"] == []
+    assert ["packed", "run"] in whole["edges"]
+    nodes = {node["id"]: node for node in whole["nodes"]}
+    assert len(nodes) == 7 + 8
+    assert nodes["params"]["facts"]["optimizer"] == {"lr": 0.001}
+    assert nodes["filtered/calls"]["facts"]["rejected"] == {"no-answer": 1}
+    assert (nodes["packed"]["kind"], nodes["packed"]["state"]) == ("packed", INTACT)
+    (project / "data/raw/calls/rows.jsonl").write_text("others")
+    changed = printed_json(project, "sft.lineage.graph", message="data/raw/calls/rows.jsonl: expected sha256 ")
+    assert [fault["path"] for fault in changed["faults"]] == ["data/raw/calls/rows.jsonl"]
+    assert printed_json(project, "sft.lineage.graph", "--model", "x", message="error: 'x': found no") is None
+
+
+def test_the_program_writes_page_and_card_and_fails_where_something_was_changed(project, tmp_path, capsys):
+    out = [tmp_path / name for name in ("graph.html", "README.md")]
+    main("models/final", *out, with_cache=False, as_json=False)
     assert "10 of 10 nodes with files are here and intact" in capsys.readouterr().out
-    written = read_json(out[0])
-    assert written["faults"] == []
-    assert len(written["nodes"]) == 7 + 8
-    assert "<svg" in out[1].read_text()
-    assert "| held-out loss | 1 | 0.501 |" in out[2].read_text()
+    assert "<svg" in out[0].read_text()
+    assert "| held-out loss | 1 | 0.501 |" in out[1].read_text()
     (project / "data/raw/calls/rows.jsonl").write_text("others")
     with pytest.raises(InputError, match=r"data/raw/calls/rows\.jsonl: expected sha256 .* found sha256 "):
-        main("models/final", *out, with_cache=False)
-    assert [fault["path"] for fault in read_json(out[0])["faults"]] == ["data/raw/calls/rows.jsonl"]
+        main("models/final", *out, with_cache=False, as_json=False)
 
 
 def test_a_revision_without_a_model_says_how_to_get_it(project):

@@ -1,5 +1,6 @@
 """reproduce: a model is built again from its records, and the first output that differs is explained."""
 
+import json
 import shutil
 
 import pytest
@@ -119,11 +120,10 @@ def test_a_model_of_a_dirty_tree_comes_out_identical_and_other_data_is_named(tmp
     text(project / "src/sft/formats/extra.py", '"""A module that nobody has committed."""\n')
     run(project, "dvc", "repro", "train")
     asked = ("python", "-m", "sft.lineage.reproduce", "--until")
-    output = run(project, *asked, "train", "--json", "rebuilt.json", PYTHONPATH="src")
-    rebuilt = read_json(project / "rebuilt.json")
+    rebuilt = json.loads(run(project, *asked, "train", "--json", PYTHONPATH="src"))
     found = {entry["path"]: entry["verdict"] for entry in rebuilt["compared"]}
     assert found.pop("models/final/lineage.json") == DECLARED
-    assert set(found.values()) == {IDENTICAL}, output
+    assert set(found.values()) == {IDENTICAL}, rebuilt
     assert {"data/raw/calls", "data/packed", "models/base", "models/final/model.safetensors"} <= found.keys()
     place = project / "runs/reproduce" / rebuilt["lineage_key"]
     assert (place / "src/sft/formats/extra.py").exists()
@@ -131,9 +131,8 @@ def test_a_model_of_a_dirty_tree_comes_out_identical_and_other_data_is_named(tmp
 
     # Recorded data by its digest, from the cache: what git has by now of the inputs does not matter.
     shutil.rmtree(project / "data")
-    output = run(project, *asked, "filter", "--data", "pull", "--json", "rebuilt.json", PYTHONPATH="src")
-    rebuilt = read_json(project / "rebuilt.json")
-    assert {entry["verdict"] for entry in rebuilt["compared"]} == {IDENTICAL}, output
+    rebuilt = json.loads(run(project, *asked, "filter", "--data", "pull", "--json", PYTHONPATH="src"))
+    assert {entry["verdict"] for entry in rebuilt["compared"]} == {IDENTICAL}, rebuilt
 
     lock = (project / "dvc.lock").read_text()
     md5 = of_folder(project).lock["filter@calls"]["outs"][0]["md5"]

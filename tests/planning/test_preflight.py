@@ -1,6 +1,7 @@
 """preflight: the report of make estimate. Its arithmetic: tests/planning/test_estimate.py."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sft.cli import InputError
+from sft.cli import InputError, json_values
 from sft.params.check import read
 from sft.params.training import TrainParams
 from sft.planning import checks, estimate, preflight
 from tests.planning.test_checks import CLUSTER, LLAMA, NANO, nano
+from tests.support.printed_json import printed_json
 from tests.support.project import ROOT
 
 PROFILE = "nemotron3-nano"
@@ -78,6 +80,30 @@ def test_shapes_come_from_the_model_or_from_its_published_config(
         (folder / "config.json").write_text("{}")
         assert preflight.model_folder(params, has_inputs=True) == folder
     assert preflight.model_folder(params, has_inputs=False) == preflight.KNOWN_MODELS / name
+
+
+def test_the_numbers_of_the_report_are_json() -> None:
+    facts = dataclasses.replace(CLUSTER, pad_segments_to=1, training_packs=None)
+    found = json_values(preflight.values(report(facts, preflight.gpu_of("48e9"), nano())))
+    assert found == json.loads(json.dumps(found, allow_nan=False))
+    assert found["model"]["parameters"] == 31_577_937_344
+    assert (found["layout"]["tensor"], found["layout"]["data"]) == (4, 4)
+    assert found["memory"]["total"] == pytest.approx(54.9e9, abs=0.1e9)
+    assert found["memory"]["fits"] is False
+    assert found["run"]["epochs"] is None
+    assert found["time"]["step_seconds"]["least"] < found["time"]["step_seconds"]["most"]
+    states = {entry["check"]: entry["state"] for entry in found["checks"]}
+    assert (states["padding"], states["training-packs"]) == ("FAILED", "unknown")
+    no_speed = preflight.values(report(CLUSTER, preflight.Gpu("CPU", None, 0.0), nano()))
+    assert (no_speed["time"], no_speed["memory"]["fits"]) == (None, None)
+
+
+@pytest.mark.pipeline
+def test_make_estimate_prints_json_alone(tmp_path: Path) -> None:
+    (tmp_path / "profiles").symlink_to(ROOT / "profiles")
+    program = ("sft.planning.preflight", "--profile", PROFILE, "--nodes", "2", "--gpus", "8")
+    assert printed_json(tmp_path, *program)["layout"]["ranks"] == 16
+    assert printed_json(tmp_path, "sft.planning.preflight", "--profile", "x", message="error: ") is None
 
 
 @pytest.mark.pipeline

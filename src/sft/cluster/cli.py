@@ -2,16 +2,17 @@
 
 runs/*/job.json, Slurm  ->  the terminal
 
-    python -m sft.cluster.cli status --cluster NAME              every run submitted there, with its state
+    python -m sft.cluster.cli status --cluster NAME [--json]     every run submitted there, with its state
     python -m sft.cluster.cli logs --cluster NAME [--run KEY]    the log of the newest job, until it ends
     python -m sft.cluster.cli cancel --cluster NAME [--run KEY]  cancel the active job
 
 These commands record nothing. The stage's own command (`make train CLUSTER=NAME`) records how a job ended.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file
 from sft.files import project_root
@@ -24,13 +25,35 @@ def jobs_on(cluster: str, key: str = "") -> list[jobs.Job]:
     return sorted(listed, key=lambda job: int(job.id))
 
 
-def print_status(listed: list[jobs.Job], cluster: Cluster) -> None:
+@dataclass(frozen=True)
+class Status:
+    """The last job of a run."""
+
+    run: str
+    """Name of its folder in runs/: the lineage key."""
+    stage: str
+    job: str
+    """Its number in Slurm."""
+    outcome: str | None
+    """How it ended: complete, or Slurm's state. None: not known yet."""
+    state: str | None
+    """What Slurm says of a job whose outcome is not known. None: Slurm does not know it."""
+    steps: int | None
+    """Training steps done."""
+
+
+def status_of(job: jobs.Job, cluster: Cluster) -> Status:
+    """Return the status of a job."""
+    outcome = jobs.outcome(job.run)
+    state = None if outcome else slurm.state(cluster, job.id, job.name)
+    return Status(job.run.name, job.stage, job.id, outcome, str(state) if state else None, jobs.steps_done(job.run))
+
+
+def show_status(listed: list[Status]) -> None:
     """Print a line per job: run, stage, job, state, steps."""
     for job in listed:
-        outcome = jobs.outcome(job.run)
-        state = f"ended: {outcome}" if outcome else str(slurm.state(cluster, job.id, job.name) or "not known to Slurm")
-        steps = jobs.steps_done(job.run)
-        echo(f"{job.run.name}  {job.stage}  job {job.id}  {state}" + (f"  step {steps}" if steps else ""))
+        state = f"ended: {job.outcome}" if job.outcome else job.state or "not known to Slurm"
+        echo(f"{job.run}  {job.stage}  job {job.job}  {state}" + (f"  step {job.steps}" if job.steps else ""))
     if not listed:
         echo("no run of this project was submitted there")
 
@@ -56,11 +79,11 @@ def the_active_job(listed: list[jobs.Job], name: str) -> jobs.Job:
     return active[0]
 
 
-def run_command(command: str, name: str, key: str) -> None:
+def run_command(command: str, name: str, key: str, *, as_json: bool = False) -> None:
     """Run one of status, logs and cancel."""
     cluster, listed = read_cluster_file(name), jobs_on(name, key)
     if command == "status":
-        print_status(listed, cluster)
+        print_facts(lambda: [status_of(job, cluster) for job in listed], show_status, as_json=as_json)
     elif command == "logs":
         jobs.follow(newest(listed, name), cluster)
     else:
@@ -75,8 +98,11 @@ def main() -> None:
     parser.add_argument("command", choices=["status", "logs", "cancel"])
     parser.add_argument("--cluster", required=True, metavar="NAME", help="a cluster file: slurm/clusters/NAME.yaml")
     parser.add_argument("--run", default="", metavar="KEY", help="the first digits of a run's name in runs/")
+    add_json_option(parser)
     args = parser.parse_args()
-    run_or_exit(lambda: run_command(args.command, args.cluster, args.run))
+    if args.json and args.command != "status":
+        parser.error(f"--json: {args.command} prints no facts, status does")
+    run_or_exit(lambda: run_command(args.command, args.cluster, args.run, as_json=args.json))
 
 
 if __name__ == "__main__":

@@ -66,8 +66,23 @@ class PackedSample:
     is_selected: bool
 
 
-def unpack(name: str) -> tuple[str, list[PackedSample]]:
-    """Return a line about the pack that `name` selects (see `locate`), and its samples in order.
+@dataclass(frozen=True)
+class ShownPack:
+    """A pack and what of it is shown."""
+
+    split: str
+    pack: int
+    """Number of the pack in its split, from 0."""
+    pack_size: int
+    """Longest pack, in tokens."""
+    title: str
+    """A line about all this."""
+    samples: list[PackedSample]
+    """In order."""
+
+
+def unpack(name: str) -> ShownPack:
+    """Return the pack that `name` selects (see `locate`).
 
     Raises:  InputError: no such pack or conversation, several conversations, no packs, another tokenizer.
     """
@@ -82,7 +97,8 @@ def unpack(name: str) -> tuple[str, list[PackedSample]]:
         raise InputError(f"{tokenizer}: found another tokenizer than the one of {PACKED}. Run: make pack")
     pack = read_pack(place)
     packed_samples = samples(pack, place.sample, Tokenizer.from_file(str(tokenizer)), metadata["pad_segments_to"])
-    return summary(place, packed_samples, metadata["pack_size"], other_places), packed_samples
+    title = summary(place, packed_samples, metadata["pack_size"], other_places)
+    return ShownPack(place.split, place.pack, metadata["pack_size"], title, packed_samples)
 
 
 def locate(name: str) -> tuple[Place, list[Place]]:

@@ -1,7 +1,7 @@
 """rejected: what the data stages rejected: how many rows for which reason, and examples with their evidence.
 
 data/filtered/<source>/rejected-*.parquet, data/prepared/<source>/rejected.jsonl, data/packed/rejected.jsonl
-    ->  the terminal, through your pager
+    ->  the terminal, through your pager; or JSON (--json)
 
 Without --reason: a table of the rows rejected by source, stage and reason, and their share of what the stage read.
 With --reason: examples with location, evidence and a shortened conversation; the evidence is marked in the text
@@ -14,13 +14,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, make_parser, run_or_exit
+from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
 from sft.inspect.rejections import FILTERED, STAGES, UNITS, count_reasons, examples, num_read, rejected_path, sources
 from sft.inspect.terminal import MARKED, aside, paged, visible
 
@@ -36,6 +37,7 @@ MESSAGE_INDEX = re.compile(r"messages\[(\d+)\]")
 ELLIPSIS = re.compile(r"…|\.\.\.")
 
 MARK = "black on yellow"
+NESTED = ("messages", "tools", "meta")  # columns that hold JSON
 
 Span = tuple[int, int]
 
@@ -52,31 +54,56 @@ class Part(NamedTuple):
 # --- The table of reasons --------------------------------------------------------------------------------
 
 
-def table(names: Sequence[str]) -> Table:
-    """Return the table of reasons for some sources, the most frequent of a stage first."""
+@dataclass(frozen=True)
+class Counts:
+    """What a stage rejected of a source."""
+
+    source: str
+    stage: str
+    unit: str
+    """What the stage counts: rows, conversations or samples."""
+    read: int | None
+    """How many it read. None: it has no report."""
+    rejected: int | None
+    """How many it rejected. None: it did not run."""
+    reasons: dict[str, int]
+    """By reason, the most frequent first."""
+
+
+def count(names: Sequence[str]) -> list[Counts]:
+    """Return what each stage rejected of some sources."""
+    counted = []
+    for source in names:
+        for stage in STAGES:
+            by_reason = count_reasons(stage, source)
+            reasons = dict(sorted(by_reason.items(), key=lambda item: (-item[1], item[0])))
+            num_rejected = by_reason.total() if rejected_path(stage, source).exists() else None
+            counted.append(Counts(source, stage, UNITS[stage], num_read(stage, source), num_rejected, reasons))
+    return counted
+
+
+def table(counted: Sequence[Counts]) -> Table:
+    """Return the table of reasons."""
     laid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("source", "stage", "reason"):
         laid.add_column(name, overflow="fold")
     for name in ("number", "share"):
         laid.add_column(name, justify="right", no_wrap=True)
-    for source in names:
-        for stage in STAGES:
-            total = num_read(stage, source)
-            first_cells = [_text(source if stage == STAGES[0] else "", "bold"), _text(stage)]
-            path = rejected_path(stage, source)
-            if not path.exists():
-                laid.add_row(*first_cells, _text(f"{path} not found: make {stage}", "yellow"))
-                continue
-            unit = _text(f"{UNITS[stage]} in", "bright_black")
-            laid.add_row(*first_cells, unit, "-" if total is None else f"{total:,}")
-            reasons = sorted(count_reasons(stage, source).items(), key=lambda item: (-item[1], item[0]))
-            for reason, number in reasons:
-                laid.add_row("", "", _text(reason, "red"), f"{number:,}", _share(number, total))
-            if len(reasons) > 1:
-                num_rejected = sum(number for _, number in reasons)
+    for of in counted:
+        first_cells = [_text(of.source if of.stage == STAGES[0] else "", "bold"), _text(of.stage)]
+        if of.rejected is None:
+            path = rejected_path(of.stage, of.source)
+            laid.add_row(*first_cells, _text(f"{path} not found: make {of.stage}", "yellow"))
+        else:
+            unit = _text(f"{of.unit} in", "bright_black")
+            laid.add_row(*first_cells, unit, "-" if of.read is None else f"{of.read:,}")
+            for reason, number in of.reasons.items():
+                laid.add_row("", "", _text(reason, "red"), f"{number:,}", _share(number, of.read))
+            if len(of.reasons) > 1:
                 label = _text("all rejected", "bright_black")
-                laid.add_row("", "", label, f"{num_rejected:,}", _share(num_rejected, total))
-        laid.add_section()
+                laid.add_row("", "", label, f"{of.rejected:,}", _share(of.rejected, of.read))
+        if of.stage == STAGES[-1]:
+            laid.add_section()
     return laid
 
 
@@ -192,13 +219,49 @@ def _joined(spans: Iterable[Span]) -> list[Span]:
     return joined
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Rows that were rejected for one reason."""
+
+    reason: str
+    total: int
+    """How many rows it rejects."""
+    start: int
+    """Number of the first example, from 0."""
+    rows: list[tuple[str, str, dict[str, Any]]]
+    """Stage, source, and the row as the stage wrote it."""
+
+    def values(self) -> dict[str, Any]:
+        """Return what --json prints."""
+        rows = [
+            {
+                "stage": stage,
+                "source": source,
+                "location": row_location(row),
+                **{name: _loaded(value) if name in NESTED else value for name, value in row.items()},
+            }
+            for stage, source, row in self.rows
+        ]
+        return {"reason": self.reason, "total": self.total, "from": self.start, "examples": rows}
+
+
+def row_location(row: dict[str, Any]) -> str | None:
+    """Return the location of a row in data/raw/<source>, as file:line."""
+    meta = json.loads(row.get("meta") or "{}")
+    location = meta.get("location") or meta.get("where")  # `where` in data of version 0.1.0
+    return str(location) if location else None
+
+
+def _loaded(text: str | None) -> Any:
+    return json.loads(text) if text else None
+
+
 def example(stage: str, source: str, row: dict[str, Any], plain: bool) -> Table:
     """Return one rejected row: its location, the evidence, the conversation shortened."""
     laid = Table.grid(padding=(0, 1))
     laid.add_column(justify="right", no_wrap=True)
     laid.add_column(overflow="fold")
-    meta = json.loads(row.get("meta") or "{}")
-    location = meta.get("location") or meta.get("where", "")  # `where` in data of version 0.1.0
+    location = row_location(row)
     evidence = row["evidence"].removeprefix(f"{location}: ")
     named = {int(match[1]) for match in MESSAGE_INDEX.finditer(evidence)}
     patterns = quote_patterns(evidence)
@@ -253,7 +316,25 @@ def _text(value: str, style: str = "") -> Text:
     return Text(visible(value), style)
 
 
-def main(source: str | None, reason: str | None, number: int, start: int) -> None:
+def show_table(counted: Sequence[Counts]) -> None:
+    """Print the table of reasons."""
+    with paged() as screen:
+        screen.print(table(counted))
+
+
+def show_examples(found: Examples) -> None:
+    """Print examples, and how many follow."""
+    with paged() as screen:
+        for n, (stage, name, row) in enumerate(found.rows, found.start):
+            title = f"── example {n} of {found.total}, from 0: {name}, {stage}: {found.reason} "
+            screen.print(_text(title, "bold"), soft_wrap=True)
+            screen.print(example(stage, name, row, screen.plain))
+            screen.print()
+        if (following := found.start + len(found.rows)) < found.total:
+            screen.print(_text(f"{found.total - following} more: FROM={following}"), soft_wrap=True)
+
+
+def main(source: str | None, reason: str | None, number: int, start: int, *, as_json: bool = False) -> None:
     """Show the table of reasons, or examples of one reason."""
     all_sources = sources()
     if not all_sources:
@@ -262,8 +343,7 @@ def main(source: str | None, reason: str | None, number: int, start: int) -> Non
         raise InputError(f"SOURCE={source}: not found in {FILTERED}. Sources there: {', '.join(all_sources)}")
     names = all_sources if source is None else [source]
     if reason is None:
-        with paged() as screen:
-            screen.print(table(names))
+        print_facts(lambda: count(names), show_table, as_json=as_json)
         return
     counts = sum((count_reasons(stage, name) for name in names for stage in STAGES), Counter[str]())
     if reason not in counts:
@@ -271,14 +351,11 @@ def main(source: str | None, reason: str | None, number: int, start: int) -> Non
         raise InputError(f"REASON={reason}: rejects no row of {', '.join(names)}. Reasons that do: {reasons}")
     if start >= counts[reason]:
         raise InputError(f"FROM={start}: {reason} rejects {counts[reason]} rows, numbered from 0")
-    with paged() as screen:
-        for n, (stage, name, row) in enumerate(examples(names, reason, start, number), start):
-            title = f"── example {n} of {counts[reason]}, from 0: {name}, {stage}: {reason} "
-            screen.print(_text(title, "bold"), soft_wrap=True)
-            screen.print(example(stage, name, row, screen.plain))
-            screen.print()
-        if (following := start + number) < counts[reason]:
-            screen.print(_text(f"{counts[reason] - following} more: FROM={following}"), soft_wrap=True)
+
+    def find() -> Examples:
+        return Examples(reason, counts[reason], start, [*examples(names, reason, start, number)])
+
+    print_facts(find, show_examples, as_json=as_json, values=Examples.values)
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -298,5 +375,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--from", type=_at_least(0), default=0, dest="start", metavar="N", help="the first of them; default: 0"
     )
-    arguments = parser.parse_args()
-    run_or_exit(lambda: main(arguments.source, arguments.reason, arguments.number, arguments.start))
+    add_json_option(parser)
+    given = parser.parse_args()
+    run_or_exit(lambda: main(given.source, given.reason, given.number, given.start, as_json=given.json))

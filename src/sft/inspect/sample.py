@@ -1,7 +1,7 @@
 """sample: a pack as the trainer reads it: which tokens are trained, where samples start and end.
 
 data/packed/{training,validation,test}/*.parquet, models/base (tokenizer)
-    ->  the terminal, through your pager; or a page of HTML (--html)
+    ->  the terminal, through your pager; or JSON (--json); or a page of HTML (--html)
 
 --pack selects: a number (the n-th pack of training, from 0); validation:3, a pack of another split; the first 6 or
 more digits of a conversation id, or these with :1 for the conversation's second sample. In color, trained tokens are
@@ -18,9 +18,9 @@ from typing import NamedTuple
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
-from sft.cli import make_parser, run_or_exit
+from sft.cli import add_json_option, make_parser, print_facts, run_or_exit
 from sft.files import publish_file
-from sft.inspect.packs import UTF8_BYTES, PackedSample, Piece, heading, unpack
+from sft.inspect.packs import UTF8_BYTES, PackedSample, Piece, ShownPack, heading, unpack
 from sft.inspect.terminal import MARKED, Screen, aside, paged, visible
 from sft.pages.render import render
 
@@ -134,21 +134,26 @@ def _token(chunk: Chunk, start: int) -> tuple[str, str, str]:
     )
 
 
-def main(name: str, html_file: Path | None) -> None:
+def main(name: str, html_file: Path | None, *, as_json: bool = False) -> None:
     """Show the pack that `name` selects, on the terminal or as a page."""
-    title, samples = unpack(name)
-    if html_file is None:
+
+    def show_pack(pack: ShownPack) -> None:
+        if html_file:
+            Screen().print(Text(f"{visible(pack.title)}\n-> {visible(str(html_file))}"), soft_wrap=True)
+            return
         with paged() as screen:
-            show(screen, title, samples)
-        return
-    with publish_file(html_file) as partial:
-        partial.write_text(page(title, samples), encoding="utf-8")
-    Screen().print(Text(f"{visible(title)}\n-> {visible(str(html_file))}"), soft_wrap=True)
+            show(screen, pack.title, pack.samples)
+
+    pack = print_facts(lambda: unpack(name), show_pack, as_json=as_json)
+    if html_file:
+        with publish_file(html_file) as partial:
+            partial.write_text(page(pack.title, pack.samples), encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--pack", default="0", metavar="N|SPLIT:N|ID", help="what to show; default: the first pack")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    add_json_option(parser)
     arguments = parser.parse_args()
-    run_or_exit(lambda: main(arguments.pack, arguments.html))
+    run_or_exit(lambda: main(arguments.pack, arguments.html, as_json=arguments.json))

@@ -1,7 +1,7 @@
 """Compare two trainings: what differs in data, code, packages and params, their metrics, curves and answers.
 
---a NAME --b NAME (each as in sft.lineage.graph)  ->  tables on the terminal; --html FILE, a page with the curves drawn
-                                                      and all answers; --json FILE
+--a NAME --b NAME (each as in sft.lineage.graph)  ->  tables on the terminal, or JSON (--json); --html FILE, a page with
+                                                      the curves drawn and all answers
 
 Unlike `dvc params diff`, `dvc metrics diff` and `dvc plots diff`, it also takes models, MLflow runs and versions, and
 compares digests and answers. For the counts of every stage, run: dvc metrics diff A B
@@ -12,15 +12,15 @@ import io
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, make_parser, run_or_exit
-from sft.files import flatten, publish_file, write_json
+from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
+from sft.files import flatten, publish_file
 from sft.inspect.terminal import Screen, visible
 from sft.lineage.graph import as_text, evaluation_of
 from sft.lineage.key import NUMERIC_PACKAGES
@@ -33,6 +33,12 @@ ANSWER_CHARS = 600
 CURVES = {"loss": "reports/train_loss.csv", "validation_loss": "reports/validation_loss.csv"}
 IDENTITY = ("lineage_key", "git_commit", "git_dirty", "data", "base_model", "mlflow_run_id")
 SIDES = ("a", "b")
+TITLES = {
+    "identity": "Identity",
+    "params": "Params that differ",
+    "code": "Code and packages that differ",
+    "metrics": "Metrics",
+}
 Pair = tuple[Any, Any]
 Curve = list[tuple[float, float]]
 
@@ -44,11 +50,21 @@ class Comparison:
     a: str
     b: str
     tables: dict[str, dict[str, Pair]]
-    """By title: rows by name."""
+    """By a name of TITLES: rows by name."""
     curves: dict[str, tuple[Curve, Curve]]
     """By name: (iteration, value) of each."""
     answers: list[dict[str, Any]]
     """question, source, kind, and the answers a and b."""
+
+    def values(self) -> dict[str, Any]:
+        """Return what --json prints."""
+        sides = {"a": self.a, "b": self.b}
+        rows = {
+            name: {row: dict(zip(SIDES, pair, strict=True)) for row, pair in table.items()}
+            for name, table in self.tables.items()
+        }
+        curves = {name: dict(zip(SIDES, pair, strict=True)) for name, pair in self.curves.items()}
+        return {**sides, **rows, "curves": curves, "answers": self.answers}
 
 
 def compare(a: Records, b: Records) -> Comparison:
@@ -63,10 +79,10 @@ def compare(a: Records, b: Records) -> Comparison:
                 "or name a run in MLflow."
             )
     tables = {
-        "Identity": pairs(*({name: side.lineage.get(name) for name in IDENTITY} for side in (a, b))),
-        "Params that differ": differing(_params(a), _params(b)),
-        "Code and packages that differ": differing(_code(a), _code(b)),
-        "Metrics": pairs(_metrics(a), _metrics(b)),
+        "identity": pairs(*({name: side.lineage.get(name) for name in IDENTITY} for side in (a, b))),
+        "params": differing(_params(a), _params(b)),
+        "code": differing(_code(a), _code(b)),
+        "metrics": pairs(_metrics(a), _metrics(b)),
     }
     curves = {name: (_curve(a, name, path), _curve(b, name, path)) for name, path in CURVES.items()}
     return Comparison(a.name, b.name, tables, curves, _answers(a, b))
@@ -138,9 +154,9 @@ def _answers(a: Records, b: Records) -> list[dict[str, Any]]:
 def show(comparison: Comparison) -> None:
     """Print the comparison, with the first answers."""
     screen = Screen()
-    for title, rows in comparison.tables.items():
+    for name, rows in comparison.tables.items():
         table = Table(box=None)
-        for head in (title, f"A {visible(comparison.a)}", f"B {visible(comparison.b)}"):
+        for head in (TITLES[name], f"A {visible(comparison.a)}", f"B {visible(comparison.b)}"):
             table.add_column(Text(head), header_style="bold")
         for name, pair in rows.items():
             style = "" if pair[0] == pair[1] else "bold yellow"
@@ -167,22 +183,24 @@ def page(comparison: Comparison) -> str:
         if all(curves)
     }
     tables = {
-        title: {name: [as_text(value) for value in pair] for name, pair in rows.items()}
+        TITLES[title]: {name: [as_text(value) for value in pair] for name, pair in rows.items()}
         for title, rows in comparison.tables.items()
     }
     title = f"{comparison.a} and {comparison.b}"
     return render("compare.html.j2", title=title, comparison=comparison, charts=charts, tables=tables)
 
 
-def main(a: str, b: str, html_file: Path | None, json_file: Path | None) -> None:
+def main(a: str, b: str, html_file: Path | None, *, as_json: bool) -> None:
     """Compare two trainings. Raises InputError if one is not found."""
     if not (a and b):
         raise InputError("A and B: expected two trainings, as in A=HEAD B=my-experiment. make show lists experiments.")
     with tempfile.TemporaryDirectory() as scratch:
-        comparison = compare(*(find(name, Path.cwd(), Path(scratch)) for name in (a, b)))
-    show(comparison)
-    if json_file:
-        write_json(json_file, asdict(comparison))
+        comparison = print_facts(
+            lambda: compare(*(find(name, Path.cwd(), Path(scratch)) for name in (a, b))),
+            show,
+            as_json=as_json,
+            values=Comparison.values,
+        )
     if html_file:
         with publish_file(html_file) as partial:
             partial.write_text(page(comparison), encoding="utf-8")
@@ -193,6 +211,6 @@ if __name__ == "__main__":
     for side in SIDES:
         parser.add_argument(f"--{side}", required=True, metavar="NAME", help="a model, run, revision or experiment")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison as JSON")
+    add_json_option(parser)
     options = parser.parse_args()
-    run_or_exit(lambda: main(options.a, options.b, options.html, options.json))
+    run_or_exit(lambda: main(options.a, options.b, options.html, as_json=options.json))

@@ -1,25 +1,24 @@
 """The lineage graph of a model: every step back to its sources, with digest, state on this disk and how to get it.
 
 --model NAME (models/final, name/version, name@alias, run id, lineage key, git revision or DVC experiment)
-    ->  a tree on the terminal; --json FILE; --html FILE, a page with the graph drawn; --card FILE, the model card
+    ->  a tree on the terminal, or JSON (--json); --html FILE, a page with the graph drawn; --card FILE, the model card
 
 sources, benchmarks -> filtered -> prepared -> packed; base model, params, code, packages -> run -> model -> evaluation.
 Verifies everything that is on this disk, names what differs, and exits with 1 if something does. --cache also verifies
 the objects in DVC's cache and the checkpoints of the run.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 from rich.tree import Tree
 
-from sft.cli import InputError, make_parser, run_or_exit
-from sft.files import publish_file, write_json
+from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
+from sft.files import publish_file
 from sft.hashing import value_digest
 from sft.inspect.terminal import Screen, visible
 from sft.lineage import card, verify
@@ -94,11 +93,10 @@ class Graph:
         self.nodes[node.id] = node
         self.edges += [(node.id, other) for other in made]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the graph as JSON values."""
-        values = {"model": self.model, "lineage_key": self.lineage_key, "checkout": self.checkout, "edges": self.edges}
-        nodes = [asdict(node) for node in self.nodes.values()]
-        return {**values, "nodes": nodes, "faults": [asdict(fault) for fault in self.faults]}
+    def values(self) -> dict[str, Any]:
+        """Return what --json prints."""
+        named = {"model": self.model, "lineage_key": self.lineage_key, "checkout": self.checkout, "edges": self.edges}
+        return {**named, "nodes": [*self.nodes.values()], "faults": self.faults}
 
 
 def build_graph(records: Records, with_cache: bool = False) -> Graph:
@@ -222,7 +220,7 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
         "patch sha256": patch,
         "hardware": lineage.get("hardware"),
     }
-    params = {name: json.dumps(section)[1:-1] for name, section in lineage["params"].items() if section}
+    params = {name: section for name, section in lineage["params"].items() if section}
     numeric = {name: packages[name] for name in NUMERIC_PACKAGES if name in packages}
     model = {
         "model.safetensors sha256": lineage.get("files", {}).get("model.safetensors"),
@@ -272,7 +270,7 @@ def _packed(records: Records) -> dict[str, Any]:
         "trained tokens": pack.get("trained_tokens"),
         "packs": {split: counts["packs"] for split, counts in pack.get("splits", {}).items()},
         "rejected": pack.get("rejected", {}),
-        "mixture": {name: f"{number / total:.1%}" for name, number in tokens.items()},
+        "mixture": {name: number / total for name, number in tokens.items()},
         **{f"{split} sha256": digest for split, digest in metadata.get("digests", {}).items()},
     }
 
@@ -412,20 +410,22 @@ def _short(text: str) -> str:
     return text if len(text) <= LABEL_CHARS else f"{text[: LABEL_CHARS - 3]}..."
 
 
-def main(name: str, json_file: Path | None, html_file: Path | None, card_file: Path | None, with_cache: bool) -> None:
+def show(graph: Graph) -> None:
+    """Print the tree of a graph."""
+    screen = Screen()
+    screen.print(tree(graph))
+    screen.print(f"lineage key {graph.lineage_key}. Run the commands in: {graph.checkout}", soft_wrap=True)
+
+
+def main(name: str, html_file: Path | None, card_file: Path | None, *, with_cache: bool, as_json: bool) -> None:
     """Print the lineage graph of a model, and write what is asked for.
 
     Raises:  InputError: nothing has that name, or something differs from what the model was made with.
     """
     with tempfile.TemporaryDirectory() as scratch:
         records = find(name, Path.cwd(), Path(scratch))
-        graph = build_graph(records, with_cache)
+        graph = print_facts(lambda: build_graph(records, with_cache), show, as_json=as_json, values=Graph.values)
         text = card.render(records.lineage, records.json, evaluation_of(records)) if card_file else ""
-    screen = Screen()
-    screen.print(tree(graph))
-    screen.print(f"lineage key {graph.lineage_key}. Run the commands in: {graph.checkout}", soft_wrap=True)
-    if json_file:
-        write_json(json_file, graph.as_json())
     for path, content in ((html_file, page(graph) if html_file else ""), (card_file, text)):
         if path:
             with publish_file(path) as partial:
@@ -434,15 +434,15 @@ def main(name: str, json_file: Path | None, html_file: Path | None, card_file: P
         listed = "\n".join(visible(str(fault)) for fault in graph.faults)
         raise InputError(f"{name}: differs from what the model was made with:\n{listed}")
     states = [node.state for node in graph.nodes.values() if node.state]
-    screen.print(f"{states.count(INTACT)} of {len(states)} nodes with files are here and intact", style="green")
+    Screen().print(f"{states.count(INTACT)} of {len(states)} nodes with files are here and intact", style="green")
 
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--model", default=FINAL, metavar="NAME", help="default: models/final")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the graph as JSON")
+    add_json_option(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the graph drawn")
     parser.add_argument("--card", type=Path, metavar="FILE", help="write the model card, with the evaluation")
     parser.add_argument("--cache", action="store_true", help="also verify DVC's cache and the run's checkpoints")
     options = parser.parse_args()
-    run_or_exit(lambda: main(options.model, options.json, options.html, options.card, options.cache))
+    run_or_exit(lambda: main(options.model, options.html, options.card, with_cache=options.cache, as_json=options.json))

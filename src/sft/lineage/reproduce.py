@@ -2,7 +2,7 @@
 
 --model NAME (as in sft.lineage.graph)  ->  runs/reproduce/<lineage key>/, a git worktree at the model's commit, with
                                         its uncommitted changes, in which every stage runs again
-                                    ->  a table on the terminal; --json FILE
+                                    ->  a table on the terminal, or JSON (--json)
 
 --data refetch (the default) downloads data and base model again, verified by their pins, into a new DVC cache. --data
 pull takes them by their recorded digests from DVC's cache or remote. --until STAGE stops there: `--until pack` checks
@@ -16,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, echo, make_parser, run_or_exit
-from sft.files import flatten, read_json, write_json
+from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
+from sft.files import flatten, read_json
 from sft.inspect.terminal import Screen, visible
 from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.patch import patch_name
@@ -51,6 +51,22 @@ class Compared:
     recorded: str | None
     rebuilt: str | None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A rebuilt model, compared with the recorded one."""
+
+    model: str
+    lineage_key: str
+    place: Path
+    """Folder in which it was rebuilt."""
+    compared: list[Compared]
+    """All outputs, in the order of the stages."""
+    first: str | None
+    """The first stage that differs."""
+    reasons: list[str]
+    """Why it does."""
 
 
 def make_worktree(records: Records) -> Path:
@@ -260,11 +276,8 @@ def table(compared: list[Compared]) -> Table:
     return rows
 
 
-def main(name: str, data: str, until: str, json_file: Path | None) -> None:
-    """Rebuild and compare.
-
-    Raises:  InputError: the records are incomplete, a stage fails, or an output differs.
-    """
+def reproduce(name: str, data: str, until: str) -> Rebuilt:
+    """Rebuild and compare. Raises InputError: the records are incomplete, or a stage fails."""
     with tempfile.TemporaryDirectory() as scratch:
         recorded = find(name, Path.cwd(), Path(scratch))
         place = make_worktree(recorded)
@@ -273,33 +286,36 @@ def main(name: str, data: str, until: str, json_file: Path | None) -> None:
         rebuild(recorded, place, data, until)
         rebuilt = of_folder(place)
         compared = compare(recorded, rebuilt, until)
-        differing = [output for output in compared if output.verdict == DIFFERS]
-        reasons = explain(differing[0].stage, recorded, rebuilt) if differing else []
-    if not compared:
-        raise InputError(f"{name}: nothing to compare with: found no {LOCK} of it")
-    Screen().print(table(compared))
-    if json_file:
-        write_json(
-            json_file,
-            {
-                "model": name,
-                "lineage_key": lineage["lineage_key"],
-                "compared": [asdict(output) for output in compared],
-                "first": differing[0].stage if differing else None,
-                "reasons": reasons,
-            },
-        )
-    echo(f"rebuilt in {place}. To remove it: git worktree remove --force {place}")
-    if differing:
-        listed = "\n".join(visible(reason) for reason in reasons)
-        raise InputError(f"first differs at {differing[0].stage}, {differing[0].path}:\n{listed}")
+        if not compared:
+            raise InputError(f"{name}: nothing to compare with: found no {LOCK} of it")
+        first = next((output.stage for output in compared if output.verdict == DIFFERS), None)
+        reasons = explain(first, recorded, rebuilt) if first else []
+    return Rebuilt(name, lineage["lineage_key"], place, compared, first, reasons)
+
+
+def show(rebuilt: Rebuilt) -> None:
+    """Print the table of outputs."""
+    Screen().print(table(rebuilt.compared))
+    echo(f"rebuilt in {rebuilt.place}. To remove it: git worktree remove --force {rebuilt.place}")
+
+
+def main(name: str, data: str, until: str, *, as_json: bool) -> None:
+    """Rebuild and compare.
+
+    Raises:  InputError: as `reproduce`, or an output differs.
+    """
+    rebuilt = print_facts(lambda: reproduce(name, data, until), show, as_json=as_json)
+    if rebuilt.first:
+        path = next(output.path for output in rebuilt.compared if output.verdict == DIFFERS)
+        listed = "\n".join(visible(reason) for reason in rebuilt.reasons)
+        raise InputError(f"first differs at {rebuilt.first}, {path}:\n{listed}")
     if until in STAGES[4:]:
-        key = read_json(place / LINEAGE)["lineage_key"]
-        if key != lineage["lineage_key"]:
+        key = read_json(rebuilt.place / LINEAGE)["lineage_key"]
+        if key != rebuilt.lineage_key:
             raise InputError(
-                f"the lineage key was {lineage['lineage_key']}, is {key}: data, code, params or packages differ"
+                f"the lineage key was {rebuilt.lineage_key}, is {key}: data, code, params or packages differ"
             )
-    verdicts = [output.verdict for output in compared]
+    verdicts = [output.verdict for output in rebuilt.compared]
     others = "".join(f", {verdicts.count(kind)} {kind}" for kind in (DECLARED, MISSING) if kind in verdicts)
     echo(f"[green]identical: {verdicts.count(IDENTICAL)} of {len(verdicts)} outputs[/]{others}")
 
@@ -331,6 +347,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", default=FINAL, metavar="NAME", help="default: models/final")
     parser.add_argument("--data", choices=(REFETCH, PULL), default=REFETCH, help="where the data comes from")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison as JSON")
+    add_json_option(parser)
     options = parser.parse_args()
-    run_or_exit(lambda: main(options.model, options.data, options.until, options.json))
+    run_or_exit(lambda: main(options.model, options.data, options.until, as_json=options.json))

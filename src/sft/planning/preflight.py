@@ -4,6 +4,8 @@
     make estimate PROFILE=nemotron3-nano NODES=2 GPUS=8    a profile on 2 x 8 GPUs (GPU=H100, GPU=H200, GPU=96e9 bytes)
     make estimate CLUSTER=mine                             params.yaml on the GPUs of slurm/clusters/mine.yaml
 
+--json prints JSON.
+
 The shapes of the model come from models/base/config.json, or from profiles/models/<its name>/config.json if the model
 is not downloaded. A dry run of a job shows the same, and every value that Bridge would train with (`resolve`).
 """
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
 from sft.cluster.cluster_file import read_cluster_file
 from sft.files import project_root
 from sft.params.check import Params, read
@@ -157,11 +159,13 @@ def need_lines(report: Preflight) -> list[str]:
         "a CPU, not measured on a GPU",
     ]
     if report.gpu.memory:
-        fits = "fits" if needs.memory.total <= report.gpu.memory * (1 - RESERVE) else "DOES NOT FIT"
         reserve = f"{RESERVE:.0%} of it reserved for CUDA, NCCL and fragmentation"
-        lines.append(f"           {fits} on {report.gpu.name}: {size(report.gpu.memory)}, {reserve}")
-    if report.gpu.flops:
-        lines.append(time_line(report))
+        lines.append(
+            f"           {'fits' if fits(report) else 'DOES NOT FIT'} on {report.gpu.name}: "
+            f"{size(report.gpu.memory)}, {reserve}"
+        )
+    if step := step_seconds(report):
+        lines.append(time_line(report, *step))
     free = "" if facts.free_disk is None else f"; {size(facts.free_disk)} free at runs/"
     return [
         *lines,
@@ -171,15 +175,13 @@ def need_lines(report: Preflight) -> list[str]:
     ]
 
 
-def time_line(report: Preflight) -> str:
-    """Return the line about time, a range."""
-    needs, flops, steps = report.estimate, report.gpu.flops, report.params.train.train_iters
+def time_line(report: Preflight, least: float, most: float) -> str:
+    """Return the line about time, a range: least and most seconds of a step."""
+    flops, steps = report.gpu.flops, report.params.train.train_iters
     if report.facts.on_gpu:
-        least, most = needs.seconds_per_step(flops, report.facts.ranks)
         slow, fast = estimate.UTILIZATION
         basis = f"at {slow:.0%} to {fast:.0%} of {flops / 1e12:.0f} TFLOP/s, longer for small batches"
     else:
-        least, most = needs.flops_per_step / flops, needs.flops_per_step / flops * 2
         basis = f"at this CPU's {flops / 1e9:.0f} GFLOP/s, just measured, or half of it"
     return (
         f"time       {duration(least)} to {duration(most)} a step, {duration(least * steps)} to "
@@ -191,8 +193,7 @@ def check_lines(results: list[checks.Result]) -> list[str]:
     """Return a line for each check, and the counts."""
     lines = []
     for result in results:
-        state = "FAILED" if result.failed else "unknown" if result.message else "ok"
-        lines.append(f"{state:8} {result.check:24} {result.message or result.about}")
+        lines.append(f"{state(result):8} {result.check:24} {result.message or result.about}")
     failed = sum(result.failed for result in results)
     unknown = sum(bool(result.message) and not result.failed for result in results)
     return [*lines, f"{len(results) - failed - unknown} ok, {unknown} not known here, {failed} failed"]
@@ -219,6 +220,76 @@ def resolve(params: Params, ranks: int, *, on_gpu: bool, has_inputs: bool = True
             on_gpu=on_gpu,
         )
         return config.resolve(container, ranks)
+
+
+def values(report: Preflight) -> dict[str, Any]:
+    """Return what --json prints: what the report has, in parameters, tokens, bytes and seconds."""
+    needs, facts, train = report.estimate, report.facts, report.params.train
+    layout = estimate.layout_of(report.params.model, facts.ranks)
+    epochs = train.train_iters * train.global_batch_size / facts.training_packs if facts.training_packs else None
+    parts = {name: getattr(needs.memory, name) for name in MEMORY_PARTS}
+    step = step_seconds(report)
+    return {
+        "model": {
+            "shapes_from": report.model,
+            "parameters": needs.parameters,
+            "active_parameters": needs.active,
+            "trained_parameters": needs.trained,
+        },
+        "gpu": report.gpu,
+        "layout": {**dataclasses.asdict(layout), "data": layout.data},
+        "step": {
+            "packs": train.global_batch_size,
+            "pack_size": facts.pack_size,
+            "tokens": needs.tokens_per_step,
+            "flops": needs.flops_per_step,
+        },
+        "run": {
+            "steps": train.train_iters,
+            "tokens": needs.tokens_per_step * train.train_iters,
+            "training_packs": facts.training_packs,
+            "epochs": epochs,
+        },
+        "memory": {"total": needs.memory.total, **parts, "error": MEMORY_ERROR, "fits": fits(report)},
+        "time": step
+        and {
+            "step_seconds": dict(zip(("least", "most"), step, strict=True)),
+            "run_seconds": {"least": step[0] * train.train_iters, "most": step[1] * train.train_iters},
+        },
+        "disk": {
+            "total": needs.disk,
+            "checkpoints": needs.checkpoints,
+            "checkpoint": needs.checkpoint,
+            "imported_model": needs.imported,
+            "final_model": needs.exported,
+            "free": facts.free_disk,
+        },
+        "checks": [
+            {"check": result.check, "state": state(result), "message": result.message or result.about}
+            for result in report.results
+        ],
+    }
+
+
+def fits(report: Preflight) -> bool | None:
+    """Return whether the memory suffices. None: the memory of what computes is not known."""
+    memory = report.gpu.memory
+    return report.estimate.memory.total <= memory * (1 - RESERVE) if memory else None
+
+
+def step_seconds(report: Preflight) -> tuple[float, float] | None:
+    """Return the least and most seconds of a step. None: the speed of what computes is not known."""
+    needs, flops = report.estimate, report.gpu.flops
+    if not flops:
+        return None
+    if report.facts.on_gpu:
+        return needs.seconds_per_step(flops, report.facts.ranks)
+    return needs.flops_per_step / flops, needs.flops_per_step / flops * 2
+
+
+def state(result: checks.Result) -> str:
+    """Return the state of a check as a word."""
+    return "FAILED" if result.failed else "unknown" if result.message else "ok"
 
 
 def size(number: float) -> str:
@@ -259,8 +330,10 @@ def cpu_flops() -> float:
     return rounds * 2 * 1024**3 / (time.perf_counter() - began)
 
 
-def main(profile: str | None, nodes: int, gpus: int | None, gpu_name: str, cluster_name: str | None) -> None:
-    """Print the report for params.yaml or a profile."""
+def estimate_training(
+    profile: str | None, nodes: int, gpus: int | None, gpu_name: str, cluster_name: str | None
+) -> Preflight:
+    """Return the report for params.yaml or a profile."""
     import torch
 
     if cluster_name:
@@ -277,6 +350,11 @@ def main(profile: str | None, nodes: int, gpus: int | None, gpu_name: str, clust
     report = examine(params, max(1, gpus) * nodes, gpu_of(gpu_name) if gpus else None, has_inputs=is_applied)
     if not gpus:
         report = dataclasses.replace(report, gpu=Gpu("CPU", None, cpu_flops()))
+    return report
+
+
+def show(report: Preflight) -> None:
+    """Print the whole report."""
     for line in report_lines(report):
         echo(line.replace("[", r"\["))
 
@@ -288,5 +366,7 @@ if __name__ == "__main__":
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of a node; 0: the CPU")
     parser.add_argument("--gpu", default="H100", metavar="NAME", help=f"{', '.join(GPUS)}, or its memory in bytes")
     parser.add_argument("--cluster", metavar="NAME", help="nodes and GPUs of slurm/clusters/NAME.yaml")
+    add_json_option(parser)
     options = parser.parse_args()
-    run_or_exit(lambda: main(options.profile, options.nodes, options.gpus, options.gpu, options.cluster))
+    asked = (options.profile, options.nodes, options.gpus, options.gpu, options.cluster)
+    run_or_exit(lambda: print_facts(lambda: estimate_training(*asked), show, as_json=options.json, values=values))
