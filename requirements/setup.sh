@@ -6,9 +6,11 @@
 # ours, and is created again; if it differs, the changed packages are installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec >&2 # messages: `make ... JSON=1` prints facts on stdout
+: "${HOME:=$(unset HOME && echo ~)}" && export HOME # cron and systemd do not set it
 
 pins=(requirements/{data,train,tools,dev}.txt)
-digest="$(cat "${pins[@]}" pyproject.toml requirements/setup.sh <(readlink -m .venv) | sha256sum)"
+digest="$(cat "${pins[@]}" pyproject.toml requirements/{setup.sh,pip_settings.py} <(readlink -m .venv) | sha256sum)"
 
 up_to_date() { [[ -x .venv/bin/python && "$(cat .venv/.pins 2>/dev/null)" == "$digest" ]]; }
 
@@ -35,7 +37,22 @@ find_python() {
         "Install one: 'uv python install 3.12', 'pyenv install 3.12', or 'apt-get install python3.12-venv'."
 }
 
+# DVC and lineage need a commit. A folder from "Download ZIP" has none.
+check_repository() {
+    local message
+    type -P git >/dev/null || fail "git: not found. Install it, for example: apt-get install git"
+    if ! message="$(git rev-parse --git-dir 2>&1)"; then
+        [[ "$message" == *"not a git repository"* ]] || fail "$message"
+        fail "$PWD: not a git repository, perhaps a ZIP download. Clone the repository instead, or run here:" \
+            "    git init && git add -A && git commit -m 'Downloaded'"
+    fi
+    git rev-parse --verify --quiet HEAD >/dev/null || fail "$PWD: the git repository has no commit. Run:" \
+        "    git add -A && git commit -m 'Downloaded'"
+}
+
+check_repository
 if up_to_date; then exit 0; fi
+[[ -w . && -w requirements ]] || fail "$PWD: you cannot write here, and .venv must be created or updated. Copy the project."
 exec {lock}<requirements && flock "$lock" # a second make waits here
 if up_to_date; then exit 0; fi
 
@@ -55,10 +72,19 @@ if ! uv="$(command -v uv)"; then
     uv="$PWD/.venv/bin/uv"
     [[ -x "$uv" ]] || .venv/bin/python -m pip install --quiet --no-deps "$(grep '^uv==' requirements/dev.txt)"
 fi
+mapfile -d '' -t settings < <(.venv/bin/python requirements/pip_settings.py)
+if ((${#settings[@]})); then
+    echo "setup: uv uses the settings of pip: ${settings[*]%%=*}" # names only: an address can hold a password
+    export "${settings[@]}"
+fi
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" # seconds; some packages have several hundred MB
 echo "setup: installing $(cat "${pins[@]}" | wc -l) packages (about 3 GB to download if they are not cached)"
 "$uv" pip sync --quiet --python .venv/bin/python --build-constraints requirements/tools.txt "${pins[@]}"
 "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+# What activation does: the stages of `.venv/bin/dvc repro` find this python first, whatever PATH has.
+cat >.venv/lib/python3.12/site-packages/nano3_sft_path.pth <<'PTH'
+import os, sys; _bin, _path = os.path.join(sys.prefix, "bin"), os.environ.get("PATH", os.defpath); os.environ["PATH"] = _path if _path.split(os.pathsep)[0] == _bin else _bin + os.pathsep + _path
+PTH
 .venv/bin/python -c 'import torch, transformers, mlflow, dvc.commands.repro, dvc.repo.reproduce, dvc.repo.experiments, sft' ||
     fail ".venv is installed but does not work, see above. Create it again: rm -r .venv && make setup"
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from sft.cli import make_parser, run_or_exit
+from sft.cli import InputError, make_parser, run_or_exit
 from sft.params.check import check_params
 
 
@@ -49,8 +49,22 @@ def run_source_stage(main: Callable[[str], None], doc: str | None, *, remote: bo
 
 def _run_checked(main: Callable[[], None]) -> None:
     """Check all of params.yaml before a stage, so that the first stage shows every mistake in it."""
+    check_python()
     check_params()
     main()
+
+
+def check_python() -> None:
+    """Check that a stage that DVC runs has the python of the project's .venv, if there is one.
+
+    DVC runs `python`, the first one on PATH: another one if .venv is not activated and this dvc is not its dvc.
+    """
+    environment = os.path.join(os.environ.get("DVC_ROOT", ""), ".venv")
+    if "DVC_STAGE" in os.environ and os.path.isdir(environment) and not os.path.samefile(environment, sys.prefix):
+        raise InputError(
+            f"python on PATH is {sys.executable}, not the one of {environment}. "
+            "Activate it: source .venv/bin/activate. Or use make, which does."
+        )
 
 
 def _run_on_cluster(parser: argparse.ArgumentParser, *arguments: str) -> None:

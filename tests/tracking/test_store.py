@@ -40,6 +40,26 @@ def test_the_store_is_made_once_and_whole_by_whichever_of_several_processes_live
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
+@pytest.mark.parametrize("copy", [".", "experiments/a b?"])
+def test_the_store_of_a_project_with_an_odd_name_is_in_the_project(tmp_path, monkeypatch, copy):
+    """Characters of an address in the path: SQLite would open a file outside the project, and MLflow make folders."""
+    project = tmp_path / "v?2 x%20y#1"
+    (project / copy).mkdir(parents=True)
+    monkeypatch.chdir(project / copy)
+    ask = (
+        "from sft.tracking import store; client = store.connect()\n"
+        "run = client.create_run(store.experiment_id(client, store.EXPERIMENT)).info.run_id\n"
+        "client.log_text(run, 'text', 'notes.txt'); print([a.path for a in client.list_artifacts(run)])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(project)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "['notes.txt']\n", done.stderr
+    assert (project / "runs/mlflow.db").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [project.name]
+    assert {path.name for path in project.iterdir()} == {"runs", *(copy.split("/")[:1] if copy != "." else [])}
+
+
 def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     with pytest.raises(InputError, match=r"http://\*\*\*@127\.0\.0\.1:9") as error:

@@ -50,13 +50,15 @@ def test_torchrun_understands_how_ranks_are_started(run: Run, started: list[Any]
     assert options.training_script_args == ["--rank-of", str(run.folder)]
 
 
-@pytest.mark.parametrize(("ranks", "wanted", "given"), [(2, None, "4"), (3, None, "2"), (16, None, "1"), (2, "7", "7")])
+@pytest.mark.parametrize(
+    ("ranks", "wanted", "given"), [(2, None, "4"), (3, None, "2"), (16, None, "1"), (2, "7", "7"), (2, "", "4")]
+)
 def test_ranks_share_the_cores_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, run: Run, started: list[Any], ranks: int, wanted: str | None, given: str
 ) -> None:
     """torchrun alone gives each rank one thread, whatever the machine has."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if wanted:
+    if wanted is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", wanted)
     monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(8)))
     launch.launch(run, ranks, lambda run: None)
@@ -73,6 +75,14 @@ def test_ranks_that_fail_are_an_error_with_the_run_s_folder(monkeypatch: pytest.
 def test_ranks_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFT_PROCESSES", "3")
     assert launch.count_ranks() == 3
+
+
+@pytest.mark.parametrize("names", ["RANK", "WORLD_SIZE", "RANK WORLD_SIZE"])
+def test_a_rank_of_another_launcher_is_an_error_and_does_not_wait(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    for name in names.split():
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(InputError, match=rf"^{names.replace(' ', '=2 ')}=2: .*unset RANK WORLD_SIZE"):
+        launch.count_ranks()
 
 
 @pytest.mark.parametrize("number", ["0", "two", "-1", "1.5"])

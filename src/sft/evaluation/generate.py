@@ -19,7 +19,7 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
 from transformers.utils import logging as transformers_logging
 
-from sft.cli import InputError
+from sft.cli import InputError, num_threads
 from sft.mamba import nemotron_h
 
 
@@ -34,7 +34,7 @@ def load_model(folder: Path) -> Any:
             f"{'a folder without them' if folder.is_dir() else 'nothing'}. Run the stage that writes it."
         )
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    torch.set_num_threads(num_threads(len(os.sched_getaffinity(0))))
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
         folder,

@@ -96,11 +96,13 @@ def server_command(store: str | None, artifacts: str | None, port: int, folder: 
                 f"{redact(address)}: process lists and logs would show the password in this address. "
                 "Leave it out: PostgreSQL reads PGPASSWORD and ~/.pgpass, S3 reads AWS_ACCESS_KEY_ID and profiles."
             )
+    from sft.tracking.store import sqlite_uri
+
     return [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"),
-        *("--backend-store-uri", store or f"sqlite:///{folder.absolute()}/mlflow.db"),
+        *("--backend-store-uri", store or sqlite_uri(folder / "mlflow.db")),
         *("--artifacts-destination", artifacts or str(folder.absolute() / "mlflow-artifacts")),
     ]
 

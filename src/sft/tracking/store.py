@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -57,7 +58,17 @@ def store_uri() -> str:
 
 
 def _local_uri() -> str:
-    return f"sqlite:///{project_root() / 'runs' / 'mlflow.db'}"
+    return sqlite_uri(project_root() / "runs" / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the address of a SQLite file.
+
+    Where the path has a character that means something in an address, it is quoted and relative to this folder: MLflow
+    also makes the folder of an address as it is written.
+    """
+    absolute = str(path.absolute())
+    return "sqlite:///" + (quote(os.path.relpath(path)) if set(absolute) & set("?#%") else absolute)
 
 
 def store_name() -> str:
@@ -105,7 +116,7 @@ def _make_local_store(runs: Path) -> None:
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
             with publish_file(store) as partial:
-                SqlAlchemyStore(f"sqlite:///{partial}", (runs / "mlflow-artifacts").as_uri()).engine.dispose()
+                SqlAlchemyStore(sqlite_uri(partial), (runs / "mlflow-artifacts").as_uri()).engine.dispose()
 
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:

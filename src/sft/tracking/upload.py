@@ -12,6 +12,7 @@ Runs on a sample of the data have their own experiment and registered model, and
 import getpass
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -294,10 +295,18 @@ class Uploader:
         self.client.log_inputs(run_id, inputs, list(models))
 
 
+def user_name() -> str:
+    """Return the name of the user, or the number of one without a name, as in a container with any uid."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def _source_tags(program: str = "sft.stages.train") -> dict[str, str]:
     """Return the tags by which MLflow shows who ran what."""
     return {
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": user_name(),
         "mlflow.source.name": program,
         "mlflow.source.type": "LOCAL",
     }

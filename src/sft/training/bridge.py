@@ -34,7 +34,7 @@ from torch import default_generator
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from sft.cli import InputError, end_with_parent
+from sft.cli import InputError, end_with_parent, num_threads
 from sft.files import publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests, value_digest
 from sft.params import training as p
@@ -315,7 +315,7 @@ def _process_group() -> Iterator[None]:
         store = PrefixStore(f"sft-{next(_GROUP_NUMBERS)}", store)
     if on_cpu():
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cores))))
+        torch.set_num_threads(num_threads(max(1, cores)))
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("gloo" if on_cpu() else "nccl", store=store, rank=rank, world_size=ranks)

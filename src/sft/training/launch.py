@@ -38,7 +38,15 @@ def read_run(folder: Path) -> Run:
 
 
 def count_ranks() -> int:
-    """Return how many ranks train on this machine: SFT_PROCESSES, or one for each GPU, or one on a CPU."""
+    """Return how many ranks train on this machine: SFT_PROCESSES, or one for each GPU, or one on a CPU.
+
+    Raises:  InputError: SFT_PROCESSES is no number, or variables say that this process is a rank of another launcher.
+    """
+    if others := [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE") if name in os.environ]:
+        raise InputError(
+            f"{' '.join(others)}: set, as by torchrun, but this stage starts its ranks itself (SFT_PROCESSES, or "
+            "CLUSTER for several machines) and would wait for the others for ever. Unset: unset RANK WORLD_SIZE"
+        )
     if number := os.environ.get("SFT_PROCESSES"):
         if not number.isdecimal() or int(number) < 1:
             raise InputError(f"SFT_PROCESSES={number}: expected a number of processes, 1 or more")
@@ -57,6 +65,7 @@ def launch(run: Run, ranks: int, train: Callable[[Run], None]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += ["-m", RANK_MODULE, RANK_OPTION, str(run.folder)]
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)  # torchrun's default is 1, with a warning
-    done = subprocess.run(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads)}
+    done = subprocess.run(command, env=environment, check=False)
     if done.returncode:
         raise InputError(f"{run.folder}: torchrun ended with status {done.returncode}. Its messages are above.")
