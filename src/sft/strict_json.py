@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import orjson
 
-# Chats and the schemas of their tools have less than 30 levels; jsonschema makes about 10 calls per level.
+# Chats and the schemas of their tools have less than 30 levels.
 MAX_DEPTH = 64
 # Maps digits to 0 and other bytes to a point, to find integers that may not fit into 64 bits.
 DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else ord(".") for byte in range(256))

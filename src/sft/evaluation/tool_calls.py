@@ -22,15 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from jsonschema import Draft202012Validator
-
-from sft.tool_schemas import schema_fault
+from sft.tool_schemas import ToolSchemas
 
 TAG = re.compile(r"</?tool_call>|<function=|</function>|<parameter=|</parameter>")
 NAME = re.compile(r"<(function|parameter)=([^<>\n]+)>")
 # The published template writes Python's words for these values.
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
-NOT_TEXT = {"array", "boolean", "integer", "null", "number", "object"}
+# JSON's types other than strings. A whole float is an integer, a boolean is none.
+NOT_TEXT = {"array": list, "boolean": bool, "integer": int, "null": type(None), "number": int | float, "object": dict}
 OPENING = re.compile(r"<think>\s*(?:</think>\s*)?$")
 
 
@@ -154,16 +153,7 @@ def coerce(text: str, schema: Any) -> Any:
         value = PYTHON_WORDS[text] if text in PYTHON_WORDS else json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return text
-    is_type = Draft202012Validator.TYPE_CHECKER.is_type
-    return value if not types or any(is_type(value, name) for name in types & NOT_TEXT) else text
-
-
-def arguments_fit(arguments: Mapping[str, Any], schema: Any) -> bool:
-    """Return whether typed arguments are valid for a function's parameters, by the rule of the filter stage."""
-    try:
-        return not schema_fault(schema, dict(arguments))
-    except RecursionError:  # the schema or the value refers to itself
-        return False
+    return value if not types or any(_is_type(value, name) for name in types & NOT_TEXT.keys()) else text
 
 
 def grade(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Verdict:
@@ -175,7 +165,8 @@ def grade(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Ve
     if any(call.name not in schemas for call in calls):
         return Verdict(True, False, False, False, "unknown-function")
     typed = [_typed_arguments(call, schemas[call.name]) for call in calls]
-    if not all(arguments_fit(arguments, schemas[call.name]) for call, arguments in zip(calls, typed, strict=True)):
+    checks = ToolSchemas(schemas)  # the rule of the filter stage
+    if any(checks.fault(call.name, arguments) for call, arguments in zip(calls, typed, strict=True)):
         return Verdict(True, True, False, False, "arguments-do-not-fit")
     if len(calls) != len(reference_calls):
         return Verdict(True, True, True, False, "other-number-of-calls")
@@ -217,6 +208,12 @@ def _types(schema: Any) -> set[str]:
     lists = [schema[key] for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)]
     choices = [_types(choice) for listed in lists for choice in listed]
     return set().union(*choices) if all(choices) else set()
+
+
+def _is_type(value: Any, name: str) -> bool:
+    if isinstance(value, bool):
+        return name == "boolean"
+    return isinstance(value, NOT_TEXT[name]) or (name == "integer" and isinstance(value, float) and value.is_integer())
 
 
 def _reject_constant(word: str) -> NoReturn:

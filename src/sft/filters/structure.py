@@ -10,7 +10,7 @@ from typing import Any
 from sft.conversation import THINK_TAGS, Conversation, Rejection
 from sft.filters.control_tokens import check_control_tokens, readable_json
 from sft.filters.encoding import find_garbage, quote_match
-from sft.tool_schemas import schema_fault
+from sft.tool_schemas import ToolSchemas
 
 # The roles that may come before a role; "" is the start.
 PREVIOUS_ROLES = {
@@ -91,7 +91,8 @@ def check_tools(conversation: Conversation) -> Rejection | None:
 
 def check_calls(conversation: Conversation) -> Rejection | None:
     """Calls name an existing tool, with arguments that its schema allows."""
-    tools = {tool["function"]["name"]: tool["function"] for tool in conversation.tools or []}
+    tools = {tool["function"]["name"]: tool["function"].get("parameters") for tool in conversation.tools or []}
+    schemas = ToolSchemas(tools)
     for index, message in enumerate(conversation.messages):
         for call in message.get("tool_calls", []):
             name, arguments = call["function"]["name"], call["function"]["arguments"]
@@ -99,7 +100,7 @@ def check_calls(conversation: Conversation) -> Rejection | None:
                 return Rejection("tool-call-without-tools", f"messages[{index}] calls {name}")
             if name not in tools:
                 return Rejection("unknown-tool", f"messages[{index}] calls {name}; tools: {', '.join(sorted(tools))}")
-            if fault := schema_fault(tools[name].get("parameters"), arguments):
+            if fault := schemas.fault(name, arguments):
                 reason = "invalid-tool-schema" if fault.startswith("schema: ") else "arguments-against-schema"
                 return Rejection(reason, f"messages[{index}] {name}: {fault}")
     return None

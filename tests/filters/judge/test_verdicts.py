@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import jsonschema
+import jsonschema_rs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +58,7 @@ def test_the_example_in_the_rubric_is_a_verdict():
 
 def test_what_the_schema_asks_for_is_a_verdict():
     for text in (GOOD, BAD):
-        jsonschema.validate(json.loads(text), SCHEMA)
+        jsonschema_rs.validate(SCHEMA, json.loads(text))
     assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == set(Verdict.model_fields)
     fault = SCHEMA["properties"]["faults"]["items"]
     assert set(fault["properties"]) == set(fault["required"]) == set(Fault.model_fields)
