@@ -4,7 +4,6 @@ The tests share one project and run in order. tests/cluster/test_jobs.py tests e
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sft.files import read_json
+from sft.tracking.journal import Journal
 from tests.support.project import clone_project, environment, run
 from tests.support.slurm_loopback import Loopback, running_cluster, wait_for, write_cluster_file
 
@@ -136,7 +136,7 @@ def test_a_requeued_job_whose_follower_was_killed_makes_the_same_bytes(cluster: 
     output = run(project, *again, CLUSTER="loopback")
     assert f"job {job} on loopback: " in output
     assert "requeued: attempt 2 resumes from the newest checkpoint" in output
-    steps = [json.loads(line)["iteration"] for line in (run_folder / "steps.jsonl").open() if '"loss"' in line]
+    steps = [entry["iteration"] for entry in Journal(run_folder).entries("step")]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert {path.name for path in (run_folder / "logs").glob(f"{job}-*")} == {f"{job}-0", f"{job}-1"}
     for name, content in uninterrupted.items():

@@ -23,6 +23,10 @@ from typing import Any
 
 from rich.console import Console
 
+# Libraries that report to their makers, unless the environment turns that on. They read it when they are imported.
+NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "DVC_NO_ANALYTICS": "true"}
+os.environ.update({**NO_TELEMETRY, **os.environ})
+
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 PR_SET_PDEATHSIG = 1
 

@@ -7,8 +7,10 @@ import pytest
 from sft.cli import InputError
 from sft.cluster import cli
 from sft.files import write_json
+from sft.tracking.journal import Journal
 from tests.support.printed_json import printed_json
 from tests.support.project import ROOT
+from tests.support.tracked_run import log_step
 
 
 @pytest.fixture
@@ -65,3 +67,9 @@ def test_a_record_of_version_0_1_0_is_read(runs):
     assert cli.the_active_job(cli.jobs_on("old"), "old").id == "7"
     write_json(runs / "ffff/job.json", {"cluster": "old", "stage": "train", "job": "7", "fate": "FAILED"})
     assert cli.jobs.outcome(runs / "ffff") == "FAILED"
+
+
+def test_the_status_counts_each_step_once(runs):
+    for iteration in (1, 2, 2, 3):  # resumed from the checkpoint of step 1
+        log_step(Journal(runs / "cccc"), iteration, 1.0)
+    assert cli.status_of(next(job for job in cli.jobs_on("big") if job.id == "8"), None).steps == 3

@@ -74,13 +74,13 @@ def test_a_run_is_found_by_id_key_version_and_alias_also_when_the_folder_has_ano
     run_journal.attach(RECORDS, {**texts_of(project), changes.name: changes})
     add_model(run_journal, Path("models/final"), {})
     run_id, version = (getattr(sync.sync_run(run), name) for name in ("run_id", "version"))
-    store.connect().set_registered_model_alias(store.REGISTERED_MODEL, "champion", version.split("/")[1])
+    store.connect().set_registered_model_alias(store.LOCAL_NAME, "champion", version.split("/")[1])
     make_recorded(tmp_path / "other", lr=2e-3)
     for name in ("models", "dvc.lock"):  # the folder now holds another model
         shutil.rmtree(project / name) if (project / name).is_dir() else (project / name).unlink()
         source = tmp_path / "other" / name
         shutil.copytree(source, project / name) if source.is_dir() else shutil.copy(source, project / name)
-    model = store.REGISTERED_MODEL
+    model = store.LOCAL_NAME
     changes.unlink()
     for name in (run_id, lineage["lineage_key"], version, f"{model}@champion"):
         records = find(name, project, tmp_path)

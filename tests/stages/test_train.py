@@ -12,7 +12,7 @@ from sft.stages import train as stage
 from sft.tracking.journal import Journal
 from sft.training.launch import Run
 from tests.support.project import link_project, set_params
-from tests.training.test_steps import entry, write_steps
+from tests.training.test_steps import step, validation
 
 
 @pytest.fixture
@@ -71,7 +71,8 @@ def test_the_lineage_changes_with_data_model_and_params(project):
 
 
 def test_the_report_counts_packs_and_says_which_were_not_reached(project):
-    write_steps(project, entry(1, 3.0), entry(2, 2.0), {"iteration": 2, "validation_loss": 0.5})
+    for entry in (step(1, 3.0), step(2, 2.0), validation(2, 0.5)):
+        Journal(project).add(**entry)
     written = stage.report(run_of(project), 2, 3, {"splits": {"training": {"packs": 10}}})
     assert written == read_json(project / "reports/train.json")
     assert (written["rows_in"], written["rows_out"], written["rejected"]) == (10, 6, {"not-reached": 4})

@@ -1,11 +1,12 @@
 """A small run as training logs it, and what a store then has: for tests/tracking/."""
 
 import json
+from dataclasses import asdict
 
 from sft.tracking import journal
 from sft.tracking import store as store_of_runs
-from sft.tracking.journal import Dataset, Metrics, open_run, record_status
-from sft.tracking.store import EXPERIMENT, REGISTERED_MODEL
+from sft.tracking.journal import Dataset, open_run, record_status
+from sft.training.steps import Step
 
 KEY = "0123456789abcdef"
 PARAMS = {"optimizer": {"lr": 1e-5}, "train": {"train_iters": 6}}
@@ -24,14 +25,20 @@ def made(folder, key=KEY, digest=DATA.digest, sampled=False, **params):
     )  # fmt: skip
 
 
-def data_runs(experiment=EXPERIMENT):
+def data_runs(sampled=""):
     client = store_of_runs.connect()
-    found = client.get_experiment_by_name(experiment)
+    found = client.get_experiment_by_name(store_of_runs.experiment_name(client) + sampled)
     return client.search_runs([found.experiment_id], "tags.stage = 'data'") if found else []
 
 
 def begin(folder, key=KEY, sampled=False, **tags):
     return open_run(folder / "runs" / key, PARAMS, tags, [DATA, SOURCE], sampled=sampled)
+
+
+def log_step(run_journal, iteration, loss, **values):
+    """Log a step as training does."""
+    step = Step(iteration, loss, lr=0.1, grad_norm=1.0, tokens=10, seconds=2.0)
+    run_journal.add("step", **{**asdict(step), **values})
 
 
 def exported(folder, key=KEY, parent=None, more=""):
@@ -48,16 +55,16 @@ def begin_and_finish(folder):
     run_journal = begin(folder)
     with record_status(run_journal):
         for step in (1, 2):
-            Metrics(run_journal).log(step, loss=1 / step)
-        journal.add_model(run_journal, exported(folder), {"train_loss": 0.5})
+            log_step(run_journal, step, 1 / step)
+        journal.add_model(run_journal, exported(folder), {"train_loss": 0.5}, step=2)
     evaluate(run_journal, 0.4)
     return run_journal
 
 
 def evaluate(run_journal, loss, passed=True, held_out=HELD_OUT):
     run_journal.add(
-        "evaluation", tags={}, params={"eval.seed": "1"}, metrics={"eval/after/loss": loss}, passed=passed, loss=loss,
-        dataset=held_out.__dict__,
+        "evaluation", step=0, tags={}, params={"eval.seed": "1"}, metrics={"eval/after/loss": loss}, loss=loss,
+        passed=passed, dataset=held_out.__dict__,
     )  # fmt: skip
 
 
@@ -73,5 +80,6 @@ def children(run_id):
 
 
 def aliases():
-    model = store_of_runs.connect().get_registered_model(REGISTERED_MODEL)
-    return dict(model.aliases)
+    client = store_of_runs.connect()
+    name = store_of_runs.model_name(store_of_runs.experiment_name(client))
+    return dict(client.get_registered_model(name).aliases)

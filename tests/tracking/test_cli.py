@@ -11,8 +11,9 @@ from sft.cli import InputError
 from sft.files import read_json
 from sft.lineage.resolve import outs, parse_lock
 from sft.tracking import cli, store, sync
-from sft.tracking.journal import RECORDS, Dataset, Journal, Metrics, add_model, open_run
+from sft.tracking.journal import RECORDS, Dataset, Journal, add_model, open_run
 from tests.support.finished_project import make_recorded
+from tests.support.tracked_run import log_step
 
 KEYS = ("0" * 16, "1" * 16)
 
@@ -21,7 +22,7 @@ KEYS = ("0" * 16, "1" * 16)
 def pending(tmp_path, monkeypatch, local_store):
     monkeypatch.chdir(tmp_path)
     for key in KEYS:
-        Metrics(open_run(tmp_path / "runs" / key, {}, {}, [])).log(1, loss=1.0)
+        log_step(open_run(tmp_path / "runs" / key, {}, {}, []), 1, 1.0)
     return tmp_path / "runs"
 
 

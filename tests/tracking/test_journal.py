@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from sft.tracking import journal
-from sft.tracking.journal import Dataset, Journal, Metrics, open_run, record_status
+from sft.tracking.journal import Dataset, Journal, open_run, record_status
 
 DATA = [Dataset("packed", "f" * 64, "file:///data", "training", {})]
 
@@ -32,14 +32,43 @@ def test_entries_are_read_in_order_from_any_offset(tmp_path):
     assert list(run_journal.read(ends[-1])) == []
 
 
-def test_a_line_that_a_kill_cut_is_skipped_and_the_next_is_whole(tmp_path):
+@pytest.mark.parametrize("cut", [1, 2, 15, 40])
+def test_a_line_that_a_kill_cut_is_no_entry_and_the_next_is_whole(tmp_path, cut):
+    run_journal = Journal(tmp_path / "key")
+    for number in (1, 2):
+        run_journal.add("x", number=number, values={"loss": 1.0})
+    run_journal.file.write_bytes(run_journal.file.read_bytes()[:-cut])
+    assert [entry["number"] for _, entry in run_journal.read()] == [1]
+    Journal(tmp_path / "key").add("x", number=3)
+    lost = [] if cut == 1 else [2]  # only its newline is cut: it is whole again
+    assert [entry["number"] for _, entry in run_journal.read()] == [n for n in (1, 2, 3) if n not in lost]
+
+
+def test_what_a_power_loss_leaves_is_no_entry(tmp_path):
     run_journal = Journal(tmp_path / "key")
     run_journal.add("x", number=1)
-    with run_journal.file.open("a") as file:
-        file.write('{"kind": "x", "numb')
-    assert [entry["number"] for _, entry in run_journal.read()] == [1]
-    Journal(tmp_path / "key").add("x", number=2)
+    with run_journal.file.open("ab") as file:
+        file.write(b'\0\0\xff{"kind": "x"}}\n\0\0')
+    run_journal.add("x", number=2)
     assert [entry["number"] for _, entry in run_journal.read()] == [1, 2]
+
+
+def test_a_disk_that_fills_up_in_a_line_loses_that_line_only(tmp_path):
+    """A real full disk: the file may not grow beyond a limit, which ends a write in the middle."""
+    program = (
+        "import resource, signal, sys; from pathlib import Path; from sft.tracking.journal import Journal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
+        "run_journal = Journal(Path(sys.argv[1]))\n"
+        "for number in range(100): run_journal.add('x', number=number)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "key")], capture_output=True, check=False)
+    assert b"OSError" in done.stderr
+    run_journal = Journal(tmp_path / "key")
+    assert run_journal.file.stat().st_size == 300
+    written = [entry["number"] for entry in run_journal.entries("x")]
+    assert written == list(range(len(written)))
+    run_journal.add("x", number=4711)
+    assert [entry["number"] for entry in run_journal.entries("x")] == [*written, 4711]
 
 
 def test_what_a_store_has_is_written_down_for_each_store(tmp_path):
@@ -94,25 +123,6 @@ def test_an_attempt_whose_process_is_gone_is_ended_and_one_that_lives_is_not(tmp
     assert journal.end_dead_attempts(run_journal) == []
 
 
-def test_a_step_that_a_resumed_training_repeats_is_logged_once(tmp_path):
-    run_journal = begin(tmp_path)
-    first = Metrics(run_journal)
-    for step in (1, 2, 3):
-        first.log(step, loss=1.0 / step)
-    first.log(3, validation_loss=0.5)
-    resumed = Metrics(Journal(tmp_path / "0123456789abcdef"))
-    for step in (3, 4):
-        resumed.log(step, loss=9.0, validation_loss=0.4)
-    logged = [(entry["step"], entry["values"]) for entry in entries(run_journal, "metrics")]
-    assert logged == [
-        (1, {"loss": 1.0}),
-        (2, {"loss": 0.5}),
-        (3, {"loss": 1 / 3}),
-        (3, {"validation_loss": 0.5}),
-        (4, {"loss": 9.0, "validation_loss": 0.4}),
-    ]
-
-
 def test_attached_files_are_kept_as_they_were(tmp_path):
     run_journal = Journal(tmp_path / "key")
     report = tmp_path / "pack.json"
@@ -158,4 +168,5 @@ def test_a_journal_of_0_1_0_continues_under_its_new_name(tmp_path):
     run_journal.add("x", number=2)
     assert [entry["number"] for _, entry in run_journal.read()] == [1, 2]
     assert (run_journal.synced("runs/mlflow.db")["run_id"], run_journal.pending("runs/mlflow.db")) == ("1", 1)
-    assert sorted(path.name for path in old.iterdir()) == ["journal.jsonl", "synced.json"]
+    assert [path.name for path in old.iterdir()] == ["synced.json"]
+    assert [path.name for path in (tmp_path / "key").iterdir() if path.is_file()] == ["journal.jsonl"]

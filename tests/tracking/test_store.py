@@ -10,9 +10,9 @@ import urllib.request
 import pytest
 
 from sft.cli import InputError
-from sft.tracking import journal
+from sft.tracking import journal, sync
 from sft.tracking import store as store_of_runs
-from sft.tracking.store import REGISTERED_MODEL, look_up
+from sft.tracking.store import LOCAL_NAME, look_up
 from sft.tracking.sync import sync_run
 from tests.support.dask_cluster import wait_until
 from tests.support.project import ROOT
@@ -22,7 +22,7 @@ from tests.support.tracked_run import KEY, begin, children, evaluate, exported
 
 def test_the_store_is_made_once_and_whole_by_whichever_of_several_processes_lives(tmp_path):
     """MLflow alone: both fail at the same table, and after them everyone."""
-    ask = "from sft.tracking import store; store.connect(); print('asked')"
+    ask = "from sft.tracking import store; store.connect().search_experiments(); print('asked')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     environment.pop("MLFLOW_TRACKING_URI", None)
     processes = [
@@ -62,8 +62,8 @@ def test_the_store_of_a_project_with_an_odd_name_is_in_the_project(tmp_path, mon
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(InputError, match=r"http://\*\*\*@127\.0\.0\.1:9") as error:
-        store_of_runs.connect()
+    with pytest.raises(InputError, match=r"http://\*\*\*@127\.0\.0\.1:9") as error, store_of_runs.explained():
+        store_of_runs.connect().search_experiments()
     assert "secret" not in str(error.value)
 
 
@@ -79,7 +79,7 @@ def test_a_run_is_looked_up_by_any_of_its_names(tmp_path, store):
     evaluate(run_journal, 0.4)
     result = sync_run(run_journal.folder.parent)
     child = children(result.run_id)["attempt-1"].info.run_id
-    name = REGISTERED_MODEL
+    name = LOCAL_NAME
     for asked in (result.run_id, child, KEY, f"{name}/1", f"{name}@candidate"):
         found = look_up(asked)
         assert found.run_id == result.run_id, asked
@@ -137,3 +137,82 @@ def test_the_server_answers_to_its_own_names_only(server, host):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=10)
     assert refused.value.code == 403
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("./mlruns", "folders"),
+        ("file:///tmp/mlruns", "folders"),
+        ("localhost:5000", "Write http://localhost:5000"),
+        ("127.0.0.1:5000", "Write http://127.0.0.1:5000"),
+        ("htp://host", "expected http://"),
+        ("sqlite://", "expected http://"),
+    ],
+)
+def test_an_address_of_no_store_is_named_and_training_goes_on(tmp_path, monkeypatch, capsys, uri, message):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    run_journal = begin(tmp_path)
+    sync.check_server(run_journal.folder.parent)
+    output = capsys.readouterr().out
+    assert f"MLFLOW_TRACKING_URI={uri}" in output
+    assert message in output
+    assert run_journal.pending(store_of_runs.store_name()) == 2
+
+
+def test_a_relative_sqlite_file_is_that_of_the_project_also_in_a_copy_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/mine.db")
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert store_of_runs.store_uri() == f"sqlite:///{tmp_path}/runs/mine.db"
+    for absolute in ("sqlite:////srv/mine.db", "sqlite:///:memory:"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", absolute)
+        assert store_of_runs.store_uri() == absolute
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b""], ids=["damaged", "empty"])
+def test_a_local_store_that_is_no_database_is_named_and_training_goes_on(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run_journal = begin(tmp_path)
+    (tmp_path / "runs/mlflow.db").write_bytes(content)
+    sync.check_server(run_journal.folder.parent)
+    if content:
+        assert "runs/mlflow.db" in capsys.readouterr().out
+        assert run_journal.pending(store_of_runs.store_name()) == 2
+    else:
+        assert run_journal.pending(store_of_runs.store_name()) == 0
+
+
+def test_a_proxy_is_named_and_none_is_asked_for_this_machine(tmp_path, monkeypatch, served):
+    monkeypatch.setenv("http_proxy", "http://me:s3cr3t@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
+    monkeypatch.delenv("no_proxy", raising=False)
+    result = sync_run(begin(tmp_path).folder.parent, patience=0)
+    assert "proxy http://***@127.0.0.1:9 (http_proxy)" in result.reason
+    assert "no_proxy=tracking.example" in result.reason
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.url)
+    assert sync_run(tmp_path / "runs" / KEY).pending == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without a name")
+def test_a_user_without_a_name_is_a_number(tmp_path):
+    program = (
+        "import os; from sft.tracking import upload; os.setuid(12345); print(upload._source_tags()['mlflow.user'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("USER", "LOGNAME", "LNAME")}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "HOME": str(tmp_path)}
+    environment.pop("USERNAME", None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "12345\n", done.stderr
+
+
+def test_no_library_reports_to_its_maker():
+    program = (
+        "from sft.tracking import store; from mlflow.telemetry.utils import is_telemetry_disabled; import os\n"
+        "print(is_telemetry_disabled()); print(os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "CI", "PYTEST"))}
+    environment |= {"PYTHONPATH": f"{ROOT / 'src'}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\ntrue\n"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from sft.cli import InputError
 from sft.hashing import file_digest
 from sft.tracking import journal, sync
 from sft.tracking import store as store_of_runs
-from sft.tracking.journal import Dataset, Journal, Metrics, record_status
-from sft.tracking.store import EXPERIMENT, REGISTERED_MODEL, SAMPLED, look_up
+from sft.tracking.journal import Dataset, Journal, record_status
+from sft.tracking.store import LOCAL_NAME, look_up
 from sft.tracking.sync import sync_run
 from sft.tracking.upload import CANDIDATE, CHAMPION
 from tests.support.servers import mlflow_server, postgres_server
@@ -29,6 +30,7 @@ from tests.support.tracked_run import (
     evaluate,
     exported,
     history,
+    log_step,
     made,
 )
 
@@ -37,7 +39,7 @@ def test_a_whole_run_is_in_a_real_server_with_all_its_links(tmp_path, served):
     key = "9" * 16  # of no other test on this server
     run_journal = begin(tmp_path, key=key, cluster="local")
     with record_status(run_journal):
-        Metrics(run_journal).log(1, loss=2.0)
+        log_step(run_journal, 1, 2.0)
         run_journal.add("system", attempt=1, step=0, values={"system/cpu_utilization_percentage": 50.0})
         journal.add_model(run_journal, exported(tmp_path, key=key), {"train_loss": 0.5, "validation_loss": None})
         report = tmp_path / "pack.json"
@@ -52,7 +54,8 @@ def test_a_whole_run_is_in_a_real_server_with_all_its_links(tmp_path, served):
     assert run.info.status == "FINISHED"
     assert run.data.params == {"optimizer.lr": "1e-05", "train.train_iters": "6"}
     assert run.data.tags["lineage_key"] == key
-    assert run.data.metrics == {"loss": 2.0, "train_loss": 0.5, "eval/after/loss": 0.4}
+    step = {"loss": 2.0, "lr": 0.1, "grad_norm": 1.0, "tokens_per_second": 5.0}
+    assert run.data.metrics == {**step, "train_loss": 0.5, "eval/after/loss": 0.4}
     inputs = {item.dataset.name: item for item in run.inputs.dataset_inputs}
     assert {name: item.dataset.digest for name, item in inputs.items()} == {"packed": "f" * 12, "calls": "e" * 12}
     assert {tag.key: tag.value for tag in inputs["calls"].tags} == {**SOURCE.tags, "mlflow.data.context": "source"}
@@ -67,7 +70,7 @@ def test_a_whole_run_is_in_a_real_server_with_all_its_links(tmp_path, served):
 
     name, number = result.version.split("/")
     version = client.get_model_version(name, number)
-    assert (name, version.run_id, version.tags["data.calls"]) == (REGISTERED_MODEL, result.run_id, SOURCE.digest)
+    assert (name, version.run_id, version.tags["data.calls"]) == (tmp_path.name, result.run_id, SOURCE.digest)
     assert version.tags["lineage_json"] == file_digest(tmp_path / "models/final/lineage.json")
     (output,) = run.outputs.model_outputs
     model = client.get_logged_model(output.model_id)
@@ -82,12 +85,12 @@ def test_a_whole_run_is_in_a_real_server_with_all_its_links(tmp_path, served):
 
 def test_a_requeue_continues_the_run_as_another_attempt(tmp_path, store):
     run_journal = begin(tmp_path, cluster="one")
-    Metrics(run_journal).log(1, loss=2.0)
+    log_step(run_journal, 1, 2.0)
     first = sync_run(run_journal.folder.parent)
     assert store_of_runs.connect().get_run(first.run_id).info.status == "RUNNING"
     again = begin(tmp_path, cluster="two")  # the first attempt was killed
-    Metrics(again).log(1, loss=9.0)
-    Metrics(again).log(2, loss=1.0)
+    log_step(again, 1, 9.0)
+    log_step(again, 2, 1.0)
     with pytest.raises(RuntimeError), record_status(again):
         raise RuntimeError
     assert sync_run(run_journal.folder.parent).run_id == first.run_id
@@ -115,7 +118,7 @@ def test_a_model_is_registered_once(tmp_path, store):
     for more in ("one", "one", "two"):
         journal.add_model(run_journal, exported(tmp_path, more=more), {})
     sync_run(run_journal.folder.parent)
-    assert look_up(KEY).facts["versions"] == [f"{REGISTERED_MODEL}/1", f"{REGISTERED_MODEL}/2"]
+    assert look_up(KEY).facts["versions"] == [f"{LOCAL_NAME}/1", f"{LOCAL_NAME}/2"]
 
 
 def test_packed_data_has_one_run_and_every_training_on_it_leads_there(tmp_path, store):
@@ -183,7 +186,7 @@ def test_other_data_and_a_sample_have_their_own_runs(tmp_path, store):
     made(tmp_path, key="d" * 16, digest="e" * 64, sampled=True)
     sync_run(begin(tmp_path, key="d" * 16, sampled=True).folder.parent)
     assert sorted(run.info.run_name for run in data_runs()) == ["data-" + "e" * 12, "data-" + "f" * 12]
-    assert [run.info.run_name for run in data_runs(SAMPLED)] == ["data-" + "e" * 12]
+    assert [run.info.run_name for run in data_runs("-sampled")] == ["data-" + "e" * 12]
 
 
 def test_a_training_without_data_in_its_journal_links_to_the_run_of_its_data_too(tmp_path, store):
@@ -227,14 +230,14 @@ def test_a_run_on_a_sample_is_kept_apart_and_never_gets_an_alias(tmp_path, store
     evaluate(run_journal, 0.1)
     result = sync_run(run_journal.folder.parent)
     assert (result.version, result.aliases, result.note) == (
-        f"{SAMPLED}/1",
+        f"{LOCAL_NAME}-sampled/1",
         [],
         "no alias for a run on a sample of the data",
     )
     client = store_of_runs.connect()
     experiment = client.get_experiment(client.get_run(result.run_id).info.experiment_id)
-    assert experiment.name == SAMPLED != EXPERIMENT
-    assert not client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
+    assert experiment.name == f"{LOCAL_NAME}-sampled"
+    assert not client.search_registered_models(f"name = '{LOCAL_NAME}'")
     assert look_up(KEY).run_id == result.run_id
 
 
@@ -290,12 +293,12 @@ def everything(run_id):
 def test_steps_that_another_copy_of_the_run_uploaded_are_not_uploaded_again(tmp_path, store):
     run_journal = begin(tmp_path)
     for step in (1, 2):
-        Metrics(run_journal).log(step, loss=1 / step)
+        log_step(run_journal, step, 1 / step)
     first = sync_run(run_journal.folder.parent)
     (tmp_path / "runs" / KEY).rename(tmp_path / "lost")
     again = begin(tmp_path)
     for step in (1, 2, 3):
-        Metrics(again).log(step, loss=9.0)
+        log_step(again, step, 9.0)
     assert sync_run(again.folder.parent).run_id == first.run_id
     assert history(first.run_id) == [(1, 1.0), (2, 0.5), (3, 9.0)]
 
@@ -304,3 +307,147 @@ def test_a_journal_without_its_run_is_an_error(tmp_path, store):
     Journal(tmp_path / "runs/key").add("metrics", step=1, values={"loss": 1.0})
     with pytest.raises(KeyError):
         sync_run(tmp_path / "runs/key")
+
+
+def metrics_of(run_id):
+    """Every entry of every metric of a run: (name, step) -> how often."""
+    client = store_of_runs.connect()
+    names = client.get_run(run_id).data.metrics
+    return {
+        (name, step): [metric.step for metric in client.get_metric_history(run_id, name)].count(step)
+        for name in names
+        for step in {metric.step for metric in client.get_metric_history(run_id, name)}
+    }
+
+
+def test_a_metric_is_there_once_for_each_step_after_another_export_and_another_evaluation(tmp_path, store):
+    run_journal = begin_and_finish(tmp_path)
+    run_journal.add("validation", iteration=2, validation_loss=0.25)
+    run = run_journal.folder.parent
+    for loss in (0.123, 0.456):  # rounded otherwise in the reports
+        journal.add_model(run_journal, exported(tmp_path), {"train_loss": 0.5, "validation_loss": loss}, step=2)
+        sync_run(run)
+    run_journal.add(**{**next(run_journal.entries("evaluation")), "step": 1, "loss": 0.3})
+    result = sync_run(run)
+    counted = metrics_of(result.run_id)
+    assert set(counted.values()) == {1}
+    assert {("validation_loss", 2), ("train_loss", 2), ("eval/after/loss", 0), ("eval/after/loss", 1)} <= counted.keys()
+    assert history(result.run_id, "validation_loss") == [(2, 0.25)]
+
+
+def delete_run(client, result):
+    client.delete_run(result.run_id)
+
+
+def delete_experiment(client, result):
+    client.delete_experiment(client.get_run(result.run_id).info.experiment_id)
+
+
+def delete_model(client, result):
+    client.delete_registered_model(LOCAL_NAME)
+
+
+def delete_version(client, result):
+    client.delete_model_version(LOCAL_NAME, result.version.split("/")[1])
+
+
+def delete_data_run(client, result):
+    client.delete_run(client.get_run(result.run_id).data.tags["data_run"])
+
+
+def lose_the_last_part(client, result):
+    """As from a backup: the run is there, its last entries are not."""
+    client.set_tag(result.run_id, "journal", "0123456789ab:17")
+
+
+@pytest.mark.parametrize(
+    ("delete", "named", "is_pending"),
+    [
+        (delete_run, "run ", False), (delete_run, "run ", True), (delete_experiment, "experiment nano3-sft", False),
+        (delete_model, "version nano3-sft/1", False), (delete_version, "version nano3-sft/1", False),
+        (delete_data_run, "packed data", False), (lose_the_last_part, "", True),
+    ],
+)  # fmt: skip
+def test_what_is_missing_in_the_store_is_named_and_logged_again(tmp_path, store, delete, named, is_pending):
+    made(tmp_path)
+    run_journal = begin_and_finish(tmp_path)
+    first = sync_run(run_journal.folder.parent)
+    delete(store_of_runs.connect(), first)
+    if is_pending:
+        log_step(run_journal, 3, 0.1)
+    result = sync_run(run_journal.folder.parent)
+    assert named in " ".join(result.notes)
+    assert (result.pending, result.reason, result.aliases) == (0, None, [CANDIDATE, CHAMPION])
+    client = store_of_runs.connect()
+    run = client.get_run(result.run_id)
+    assert run.info.lifecycle_stage == client.get_experiment(run.info.experiment_id).lifecycle_stage == "active"
+    assert history(result.run_id) == [(1, 1.0), (2, 0.5)] + [(3, 0.1)] * is_pending
+    assert set(metrics_of(result.run_id).values()) == {1}
+    assert sorted(children(result.run_id)) == ["attempt-1", "evaluation"]
+    assert client.get_model_version(*result.version.split("/")).run_id == result.run_id
+    assert client.get_run(run.data.tags["data_run"]).info.lifecycle_stage == "active"
+    assert run.data.tags["data_run"] in run.data.tags["mlflow.note.content"]
+    assert sync_run(run_journal.folder.parent).notes == ()
+
+
+def test_a_store_that_was_reset_at_its_address_gets_the_whole_run(tmp_path, store, server):
+    run_journal = begin_and_finish(tmp_path)
+    first = sync_run(run_journal.folder.parent)
+    before = everything(first.run_id)
+    store_of_runs.connect()._tracking_client.store.engine.dispose()
+    shutil.copyfile(server.folder / "empty.db", tmp_path / "runs/mlflow.db")
+    result = sync_run(run_journal.folder.parent)
+    assert first.run_id in " ".join(result.notes)
+    assert (result.run_id != first.run_id, result.pending, result.version) == (True, 0, f"{LOCAL_NAME}/1")
+    assert everything(result.run_id)[:2] == before[:2]
+
+
+def test_a_run_that_is_deleted_while_it_trains_is_logged_again(tmp_path, store):
+    run_journal = begin(tmp_path)
+    log_step(run_journal, 1, 1.0)
+    first = sync_run(run_journal.folder.parent)
+    store_of_runs.connect().delete_run(first.run_id)
+    log_step(run_journal, 2, 0.5)
+    result = sync_run(run_journal.folder.parent, confirm=False)
+    assert (result.pending, len(result.notes)) == (0, 1)
+    assert history(result.run_id) == [(1, 1.0), (2, 0.5)]
+
+
+@pytest.fixture
+def two_projects(tmp_path, server, monkeypatch):
+    """Folders of two projects that use one server, and a function that evaluates a model in one of them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+
+    def evaluate_in(folder, key, loss):
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(folder)
+        return run_with_loss(folder, key, loss)
+
+    return evaluate_in
+
+
+@pytest.mark.parametrize("folders", [("one", "two"), ("x/same", "y/same")])
+def test_two_projects_on_a_server_do_not_move_each_other_s_aliases(two_projects, tmp_path, folders):
+    first, second = (tmp_path / folder for folder in folders)
+    keys = [f"{number}{folders[0].replace('/', '')[:4]:x<15}" for number in range(3)]
+    in_first = two_projects(first, keys[0], 0.5)
+    in_second = two_projects(second, keys[1], 0.1)
+    assert in_first.version.split("/")[0] != in_second.version.split("/")[0]
+    again = two_projects(first, keys[2], 0.4)
+    assert again.version == in_first.version.replace("/1", "/2")
+    client = store_of_runs.connect()
+    for result in (again, in_second):
+        name, number = result.version.split("/")
+        assert set(client.get_registered_model(name).aliases.values()) == {number}
+
+
+def test_the_experiment_is_that_of_the_environment(tmp_path, served, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Shared/our experiment")
+    result = run_with_loss(tmp_path, "c" * 16, 0.5)
+    client = store_of_runs.connect()
+    experiment = client.get_experiment(client.get_run(result.run_id).info.experiment_id)
+    assert (experiment.name, result.version) == ("/Shared/our experiment", "Shared-our-experiment/1")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    other = sync_run(tmp_path / "runs" / ("c" * 16))
+    assert other.run_id != result.run_id, "the name changed: it is logged there too"
+    assert look_up("c" * 16) is not None

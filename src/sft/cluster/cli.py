@@ -16,6 +16,8 @@ from sft.cli import InputError, add_json_option, echo, make_parser, print_facts,
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file
 from sft.files import project_root
+from sft.tracking.journal import Journal
+from sft.training.steps import last_by_step
 
 
 def jobs_on(cluster: str, key: str = "") -> list[jobs.Job]:
@@ -46,7 +48,12 @@ def status_of(job: jobs.Job, cluster: Cluster) -> Status:
     """Return the status of a job."""
     outcome = jobs.outcome(job.run)
     state = None if outcome else slurm.state(cluster, job.id, job.name)
-    return Status(job.run.name, job.stage, job.id, outcome, str(state) if state else None, jobs.steps_done(job.run))
+    return Status(job.run.name, job.stage, job.id, outcome, str(state) if state else None, steps_done(job.run))
+
+
+def steps_done(run: Path) -> int:
+    """Return how many training steps a run has logged, each counted once."""
+    return len(last_by_step(Journal(run).entries("step"), "step"))
 
 
 def show_status(listed: list[Status]) -> None:

@@ -417,10 +417,3 @@ def _fail(job: Job, state: slurm.State | None) -> NoReturn:
         problem = f"{state}: {ADVICE.get(reason) or ADVICE.get(state.name) or f'{job.stage} failed'}"
     resume = ", from its newest checkpoint" if job.stage == "train" else ""
     raise InputError(f"{job}: {problem}.\n{logs.tail()}\nTo submit it again{resume}: {job.make_command}")
-
-
-def steps_done(run: Path) -> int:
-    """Return how many training steps a run has logged."""
-    path = run / "steps.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return len({line for line in lines if '"loss"' in line and line.endswith("}")})

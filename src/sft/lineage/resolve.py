@@ -153,7 +153,7 @@ def _tracked(model: Path) -> tuple[dict[str, Any] | None, dict[str, str] | None]
         return None, None
     try:
         tracked = store.look_up(lineage.get("mlflow_run_id") or lineage["lineage_key"])
-    except store.NoAnswerError as error:
+    except store.StoreError as error:
         echo(f"[yellow]{escape(str(error))} The following is without it.[/]")
         return None, None
     return (tracked.facts, tracked.version) if tracked else (None, None)

@@ -186,10 +186,12 @@ def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, held_out: jo
     """Add the evaluation to the journal of the final model's run; return the folder of the run."""
     run = project_root() / "runs" / lineage_key
     entries = journal.open_model(run, MODELS["after"])
+    number = sum(1 for _ in entries.entries("evaluation"))
     entries.attach("eval", {path.name: path for path in (EVAL, ANSWERS, REPORT, CARD)})
     entries.attach(journal.RECORDS, records(Path.cwd(), EVAL_RECORDS))
     entries.add(
         "evaluation",
+        step=number,
         tags={"git.commit": str(git_state(Path.cwd())[0])},
         params=journal.as_params({"eval": params.model_dump()}),
         metrics=flat_metrics(evaluation),

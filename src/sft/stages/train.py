@@ -4,7 +4,7 @@ data/packed, models/base  ->  models/final/             Hugging Face folder, cha
                               reports/train.json        losses, steps, the ledger of packs
                               reports/train_loss.csv    iteration, loss, lr
                               reports/validation_loss.csv
-Outside DVC: runs/<lineage key>/ (checkpoints, logs, steps), and a run and a model version in MLflow.
+Outside DVC: runs/<lineage key>/ (checkpoints, logs, journal.jsonl), and a run and a model version in MLflow.
 
 One process trains on a CPU or on one GPU. With more GPUs (or SFT_PROCESSES=N) the stage starts torchrun, and each rank
 runs this module with `--rank-of FOLDER`. With CLUSTER=<name> a Slurm job trains and this process follows it
@@ -99,7 +99,8 @@ def main() -> None:
         assert chosen is not None  # the run is complete
         export(run, lineage, chosen, params.peft, patch, sync.run_id(run.folder))
         metrics = report(run, iterations, params.train.global_batch_size, metadata)
-        journal.add_model(run_journal, FINAL, {name: metrics[name] for name in ("train_loss", "validation_loss")})
+        losses = {name: metrics[name] for name in ("train_loss", "validation_loss")}
+        journal.add_model(run_journal, FINAL, losses, iterations)
         attached += write_environment(run.folder, checkpoint)
         run_journal.attach(journal.RECORDS, {**records(Path.cwd()), **{path.name: path for path in attached}})
     echo(
@@ -170,8 +171,8 @@ def train(run: Run) -> None:
     with contextlib.ExitStack() as stack:
         log = None
         if int(os.environ.get("RANK", "0")) == 0:
-            metrics = journal.Metrics(journal.Journal(run.folder))
-            log = stack.enter_context(contextlib.closing(StepLog(run.folder, params.train.train_iters, metrics.log)))
+            add = journal.Journal(run.folder).add
+            log = stack.enter_context(contextlib.closing(StepLog(add, params.train.train_iters)))
             stack.enter_context(sync.sync_in_background(run.folder))
         bridge.train(
             base=run.base,
@@ -218,7 +219,8 @@ def write_environment(folder: Path, checkpoint: Path) -> list[Path]:
 
 def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> dict[str, Any]:
     """Publish the reports of a complete run; return reports/train.json."""
-    steps, validations = read_steps(run.folder, iterations)
+    entries = journal.Journal(run.folder).entries("step", "validation")
+    steps, validations = read_steps(entries, iterations)
     write_csv(Path("reports/train_loss.csv"), steps, ("iteration", "loss", "lr"))
     write_csv(Path("reports/validation_loss.csv"), validations, ("iteration", "validation_loss"))
     packs = metadata["splits"]["training"]["packs"]

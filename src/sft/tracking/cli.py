@@ -3,7 +3,7 @@
     python -m sft.tracking.cli sync [--lock]
     python -m sft.tracking.cli server [--store URI] [--artifacts PLACE] [--port 5000] [--folder runs]
 
-`sync` sends all of runs/*/mlflow/journal.jsonl to the store that MLFLOW_TRACKING_URI names, else to runs/mlflow.db. It
+`sync` sends all of runs/*/journal.jsonl to the store that MLFLOW_TRACKING_URI names, else to runs/mlflow.db. It
 ends attempts whose process on this machine was killed, and exits with 0 when nothing is pending. Running it twice
 changes nothing.
 
@@ -42,7 +42,9 @@ def sync_all() -> None:
     from sft.tracking.sync import sync_run
 
     attach_lock(Path.cwd())
-    runs = sorted(path.parent for path in (project_root() / "runs").glob("*/mlflow") if path.is_dir())
+    folder = project_root() / "runs"
+    of_0_1_0 = [path.parent for path in folder.glob("*/mlflow/*.jsonl")]
+    runs = sorted({path.parent for path in [*folder.glob("*/journal.jsonl"), *of_0_1_0]})
     for run in runs:
         journal = Journal(run)
         for attempt in end_dead_attempts(journal):
@@ -50,6 +52,8 @@ def sync_all() -> None:
         before = journal.pending(store_name())
         result = sync_run(run)
         echo(f"runs/{run.name}: {before - result.pending} sent, {result.pending} pending, run {result.run_id}")
+        for note in result.notes:
+            echo(note)
         if result.reason:
             raise InputError(result.reason)
     echo(f"{store_name()} is up to date with {len(runs)} runs")
@@ -71,10 +75,9 @@ def attach_lock(root: Path) -> Path | None:
     if not lineage.exists() or not lock.exists():
         return None
     journal = Journal(project_root() / "runs" / read_json(lineage)["lineage_key"])
-    entries = [entry for _, entry in journal.read()]
-    if file_digest(lineage) not in {entry.get("digest") for entry in entries if entry["kind"] == "model"}:
+    if file_digest(lineage) not in {entry["digest"] for entry in journal.entries("model")}:
         return None
-    attached = [journal.folder / entry["files"] / LOCK for entry in entries if entry["kind"] == "files"]
+    attached = [journal.folder / entry["files"] / LOCK for entry in journal.entries("files")]
     newest = next((file for file in reversed(attached) if file.exists()), None)
     if newest is not None and newest.read_bytes() == lock.read_bytes():
         return None

@@ -1,14 +1,15 @@
-"""The journal of a run: everything that MLflow shall have of it, on disk until it is synced.
+"""The journal of a run: one file of all that training, export and evaluation did.
 
-Training appends here and never waits for a server; `sft.tracking.sync` sends the entries to a store, in order and each
-once. The folder of a run, runs/<lineage key>/mlflow/:
+Training appends here and never waits for a server; `sft.tracking.sync` sends the entries to a store. The files of a
+run, in runs/<lineage key>:
 
-    journal.jsonl   one entry a line, with its time; append-only
-    synced.json     for each store: the bytes of the journal that it has, and the ids it returned
-    files/          copies of the texts to attach
+    journal.jsonl        one entry a line, with its time; append-only
+    mlflow/files/        copies of the texts to attach
+    mlflow/synced.json   for each store: the bytes of the journal that it has, and the ids it returned
 
-A store gets one run for each packed data set, one for each lineage key, and a child run for each attempt. An attempt
-that was killed gets the status KILLED from the attempt that follows. Passwords in addresses are never written.
+Entries by kind: `data`, `run`, `attempt`, `step`, `validation`, `system`, `files`, `model`, `evaluation`, `end`. A line
+that a kill or a full disk cut is no entry; the next entry starts on a line of its own. Passwords in addresses are never
+written.
 """
 
 import contextlib
@@ -34,7 +35,11 @@ DIGEST_DIGITS = 12
 RECORDS = "records"  # the artifact folder of a run that holds its params, reports and locks
 KILLED, FAILED, FINISHED = "KILLED", "FAILED", "FINISHED"
 # Names of 0.1.0, and those of today.
-RENAMED = {"outbox.jsonl": "journal.jsonl", "delivered.json": "synced.json"}
+RENAMED = {
+    "mlflow/outbox.jsonl": "journal.jsonl",
+    "mlflow/journal.jsonl": "journal.jsonl",
+    "mlflow/delivered.json": "mlflow/synced.json",
+}
 
 
 @dataclass(frozen=True)
@@ -55,28 +60,28 @@ class Journal:
 
     def __init__(self, run: Path) -> None:
         self.key = run.name
+        self.file = run / "journal.jsonl"
         self.folder = run / "mlflow"
-        self.file = self.folder / "journal.jsonl"
         self._writing = threading.Lock()
         for before, now in RENAMED.items():
-            if (self.folder / before).exists() and not (self.folder / now).exists():
-                (self.folder / before).rename(self.folder / now)
+            if (run / before).exists() and not (run / now).exists():
+                (run / before).rename(run / now)
 
     def add(self, kind: str, **values: Any) -> None:
-        """Append an entry, with the time of now."""
-        line = json.dumps({"kind": kind, "time": time.time_ns() // 1_000_000, **values}, sort_keys=True) + "\n"
-        with self._writing:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                size = os.fstat(descriptor).st_size
-                is_cut = size and os.pread(descriptor, 1, size - 1) != b"\n"  # a kill cut the last line
-                os.write(descriptor, (b"\n" if is_cut else b"") + line.encode("utf-8"))
-            finally:
-                os.close(descriptor)
+        """Append an entry, with the time of now. It is on disk when this returns. Raises OSError: the disk is full."""
+        entry = {"kind": kind, "time": time.time_ns() // 1_000_000, **values}
+        line = json.dumps(entry, sort_keys=True).encode() + b"\n"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self._writing, self.file.open("ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                line = b"\n" + line  # the line before it is cut
+            while line:  # a disk that fills up takes a part first
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
 
     def read(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (byte offset of its end, entry) from an offset on; a line that a kill cut is skipped."""
+        """Yield (byte offset of its end, entry) from an offset on."""
         if not self.file.exists():
             return
         with self.file.open("rb") as file:
@@ -84,7 +89,12 @@ class Journal:
             for line in file:
                 start += len(line)
                 if line.endswith(b"}\n"):
-                    yield start, json.loads(line)
+                    with contextlib.suppress(ValueError):  # a cut line can end like a whole one
+                        yield start, json.loads(line)
+
+    def entries(self, *kinds: str) -> Iterator[dict[str, Any]]:
+        """Yield the entries of some kinds, in order."""
+        return (entry for _, entry in self.read() if entry["kind"] in kinds)
 
     def attach(self, folder: str, files: Mapping[str, Path]) -> None:
         """Attach files, as they are now, at their paths below a folder of the run's artifacts."""
@@ -124,11 +134,8 @@ class Journal:
     def attempts(self) -> dict[int, dict[str, Any] | None]:
         """Return the attempts by number: the entry that began it, None of those that have ended."""
         attempts: dict[int, dict[str, Any] | None] = {}
-        for _, entry in self.read():
-            if entry["kind"] == "attempt":
-                attempts[entry["attempt"]] = entry
-            elif entry["kind"] == "end":
-                attempts[entry["attempt"]] = None
+        for entry in self.entries("attempt", "end"):
+            attempts[entry["attempt"]] = entry if entry["kind"] == "attempt" else None
         return attempts
 
 
@@ -165,7 +172,7 @@ def add_data(
     A store has one run for each packed data set, known by its digest; every training on it links to that run.
     """
     journal = Journal(run)
-    if any(entry["kind"] == "data" and entry["digest"] == digest for _, entry in journal.read()):
+    if any(entry["digest"] == digest for entry in journal.entries("data")):
         return
     journal.add(
         "data",
@@ -214,20 +221,19 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def open_model(run: Path, model: Path) -> Journal:
     """Return the journal of a model's run; a model that was trained elsewhere gets its entries from lineage.json."""
     journal, lineage = Journal(run), read_json(model / "lineage.json")
-    kinds = {entry["kind"] for _, entry in journal.read()}
-    if "run" not in kinds:
+    if not any(journal.entries("run")):
         tags = {"git.commit": str(lineage["git_commit"]), "trained": "elsewhere"}
         params = {**lineage["params"], **{name: lineage[name] for name in ("data", "base_model", "code")}}
         packed = Dataset("packed", lineage["data"], model.absolute().as_uri(), "training", {})
         sampled = lineage.get("sampled", False)
         journal.add("run", params=as_params(params), tags=tags, datasets=[asdict(packed)], sampled=sampled)
-    if file_digest(model / "lineage.json") not in {entry.get("digest") for _, entry in journal.read()}:
+    if file_digest(model / "lineage.json") not in {entry["digest"] for entry in journal.entries("model")}:
         add_model(journal, model, {})
     return journal
 
 
-def add_model(journal: Journal, model: Path, metrics: Mapping[str, float | None]) -> None:
-    """Register an exported model, with the metrics of the end of its training."""
+def add_model(journal: Journal, model: Path, metrics: Mapping[str, float | None], step: int = 0) -> None:
+    """Register an exported model, with the metrics of the last step of its training."""
     lineage = read_json(model / "lineage.json")
     tags = {name: str(lineage[name]) for name in ("lineage_key", "data", "base_model", "code", "git_commit")}
     if uri := lineage.get("base_model_from", {}).get("uri"):
@@ -239,26 +245,9 @@ def add_model(journal: Journal, model: Path, metrics: Mapping[str, float | None]
         path=model.as_posix(),
         digest=file_digest(model / "lineage.json"),
         parent=lineage.get("parent"),
+        step=step,
         metrics={name: value for name, value in metrics.items() if value is not None},
     )
-
-
-class Metrics:
-    """Metrics of a run by step; a step that a resumed training repeats is not logged again."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._last: dict[str, int] = {}
-        for _, entry in journal.read():
-            if entry["kind"] == "metrics":
-                self._last |= dict.fromkeys(entry["values"], entry["step"])
-
-    def log(self, step: int, **values: float) -> None:
-        """Log the values of one step."""
-        new = {name: value for name, value in values.items() if step > self._last.get(name, -1)}
-        if new:
-            self._journal.add("metrics", step=step, values=new)
-            self._last |= dict.fromkeys(new, step)
 
 
 def as_params(params: dict[str, Any]) -> dict[str, str]:

@@ -2,59 +2,90 @@
 
 The store is MLFLOW_TRACKING_URI, else one SQLite file of the repository, runs/mlflow.db, also for experiments that DVC
 runs in a copy. Passwords in addresses are neither shown nor written.
+
+The experiment and the registered model are MLFLOW_EXPERIMENT_NAME; else `nano3-sft` in runs/mlflow.db, and the name of
+the project's folder in a store that several projects share. Two projects in folders of one name get two names.
 """
 
 import contextlib
 import logging
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import mlflow
+from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
+from requests.utils import get_environ_proxies
+from sqlalchemy.exc import SQLAlchemyError
 
 from sft.cli import InputError
 from sft.files import file_lock, project_root, publish_file
 from sft.sources.redact import redact
+from sft.tracking.answers import bound_answers
 from sft.tracking.journal import RECORDS
 
-EXPERIMENT = REGISTERED_MODEL = "nano3-sft"
-SAMPLED = "nano3-sft-sampled"  # experiment and registered model of runs on a sample of the data
+LOCAL_NAME = "nano3-sft"  # of the experiment and the registered model in runs/mlflow.db
+SAMPLED = "-sampled"  # behind the names of runs on a sample of the data
+PROJECT = "project"  # tag of an experiment: the project that it belongs to
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+DATABASES = {"sqlite", "postgresql", "mysql", "mssql"}
+HOSTED = {"databricks", "databricks-uc"}
 PATIENCE = 30.0  # seconds to wait for another process that makes the local store
 MAX_NAMED = 100  # trainings in a message
-# Error codes that another try does not change.
-REFUSALS = {
-    "BAD_REQUEST",
-    "CUSTOMER_UNAUTHORIZED",
-    "ENDPOINT_NOT_FOUND",
-    "INVALID_PARAMETER_VALUE",
-    "NOT_FOUND",
-    "PERMISSION_DENIED",
-    "RESOURCE_DOES_NOT_EXIST",
-    "UNAUTHENTICATED",
-}
+MAX_EXPERIMENTS = 1000  # in which a run is looked up
+# Error codes of HTTP 401 and 403: the only ones that stop a training, before its first step.
+NO_ACCESS = {"CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 VERSION = r"([\w.-]+)(?:/(\d+)|@([\w.-]+))"  # of a registered model: name/version, name@alias
-# Error codes for a run, a version or an alias that the store does not have.
-UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+# Error codes for a run, a version or an alias that the store does not have, or that was deleted.
+UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}
+# Options of MLflow's client, unless the environment has others.
+OPTIONS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs every table and every version that it makes
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every try
 
 
-class NoAnswerError(InputError):
-    """The store does not answer: another try may."""
+class StoreError(InputError):
+    """The store does not answer, or cannot be used as it is."""
+
+
+class NoAccessError(InputError):
+    """The store refuses the user or the password (HTTP 401 or 403)."""
 
 
 def store_uri() -> str:
-    """Return the address of the store: MLFLOW_TRACKING_URI, or runs/mlflow.db of the repository."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
+    """Return the address of the store: MLFLOW_TRACKING_URI, or runs/mlflow.db of the repository.
+
+    A relative SQLite file is one of the repository, also in a copy of it. Raises StoreError: no address of a store.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
+    scheme, _, rest = uri.partition("://")
+    if uri == _local_uri():
+        return uri
+    if scheme == "sqlite" and rest.startswith("/") and not rest.startswith(("//", "/:")):
+        return sqlite_uri(project_root() / rest[1:])
+    if scheme in {"http", "https", *HOSTED} or (scheme.partition("+")[0] in DATABASES and rest):
+        return uri
+    is_host = re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri)
+    advice = f"Write http://{redact(uri)}." if is_host else "To keep runs in a file of this project, unset it."
+    raise StoreError(
+        f"MLFLOW_TRACKING_URI={redact(uri)}: expected http://..., https://..., sqlite:///file or postgresql://... "
+        f"(MLflow no longer keeps runs in folders). {advice}"
+    )
 
 
 def _local_uri() -> str:
@@ -73,31 +104,36 @@ def sqlite_uri(path: Path) -> str:
 
 def store_name() -> str:
     """Return the address of the store without secrets."""
-    uri = store_uri()  # MLflow sets the variable itself when it is pointed somewhere
-    return "runs/mlflow.db" if uri == _local_uri() else redact(uri)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow sets the variable itself when it is pointed somewhere
+    return redact(uri) if uri and uri != _local_uri() else "runs/mlflow.db"
+
+
+def is_local() -> bool:
+    """Whether the store is runs/mlflow.db."""
+    return store_name() == "runs/mlflow.db"
 
 
 def has_store() -> bool:
     """Whether there is a store: MLFLOW_TRACKING_URI is set, or runs/mlflow.db exists."""
-    return store_uri() != _local_uri() or (project_root() / "runs" / "mlflow.db").exists()
+    return not is_local() or (project_root() / "runs" / "mlflow.db").exists()
 
 
 def connect() -> mlflow.MlflowClient:
-    """Return a client of the store, which has the experiment from now on.
+    """Return a client of the store.
 
-    Raises:  NoAnswerError: the store does not answer. InputError: it refuses.
+    Raises:  StoreError: the store does not answer, or is none. NoAccessError: it refuses the user or the password.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    if store_uri() == _local_uri():
-        _make_local_store(project_root() / "runs")
-    mlflow.set_tracking_uri(store_uri())
-    client = mlflow.MlflowClient()
+    for name, value in OPTIONS.items():
+        os.environ.setdefault(name, value)
+    bound_answers()
     with explained():
-        experiment_id(client, EXPERIMENT)
-    return client
+        uri = store_uri()
+        if (host := urlsplit(uri).hostname) in LOOPBACK:  # no proxy leads to this machine
+            os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), host]))
+        if is_local():
+            _make_local_store(project_root() / "runs")
+        mlflow.set_tracking_uri(uri)
+        return mlflow.MlflowClient()
 
 
 def _make_local_store(runs: Path) -> None:
@@ -111,7 +147,7 @@ def _make_local_store(runs: Path) -> None:
         return
     with file_lock(runs / "mlflow.db.lock", PATIENCE) as held:
         if not held:
-            raise NoAnswerError("runs/mlflow.db: another process is still making it.")
+            raise StoreError("runs/mlflow.db: another process is still making it.")
         if not store.exists():
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -119,47 +155,113 @@ def _make_local_store(runs: Path) -> None:
                 SqlAlchemyStore(sqlite_uri(partial), (runs / "mlflow-artifacts").as_uri()).engine.dispose()
 
 
-def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
-    """Return the id of an experiment, made if it is new."""
-    if (experiment := client.get_experiment_by_name(name)) is not None:
-        return str(experiment.experiment_id)
-    runs = project_root() / "runs"
-    try:
-        location = (runs / "mlflow-artifacts").as_uri() if store_uri() == _local_uri() else None
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another process meanwhile
-            raise
-        return str(client.get_experiment_by_name(name).experiment_id)
+def experiment_name(client: mlflow.MlflowClient) -> str:
+    """Return the name of this project's experiment in the store."""
+    if given := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        return given
+    if is_local():
+        return LOCAL_NAME
+    folder, project = re.sub(r"[^\w.-]", "-", project_root().name) or LOCAL_NAME, project_id()
+    experiment = client.get_experiment_by_name(folder)
+    is_ours = experiment is None or experiment.tags.get(PROJECT, project) == project
+    return folder if is_ours else f"{folder}-{project[:6]}"
+
+
+def model_name(experiment: str) -> str:
+    """Return the name of the registered model of an experiment: without what MLflow does not take there."""
+    return re.sub(r"[^\w.-]+", "-", experiment).strip("-")
+
+
+def project_id() -> str:
+    """Return the id of this project: made once, in a folder that git ignores and `make clean` keeps."""
+    dvc = project_root() / ".dvc"
+    file = dvc / "tmp/project-id" if dvc.is_dir() else project_root() / "runs/project-id"
+    if not file.exists():
+        with publish_file(file) as partial:
+            partial.write_text(f"{uuid.uuid4().hex}\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
+def open_experiment(client: mlflow.MlflowClient, name: str) -> tuple[str, str | None]:
+    """Return (id of an experiment, what was done to it): made if it is new, restored if it was deleted."""
+    experiment = client.get_experiment_by_name(name)
+    note = None
+    if experiment is None:
+        location = (project_root() / "runs/mlflow-artifacts").as_uri() if is_local() else None
+        try:
+            found = client.create_experiment(name, artifact_location=location, tags={PROJECT: project_id()})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another process meanwhile
+                raise
+            found = client.get_experiment_by_name(name).experiment_id
+    else:
+        found = experiment.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(found)
+            note = f"experiment {name} was deleted: restored"
+        if not is_local() and PROJECT not in experiment.tags:
+            client.set_experiment_tag(found, PROJECT, project_id())
+    if not found:
+        raise StoreError(f"MLflow at {store_name()}: an experiment without an id. Is the address that of MLflow?")
+    return str(found), note
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn errors of MLflow into messages that name the store and the remedy, without secrets."""
+    """Turn errors of MLflow, of its database and of its server into messages that name the store and the remedy.
+
+    A server can answer anything: what no server of MLflow answers is an error of the address, not of this program.
+    """
     try:
         yield
-    except (MlflowException, RequestException) as error:
-        reason = redact(str(error)).splitlines()[0]
-        if isinstance(error, MlflowException) and error.error_code in REFUSALS:
-            raise InputError(
-                f"MLflow at {store_name()} refuses: {reason}. Check the address, MLFLOW_TRACKING_USERNAME and "
+    except InputError:
+        raise
+    except (MlflowException, RequestException, SQLAlchemyError, ParseError, OSError) as error:
+        lines = [line for line in redact(str(error)).splitlines() if line.strip()]
+        reason = lines[0][:500] if lines else type(error).__name__
+        if isinstance(error, MlflowException) and error.error_code in NO_ACCESS:
+            raise NoAccessError(
+                f"MLflow at {store_name()} refuses: {reason}. Check MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN, or unset MLFLOW_TRACKING_URI."
             ) from error
-        raise NoAnswerError(
-            f"MLflow does not answer at {store_name()}: {reason}. "
-            "Start it, or unset MLFLOW_TRACKING_URI to keep runs in runs/mlflow.db."
-        ) from error
+        raise StoreError(f"MLflow at {store_name()}: {reason}. {_remedy()}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if is_local():
+            raise
+        reason = f"{type(error).__name__} {redact(str(error))[:200]}"
+        raise StoreError(f"MLflow at {store_name()}: not an answer of MLflow ({reason}). {_remedy()}") from error
+
+
+def _remedy() -> str:
+    """Return what to do about a store that does not work."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    proxies = get_environ_proxies(uri) if uri.startswith("http") else {}
+    if proxy := proxies.get(urlsplit(uri).scheme):
+        return (
+            f"The request goes through the proxy {redact(proxy)} ({urlsplit(uri).scheme}_proxy). "
+            f"If the server needs none: export no_proxy={urlsplit(uri).hostname}"
+        )
+    if is_local():
+        return "If the file is damaged or of another MLflow, move it away: make mlflow-sync makes it again."
+    return "Check that it runs at this address, or unset MLFLOW_TRACKING_URI to keep runs in runs/mlflow.db."
 
 
 # --- Look up ---------------------------------------------------------------------------------------------
 
 
-def find_run(client: mlflow.MlflowClient, lineage_key: str) -> str | None:
-    """Return the id of the run of a lineage key, or None."""
-    names = (client.get_experiment_by_name(name) for name in (EXPERIMENT, SAMPLED))
-    experiments = [experiment.experiment_id for experiment in names if experiment]
-    run = _first_run(client, experiments, f"tags.lineage_key = '{lineage_key}'")
+def find_run(client: mlflow.MlflowClient, lineage_key: str, experiment: str | None = None) -> str | None:
+    """Return the id of the run of a lineage key, in an experiment (by its id) or in any; None if there is none."""
+    found = [experiment] if experiment else _experiments(client)
+    run = _first_run(client, found, f"tags.lineage_key = '{lineage_key}'") if found else None
     return str(run.info.run_id) if run else None
+
+
+def _experiments(client: mlflow.MlflowClient) -> list[str]:
+    """Return the ids of experiments, those of this project first."""
+    name = experiment_name(client)
+    found = client.search_experiments(max_results=MAX_EXPERIMENTS)
+    ours = sorted(found, key=lambda experiment: experiment.name not in (name, name + SAMPLED))
+    return [str(experiment.experiment_id) for experiment in ours]
 
 
 def find_data_run(client: mlflow.MlflowClient, experiment: str, digest: str) -> Any:

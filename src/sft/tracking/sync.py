@@ -9,6 +9,7 @@ the whole journal.
 import contextlib
 import itertools
 import os
+import queue
 import sys
 import threading
 import time
@@ -23,10 +24,11 @@ from rich.markup import escape
 
 from sft.cli import InputError, echo
 from sft.tracking.journal import Journal
-from sft.tracking.store import NoAnswerError, store_name
+from sft.tracking.store import NoAccessError, StoreError, store_name
 from sft.tracking.upload import upload
 
-PATIENCE = 30.0  # seconds that a stage waits for a store at its end
+PATIENCE = 30.0  # seconds that a stage tries again at its end, while a store does not answer
+LONGEST_SYNC = 60.0  # seconds that a stage waits for a sync at its beginning, and at its end
 EVERY = 2.0  # seconds between two syncs while a training runs
 LONGEST_PAUSE = 60.0  # seconds between two tries while a store does not answer
 SYSTEM_EVERY = 10.0  # seconds between two samples of the machine; MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
@@ -48,23 +50,25 @@ class SyncResult:
     """Entries that the store does not have."""
     reason: str | None
     """Why they are pending; None after a sync that sent all there was."""
+    notes: tuple[str, ...] = ()
+    """What was missing in the store, and was logged again."""
 
 
-def sync_run(run: Path, patience: float = PATIENCE) -> SyncResult:
+def sync_run(run: Path, patience: float = PATIENCE, *, confirm: bool = True) -> SyncResult:
     """Send the store what it does not have of the run in a folder; retry for some seconds if it does not answer.
 
-    Raises:  InputError: the store refuses.
+    `confirm`: ask the store whether it still has what it had. Raises NoAccessError: it refuses the user.
     """
     journal, store = Journal(run), store_name()
     deadline = time.monotonic() + patience
-    reason = None
+    reason, notes = None, []
     with journal.sync_lock(patience) as is_alone:
         while is_alone:
             try:
-                upload(journal, store)
+                notes += upload(journal, store, confirm=confirm)
                 reason = None
                 break
-            except NoAnswerError as error:
+            except StoreError as error:
                 reason = str(error)
                 if time.monotonic() + 1 >= deadline:
                     break
@@ -74,8 +78,40 @@ def sync_run(run: Path, patience: float = PATIENCE) -> SyncResult:
     if pending and not is_alone:
         reason = "another process is syncing it."
     return SyncResult(
-        store, state.get("run_id"), state.get("version"), state.get("aliases", []), state.get("note"), pending, reason
+        store,
+        state.get("run_id"),
+        state.get("version"),
+        state.get("aliases", []),
+        state.get("note"),
+        pending,
+        reason,
+        tuple(notes),
     )
+
+
+def _sync_within(seconds: float, run: Path, patience: float) -> SyncResult:
+    """Sync a run, but wait for it some seconds only: a server can answer a byte a minute.
+
+    Raises:  NoAccessError: the store refuses the user. StoreError: it is too slow.
+    """
+    ended: queue.SimpleQueue[SyncResult | InputError] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            ended.put(sync_run(run, patience))
+        except InputError as error:
+            ended.put(error)
+
+    threading.Thread(target=work, name="sync", daemon=True).start()
+    try:
+        result = ended.get(timeout=seconds)
+    except queue.Empty:
+        raise StoreError(f"MLflow at {store_name()}: no complete answer in {seconds:.0f} s.") from None
+    if isinstance(result, InputError):
+        raise result
+    for note in result.notes:
+        echo(f"[yellow]{escape(note)}.[/]")
+    return result
 
 
 def run_id(run: Path) -> str | None:
@@ -84,12 +120,16 @@ def run_id(run: Path) -> str | None:
 
 
 def check_server(run: Path) -> None:
-    """Sync a run that begins; warn if the store does not answer.
+    """Sync a run that begins; warn if the store does not work.
 
-    Raises:  InputError: the store refuses; better now than after the training.
+    Raises:  NoAccessError: the store refuses the user or the password; better now than after the training.
     """
-    if reason := sync_run(run, patience=0).reason:
-        echo(f"[yellow]{escape(reason)} The stage continues; entries are kept in runs/{run.name}/mlflow.[/]")
+    try:
+        reason = _sync_within(LONGEST_SYNC, run, patience=0).reason
+    except StoreError as error:
+        reason = str(error)
+    if reason:
+        echo(f"[yellow]{escape(reason)} The stage continues; entries are kept in runs/{run.name}.[/]")
 
 
 @dataclass
@@ -108,7 +148,7 @@ def sync_at_exit(run: Path) -> Iterator[SyncMessage]:
         patience = PATIENCE
     finally:
         try:
-            message.text = summary(sync_run(run, patience), run)
+            message.text = summary(_sync_within(LONGEST_SYNC, run, patience), run)
         except InputError as error:
             message.text = f"[yellow]{escape(str(error))} Entries are kept. Send them: make mlflow-sync[/]"
 
@@ -117,7 +157,7 @@ def summary(result: SyncResult, run: Path) -> str:
     """Return a line: the run and the version in MLflow, or how many entries are pending and why."""
     if result.reason:
         return (
-            f"[yellow]{result.pending} entries pending in runs/{run.name}/mlflow: {escape(result.reason)} "
+            f"[yellow]{result.pending} entries pending in runs/{run.name}: {escape(result.reason)} "
             "The next stage sends them, or: make mlflow-sync[/]"
         )
     aliases = "".join(f" @{alias}" for alias in result.aliases) + (f" ({result.note})" if result.note else "")
@@ -148,10 +188,12 @@ def _keep_syncing(run: Path, done: threading.Event, terminal: Any) -> None:
     console = Console(file=terminal, highlight=False, soft_wrap=True)
     while not done.wait(pause):
         try:
-            result = sync_run(run, patience=0)
-        except InputError as error:
+            result = sync_run(run, patience=0, confirm=is_away)  # after an outage it may be another store
+        except NoAccessError as error:
             console.print(f"[yellow]{escape(str(error))} Training continues; the next try is at its end.[/]")
             return
+        for note in result.notes:
+            console.print(f"[yellow]{escape(note)}.[/]")
         if result.reason and not is_away:
             console.print(f"[yellow]{escape(result.reason)} Training continues; entries are kept.[/]")
         elif is_away and not result.reason:
@@ -169,6 +211,9 @@ def _sample_machine(journal: Journal, attempt: int, done: threading.Event) -> No
         values = {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
         for part in monitor.monitors:
             part.clear_metrics()
-        journal.add("system", attempt=attempt, step=step, values=values)
+        try:
+            journal.add("system", attempt=attempt, step=step, values=values)
+        except OSError:  # the disk is full: the next step says so
+            return
         if done.wait(every):
             return

@@ -7,82 +7,139 @@ each lineage key, found by its tag `lineage_key`, with params (what determines t
 records; child runs for each attempt (tags, status, system metrics) and each evaluation; the model as a LoggedModel and
 a version of a registered model, which links to run, parent version and data.
 Runs on a sample of the data have their own experiment and registered model, and never an alias.
+
+What the store has is asked, not believed: the run has a tag with the part of the journal that it got. If the tag, the
+run or the version is missing (deleted, or the store is a new one), the whole journal is uploaded again, and each metric
+is there once for each step.
 """
 
 import getpass
 import itertools
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import mlflow
 from mlflow import entities
+from mlflow.exceptions import MlflowException
 
 from sft.files import file_lock, project_root
+from sft.hashing import value_digest
 from sft.tracking.journal import DIGEST_DIGITS, FINISHED, RECORDS, Journal
 from sft.tracking.store import (
-    EXPERIMENT,
     SAMPLED,
-    NoAnswerError,
+    UNKNOWN,
+    StoreError,
     connect,
-    experiment_id,
+    experiment_name,
     explained,
     find_data_run,
     find_run,
     known,
+    model_name,
+    open_experiment,
 )
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 MAX_BATCH = 100  # params or tags in a request, and steps, which have a few metrics each
 MAX_METRICS = 1000  # in a request
 DESCRIPTION = "mlflow.note.content"  # of a run, in Markdown
+UPLOADED = "journal"  # tag of a run: the part of the journal that it has
 DATA_LOCK_SECONDS = 2.0  # wait for another process that uploads the same data
+METRICS = {"step", "validation", "system", "metrics"}  # kinds of entries; `metrics` is that of 0.1.0
 
 
-def upload(journal: Journal, store: str) -> None:
-    """Upload what the store does not have, in order, and write down after each step what it has.
+def upload(journal: Journal, store: str, *, confirm: bool = True) -> list[str]:
+    """Upload what the store does not have, in order, and write down after each part what it has.
 
-    Raises:  NoAnswerError: it does not answer; what it has is written down. InputError: it refuses.
+    `confirm`: ask first whether the store still has what it had. Returns what was missing there, as messages.
+
+    Raises:  StoreError: it does not answer; what it has is written down. NoAccessError: it refuses.
     """
-    uploader = Uploader(connect(), journal, journal.synced(store))
-    start = uploader.state.get("bytes", 0)
-    steps = {"metrics", "system"}
-    groups = itertools.groupby(
-        journal.read(start), key=lambda pair: "" if pair[1]["kind"] in steps else pair[1]["kind"]
-    )
     with explained():
-        for kind, group in groups:
-            for chunk in itertools.batched(group, 1 if kind else MAX_BATCH):
-                uploader.upload([entry for _, entry in chunk])
-                uploader.state["bytes"] = chunk[-1][0]
-                journal.set_synced(store, uploader.state)
+        uploader = Uploader(connect(), journal, store)
+        if confirm:
+            uploader.confirm()
+        is_new = not uploader.state
+        try:
+            uploader.upload_pending()
+        except MlflowException as error:
+            if is_new or error.error_code not in UNKNOWN:
+                raise
+            uploader.start_over(str(error).partition("\n")[0])  # deleted while it was trained
+            uploader.upload_pending()
+    return uploader.notes
 
 
 class Uploader:
-    """Uploads the entries of one run. Each can be uploaded again: it is found by tags, or gives the same entry."""
+    """Uploads the entries of one run. Each can be uploaded again: it is found by tags, or gives the same entry.
 
-    def __init__(self, client: mlflow.MlflowClient, journal: Journal, state: dict[str, Any]) -> None:
-        self.client, self.journal, self.state = client, journal, state
-        self._last: dict[str, int] = {}
+    `state` is what is known of the store, kept in synced.json; {} when everything is uploaded from the start.
+    """
 
-    def upload(self, entries: list[dict[str, Any]]) -> None:
-        """Upload one entry, or several with metrics: the method has the name of the entry's kind."""
-        if entries[0]["kind"] in ("metrics", "system"):
-            self.metrics(entries)
+    def __init__(self, client: mlflow.MlflowClient, journal: Journal, store: str) -> None:
+        self.client, self.journal, self.store = client, journal, store
+        self.state: dict[str, Any] = journal.synced(store)
+        self.notes: list[str] = []
+
+    def confirm(self) -> None:
+        """Start over unless the store has what it had: the run with its tag, the run of its data, the version."""
+        if not self.state:
             return
-        for entry in entries:
-            getattr(self, entry["kind"])(entry)
+        name = experiment_name(self.client)
+        run_id, version = self.state.get("run_id"), self.state.get("version")
+        run = known(lambda: self.client.get_run(run_id)) if run_id else None
+        if run_id is None or self.state.get("experiment_name") not in (name, name + SAMPLED):
+            self.start_over(None)
+        elif run is None or not _is_active(run):
+            self.start_over(f"run {run_id} is no longer there")
+        elif run.data.tags.get(UPLOADED) != self._mark():
+            self.start_over(None)
+        elif version and known(lambda: self.client.get_model_version(*version.split("/"))) is None:
+            self.start_over(f"version {version} is no longer there")
+        elif (data := self.state.get("data_run")) and not _is_active(known(lambda: self.client.get_run(data))):
+            self.start_over(f"run {data} of the packed data is no longer there")
+
+    def start_over(self, missing: str | None) -> None:
+        """Forget what the store had, so that everything is uploaded; what it still has stays as it is."""
+        if missing:
+            self.notes.append(f"MLflow at {self.store}: {missing}: the run is logged again from its journal")
+        self.state = {}
+
+    def upload_pending(self) -> None:
+        """Upload the entries behind those that the store has."""
+        start = self.state.get("bytes", 0)
+        groups = itertools.groupby(
+            self.journal.read(start), key=lambda pair: "" if pair[1]["kind"] in METRICS else pair[1]["kind"]
+        )
+        for kind, group in groups:
+            for chunk in itertools.batched(group, 1 if kind else MAX_BATCH):
+                entries = [entry for _, entry in chunk]
+                if kind:
+                    getattr(self, kind)(entries[0])
+                else:
+                    self.metrics(entries)
+                self.state["bytes"] = chunk[-1][0]
+                if run_id := self.state.get("run_id"):
+                    self.client.set_tag(run_id, UPLOADED, self._mark())
+                self.journal.set_synced(self.store, self.state)
+
+    def _mark(self) -> str:
+        """Return the value of the tag: which journal, and how many bytes of it."""
+        first = next((entry for _, entry in self.journal.read()), {})
+        return f"{value_digest(first)[:DIGEST_DIGITS]}:{self.state.get('bytes', 0)}"
 
     def data(self, entry: dict[str, Any]) -> None:
         """The run of the packed data: the first training on it makes it, the others find it."""
         with file_lock(project_root() / "runs/.mlflow-data", DATA_LOCK_SECONDS) as is_alone:
             if not is_alone:
-                raise NoAnswerError("another training is uploading the same data.")
+                raise StoreError("another training is uploading the same data.")
             self.state["data_run"] = self._data_run(entry)
 
     def _data_run(self, entry: dict[str, Any]) -> str:
-        experiment = experiment_id(self.client, SAMPLED if entry["sampled"] else EXPERIMENT)
+        experiment = self._open_experiment(entry)
         run = find_data_run(self.client, experiment, entry["digest"])
         if run is not None and run.info.status == FINISHED:
             return str(run.info.run_id)
@@ -90,10 +147,8 @@ class Uploader:
             name = f"data-{entry['digest'][:DIGEST_DIGITS]}"
             tags = {"packed_data": entry["digest"], "stage": "data", **_source_tags("sft.stages.pack")}
             run = self.client.create_run(experiment, start_time=entry["time"], tags=tags, run_name=name)
-        run_id, when = (
-            str(run.info.run_id),
-            run.info.start_time,
-        )  # the time of the run: uploaded again it is the same entry
+        # The time of the run: uploaded again it is the same entry.
+        run_id, when = str(run.info.run_id), run.info.start_time
         self._params(run_id, entry["params"])
         self._inputs(run_id, entry["datasets"])
         metrics = [entities.Metric(name, value, when, 0) for name, value in entry["counts"].items()]
@@ -103,17 +158,22 @@ class Uploader:
         self.client.set_terminated(run_id, status=FINISHED, end_time=when)
         return run_id
 
+    def _open_experiment(self, entry: dict[str, Any]) -> str:
+        """Return the id of the project's experiment, or of the one for runs on a sample of the data."""
+        name = experiment_name(self.client) + (SAMPLED if entry["sampled"] else "")
+        experiment, note = open_experiment(self.client, name)
+        self.notes += [note] if note else []
+        self.state |= {"experiment": experiment, "experiment_name": name, "name": model_name(name)}
+        return experiment
+
     def run(self, entry: dict[str, Any]) -> None:
         """The run: new params, the tags of the last attempt, data sets, the run of its data."""
         state = self.state
-        state["name"] = SAMPLED if entry["sampled"] else EXPERIMENT
-        state["experiment"] = experiment_id(self.client, state["name"])
-        run_id = find_run(self.client, self.journal.key)
+        experiment = self._open_experiment(entry)
+        run_id = find_run(self.client, self.journal.key, experiment)
         if run_id is None:
             tags = {"lineage_key": self.journal.key, **_source_tags()}
             run_id = self._new_run(f"sft-{self.journal.key}", tags, entry["time"])
-        elif not state.get("bytes"):  # from another journal: its steps are there
-            state["check"] = True
         state["run_id"] = run_id
         self._params(run_id, entry["params"])
         self._tags(run_id, {**entry["tags"], **self._link(run_id, entry["datasets"])})
@@ -133,17 +193,27 @@ class Uploader:
             self.client.set_terminated(run_id, status=entry["status"], end_time=entry["time"])
 
     def metrics(self, entries: list[dict[str, Any]]) -> None:
-        """Metrics by step: of the run, or of an attempt (system metrics)."""
+        """Metrics by step: of the run, or of an attempt (system metrics). Of a repeated step the first counts."""
         by_run: dict[str, list[entities.Metric]] = {}
         for entry in entries:
             attempt = entry.get("attempt")
             run_id = self.state["run_id"] if attempt is None else self.state["attempts"][str(attempt)]
-            for name, value in entry["values"].items():
-                if attempt is not None or self._is_new(name, entry["step"]):
-                    by_run.setdefault(run_id, []).append(entities.Metric(name, value, entry["time"], entry["step"]))
+            step, values = _values(entry)
+            for name, value in values.items():
+                if step > self._last_step(run_id, name):
+                    self.state["last"][f"{run_id} {name}"] = step
+                    by_run.setdefault(run_id, []).append(entities.Metric(name, value, entry["time"], step))
         for run_id, metrics in by_run.items():
             for some in itertools.batched(metrics, MAX_METRICS):
                 self.client.log_batch(run_id, metrics=list(some))
+
+    def _last_step(self, run_id: str, name: str) -> int:
+        """Return the last step of a metric that a run in the store has; -1 for none."""
+        last: dict[str, int] = self.state.setdefault("last", {})
+        key = f"{run_id} {name}"
+        if key not in last:
+            last[key] = max((metric.step for metric in self.client.get_metric_history(run_id, name)), default=-1)
+        return last[key]
 
     def files(self, entry: dict[str, Any]) -> None:
         """Texts to attach."""
@@ -179,8 +249,8 @@ class Uploader:
         outputs = self.client.get_run(state["run_id"]).outputs.model_outputs
         if state["model_id"] not in {output.model_id for output in outputs}:
             self.client.log_outputs(state["run_id"], [entities.LoggedModelOutput(state["model_id"], step=0)])
-        self._log_measured(state["run_id"], entry["metrics"], entry["time"], state["datasets"][0])
-        state["version"], state["aliases"], state["note"] = f"{name}/{version.version}", [], None
+        self._log_measured(state["run_id"], entry, state["datasets"][0])
+        state |= {"version": f"{name}/{version.version}", "digest": entry["digest"], "aliases": [], "note": None}
 
     def evaluation(self, entry: dict[str, Any]) -> None:
         """A child run for an evaluation, with its metrics also at the run and the model. Moves the aliases."""
@@ -188,8 +258,8 @@ class Uploader:
         child = self._child("evaluation", {"stage": "eval", **entry["tags"]}, entry["time"])
         self._params(child, entry["params"])
         self._inputs(child, [dataset], [entities.LoggedModelInput(state["model_id"])])
-        self._log_measured(child, entry["metrics"], entry["time"], dataset)
-        self._log_measured(state["run_id"], entry["metrics"], entry["time"], dataset)
+        for run_id in (child, state["run_id"]):
+            self._log_measured(run_id, entry, dataset)
         self.client.set_terminated(child, status="FINISHED", end_time=entry["time"])
         name, number = state["version"].split("/")
         facts = {
@@ -203,13 +273,13 @@ class Uploader:
 
     def _move_aliases(self, name: str, number: str, entry: dict[str, Any]) -> tuple[list[str], str | None]:
         """Make a version candidate if it passed the gate, champion if its loss on the same held-out data is lower."""
-        if name == SAMPLED:
+        if name.endswith(SAMPLED):
             return [], "no alias for a run on a sample of the data"
         if not entry["passed"]:
             return [], "the gate failed"
         self.client.set_registered_model_alias(name, CANDIDATE, number)
         champion = known(lambda: self.client.get_model_version_by_alias(name, CHAMPION))
-        if champion is not None and str(champion.version) != number:
+        if champion is not None and champion.tags.get("lineage_json") != self.state.get("digest"):
             unchanged = f"champion stays {name}/{champion.version}: "
             if champion.tags.get("eval.held_out") != entry["dataset"]["digest"]:
                 return [CANDIDATE], unchanged + "it was evaluated on other held-out data or with other params"
@@ -218,29 +288,25 @@ class Uploader:
         self.client.set_registered_model_alias(name, CHAMPION, number)
         return [CANDIDATE, CHAMPION], None
 
-    def _log_measured(self, run_id: str, values: dict[str, float], when: int, dataset: dict[str, Any]) -> None:
-        """Log metrics of the model on a data set: the store shows them at both."""
-        metrics = [
-            entities.Metric(
-                name, value, when, 0, self.state["model_id"], dataset["name"], dataset["digest"][:DIGEST_DIGITS], run_id
-            )
-            for name, value in values.items()
-        ]
-        self.client.log_batch(run_id, metrics=metrics)
+    def _log_measured(self, run_id: str, entry: dict[str, Any], dataset: dict[str, Any]) -> None:
+        """Log metrics of the model on a data set: the store shows them at both.
 
-    def _is_new(self, name: str, step: int) -> bool:
-        """Whether the run lacks a step of a metric, which another journal may have uploaded."""
-        if not self.state.get("check"):
-            return True
-        if name not in self._last:
-            history = self.client.get_metric_history(self.state["run_id"], name)
-            self._last[name] = max((metric.step for metric in history), default=-1)
-        return step > self._last[name]
+        A metric that the run has at that step keeps its value, as the validation loss of the last step.
+        """
+        step, metrics = entry.get("step", 0), []
+        for name, value in entry["metrics"].items():
+            history = self.client.get_metric_history(run_id, name)
+            metric = next((metric for metric in history if metric.step == step), None)
+            value, when = (metric.value, metric.timestamp) if metric else (value, entry["time"])
+            described = (self.state["model_id"], dataset["name"], dataset["digest"][:DIGEST_DIGITS], run_id)
+            metrics.append(entities.Metric(name, value, when, step, *described))
+        self.client.log_batch(run_id, metrics=metrics)
 
     def _child(self, name: str, tags: dict[str, str], when: int) -> str:
         """Return the id of a child run that began at a time; make it if it is new."""
         mark = f"{self.journal.key}/{name}/{when}"
-        existing = self.client.search_runs([self.state["experiment"]], f"tags.child = '{mark}'", max_results=1)
+        condition = f"tags.child = '{mark}' and tags.`mlflow.parentRunId` = '{self.state['run_id']}'"
+        existing = self.client.search_runs([self.state["experiment"]], condition, max_results=1)
         if existing:
             return str(existing[0].info.run_id)
         parent = {"mlflow.parentRunId": self.state["run_id"], "child": mark}
@@ -248,6 +314,8 @@ class Uploader:
 
     def _new_run(self, name: str, tags: dict[str, str], when: int) -> str:
         run = self.client.create_run(self.state["experiment"], start_time=when, tags=tags, run_name=name)
+        if not run.info.run_id:
+            raise StoreError(f"MLflow at {self.store}: a run without an id. Is the address that of MLflow?")
         return str(run.info.run_id)
 
     def _version(self, condition: str) -> Any:
@@ -266,10 +334,11 @@ class Uploader:
         if "data_run" not in state:
             return {}
         page = f"#/experiments/{state['experiment']}/runs/{state['data_run']}"
-        description = self.client.get_run(run_id).data.tags.get(DESCRIPTION)
+        ours, tags = "Trained on [the packed data of this run](", self.client.get_run(run_id).data.tags
+        description = tags.get(DESCRIPTION, ours)
         return {
             "data_run": state["data_run"],
-            DESCRIPTION: description or f"Trained on [the packed data of this run]({page})",
+            DESCRIPTION: f"{ours}{page})" if description.startswith(ours) else description,
         }
 
     def _params(self, run_id: str, params: dict[str, str]) -> None:
@@ -310,3 +379,18 @@ def _source_tags(program: str = "sft.stages.train") -> dict[str, str]:
         "mlflow.source.name": program,
         "mlflow.source.type": "LOCAL",
     }
+
+
+def _values(entry: dict[str, Any]) -> tuple[int, dict[str, float]]:
+    """Return the step and the metrics of an entry."""
+    if entry["kind"] == "validation":
+        return entry["iteration"], {"validation_loss": entry["validation_loss"]}
+    if entry["kind"] == "step":
+        speed = entry["tokens"] / entry["seconds"] if entry["seconds"] else math.nan
+        measured = {name: entry[name] for name in ("loss", "lr", "grad_norm")}
+        return entry["iteration"], {**measured, "tokens_per_second": speed}
+    return entry["step"], entry["values"]
+
+
+def _is_active(run: Any) -> bool:
+    return run is not None and run.info.lifecycle_stage == "active"

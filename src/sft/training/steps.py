@@ -1,19 +1,16 @@
-"""The steps of a run: steps.jsonl in its folder, metrics for MLflow, a progress line on the terminal."""
+"""The steps of a run: entries of its journal, and a progress line on the terminal."""
 
 import csv
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sft.cli import echo
+from sft.cli import InputError, echo
 from sft.files import publish_file
-
-FILE = "steps.jsonl"
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,14 @@ class Step:
 
 
 class StepLog:
-    """Logs each step to runs/<lineage key>/steps.jsonl, to MLflow and to the terminal."""
+    """Logs each step to the journal of its run and to the terminal.
 
-    def __init__(self, folder: Path, iterations: int, log_metrics: Callable[..., None]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / FILE).open("a", encoding="utf-8")
-        self._iterations, self._log_metrics = iterations, log_metrics
+    `add(kind, **values)` appends an entry: `step` has the values of Step, `validation` has iteration and
+    validation_loss.
+    """
+
+    def __init__(self, add: Callable[..., None], iterations: int) -> None:
+        self._add, self._iterations = add, iterations
         self._bar = Progress(
             TextColumn("train"),
             BarColumn(),
@@ -52,9 +51,8 @@ class StepLog:
 
     def log_step(self, step: Step) -> None:
         """Log one training step."""
+        self._add("step", **asdict(step))
         speed = step.tokens / step.seconds if step.seconds else math.nan
-        self._write(asdict(step))
-        self._log_metrics(step.iteration, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm, tokens_per_second=speed)
         self._bar.update(self._task, completed=step.iteration, loss=f"{step.loss:.4f}", speed=f"{speed:,.0f}")
         every = max(1, self._iterations // 10)
         if not self._bar.console.is_terminal and (step.iteration % every == 0 or step.iteration == 1):
@@ -62,32 +60,30 @@ class StepLog:
 
     def log_validation(self, iteration: int, loss: float) -> None:
         """Log the validation loss of a step."""
-        self._write({"iteration": iteration, "validation_loss": loss})
-        self._log_metrics(iteration, validation_loss=loss)
+        self._add("validation", iteration=iteration, validation_loss=loss)
         self._bar.console.print(f"step {iteration}/{self._iterations}: validation loss {loss:.4f}", highlight=False)
 
     def close(self) -> None:
-        """Close the file and end the progress line."""
+        """End the progress line."""
         self._bar.stop()
-        self._file.close()
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry, sort_keys=True) + "\n")
-        self._file.flush()
 
 
-def read_steps(folder: Path, iterations: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return (training steps, validations) of a complete run in order; of a repeated step, the last entry counts."""
-    steps: dict[int, dict[str, Any]] = {}
-    validations: dict[int, dict[str, Any]] = {}
-    for line in (folder / FILE).read_text(encoding="utf-8").splitlines():
-        if not line.endswith("}"):
-            continue  # cut off by a kill; the resumed run repeats this step
-        entry = json.loads(line)
-        (validations if "validation_loss" in entry else steps)[entry["iteration"]] = entry
-    if sorted(steps) != list(range(1, iterations + 1)):
-        raise AssertionError(f"{folder / FILE}: found {len(steps)} steps, expected each of 1 to {iterations}")
-    return [steps[i] for i in sorted(steps)], [validations[i] for i in sorted(validations)]
+def last_by_step(entries: Iterable[dict[str, Any]], kind: str) -> dict[int, dict[str, Any]]:
+    """Return the entries of a kind by step; a resumed training repeats steps: the last entry counts."""
+    return {entry["iteration"]: entry for entry in entries if entry["kind"] == kind}
+
+
+def read_steps(entries: Iterable[dict[str, Any]], iterations: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return (training steps, validations) of a complete run, in order. Raises InputError: a step is missing."""
+    entries = list(entries)
+    steps, validations = last_by_step(entries, "step"), last_by_step(entries, "validation")
+    missing = [step for step in range(1, iterations + 1) if step not in steps]
+    if missing:
+        raise InputError(
+            f"the run's journal.jsonl: {len(missing)} of {iterations} steps are missing, the first is {missing[0]}. "
+            "Somebody changed the file. To train the run again, move its folder away."
+        )
+    return [steps[step] for step in range(1, iterations + 1)], [validations[step] for step in sorted(validations)]
 
 
 def write_csv(target: Path, entries: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
