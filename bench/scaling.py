@@ -36,11 +36,11 @@ from bench.project import BENCH_RUNS, make_project, stage_environment
 from sft.files import read_json, write_json
 from sft.packing.bins import lower_bound, plan_bins
 from sft.packing.external_sort import PACK_WRITE_OPTIONS
-from sft.parquet import SAMPLES, SIGNATURES, ShardWriter
+from sft.parquet import CONVERSATIONS, SAMPLES, ShardWriter
 
 PACK_SIZES = (4096, 262_144)
 SAMPLE_EVERY = 0.02  # seconds
-ROWS_AT_ONCE, SIGNATURE_BYTES = 1000, 264
+ROWS_AT_ONCE = 1000
 SEED = 1234
 LIMIT_ROWS = 50_000
 Measure = dict[str, float]
@@ -95,7 +95,10 @@ def _memory(process: psutil.Process) -> int:
 
 
 def make_prepared(folder: Path, like: Path, samples: int) -> None:
-    """Write prepared samples and signatures: drawn lengths, tokens and masks cut from those of the project `like`."""
+    """Write prepared samples and kept rows: drawn lengths, with tokens, masks and messages of the project `like`.
+
+    The messages of a row begin with its number, so that no two rows are near-duplicates.
+    """
     tables = [
         pq.read_table(path, columns=["ids", "mask"]) for path in sorted(like.glob("data/prepared/bench/*.parquet"))
     ]
@@ -103,13 +106,15 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
         np.concatenate([chunk.flatten().to_numpy() for table in tables for chunk in table.column(name).chunks])
         for name in ("ids", "mask")
     )
+    conversations = pq.read_table(min(like.glob("data/filtered/bench/kept-*")), columns=["messages"])
+    conversations = conversations["messages"].to_pylist()
     stops = np.flatnonzero(ids == ids[np.flatnonzero(np.diff(mask.astype(np.int8)) == -1)[0]])
     draw = np.random.default_rng(SEED)
     lengths = np.minimum(draw_lengths(samples, 32_000), len(ids) - 1)
     prepared, filtered = folder / "data/prepared/bench", folder / "data/filtered/bench"
     with (
         ShardWriter(prepared, "samples-00000", SAMPLES) as shards,
-        ShardWriter(filtered, "signatures", SIGNATURES) as signatures,
+        ShardWriter(filtered, "kept", CONVERSATIONS) as kept,
     ):
         for first in range(0, samples, ROWS_AT_ONCE):
             own = lengths[first : first + ROWS_AT_ONCE]
@@ -132,9 +137,13 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
                     schema=SAMPLES,
                 )
             )
-            signatures = draw.integers(0, 256, (len(own), SIGNATURE_BYTES), np.uint8)
-            signatures.write_table(
-                pa.table({"id": names, "signature": [row.tobytes() for row in signatures]}, schema=SIGNATURES)
+            turns = [conversations[number % len(conversations)] for number in range(first, first + len(own))]
+            turns = [text.replace('"content":"', f'"content":"{n} ', 1) for n, text in zip(names, turns, strict=True)]
+            kept.write_table(
+                pa.table(
+                    {"id": names, "messages": turns, "tools": [None] * len(own), "meta": ["{}"] * len(own)},
+                    schema=CONVERSATIONS,
+                )
             )
     shutil.copyfile(like / "data/prepared/bench/chat_template.jinja", prepared / "chat_template.jinja")
     counts = {"rows_in": samples, "rows_out": samples, "rejected": {}}

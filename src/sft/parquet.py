@@ -38,7 +38,6 @@ EXAMINED = pa.schema(
         pa.field("control_tokens", pa.int32()),
     ]
 )
-SIGNATURES = pa.schema([("id", pa.string()), ("signature", pa.binary())])
 SAMPLES = pa.schema(
     [
         ("conversation_id", pa.string()),

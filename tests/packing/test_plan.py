@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sft.packing.plan import plan_blend
 from sft.packing.sample_table import FITS, REASONS, build_tables, measure_rows
-from sft.packing.splits import SPLITS
+from sft.packing.splits import SPLITS, NearDuplicates
 from sft.params.data import Pack, Source
 from sft.parquet import SAMPLES
 from tests.support.tiny_model import made_up
@@ -17,8 +17,8 @@ POOL = {number: made_up(number) for number in range(40)}
 SIZE = 64
 
 
-def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], duplicate_groups=None, **more):
-    """Plan made-up sources; return samples, conversations and the plan."""
+def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], pairs=False, **more):
+    """Plan made-up sources; return samples, conversations and the plan. With `pairs`, 2n and 2n + 1 stay together."""
     described = {s: Source(uri="file://x.jsonl", read="openai", epochs=epochs[s]) for s in sources}
     fixed = {"near_duplicates": None, "precedence": [], "validation": 0.1, "test": 0.1, "npy_max_tokens": 0, "seed": 1}
     params = Pack(pack_size=SIZE, **fixed, **more)
@@ -29,9 +29,10 @@ def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], dupl
     columns = {name: [batch.column(name) for batch in batches] for name in batches[0].schema.names}
     samples, conversations = build_tables(columns.__getitem__, {s: len(r) for s, r in rows.items()})
     numbers = [int(name[1:]) for name in conversations.ids.texts(np.arange(len(conversations.ids))).to_pylist()]
-    groups = [number if duplicate_groups is None else duplicate_groups[number] for number in numbers]
-    groups = np.unique(groups, return_inverse=True)[1].astype(np.int32)
-    return samples, conversations, plan_blend(samples, conversations, groups, described, params)
+    near_duplicates = NearDuplicates.none(len(numbers))
+    for place, number in enumerate(numbers if pairs else ()):
+        near_duplicates.together[place] = numbers.index(number // 2 * 2)
+    return samples, conversations, plan_blend(samples, conversations, near_duplicates, described, params)
 
 
 @settings(deadline=None)
@@ -84,12 +85,11 @@ def test_the_order_of_rows_and_sources_changes_nothing_without_duplicates(number
     assert len(seen[0][0]["training"][0]) > 4
 
 
-def test_near_duplicates_are_dropped_from_later_sources_and_stay_in_one_split_in_the_first():
+def test_duplicates_are_dropped_from_later_sources_and_near_duplicates_stay_in_one_split_in_the_first():
     """Conversations 2n and 2n + 1 are near-duplicates; a has the first twenty, b every fourth of them and the rest."""
     sources = {"a": list(range(20)), "b": [*range(0, 20, 4), *range(20, 40)]}
-    groups = [n // 2 for n in range(40)]
     more = {"over_length": "cut-at-turn", "pad_segments_to": 1}
-    samples, conversations, plan = planned(sources, {"a": None, "b": None}, groups, **more)
+    samples, conversations, plan = planned(sources, {"a": None, "b": None}, pairs=True, **more)
     split_of = {}
     for split, order in plan.splits.items():
         split_of.update({name: split for name in conversations.iter_ids(samples.conversation[order.samples])})

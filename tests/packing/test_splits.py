@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.hashing import keyed_hash, keyed_hashes
-from sft.packing.splits import SPLITS, by_precedence, held_out_counts, resolve_duplicates, split_groups
+from sft.packing.splits import (
+    SPLITS,
+    NearDuplicates,
+    by_precedence,
+    held_out_counts,
+    resolve_duplicates,
+    split_groups,
+)
 
 
 def split(sizes: list[int], validation: float, test: float, seed: int = 1) -> list[str]:
@@ -90,30 +97,35 @@ def test_groups_of_any_size_leave_no_split_empty(sizes, share):
     assert min(counts(split(sizes, share, share)).values()) >= 1
 
 
-def resolve(conversations: list[tuple[int, int]], groups: list[int]) -> tuple[list[int], list[int]]:
-    """Resolve duplicates among conversations (source, id); `groups` has the duplicate group of each id."""
-    source, id_number = np.array(conversations, np.int32).T
-    choice = resolve_duplicates(source, id_number, np.array(groups, np.int32))
+def resolve(id_number: list[int], kept_instead: list[int], together: list[int]) -> tuple[list[int], list[int]]:
+    """Resolve duplicates among conversations with these ids; the others have an entry for each id."""
+    near_duplicates = NearDuplicates(*(np.array(each) for each in (kept_instead, [1.0] * len(together), together)))
+    choice = resolve_duplicates(np.array(id_number), near_duplicates)
     return choice.kept_instead.tolist(), choice.kept_with.tolist()
 
 
 def test_the_first_source_keeps_duplicates_and_the_others_drop_them():
     """Ids 0 and 1 of the first source; the second has 0, 2, which is like 1, and 3."""
-    kept_instead, kept_with = resolve([(0, 0), (0, 1), (1, 0), (1, 2), (1, 3)], groups=[0, 1, 1, 3])
+    kept_instead, kept_with = resolve([0, 1, 0, 2, 3], kept_instead=[-1, -1, 1, -1], together=[0, 1, 2, 3])
     assert kept_instead == [-1, -1, 0, 1, -1]
     assert [kept_with[kept] for kept in (0, 1, 4)] == [0, 1, 4], "each alone"
 
 
-def test_near_duplicates_inside_the_first_source_are_kept_together():
-    """Ids 0 and 1 of source 0 are alike; id 2, like both, is in sources 1 and 2."""
-    kept_instead, kept_with = resolve([(0, 0), (0, 1), (1, 2), (2, 2)], groups=[0, 0, 0])
-    assert kept_instead == [-1, -1, 0, 0]
+def test_near_duplicates_inside_a_source_are_kept_together():
+    """Ids 0 and 1 of source 0 are alike; id 2, like id 1, is in sources 1 and 2."""
+    kept_instead, kept_with = resolve([0, 1, 2, 2], kept_instead=[-1, -1, 1], together=[0, 0, 2])
+    assert kept_instead == [-1, -1, 1, 1]
     assert kept_with[:2] == [0, 0]
 
 
 def test_a_dropped_conversation_names_its_equal_before_an_earlier_near_duplicate():
     """Ids 0 and 1 of source 0 are alike; source 1 has id 1."""
-    assert resolve([(0, 0), (0, 1), (1, 1)], groups=[0, 0])[0] == [-1, -1, 1]
+    assert resolve([0, 1, 1], kept_instead=[-1, -1], together=[0, 0])[0] == [-1, -1, 1]
+
+
+def test_the_equal_of_a_dropped_conversation_is_dropped_too():
+    """Id 1 of source 1 is like id 0 of source 0; source 2 has id 1, and id 2, which only resembles the dropped one."""
+    assert resolve([0, 1, 1, 2], kept_instead=[-1, 0, -1], together=[0, 1, 2])[0] == [-1, 0, 0, -1]
 
 
 def test_precedence_comes_first_and_all_others_follow_by_name_whatever_their_order():

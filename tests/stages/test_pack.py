@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 
 from sft.cli import InputError
-from sft.conversation import Conversation
 from sft.files import read_json
-from sft.filters.dedup.signatures import signature
 from sft.hashing import file_digest, folder_digest
-from sft.parquet import SIGNATURES, ShardWriter, read_rows
+from sft.parquet import read_rows
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
 from sft.stages import prep as prep_stage
-from tests.support.project import ROOT, lay_out, link_project, run, set_params, sources_in_params
+from tests.support.project import ROOT, lay_out, link_project, run, set_params, sources_in_params, write_kept
 
 SPLITS = ("training", "validation", "test")
 LETTERS = str.maketrans("0123456789", "abcdefghij")
@@ -374,12 +372,12 @@ def test_near_duplicates_of_an_earlier_source_are_dropped_and_those_of_one_sourc
     numbers = {"a": list(range(20)), "b": list(range(20, 30))}
     lay_out(bare, numbers)
     for source, members in numbers.items():
-        with ShardWriter(bare / "data/filtered" / source, "signatures", SIGNATURES) as shards:
-            for n in members:
-                kind = n // 2 if n < 20 else n - 20 if n < 25 else n
-                text = " ".join(f"{kind}".translate(LETTERS) + f"{word}".translate(LETTERS) for word in range(80))
-                turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text + "!" * n}]
-                shards.write({"id": f"c{n}", "signature": signature(Conversation(turns, None))})
+        texts = {}
+        for n in members:
+            kind = n // 2 if n < 20 else n - 20 if n < 25 else n
+            text = " ".join(f"{kind}".translate(LETTERS) + f"{word}".translate(LETTERS) for word in range(80))
+            texts[f"c{n}"] = text + "!" * n
+        write_kept(bare / "data/filtered" / source, texts)
     sources_in_params(bare, {"a": {}, "b": {}})
     set_params(bare, **{"pack.pack_size": 256, "pack.near_duplicates": 0.8, "pack.validation": 0.2, "pack.test": 0.2})
     stage.main()
@@ -396,17 +394,21 @@ def test_near_duplicates_of_an_earlier_source_are_dropped_and_those_of_one_sourc
     assert set(sides.values()) == set(SPLITS)
     lines = rejected(bare)
     assert {line["id"] for line in lines} == {f"c{n}" for n in range(20, 25)}
-    assert lines[0] == {"id": "c20", "source": "b", "reason": "near-duplicate", "evidence": "c0 of a is kept"}
+    assert lines[0] == {
+        "id": "c20",
+        "source": "b",
+        "reason": "near-duplicate",
+        "evidence": "1.00 similar: c0 of a is kept",
+    }
     assert read_json(bare / "reports/pack.json")["rejected"] == {"near-duplicate": 5}
 
 
-def test_conversations_without_a_signature_cannot_be_compared(bare):
+def test_conversations_that_are_not_among_the_filtered_ones_cannot_be_compared(bare):
     lay_out(bare, {"a": list(range(10))})
-    with ShardWriter(bare / "data/filtered/a", "signatures", SIGNATURES):
-        pass
+    write_kept(bare / "data/filtered/a", {})
     sources_in_params(bare, {"a": {}})
     set_params(bare, **{"pack.near_duplicates": 0.8})
-    with pytest.raises(InputError, match=r"data/filtered: signatures: 10 of 10 .*dvc repro --force filter"):
+    with pytest.raises(InputError, match=r"data/filtered: 10 of 10 .*dvc repro --force filter"):
         stage.main()
 
 

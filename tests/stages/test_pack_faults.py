@@ -12,11 +12,9 @@ import pytest
 
 from sft import parquet
 from sft.files import read_json
-from sft.filters.dedup.signatures import SIGNATURE_BYTES
 from sft.hashing import file_digest, folder_digest
-from sft.parquet import SIGNATURES, ShardWriter
 from tests.support.dask_cluster import Cluster, children, start_driver, wait_until
-from tests.support.project import ROOT, lay_out, set_params, sources_in_params
+from tests.support.project import ROOT, lay_out, set_params, sources_in_params, write_kept
 from tests.support.tiny_model import make_tiny_base
 
 # pack with tasks so small that each step has several, for two workers.
@@ -37,14 +35,12 @@ def packed(tmp_path_factory):
     (folder / "models").mkdir(parents=True)
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     make_tiny_base(folder / "models/base")
-    drawn = random.Random(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "ROWS_PER_GROUP", 50)
         lay_out(folder, SOURCES)
         for source, numbers in SOURCES.items():
-            with ShardWriter(folder / "data/filtered" / source, "signatures", SIGNATURES) as signatures:
-                for number in numbers:
-                    signatures.write({"id": f"c{number}", "signature": drawn.randbytes(SIGNATURE_BYTES)})
+            texts = {f"c{n}": " ".join(f"{n}x{word}" for word in range(30)) for n in numbers}
+            write_kept(folder / "data/filtered" / source, texts)
     sources_in_params(folder, {source: {} for source in SOURCES})
     set_params(folder, **{"pack.pack_size": 256, "pack.near_duplicates": 0.8})
     output, _ = (alone := start(folder, SFT_WORKERS="1")).communicate(timeout=120)

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from sft.files import write_json
 from sft.hashing import file_digest
-from sft.parquet import SAMPLES, ShardWriter
+from sft.parquet import CONVERSATIONS, SAMPLES, ShardWriter
 from tests.support.tiny_model import EOS, made_up, make_tiny_base
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +111,14 @@ def lay_out(folder: Path, sources: Mapping[str, Iterable[int]]) -> list[dict[str
         write_json(folder / f"reports/filter/{source}.json", {"sampled": False, "rejected": {}})
         everything += [{**sample, "source": source} for sample in samples]
     return everything
+
+
+def write_kept(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write kept conversations by id into a folder of filtered rows: user and assistant say the same text."""
+    with ShardWriter(folder, "kept", CONVERSATIONS) as shards:
+        for conversation_id, text in texts.items():
+            messages = [{"role": role, "content": text} for role in ("user", "assistant")]
+            shards.write({"id": conversation_id, "messages": json.dumps(messages), "tools": None, "meta": "{}"})
 
 
 def sources_in_params(folder: Path, sources: Mapping[str, dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 Files of examined rows (sft.filters.examine), in order
     -> next to each a file with its late rejections: duplicates, and what the judge rejects
-    -> shards of kept rows, rejected rows and signatures, written by workers, and the counts for the report
+    -> shards of kept and of rejected rows, written by workers, and the counts for the report
 
 Memory holds the rows of a few thousand conversations at most.
 """
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from sft.conversation import Conversation, Rejection
 from sft.filters.contamination import CONTAMINATED
-from sft.filters.dedup.within_source import SourceDuplicates
 from sft.filters.encoding import valid_text
 from sft.ledger import Ledger
 
@@ -40,7 +39,10 @@ class ExaminedFiles:
     """The files of examined rows of a source, in order."""
 
     def __init__(self, scratch: Path, near_duplicates: float | None) -> None:
-        self._duplicates = SourceDuplicates(scratch / "duplicates", near_duplicates)
+        from sft.filters.dedup.within_source import SourceDuplicates
+
+        self._folder = scratch / "duplicates"
+        self._duplicates = SourceDuplicates(self._folder, near_duplicates)
         self.files: list[tuple[Path, int]] = []
         """Each with its number of rows."""
         self._rows = 0
@@ -56,8 +58,7 @@ class ExaminedFiles:
             for table in read_tables(folder, path.stem, ["id", "reason", "signature"]):
                 is_kept = table["reason"].is_null()
                 kept, rows = table.filter(is_kept), self._rows + np.flatnonzero(is_kept.to_numpy())
-                ids = bytes.fromhex("".join(kept["id"].to_pylist()))
-                self._duplicates.add(rows, ids, b"".join(kept["signature"].to_pylist()))
+                self._duplicates.add(rows, kept["id"], kept["signature"])
                 self._rows += len(table)
             self.files.append((path, self._rows - begin))
 
@@ -74,7 +75,7 @@ class ExaminedFiles:
         for number, duplicates in itertools.groupby(self._duplicates.find(), key=file_of):
             rejections = ((row - starts[number], rejection) for row, rejection in duplicates)
             write_late_rejections(self.files[number][0], rejections)
-        shutil.rmtree(self._duplicates.folder)
+        shutil.rmtree(self._folder)
         release_memory()
 
     def plan_shards(self) -> list[list[str]]:
@@ -134,10 +135,10 @@ def write_final_shards(task: dict[str, Any]) -> dict[str, Any]:
 
     The shards go into a new folder of task["scratch"]; returns the folder and what was counted.
     """
-    from sft.parquet import CONVERSATIONS, REJECTED, SIGNATURES, ShardWriter, read_tables, release_memory
+    from sft.parquet import CONVERSATIONS, REJECTED, ShardWriter, read_tables, release_memory
 
     folder = Path(tempfile.mkdtemp(dir=task["scratch"]))
-    schemas = {"kept": CONVERSATIONS, "rejected": REJECTED, "signatures": SIGNATURES}
+    schemas = {"kept": CONVERSATIONS, "rejected": REJECTED}
     rows, reasons, benchmarks, control_tokens = 0, Counter[str](), Counter[str](), Counter[str]()
     examples: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -147,7 +148,7 @@ def write_final_shards(task: dict[str, Any]) -> dict[str, Any]:
             late, begin = read_late_rejections(path), 0
             for table in read_tables(path.parent, path.stem):
                 kept, rejected = split_table(table, {place - begin: rejection for place, rejection in late.items()})
-                for name, part in (("kept", kept), ("signatures", kept), ("rejected", rejected)):
+                for name, part in (("kept", kept), ("rejected", rejected)):
                     shards[name].write_table(part.select(schemas[name].names))
                 begin += len(table)
                 for row in rejected.select(["reason", "evidence", "location"]).to_pylist():
@@ -192,7 +193,7 @@ class FinalShards:
         rejected = Counter[str](written["rejected"])
         kept = written["rows"] - rejected.total()
         self.ledger.add(Ledger(written["rows"], kept, rejected))
-        for name, rows in (("kept", kept), ("signatures", kept), ("rejected", rejected.total())):
+        for name, rows in (("kept", kept), ("rejected", rejected.total())):
             for path in sorted(Path(written["folder"]).glob(f"{name}-*")):
                 if rows or not self._shards[name]:
                     path.rename(self._folder / f"{name}-{self._shards[name]:05d}.parquet")

@@ -17,6 +17,7 @@ from sft.packing.plan import BlendPlan, PackOrder
 from sft.packing.sample_table import (
     DUPLICATE,
     FITS,
+    NEAR_DUPLICATE,
     NOT_DRAWN,
     OVER_LENGTH,
     REASONS,
@@ -174,8 +175,11 @@ def rejected_lines(
             elif reason == UNTRAINED:
                 evidence = f"sample {samples.number[row]}: none of {length} tokens is trained"
             else:
-                kept = plan.kept_instead[samples.conversation[row] :][:1]
+                conversation = samples.conversation[row]
+                kept = plan.kept_instead[conversation : conversation + 1]
                 evidence = f"{conversations.ids_of(kept)[0]} of {conversations.sources_of(kept)[0]} is kept"
+                if reason == NEAR_DUPLICATE:
+                    evidence = f"{plan.similarity[conversations.id_number[conversation]]:.2f} similar: {evidence}"
             yield {"id": conversation_id, "source": source, "reason": REASONS[reason], "evidence": evidence}
 
 

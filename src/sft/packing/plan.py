@@ -14,7 +14,7 @@ from sft.hashing import keyed_hashes
 from sft.packing.bins import plan_bins
 from sft.packing.blend import plan_copies, plan_epochs
 from sft.packing.sample_table import DUPLICATE, FITS, NEAR_DUPLICATE, NOT_DRAWN, ConversationTable, SampleTable
-from sft.packing.splits import SPLITS, resolve_duplicates, split_groups
+from sft.packing.splits import SPLITS, NearDuplicates, resolve_duplicates, split_groups
 from sft.packing.write import offsets_of, padded
 from sft.params.data import Pack, Source
 
@@ -41,6 +41,8 @@ class BlendPlan:
     splits: dict[str, PackOrder]
     kept_instead: Int32s
     """(conversations,) The conversation that is kept instead of this duplicate; -1 for one that is no duplicate."""
+    similarity: npt.NDArray[np.float64]
+    """(ids,) Of near-duplicates to the conversation that is kept."""
     available: dict[str, int]
     """Trained tokens of the training split by source, every conversation once."""
     epochs: dict[str, float]
@@ -57,15 +59,12 @@ def has_fitting_sample(samples: SampleTable, conversations: ConversationTable) -
 def plan_blend(
     samples: SampleTable,
     conversations: ConversationTable,
-    duplicate_groups: Int32s,
+    near_duplicates: NearDuplicates,
     sources: Mapping[str, Source],
     params: Pack,
 ) -> BlendPlan:
-    """Choose what is packed, in which split and how often; set `samples.reason` of the rest.
-
-    `duplicate_groups`, (ids,), has the same number for the ids of near-duplicate conversations.
-    """
-    kept_instead, kept_with = drop_duplicates(samples, conversations, duplicate_groups)
+    """Choose what is packed, in which split and how often; set `samples.reason` of the rest."""
+    kept_instead, kept_with = drop_duplicates(samples, conversations, near_duplicates)
     fits = samples.reason == FITS
     trained = np.bincount(samples.conversation[fits], samples.trained_kept[fits], len(conversations)).astype(np.int64)
     kept = has_fitting_sample(samples, conversations)
@@ -90,11 +89,11 @@ def plan_blend(
         name: order_packs(samples, np.flatnonzero(fits & (split[samples.conversation] == number)), times, params)
         for number, name in enumerate(SPLITS)
     }
-    return BlendPlan(orders, kept_instead, available, epochs)
+    return BlendPlan(orders, kept_instead, near_duplicates.similarity, available, epochs)
 
 
 def drop_duplicates(
-    samples: SampleTable, conversations: ConversationTable, duplicate_groups: Int32s
+    samples: SampleTable, conversations: ConversationTable, near_duplicates: NearDuplicates
 ) -> tuple[Int32s, Int32s]:
     """Mark samples of conversations that an earlier source has too.
 
@@ -102,7 +101,7 @@ def drop_duplicates(
     """
     fits = has_fitting_sample(samples, conversations)
     members = np.flatnonzero(fits).astype(np.int32)
-    choice = resolve_duplicates(conversations.source[members], conversations.id_number[members], duplicate_groups)
+    choice = resolve_duplicates(conversations.id_number[members], near_duplicates)
     kept_instead, kept_with = np.full(len(fits), -1, np.int32), np.arange(len(fits), dtype=np.int32)
     kept_instead[members] = np.where(choice.kept_instead >= 0, members[choice.kept_instead], np.int32(-1))
     kept_with[members] = members[choice.kept_with]

@@ -1,9 +1,9 @@
 """Splits: which conversations are held out, and who keeps a duplicate.
 
 A keyed hash of the conversation id decides, within each source and with exact counts: a conversation is in the same
-split whatever else is in the blend, and a source of three or more conversations has all splits. Near-duplicates
-are one group, in one split; across sources, only the first source by `pack.precedence` keeps its conversations of a
-group.
+split whatever else is in the blend, and a source of three or more conversations has all splits. A conversation that
+equals or resembles a kept one of an earlier source, by `pack.precedence`, is dropped; those of one source that resemble
+each other are in one split.
 """
 
 import difflib
@@ -17,6 +17,7 @@ from sft.cli import InputError
 
 Int32s = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float64]
 
 SPLITS = ("training", "validation", "test")
 MIN_TO_SPLIT = 3
@@ -41,6 +42,22 @@ def by_precedence(sources: Iterable[str], precedence: Sequence[str]) -> list[str
     return [*precedence, *(name for name in names if name not in precedence)]
 
 
+class NearDuplicates(NamedTuple):
+    """What the near-duplicate search found: arrays of (ids,)."""
+
+    kept_instead: Int32s
+    """The id of an earlier source that is kept instead of this one; -1 for one that is kept."""
+    similarity: Floats
+    """Of the two."""
+    together: Int32s
+    """The first id of the same source that resembles this one, directly or through others; or itself."""
+
+    @classmethod
+    def none(cls, ids: int) -> "NearDuplicates":
+        """Return what is found among ids that do not resemble each other."""
+        return cls(np.full(ids, -1, np.int32), np.zeros(ids), np.arange(ids, dtype=np.int32))
+
+
 class DuplicateChoice(NamedTuple):
     """Which duplicates are dropped: arrays of (conversations,)."""
 
@@ -50,31 +67,23 @@ class DuplicateChoice(NamedTuple):
     """The first of the near-duplicates that stay together with this one; itself if there are none."""
 
 
-def resolve_duplicates(source: Int32s, id_number: Int32s, duplicate_groups: Int32s) -> DuplicateChoice:
+def resolve_duplicates(id_number: Int32s, near_duplicates: NearDuplicates) -> DuplicateChoice:
     """Choose which conversations to drop as duplicates, and which to keep together.
 
-    Conversations are sorted by source, in order of precedence. Two with the same `id_number` are equal;
-    `duplicate_groups` has a number for each id, the same for near-duplicates. The source of the first conversation of
-    a group keeps all of its conversations of that group; the others drop theirs, in favor of the equal
-    conversation if that is kept, else of the first.
+    Conversations are sorted by source, in order of precedence. Of those with the same `id_number`, (conversations,),
+    the first source keeps its own; if that one is dropped as a near-duplicate, so are the others.
 
-    Shapes:  source, id_number: (conversations,); duplicate_groups: (ids,).
-
-    >>> resolve_duplicates(np.array([0, 1, 1]), np.array([0, 0, 1]), np.array([0, 0])).kept_instead.tolist()
-    [-1, 0, 0]
+    >>> resolve_duplicates(np.array([0, 0, 1]), NearDuplicates.none(2)).kept_instead.tolist()
+    [-1, 0, -1]
     """
-    conversations = np.arange(len(source), dtype=np.int32)
-    group = duplicate_groups[id_number]
-    first = np.full(len(duplicate_groups), -1, np.int32)
-    first[group[::-1]] = conversations[::-1]  # of several assignments the last one stays
-    first_of_group = first[group]
-    kept = source == source[first_of_group]
-    equal = np.full(len(duplicate_groups), -1, np.int32)
-    equal[id_number[kept]] = conversations[kept]
-    kept_instead = np.where(equal[id_number] >= 0, equal[id_number], first_of_group)
-    return DuplicateChoice(
-        np.where(kept, -1, kept_instead).astype(np.int32), np.where(kept, first_of_group, conversations)
-    )
+    conversations = np.arange(len(id_number), dtype=np.int32)
+    first = np.full(len(near_duplicates.together), -1, np.int32)
+    first[id_number[::-1]] = conversations[::-1]  # of several assignments the last one stays
+    similar = near_duplicates.kept_instead[id_number]
+    kept_instead = first[np.where(similar >= 0, similar, id_number)]
+    kept = kept_instead == conversations
+    kept_with = np.where(kept, first[near_duplicates.together[id_number]], conversations)
+    return DuplicateChoice(np.where(kept, -1, kept_instead).astype(np.int32), kept_with.astype(np.int32))
 
 
 def split_groups(sizes: Int32s, hashes: Hashes, validation: float, test: float) -> npt.NDArray[np.uint8]:

@@ -1,10 +1,9 @@
 """Filter a source: keep the conversations that are fit to train on, and the rejected rows with reason and evidence.
 
 data/raw/<source>/, filters/, data/benchmarks/
-    ->  data/filtered/<source>/kept-*.parquet        id, messages, tools, meta (JSON text)
-        data/filtered/<source>/rejected-*.parquet    the same columns, reason, evidence
-        data/filtered/<source>/signatures-*.parquet  id, signature: pack finds near-duplicates across sources by it
-        reports/filter/<source>.json                 the ledger
+    ->  data/filtered/<source>/kept-*.parquet      id, messages, tools, meta (JSON text)
+        data/filtered/<source>/rejected-*.parquet  the same columns, reason, evidence
+        reports/filter/<source>.json               the ledger
 
 The first filter that rejects a row gives its reason, in this order: format, structure, repetition, narrative,
 consistency, contamination (sft.filters.pipeline), duplicates within the source, and the judge, if params name one

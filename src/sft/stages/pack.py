@@ -1,6 +1,6 @@
 """pack: samples of all sources -> packed sequences, split for training, validation and test.
 
-data/prepared/<source>/*.parquet, data/filtered/<source>/signatures-*.parquet, models/base (tokenizer)
+data/prepared/<source>/*.parquet, data/filtered/<source>/kept-*.parquet, models/base (tokenizer)
     ->  data/packed/{training,validation,test}/*.parquet   input_ids, loss_mask (shifted), seq_start_id
         data/packed/{training,validation,test}.npy         the same rows, for sets that fit in memory
         data/packed/metadata.json                          counts, mixture, fingerprints, digests, seeds
@@ -25,15 +25,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from sft.cli import InputError, echo
 from sft.files import publish_file, publish_folder, write_json
 from sft.hashing import file_digest, folder_digest
 from sft.ledger import Ledger, read_report
 from sft.packing.blend import check_shares
-from sft.packing.splits import SPLITS, by_precedence
+from sft.packing.splits import SPLITS, NearDuplicates, by_precedence
 from sft.packing.write import read_lists, write_npy
 from sft.params.data import Pack, Source
 from sft.params.read import load
@@ -152,7 +149,7 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
         raise InputError(
             f"{PREPARED}: no sample with a trained token fits pack.pack_size {params.pack_size}. Raise pack.pack_size."
         )
-    plan = plan_blend(samples, conversations, duplicate_groups(samples, conversations, params, spool), sources, params)
+    plan = plan_blend(samples, conversations, near_duplicates(samples, conversations, params, spool), sources, params)
     rows_in = sum(report["rows_out"] for report in prep_reports.values())
     ledger, balance = balance_ledgers(samples, conversations, plan, rows_in)
     with (folder / "rejected.jsonl").open("w", encoding="utf-8") as file:
@@ -168,21 +165,21 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
     return PackPlan(sort, metadata, ledger, make_report(metadata, balance, samples, conversations, sources))
 
 
-def duplicate_groups(
+def near_duplicates(
     samples: "SampleTable", conversations: "ConversationTable", params: Pack, spool: Path
-) -> npt.NDArray[np.int32]:
-    """Return a number for each conversation id, the same for near-duplicates, by `pack.near_duplicates`."""
+) -> NearDuplicates:
+    """Return which conversations resemble a kept one, by `pack.near_duplicates`."""
     from sft.packing.plan import has_fitting_sample
     from sft.parquet import release_memory
 
     if params.near_duplicates is None:
-        return np.arange(len(conversations.ids), dtype=np.int32)
-    from sft.packing.near_duplicates import group_near_duplicates
+        return NearDuplicates.none(len(conversations.ids))
+    from sft.packing.near_duplicates import find_near_duplicates
 
     chosen = has_fitting_sample(samples, conversations)
-    groups = group_near_duplicates(conversations, chosen, params.near_duplicates, FILTERED, spool)
+    found = find_near_duplicates(conversations, chosen, params.near_duplicates, FILTERED, spool)
     release_memory()
-    return groups
+    return found
 
 
 def write_mixture(rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,20 +1,19 @@
-"""MinHash signatures: how similar two conversations are, in SIGNATURE_BYTES bytes each.
+"""Signatures: what two conversations are compared by, as bytes.
 
-`signatures` computes them, `band_keys` gives the keys by which similar ones find each other. Duplicates within a
-source: sft.filters.dedup.within_source; across sources: sft.filters.dedup.across_sources.
+A signature is an array of 32-bit numbers: HEADER of them (a key of 64 bits, then how many shingles each side has), and
+the shingles of both sides, each side in order. `signatures` computes it, `similarity` compares two, and
+sft.filters.dedup.search finds the similar ones among millions.
 
 Two conversations are as similar as the less similar of their two sides: what was asked (user turns, tool results)
 and what was answered (assistant turns: reasoning, content, calls). They are not similar at all if the numbers in
 their user and assistant turns differ. So the pipeline keeps the same question with another answer, another question
 to the same tools, and the same exercise with other numbers. System prompts and tool lists do not count, because
-templates share them. The similarity of a side is the Jaccard index of its word shingles, estimated by MinHash; a side
-of few words is similar only to its equal.
+templates share them. The similarity of a side is the Jaccard index of its word shingles; a side of few words is
+similar only to its equal.
 
-The same conversation gives the same bytes on every machine, in every process and for every hash seed. Another version
-of rensa, or other constants, give other signatures: do not compare those.
+The same conversation gives the same bytes on every machine, in every process and for every hash seed.
 """
 
-import array
 import hashlib
 import unicodedata
 from collections.abc import Sequence
@@ -29,22 +28,15 @@ if TYPE_CHECKING:
 
     from sft.filters.dedup.words import Hashes
 
+    Shingles = npt.NDArray[np.uint32]
+
 # Chosen on the half "choose" of tests/labelled/duplicates.jsonl for a threshold of 0.8: of 2 to 5 words, 2 and 3
 # find most, and 3 keeps more conversations that differ.
 SHINGLE_WORDS = 3
 # A side with fewer words has too few shingles to compare them by share.
 MIN_WORDS = 16
-# MinHash slots per side, one byte each: the standard error of the estimate is at most 0.045.
-SLOTS = 128
-NUMBERS_BYTES = 8
-SIGNATURE_BYTES = NUMBERS_BYTES + 2 * SLOTS
-MINHASH_SEED = 1234
-# The probability that two different slots have the same byte.
-CHANCE = 1 / 256
-# The share of pairs found that are exactly as similar as the threshold on both sides; of more similar pairs more are
-# found. Each band costs 8 bytes per conversation.
-RECALL = 0.99
-MAX_BANDS = 18
+# 32-bit numbers before the shingles: the key, low half first, and the number of shingles of each side.
+HEADER = 4
 
 
 def signature(conversation: Conversation) -> bytes:
@@ -56,12 +48,11 @@ def signature(conversation: Conversation) -> bytes:
 def signatures(
     conversations: Sequence[Conversation], parts: Sequence[Sequence[tuple[int, str]]], words: WordHashes
 ) -> list[bytes]:
-    """Return the signature of each conversation: its numbers, what was asked, what was answered.
+    """Return the signature of each conversation.
 
     Args:  parts: Conversation.parts of each. words: the words of all these parts, in order.
     """
     import numpy as np
-    from rensa import RMinHash
 
     if not conversations:
         return []
@@ -69,7 +60,7 @@ def signatures(
     number_places = np.flatnonzero(words.numbers)
     numbers = words.hashes[number_places].astype("<u8").tobytes()
     number_starts = (np.searchsorted(number_places, words.starts) * 8).tolist()
-    digests: list[bytes] = []  # of the numbers of each conversation
+    keys: list[bytes] = []  # of each conversation: its numbers, and its sides with few words
     spans: list[Hashes] = []  # words, of one side after the other
     sizes: list[int] = []  # of sides, in words
     short: list[bytes] = []  # the digest of each side with few words
@@ -80,18 +71,41 @@ def signatures(
         for part, (message, _) in enumerate(conversation_parts, place):
             by_role[conversation.messages[message]["role"]].append(part)
         pieces = [numbers[number_starts[part] : number_starts[part + 1]] for part in by_role["user"]] + [b"|"]
-        pieces += [numbers[number_starts[part] : number_starts[part + 1]] for part in by_role["assistant"]] + [b"|"]
-        digests.append(hashlib.blake2b(b"".join(pieces), digest_size=NUMBERS_BYTES).digest())
+        pieces += [numbers[number_starts[part] : number_starts[part + 1]] for part in by_role["assistant"]]
         for side in (by_role["user"] + by_role["tool"], by_role["assistant"]):
             spans += [words.hashes[starts[part] : starts[part + 1]] for part in side]
             sizes.append(sum([lengths[part] for part in side]))
+            pieces.append(b"|")
             if sizes[-1] < MIN_WORDS:
                 short.append(_text_digest([conversation_parts[part - place][1] for part in side]))
+                pieces.append(short[-1])
+        keys.append(hashlib.blake2b(b"".join(pieces), digest_size=8).digest())
         place += len(conversation_parts)
-    shingles, offsets = _shingles(np.concatenate([*spans, np.empty(0, np.uint64)]), sizes, short)
-    rows = RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, SLOTS, MINHASH_SEED).to_rows()
-    slots = np.frombuffer(b"".join([array.array("I", row) for row in rows]), np.uint32).astype(np.uint8)
-    return [digest + row.tobytes() for digest, row in zip(digests, slots.reshape(-1, 2 * SLOTS), strict=True)]
+    shingles, counts = _distinct_shingles(np.concatenate([*spans, np.empty(0, np.uint64)]), sizes, short)
+    ends = np.cumsum(counts.sum(axis=1)).tolist()
+    headers = [key + row.tobytes() for key, row in zip(keys, counts.astype("<u4"), strict=True)]
+    data = shingles.astype("<u4", copy=False)
+    return [
+        header + data[begin:end].tobytes() for header, begin, end in zip(headers, [0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+def similarity(left: bytes, right: bytes) -> float:
+    """Return the similarity of two conversations by their signatures, from 0 to 1."""
+    import numpy as np
+
+    if left[:8] != right[:8]:
+        return 0.0
+    shares = []
+    for a, b in zip(*(_sides(np.frombuffer(each, "<u4")) for each in (left, right)), strict=True):
+        common = len(np.intersect1d(a, b, assume_unique=True))
+        shares.append(common / (len(a) + len(b) - common))
+    return min(shares)
+
+
+def _sides(numbers: "Shingles") -> "tuple[Shingles, Shingles]":
+    asked = HEADER + int(numbers[2])
+    return numbers[HEADER:asked], numbers[asked:]
 
 
 def _text_digest(texts: list[str]) -> bytes:
@@ -100,53 +114,34 @@ def _text_digest(texts: list[str]) -> bytes:
     return hashlib.blake2b(normalized.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def _shingles(hashes: "Hashes", sizes: list[int], short: list[bytes]) -> "tuple[Hashes, Hashes]":
-    """Return the hashes of the shingles of all sides, and where those of each side begin.
+def _distinct_shingles(
+    hashes: "Hashes", sizes: list[int], short: list[bytes]
+) -> "tuple[Shingles, npt.NDArray[np.int64]]":
+    """Return the distinct shingles of all sides, each side in order, and how many each side has.
 
     Args:  hashes: the words of all sides. sizes: words of each side. short: a digest for each side with fewer than
     MIN_WORDS words, which is its only shingle.
+    Shapes:  the counts: (conversations, 2).
     """
     import numpy as np
 
-    total = hashes[: max(0, len(hashes) - SHINGLE_WORDS + 1)].copy()
+    mixed = hashes[: max(0, len(hashes) - SHINGLE_WORDS + 1)].copy()
     for word in range(1, SHINGLE_WORDS):
-        total *= np.uint64(MULTIPLIERS[0])
-        total += hashes[word : len(total) + word]
-    mix64(total)
-    pieces, begin = [np.empty(0, np.uint64)], 0
-    digests = iter(np.frombuffer(b"".join(short), "<u8").reshape(-1, 1))
+        mixed *= np.uint64(MULTIPLIERS[0])
+        mixed += hashes[word : len(mixed) + word]
+    high = (mix64(mixed) >> np.uint64(32)).astype(np.uint32)
+    digests = iter(np.frombuffer(b"".join(short), "<u4")[::2].reshape(-1, 1))
+    pieces: list[Shingles] = []
+    begin = 0
     for size in sizes:
-        pieces.append(total[begin : begin + size - SHINGLE_WORDS + 1] if size >= MIN_WORDS else next(digests))
+        if size < MIN_WORDS:
+            pieces.append(next(digests))
+        else:
+            pieces.append(high[begin : begin + size - SHINGLE_WORDS + 1])
+            pieces[-1].sort()
         begin += size
-    return np.concatenate(pieces), np.cumsum(list(map(len, pieces)), dtype=np.uint64)
-
-
-def banding(threshold: float) -> tuple[int, int]:
-    """Return (slots of each side in a band, bands): as selective as RECALL and MAX_BANDS allow.
-
-    >>> banding(0.8)
-    (3, 16)
-    """
-    best = (1, SLOTS)
-    for slots in range(1, SLOTS + 1):
-        same = threshold ** (2 * slots)
-        bands = next((n for n in range(1, min(MAX_BANDS, SLOTS // slots) + 1) if 1 - (1 - same) ** n >= RECALL), None)
-        if bands is not None:
-            best = (slots, bands)
-    return best
-
-
-def band_keys(signatures: "npt.NDArray[np.uint8]", slots: int, bands: int) -> "Hashes":
-    """Return a key for each band of each signature: a hash of its place, its slots on both sides, and the numbers.
-
-    Shapes:  signatures: (rows, SIGNATURE_BYTES); result: (rows, bands), uint64.
-    """
-    import numpy as np
-
-    numbers = signatures[:, :NUMBERS_BYTES].copy().view("<u8")
-    used = signatures[:, NUMBERS_BYTES:].reshape(-1, 2, SLOTS)[:, :, : slots * bands]
-    values = used.reshape(-1, 2, bands, slots).swapaxes(1, 2).reshape(-1, bands, 2 * slots)
-    powers = np.array([pow(MULTIPLIERS[0], power, 1 << 64) for power in range(2 * slots + 1)], np.uint64)
-    places = np.arange(1, bands + 1, dtype=np.uint64) * powers[-1]
-    keys: Hashes = mix64(values.astype(np.uint64) @ powers[:-1] + places ^ numbers)
-    return keys
+    side = np.repeat(np.arange(len(sizes)), list(map(len, pieces)))
+    shingles = np.concatenate([*pieces, np.empty(0, np.uint32)])
+    is_first = np.ones(len(shingles), np.bool_)
+    is_first[1:] = (shingles[1:] != shingles[:-1]) | (side[1:] != side[:-1])
+    return shingles[is_first], np.bincount(side[is_first], minlength=len(sizes)).reshape(-1, 2)
