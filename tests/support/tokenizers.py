@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.support.tiny_model import ADDED_TOKENS, VOCABULARY, train_tokenizer
 
@@ -16,8 +17,8 @@ REASONING_AND_TOOLS = (
 )
 
 
-def write_tokenizer(folder: Path, added: tuple[str, ...] = ADDED_TOKENS, **named: str) -> Path:
-    """Write tokenizer.json and tokenizer_config.json; `named` are eos_token (default <|im_end|>), bos_token."""
+def write_tokenizer(folder: Path, added: tuple[str, ...] = ADDED_TOKENS, **named: Any) -> Path:
+    """Write tokenizer.json and tokenizer_config.json; `named`: eos_token (<|im_end|>), bos_token, chat_template."""
     tokenizer = train_tokenizer(VOCABULARY + len(added), added)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

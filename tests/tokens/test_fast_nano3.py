@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.conversation import Rejection
-from sft.tokens.fast_nano3 import PROBES, SHA256, FastNano3, UnsupportedError
+from sft.tokens.fast_nano3 import PROBES, SHA256, FastNano3
 from sft.tokens.render import ChatTemplate
 from sft.tokens.segments import Segments
 from sft.tokens.tokenizer import SafeTokenizer, iter_samples
@@ -33,9 +33,9 @@ def both(chat, messages, tools, budget):
     """Return the samples of the faster way, None if it leaves them to the template, and those of the template."""
     segments = Segments()
     fast = None
-    if chat._add_fast(chat._fast, segments, messages, tools, budget):
+    if chat._fast.add_samples(segments, messages, tools, budget):
         fast = list(iter_samples(segments.encode(chat.tokenizer.encoder)))
-    rendered = chat.render_samples(messages, tools, budget)
+    rendered = chat.render_by_prompts(messages, tools, budget)
     return fast, rendered if isinstance(rendered, Rejection) else chat.encode(rendered)
 
 
@@ -144,14 +144,12 @@ def test_most_conversations_need_no_template(chats):
         assert fast == rendered != []
 
 
-def test_reasoning_of_an_earlier_turn_that_is_trained_is_left_to_the_template(chats):
+def test_reasoning_of_an_earlier_turn_that_is_trained_makes_a_sample_of_that_turn(chats):
     ask = {"role": "user", "content": "a"}
     greeting = {"role": "assistant", "content": "c", "reasoning_content": "d"}
     fast, rendered = both(chats["reasoning"], [greeting, ask, greeting], None, None)
-    assert (fast, len(rendered)) == (None, 2)
-    fast = chats["reasoning"]._fast
-    with pytest.raises(UnsupportedError):
-        fast.add(Segments(), [ask, greeting, ask, greeting], [1, 3], None, None)
+    assert fast == rendered
+    assert len(rendered) == 2
 
 
 def test_values_of_unexpected_types_are_left_to_the_template(chats):
@@ -163,7 +161,7 @@ def test_values_of_unexpected_types_are_left_to_the_template(chats):
         {"role": "assistant", "content": "a", "reasoning_content": " \n"},
     ):
         segments = Segments()
-        assert not chats["plain"]._add_fast(chats["plain"]._fast, segments, [ask, answer], None, None)
+        assert not chats["plain"]._fast.add_samples(segments, [ask, answer], None, None)
         assert vars(segments) == vars(Segments())
 
 

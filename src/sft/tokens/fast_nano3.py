@@ -2,18 +2,18 @@
 
 Used for the template with the digest SHA256 only. If you change the template, change this file too; otherwise Jinja
 renders it, like any other template. Before use it must give the ids, masks and turn ends of the template on
-PROBES (sft.tokens.render). It leaves unusual conversations to the template: trained reasoning of an earlier turn, or
-values of an unexpected type.
+PROBES (sft.tokens.checks). It leaves values of an unexpected type to the template.
 
-Why the mask is exact without rendering prompts: the turns behind an assistant turn change it in one way only,
-reasoning before the last user message is dropped. If everything trained comes after that message, or nothing has
-reasoning, the text of a shorter conversation is a prefix of the whole.
+Why the mask is exact without rendering prompts: turns behind an assistant turn change it in two ways only. Reasoning
+before the last user message is dropped, and a thinking budget is written in the last user message.
 """
 
+import itertools
 import json
 from typing import Any
 
 from sft.conversation import Message
+from sft.tokens.partition import partition
 from sft.tokens.segments import UNTRAINED, Segments
 from sft.tokens.tokenizer import SafeTokenizer, TemplateText
 
@@ -76,7 +76,22 @@ class FastNano3:
             )
         )
 
-    def add(
+    def add_samples(self, segments: Segments, messages: list[Message], tools: Tools, budget: int | None) -> bool:
+        """Add the samples of a conversation; return False, and add none, if the template has to render it."""
+        before = len(segments.sizes)
+        trained = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
+        try:
+            if sum([len(message["content"]) for message in messages]) > MAX_CHARS:
+                return False
+            parts = _partition(messages, trained, budget)
+            for end, turns in parts:
+                self._add(segments, messages[:end], turns, tools, budget)
+        except (UnsupportedError, AttributeError, LookupError, TypeError):
+            segments.truncate(before)
+            return False
+        return bool(parts)
+
+    def _add(
         self, segments: Segments, messages: list[Message], trained: list[int], tools: Tools, budget: int | None
     ) -> None:
         """Add the sample of `messages` in which the assistant turns `trained` (indices, ascending) are trained.
@@ -87,8 +102,6 @@ class FastNano3:
         while last_user >= 0 and messages[last_user]["role"] != "user":
             last_user -= 1
         reasoning = [index for index, turn in enumerate(messages) if "reasoning_content" in turn]
-        if reasoning and trained[0] < last_user:
-            raise UnsupportedError
         wanted = set(trained)
         if budget is not None and wanted.isdisjoint(reasoning):
             budget = None
@@ -168,6 +181,35 @@ class FastNano3:
             self._tool_texts[id(tools)] = tools, text
         writer.text += text
         writer.write(TOOLS_TAIL)
+
+
+def _partition(messages: list[Message], trained: list[int], budget: int | None) -> list[tuple[int, list[int]]]:
+    """Return (end, trained turns) of each sample of a conversation."""
+    thinks = ["reasoning_content" in turn for turn in messages]
+    if not any(thinks):
+        return [(trained[-1] + 1, trained)] if trained else []
+    users = list(
+        itertools.accumulate(range(len(messages)), lambda last, i: i if _is_user(messages[i]) else last, initial=-1)
+    )
+
+    def exact(end: int, turns: list[int]) -> list[int]:
+        """Return the turns whose prompt is in messages[:end]: nothing in it is dropped, and no budget moved."""
+        last_user, has_budget = users[end], budget is not None and any([thinks[turn] for turn in turns])
+        return [
+            turn
+            for turn in turns
+            if turn > last_user
+            or not (thinks[turn] or any(thinks[max(users[turn], 0) : turn]) or (has_budget and users[turn] >= 0))
+        ]
+
+    parts = partition(trained, thinks, exact)
+    if isinstance(parts, int):
+        raise UnsupportedError
+    return list(parts)
+
+
+def _is_user(message: Message) -> bool:
+    return bool(message["role"] == "user")
 
 
 class _TemplateTexts(dict[str, TemplateText]):

@@ -1,22 +1,20 @@
 """Render: conversations -> samples, each a list of token ids and a loss mask made together.
 
-The mask comes from rendering, never from a search for tokens. Trained is what an assistant turn adds behind its
-generation prompt, up to and including the stop token. Not trained are headers, prompts, tool results, reasoning of
-earlier turns, and turns with `loss: false`. The template (sft.tokens.template) renders the text, which is tokenized
-once as a whole (sft.tokens.tokenizer); content cannot become structure.
+Trained is what an assistant turn adds behind its generation prompt, up to and including the stop token. Not trained
+are headers, prompts, tool results, reasoning of earlier turns, and turns with `loss: false`. The template
+(sft.tokens.template) renders the text, which is tokenized once as a whole (sft.tokens.tokenizer); content cannot become
+structure. A template without an exact mask fails when it is loaded, before a token is written (sft.tokens.checks).
 
-A conversation is one sample if that is exact. If the template rewrites earlier turns when a conversation continues
-(it drops their reasoning, for example), each user turn becomes a sample, with everything before it as context; if
-that is not exact either, each answer. A template that is exact in none of these ways fails when it is loaded, before a
-token is written.
-
-Jinja renders any template: a prompt and a turn for each answer. For templates/nano3.jinja there is a faster way
-(sft.tokens.fast_nano3), used if it gives the same samples.
+A conversation is one sample if that is exact, else as few as possible (sft.tokens.partition). The reference renders the
+prompt and the end of each turn and compares (sft.tokens.spans). A sample is rendered once only where that gives the
+same, which is asked for each shape of a conversation (sft.tokens.shapes). For templates/nano3.jinja there is a way
+without Jinja (sft.tokens.fast_nano3).
 """
 
+import functools
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,57 +22,86 @@ import jinja2
 
 from sft.cli import InputError
 from sft.conversation import Message, Rejection
-from sft.tokens.fast_nano3 import MAX_CHARS, PROBES, SHA256, FastNano3, UnsupportedError
+from sft.tokens import checks, model_files
+from sft.tokens.completeness import missing_in_tool
+from sft.tokens.fast_nano3 import MAX_CACHED_TOOLS, PROBES, SHA256, FastNano3
+from sft.tokens.forms import USUAL, Form, make_turns
+from sft.tokens.partition import Part, partition
 from sft.tokens.segments import Segments
+from sft.tokens.shapes import Shape, example_of, shape_of
+from sft.tokens.spans import (
+    DROPS,
+    DROPS_CONTEXT,
+    EVIDENCE_CHARS,
+    ByHeaders,
+    ByPrompts,
+    Header,
+    IrregularError,
+    Render,
+    Stops,
+    render_parts,
+)
 from sft.tokens.template import Template, limited
-from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, iter_samples
+from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, any_of, guard_for
 
 Tools = list[dict[str, Any]] | None
-EVIDENCE_CHARS = 80
 
 
-class MessageRange(NamedTuple):
-    """A part of a conversation that is a sample: messages[:end], trained from message `first` on."""
+class Settings(NamedTuple):
+    """`prep` of params.yaml: what a template does not say itself."""
 
-    first: int
-    end: int
-
-
-def _whole_conversation(messages: list[Message]) -> list[MessageRange]:
-    return [MessageRange(0, len(messages))]
+    stop_tokens: tuple[str, ...] = ()
+    """Further tokens that end an answer, beside those of the model."""
+    date: str | None = None
+    """What the template writes as today's date."""
 
 
-def _user_turns(messages: list[Message]) -> list[MessageRange]:
-    """Return a range for each user message and its answers; messages before the first belong to the first."""
-    starts = [i for i, message in enumerate(messages) if message["role"] == "user"] or [0]
-    return [MessageRange(*pair) for pair in zip([0, *starts[1:]], [*starts[1:], len(messages)], strict=True)]
+NO_SETTINGS = Settings()
 
 
-def _answers(messages: list[Message]) -> list[MessageRange]:
-    return [MessageRange(i, i + 1) for i, message in enumerate(messages) if message["role"] == "assistant"]
+class Support(NamedTuple):
+    """What is known about conversations of a shape."""
 
-
-GRANULARITIES: tuple[Callable[[list[Message]], list[MessageRange]], ...] = (_whole_conversation, _user_turns, _answers)
+    by_headers: bool
+    """Whether `ByHeaders` gives the samples of `ByPrompts`."""
+    parts: list[Part] | None = None
+    """The samples of each such conversation; None if the shape is not the whole."""
+    fault: Rejection | None = None
+    """What the template leaves out of them."""
 
 
 @dataclass
 class ChatTemplate:
     """A checked chat template with its tokenizer."""
 
-    source: str
+    source: str = field(repr=False)
     """The template's text."""
     stop_token: str
+    """The tokenizer's eos_token, or the first token that ends answers."""
     stop_id: int
-    tokenizer: SafeTokenizer
-    _template: Template
-    _coarsest: dict[bool, int]
-    """The first exact one of GRANULARITIES, for conversations without and with reasoning."""
+    stop_ids: tuple[int, ...]
+    """All tokens that end an answer, `stop_id` first."""
+    tokenizer: SafeTokenizer = field(repr=False)
+    _template: Template = field(repr=False)
+    stops: Stops = field(repr=False)
+    form: Form = USUAL
+    """How the template gets reasoning and arguments."""
+    modes: dict[str, str] = field(default_factory=dict)
+    """Kinds of conversations that it cannot render exactly, and why."""
+    _header: Header | None = None
+    _behind_last: tuple[str, str] = ("", "")
+    """The stop token behind a last answer without and with calls, if the template writes it with the next turn."""
+    _support: dict[Shape, Support] = field(default_factory=dict, repr=False)
+    _tools: dict[tuple[int, str], tuple[Tools, Tools]] = field(default_factory=dict, repr=False)
+    """By identity and guard: tools, and the same shielded."""
     _fast: FastNano3 | None = None
-    """The faster way to render it, if there is one."""
+    """The way without Jinja, if there is one."""
 
     @staticmethod
-    def load(template: str, tokenizer_folder: Path, whole: bool = True, fast: bool = False) -> "ChatTemplate":
-        """Load a template (path of a .jinja file) and the tokenizer of a folder, and check them.
+    def load(
+        template: str, tokenizer_folder: Path, whole: bool = True, fast: bool = False, settings: Settings = NO_SETTINGS
+    ) -> "ChatTemplate":
+        """Load a template (a path, see sft.tokens.model_files) and the tokenizer of a folder, and check them.
 
         Without `whole`, `check_whole`, which loads the tokenizer a second time, is left to another process. `fast`: use
         the faster tokenizer, if its ids are the same.
@@ -82,27 +109,42 @@ class ChatTemplate:
         Raises:  InputError: the template does not exist, does not compile, has no exact mask, does not stop, or exceeds
         its limits; or the tokenizer gives other ids for segments than for the whole text.
         """
-        compiled, tokenizer = Template(Path(template)), SafeTokenizer(tokenizer_folder, fast)
-        stop = tokenizer.special.get("eos_token", "")
-        if stop not in tokenizer.control:
-            raise InputError(
-                f"{tokenizer_folder}/tokenizer_config.json: eos_token: found {stop!r}, expected a control token"
-            )
-        chat = ChatTemplate(compiled.source, stop, tokenizer.control[stop], tokenizer, compiled, {})
+        compiled, tokenizer = Template(Path(template), settings.date), SafeTokenizer(tokenizer_folder, fast)
+        stops = _stop_tokens(tokenizer_folder, tokenizer, settings)
+        chat = ChatTemplate(compiled.source, "", 0, (), tokenizer, compiled, Stops(re.compile(any_of(()))))
+        chat._set_stops(stops)
+        eos = tokenizer.special.get("eos_token", "")
         with limited(compiled.name):
-            _check(chat, compiled.name)
+            ending = checks.find_ending(chat)
+            if ending.token:
+                chat._set_stops([*stops, ending.token])
+            if not chat.stop_ids or (eos and eos not in tokenizer.control):
+                raise InputError(
+                    f"{tokenizer_folder}/tokenizer_config.json: eos_token: found {eos!r}, expected a control token"
+                )
+            chat._behind_last = ending.behind_last
+            chat.form, chat.modes = checks.check(chat, compiled.name)
+            chat._header = checks.find_header(chat)
         if whole:
             chat.check_whole()
         if hashlib.sha256(compiled.source.encode()).hexdigest() == SHA256:
             fast_nano3 = FastNano3(tokenizer)
-            if fast_nano3.supports_tokenizer() and all(_is_exact(chat, fast_nano3, *probe) for probe in PROBES):
+            if fast_nano3.supports_tokenizer() and all(checks.is_same(chat, fast_nano3, *probe) for probe in PROBES):
                 chat._fast = fast_nano3
         return chat
 
+    def _set_stops(self, tokens: list[str]) -> None:
+        self.stop_ids = tuple(dict.fromkeys(self.tokenizer.control[token] for token in tokens))
+        self.stops = Stops(re.compile(any_of(tokens)))
+        if tokens:
+            self.stop_token, self.stop_id = tokens[0], self.stop_ids[0]
+
     def check_whole(self) -> None:
         """Raise InputError unless the segments of a conversation get the ids of the whole text."""
-        rendered = self.render_samples([ASK, ANSWER, ASK, ANSWER], None)
-        assert not isinstance(rendered, Rejection)  # _check rejects such templates
+        rendered = self.render_samples(checks.PLAIN, None)
+        if isinstance(rendered, Rejection):
+            rendered = self.render_samples(checks.REASONED, None)
+        assert not isinstance(rendered, Rejection)  # such templates are not loaded
         plain = self.tokenizer.load_plain()  # large, not kept
         for text, sample in zip(rendered, self.encode(rendered), strict=True):
             if isinstance(sample, Rejection) or plain.encode(text.text, add_special_tokens=False).ids != sample.ids:
@@ -113,7 +155,7 @@ class ChatTemplate:
 
     @property
     def is_fast(self) -> bool:
-        """Whether it is rendered the faster way."""
+        """Whether it is rendered without Jinja."""
         return self._fast is not None
 
     def add_samples(
@@ -126,7 +168,7 @@ class ChatTemplate:
         Raises:  InputError: the template exceeded its limits.
         """
         before = len(segments.sizes)
-        if self._fast is not None and self._add_fast(self._fast, segments, messages, tools, budget):
+        if self._fast is not None and self._fast.add_samples(segments, messages, tools, budget):
             return len(segments.sizes) - before
         rendered = self.render_samples(messages, tools, budget)
         if isinstance(rendered, Rejection):
@@ -137,99 +179,112 @@ class ChatTemplate:
                 return rejection
         return len(rendered)
 
-    def _add_fast(
-        self, fast: FastNano3, segments: Segments, messages: list[Message], tools: Tools, budget: int | None
-    ) -> bool:
-        """Add the samples the faster way; return whether that was possible."""
-        before = len(segments.sizes)
-        reasoned = any(["reasoning_content" in message for message in messages])
-        trained = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
-        try:
-            if sum([len(message["content"]) for message in messages]) > MAX_CHARS:
-                return False
-            for first, end in GRANULARITIES[self._coarsest[reasoned]](messages):
-                if chosen := [index for index in trained if first <= index < end]:
-                    fast.add(segments, messages[:end], chosen, tools, budget)
-        except (UnsupportedError, AttributeError, LookupError, TypeError):
-            segments.truncate(before)
-            return False
-        return len(segments.sizes) > before
-
     def render_samples(
         self, messages: list[Message], tools: Tools, budget: int | None = None
     ) -> list[Rendered] | Rejection:
         """Render a conversation to its samples. Raises InputError: the template exceeded its limits."""
         with limited(self._template.name):
-            return self._samples(messages, tools, budget)
+            support = self._support_of(shape_of(messages, tools))
+            if support.by_headers and budget is None and not self._looks_for_text_of(messages):
+                rendered = self._render_by_headers(messages, tools, support.parts)
+                if rendered is not None:
+                    return rendered
+            outcome = self.render_by_prompts(messages, tools, budget)
+            return outcome if isinstance(outcome, Rejection) else support.fault or outcome
 
-    def _samples(self, messages: list[Message], tools: Tools, budget: int | None) -> list[Rendered] | Rejection:
-        """Render with the coarsest granularity that is exact."""
-        trained = {i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)}
-        if not trained:
-            return Rejection("nothing-trained", "no assistant turn, or each says loss: false")
-        reasoned = any("reasoning_content" in message for message in messages)
-        guard = guard_for([messages, tools])
-        turns, shielded = self._shield(messages, guard), self.tokenizer.shield(tools, guard)
-        outcome: list[Rendered] | Rejection = []
-        for granularity in GRANULARITIES[self._coarsest[reasoned] :]:
-            outcome = self._render_ranges(granularity(messages), trained, turns, shielded, budget, guard)
-            if not isinstance(outcome, Rejection) or outcome.reason != "template-mismatch":
-                break
-        return outcome
+    def _looks_for_text_of(self, messages: list[Message]) -> bool:
+        looks_for = self._template.looks_for
+        return any([text in message["content"] for message in messages for text in looks_for])
 
-    def _render_ranges(
-        self,
-        ranges: list[MessageRange],
-        trained: set[int],
-        turns: list[Message],
-        tools: Tools,
-        budget: int | None,
-        guard: str,
+    def _support_of(self, shape: Shape) -> Support:
+        """Return what is known about a shape; ask when it is first seen."""
+        support = self._support.get(shape)
+        if support is None:
+            support = self._support[shape] = self._ask(shape)
+        return support
+
+    def _ask(self, shape: Shape) -> Support:
+        messages, tools = example_of(shape)
+        parts, expected = self._by_prompts(messages, tools, None)
+        if isinstance(expected, Rejection):
+            return Support(False, fault=expected if expected.reason in DROPS else None)
+        for tool in tools or ():
+            if missing := missing_in_tool(tool, expected[-1].text):
+                fault = Rejection(DROPS_CONTEXT, f"tools: the {missing} of a tool is not in the rendered text")
+                return Support(False, fault=fault)
+        known = parts if shape.is_whole else None
+        return Support(self._render_by_headers(messages, tools, known) == expected, known)
+
+    def _render_by_headers(
+        self, messages: list[Message], tools: Tools, parts: list[Part] | None
+    ) -> list[Rendered] | None:
+        """Render each sample once; None if that is not surely exact. `parts`: the samples, if they are known."""
+        if self._header is None:
+            return None
+        render, trained = self._prepare(messages, tools, None)
+        way = ByHeaders(render, self.stops, self._header)
+        try:
+            found = partition(trained, render.thinks, way.exact) if parts is None else parts
+            samples = render_parts(render, way, found) if isinstance(found, list) else []
+        except (IrregularError, jinja2.TemplateError):
+            return None
+        return samples if isinstance(samples, list) and samples else None
+
+    def render_by_prompts(
+        self, messages: list[Message], tools: Tools, budget: int | None = None
     ) -> list[Rendered] | Rejection:
-        """Render the ranges in which something is trained; one rejection rejects all."""
-        samples = []
-        for first, end in ranges:
-            chosen = [index for index in range(first, end) if index in trained]
-            if not chosen:
-                continue
-            try:
-                sample = self._render_sample(turns[:end], chosen, tools, budget, guard)
-            except jinja2.TemplateError as error:
-                return Rejection("template-refuses", str(error)[:EVIDENCE_CHARS])
-            if isinstance(sample, Rejection):
-                return sample
-            samples.append(sample)
-        return samples
+        """Render a conversation to its samples by the reference, without limits."""
+        return self._by_prompts(messages, tools, budget)[1]
 
-    def _render_sample(
-        self, turns: list[Message], trained: list[int], tools: Tools, budget: int | None, guard: str
-    ) -> Rendered | Rejection:
-        """Render one sample in which the assistant turns `trained` are trained."""
-        reasoned = any("reasoning_content" in turns[index] for index in trained)
-        budget = budget if reasoned else None
-        whole = self.render(turns, tools, thinking=reasoned, budget=budget)
-        spans = []
-        for index in trained:
-            thinking = "reasoning_content" in turns[index]
-            prompt = self.render(turns[:index], tools, thinking=thinking, budget=budget, generation_prompt=True)
-            turn = whole
-            if index + 1 < len(turns) or thinking != reasoned:
-                turn = self.render(turns[: index + 1], tools, thinking=thinking, budget=budget)
-            for shorter, longer in ((prompt, turn), (turn, whole)):
-                if not longer.startswith(shorter):
-                    return Rejection("template-mismatch", f"messages[{index}]: {_divergence(shorter, longer)}")
-            if (stops := turn.count(self.stop_token, len(prompt))) != 1:
-                return Rejection("no-stop-token", f"messages[{index}]: {stops} of {self.stop_token} in it, expected 1")
-            end = turn.index(self.stop_token, len(prompt)) + len(self.stop_token)
-            if missing := _missing_field(turns[index], turn[len(prompt) : end]):
-                return Rejection("template-drops-text", f"messages[{index}].{missing} is not in the rendered turn")
-            spans.append((len(prompt), end))
-        for tool in tools or []:
-            if tool["function"]["name"] not in whole:
-                return Rejection(
-                    "template-drops-text", f"tools: {tool['function']['name']} is not in the rendered text"
+    def _by_prompts(
+        self, messages: list[Message], tools: Tools, budget: int | None
+    ) -> tuple[list[Part], list[Rendered] | Rejection]:
+        render, trained = self._prepare(messages, tools, budget)
+        if not trained:
+            return [], Rejection("nothing-trained", "no assistant turn, or each says loss: false")
+        way = ByPrompts(render, self.stops)
+        try:
+            parts = partition(trained, render.thinks, way.exact)
+            if isinstance(parts, list):
+                return parts, render_parts(render, way, parts)
+        except jinja2.TemplateError as error:
+            return [], Rejection("template-refuses", _shorten(str(error)))
+        reason = way.faults[parts].reason
+        return [], min((turn, fault) for turn, fault in way.faults.items() if fault.reason == reason)[1]
+
+    def _prepare(self, messages: list[Message], tools: Tools, budget: int | None) -> tuple[Render, list[int]]:
+        """Return a conversation ready to render, and which of its turns are trained."""
+        trained = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
+        guard = guard_for([messages, tools])
+        shield = functools.partial(self.tokenizer.shield, guard=guard)
+        turns = make_turns(messages, self._shield_tools(tools, guard), self.form, shield, guard)
+        texts: dict[tuple[Any, ...], str] = {}
+
+        def text(number: int, *, thinking: bool, budget: int | None, generation_prompt: bool = False) -> str:
+            key = number, thinking, budget, generation_prompt
+            if key not in texts:
+                shown = turns.messages[:number]
+                rendered = self._render(
+                    shown, turns.tools, thinking=thinking, budget=budget, generation_prompt=generation_prompt
                 )
-        return Rendered(whole, spans, guard)
+                if not generation_prompt and shown and shown[-1]["role"] == "assistant":
+                    rendered += self._behind_last["tool_calls" in shown[-1]]
+                texts[key] = rendered
+            return texts[key]
+
+        return Render(turns, ["reasoning_content" in message for message in messages], budget, text), trained
+
+    def _shield_tools(self, tools: Tools, guard: str) -> Tools:
+        """Shield tools; those of the last conversations are kept, because many conversations share them."""
+        if not tools:
+            return tools
+        kept, shielded = self._tools.get((id(tools), guard), (None, None))
+        if kept is not tools:
+            if len(self._tools) >= MAX_CACHED_TOOLS:
+                self._tools.clear()
+            shielded = self.tokenizer.shield(tools, guard)
+            self._tools[id(tools), guard] = tools, shielded
+        return shielded
 
     def render(
         self,
@@ -240,7 +295,15 @@ class ChatTemplate:
         budget: int | None = None,
         generation_prompt: bool = False,
     ) -> str:
-        """Return messages as text, without limits. Raises jinja2.TemplateError: the template fails on them."""
+        """Return messages in normal form as text, without limits. Raises jinja2.TemplateError: the template fails."""
+        turns = make_turns(messages, tools, self.form, lambda value: value, "")
+        return self._render(
+            turns.messages, tools, thinking=thinking, budget=budget, generation_prompt=generation_prompt
+        )
+
+    def _render(
+        self, messages: list[Message], tools: Tools, *, thinking: bool, budget: int | None, generation_prompt: bool
+    ) -> str:
         control: dict[str, Any] = {"enable_thinking": thinking}
         if budget is not None:
             control["reasoning_budget"] = budget
@@ -256,15 +319,10 @@ class ChatTemplate:
 
     def prompt_ids(self, messages: list[Message], tools: Tools, *, thinking: bool) -> list[int]:
         """Return the ids of a prompt: the messages rendered up to and including the generation prompt."""
-        guard = guard_for([messages, tools])
+        render, _ = self._prepare(messages, tools, None)
         with limited(self._template.name):
-            text = self.render(
-                self._shield(messages, guard),
-                self.tokenizer.shield(tools, guard),
-                thinking=thinking,
-                generation_prompt=True,
-            )
-        (sample,) = self.encode([Rendered(text, [], guard)])
+            text = render.text(len(messages), thinking=thinking, budget=None, generation_prompt=True)
+        (sample,) = self.encode([Rendered(text, [], render.turns.guard)])
         assert isinstance(sample, Sample)  # no trained range, so no token can cross one
         return sample.ids
 
@@ -276,89 +334,20 @@ class ChatTemplate:
         """Return ids as text, control tokens included."""
         return self.tokenizer.decode(ids)
 
-    def _shield(self, messages: list[Message], guard: str) -> list[Message]:
-        """Shield messages, except keys and roles; the template does not see `loss`."""
-        return [
-            {
-                key: value if key == "role" else self.tokenizer.shield(value, guard)
-                for key, value in message.items()
-                if key != "loss"
-            }
-            for message in messages
-        ]
 
+def _stop_tokens(folder: Path, tokenizer: SafeTokenizer, settings: Settings) -> list[str]:
+    """Return the control tokens that end an answer: eos_token, those of generation_config.json, those of the params.
 
-def _missing_field(message: Message, turn: str) -> str:
-    """Return the field of a message that its rendered turn does not contain, or ""."""
-    for field in ("reasoning_content", "content"):
-        if message.get(field, "").strip() not in turn:
-            return field
-    for index, call in enumerate(message.get("tool_calls", [])):
-        if call["function"]["name"] not in turn:
-            return f"tool_calls[{index}]"
-    return ""
-
-
-def _divergence(shorter: str, longer: str) -> str:
-    start = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
-    return f"{shorter[start : start + EVIDENCE_CHARS]!r} became {longer[start : start + EVIDENCE_CHARS]!r} later"
-
-
-# --- Checks of a template before it is used --------------------------------------------------------------
-
-ASK = {"role": "user", "content": "What is 1 + 1?"}
-ANSWER = {"role": "assistant", "content": "It is 2."}
-THOUGHT = {"role": "assistant", "content": "It is 2.", "reasoning_content": "Count: 1, 2."}
-
-
-def _check(chat: ChatTemplate, name: str) -> None:
-    """Raise InputError for a template without an exact mask; set the coarsest exact granularity.
-
-    Checks on a conversation of two turns: one granularity is exact; each answer ends with the trained stop token; there
-    is at most one BOS. A template may drop or reject reasoning: such conversations are rejected and counted.
+    Raises:  InputError: one of the params is no control token.
     """
-    chat._coarsest.update({True: _coarsest_exact(chat, THOUGHT), False: _coarsest_exact(chat, ANSWER)})
-    rendered = chat._samples([ASK, ANSWER, ASK, ANSWER], None, None)
-    if isinstance(rendered, Rejection):
-        why = {
-            "template-mismatch": "an answer does not start with its generation prompt, or changes when the "
-            "conversation continues, so no exact loss mask exists",
-            "no-stop-token": "an answer does not end with the tokenizer's eos_token, so a trained model would never "
-            "stop",
-            "template-drops-text": "it drops text of an answer",
-        }.get(rendered.reason, "it rejects a plain conversation of two turns")
-        raise InputError(f"{name}: {why} ({rendered.evidence}). Choose another prep.template.")
-    bos, trained_stops = chat.tokenizer.control.get(chat.tokenizer.special.get("bos_token", "")), 0
-    for sample in chat.encode(rendered):
-        if isinstance(sample, Rejection):
-            raise InputError(f"{name}: {sample.evidence}: no exact loss mask exists. Choose another prep.template.")
-        if sample.ids[:2] == [bos, bos]:
-            raise InputError(
-                f"{name}: a sample starts with two BOS tokens, expected one. Choose another prep.template."
-            )
-        trained_stops += [i for i, kept in zip(sample.ids, sample.mask, strict=True) if kept].count(chat.stop_id)
-    if trained_stops != 2:
-        raise InputError(
-            f"{name}: {chat.stop_token} is not trained at the end of each answer. Choose another prep.template."
-        )
+    for token in settings.stop_tokens:
+        if token not in tokenizer.control:
+            raise InputError(f"prep.stop_tokens: {token!r} is no control token of {folder}/tokenizer.json")
+    names = {number: token for token, number in tokenizer.control.items()}
+    of_model = [tokenizer.special.get("eos_token", ""), *(names.get(i, "") for i in model_files.stop_ids(folder))]
+    return list(dict.fromkeys(token for token in [*of_model, *settings.stop_tokens] if token in tokenizer.control))
 
 
-def _is_exact(chat: ChatTemplate, fast: FastNano3, messages: list[Message], tools: Tools, budget: int | None) -> bool:
-    """Return whether the faster way gives the samples of the template, or leaves them to it."""
-    segments = Segments()
-    if not chat._add_fast(fast, segments, messages, tools, budget):
-        return True
-    rendered = chat.render_samples(messages, tools, budget)
-    return not isinstance(rendered, Rejection) and chat.encode(rendered) == list(
-        iter_samples(segments.encode(chat.tokenizer.encoder))
-    )
-
-
-def _coarsest_exact(chat: ChatTemplate, answer: Message) -> int:
-    """Return the index of the coarsest exact granularity for a conversation of two such answers; 0 if none is."""
-    messages = [ASK, answer, ASK, answer]
-    for index, granularity in enumerate(GRANULARITIES):
-        outcome = chat._render_ranges(granularity(messages), {1, 3}, messages, None, None, guard_for(messages))
-        if not isinstance(outcome, Rejection):
-            return index
-    return 0
+def _shorten(text: str) -> str:
+    """Return the first words of a text, at most EVIDENCE_CHARS characters."""
+    return text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3].rpartition(" ")[0] + " ..."

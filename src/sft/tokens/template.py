@@ -6,11 +6,13 @@ address space, and CPU_SECONDS for each text; beyond that, the stage fails with 
 process, so rendering needs no second process and no copies.
 
 A template sees what `transformers` provides, except what would give other text for the same data tomorrow: the clock
-and random choice. Linux, main thread only.
+and random choice. If it writes today's date, it gets the date of `prep.date`. Linux, main thread only.
 """
 
 import contextlib
+import datetime
 import json
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ import jinja2.runtime
 import jinja2.sandbox
 
 from sft.cli import InputError
+from sft.tokens.model_files import read_template
+from sft.tokens.shapes import texts_looked_for
 
 MEMORY_BYTES = 1 << 30
 CPU_SECONDS = 15
@@ -35,27 +39,36 @@ DICT_METHODS = frozenset(dir(dict))
 LOOP_VALUES = frozenset(
     ("index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "depth", "depth0")
 )
-NO_CLOCK = "the template uses today's date: the same data would give other tokens tomorrow"
+# A template that calls strftime_now without asking whether it is defined; the first words of jinja2's message.
+NO_CLOCK = "the template writes today's date: set prep.date, such as 2026-01-31"
+DATE_STRING = "%d %b %Y"  # of `date_string`, as templates of Llama 3 write it
 
 
 class Template:
     """A compiled chat template."""
 
-    def __init__(self, path: Path) -> None:
-        """Read and compile the .jinja file at `path`.
+    source: str
+    """Its text."""
+    looks_for: tuple[str, ...]
+    """Texts that it looks for in messages."""
 
-        Raises:  InputError: the file does not exist, or does not compile within the limits.
+    def __init__(self, path: Path, date: str | None = None) -> None:
+        """Read and compile the template at `path` (sft.tokens.model_files); `date`: what it writes as today's.
+
+        Raises:  InputError: there is no such template, or it does not compile within the limits.
         """
-        if not path.is_file():
-            raise InputError(
-                f"{path}: not found. Set prep.template to a .jinja file: templates/nano3.jinja, or the base model's, "
-                "models/base/chat_template.jinja, if it has one."
-            )
         self.name = str(path)
+        self._variables: dict[str, Any] = {}
+        sandbox = _Sandbox()
+        if date is not None:
+            today = datetime.date.fromisoformat(date)
+            sandbox.globals["strftime_now"] = today.strftime
+            self._variables["date_string"] = today.strftime(DATE_STRING)
         try:
-            self.source = path.read_text(encoding="utf-8")
+            self.source = read_template(path)
             with limited(self.name):
-                self._template = _Sandbox().from_string(self.source)
+                self._template = sandbox.from_string(self.source)
+                self.looks_for = texts_looked_for(sandbox.parse(self.source))
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{path}:{error.lineno}: not a Jinja template: {error.message}") from error
         except (jinja2.TemplateError, SyntaxError, *TEMPLATE_FAULTS) as error:
@@ -70,7 +83,7 @@ class Template:
         """
         _grant_time()
         try:
-            text = self._template.render(**variables)
+            text = self._template.render(**self._variables, **variables)
         except TEMPLATE_FAULTS as error:
             raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
         if len(text) > LONGEST_TEXT:
@@ -82,17 +95,24 @@ class _ExhaustedError(Exception):
     """A template exceeded a limit; no error that templates are expected to raise."""
 
 
+_limits_hold = False
+
+
 @contextlib.contextmanager
 def limited(name: str) -> Iterator[None]:
-    """Limit memory and time of compiling and rendering until the block ends.
+    """Limit memory and time of compiling and rendering until the block ends; blocks in it change nothing.
 
     Raises:  InputError: the template exceeded a limit; the message starts with `name`.
     """
+    global _limits_hold
+    if _limits_hold:
+        yield
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    bound = pages * resource.getpagesize() + MEMORY_BYTES
+    bound = _pages_in_use() * resource.getpagesize() + MEMORY_BYTES
     former = signal.signal(signal.SIGPROF, _out_of_time)
     resource.setrlimit(resource.RLIMIT_AS, (bound if soft == resource.RLIM_INFINITY else min(soft, bound), hard))
+    _limits_hold = True
     try:
         _grant_time()
         yield
@@ -102,14 +122,24 @@ def limited(name: str) -> Iterator[None]:
             f"{name}: the chat template used {used}. It is broken or hostile. Choose another prep.template."
         ) from None
     finally:
+        _limits_hold = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.signal(signal.SIGPROF, former)
 
 
+def _pages_in_use() -> int:
+    """Return the address space of this process, in pages."""
+    statm = os.open("/proc/self/statm", os.O_RDONLY)  # a Python file would take ten times as long, for each row
+    try:
+        return int(os.read(statm, 64).split()[0])
+    finally:
+        os.close(statm)
+
+
 def _grant_time() -> None:
     """Restart the CPU time of one text, if it is limited."""
-    if signal.getsignal(signal.SIGPROF) is _out_of_time:  # otherwise the signal would end the process
+    if _limits_hold:  # otherwise the signal would end the process
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS, 1)  # then every second: Jinja's compiler swallows some errors
 
 

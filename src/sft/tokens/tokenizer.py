@@ -7,6 +7,7 @@ control tokens by id and encodes the text between them, guards removed, with a t
 So ordinary text gets the ids of the plain tokenizer, and segments add up to the whole.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Collection, Iterator
@@ -73,7 +74,7 @@ class SafeTokenizer:
         del settings  # large: freed before tokenizers are loaded
         self.encoder = Encoder(spec, fast)
         """Encodes content; knows no control tokens."""
-        self.pattern = re.compile(_any_of(self.control))
+        self.pattern = re.compile(any_of(self.control))
         """Finds control tokens in rendered text."""
         self._parts = _TokenParts.of(self.control)
 
@@ -136,11 +137,14 @@ class SafeTokenizer:
         Returns a rejection if a trained range begins or ends inside a control token, or ends inside a text.
         """
         text, guard, position = rendered.text, rendered.guard, 0
+        guarded = guard in text
         spans, behind_text = iter(rendered.spans), (len(text) + 1, len(text) + 1)
         start, end = next(spans, behind_text)
         matches = [(match.start(), match.end()) for match in self.pattern.finditer(text)]
         for before, behind in [*matches, (len(text), len(text))]:
-            plain, trained_from = text[position:before].replace(guard, ""), UNTRAINED
+            plain, trained_from = text[position:before], UNTRAINED
+            if guarded:
+                plain = plain.replace(guard, "")
             if start < before and position < end:
                 if end < before:
                     segments.truncate(len(segments.sizes))
@@ -212,7 +216,7 @@ def _crossing(token: str) -> Rejection:
     return Rejection("token-crosses-mask", f"token {token!r} is part prompt, part answer")
 
 
-def _any_of(texts: Collection[str]) -> str:
+def any_of(texts: Collection[str]) -> str:
     """Return a pattern that matches the longest of some texts, and fails at the first wrong character."""
     if not texts:
         return "(?!)"
@@ -220,7 +224,7 @@ def _any_of(texts: Collection[str]) -> str:
     for text in sorted(texts, key=len, reverse=True):
         following.setdefault(text[:1], []).append(text[1:])
     ends = following.pop("", None) is not None
-    branches = [re.escape(first) + (_any_of(rest) if rest != [""] else "") for first, rest in following.items()]
+    branches = [re.escape(first) + (any_of(rest) if rest != [""] else "") for first, rest in following.items()]
     if not branches:
         return ""
     return f"(?:{'|'.join(branches)})" + ("?" if ends else "")
@@ -256,6 +260,10 @@ class _TokenParts(NamedTuple):
 
 def guard_for(value: Any) -> str:
     """Return a private-use character that a JSON-like value does not contain."""
+    first = chr(PRIVATE_USE[0])
+    with contextlib.suppress(TypeError):  # large integers, lone surrogates
+        if first.encode() not in orjson.dumps(value):
+            return first
     text = json.dumps(value, ensure_ascii=False)
     for code in PRIVATE_USE:
         if chr(code) not in text:

@@ -1,0 +1,77 @@
+"""Completeness: which text of a conversation a rendered sample does not contain.
+
+A template may drop text without an error: a system message in the middle, the results of tools, words beside a call.
+A model trained on that would learn to act on what it cannot see, so such conversations are rejected. Reasoning of
+earlier turns may be dropped: templates do that on purpose.
+"""
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from sft.conversation import Message
+
+Tools = list[dict[str, Any]] | None
+HEAD_CHARS = 32
+
+
+def missing_in_turn(message: Message, turn: str) -> str:
+    """Return the field of a trained message that its rendered turn does not contain, or ""."""
+    for field in ("reasoning_content", "content"):
+        if _find(message.get(field, ""), turn, 0) is None:
+            return field
+    for index, call in enumerate(message.get("tool_calls", ())):
+        if call["function"]["name"] not in turn:
+            return f"tool_calls[{index}]"
+    return ""
+
+
+def missing_context(messages: list[Message], tools: Tools, text: str, trained: Collection[int]) -> str:
+    """Return the place of a message or tool that a rendered sample does not contain, or "".
+
+    Looks for messages in their order first, so that the text of one is not found in another. `trained` turns are
+    checked by `missing_in_turn`.
+    """
+    place = 0
+    for index, message in enumerate(messages):
+        end = place
+        if index in trained:
+            content = message["content"].strip()
+            end = max(end, text.find(content, place) + len(content))
+        else:
+            fields = {"content": message["content"]}
+            for number, call in enumerate(message.get("tool_calls", ())):
+                fields[f"tool_calls[{number}]"] = call["function"]["name"]
+            for field, value in fields.items():
+                found = _find(value, text, place)
+                if found is None and _find(value, text, 0) is None:
+                    return f"messages[{index}].{field}"
+                end = max(end, found or 0)
+        place = end
+    for tool in tools or ():
+        if _find(tool["function"]["name"], text, 0) is None:
+            return f"tools: {tool['function']['name']}"
+    return ""
+
+
+def missing_in_tool(tool: dict[str, Any], text: str) -> str:
+    """Return the part of a tool that a text does not contain, or ""."""
+    function = tool["function"]
+    parts = {
+        "name": [function["name"]],
+        "description": [function["description"]],
+        "parameters": list(function["parameters"]["properties"]),
+    }
+    return next((part for part, texts in parts.items() if any(_find(each, text, 0) is None for each in texts)), "")
+
+
+def _find(value: str, text: str, start: int) -> int | None:
+    """Return the end of a value in a text, as it is or as in JSON, blanks at its ends aside; None: it is not there."""
+    value = value.strip()
+    place = text.find(value[:HEAD_CHARS], start)  # mostly the right place; comparing there is faster than searching
+    if place >= 0 and not text.startswith(value, place):
+        place = text.find(value, start)
+    if place < 0:
+        value = json.dumps(value, ensure_ascii=False)[1:-1]
+        place = text.find(value, start)
+    return None if place < 0 else place + len(value)
