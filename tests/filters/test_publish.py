@@ -2,6 +2,7 @@
 
 import random
 import struct
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from sft.conversation import Rejection
 from sft.filters import publish
 from sft.filters.contamination import CONTAMINATED
+from sft.filters.judge.verdicts import Verdict
 from sft.filters.publish import (
     ExaminedFiles,
     FinalShards,
     read_late_rejections,
+    reject_by_judge,
     split_table,
     write_final_shards,
     write_late_rejections,
@@ -129,3 +132,28 @@ def test_a_late_rejection_applies_to_its_row_in_its_table_only(tmp_path):
         {"location": "a.jsonl:1", "reason": "late", "evidence": "a.jsonl:1: for this"},
         {"location": "a.jsonl:2", "reason": "early", "evidence": "e"},
     ]
+
+
+class SecondHalfRejected:
+    """A judge that gives the first verdict when it has read all conversations."""
+
+    def __init__(self):
+        self.asked = []
+
+    def verdicts(self, conversations):
+        self.asked += [int(conversation.messages[0]) for conversation in conversations]
+        yield from (Verdict(faults=[], consistent=True, score=5 if number < 3 else 1) for number in self.asked)
+
+
+def test_the_files_of_a_source_are_one_stream_for_the_judge_of_rows_kept_so_far(tmp_path):
+    examined = ExaminedFiles(tmp_path, None)
+    examined.add(write(tmp_path / "a", [row(0), row(1, "empty-answer", "a.jsonl:1: x"), row(2)]))
+    examined.add(write(tmp_path / "b", [row(3), row(4, same_as=0), row(5)]))
+    examined.reject_duplicates()
+    judge = SecondHalfRejected()
+    reject_by_judge([path for path, _ in examined.files], judge, SimpleNamespace(min_score=3))
+    assert judge.asked == [0, 2, 3, 5]
+    final, target = write_final(tmp_path, examined)
+    assert numbers(target, "kept") == [0, 2]
+    assert final.ledger.rejected == {"empty-answer": 1, "duplicate": 1, "judge-inconsistent": 2}
+    assert final.examples["judge-inconsistent"] == "a.jsonl:3: score 1 of 5"

@@ -13,8 +13,8 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,27 +93,29 @@ class ExaminedFiles:
         return shards
 
 
-def reject_by_judge(path: Path, judge: "Judge", params: "JudgeParams") -> None:
-    """Write what the judge rejects, among the rows of an examined file that are kept so far, to its late rejections."""
+def reject_by_judge(paths: Sequence[Path], judge: "Judge", params: "JudgeParams") -> None:
+    """Write what the judge rejects, among the rows that are kept so far, to the late rejections of each examined file.
+
+    All files are one stream of conversations: a slow verdict holds up none of the next file.
+    """
     from sft.filters.judge.verdicts import reject_by_verdict
     from sft.parquet import read_tables
 
-    rejected, begin = read_late_rejections(path), 0
-    for table in read_tables(path.parent, path.stem, ["reason", "messages", "tools"]):
-        rows = [
-            (place, row)
-            for place, row in enumerate(table.to_pylist(), begin)
-            if row["reason"] is None and place not in rejected
-        ]
-        conversations = (
-            Conversation(json.loads(row["messages"]), json.loads(row["tools"] or "null")) for _, row in rows
-        )
-        outcomes = [
-            (place, reject_by_verdict(verdict, params))
-            for (place, _), verdict in zip(rows, judge.verdicts(conversations), strict=True)
-        ]
-        write_late_rejections(path, ((place, rejection) for place, rejection in outcomes if rejection is not None))
-        begin += len(table)
+    places = deque[tuple[Path, int]]()  # of the conversations that have no verdict yet
+
+    def conversations() -> Iterator[Conversation]:
+        for path in paths:
+            rejected, begin = read_late_rejections(path), 0
+            for table in read_tables(path.parent, path.stem, ["reason", "messages", "tools"]):
+                for place, row in enumerate(table.to_pylist(), begin):
+                    if row["reason"] is None and place not in rejected:
+                        places.append((path, place))
+                        yield Conversation(json.loads(row["messages"]), json.loads(row["tools"] or "null"))
+                begin += len(table)
+
+    outcomes = ((*places.popleft(), reject_by_verdict(verdict, params)) for verdict in judge.verdicts(conversations()))
+    for path, of_file in itertools.groupby(outcomes, key=lambda outcome: outcome[0]):
+        write_late_rejections(path, ((place, rejection) for _, place, rejection in of_file if rejection is not None))
 
 
 def write_late_rejections(path: Path, rejections: Iterable[tuple[int, Rejection]]) -> None:

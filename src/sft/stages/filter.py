@@ -56,8 +56,7 @@ def main(source: str) -> None:
         num_rows = examine_source(task, min(limits, default=None), lambda name: examined.add(scratch / name))
         examined.reject_duplicates()
         if judge is not None:
-            for path, _ in examined.files:
-                reject_by_judge(path, judge, params.judge)
+            reject_by_judge([path for path, _ in examined.files], judge, params.judge)
         final = FinalShards(folder)
         shards = [{"scratch": str(scratch), "examined": files} for files in examined.plan_shards()]
         map_shards(write_final_shards, shards, f"write {source}", final.add)

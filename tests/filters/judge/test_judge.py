@@ -179,6 +179,7 @@ def test_no_more_requests_at_a_time_than_the_environment_allows(
 
 def test_conversations_are_read_as_they_are_needed(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SFT_JUDGE_CONCURRENCY", "1")
+    monkeypatch.setattr("sft.filters.judge.judge.READ_AHEAD", 4)
     read: list[int] = []
 
     def source() -> Iterator[Conversation]:
@@ -192,6 +193,29 @@ def test_conversations_are_read_as_they_are_needed(model: Model, tmp_path: Path,
         assert len(read) <= 6
         verdicts.close()
     assert len(model.bodies) <= 6
+
+
+def test_a_slow_verdict_does_not_hold_up_those_behind_it(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SFT_JUDGE_CONCURRENCY", "2")
+    all_others = threading.Event()
+
+    def answer(asked: str, number: int) -> Reply:
+        if number == 60:
+            all_others.set()
+        if asked == "0":
+            assert all_others.wait(60)
+        return completion(GOOD)
+
+    model.answer = answer
+    assert judged(tmp_path, *map(str, range(60)))[0] == [VERDICT] * 60
+
+
+def test_prompts_read_ahead_are_bounded_by_their_characters(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sft.filters.judge.judge.READ_AHEAD_CHARS", 1)
+    assert judged(tmp_path, "a", "b", "c")[0] == [VERDICT] * 3
+    assert model.most_busy == 1
 
 
 # The cache.
@@ -230,7 +254,8 @@ def test_only_params_that_can_change_a_verdict_ask_for_it_again(model: Model, tm
     assert len(model.bodies) == 4
 
 
-def test_two_processes_share_the_cache(model: Model, tmp_path: Path):
+def judging(folder: Path) -> "subprocess.Popen[str]":
+    """Start a process that judges the conversations "0" to "39" and prints the verdicts."""
     program = (
         "import sys, types\nfrom pathlib import Path\nfrom sft.conversation import Conversation\n"
         "from sft.filters.judge.judge import Judge\n"
@@ -241,10 +266,14 @@ def test_two_processes_share_the_cache(model: Model, tmp_path: Path):
         "    verdicts = list(judge.verdicts(Conversation(messages, None) for messages in texts))\n"
         "sys.stdout.write(''.join(verdict.model_dump_json() for verdict in verdicts))\n"
     )
+    command = [sys.executable, "-c", program, str(folder / "judge")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_share_the_cache(model: Model, tmp_path: Path):
     # Each answer is another one: only the cache can make both processes say the same.
     model.answer = lambda asked, number: completion(f'{{"faults": [], "consistent": true, "score": {number % 5 + 1}}}')
-    command = [sys.executable, "-c", program, str(tmp_path / "judge")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [judging(tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0] == outputs[1]
@@ -252,6 +281,26 @@ def test_two_processes_share_the_cache(model: Model, tmp_path: Path):
     third, _ = judged(tmp_path, *map(str, range(40)))
     assert "".join(verdict.model_dump_json() for verdict in third) == outputs[0]
     assert len(model.bodies) == asked
+
+
+def test_a_killed_run_continues_from_its_verdicts(model: Model, tmp_path: Path):
+    def answer(asked: str, number: int) -> Reply:
+        if number > 20:
+            process.kill()
+            process.wait()
+        return completion(GOOD)
+
+    model.answer = answer
+    process = judging(tmp_path)
+    process.communicate(timeout=60)
+    model.answer = lambda asked, number: completion(GOOD)
+    first = len(model.bodies)
+    outcomes, judge = judged(tmp_path, *map(str, range(40)))
+    assert outcomes == [VERDICT] * 40
+    # The verdicts whose answers were on their way are asked for again: at most one for each concurrent request.
+    assert judge.usage.cached >= 20 - 8
+    assert judge.usage.cached + judge.usage.judged == 40
+    assert len(model.bodies) - first == judge.usage.judged
 
 
 # Broken and slow.

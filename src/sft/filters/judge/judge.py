@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 # SFT_JUDGE_CONCURRENCY: default and pattern.
 CONCURRENCY, CONCURRENCY_PATTERN = "8", r"[1-9]\d{0,2}"
-# Conversations read ahead per concurrent request, so that a slow verdict does not hold up the others.
-READ_AHEAD = 4
+# Conversations read ahead per concurrent request, so that a slow verdict does not hold up the others; but no more than
+# have this many characters in their prompts.
+READ_AHEAD, READ_AHEAD_CHARS = 100, 20_000_000
 # Failures of a kind until a conversation is given up. 8 requests without an answer take a minute and a half; an answer
 # without a verdict rarely changes at temperature 0.
 ATTEMPTS = {"no-answer": 8, "no-verdict": 3}
@@ -102,22 +103,31 @@ class Judge:
             self._endpoint.close()
 
     def verdicts(self, conversations: Iterable[Conversation]) -> Iterator[Verdict | JudgeFailure]:
-        """Yield the verdict on each conversation, in order; only a few conversations are read ahead.
+        """Yield the verdict on each conversation, in order; READ_AHEAD bounds how many are held.
 
         Raises:  InputError: the budget is spent; the endpoint cannot be reached or denies access; a failure with
         `on_failure: stop`. All verdicts until then are in the cache.
         """
         self._stop.clear()
         self._fatal = None
-        waiting: deque[tuple[Conversation, Future[Judged | JudgeFailure]]] = deque()
+        waiting: deque[tuple[Conversation, int, Future[Judged | JudgeFailure]]] = deque()
+        waiting_chars = 0
         pool = ThreadPoolExecutor(self._concurrency)
         try:
             for conversation in conversations:
-                waiting.append((conversation, self._begin(conversation, pool)))
-                if len(waiting) > READ_AHEAD * self._concurrency:
-                    yield self._finish(*waiting.popleft(), pool)
-            while waiting:
-                yield self._finish(*waiting.popleft(), pool)
+                characters, future = self._begin(conversation, pool)
+                waiting.append((conversation, characters, future))
+                waiting_chars += characters
+                while waiting and (
+                    waiting[0][2].done()
+                    or len(waiting) > READ_AHEAD * self._concurrency
+                    or waiting_chars > READ_AHEAD_CHARS
+                ):
+                    conversation, characters, future = waiting.popleft()
+                    waiting_chars -= characters
+                    yield self._finish(conversation, future, pool)
+            for conversation, _, future in waiting:
+                yield self._finish(conversation, future, pool)
         finally:
             self._end(pool)
 
@@ -131,25 +141,28 @@ class Judge:
             "tokens_out": self._tokens_out,
         }
 
-    def _begin(self, conversation: Conversation, pool: ThreadPoolExecutor) -> Future[Judged | JudgeFailure]:
-        """Start a conversation; it is done at once if it is too long or its verdict is in the cache."""
+    def _begin(self, conversation: Conversation, pool: ThreadPoolExecutor) -> tuple[int, Future[Judged | JudgeFailure]]:
+        """Start a conversation; return the characters of its prompt, and its outcome to come.
+
+        It is done at once if it is too long or its verdict is in the cache.
+        """
         body = request_of(conversation, self._rubric, self._params)
         request = value_digest({**body, **FORMATS[0]})
         characters = sum(len(message["content"]) for message in body["messages"])
-        done: Future[Judged | JudgeFailure] = Future()
+        outcome: Future[Judged | JudgeFailure] = Future()
         if characters > self._params.max_prompt_chars:
             most = self._params.max_prompt_chars
-            done.set_result(JudgeFailure("too-long", f"{characters} characters; max_prompt_chars is {most}"))
+            outcome.set_result(JudgeFailure("too-long", f"{characters} characters; max_prompt_chars is {most}"))
         elif cached := self._cache.get(request):
             self.usage.cached += 1
-            done.set_result(cached)
+            outcome.set_result(cached)
         elif self._endpoint is None:
             raise InputError(
                 "SFT_JUDGE_URL: not set, but a verdict is not in the cache. Set it to ask for the verdict."
             )
         else:
-            return pool.submit(self._ask, self._endpoint, request, body, len(conversation.messages))
-        return done
+            outcome = pool.submit(self._ask, self._endpoint, request, body, len(conversation.messages))
+        return characters, outcome
 
     def _finish(
         self, conversation: Conversation, future: Future[Judged | JudgeFailure], pool: ThreadPoolExecutor

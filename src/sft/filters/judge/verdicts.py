@@ -221,6 +221,9 @@ class VerdictCache:
         self._lock = threading.Lock()
         with self._raising_input_errors():
             self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            # A killed process loses nothing; a machine without power loses the last verdicts, but no earlier one.
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS verdicts (request TEXT PRIMARY KEY, verdict TEXT NOT NULL, "
                 "tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL) WITHOUT ROWID"
