@@ -54,6 +54,8 @@ option = $(if $($(1)), --$(2) $(call quote,$($(1))))
 settings = $(strip $(if $(ROWS),--set filter.max_rows=$(ROWS)) \
     $(foreach name,$(params),--set $(call quote,$(name)=$(value $(name)))))
 REPRO = $(if $(settings),python -m sft.experiments.run $(settings),dvc repro)$(if $(FORCE), --force)
+# What would stop the stages later is refused first, before DVC removes an output; sft.experiments.run does it itself.
+CHECK = $(if $(settings),,python -m sft.experiments.check$(if $(1), $(1)))
 
 # DVC writes dvc.lock after the last stage: log it to MLflow then.
 log_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cli sync --lock)
@@ -67,6 +69,7 @@ define stages
 $(if $(ROWS),@[[ "$(ROWS)" =~ ^[1-9][0-9]*$$ ]] || { echo "$(bad_rows)" >&2; exit 2; })
 $(if $(CLUSTER),@[[ -e slurm/clusters/$(CLUSTER).yaml ]] || { echo "$(no_cluster_file)" >&2; exit 2; })
 $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),@echo "$(no_job)" >&2; exit 2)
+$(CHECK)
 $(REPRO)$(if $(1), $(1))
 endef
 
@@ -75,7 +78,7 @@ endef
 define job
 $(if $(and $(CLUSTER),$(filter-out 0,$(DRY_RUN))),python -m $(3),\
 $(if $(and $(CLUSTER),$(filter-out 0,$(DETACH))),\
-    $(REPRO) $(2) && { python -m $(3) || { status=$$?; [[ $$status == 3 ]] || exit $$status; $(REPRO) $(1); }; },\
+    $(if $(settings),,python -m sft.experiments.check $(1) &&) $(REPRO) $(2) && { python -m $(3) || { status=$$?; [[ $$status == 3 ]] || exit $$status; $(REPRO) $(1); }; },\
     $(call stages,$(1))))
 endef
 

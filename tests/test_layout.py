@@ -53,6 +53,7 @@ NOT_DEPS = (
     "sft.params.check",
     "sft.params.explain",
     "sft.params.read",
+    "sft.params.recorded",
     "sft.run_stage",
     "sft.tracking",
 )
@@ -79,9 +80,9 @@ def modules() -> dict[str, ast.Module]:
 
 
 def pipeline() -> dict[str, dict]:
-    """The stages of dvc.yaml; what a foreach group does stands in place of the group."""
+    """The stages of dvc.yaml without `check`; what a foreach group does stands in place of the group."""
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    return {name: stage.get("do", stage) for name, stage in stages.items()}
+    return {name: stage.get("do", stage) for name, stage in stages.items() if name != "check"}
 
 
 # Rules: from sources to faults.
@@ -293,6 +294,16 @@ def test_a_stage_is_called_by_its_module_with_this_checkout_s_code():
         source = f" --source {extra}" if extra else ""
         assert stage["cmd"] == f"PYTHONPATH=src python -m sft.stages.{module}{source}", "no param reaches a shell"
     assert len(stages) == len(STAGES) + len(EXTRA)
+
+
+def test_every_stage_follows_the_check_of_params_yaml():
+    """All others follow the fetch stages: DVC removes no output before the check has passed."""
+    check = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["check"]
+    assert check["cmd"] == "PYTHONPATH=src python -m sft.experiments.check --mark data/checked"
+    assert check["deps"] == ["params.yaml"]
+    assert check["outs"] == [{"data/checked": {"persist": True}}], "a check that fails removes nothing either"
+    following = {name for name, stage in pipeline().items() if "data/checked" in stage["deps"]}
+    assert following == {name for name in pipeline() if name.startswith("fetch")}
 
 
 def test_the_deps_of_a_stage_are_the_packages_that_it_imports_and_the_pins():

@@ -35,8 +35,8 @@ OUTPUTS = ("data/raw", "data/filtered", "data/prepared", "data/packed", "models/
 
 
 def stages_run(output: str) -> set[str]:
-    """The stages that DVC says it ran."""
-    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+    """The stages that DVC says it ran, without the check of params.yaml, which runs after each change of it."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")} - {"check"}
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +344,16 @@ def changed(project: Path) -> set[str]:
         return {stage.rpartition(":")[2] for stage, changes in repo.status().items() if changes}
 
 
+def refused(project: Path, *command: str) -> str:
+    """What a command says that fails and leaves models, reports and data as they are."""
+    outputs = [*OUTPUTS, "reports"]
+    before = [folder_digests(project / output) for output in outputs]
+    said = run(project, *command, fails=True)
+    assert [folder_digests(project / output) for output in outputs] == before
+    assert all(before)
+    return said
+
+
 def test_nothing_has_changed_before_the_table_begins(project, first_run):
     assert changed(project) == set()
 
@@ -353,7 +363,7 @@ def test_a_param_reruns_its_stages_and_no_other(project, first_run, param, value
     params = (project / "params.yaml").read_bytes()
     set_params(project, **{param: value})
     try:
-        assert changed(project) == stages
+        assert changed(project) == {*stages, "check"}
     finally:
         (project / "params.yaml").write_bytes(params)
 
@@ -378,6 +388,28 @@ def test_the_table_names_every_dependency_in_dvc_yaml(project):
     assert code - named <= {
         f"src/sft/{name}.py" for name in ("hashing", "ledger", "parquet", "strict_json", "tool_schemas")
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "meant"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr", "number"),
+        ("+optimizer.learning_rate=1", "optimizer.learning_rate", "'optimizer.lr'"),
+        ("+checkpoint.load=/x", "checkpoint.load", "'checkpoint.pretrained_checkpoint'"),
+        ("filter.max_chars=abc", "filter.max_chars", "integer"),
+        ("fetch.model.uri=file://nowhere", "fetch.model.uri", "does not exist"),
+        ("pack.validation=0.0", "pack.validation", "validation.eval_iters"),
+        ("train.global_batch_size=500", "data/packed/validation", "train.global_batch_size"),
+    ],
+)
+def test_what_dvc_sets_itself_is_refused_before_it_removes_an_output(project, first_run, setting, key, meant):
+    said = refused(project, "dvc", "exp", "run", "--set-param", setting)
+    assert stages_run(said) == set()
+    assert key in said
+    assert meant in said
+    assert "git checkout params.yaml" in said or setting.partition("=")[2] not in ("abc", "1", "/x")
+    run(project, "git", "checkout", "params.yaml")
+    assert changed(project) == set()
 
 
 def test_one_source_changed_reruns_that_source_and_what_follows(project, first_run):

@@ -38,6 +38,7 @@ if [[ "$1 $2" == "-m venv" ]]; then echo "venv" >> "$LOG"; set -- -m venv --with
 exec REAL "$@"
 """
 RECORD = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >> "$LOG"\n'
+EXIT = '[[ "$*" == *experiments.check* || ! -e "$LOG.status" ]] || exit "$(cat "$LOG.status")"\n'
 SHIM = "#!/usr/bin/env bash\necho 'pyenv: 3.12: command not found' >&2; exit 127\n"
 
 
@@ -168,12 +169,13 @@ def test_the_environment_of_another_checkout_is_never_changed(setup):
 @pytest.fixture
 def lab(make):
     """The same, with a cluster file, and a python that records its arguments and exits as $LOG.status says."""
-    write_program(make.root / ".venv/bin/python", RECORD + '[[ ! -e "$LOG.status" ]] || exit "$(cat "$LOG.status")"\n')
+    write_program(make.root / ".venv/bin/python", RECORD + EXIT)
     write_program(make.root / "slurm/clusters/lab.yaml", "")
     return make
 
 
 RUN = "python -m sft.experiments.run"
+CHECK = "python -m sft.experiments.check"
 LOGS_LOCK = "python -m sft.tracking.cli sync --lock"
 
 
@@ -203,7 +205,9 @@ def test_a_target_runs_what_it_says(lab, arguments, asked):
     status, said, log = lab.run("make", *arguments.split())
     assert status == 0, said
     logs_lock = arguments.partition(" ")[0] in ("repro", "eval")
-    assert [line.strip() for line in log] == [asked, *([LOGS_LOCK] if logs_lock else [])]
+    stages = asked.removeprefix("dvc repro").removesuffix(" --force")
+    checked = [f"{CHECK}{stages}"] if asked.startswith("dvc repro") else []
+    assert [line.strip() for line in log] == [*checked, asked, *([LOGS_LOCK] if logs_lock else [])]
 
 
 @pytest.mark.parametrize("rows", ["0", "-1", "1.5", "all", "1 2", "007"])
@@ -270,7 +274,7 @@ def test_every_variable_of_the_makefile_is_known(make):
     makefile = (ROOT / "Makefile").read_text()
     known = re.search(r"^VARIABLES := (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)[1].replace("\\\n", " ").split()
     used = set(re.findall(r"\$\(call option,([A-Z_]+),", makefile)) | set(re.findall(r"\$\(([A-Z][A-Z_]+)\)", makefile))
-    ours = {"VARIABLES", "VARIABLE", "REPRO", "SHELL_SCRIPTS", "COMPILE", "PINS", "SAMPLE"}
+    ours = {"VARIABLES", "VARIABLE", "REPRO", "CHECK", "SHELL_SCRIPTS", "COMPILE", "PINS", "SAMPLE"}
     make_s = {"CURDIR", "PATH", "HOME", "XDG_CACHE_HOME", "DVC_SITE_CACHE_DIR", "MAKECMDGOALS"}
     assert used - ours - make_s <= set(known)
     assert len(known) == len(set(known)) > 30
@@ -346,7 +350,16 @@ def test_a_cluster_without_a_cluster_file_is_an_error_and_never_ignored(lab, tar
 def test_what_a_cluster_is_asked(lab, arguments, asked):
     status, said, log = lab.run("make", *arguments.split())
     assert status == 0, said
-    assert [" ".join(line.split()) for line in log] == asked
+    checked = [f"{CHECK} {arguments.split()[0]}"] if any(line.startswith("dvc") for line in asked) else []
+    assert [" ".join(line.split()) for line in log] == [*checked, *asked]
+
+
+def test_nothing_runs_after_a_check_that_fails(lab):
+    write_program(lab.root / ".venv/bin/python", RECORD + "exit 2\n")
+    for arguments in (["repro"], ["train"], ["train", "CLUSTER=lab"], ["train", "CLUSTER=lab", "DETACH=1"]):
+        status, _, log = lab.run("make", *arguments)
+        assert status == 2
+        assert [line.split()[:3] for line in log] == [CHECK.split()], arguments
 
 
 @pytest.mark.parametrize(("ends", "status", "collected"), [(3, 0, True), (1, 2, False)])

@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -40,12 +40,12 @@ def run_or_exit(main: Callable[[], object]) -> None:
     try:
         main()
     except InputError as error:
-        _exit_with(str(error))
+        exit_with(str(error))
     except OSError as error:
         advice = " Free some space and rerun: nothing was half-written." if error.errno in DISK_FULL else ""
-        _exit_with(f"{error.strerror or type(error).__name__}: {error.filename or error}.{advice}")
+        exit_with(f"{error.strerror or type(error).__name__}: {error.filename or error}.{advice}")
     except KeyboardInterrupt:
-        _exit_with("interrupted. Rerun to continue: nothing was half-written.", status=130)
+        exit_with("interrupted. Rerun to continue: nothing was half-written.", status=130)
 
 
 def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -131,10 +131,12 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _exit_with(message: str, status: int = 1) -> None:
+def exit_with(*messages: str, status: int = 1) -> NoReturn:
+    """Print each message as an error and end the program."""
     sys.stdout.flush()
     console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    console.print(f"error: {message}", style="red", markup=False)
+    for message in messages:
+        console.print(f"error: {message}", style="red", markup=False)
     sys.stderr.flush()
     if "RANK" in os.environ:  # under torchrun: other ranks may hang in a collective, so exit at once
         os._exit(status)

@@ -8,7 +8,6 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
-from sft.cli import InputError
 from sft.experiments import run
 from sft.params.read import MISSING
 from tests.support.project import ROOT
@@ -17,16 +16,20 @@ from tests.support.project import ROOT
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def commands(monkeypatch):
-    """The commands that run instead of git and DVC, in order."""
+    """The commands that run instead of DVC, in order; git runs."""
     asked = []
+    real = run.subprocess.run
 
-    def record(command, check):
+    def record(command, **options):
+        if command[0] == "git":
+            return real(command, **options)
         asked.append(command)
         return type("Done", (), {"returncode": 0})
 
@@ -69,12 +72,16 @@ def test_dvc_s_own_reader_of_overrides_gets_the_value_that_was_typed(folder, set
         ("optimizer.lr=[1", "optimizer.lr", "YAML"),
     ],
 )
-def test_what_is_wrong_is_refused_before_dvc_starts_and_params_yaml_stays(folder, commands, setting, place, meant):
+def test_what_is_wrong_is_refused_before_dvc_starts_and_params_yaml_stays(
+    folder, commands, capsys, setting, place, meant
+):
     before = (folder / "params.yaml").read_bytes()
-    with pytest.raises(InputError) as error:
+    with pytest.raises(SystemExit) as end:
         run.main([setting], ["train"], force=False)
-    assert place in str(error.value)
-    assert meant in str(error.value)
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert place in said
+    assert meant in said
     assert commands == []
     assert (folder / "params.yaml").read_bytes() == before
 

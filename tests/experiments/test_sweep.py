@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from sft.experiments.sweep import (
     states_of,
 )
 from tests.support.dask_cluster import wait_until
-from tests.support.project import commit, environment, run
+from tests.support.project import ROOT, commit, environment, run
 
 STAGE = """
 import json, os, pathlib, sys, time
@@ -61,6 +62,7 @@ def project(tmp_path, monkeypatch):
     commit(tmp_path, "one")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 1.0)
+    monkeypatch.setattr(sweep, "check", lambda members: None)  # the params of this pipeline are not in the schema
     return tmp_path
 
 
@@ -206,3 +208,17 @@ def test_help_names_the_grid():
         [sys.executable, "-m", "sft.experiments.sweep", "--help"], capture_output=True, text=True, check=True
     )
     assert "optimizer.lr=1e-5,2e-5" in done.stdout
+
+
+def test_a_wrong_value_of_any_experiment_is_refused_before_one_is_queued(tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "look", lambda: pytest.fail("the queue was asked"))
+    with pytest.raises(SystemExit) as end:
+        sweep.run(read_calls("optimizer.lr=1e-5,abc train.train_itres=5", None), "s", 1)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "s-1 (optimizer.lr=1e-05 train.train_itres=5): " in said
+    assert "'train.train_iters'" in said
+    assert "s-2 (optimizer.lr=abc " in said

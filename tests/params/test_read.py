@@ -15,7 +15,6 @@ from sft.params.read import (
     load_source,
     load_training,
     read_yaml,
-    recorded_data_params,
 )
 from sft.params.training import TrainParams
 from tests.support.params_files import DEFAULT, changed, error_of, with_source
@@ -116,20 +115,6 @@ def test_a_yaml_file_of_another_schema_names_its_keys(tmp_path):
     path.write_text("partitoin: gpu\n")
     with pytest.raises(InputError, match=r"cluster\.yaml:1: partitoin: .*'partition'"):
         read_yaml(path, Cluster)
-
-
-def test_the_data_params_of_the_last_run_come_from_dvc_lock(tmp_path):
-    lock = tmp_path / "dvc.lock"
-    assert recorded_data_params(lock) == {}
-    lock.write_text(
-        "schema: '2.0'\n"
-        "stages:\n"
-        "  filter@a: {cmd: x, params: {params.yaml: {filter: {seed: 1}, fetch.sources.a.read: openai}}}\n"
-        "  pack: {cmd: x, params: {params.yaml: {pack: {seed: 2}}}}\n"
-        "  train: {cmd: x, params: {params.yaml: {rng: {seed: 3}}}}\n"
-        "  other: {cmd: x}\n"
-    )
-    assert recorded_data_params(lock) == {"filter": {"seed": 1}, "pack": {"seed": 2}}
 
 
 def test_an_edit_between_two_reads_is_seen_and_a_change_that_is_only_looked_at_is_not(tmp_path):

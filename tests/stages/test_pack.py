@@ -27,6 +27,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         link_project(folder)
+        set_params(folder, **{"train.global_batch_size": 1, "validation.eval_iters": 0})  # few packs are enough
         patch.chdir(folder)
         Path("models").mkdir()
         Path("inputs/model").rename("models/base")

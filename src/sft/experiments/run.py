@@ -3,8 +3,8 @@
     make train optimizer.lr=1e-5 train.train_iters=500      one experiment in this folder: dvc exp run -S ...
     make repro ROWS=50                                      the same with filter.max_rows=50
 
-All settings are checked against the schema before DVC removes an output. DVC writes them to params.yaml; the program
-prints what was set, and how to go back.
+Everything that sft.experiments.check looks at, these values among it, is checked before DVC removes an output. DVC
+writes the values to params.yaml; the program prints what was set, and how to go back.
 
     python -m sft.experiments.run --set optimizer.lr=1e-5 [--force] [STAGE ...]
 """
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft.cli import echo, make_parser, run_or_exit
+from sft.experiments.check import require_no_problem
 from sft.params.check import check_settings
 from sft.params.read import MISSING, PARAMS, parse_setting
 
@@ -47,7 +48,8 @@ def describe(settings: Sequence[str], old: Mapping[str, Any], *, is_committed: b
 
 def main(settings: Sequence[str], stages: Sequence[str], *, force: bool) -> None:
     """Check the settings, run DVC, print what was set. Exits as DVC does."""
-    old = check_settings(settings)
+    require_no_problem(stages, settings)
+    old = check_settings(settings).old
     is_committed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(PARAMS)], check=False).returncode == 0
     command = [sys.executable, "-m", "dvc", "exp", "run"]
     for setting in settings:

@@ -12,6 +12,7 @@ Workers of DVC's queue pass their environment (CLUSTER, SFT_SWEEP, MLFLOW_TRACKI
 sweep runs at a time, nothing else may be in the queue, and workers of an earlier command finish first.
 """
 
+import json
 import os
 import re
 import shlex
@@ -23,11 +24,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cli import InputError, echo, exit_with, make_parser, run_or_exit
 from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
+from sft.experiments.check import find_problems
 from sft.files import file_lock, read_json, write_json
 from sft.hashing import value_digest
 from sft.lineage.record import OWN_OUTPUTS
+from sft.params.check import check_settings
 
 POLL_SECONDS = 5.0
 LOOKS = 4  # in a row: DVC has no lock on its queue, so one look can miss a worker
@@ -78,6 +81,29 @@ def expand(calls: list[list[str]], name: str) -> dict[str, list[str]]:
 
     sweeps = (sweep["params.yaml"] for call in calls for sweep in get_hydra_sweeps(to_path_overrides(call)))
     return {f"{name}-{number}": words for number, words in enumerate(sweeps, start=1)}
+
+
+def check(members: dict[str, list[str]]) -> None:
+    """End with exit status 2 and all problems, if one would stop the experiments: a wrong value, a full disk, ..."""
+    problems = find_problems([])
+    for member, words in members.items():
+        try:
+            check_settings(as_settings(words))
+        except InputError as error:
+            problems.append(f"{member} ({shlex.join(words)}): {error}")
+    if problems:
+        exit_with(*problems, status=2)
+
+
+def as_settings(words: list[str]) -> list[str]:
+    """Return words of `--set-param` as settings, whose values are YAML.
+
+    >>> as_settings(["optimizer.lr=2e-05", "filter.narrative=null", "filter.repetition={min_letters:3}"])
+    ['optimizer.lr=2e-05', 'filter.narrative=null', 'filter.repetition={"min_letters": 3}']
+    """
+    from dvc.utils.hydra import to_hydra_overrides
+
+    return [f"{each.key_or_group}={json.dumps(each.value())}" for each in to_hydra_overrides(words)]
 
 
 def parse_status(text: str) -> Queue:
@@ -180,6 +206,8 @@ def wait(members: dict[str, list[str]], jobs: int) -> dict[str, str]:
 def run(calls: list[list[str]], name: str, jobs: int) -> dict[str, str]:
     """Queue the experiments that are not known yet, run all, and return the state of each.
 
+    Ends with exit status 2 if a value is wrong, or something else would stop every experiment.
+
     Raises:  InputError: another sweep runs, the cluster file is wrong, something else is in the queue, an earlier sweep
     has this name, DVC rejects a param.
     """
@@ -190,6 +218,7 @@ def run(calls: list[list[str]], name: str, jobs: int) -> dict[str, str]:
         read_cluster_file(cluster)
     os.environ["SFT_SWEEP"] = name
     members = expand(calls, name)
+    check(members)
     with file_lock(Path("runs/sweep.lock"), 0) as is_mine:
         if not is_mine:
             raise InputError("runs/sweep.lock: another sweep runs in this project. Wait for it, or stop it")

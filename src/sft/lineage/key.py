@@ -37,6 +37,7 @@ NOT_IN_KEY = (
     "sft.params.check",
     "sft.params.explain",
     "sft.params.read",
+    "sft.params.recorded",
     "sft.planning.preflight",
     "sft.run_stage",
     "sft.tracking",

@@ -146,23 +146,23 @@ def _in_folder(name: str, root: Path) -> Records | None:
 
 def _tracked(model: Path) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
     """Return the MLflow run and version of a model's folder; (None, None) without a store that answers."""
-    from sft.tracking import store
+    from sft.tracking import address, store
 
     lineage = parse_json((model / "lineage.json").read_bytes(), str(model / "lineage.json"))
-    if not store.has_store():
+    if not address.has_store():
         return None, None
     try:
         tracked = store.look_up(lineage.get("mlflow_run_id") or lineage["lineage_key"])
-    except store.StoreError as error:
+    except address.StoreError as error:
         echo(f"[yellow]{escape(str(error))} The following is without it.[/]")
         return None, None
     return (tracked.facts, tracked.version) if tracked else (None, None)
 
 
 def _in_mlflow(name: str, root: Path, scratch: Path) -> Records | None:
-    from sft.tracking import store
+    from sft.tracking import address, store
 
-    tracked = store.look_up(name) if store.has_store() else None
+    tracked = store.look_up(name) if address.has_store() else None
     if tracked is None:
         return None
     content = _bytes(root / LINEAGE)

@@ -1,8 +1,10 @@
 """Check all of params.yaml: every section, and what depends on several sections."""
 
-from collections.abc import Sequence
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -10,8 +12,9 @@ from sft.cli import InputError
 from sft.params.explain import explain
 from sft.params.read import PARAMS, change, read_yaml
 from sft.params.schema import Params
+from sft.params.training import TrainParams
 
-__all__ = ["Params", "check_params", "check_settings", "read"]
+__all__ = ["Params", "check_packs", "check_params", "check_settings", "read", "too_few_packs"]
 
 
 def read(path: Path = PARAMS) -> Params:
@@ -21,19 +24,59 @@ def read(path: Path = PARAMS) -> Params:
     return read_yaml(path, Params)
 
 
-def check_params(path: Path = PARAMS) -> None:
-    """Raise InputError if there is a mistake in params.yaml."""
-    read(path)
+def check_params(path: Path = PARAMS) -> Params:
+    """Return all params. Raises InputError: as read, and how to go back to the committed file."""
+    try:
+        return read(path)
+    except InputError as error:
+        raise InputError(f"{error}{_way_back(path)}") from None
 
 
-def check_settings(settings: Sequence[str], path: Path = PARAMS) -> dict[str, Any]:
-    """Return the value in params.yaml of each key that settings, `optimizer.lr=1e-5`, would change.
+class Changed(NamedTuple):
+    """What params.yaml would hold."""
+
+    params: Params
+    values: dict[str, Any]
+    """The same, as YAML has it."""
+    old: dict[str, Any]
+    """What it holds now at each key that would change."""
+
+
+def check_settings(settings: Sequence[str], path: Path = PARAMS) -> Changed:
+    """Return params.yaml as settings, `optimizer.lr=1e-5`, would change it; the file stays.
 
     Raises:  InputError: an unknown key, with the nearest one; a value that its schema does not allow.
     """
     text, values, old = change(settings, path)
     try:
-        Params.model_validate(values)
+        return Changed(Params.model_validate(values), values, old)
     except ValidationError as error:
         raise InputError(explain(path, text, error, Params)) from error
-    return old
+
+
+def check_packs(packs: Mapping[str, int], params: TrainParams | None = None) -> None:
+    """Raise InputError if a split has fewer packs than one step; `packs` are by split, default params params.yaml's."""
+    params = params or read().training
+    messages = [message for split, number in packs.items() if (message := too_few_packs(split, number, params))]
+    if messages:
+        raise InputError("\n".join(messages))
+
+
+def too_few_packs(split: str, packs: int, params: TrainParams) -> str:
+    """Return why a training with these params would stop for want of packs of a split, "" if it would not."""
+    advice = {
+        "training": "Add data, or lower train.global_batch_size.",
+        "validation": "Raise pack.validation, or set validation.eval_iters to 0.",
+    }
+    batch = params.train.global_batch_size
+    if packs >= batch or split not in advice or (split == "validation" and not params.validation.eval_iters):
+        return ""
+    return f"data/packed/{split}: {packs} packs, expected at least {batch}, one step. {advice[split]}"
+
+
+def _way_back(path: Path) -> str:
+    """Return how to drop the changes of a file since the last commit, "" if it has none or there is no git."""
+    diff = ["git", "diff", "--quiet", "HEAD", "--", str(path)]
+    if shutil.which("git") and subprocess.run(diff, check=False, capture_output=True).returncode == 1:
+        return f"\nTo drop all changes of {path} since the last commit: git checkout {path}"
+    return ""

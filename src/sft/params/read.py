@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from sft.params.training import TrainParams
 
 PARAMS = Path("params.yaml")
-LOCK = Path("dvc.lock")
 MISSING = "missing"
-DATA_SECTIONS = ("filter", "prep", "pack")
 # Section -> module and class of its schema. A stage imports those of its own sections only.
 SCHEMA = {
     "fetch": ("data", "Fetch"),
@@ -78,16 +76,6 @@ def load_training(path: Path = PARAMS) -> "TrainParams":
     return schema.TrainParams(**{name: _section(name, path) for name in TRAINING})  # type: ignore[no-any-return]
 
 
-def recorded_data_params(lock: Path = LOCK) -> dict[str, Any]:
-    """Return the params, by section, with which DVC last ran the data stages; {} if it did not run them."""
-    recorded: dict[str, Any] = {}
-    if lock.exists():
-        for stage in YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {}).values():
-            params = stage.get("params", {}).get(str(PARAMS), {})
-            recorded |= {name: params[name] for name in DATA_SECTIONS if name in params}
-    return recorded
-
-
 def parse_setting(setting: str) -> tuple[str, Any]:
     """Return key and value of `optimizer.lr=1e-5`, the value read as YAML. Raises InputError: no key, not YAML.
 
@@ -108,7 +96,7 @@ def change(settings: Iterable[str], path: Path = PARAMS) -> tuple[str, dict[str,
 
     An old value is MISSING if params.yaml has no such key. Raises InputError: a setting has no place in the file.
     """
-    text, parsed = _read_text(path)
+    text, parsed = read_text(path)
     values = copy.deepcopy(parsed)
     old: dict[str, Any] = {}
     for key, value in map(parse_setting, settings):
@@ -126,7 +114,7 @@ def change(settings: Iterable[str], path: Path = PARAMS) -> tuple[str, dict[str,
 
 def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
     """Return the values of a YAML file in a schema. Raises InputError: with line and key of every mistake."""
-    text, values = _read_text(path)
+    text, values = read_text(path)
     if not isinstance(values, dict):
         kind = "sections" if set(model.model_fields) == set(SCHEMA) else "keys"
         raise InputError(f"{path}: expected {kind} ({', '.join(model.model_fields)}), found {type(values).__name__}")
@@ -142,7 +130,7 @@ def _section(name: str, path: Path) -> Any:
     """Return one section of params.yaml; the others are not checked."""
     if not path.exists():
         raise InputError(f"{path.absolute()}: not found. Run in the folder that holds params.yaml.")
-    text, values = _read_text(path)
+    text, values = read_text(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected sections ({', '.join(SCHEMA)}), found {type(values).__name__}")
     if name not in values:
@@ -157,7 +145,7 @@ def _section(name: str, path: Path) -> Any:
         raise InputError(explain(path, text, error, model, (name,))) from error
 
 
-def _read_text(path: Path) -> tuple[str, Any]:
+def read_text(path: Path) -> tuple[str, Any]:
     """Return the text of a YAML file and its values. Raises InputError: with the line."""
     try:
         text = path.read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from sft.cli import InputError
 from sft.files import read_json
 from sft.hashing import file_digest
 from sft.params import training as p
+from sft.params.check import too_few_packs
 from sft.planning import estimate
 from sft.planning.estimate import Geometry
 
@@ -353,22 +354,13 @@ def mamba_positions(params: p.TrainParams, facts: Facts) -> str:
 @check("training-packs", "training_packs")
 def training_packs(params: p.TrainParams, facts: Facts) -> str:
     """There are packs for one step."""
-    failure = _too_few_packs("training", _known(facts.training_packs), params)
-    return failure and f"{failure} Add data, or lower train.global_batch_size."
+    return too_few_packs("training", _known(facts.training_packs), params)
 
 
 @check("validation-packs", "validation_packs")
 def validation_packs(params: p.TrainParams, facts: Facts) -> str:
     """There are packs for one batch of validation."""
-    if not params.validation.eval_iters:
-        return ""
-    failure = _too_few_packs("validation", _known(facts.validation_packs), params)
-    return failure and f"{failure} Bridge would wait forever. Raise pack.validation, or set validation.eval_iters to 0."
-
-
-def _too_few_packs(split: str, packs: int, params: p.TrainParams) -> str:
-    batch = params.train.global_batch_size
-    return "" if packs >= batch else f"data/packed/{split}: {packs} packs, expected at least {batch}, one step."
+    return too_few_packs("validation", _known(facts.validation_packs), params)
 
 
 @check("tokenizer", "data_tokenizer", "model_tokenizer")

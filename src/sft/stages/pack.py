@@ -32,6 +32,7 @@ from sft.ledger import Ledger, read_report
 from sft.packing.blend import check_shares
 from sft.packing.splits import SPLITS, NearDuplicates, by_precedence
 from sft.packing.write import read_lists, write_npy
+from sft.params.check import check_packs
 from sft.params.data import Pack, Source
 from sft.params.read import load
 from sft.run_stage import run_stage
@@ -222,6 +223,7 @@ def main() -> None:
         spool = folder.absolute() / "spool"
         spool.mkdir()
         sort, metadata, ledger, report = plan_packs(folder, spool, sources, params)
+        check_packs({split: metadata["splits"][split]["packs"] for split in SPLITS})
         release_memory()  # the tables of samples, before workers need theirs
         write_packs(folder, sort)
         shutil.rmtree(spool)

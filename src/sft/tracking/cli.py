@@ -38,7 +38,7 @@ def sync_all() -> None:
 
     Raises:  InputError: the store refuses, or does not answer.
     """
-    from sft.tracking.store import store_name
+    from sft.tracking.address import store_name
     from sft.tracking.sync import sync_run
 
     attach_lock(Path.cwd())
@@ -99,7 +99,7 @@ def server_command(store: str | None, artifacts: str | None, port: int, folder: 
                 f"{redact(address)}: process lists and logs would show the password in this address. "
                 "Leave it out: PostgreSQL reads PGPASSWORD and ~/.pgpass, S3 reads AWS_ACCESS_KEY_ID and profiles."
             )
-    from sft.tracking.store import sqlite_uri
+    from sft.tracking.address import sqlite_uri
 
     return [
         *(sys.executable, "-m", "mlflow", "server"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import mlflow
 from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sft.cli import InputError
 from sft.files import file_lock, project_root, publish_file
 from sft.sources.redact import redact
+from sft.tracking.address import StoreError, is_local, sqlite_uri, store_name, store_uri
 from sft.tracking.answers import bound_answers
 from sft.tracking.journal import RECORDS
 
@@ -36,8 +37,6 @@ LOCAL_NAME = "nano3-sft"  # of the experiment and the registered model in runs/m
 SAMPLED = "-sampled"  # behind the names of runs on a sample of the data
 PROJECT = "project"  # tag of an experiment: the project that it belongs to
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-DATABASES = {"sqlite", "postgresql", "mysql", "mssql"}
-HOSTED = {"databricks", "databricks-uc"}
 PATIENCE = 30.0  # seconds to wait for another process that makes the local store
 MAX_NAMED = 100  # trainings in a message
 MAX_EXPERIMENTS = 1000  # in which a run is looked up
@@ -59,63 +58,8 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every try
 
 
-class StoreError(InputError):
-    """The store does not answer, or cannot be used as it is."""
-
-
 class NoAccessError(InputError):
     """The store refuses the user or the password (HTTP 401 or 403)."""
-
-
-def store_uri() -> str:
-    """Return the address of the store: MLFLOW_TRACKING_URI, or runs/mlflow.db of the repository.
-
-    A relative SQLite file is one of the repository, also in a copy of it. Raises StoreError: no address of a store.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
-    scheme, _, rest = uri.partition("://")
-    if uri == _local_uri():
-        return uri
-    if scheme == "sqlite" and rest.startswith("/") and not rest.startswith(("//", "/:")):
-        return sqlite_uri(project_root() / rest[1:])
-    if scheme in {"http", "https", *HOSTED} or (scheme.partition("+")[0] in DATABASES and rest):
-        return uri
-    is_host = re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri)
-    advice = f"Write http://{redact(uri)}." if is_host else "To keep runs in a file of this project, unset it."
-    raise StoreError(
-        f"MLFLOW_TRACKING_URI={redact(uri)}: expected http://..., https://..., sqlite:///file or postgresql://... "
-        f"(MLflow no longer keeps runs in folders). {advice}"
-    )
-
-
-def _local_uri() -> str:
-    return sqlite_uri(project_root() / "runs" / "mlflow.db")
-
-
-def sqlite_uri(path: Path) -> str:
-    """Return the address of a SQLite file.
-
-    Where the path has a character that means something in an address, it is quoted and relative to this folder: MLflow
-    also makes the folder of an address as it is written.
-    """
-    absolute = str(path.absolute())
-    return "sqlite:///" + (quote(os.path.relpath(path)) if set(absolute) & set("?#%") else absolute)
-
-
-def store_name() -> str:
-    """Return the address of the store without secrets."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow sets the variable itself when it is pointed somewhere
-    return redact(uri) if uri and uri != _local_uri() else "runs/mlflow.db"
-
-
-def is_local() -> bool:
-    """Whether the store is runs/mlflow.db."""
-    return store_name() == "runs/mlflow.db"
-
-
-def has_store() -> bool:
-    """Whether there is a store: MLFLOW_TRACKING_URI is set, or runs/mlflow.db exists."""
-    return not is_local() or (project_root() / "runs" / "mlflow.db").exists()
 
 
 def connect() -> mlflow.MlflowClient:

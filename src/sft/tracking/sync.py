@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from sft.cli import InputError, echo
+from sft.tracking.address import StoreError, store_name
 from sft.tracking.journal import Journal
-from sft.tracking.store import NoAccessError, StoreError, store_name
+from sft.tracking.store import NoAccessError
 from sft.tracking.upload import upload
 
 PATIENCE = 30.0  # seconds that a stage tries again at its end, while a store does not answer

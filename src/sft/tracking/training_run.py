@@ -12,7 +12,7 @@ from sft.files import project_root
 from sft.hashing import file_digest, folder_digest
 from sft.lineage.key import Lineage
 from sft.lineage.record import git_state, records, sources
-from sft.params.read import recorded_data_params
+from sft.params.recorded import recorded_data_params
 from sft.tracking import data_run, journal, sync
 
 # Tag of an attempt -> the environment variable that holds it.

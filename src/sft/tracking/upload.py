@@ -27,11 +27,11 @@ from mlflow.exceptions import MlflowException
 
 from sft.files import file_lock, project_root
 from sft.hashing import value_digest
+from sft.tracking.address import StoreError
 from sft.tracking.journal import DIGEST_DIGITS, FINISHED, RECORDS, Journal
 from sft.tracking.store import (
     SAMPLED,
     UNKNOWN,
-    StoreError,
     connect,
     experiment_name,
     explained,

@@ -1,0 +1,196 @@
+"""check: everything that would stop a run later, in a second, before DVC removes an output.
+
+    python -m sft.experiments.check [STAGE ...]     the stages that are to run; default: all
+
+params.yaml, dvc.lock, MLFLOW_TRACKING_URI, uncommitted changes, files that file:// names, packs for a step, free disk
+    ->  exit status 0, or 2 and all problems at once; no file changes, but a damaged dvc.lock is restored from git
+
+`make repro`, the stages and `make sweep` begin with it. It is also the first stage of dvc.yaml, on which all others
+depend (--mark FILE), so that `dvc repro` and `dvc exp run -S` refuse a wrong value before they remove an output. That
+stage reruns if params.yaml changes, and writes the same file each time, so that nothing else reruns.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft.cli import InputError, exit_with, make_parser, run_or_exit
+from sft.experiments.dvc_lock import restore_lock
+from sft.files import project_root, publish_file, read_json
+from sft.lineage.patch import dirty_patch
+from sft.params.check import Changed, check_packs, check_params, check_settings
+from sft.params.data import Download
+from sft.params.recorded import changed_stages, locked_params, read_lock
+from sft.params.schema import Params
+from sft.tracking.address import store_uri
+
+DATA_STAGES = ("fetch", "filter", "prep", "pack")
+STAGES = (*DATA_STAGES, "train", "eval")
+METADATA = Path("data/packed/metadata.json")
+MODEL_REPORT = Path("reports/fetch/model.json")
+# Bytes a parameter that a training writes at least: the imported model, a checkpoint with its optimizer, models/final.
+IMPORTED, CHECKPOINT, EXPORTED = 4, 12, 2
+MARK = "params.yaml and this project were checked before the stages ran.\n"
+
+Lock = Mapping[str, Mapping[str, Any]]
+
+
+def stage_of(name: str) -> str:
+    """Return the stage of a name in dvc.yaml.
+
+    >>> stage_of("filter@chats"), stage_of("fetch-model"), stage_of("pack")
+    ('filter', 'fetch', 'pack')
+    """
+    return re.split("[@-]", name)[0]
+
+
+def stages_up_to(targets: Sequence[str]) -> set[str]:
+    """Return the stages that DVC targets run; without targets all."""
+    last = max((STAGES.index(stage_of(target)) for target in targets), default=len(STAGES) - 1)
+    return set(STAGES[: last + 1])
+
+
+def check_sources(params: Params, lock: Lock) -> None:
+    """Raise InputError if a file:// that has not been fetched yet names nothing."""
+    wanted: list[tuple[str, str, Download]] = [("fetch.model", "fetch-model", params.fetch.model)]
+    wanted += [(f"fetch.sources.{name}", f"fetch@{name}", source) for name, source in params.fetch.sources.items()]
+    wanted += [(f"fetch.benchmarks.{name}", "fetch-benchmarks", b) for name, b in params.fetch.benchmarks.items()]
+    missing = []
+    for key, stage, download in wanted:
+        fetched = str(locked_params(dict(lock.get(stage, {}))))
+        if (path := local_path(download)) and not path.exists() and download.uri not in fetched:
+            missing.append(f"{key}.uri: {download.address}: {path.absolute()} does not exist. Correct the path.")
+    if missing:
+        raise InputError("\n".join(missing))
+
+
+def local_path(download: Download) -> Path | None:
+    """Return the file or folder that a file:// address names, without its pattern; None for other addresses."""
+    if not download.address.startswith("file://"):
+        return None
+    fixed, *pattern = re.split(r"[*?{]", download.address.removeprefix("file://"), maxsplit=1)
+    return Path(fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else ".")) if pattern else Path(fixed)
+
+
+def check_data(params: Params, changed: Iterable[str]) -> None:
+    """Raise InputError if there are, or can only be, too few packs for a step of the training."""
+    if not params.pack.validation and params.validation.eval_iters:
+        raise InputError(
+            "params.yaml: pack.validation: 0 leaves no packs for the validation.eval_iters batches of a validation. "
+            "Raise pack.validation, or set validation.eval_iters to 0."
+        )
+    if METADATA.exists() and not {stage_of(name) for name in changed} & {*DATA_STAGES}:
+        splits = read_json(METADATA)["splits"]
+        check_packs({split: counts["packs"] for split, counts in splits.items()}, params.training)
+
+
+def check_disk(params: Params, lock: Lock, changed: set[str], stages: set[str]) -> None:
+    """Raise InputError if stages write more than is free, by what they wrote the last time.
+
+    The least that is certain: an output that is there counts only if its stage has other params now; copies in DVC's
+    cache count nothing, because the file system may share them.
+    """
+    needed = {
+        out["path"]: out.get("size", 0)
+        for name, stage in lock.items()
+        if stage_of(name) in stages
+        for out in stage.get("outs", [])
+        if name in changed or not Path(out["path"]).exists()
+    }
+    if "train" in stages & changed and (size := training_bytes(params)):
+        needed["runs and models/final"] = size
+    free = shutil.disk_usage(Path.cwd()).free
+    if (total := sum(needed.values())) > free:
+        largest = sorted(filter(needed.get, needed), key=lambda path: -needed[path])[:3]
+        parts = ", ".join(f"{path} {needed[path] / 1e9:,.1f} GB" for path in largest)
+        raise InputError(
+            f"{Path.cwd()}: {free / 1e9:,.1f} GB free, expected at least {total / 1e9:,.1f} GB ({parts}). Free some "
+            "space, or make runs/ and .dvc/cache links to a larger disk."
+        )
+
+
+def training_bytes(params: Params) -> int:
+    """Return the least bytes that a new training writes; 0 if they are not known, or elsewhere, or written in part."""
+    runs = project_root() / "runs"
+    report = read_json(MODEL_REPORT) if MODEL_REPORT.exists() else {}
+    is_other_disk = runs.exists() and os.stat(runs).st_dev != os.stat(Path.cwd()).st_dev
+    if params.peft.name or report.get("uri") != params.fetch.model.address or is_other_disk:
+        return 0
+    begun = [path for path in runs.glob("*/params.json") if read_json(path) == params.training.model_dump()]
+    imported = 0 if any(runs.glob("imports/*")) else IMPORTED
+    return 0 if begun else int(report["parameters"]) * (imported + CHECKPOINT + EXPORTED)
+
+
+def find_problems(targets: Sequence[str], settings: Sequence[str] = (), *, is_stage: bool = False) -> list[str]:
+    """Return everything that would stop these stages: where, what was found, what to do.
+
+    Args:
+        targets: Stages of dvc.yaml that are to run; none: all.
+        settings: Params to set first, `optimizer.lr=1e-5`.
+        is_stage: DVC runs the check as a stage. It has read dvc.lock, and whether it trains is not known.
+    """
+    return list(_problems(targets, settings, is_stage))
+
+
+def _problems(targets: Sequence[str], settings: Sequence[str], is_stage: bool) -> Iterator[str]:
+    stages = stages_up_to(targets)
+    lock: dict[str, Any] = {}
+    changed: Changed | None = None
+
+    def read_params() -> None:
+        nonlocal changed
+        check_params()
+        changed = check_settings(settings)
+
+    def lock_stages() -> None:
+        if not is_stage:
+            restore_lock()
+        lock.update(read_lock())
+
+    yield from _caught(read_params)
+    yield from _caught(lock_stages)
+    yield from _caught(store_uri)
+    if "train" in stages:
+        yield from _caught(lambda: dirty_patch(Path.cwd()))
+    if changed is None:
+        return
+    params, others = changed.params, changed_stages(changed.values, lock)
+    yield from _caught(lambda: check_sources(params, lock))
+    if "train" in stages:
+        yield from _caught(lambda: check_data(params, others))
+    yield from _caught(lambda: check_disk(params, lock, others, {*DATA_STAGES} if is_stage else stages))
+
+
+def _caught(check: Callable[[], object]) -> Iterator[str]:
+    try:
+        check()
+    except InputError as error:
+        yield str(error)
+
+
+def require_no_problem(targets: Sequence[str], settings: Sequence[str] = ()) -> None:
+    """End the program with exit status 2 and all problems, if there are any."""
+    if problems := find_problems(targets, settings):
+        exit_with(*problems, status=2)
+
+
+def main(targets: Sequence[str], mark: Path | None) -> None:
+    """Check; as DVC's stage, write the mark."""
+    if mark is None:
+        require_no_problem(targets)
+        return
+    if problems := find_problems(targets, is_stage=True):
+        exit_with(*problems, status=2)
+    with publish_file(mark) as partial:
+        partial.write_text(MARK, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = make_parser(__name__, __doc__)
+    parser.add_argument("--mark", type=Path, metavar="FILE", help="DVC's stage: write this file if there is no problem")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="up to these; default: all")
+    options = parser.parse_args()
+    run_or_exit(lambda: main(options.stages, options.mark))
