@@ -92,10 +92,12 @@ no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make e
     mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test test-layouts lint check format \
     pins bench bench-peers
 
-help: ## List the targets
+help: ## List the targets; show the last run, what is up to date and what reruns
 	@awk 'BEGIN { FS = ":.*## " } \
 	    /^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	    /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@if [[ -e .venv/.pins ]]; then install -d -m 700 "$(DVC_SITE_CACHE_DIR)"; python -m sft.experiments.overview; \
+	    else printf '\n%s\n' "Not set up yet: the first target does it. Then make shows here what is up to date."; fi
 
 ##@ The pipeline (optimizer.lr=1e-5: set a param; ROWS=50: only 50 rows per source; FORCE=1: rerun what has not changed too)
 repro: setup ## Run every stage whose inputs changed

@@ -398,10 +398,16 @@ def test_commands_are_shown_as_one_would_type_them(make, given):
     assert [line for line in lines if line != " ".join(line.split()) or line.endswith("\\")] == []
 
 
-def test_make_alone_lists_the_targets(make):
-    status, said, asked = make.run("make")
+def test_make_alone_lists_the_targets_before_the_set_up_too_and_shows_the_state_after_it(lab):
+    status, said, asked = lab.run("make")
     assert (status, asked) == (0, [])
     assert "make repro " in said
+    assert "Not set up yet" in said
+    (lab.root / ".venv/.pins").touch()
+    status, said, asked = lab.run("make")
+    assert (status, asked) == (0, ["python -m sft.experiments.overview"])
+    assert "make repro " in said
+    assert "Not set up" not in said
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from sft.cli import InputError
-from sft.params.recorded import changed_stages, read_lock, recorded_data_params
+from sft.params.recorded import changed_params, read_lock, recorded_data_params
 
 PIPELINE = """
 stages:
@@ -35,17 +35,17 @@ def test_the_data_params_of_the_last_run_come_from_dvc_lock(tmp_path):
 @pytest.mark.parametrize(
     ("sources", "seed", "changed"),
     [
-        ({"a": {"uri": "file://a"}}, 2, set()),
-        ({"a": {"uri": "file://a"}}, 3, {"pack"}),
-        ({"a": {"uri": "file://b"}}, 2, {"fetch@a", "pack"}),
-        ({"b": {"uri": "file://a"}}, 2, {"fetch@b", "pack"}),
-        ({}, 2, {"pack"}),
+        ({"a": {"uri": "file://a"}}, 2, {}),
+        ({"a": {"uri": "file://a"}}, 3, {"pack": ["pack"]}),
+        ({"a": {"uri": "file://b"}}, 2, {"fetch@a": ["fetch.sources.a.uri"], "pack": ["fetch.sources"]}),
+        ({"b": {"uri": "file://a"}}, 2, {"fetch@b": [], "pack": ["fetch.sources"]}),
+        ({}, 2, {"pack": ["fetch.sources"]}),
     ],
 )
 def test_a_stage_is_changed_if_it_did_not_run_with_these_values(tmp_path, sources, seed, changed):
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     values = {"fetch": {"sources": sources}, "pack": {"seed": seed}}
-    assert changed_stages(values, LOCK, tmp_path / "dvc.yaml") == changed
+    assert changed_params(values, LOCK, tmp_path / "dvc.yaml") == changed
 
 
 @pytest.mark.parametrize("text", ["", "schema: '2.0'\n", "stages:\n  a: {cmd", "[1]\n"])

@@ -43,6 +43,8 @@ def run_stages(folder, lines, monkeypatch, **params):
         "pack.over_length": "drop",
         "prep.reasoning.strip": 0.3,
         "prep.reasoning.truncate": 0.3,
+        "train.global_batch_size": 1,
+        "validation.eval_iters": 0,
     }
     set_params(folder, **{**settings, **params})
     for number, name in enumerate(sources):

@@ -23,7 +23,7 @@ from sft.files import project_root, publish_file, read_json
 from sft.lineage.patch import dirty_patch
 from sft.params.check import Changed, check_packs, check_params, check_settings
 from sft.params.data import Download
-from sft.params.recorded import changed_stages, locked_params, read_lock
+from sft.params.recorded import changed_params, locked_params, read_lock
 from sft.params.schema import Params
 from sft.tracking.address import store_uri
 
@@ -157,7 +157,7 @@ def _problems(targets: Sequence[str], settings: Sequence[str], is_stage: bool) -
         yield from _caught(lambda: dirty_patch(Path.cwd()))
     if changed is None:
         return
-    params, others = changed.params, changed_stages(changed.values, lock)
+    params, others = changed.params, set(changed_params(changed.values, lock))
     yield from _caught(lambda: check_sources(params, lock))
     if "train" in stages:
         yield from _caught(lambda: check_data(params, others))

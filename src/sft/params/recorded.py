@@ -34,19 +34,21 @@ def recorded_data_params(lock: Path = LOCK) -> dict[str, Any]:
     return recorded
 
 
-def changed_stages(values: dict[str, Any], lock: dict[str, Any], pipeline: Path = PIPELINE) -> set[str]:
-    """Return the stages of dvc.yaml that DVC has not run, or not with these values of params.yaml.
+def changed_params(values: dict[str, Any], lock: dict[str, Any], pipeline: Path = PIPELINE) -> dict[str, list[str]]:
+    """Return the stages of dvc.yaml that DVC has not run with these values of params.yaml, and which of them differ.
 
-    What else changes a stage, its code and the outputs of earlier stages, is not compared.
+    A stage that has never run has an empty list. What else changes a stage, its code and the outputs of earlier stages,
+    is not compared.
     """
     _, declared = read_text(pipeline)
-    changed = set()
+    changed = {}
     for name, stage in declared["stages"].items():
         each = values.get("fetch", {}).get("sources", {}) if "foreach" in stage else [None]
         for full_name in (name if source is None else f"{name}@{source}" for source in each):
-            recorded = lock.get(full_name, {})
-            if not recorded or any(_value(values, key) != old for key, old in locked_params(recorded).items()):
-                changed.add(full_name)
+            recorded = locked_params(lock.get(full_name, {}))
+            keys = [key for key, old in recorded.items() if _value(values, key) != old]
+            if keys or full_name not in lock:
+                changed[full_name] = keys
     return changed
 
 
