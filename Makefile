@@ -78,7 +78,7 @@ endef
 define job
 $(if $(and $(CLUSTER),$(filter-out 0,$(DRY_RUN))),python -m $(3),\
 $(if $(and $(CLUSTER),$(filter-out 0,$(DETACH))),\
-    $(if $(settings),,python -m sft.experiments.check $(1) &&) $(REPRO) $(2) && { python -m $(3) || { status=$$?; [[ $$status == 3 ]] || exit $$status; $(REPRO) $(1); }; },\
+    $(CHECK)$(if $(settings),, &&) $(REPRO) $(2) && { python -m $(3) || { status=$$?; [[ $$status == 3 ]] || exit $$status; $(REPRO) $(1); }; },\
     $(call stages,$(1))))
 endef
 

@@ -56,6 +56,8 @@ write_configuration() {
 ClusterName=loopback
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$port
+# Two clusters on one machine have other job ids: a job's control group is named by its id.
+FirstJobId=$port
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge

@@ -4,7 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.project import clone_project
+from tests.support.project import ROOT, clone_project
+
+# Files of several minutes, longest first. The workers of pytest-xdist take whole files in this order, so that no long
+# one begins when the others are done.
+LONG_FILES = (
+    "tests/test_submission.py",
+    "tests/test_pipeline.py",
+    "tests/cluster/test_jobs.py",
+    "tests/training/test_bridge.py",
+    "tests/test_docs.py",
+    "tests/lineage/test_reproduce.py",
+    "tests/experiments/test_sweep.py",
+    "tests/test_remotes.py",
+    "tests/stages/test_pack_faults.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of LONG_FILES first; the order within a file stays."""
+    rank = {ROOT / name: number for number, name in enumerate(LONG_FILES)}
+    assert all(path.exists() for path in rank), "LONG_FILES names a file that is gone"
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture

@@ -118,8 +118,11 @@ def running_cluster() -> Iterator[Loopback]:
 
 
 def free_port() -> int:
-    """Return a port p where p, p + 101 and p + 102 are free: the controller and two nodes."""
-    for port in range(10_000 + os.getpid() % 5_000, 20_000):
+    """Return a port p where p, p + 101 and p + 102 are free: the controller and two nodes.
+
+    Processes that ask at the same time have neighbouring pids, and get ports that are far apart.
+    """
+    for port in range(10_000 + os.getpid() % 25 * 200, 20_000):
         try:
             for wanted in (port, port + 101, port + 102):
                 with socket.socket() as trial:
