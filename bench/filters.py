@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sft.conversation import Conversation, Rejection, normalize
+from sft.conversation import Conversation, Rejection
 from sft.filters.contamination import BenchmarkItems, check_contamination
 from sft.filters.dedup.signatures import signature, similarity
 from sft.filters.dedup.within_source import SourceDuplicates
@@ -35,7 +35,9 @@ from sft.filters.repetition import check_repetition
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
 from sft.formats.chat_forms import read_rows
+from sft.formats.messages import normalize
 from sft.formats.raw_files import Row
+from sft.formats.records import ChatRow
 from sft.params.data import Filter
 from sft.params.read import load
 
@@ -133,11 +135,13 @@ def read_fixture(fixture: Json, folder: Path) -> Conversation | Rejection:
     read = list(read_rows(folder, fixture["format"], **mapped))
     if len(read) != len(lines):
         raise ValueError(f"{fixture['id']}: {len(read)} rows of {len(lines)} lines")
-    if read[-1].record is None:
-        return Rejection("malformed-row", read[-1].fault)
-    if refusal := (read[-1].record.get("meta") or {}).get("refuse"):
-        return Rejection(refusal, json.dumps(read[-1].record["meta"]))
-    outcome = normalize(read[-1].record)
+    row = read[-1]
+    if row.record is None:
+        return Rejection("malformed-row", row.fault)
+    if refusal := (row.record.get("meta") or {}).get("refuse"):
+        return Rejection(refusal, json.dumps(row.record["meta"]))
+    read_columns = (row.columns, row.columns_read) if isinstance(row, ChatRow) else ()
+    outcome = normalize(row.record, *read_columns)
     if isinstance(outcome, Rejection):
         return outcome
     limits = (fixture.get("max_chars", MAX_CHARS), fixture.get("max_chars", MAX_MESSAGE_CHARS))

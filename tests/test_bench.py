@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from sft.conversation import Conversation, normalize
+from sft.conversation import Conversation
 from sft.filters.rules.replies import check_truncated
 from sft.filters.structure import check_structure
+from sft.formats.messages import normalize
 from tests.support.project import ROOT
 
 

@@ -71,6 +71,7 @@ NAMES = {"told", "tell", "say", "said", "one", "own", "came", "went", "gone", "w
 # (file, matched text): why it is right there.
 ALLOWED = {
     ("src/sft/filters/pipeline.py", "refuse"): "a key of the evidence of failed rollouts, whose bytes stay",
+    ("src/sft/formats/spellings.py", "licence"): "the name of a column",
     ("Makefile", "sample="): "the message for the old variable",
     ("src/sft/strict_json.py", "stands"): "a message that is evidence in data, whose bytes stay",
     ("src/sft/filters/judge/judge.py", "refused"): "an endpoint refuses a request, and a stable kind of failure",

@@ -24,7 +24,8 @@ from typing import Any
 from bench.filters import read_fixture, rows
 from transformers import PreTrainedTokenizerFast
 
-from sft.conversation import Conversation, Rejection, normalize
+from sft.conversation import Conversation, Rejection
+from sft.formats.messages import normalize
 from sft.tokens.render import ChatTemplate
 from tests.support.tiny_model import ADDED_TOKENS
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer

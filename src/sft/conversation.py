@@ -1,7 +1,7 @@
-"""Conversations: records in OpenAI form -> one normal form for all sources.
+"""Conversations in the one normal form of all sources, and rejections, which say why a row is none.
 
-`normalize` returns a `Conversation`, or a `Rejection` with a stable reason and its evidence. sft.filters.structure
-checks what the form alone does not guarantee.
+sft.formats.messages makes the normal form of what data sets publish; sft.filters.structure checks what the form alone
+does not guarantee.
 
 Normal form: roles system, user, assistant and tool; content is a string; `reasoning_content` only if not empty;
 `tool_calls` [{"id"?, "type", "function": {"name", "arguments": object}}]; `loss: false` only on an assistant turn that
@@ -19,21 +19,17 @@ from typing import Any
 
 import orjson
 
-from sft import strict_json
 from sft.hashing import canonical_json
 
 Message = dict[str, Any]
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
+# The keys that a message of each role may have.
+KEYS = {
+    "system": {"role", "content"},
+    "user": {"role", "content"},
+    "assistant": {"role", "content", "reasoning_content", "tool_calls", "loss"},
+    "tool": {"role", "content", "tool_call_id"},
 }
-TEXT_PARTS = {"text", "input_text", "output_text"}
-INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 THINK_TAGS = re.compile(r"</?think>")
 EVIDENCE_CHARS = 200
 
@@ -95,168 +91,33 @@ def _has_floats(value: Any) -> bool:
     return False
 
 
-def normalize(record: dict[str, Any]) -> Conversation | Rejection:
-    """Return a record of OpenAI form in normal form, or why that is not possible.
-
-    Accepts content as a string, a list of text parts, or null; the developer role; arguments as JSON text or object;
-    tools and calls with or without the `function` wrapper; the older `functions` and `function_call`; a refusal as the
-    answer; reasoning as `reasoning_content`, `reasoning`, or inline `<think>...</think>`; `loss` or `weight` on a
-    message. Normalizing twice changes nothing.
-    """
-    messages = record.get("messages")
-    if not isinstance(messages, list):
-        return Rejection("malformed-row", f"messages: expected a list, found {_excerpt(messages)}")
-    if not messages:
-        return Rejection("no-messages", "messages: an empty list")
-    normal = []
-    for index, message in enumerate(messages):
-        result = _normalize_message(message)
-        if isinstance(result, Rejection):
-            return Rejection(result.reason, f"messages[{index}]: {result.evidence}")
-        normal.append(result)
-    tools = _normalize_tools(record.get("tools") or record.get("functions"))
-    return tools if isinstance(tools, Rejection) else Conversation(normal, tools or None)
+def is_normal(messages: Any, tools: Any) -> bool:
+    """Return whether messages and tools are of normal form."""
+    if not isinstance(messages, list) or not messages or not all(_is_normal_message(message) for message in messages):
+        return False
+    return tools is None or (isinstance(tools, list) and all(_is_function(tool, "parameters") for tool in tools))
 
 
-def _normalize_message(message: Any) -> Message | Rejection:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        return Rejection("malformed-row", f"expected an object with a role, found {_excerpt(message)}")
-    if message["role"] not in ROLES:
-        return Rejection("unknown-role", f"found {_excerpt(message['role'])}, expected one of {', '.join(ROLES)}")
-    role = ROLES[message["role"]]
-    content = _text(message.get("content"))
-    if isinstance(content, Rejection):
-        return content
-    trained = _is_trained(message)
-    if isinstance(trained, Rejection):
-        return trained
-    normal: Message = {"role": role, "content": content}
-    if role == "assistant":
-        if not content and isinstance(message.get("refusal"), str):
-            normal["content"] = message["refusal"]
-        fault = _add_reasoning(normal, message) or _add_calls(normal, message)
-        if fault:
-            return fault
-        if not trained:
-            normal["loss"] = False
-    if role == "tool" and message.get("tool_call_id") is not None:
-        if not _is_id(message["tool_call_id"]):
-            return Rejection("malformed-row", f"tool_call_id: expected text, found {_excerpt(message['tool_call_id'])}")
-        normal["tool_call_id"] = str(message["tool_call_id"])
-    return normal
+def _is_normal_message(message: Any) -> bool:
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        return False
+    calls = message.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(_is_function(call, "arguments") for call in calls):
+        return False
+    texts = (message[key] for key in ("reasoning_content", "tool_call_id") if key in message)
+    return message.get("role") in KEYS and message.keys() <= KEYS[message["role"]] and all(map(_is_text, texts))
 
 
-def _text(content: Any) -> str | Rejection:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        texts = []
-        for part in content:
-            if isinstance(part, str):
-                texts.append(part)
-            elif isinstance(part, dict) and part.get("type") in TEXT_PARTS and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            else:
-                return Rejection("non-text-content", f"content part {_excerpt(part)}")
-        return "".join(texts)
-    return Rejection("malformed-row", f"content: expected text, text parts or null, found {_excerpt(content)}")
+def _is_function(value: Any, key: str) -> bool:
+    function = value.get("function") if isinstance(value, dict) else None
+    return isinstance(function, dict) and _is_text(function.get("name")) and isinstance(function.get(key, {}), dict)
 
 
-def _is_trained(message: Message) -> bool | Rejection:
-    """Read `loss` (true or false) and `weight` (1 or 0, as in OpenAI's fine-tuning); they must agree."""
-    loss, weight = message.get("loss"), message.get("weight")
-    if loss is not None and not isinstance(loss, bool):
-        return Rejection("malformed-row", f"loss: expected true or false, found {_excerpt(loss)}")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        return Rejection("malformed-row", f"weight: expected 0 or 1, found {_excerpt(weight)}")
-    if loss is not None and weight is not None and loss != bool(weight):
-        return Rejection("malformed-row", f"loss is {_excerpt(loss)}, but weight is {_excerpt(weight)}")
-    return loss if loss is not None else weight != 0
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
-def _add_reasoning(normal: Message, message: Message) -> Rejection | None:
-    """Add reasoning and remove inline reasoning from the content. Unpaired tags stay, for sft.filters.structure."""
-    reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-    if not isinstance(reasoning, str):
-        return Rejection("malformed-row", f"reasoning_content: expected text, found {_excerpt(reasoning)}")
-    reasoning = reasoning.strip()
-    inline = INLINE_REASONING.fullmatch(normal["content"])
-    if inline and not THINK_TAGS.search(inline[1] + inline[2]):
-        thought = inline[1].strip()
-        if not reasoning or thought in ("", reasoning):
-            reasoning, normal["content"] = reasoning or thought, inline[2].lstrip()
-    if reasoning:
-        normal["reasoning_content"] = reasoning
-    return None
-
-
-def _add_calls(normal: Message, message: Message) -> Rejection | None:
-    calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else [])
-    if not isinstance(calls, list):
-        return Rejection("malformed-row", f"tool_calls: expected a list, found {_excerpt(calls)}")
-    normal_calls = []
-    for call in calls:
-        normal_call = _normalize_call(call)
-        if isinstance(normal_call, Rejection):
-            return normal_call
-        normal_calls.append(normal_call)
-    if normal_calls:
-        normal["tool_calls"] = normal_calls
-    return None
-
-
-def _normalize_call(call: Any) -> dict[str, Any] | Rejection:
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        return Rejection("malformed-row", f"tool call: expected a function with a name, found {_excerpt(call)}")
-    arguments = function.get("arguments")
-    if arguments is None or arguments == "":
-        arguments = {}
-    if isinstance(arguments, str):
-        try:
-            arguments = strict_json.parse(arguments)
-        except ValueError as error:
-            return Rejection("arguments-not-json", f"{function['name']}: {error}: {_excerpt(arguments)}")
-    if isinstance(arguments, list) and len(arguments) == 1:  # some models wrap the object in a list
-        arguments = arguments[0]
-    if not isinstance(arguments, dict):
-        return Rejection("arguments-not-object", f"{function['name']}: found {_excerpt(arguments)}")
-    normal: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    if call.get("id") is not None:
-        if not _is_id(call["id"]):
-            return Rejection("malformed-row", f"{function['name']}: id: expected text, found {_excerpt(call['id'])}")
-        normal["id"] = str(call["id"])
-    return normal
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
-
-
-def _normalize_tools(tools: Any) -> list[dict[str, Any]] | Rejection | None:
-    if isinstance(tools, str):
-        try:
-            tools = strict_json.parse(tools)
-        except ValueError as error:
-            return Rejection("malformed-row", f"tools: {error}")
-    if not tools:
-        return None
-    if not isinstance(tools, list):
-        return Rejection("malformed-row", f"tools: expected a list, found {_excerpt(tools)}")
-    normal = []
-    for index, tool in enumerate(tools):
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            return Rejection(
-                "malformed-row", f"tools[{index}]: expected a function with a name, found {_excerpt(tool)}"
-            )
-        normal.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
-    return normal
-
-
-def _excerpt(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """Return a value as text for evidence, at most EVIDENCE_CHARS long."""
     text = repr(value)
     return text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "..."

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.cli import InputError
-from sft.conversation import Conversation, normalize
+from sft.conversation import Conversation
 from sft.filters.contamination import MAX_ITEMS, MIN_WORDS, QUOTED_CHARS, BenchmarkItems, check_contamination, quote
 from sft.filters.dedup.words import words
+from sft.formats.messages import normalize
 from tests.support.project import ROOT, printed_by_processes
 
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/contamination.jsonl").read_text("utf-8").splitlines()]

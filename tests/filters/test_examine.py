@@ -86,7 +86,7 @@ def test_every_row_is_written_in_its_order_whatever_the_batches(tmp_path):
         "source": "x",
     }
     rows = [Row(f"a:{number}", record) for number, record in enumerate(tool_records(300))]
-    folder, num_rows = write_examined(rows, task)
+    folder, num_rows, _ = write_examined(rows, task)
     written = list(read_rows(tmp_path / folder))
     assert num_rows == len(written) == 300
     assert [row["location"] for row in written] == [row.location for row in rows]

@@ -6,14 +6,16 @@ import random
 import pytest
 from bench import filters
 
-from sft.conversation import Conversation, Rejection, normalize
+from sft.conversation import Conversation, Rejection
 from sft.filters.contamination import check_contamination
 from sft.filters.dedup.signatures import signature
+from sft.filters.ends import apply_ends
 from sft.filters.narrative import check_narrative
 from sft.filters.pipeline import Kept, Pipeline
 from sft.filters.repetition import check_repetition
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
+from sft.formats.messages import normalize
 from sft.formats.raw_files import Row
 
 ITEMS = [
@@ -51,6 +53,7 @@ def alone(row):
     if isinstance(conversation, Rejection):
         return conversation
     params = filters.params()
+    conversation = apply_ends(conversation, params.ends).conversation
     checks = (
         lambda conversation: check_structure(conversation, params.max_chars, params.max_message_chars),
         lambda conversation: check_repetition(conversation, filters.params().repetition),
@@ -87,5 +90,6 @@ def test_a_filter_that_is_off_rejects_nothing(rows):
     for row, outcome in zip(rows, outcomes, strict=True):
         conversation = normalize(row.record) if row.record and "refuse" not in (row.record.get("meta") or {}) else None
         if isinstance(conversation, Conversation):
+            conversation = apply_ends(conversation, filters.params().ends).conversation
             rejected = check_structure(conversation, filters.params().max_chars)
             assert outcome == (rejected or Kept(conversation, conversation.id, signature(conversation), 0))

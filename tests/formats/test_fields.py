@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.formats.fields import is_selected, listed, lookup, rename, suggest_read
+from sft.formats.fields import is_selected, listed, lookup, merged, rename, suggest_read
 
 TURNS = [{"role": "user", "content": "Hi"}]
 
@@ -40,17 +40,45 @@ def test_numbers_and_truths_are_compared_as_json_writes_them():
     assert not is_selected(False, ["False"])
 
 
-def test_the_first_record_that_can_be_read_decides():
-    assert (
-        suggest_read([{"x": 1}, {"chat": TURNS}, {"talk": TURNS}])
-        == "  read: {format: openai, fields: {messages: chat}}"
-    )
-    assert suggest_read([{"x": 1}]) == ""
-    assert suggest_read([]) == ""
+def line(*records):
+    suggestion = suggest_read(merged(records))
+    return suggestion.line().strip() if suggestion else ""
+
+
+def test_the_first_value_of_each_field_that_is_not_empty_decides():
+    records = [{"x": 1}, {"chat": []}, {"chat": TURNS}]
+    assert line(*records) == "read: {format: openai, fields: {messages: chat}}"
+    assert line({"x": 1}) == line() == ""
 
 
 def test_messages_are_preferred_to_other_lists_of_roles_further_in():
-    assert suggest_read([{"meta": {"old": TURNS}, "new": TURNS}]) == "  read: {format: openai, fields: {messages: new}}"
+    assert line({"meta": {"old": TURNS}, "new": TURNS}) == "read: {format: openai, fields: {messages: new}}"
+    assert line({"question": "a", "answer": "b", "messages": TURNS}) == "read: openai"
+
+
+CALLS = json.dumps([{"name": "f", "arguments": {"x": 1}}])
+
+
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
+        (
+            {"id": 1, "system_prompt": "Be kind.", "question": "a", "response": "b"},
+            "prompt: question, completion: response, system: system_prompt",
+        ),
+        ({"query": "a", "answers": CALLS, "tools": json.dumps([{"name": "f"}])}, "prompt: query, calls: answers"),
+        (
+            {"question": "a", "solution": "s", "thinking_trajectories": ["So it is."], "attempt": "b"},
+            "prompt: question, completion: attempt, reasoning_content: thinking_trajectories",
+        ),
+        ({"question": "a", "answer": "b", "reasoning": "on"}, "prompt: question, completion: answer"),
+        ({"input": [{"type": "message", "role": "user", "content": "a"}], "output": [{"type": "reasoning"}]}, None),
+    ],
+    ids=["OpenOrca", "xLAM", "s1K", "a switch", "Responses"],
+)
+def test_no_column_that_says_something_about_the_conversation_is_left_out(record, fields):
+    fields = fields or "prompt: input, completion: output"
+    assert line(record) == f"read: {{format: alpaca, fields: {{{fields}}}}}"
 
 
 def test_fields_are_listed_with_what_they_hold_and_not_without_end():
@@ -74,4 +102,5 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["messages", "prompt", "output", "a", "b.c"]), JSON, max_size=4))
 def test_advice_on_any_record_is_text(record):
-    assert isinstance(suggest_read([record]), str)
+    suggestion = suggest_read(record)
+    assert suggestion is None or suggestion.line().startswith("  read: ")

@@ -14,6 +14,7 @@ from sft.params.version_0_1 import RENAMED, new_entry
 from tests.support.params_files import DEFAULT, changed, error_of, with_source
 
 OLD = Path(__file__).parents[1] / "fixtures/0.1.0/params.yaml"
+ADDED = "  ends: trim"  # a new key is shown as missing
 DIGEST, COMMIT = "a" * 64, "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -34,7 +35,7 @@ def test_pasting_what_the_messages_show_gives_the_params_of_today(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_bytes(OLD.read_bytes())
     message = error_of(path)
-    path.write_text(paste(OLD.read_text(), message))
+    path.write_text(re.sub("^filter:$", f"filter:\n{ADDED}", paste(OLD.read_text(), message), flags=re.M))
     assert read(path) == read(DEFAULT)
 
 
@@ -43,7 +44,7 @@ def test_each_old_entry_and_each_old_key_has_one_message(tmp_path):
     path.write_bytes(OLD.read_bytes())
     places = re.findall(rf"^{re.escape(str(path))}:\d+: ([\w.-]+)", error_of(path), re.M)
     entries = ["fetch.model", *(f"fetch.sources.{name}" for name in read(DEFAULT).fetch.sources)]
-    assert sorted(places) == sorted([*entries, *RENAMED])
+    assert sorted(places) == sorted([*entries, *RENAMED, "filter.ends"])
 
 
 def test_a_section_alone_shows_the_same_lines(tmp_path):

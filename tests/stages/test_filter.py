@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+from bench import filters
 
 from sft.cli import InputError
 from sft.files import read_json, write_json
@@ -221,7 +222,9 @@ def test_a_source_can_be_a_smaller_part_of_the_blend_without_being_a_sampled_run
 
 
 def test_a_row_that_its_format_rejects_is_counted_under_that_reason(project):
-    give(project, *tool_records(2), {**tool_records(3)[2], "meta": {"refuse": "failed-rollout"}})
+    labelled = {row["id"]: row["record"] for row in filters.rows("conversations") if row["format"] == "nemo-gym"}
+    give(project, labelled["rollout"], labelled["rollout-failed"])
+    set_params(project, **{"fetch.sources.calls.read": "nemo-gym"})
     stage.main("calls")
     assert read_json(project / "reports/filter/calls.json")["rejected"] == {"failed-rollout": 1}
 
@@ -450,3 +453,37 @@ def test_a_dask_cluster_that_loses_a_worker_writes_the_bytes_of_this_machine(pro
         file_digest(project / "reports/filter/calls.json"),
     ) == expected
     assert [path.name for path in (project / "data/filtered").iterdir()] == ["calls"]
+
+
+def test_what_is_not_read_and_what_is_cut_is_in_the_report_and_in_one_line(project, capsys):
+    chunk = [{"role": "assistant", "content": "That was part one.", "name": "Ann"}, *chat_records(1)[0]["messages"]]
+    give(project, {"messages": chunk, "id": 1, "license": "MIT"}, {**chat_records(2)[1], "id": None, "tags": ["a"]})
+    stage.main("calls")
+    report = read_json(project / "reports/filter/calls.json")
+    assert report["not_read"] == {
+        name: {"values": 1, "first": f"calls.jsonl:{line}"}
+        for name, line in (("id", 1), ("messages[].name", 1), ("tags", 2))
+    }
+    assert report["ends"] == {"policy": "trim", "conversations": 1, "context_turns": 0, "cut_turns": 1}
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not read" in line]
+    assert all(name in line for name in report["not_read"])
+    rows = list(read_rows(project / "data/filtered/calls", "kept"))
+    assert [json.loads(row["meta"]).get("license") for row in rows] == ["MIT", None]
+    assert len(json.loads(rows[0]["messages"])) == len(chunk) - 1
+
+
+def test_a_source_that_is_read_to_the_last_says_nothing(project, capsys):
+    give(project, *tool_records(2))
+    stage.main("calls")
+    assert read_json(project / "reports/filter/calls.json")["not_read"] == {}
+    assert "not read" not in capsys.readouterr().out
+
+
+def test_the_format_that_is_found_is_in_the_report(project):
+    give(project, *({"question": f"What is {n}?", "response": "A number.", "system_prompt": "S"} for n in range(3)))
+    set_params(project, **{"fetch.sources.calls.read": {"format": "auto", "max_rows": 2}})
+    stage.main("calls")
+    report = read_json(project / "reports/filter/calls.json")
+    fields = {"prompt": "question", "completion": "response", "system": "system_prompt"}
+    assert report["read"] == {"format": "alpaca", "fields": fields, "rows": 3, "rows_that_fit": 3}
+    assert report["rows_out"] == 2

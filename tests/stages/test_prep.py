@@ -13,8 +13,9 @@ import pytest
 
 from sft import parquet
 from sft.cli import InputError
-from sft.conversation import Conversation, normalize
+from sft.conversation import Conversation
 from sft.files import read_json, write_json
+from sft.formats.messages import normalize
 from sft.hashing import folder_digest
 from sft.parquet import CONVERSATIONS, ShardWriter, read_rows
 from sft.stages import prep as stage

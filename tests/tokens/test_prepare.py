@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from sft.cli import InputError
-from sft.conversation import normalize
+from sft.formats.messages import normalize
 from sft.parquet import SAMPLES
 from sft.tokens.prepare import _parse, prepare_rows
 from sft.tokens.reasoning import Shares

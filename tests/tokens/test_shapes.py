@@ -2,7 +2,8 @@
 
 import jinja2
 
-from sft.conversation import Conversation, normalize
+from sft.conversation import Conversation
+from sft.formats.messages import normalize
 from sft.tokens.shapes import Turn, example_of, shape_of, texts_looked_for
 
 ASK, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}

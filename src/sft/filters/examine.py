@@ -19,16 +19,19 @@ import orjson
 from sft.cli import InputError
 from sft.filters.contamination import read_benchmark_items
 from sft.filters.encoding import valid_text
-from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Outcome, Pipeline
+from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Outcome, Pipeline, RowCounts
 from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, read_rows
 from sft.formats.raw_files import Part, Row, plan_parts, read_part
+from sft.formats.records import ChatRow
 from sft.hashing import keyed_hash, value_digest
 from sft.params.data import Filter, Read
 from sft.workers import map_shards, relax_gc, report_position
 
 
-def examine_source(task: dict[str, Any], max_rows: int | None, add_folder: Callable[[str], None]) -> int:
-    """Examine the rows of a source; return how many the raw files hold.
+def examine_source(
+    task: dict[str, Any], max_rows: int | None, add_folder: Callable[[str], None]
+) -> tuple[int, RowCounts]:
+    """Examine the rows of a source; return how many the raw files hold, and what was counted in them.
 
     Args:  task: what workers need, JSON-like: source, raw and scratch folder, read, params, the file of benchmark items
     (or None), and a digest of the files they load. max_rows: rows to draw; None = all. add_folder: called with the
@@ -47,18 +50,19 @@ def examine_source(task: dict[str, Any], max_rows: int | None, add_folder: Calla
                 yield row
 
         seed = Filter.model_validate_json(task["params"]).seed
-        folder, _ = write_examined(count() if max_rows is None else draw(count(), max_rows, seed), task)
+        folder, _, row_counts = write_examined(count() if max_rows is None else draw(count(), max_rows, seed), task)
         add_folder(folder)
-        return num_rows
+        return num_rows, row_counts
     check_read(read.format, read.fields, read.select)
     parts = [{**task, "part": part} for part in plan_parts(raw)]
     results = map_shards(examine_part, parts, f"filter {task['source']}", lambda result: add_folder(result["folder"]))
-    counts = FieldCounts(unseen_select=set(read.select))
+    counts, row_counts = FieldCounts(unseen_select=set(read.select)), RowCounts()
     for result in results:
+        row_counts.merge(result["not_read"], result["ends"])
         fields = result["fields"]
         counts.add(FieldCounts(**{**fields, "unseen_select": set(fields["unseen_select"])}))
     counts.check(read.format, read.fields)
-    return sum(result["rows"] for result in results)
+    return sum(result["rows"] for result in results), row_counts
 
 
 def draw(rows: Iterable[Row], number: int, seed: int) -> Iterator[Row]:
@@ -87,24 +91,29 @@ def examine_part(task: dict[str, Any]) -> dict[str, Any]:
     raw, read = Path(task["raw"]), Read.model_validate_json(task["read"])
     counts = FieldCounts(unseen_select=set(read.select))
     rows = check_readable(read_part(raw, Part(*task["part"])), raw)
-    folder, num_rows = write_examined(convert_chats(rows, read.format, read.fields, read.select, counts), task)
+    converted = convert_chats(rows, read.format, read.fields, read.select, counts)
+    folder, num_rows, row_counts = write_examined(converted, task)
     fields = {**dataclasses.asdict(counts), "unseen_select": sorted(counts.unseen_select)}
-    return {"folder": folder, "rows": num_rows, "fields": fields}
+    counted = {"not_read": row_counts.not_read.counts, "ends": row_counts.ends}
+    return {"folder": folder, "rows": num_rows, "fields": fields, **counted}
 
 
-def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int]:
-    """Write the outcome of each row into a new folder of task["scratch"]; return its name and the number of rows."""
+def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int, RowCounts]:
+    """Write the outcome of each row into a new folder of task["scratch"].
+
+    Returns its name, the number of rows, and what was counted in them.
+    """
     from sft.parquet import EXAMINED, ShardWriter
 
     pipeline = load_pipeline(task["params"], task["benchmark_items"], task["digest"])
-    folder, num_rows = Path(tempfile.mkdtemp(dir=task["scratch"])), 0
+    folder, num_rows, counts = Path(tempfile.mkdtemp(dir=task["scratch"])), 0, RowCounts()
     with ShardWriter(folder, "examined", EXAMINED) as shards:
         for batch in itertools.batched(rows, ROWS_AT_ONCE):
             report_position(f"{task['raw']}: {batch[0].location} to {batch[-1].location}")
-            for row, outcome in zip(batch, pipeline.apply(batch), strict=True):
+            for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True):
                 shards.write(examined_row(row, outcome, task["source"]))
             num_rows += len(batch)
-    return folder.name, num_rows
+    return folder.name, num_rows, counts
 
 
 @functools.lru_cache(maxsize=1)
@@ -117,7 +126,8 @@ def load_pipeline(params: str, benchmark_items: str | None, digest: str) -> Pipe
 
 def examined_row(row: Row, outcome: Outcome, source: str) -> dict[str, Any]:
     """Return the columns of EXAMINED: the conversation if it is kept so far, else the row as it came, and why."""
-    meta = json_text({"source": source, "location": row.location})
+    license = {"license": row.license} if isinstance(row, ChatRow) and row.license is not None else {}
+    meta = json_text({"source": source, "location": row.location, **license})
     if isinstance(outcome, Kept):
         content: dict[str, Any] = {"messages": outcome.conversation.messages, "tools": outcome.conversation.tools}
         columns = {"id": outcome.id, "signature": outcome.signature, "control_tokens": outcome.control_tokens}

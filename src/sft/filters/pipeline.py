@@ -1,28 +1,48 @@
 """The filters that look at one conversation at a time, applied to many rows at once.
 
-`Pipeline.apply` turns each row into a `Kept` conversation or a `Rejection`. The first filter that rejects a row gives
-the reason, in this order: format, structure, repetition, narrative, consistency, contamination. The outcome of a row
-depends on no other row; a batch is only faster.
+`Pipeline.apply` turns each row into a `Kept` conversation or a `Rejection`. A row is read (sft.formats.messages), and
+its ends are trimmed; then the first filter that rejects it gives the reason, in this order: format, structure,
+repetition, narrative, consistency, contamination. The outcome of a row depends on no other row; a batch is only faster.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sft.conversation import Conversation, Rejection, normalize
+from sft.conversation import Conversation, Rejection
 from sft.files import resolve_repo_file
 from sft.filters.contamination import BenchmarkItems, reject_contaminated
 from sft.filters.control_tokens import count_control_tokens, escape
 from sft.filters.dedup.signatures import signatures
 from sft.filters.dedup.words import hash_words
+from sft.filters.ends import apply_ends
 from sft.filters.narrative import NarrativePatterns, check_narratives
 from sft.filters.repetition import check_repetitions
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
+from sft.formats.messages import normalize
+from sft.formats.not_read import NotRead
 from sft.formats.raw_files import Row
+from sft.formats.records import ChatRow
 from sft.params.data import Filter
 
 ROWS_AT_ONCE = 256
+
+
+@dataclass
+class RowCounts:
+    """What the pipeline counts beside the outcomes of rows."""
+
+    not_read: NotRead = field(default_factory=NotRead)
+    ends: Counter[str] = field(default_factory=Counter)
+    """conversations with other ends, turns made context, turns cut (sft.filters.ends)."""
+
+    def merge(self, not_read: Mapping[str, tuple[int, str]], ends: Mapping[str, int]) -> None:
+        """Add the counts of the rows that follow."""
+        self.not_read.merge(not_read)
+        self.ends.update(ends)
 
 
 class Kept(NamedTuple):
@@ -49,9 +69,10 @@ class Pipeline:
         )
         self._items = BenchmarkItems(items, params.contamination.n) if params.contamination and items else None
 
-    def apply(self, rows: Sequence[Row]) -> list[Outcome]:
-        """Return the outcome of each row."""
-        outcomes: list[Conversation | Rejection] = [_normalize(row) for row in rows]
+    def apply(self, rows: Sequence[Row], counts: RowCounts | None = None) -> list[Outcome]:
+        """Return the outcome of each row; `counts` takes what is not read of them, and what is cut."""
+        counts = counts or RowCounts()
+        outcomes = [self._trim(_normalize(row, counts.not_read), counts) for row in rows]
         control_tokens = [0] * len(rows)
         if self._params.control_tokens != "reject":
             for place, conversation in _not_rejected(outcomes):
@@ -72,6 +93,14 @@ class Pipeline:
             else outcome
             for place, outcome in enumerate(outcomes)
         ]
+
+    def _trim(self, outcome: Conversation | Rejection, counts: RowCounts) -> Conversation | Rejection:
+        if isinstance(outcome, Rejection):
+            return outcome
+        ends = apply_ends(outcome, self._params.ends)
+        if ends.conversation is not outcome:
+            counts.ends.update(conversations=1, context_turns=ends.context, cut_turns=ends.cut)
+        return ends.conversation
 
     def _check_structure(self, conversation: Conversation) -> Rejection | None:
         params = self._params
@@ -98,13 +127,18 @@ class Pipeline:
         return {place: signature for (place, _), signature in zip(conversations, signed, strict=True)}
 
 
-def _normalize(row: Row) -> Conversation | Rejection:
+def _normalize(row: Row, not_read: NotRead) -> Conversation | Rejection:
     if row.record is None:
         return Rejection("malformed-row", row.fault)
     meta = row.record.get("meta") or {}
     if reason := meta.get("refuse"):
         return Rejection(reason, json.dumps(meta, ensure_ascii=False))
-    return normalize(row.record)
+    if isinstance(row, ChatRow):
+        outcome = normalize(row.record, row.columns, row.columns_read, not_read)
+    else:
+        outcome = normalize(row.record, not_read=not_read)
+    not_read.end_row(row.location, isinstance(outcome, Conversation))
+    return outcome
 
 
 def _not_rejected(outcomes: Sequence[Conversation | Rejection]) -> list[tuple[int, Conversation]]:

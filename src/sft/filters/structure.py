@@ -52,13 +52,14 @@ def check_encoding(conversation: Conversation) -> Rejection | None:
 
 
 def check_roles(conversation: Conversation) -> Rejection | None:
-    """The order of roles: system messages anywhere, a user before the first assistant, results after calls, an
+    """The order of roles: system messages anywhere, a user before the first trained assistant, results after calls, an
     assistant at the end.
     """
     previous, is_asked = "", False
     for index, message in enumerate(conversation.messages):
         role = message["role"]
-        if previous not in PREVIOUS_ROLES[role] or (role == "assistant" and not is_asked):
+        is_context = not is_asked and message.get("loss", True) is False and previous in ("", "system", "tool")
+        if (previous not in PREVIOUS_ROLES[role] or (role == "assistant" and not is_asked)) and not is_context:
             return Rejection("role-order", f"messages[{index}]: {role} after {previous or 'the start'}")
         previous, is_asked = role, is_asked or role == "user"
     if previous != "assistant":

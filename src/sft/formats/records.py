@@ -5,15 +5,33 @@ row; an object of another shape becomes a fault of its row. A format gives a val
 one of REJECT_REASONS in `meta["refuse"]`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sft.formats.not_read import says_something
 from sft.formats.raw_files import Json, Row
+from sft.formats.spellings import LICENSE_COLUMNS
 
 CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER = "closed-model", "failed-rollout", "no-answer"
 NOT_SELECTED = "filtered-by-field"
 REJECT_REASONS = (CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER, NOT_SELECTED)
+
+
+@dataclass(frozen=True)
+class ChatRow(Row):
+    """A row of a chat format: the record for sft.formats.messages, and the columns that it was made of."""
+
+    columns: Json = field(default_factory=dict)
+    """The object in the file."""
+    columns_read: Set[str] = frozenset()
+    """Names, or dotted paths, of the columns in the record."""
+
+    @property
+    def license(self) -> Any:
+        """What the row says about its own license; None if nothing."""
+        return next((self.columns[name] for name in LICENSE_COLUMNS if says_something(self.columns.get(name))), None)
+
 
 # From the object of a row and its location (`file:line`) to a record.
 ToRecord = Callable[[Json, str], Json]
@@ -51,10 +69,11 @@ def _checked(record: Json) -> Json:
 
 def question_and_answer(question: Any, answer: Any) -> list[Json]:
     """Return the messages of a question and its answer; both are texts or lists of messages."""
-    return [*_as_messages("user", question), *_as_messages("assistant", answer)]
+    return [*as_messages("user", question), *as_messages("assistant", answer)]
 
 
-def _as_messages(role: str, content: Any) -> list[Json]:
+def as_messages(role: str, content: Any) -> list[Json]:
+    """Return a text as a message; messages as they are. Raises ValueError: neither."""
     if isinstance(content, list):
         return content
     if not isinstance(content, str):

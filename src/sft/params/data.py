@@ -53,7 +53,8 @@ class Read(Section):
     """How to read the files of a source. `read: openai` is short for `read: {format: openai}`."""
 
     format: str
-    """Format of the rows: openai, sharegpt, alpaca, or a package that sft.formats.demo reads."""
+    """Format of the rows: openai, sharegpt, alpaca, auto (decided on the first 1,000 rows), or a package that
+    sft.formats.demo reads."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Our field -> name in the source, where they differ: `{messages: conversation.turns}`."""
     select: dict[str, list[str]] = Field(default_factory=dict)
@@ -181,6 +182,9 @@ class Filter(Section):
     """Longest conversation, in characters of all messages."""
     max_message_chars: Positive | None
     """Longest message, in characters; null = no limit of its own."""
+    ends: Literal["context", "trim", "reject"]
+    """Turns before the first user message and after the last answer: the first are kept as context, or both are cut, or
+    the conversation is rejected."""
     control_tokens: Literal["reject", "as_text", "escape"]
     """What to do with control tokens of chat templates that are typed as text."""
     repetition: Repetition | None

@@ -20,12 +20,16 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from sft.cli import InputError, echo
 from sft.files import project_root, publish_folder, resolve_repo_file, scratch_folder
 from sft.filters.contamination import read_benchmark_items
 from sft.filters.examine import examine_source
+from sft.filters.pipeline import RowCounts
 from sft.filters.publish import ExaminedFiles, FinalShards, reject_by_judge, write_final_shards
-from sft.formats.chat_forms import PACKAGES
+from sft.formats.chat_forms import AUTO, PACKAGES
+from sft.formats.detect import detect
 from sft.formats.raw_files import KINDS
 from sft.hashing import file_digest, value_digest
 from sft.ledger import Ledger, read_report
@@ -46,6 +50,7 @@ def main(source: str) -> None:
     """Filter one source."""
     params, read = load("filter"), load_source(source, "read")
     check_inputs(source, params)
+    read, decision = decide_read(source, read)
     task = worker_task(source, read, params)
     limits = [limit for limit in (read.max_rows, params.max_rows) if limit is not None]
     target = FILTERED / source
@@ -53,7 +58,8 @@ def main(source: str) -> None:
         judge = load_judge(params, stack)
         examined = ExaminedFiles(scratch, params.near_duplicates)
         task["scratch"] = str(scratch)
-        num_rows = examine_source(task, min(limits, default=None), lambda name: examined.add(scratch / name))
+        max_rows = min(limits, default=None)
+        num_rows, row_counts = examine_source(task, max_rows, lambda name: examined.add(scratch / name))
         examined.reject_duplicates()
         if judge is not None:
             reject_by_judge([path for path, _ in examined.files], judge, params.judge)
@@ -62,8 +68,10 @@ def main(source: str) -> None:
         map_shards(write_final_shards, shards, f"write {source}", final.add)
         check_rows(source, num_rows, read)
         check_rejected(source, final, params)
-    counts = {"rows_found": num_rows, "sampled": params.max_rows is not None}
-    write_report(source, final, params, judge, counts)
+    counts: dict[str, Any] = {"rows_found": num_rows, "sampled": params.max_rows is not None}
+    if decision is not None:
+        counts["read"] = decision
+    write_report(source, final, params, judge, counts | row_report(source, row_counts, params))
 
 
 def check_inputs(source: str, params: Filter) -> None:
@@ -87,6 +95,27 @@ def check_inputs(source: str, params: Filter) -> None:
 
 def _size(sizes: dict[str, int], name: str) -> str:
     return f"{sizes[name]} bytes" if name in sizes else "no such file"
+
+
+def decide_read(source: str, read: Read) -> tuple[Read, dict[str, Any] | None]:
+    """Return `read` with the format that the rows have, and the decision for the report, if its format is auto."""
+    if read.format != AUTO:
+        return read, None
+    suggestion, decision = detect(RAW / source, read.fields)
+    fit = f"fits {decision['rows_that_fit']} of the first {decision['rows']} rows"
+    echo(f"[bold]{source}[/]: {escape(suggestion.line().strip())} {fit}")
+    return read.model_copy(update={"format": suggestion.format, "fields": dict(suggestion.fields)}), decision
+
+
+def row_report(source: str, counts: RowCounts, params: Filter) -> dict[str, Any]:
+    """Return what was counted in the rows as in the report, and print a line if something was not read."""
+    if line := counts.not_read.line():
+        echo(f"[bold]{source}[/]: not read: {escape(line)}")
+    report: dict[str, Any] = {"not_read": counts.not_read.report()}
+    if counts.ends:
+        echo(f"[bold]{source}[/]: filter.ends {params.ends}: {dict(counts.ends)}")
+        report["ends"] = {"policy": params.ends, **counts.ends}
+    return report
 
 
 def worker_task(source: str, read: Read, params: Filter) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 
 from sft.cli import InputError
-from sft.conversation import Conversation, Rejection, normalize
+from sft.conversation import Rejection, is_normal
 from sft.parquet import SAMPLES
 from sft.tokens.reasoning import Shares, control_reasoning
 from sft.tokens.render import ChatTemplate
@@ -60,7 +60,7 @@ def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, co
             )
             outcome = chat.add_samples(segments, each.messages, tools, each.budget)
         except (AttributeError, LookupError, TypeError) as error:
-            if _is_normal(messages, tools):
+            if is_normal(messages, tools):
                 raise
             raise InputError(
                 f"data/filtered: conversation {name}: not in normal form. Run: dvc repro --force filter"
@@ -154,12 +154,6 @@ def _views(column: pa.Array) -> list[memoryview]:
     bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1].tolist()
     view = memoryview(data)
     return [view[start:end] for start, end in itertools.pairwise(bounds)]
-
-
-def _is_normal(messages: Any, tools: Any) -> bool:
-    """Return whether a conversation is in normal form."""
-    normal = normalize({"messages": messages, "tools": tools})
-    return isinstance(normal, Conversation) and (normal.messages, normal.tools) == (messages, tools)
 
 
 def _parse(name: str, text: memoryview) -> Any:

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from sft.conversation import Conversation, normalize
+from sft.conversation import Conversation
 from sft.filters.dedup.signatures import HEADER, signature, similarity
+from sft.formats.messages import normalize
 from tests.support.project import ROOT, printed_by_processes
 
 THRESHOLD = 0.8

@@ -1,0 +1,216 @@
+"""Columns of a row beside its messages that say something about them.
+
+Read are flags for each turn, in a list beside the messages (`loss_mask`, `metadata.train_turns`) or for the whole row;
+`mask`, the speaker whose turns are masked (NeMo); and `chat_template_kwargs`. Pictures, sound and film reject the row.
+All other columns with a value are counted as not read.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
+
+from sft import strict_json
+from sft.conversation import Message, excerpt
+from sft.formats.flags import UNCLEAR, UnfitRowError, read_flag
+from sft.formats.not_read import NotRead, says_something
+from sft.formats.spellings import (
+    AMBIGUOUS_FLAG,
+    FLAG_LISTS,
+    LICENSE_COLUMNS,
+    MEDIA,
+    MEDIA_WORD,
+    PLACEHOLDER,
+    ROLES,
+    TEMPLATE_KWARGS,
+    THINKING_KWARGS,
+    WEIGHTS,
+)
+
+NO_ROW: Mapping[str, Any] = {}
+ANSWERING = {"assistant", "call", "reasoning"}
+
+
+class RowFacts(NamedTuple):
+    """What the columns of a row say about its messages."""
+
+    flags: list[bool | None] | None = None
+    """Whether each message is trained, None where nothing is said; None for all."""
+    masks_answers: bool = False
+    """Whether all answers are masked."""
+    template_kwargs: dict[str, Any] | None = None
+    media_columns: tuple[str, ...] = ()
+    """Columns whose names speak of pictures, sound or film, which the row may refer to by a placeholder."""
+
+
+NOTHING = RowFacts()
+
+
+def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any], not_read: NotRead) -> RowFacts:
+    """Return what the columns say that are not `read` (names or dotted paths), and count those that say nothing to us.
+
+    Raises:  UnfitRowError: media, a flag that is unclear, or lists of flags that contradict each other.
+    """
+    if row.keys() <= read:
+        return NOTHING
+    facts = NOTHING
+    for name, value in row.items():
+        if name in read or not says_something(value):
+            continue
+        if type(value) is str and "train_turns" in value:
+            value = _object(value)
+        if type(value) is dict or _may_matter(name):
+            facts = _read_column(facts, name, value, read, messages, not_read)
+        else:
+            not_read.add(name)
+    return facts
+
+
+@functools.lru_cache(maxsize=4096)
+def _may_matter(name: str) -> bool:
+    known = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], *LICENSE_COLUMNS}
+    return name in known or MEDIA_WORD.search(name) is not None
+
+
+def _read_column(
+    facts: RowFacts, name: str, value: Any, names: Set[str], messages: Sequence[Any], not_read: NotRead
+) -> RowFacts:
+    if name in LICENSE_COLUMNS:  # goes to meta (sft.filters.examine)
+        return facts
+    if name in FLAG_LISTS and type(value) is list:
+        return _add_flags(facts, name, value, messages)
+    if name in FLAG_LISTS:
+        return _add_row_flag(facts, name, value, messages, not_read)
+    if name == AMBIGUOUS_FLAG:
+        return _mask(facts, value, not_read)
+    if name == TEMPLATE_KWARGS or name == THINKING_KWARGS[0]:
+        kwargs = _object(value) if name == TEMPLATE_KWARGS else {name: value}
+        if type(kwargs) is not dict:
+            raise UnfitRowError("unsupported-template-kwargs", f"{name}: expected an object, found {excerpt(value)}")
+        return facts._replace(template_kwargs={**(facts.template_kwargs or {}), **kwargs})
+    if MEDIA.fullmatch(name):
+        raise UnfitRowError("non-text-content", f"{name}: text alone can be trained, found {excerpt(value)}")
+    if type(value) is dict:
+        return _read_object(facts, name, value, names, messages, not_read)
+    not_read.add(name)
+    return facts._replace(media_columns=(*facts.media_columns, name))
+
+
+def _read_object(
+    facts: RowFacts, name: str, value: dict[str, Any], names: Set[str], messages: Sequence[Any], not_read: NotRead
+) -> RowFacts:
+    """Read an object beside the messages: flags in it, and what is not read of it.
+
+    An object of which nothing is read counts as one value.
+    """
+    is_part_read = any(path.startswith(f"{name}.") for path in names)
+    for key, item in value.items():
+        path = f"{name}.{key}"
+        if key in FLAG_LISTS and type(item) is list:
+            facts, is_part_read = _add_flags(facts, path, item, messages), True
+    if not is_part_read:
+        not_read.add(name)
+        return facts
+    for key, item in value.items():
+        path = f"{name}.{key}"
+        if path in names or (key in FLAG_LISTS and type(item) is list) or not says_something(item):
+            continue
+        if type(item) is dict and any(read.startswith(f"{path}.") for read in names):
+            facts = _read_object(facts, path, item, names, messages, not_read)
+        else:
+            not_read.add(path)
+    return facts
+
+
+def _add_flags(facts: RowFacts, name: str, values: list[Any], messages: Sequence[Any]) -> RowFacts:
+    """Add a list with a flag for each message, or for each answer."""
+    answers = [index for index, message in enumerate(messages) if _role(message) in ANSWERING]
+    if len(values) == len(messages):
+        places: Sequence[int] = range(len(messages))
+    elif len(values) == len(answers):
+        places = answers
+    else:
+        counts = f"{len(messages)} messages and {len(answers)} answers"
+        raise UnfitRowError(UNCLEAR, f"{name} has {len(values)} flags for {counts}")
+    flags = list(facts.flags or [None] * len(messages))
+    for place, value in zip(places, values, strict=True):
+        flag = read_flag(name.rpartition(".")[2], value)
+        if flag is not None and flags[place] not in (None, flag):
+            raise UnfitRowError(UNCLEAR, f"{name} says {flag} for messages[{place}], another list says {flags[place]}")
+        flags[place] = flags[place] if flag is None else flag
+    return facts._replace(flags=flags)
+
+
+def _add_row_flag(facts: RowFacts, name: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> RowFacts:
+    """Add a flag for the whole row. Another number in a column of this name is a statistic, unless it is a weight."""
+    try:
+        is_trained = read_flag(name, value)
+    except UnfitRowError:
+        if name in WEIGHTS:
+            raise
+        not_read.add(name)
+        return facts
+    return _add_flags(facts, name, [value] * len(messages), messages) if is_trained is False else facts
+
+
+def _mask(facts: RowFacts, value: Any, not_read: NotRead) -> RowFacts:
+    role = ROLES.get(value.lower()) if type(value) is str else None
+    if role is not None:
+        return facts._replace(masks_answers=facts.masks_answers or role == "assistant")
+    if type(value) is not str:
+        raise UnfitRowError(
+            UNCLEAR, f"mask is {excerpt(value)}, which some mean as trained and some as not; use loss_mask"
+        )
+    not_read.add(AMBIGUOUS_FLAG)
+    return facts
+
+
+@functools.lru_cache(maxsize=1024)
+def _speaker_role(speaker: str) -> str | None:
+    return ROLES.get(speaker.lower())
+
+
+def _role(message: Any) -> str | None:
+    if type(message) is not dict:
+        return None
+    speaker = message.get("role") or message.get("from") or message.get("type")
+    return _speaker_role(speaker) if type(speaker) is str else None
+
+
+def _object(value: Any) -> Any:
+    """Return an object that may be given as JSON text."""
+    if type(value) is str and value.startswith("{"):
+        try:
+            return strict_json.parse(value)
+        except ValueError:
+            return value
+    return value
+
+
+# --- Checks that need the turns --------------------------------------------------------------------------------
+
+
+def check_template_kwargs(kwargs: Mapping[str, Any], turns: Iterable[Message]) -> None:
+    """Raise UnfitRowError unless prep renders the turns with these arguments of the template.
+
+    prep sets enable_thinking for each trained answer: true if it has reasoning.
+    """
+    trained = [turn for turn in turns if turn["role"] == "assistant" and turn.get("loss", True)]
+    for name, value in kwargs.items():
+        if value is None:
+            continue
+        if name not in THINKING_KWARGS or type(value) is not bool:
+            raise UnfitRowError(
+                "unsupported-template-kwargs", f"{name} is {excerpt(value)}; known: {THINKING_KWARGS[0]}"
+            )
+        if any(("reasoning_content" in turn) != value for turn in trained):
+            has = "has" if not value else "has no"
+            raise UnfitRowError(
+                "unsupported-template-kwargs", f"{name} is {value}, but a trained answer {has} reasoning"
+            )
+
+
+def check_media_columns(names: Sequence[str], turns: Iterable[Message]) -> None:
+    """Raise UnfitRowError if the text has a placeholder for what a column holds."""
+    for index, turn in enumerate(turns):
+        if match := PLACEHOLDER.search(turn["content"]):
+            raise UnfitRowError("non-text-content", f"{match[0]} in messages[{index}], with the column {names[0]}")

@@ -1,0 +1,68 @@
+"""`read: auto`: which form the rows of a source have, decided on the first ROWS of them.
+
+Every way to read a row that sft.formats.fields suggests is tried on all of these rows. One must fit MIN_SHARE of them:
+its columns are there and the row becomes a conversation. The decision, with the counts, goes into the ledger.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft.cli import InputError
+from sft.conversation import Rejection
+from sft.formats.chat_forms import AUTO, FieldCounts, convert_chats
+from sft.formats.fields import Suggestion, listed, merged, suggest_read
+from sft.formats.messages import normalize
+from sft.formats.raw_files import Row, read_objects
+from sft.formats.records import ChatRow
+
+ROWS, MIN_SHARE = 1_000, 0.99
+MISFITS = {"malformed-row", "unknown-role", "no-messages"}  # reasons that say that a row has another form
+SHOWN_FORMS = 5
+
+
+def detect(folder: Path, fields: Mapping[str, str]) -> tuple[Suggestion, dict[str, Any]]:
+    """Return the way to read a raw folder, and the decision as in `reports/`: form, rows tried, rows that fit.
+
+    Raises:  InputError: there are no rows, or no form fits enough of them; the message has the counts.
+    """
+    if fields:
+        raise InputError(f"read: format {AUTO!r} finds the fields itself. Remove read.fields, or name the format.")
+    rows = [row for row in itertools.islice(read_objects(folder), ROWS) if row.record is not None]
+    if not rows:
+        raise InputError(f"{folder}: no row to find the format of. Check uri, or name the format under read.")
+    fits = {suggestion: sum(map(_fits, itertools.repeat(suggestion), rows)) for suggestion in _suggestions(rows)}
+    best = max(fits, key=lambda suggestion: fits[suggestion], default=None)
+    if best is None or fits[best] < MIN_SHARE * len(rows):
+        raise InputError(_undecided(folder, rows, fits))
+    decision = {"format": best.format, "fields": dict(best.fields), "rows": len(rows), "rows_that_fit": fits[best]}
+    return best, decision
+
+
+def _suggestions(rows: Sequence[Row]) -> list[Suggestion]:
+    """Return the ways to read the rows: first that of all rows together, then those of single rows, by frequency."""
+    records = [row.record for row in rows if row.record is not None]
+    single = Counter(suggestion for record in records if (suggestion := suggest_read(record)) is not None)
+    whole = suggest_read(merged(records))
+    return list(dict.fromkeys(([whole] if whole else []) + [suggestion for suggestion, _ in single.most_common()]))
+
+
+def _fits(suggestion: Suggestion, row: Row) -> bool:
+    counts = FieldCounts()
+    (converted,) = convert_chats([row], suggestion.format, dict(suggestion.fields), {}, counts)
+    if not isinstance(converted, ChatRow) or converted.record is None:
+        return False
+    outcome = normalize(converted.record, converted.columns, converted.columns_read)
+    return not isinstance(outcome, Rejection) or outcome.reason not in MISFITS
+
+
+def _undecided(folder: Path, rows: Sequence[Row], fits: Mapping[Suggestion, int]) -> str:
+    ranked = sorted(fits, key=lambda suggestion: -fits[suggestion])[:SHOWN_FORMS]
+    forms = "".join(f"\n{fits[suggestion]:6} fit {suggestion.line().strip()}" for suggestion in ranked)
+    found = listed(dict(sorted(merged(row.record for row in rows if row.record is not None).items())))
+    return (
+        f"{folder}: read: {AUTO}: no form fits {MIN_SHARE:.0%} of the first {len(rows)} rows.{forms}\n"
+        f"Fields found: {found}. Name the format under read, or split the source."
+    )

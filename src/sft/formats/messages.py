@@ -1,0 +1,452 @@
+"""Messages in any published form -> a conversation in normal form (sft.conversation), or why that is not possible.
+
+One reader for all data sets; sft.formats.spellings has the names of keys, roles, parts and flags. It reads OpenAI's
+chat messages and Responses items, Anthropic's blocks, ShareGPT's turns, calls as JSON text or as `<tool_call>` in text
+(Hermes), reasoning by key, as a part, or inline. A message becomes one turn, or several (an Anthropic user message with
+results), or a part of one (a call that follows a call).
+
+Exact or not at all: a message that says two different things, or something that cannot be trained, rejects the row.
+Keys that no table names are counted (sft.formats.not_read) and change nothing.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from sft import strict_json
+from sft.conversation import THINK_TAGS, Conversation, Message, Rejection, excerpt
+from sft.formats.columns import NO_ROW, RowFacts, check_media_columns, check_template_kwargs, read_columns
+from sft.formats.flags import UnfitRowError, is_trained
+from sft.formats.hermes import split_calls, split_results, split_tools
+from sft.formats.not_read import NotRead, says_something
+from sft.formats.spellings import (
+    CALL_KEYS,
+    MEDIA,
+    MESSAGE_KEYS,
+    PART_KEYS,
+    PARTS,
+    PLAIN_CALL_KEYS,
+    PLAIN_FUNCTION_KEYS,
+    PLAIN_KEYS,
+    REASONING_KEYS,
+    ROLES,
+    SPEAKER_KEYS,
+)
+from sft.formats.tools import read_tools
+
+INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
+Json = dict[str, Any]
+
+
+def normalize(
+    record: Mapping[str, Any],
+    row: Mapping[str, Any] = NO_ROW,
+    read: Set[str] = frozenset(),
+    not_read: NotRead | None = None,
+) -> Conversation | Rejection:
+    """Return a record in normal form, or why that is not possible. Normalizing twice changes nothing.
+
+    Args:  record: messages, perhaps tools; num_context, how many of the first messages are never trained; num_added,
+    how many of the first are not in the row's list. row: the columns of the row, of which those in `read` (names or
+    dotted paths) became the record. not_read: counts what is not read.
+    """
+    not_read = not_read if not_read is not None else NotRead()
+    try:
+        messages = record.get("messages")
+        if type(messages) is not list:
+            return Rejection("malformed-row", f"messages: expected a list, found {excerpt(messages)}")
+        if not messages:
+            return Rejection("no-messages", "messages: an empty list")
+        facts = read_columns(row, read, messages[record.get("num_added", 0) :], not_read)
+        return _conversation(record, messages, facts, not_read)
+    except UnfitRowError as unfit:
+        return unfit.rejection
+
+
+def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFacts, not_read: NotRead) -> Conversation:
+    tools = read_tools(record["tools"], not_read) if record.get("tools") else None
+    num_context, num_added, has_thoughts = record.get("num_context", 0), record.get("num_added", 0), False
+    flags = [*[None] * num_added, *facts.flags] if facts.flags else None
+    masks_answers = facts.masks_answers
+    turns: list[Message] = []
+    for index, message in enumerate(messages):
+        flag = flags[index] if flags else None
+        try:
+            read_turns = _read_message(message, flag, not_read)
+        except UnfitRowError as unfit:
+            raise UnfitRowError(unfit.rejection.reason, f"messages[{index}]: {unfit.rejection.evidence}") from None
+        for turn in read_turns:
+            if turn["role"] == "assistant":
+                has_thoughts = has_thoughts or "is_thought" in turn
+                if index < num_context or masks_answers:
+                    turn["loss"] = False
+                if turns and turns[-1]["role"] == "assistant" and _join(turns[-1], turn):
+                    continue
+            turns.append(turn)
+    if tools is None:
+        tools = split_tools(turns, not_read)
+    if tools:
+        turns = _hermes_turns(turns, not_read)
+    if has_thoughts and any(["is_thought" in turn for turn in turns]):
+        raise UnfitRowError("empty-answer", "a reasoning item without an answer after it")
+    if facts.template_kwargs:
+        check_template_kwargs(facts.template_kwargs, turns)
+    if facts.media_columns:
+        check_media_columns(facts.media_columns, turns)
+    return Conversation(turns, tools)
+
+
+def _decoded(text: str, name: str) -> Any:
+    try:
+        return strict_json.parse(text)
+    except ValueError as error:
+        raise UnfitRowError("malformed-row", f"{name}: {error}: {excerpt(text)}") from None
+
+
+# --- One message -----------------------------------------------------------------------------------------------
+
+
+def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequence[Message]:
+    """Return the turns of a message. `flag`: whether the row says that it is trained."""
+    if type(message) is str and message.lstrip().startswith("{"):
+        message = _decoded(message, "a message")
+    if type(message) is not dict:
+        raise UnfitRowError("malformed-row", f"expected an object with a role, found {excerpt(message)}")
+    speaker = message.get("role")
+    if speaker is None:
+        speaker = next((message[key] for key in SPEAKER_KEYS if message.get(key) is not None), None)
+    if type(speaker) is not str:
+        raise UnfitRowError("malformed-row", f"expected an object with a role, found {excerpt(message)}")
+    role = ROLES.get(speaker) or ROLES.get(speaker.lower())
+    if role is None:
+        raise UnfitRowError("unknown-role", f"found {excerpt(speaker)}, expected one of {', '.join(ROLES)}")
+    if role not in PLAIN_KEYS or not message.keys() <= PLAIN_KEYS[role]:
+        message = respell(message, MESSAGE_KEYS[role], "messages[].", not_read)
+        message_flag = is_trained(message)
+        if message_flag is not None and flag is not None and message_flag != flag:
+            raise UnfitRowError("unclear-train-flag", f"trained is {message_flag} in the message, {flag} in the row")
+        flag = message_flag if flag is None else flag
+    content = message.get("content")
+    if role == "assistant":
+        turns = _assistant_turns(message, content, not_read)
+    elif role == "user" or role == "system":
+        if type(content) is not list:
+            return ({"role": role, "content": _text(content, "content", not_read)},)
+        return _user_turns(role, content, not_read)
+    elif role == "tool":
+        return (_result(message.get("tool_call_id"), content, not_read),)
+    elif role == "call":
+        turns = (_call_turn(message, content, not_read),)
+    else:
+        turns = (_thought_turn(message, content, not_read),)
+    if flag is False:
+        for turn in turns:
+            turn["loss"] = False
+    return turns
+
+
+def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead) -> Json:
+    """Return the keys that are read, under our names, and count the others.
+
+    Raises:  UnfitRowError: two keys of the same meaning differ; a picture, sound or film.
+    """
+    result: Json = {}
+    for key, item in value.items():
+        name = names.get(key)
+        if name is None:
+            if MEDIA.fullmatch(key) and says_something(item):
+                raise UnfitRowError("non-text-content", f"{key}: text alone can be trained, found {excerpt(item)}")
+            if says_something(item):
+                not_read.add(path + key)
+        elif item is not None and (name not in result or not says_something(result[name])):
+            result[name] = item
+        elif says_something(item) and result[name] != item:
+            if name in ("id", "tool_call_id"):  # an item has an id, beside that of its call
+                not_read.add(path + ("id" if key != "id" else key))
+                result[name] = item if key != "id" else result[name]
+            else:
+                raise UnfitRowError("malformed-row", f"{key} and another name of {name} differ: {excerpt(item)}")
+    return result
+
+
+def _text(content: Any, name: str, not_read: NotRead) -> str:
+    """Return the text of a content: a string, text parts, or null."""
+    if type(content) is str:
+        return content
+    if content is None:
+        return ""
+    if type(content) is dict and "type" in content:
+        content = [content]
+    if type(content) is not list:
+        raise UnfitRowError("malformed-row", f"{name}: expected text, text parts or null, found {excerpt(content)}")
+    texts = []
+    for part in content:
+        kind, text, _ = _part(part, not_read)
+        if kind != "text":
+            raise UnfitRowError("non-text-content", f"content part {excerpt(part)}")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _part(part: Any, not_read: NotRead) -> tuple[str, str, Json]:
+    """Return a part of a content: what it is, its text, and its keys under our names."""
+    if type(part) is str:
+        return "text", part, {}
+    kind = PARTS.get(str(part.get("type", "text"))) if type(part) is dict else None
+    if kind == "hidden":
+        raise UnfitRowError("unreadable-reasoning", f"content part {excerpt(part)}: its reasoning is encrypted")
+    if kind is None:
+        raise UnfitRowError("non-text-content", f"content part {excerpt(part)}")
+    keys = respell(part, PART_KEYS[kind], "messages[].content[].", not_read)
+    text = keys.get("text")
+    if kind == "reasoning" and type(text) is list:
+        text = "\n\n".join(_part(inner, not_read)[1] for inner in text)
+    if kind in ("text", "reasoning") and type(text) is not str:
+        raise UnfitRowError("non-text-content", f"content part {excerpt(part)}")
+    return kind, text or "", keys
+
+
+def _user_turns(role: str, content: list[Any], not_read: NotRead) -> Sequence[Message]:
+    """Return the turns of a list of parts: its text, and the results of tools that it answers with."""
+    turns: list[Message] = []
+    for part in content:
+        kind, text, keys = _part(part, not_read)
+        if kind == "result" and role == "user":
+            turns.append(_result(keys.get("id"), keys.get("content"), not_read))
+        elif kind != "text":
+            raise UnfitRowError("non-text-content", f"content part {excerpt(part)}")
+        elif turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += text
+        else:
+            turns.append({"role": role, "content": text})
+    return turns or ({"role": role, "content": ""},)
+
+
+def _result(call_id: Any, content: Any, not_read: NotRead) -> Message:
+    """Return the turn of a tool's result. A result that is no text is written as JSON."""
+    is_parts = type(content) is list and all(
+        type(part) is str or (type(part) is dict and type(part.get("type")) is str) for part in content
+    )
+    if content is None or type(content) is str or is_parts:
+        text = _text(content, "content", not_read)
+    else:
+        text = json.dumps(content, ensure_ascii=False)
+    turn: Message = {"role": "tool", "content": text}
+    if call_id is not None and call_id != "":
+        turn["tool_call_id"] = _id(call_id, "tool_call_id")
+    return turn
+
+
+# --- Answers ---------------------------------------------------------------------------------------------------
+
+
+def _assistant_turns(message: Json, content: Any, not_read: NotRead) -> Sequence[Message]:
+    texts, thoughts, calls = "", [], []
+    if type(content) is str:
+        texts = content
+    elif type(content) is list:
+        for part in content:
+            kind, text, keys = _part(part, not_read)
+            if kind == "call":
+                calls.append(_call({key: item for key, item in keys.items() if key != "type"}, not_read))
+            elif kind == "result":
+                raise UnfitRowError("malformed-row", f"a tool result in an answer: {excerpt(part)}")
+            elif calls and text.strip():
+                raise UnfitRowError("malformed-row", f"{kind} after a call in one answer: {excerpt(part)}")
+            elif kind == "text":
+                texts += text
+            elif texts.strip():
+                raise UnfitRowError("malformed-row", f"reasoning after the text of its answer: {excerpt(part)}")
+            else:
+                thoughts.append(text)
+    else:
+        texts = _text(content, "content", not_read)
+    if not texts and type(message.get("refusal")) is str:
+        texts = message["refusal"]
+    turn: Message = {"role": "assistant", "content": texts}
+    if len(message) > 2 or content is None or thoughts or "</think>" in texts:
+        _add_reasoning(turn, _reasoning(message, thoughts, not_read))
+    if len(message) > 2 or content is None:
+        calls += _calls(message, not_read)
+    if calls:
+        turn["tool_calls"] = calls
+    return (turn,)
+
+
+def _reasoning(message: Json, thoughts: list[str], not_read: NotRead) -> str:
+    """Return the reasoning that the keys and parts of a message give. Raises UnfitRowError: they differ."""
+    found: dict[str, str] = {"thinking parts": "\n\n".join(thoughts).strip()} if thoughts else {}
+    for key in REASONING_KEYS:
+        if (value := message.get(key)) is None:
+            continue
+        if type(value) is not str:
+            value = _thoughts(value, key, not_read)
+        if value.strip():
+            found[key] = value.strip()
+    if len(found) > 1 and len(set(found.values())) > 1:
+        raise UnfitRowError("malformed-row", f"{' and '.join(found)} differ")
+    return next(iter(found.values()), "")
+
+
+def _thoughts(value: Any, key: str, not_read: NotRead) -> str:
+    """Return the text of reasoning that is a list of texts, or of parts of reasoning."""
+    parts = value if type(value) is list else [value]
+    if not all(type(part) is str or (type(part) is dict and says_something(part)) for part in parts):
+        raise UnfitRowError("malformed-row", f"{key}: expected text or parts of reasoning, found {excerpt(value)}")
+    return "\n\n".join(
+        part if type(part) is str else _part({"type": "reasoning", **part}, not_read)[1] for part in parts
+    )
+
+
+def _add_reasoning(turn: Message, reasoning: str) -> None:
+    """Add reasoning and remove inline reasoning from the content. Unpaired tags stay, for sft.filters.structure."""
+    if "</think>" in turn["content"]:
+        thought, answer = split_reasoning(turn["content"])
+        if answer is not None and (not reasoning or thought in ("", reasoning)):
+            reasoning, turn["content"] = reasoning or thought, answer
+    if reasoning:
+        turn["reasoning_content"] = reasoning
+
+
+def split_reasoning(text: str) -> tuple[str, str | None]:
+    """Return thought and answer of `<think>thought</think>answer`; answer None if it is not that.
+
+    The first tag may be missing: many templates write it into the prompt.
+
+    >>> split_reasoning("<think>Count.</think>2"), split_reasoning("Count.</think>2"), split_reasoning("2")
+    (('Count.', '2'), ('Count.', '2'), ('', None))
+    """
+    inline = INLINE_REASONING.fullmatch(text)
+    if inline is None and "<think>" not in text and (parts := text.split("</think>"))[1:]:
+        thought, answer = parts[0], "</think>".join(parts[1:])
+    elif inline is not None:
+        thought, answer = inline[1], inline[2]
+    else:
+        return "", None
+    if THINK_TAGS.search(thought + answer):
+        return "", None
+    return thought.strip(), answer.lstrip()
+
+
+def _thought_turn(message: Json, content: Any, not_read: NotRead) -> Message:
+    """Return the turn of a reasoning item, which the answer that follows completes."""
+    summary, text = message.get("summary"), content
+    parts = [part for value in (summary, text) if says_something(value) for part in _as_list(value)]
+    thought = _thoughts(parts, "reasoning", not_read).strip() if parts else ""
+    if not thought and says_something(message.get("encrypted_content")):
+        raise UnfitRowError("unreadable-reasoning", "a reasoning item has encrypted_content only")
+    turn: Message = {"role": "assistant", "content": "", "is_thought": True}
+    return turn | {"reasoning_content": thought} if thought else turn
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if type(value) is list else [value]
+
+
+# --- Calls -----------------------------------------------------------------------------------------------------
+
+
+def _call_turn(message: Json, content: Any, not_read: NotRead) -> Message:
+    """Return the turn of a message that is a call: as its own keys, or as JSON in its text, perhaps after a thought."""
+    turn: Message = {"role": "assistant", "content": ""}
+    if "name" in message:
+        call = {key: message[key] for key in ("id", "name", "arguments") if key in message}
+        return turn | {"tool_calls": [_call(call, not_read)]}
+    text = _text(content, "content", not_read) if type(content) is not dict else json.dumps(content)
+    thought, answer = split_reasoning(text)
+    _add_reasoning(turn, _reasoning(message, [thought] if thought else [], not_read))
+    text = text if answer is None else answer
+    if (hermes := split_calls(text)) is not None:
+        turn["content"], calls = hermes
+    else:
+        calls = _as_list(_decoded(text, "a call as JSON, and no text before it"))
+    return turn | {"tool_calls": [_call(call, not_read) for call in calls]}
+
+
+def _calls(message: Json, not_read: NotRead) -> list[Json]:
+    calls = message.get("tool_calls")
+    if not calls:
+        calls = [message["function_call"]] if message.get("function_call") else []
+    if type(calls) is str:
+        calls = _as_list(_decoded(calls, "tool_calls"))
+    if type(calls) is not list:
+        raise UnfitRowError("malformed-row", f"tool_calls: expected a list, found {excerpt(calls)}")
+    return [_call(call, not_read) for call in calls]
+
+
+def _call(call: Any, not_read: NotRead) -> Json:
+    if type(call) is str:
+        call = _decoded(call, "a tool call")
+    if type(call) is dict and not call.keys() <= PLAIN_CALL_KEYS:
+        call = respell(call, CALL_KEYS, "messages[].tool_calls[].", not_read)
+    function = call.get("function", call) if type(call) is dict else None
+    if type(function) is str:
+        function = _decoded(function, "a function") if function.lstrip().startswith("{") else {**call, "name": function}
+    if function is not call and type(function) is dict and not function.keys() <= PLAIN_FUNCTION_KEYS:
+        function = respell(function, CALL_KEYS, "messages[].tool_calls[].function.", not_read)
+    if type(function) is not dict or type(function.get("name")) is not str or not function["name"]:
+        raise UnfitRowError("malformed-row", f"tool call: expected a function with a name, found {excerpt(call)}")
+    name, arguments = function["name"], function.get("arguments")
+    if arguments is None or arguments == "":
+        arguments = {}
+    if type(arguments) is str:
+        try:
+            arguments = strict_json.parse(arguments)
+        except ValueError as error:
+            raise UnfitRowError("arguments-not-json", f"{name}: {error}: {excerpt(arguments)}") from None
+    if type(arguments) is list and len(arguments) == 1:  # some models wrap the object in a list
+        arguments = arguments[0]
+    if type(arguments) is not dict:
+        raise UnfitRowError("arguments-not-object", f"{name}: found {excerpt(arguments)}")
+    normal: Json = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    if (call_id := call.get("id")) is not None:
+        normal["id"] = _id(call_id, f"{name}: id")
+    return normal
+
+
+def _id(value: Any, name: str) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise UnfitRowError("malformed-row", f"{name}: expected text, found {excerpt(value)}")
+    return str(value)
+
+
+# --- Several turns ---------------------------------------------------------------------------------------------
+
+
+def _join(turn: Message, later: Message) -> bool:
+    """Make one turn of two answers in a row, if that is exact: a thought and its answer, text and a call, two calls."""
+    if turn.get("loss") != later.get("loss"):
+        return False
+    if turn.get("is_thought"):
+        thoughts = [thought for each in (turn, later) if (thought := each.get("reasoning_content"))]
+        del turn["is_thought"]
+        turn.update(later)
+        if thoughts:
+            turn["reasoning_content"] = "\n\n".join(thoughts)
+        return True
+    if "tool_calls" in later and not later["content"] and "reasoning_content" not in later:
+        turn["tool_calls"] = [*turn.get("tool_calls", ()), *later["tool_calls"]]
+        return True
+    return False
+
+
+def _hermes_turns(turns: list[Message], not_read: NotRead) -> list[Message]:
+    """Read calls and results that are written as text between tags, in turns whose tools are known."""
+    found: list[Message] = []
+    for turn in turns:
+        content, role = turn["content"], turn["role"]
+        if role == "assistant" and "</tool_call>" in content and "tool_calls" not in turn:
+            if (hermes := split_calls(content)) is not None:
+                calls = [_call(call, not_read) for call in hermes[1]]
+                turn = {**turn, "content": hermes[0], "tool_calls": calls}
+        elif role in ("tool", "user") and "</tool_response>" in content:
+            if (results := split_results(content)) is not None and (role == "tool" or _is_calling(found)):
+                found += [{**turn, "role": "tool", "content": result} for result in results]
+                continue
+        found.append(turn)
+    return found
+
+
+def _is_calling(turns: list[Message]) -> bool:
+    return bool(turns) and "tool_calls" in turns[-1]

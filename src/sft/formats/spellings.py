@@ -1,0 +1,159 @@
+"""How published data sets spell the same idea: one table per idea, read by sft.formats.messages and columns.
+
+What no table names is not read, and counted (sft.formats.not_read). To read another spelling, add it here.
+"""
+
+import re
+
+# --- Messages ------------------------------------------------------------------------------------------------
+
+# Speaker in lower case -> role. `call`: the message is a tool call; `reasoning`: it is the thought of the next answer.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+    "function_call": "call",
+    "tool_call": "call",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
+    "function_call_output": "tool",
+    "reasoning": "reasoning",
+}
+SPEAKER_KEYS = ("role", "from", "type")  # `type` is the kind of an item of OpenAI's Responses API
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
+
+# Whether a turn is trained; the value is the one that means "train it". `mask` is used for both.
+TRAIN_FLAGS = {
+    "train": True,
+    "trainable": True,
+    "training": True,
+    "train_on_turn": True,
+    "loss": True,
+    "loss_mask": True,
+    "loss_weight": True,
+    "loss_scale": True,
+    "weight": True,
+    "sample_weight": True,
+    "masked": False,
+}
+AMBIGUOUS_FLAG = "mask"
+FLAG_TEXTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+# Columns, or keys of an object beside `messages`, with a flag for each message or for each answer.
+FLAG_LISTS = {**TRAIN_FLAGS, "train_turns": True}
+WEIGHTS = {"weight", "loss_weight", "loss_scale", "sample_weight"}
+
+
+def _names(*groups: tuple[str, ...], alone: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return spelling -> our name, the first of its group; `alone` are names without another spelling."""
+    return {name: group[0] for group in groups for name in group} | {name: name for name in alone}
+
+
+TEXT = ("content", "value", "text")
+ID = ("id", "call_id", "tool_call_id", "tool_use_id", "toolCallId")
+NAME = ("name", "toolName", "tool_name")
+ARGUMENTS = ("arguments", "parameters", "input", "args")
+FLAGS = (*TRAIN_FLAGS, AMBIGUOUS_FLAG)
+
+_SPOKEN = _names(TEXT, alone=(*SPEAKER_KEYS, *FLAGS))
+# The keys of a message that are read, by role: spelling -> our name.
+MESSAGE_KEYS: dict[str, dict[str, str]] = {
+    "system": _SPOKEN,
+    "user": _SPOKEN,
+    "assistant": _SPOKEN | _names(alone=("refusal", "tool_calls", "function_call", *REASONING_KEYS)),
+    "tool": _SPOKEN | _names(("content", "output"), ("tool_call_id", "call_id", "tool_use_id")),
+    "call": _SPOKEN | _names(NAME, ARGUMENTS, ID, alone=REASONING_KEYS),
+    "reasoning": _SPOKEN | _names(alone=("summary", "encrypted_content")),
+}
+# Messages with no other keys need no respelling.
+PLAIN_KEYS = {
+    "system": {"role", "content"},
+    "user": {"role", "content"},
+    "assistant": {"role", "content", "reasoning_content", "tool_calls"},
+    "tool": {"role", "content", "tool_call_id"},
+}
+
+# --- Parts of a content --------------------------------------------------------------------------------------
+
+# Type of a part -> what it is.
+PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "text",
+    "thinking": "reasoning",
+    "think": "reasoning",
+    "thought": "reasoning",
+    "reasoning": "reasoning",
+    "reasoning.text": "reasoning",
+    "reasoning.summary": "reasoning",
+    "reasoning_text": "reasoning",
+    "summary_text": "reasoning",
+    "redacted_thinking": "hidden",
+    "reasoning.encrypted": "hidden",
+    "tool_use": "call",
+    "tool_call": "call",
+    "tool-call": "call",
+    "function_call": "call",
+    "tool_result": "result",
+    "tool-result": "result",
+    "function_call_output": "result",
+}
+PART_KEYS = {
+    "text": _names(("text", "value", "content", "refusal"), alone=("type",)),
+    "reasoning": _names(("text", "value", "content", "thinking", "think", "thought", "reasoning", "summary"))
+    | {"type": "type"},
+    "call": _names(ID, NAME, ARGUMENTS, alone=("type", "function")),
+    "result": _names(("content", "output", "result"), ID, alone=("type",)),
+}
+
+# --- Calls and tools -----------------------------------------------------------------------------------------
+
+CALL_KEYS = _names(ID, NAME, ARGUMENTS, alone=("type", "function"))
+TOOL_KEYS = _names(
+    ("name", "id"),
+    ("parameters", "input_schema", "inputSchema", "parametersJsonSchema"),
+    alone=("type", "function", "description", "strict", "return"),
+)
+PLAIN_CALL_KEYS, PLAIN_FUNCTION_KEYS = {"id", "type", "function"}, {"name", "arguments"}
+PLAIN_TOOL_KEYS = {"type", "function"}
+# Some data sets describe parameters as {name: {type: a type of Python}}, without a schema around them.
+PYTHON_TYPES = {
+    "str": "string",
+    "string": "string",
+    "int": "integer",
+    "integer": "integer",
+    "float": "number",
+    "number": "number",
+    "bool": "boolean",
+    "boolean": "boolean",
+    "list": "array",
+    "array": "array",
+    "tuple": "array",
+    "set": "array",
+    "dict": "object",
+    "object": "object",
+}
+
+# --- Columns of a row ----------------------------------------------------------------------------------------
+
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+TOOLS_COLUMNS = ("tools", "functions")
+LICENSE_COLUMNS = ("license", "licence", "licenses")
+TEMPLATE_KWARGS, THINKING_KWARGS = "chat_template_kwargs", ("enable_thinking", "thinking")
+# Names of columns and keys that hold pictures, sound or film, and the placeholders in the text that stand for them.
+MEDIA = re.compile(r"(image|img|picture|photo|audio|video)s?(_?(path|url|file|byte|data|base64)s?)?", re.IGNORECASE)
+MEDIA_WORD = re.compile(r"image|img|picture|photo|audio|video|pixel", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"<\|?(?:image|audio|video)(?:_?pad|_?\d+|_start)?\|?>", re.IGNORECASE)

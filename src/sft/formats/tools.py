@@ -1,0 +1,88 @@
+"""Tools in any published form -> the OpenAI form: [{"type": "function", "function": {name, description?, ...}}]."""
+
+from typing import Any
+
+from sft import strict_json
+from sft.conversation import excerpt
+from sft.formats.flags import UnfitRowError
+from sft.formats.not_read import NotRead, says_something
+from sft.formats.spellings import PLAIN_TOOL_KEYS, PYTHON_TYPES, TOOL_KEYS
+
+Json = dict[str, Any]
+# Keywords by which an object is a JSON schema, and not a list of parameters by name.
+SCHEMA_WORDS = {"type", "properties", "$ref", "anyOf", "allOf", "oneOf", "not", "if", "items", "enum", "const"}
+SCHEMA_WORDS |= {"additionalProperties", "patternProperties", "required", "definitions", "$defs", "$schema"}
+
+
+def read_tools(tools: Any, not_read: NotRead) -> list[Json] | None:
+    """Return tools in OpenAI form; None if there are none.
+
+    Accepts a list, an object, or JSON text of either, also of each tool; tools with or without the `function` wrapper;
+    Anthropic's `input_schema`, OpenCode's `id` and `inputSchema`; parameters by name with Python's types (xLAM).
+
+    Raises:  UnfitRowError: a tool without a name, or text that is not JSON.
+    """
+    tools = _decoded(tools, "tools")
+    if not says_something(tools):
+        return None
+    if type(tools) is dict:
+        tools = [tools]
+    if type(tools) is not list:
+        raise UnfitRowError("malformed-row", f"tools: expected a list, found {excerpt(tools)}")
+    return [_tool(_decoded(tool, f"tools[{index}]"), index, not_read) for index, tool in enumerate(tools)]
+
+
+def _tool(tool: Any, index: int, not_read: NotRead) -> Json:
+    function = tool.get("function", tool) if type(tool) is dict else None
+    if function is not tool and type(tool) is dict and not tool.keys() <= PLAIN_TOOL_KEYS:
+        not_read.add_keys("tools[].", tool, PLAIN_TOOL_KEYS)
+    function = _decoded(function, f"tools[{index}].function")
+    if type(function) is not dict:
+        raise UnfitRowError("malformed-row", f"tools[{index}]: expected a function with a name, found {excerpt(tool)}")
+    normal: Json = {}
+    for key, value in function.items():
+        name = TOOL_KEYS.get(key)
+        if name is None or name in normal:
+            if says_something(value):
+                not_read.add(f"tools[].function.{key}")
+        elif value is not None and name not in ("type", "function"):
+            normal[name] = value
+    if "name" in function and "id" in function:
+        normal["name"] = function["name"]
+    if type(normal.get("name")) is not str or not normal["name"]:
+        raise UnfitRowError("malformed-row", f"tools[{index}]: expected a function with a name, found {excerpt(tool)}")
+    if "parameters" in normal:
+        normal["parameters"] = _schema(_decoded(normal["parameters"], f"tools[{index}].parameters"))
+    return {"type": "function", "function": normal}
+
+
+def _decoded(value: Any, name: str) -> Any:
+    """Return the value of a JSON text; other values as they are."""
+    if type(value) is not str or not value.strip():
+        return None if type(value) is str else value
+    try:
+        return strict_json.parse(value)
+    except ValueError as error:
+        raise UnfitRowError("malformed-row", f"{name}: {error}") from None
+
+
+def _schema(parameters: Any) -> Any:
+    """Return parameters as a JSON schema; parameters by name are wrapped, with the types of JSON."""
+    if type(parameters) is not dict or not parameters:
+        return parameters
+    if parameters.keys() == {"jsonSchema"}:
+        return parameters["jsonSchema"]
+    is_schema = not SCHEMA_WORDS.isdisjoint(parameters) and type(parameters.get("type")) is not dict
+    if is_schema or not all(type(value) is dict and "type" in value for value in parameters.values()):
+        return parameters
+    return {"type": "object", "properties": {name: _property(value) for name, value in parameters.items()}}
+
+
+def _property(value: Json) -> Json:
+    """Return a parameter with a type of JSON for Python's: `str, optional` is a string, `List[int]` an array."""
+    kind = value["type"]
+    if type(kind) is not str:
+        return value
+    name = PYTHON_TYPES.get(kind.partition("[")[0].partition(",")[0].strip().lower())
+    rest = {key: item for key, item in value.items() if key != "type"}
+    return {"type": name, **rest} if name else rest

@@ -1,0 +1,140 @@
+"""Columns beside the messages: flags of turns, masks, arguments of the template, media."""
+
+import json
+
+import pytest
+
+from sft.conversation import Conversation, Rejection
+from sft.formats.messages import normalize
+from sft.formats.not_read import NotRead
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+MESSAGES = [USER, ANSWER, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Bye"}]
+
+
+def outcome_of(row, messages=MESSAGES, not_read=None):
+    return normalize({"messages": messages}, row, {"messages"}, not_read)
+
+
+def trained(row, messages=MESSAGES):
+    """Return which answers are trained."""
+    outcome = outcome_of(row, messages)
+    assert isinstance(outcome, Conversation), outcome
+    return [message.get("loss", True) for message in outcome.messages if message["role"] == "assistant"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"loss_mask": [0, 0, 0, 1]},
+        {"train": [False, True]},
+        {"masked": [1, 1, 1, 0]},
+        {"weight": [None, 0, None, 1]},
+        {"metadata": {"train_turns": [False, False, False, True], "source": "x"}},
+        {"metadata": json.dumps({"train_turns": [False, True]})},
+        {"train_turns": ["false", "true"]},
+        {"loss_mask": [0, 0, 0, 1], "metadata": {"train_turns": [False, True]}},
+    ],
+    ids=str,
+)
+def test_a_list_has_a_flag_for_each_message_or_for_each_answer(row):
+    assert trained(row) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"mask": "User"}, [True, True]),
+        ({"train": True, "weight": 1}, [True, True]),
+        ({"loss": 2.31}, [True, True]),  # a statistic
+        ({"mask": "A [MASK] word"}, [True, True]),
+    ],
+    ids=str,
+)
+def test_a_flag_of_the_whole_row(row, expected):
+    assert trained(row) == expected
+
+
+@pytest.mark.parametrize("row", [{"mask": "Assistant"}, {"train": False}, {"weight": 0}, {"masked": "true"}], ids=str)
+def test_a_row_that_is_not_to_be_trained_is_not(row):
+    assert trained(row) == [False, False]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"weight": 0.5},
+        {"loss_weight": [0, 0.5]},
+        {"loss_mask": [1, 0, 1]},
+        {"mask": [0, 1, 0, 1]},
+        {"mask": 1},
+        {"loss_mask": [0, 1], "metadata": {"train_turns": [True, True]}},
+    ],
+    ids=str,
+)
+def test_a_flag_that_is_unclear_rejects_the_row_and_is_named(row):
+    outcome = outcome_of(row)
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "unclear-train-flag"
+    assert any(name in outcome.evidence for name in row)
+
+
+def test_a_flag_of_a_message_may_not_contradict_the_row():
+    messages = [USER, {**ANSWER, "train": True}]
+    assert trained({"loss_mask": [0, 1]}, messages) == [True]
+    outcome = outcome_of({"loss_mask": [1, 0]}, messages)
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "unclear-train-flag"
+    assert outcome.evidence.startswith("messages[1]: ")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "thought", "is_kept"),
+    [
+        ({"enable_thinking": False}, None, True),
+        ({"enable_thinking": True}, "So.", True),
+        ({"enable_thinking": None}, "So.", True),
+        ({"enable_thinking": False}, "So.", False),
+        ({"enable_thinking": True}, None, False),
+        ({"thinking_budget": 5}, None, False),
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_arguments_of_the_template_are_honored_or_reject_the_row(kwargs, thought, is_kept, as_text):
+    """prep renders an answer with reasoning with thinking on, and one without with thinking off."""
+    answer = {**ANSWER, "reasoning_content": thought} if thought else ANSWER
+    column = json.dumps(kwargs) if as_text else kwargs
+    outcome = outcome_of({"chat_template_kwargs": column}, [USER, answer])
+    assert isinstance(outcome, Conversation) == is_kept
+    if isinstance(outcome, Rejection):
+        assert outcome.reason == "unsupported-template-kwargs"
+
+
+@pytest.mark.parametrize("name", ["image", "images", "image_url", "audios", "video_path", "videos"])
+def test_a_row_with_media_is_rejected_by_name(name):
+    outcome = outcome_of({name: ["a.jpg"]})
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, name in outcome.evidence) == ("non-text-content", True)
+    assert isinstance(outcome_of({name: []}), Conversation)
+
+
+def test_a_message_with_media_is_rejected_by_name():
+    outcome = outcome_of({}, [{**USER, "images": ["aGk="]}, ANSWER])
+    assert isinstance(outcome, Rejection)
+    assert "images" in outcome.evidence
+
+
+@pytest.mark.parametrize(("text", "is_kept"), [("<image>What is it?", False), ("What is it?", True)])
+def test_an_id_of_a_picture_matters_only_where_the_text_has_its_place(text, is_kept):
+    not_read = NotRead()
+    outcome = outcome_of({"image_id": 7}, [{"role": "user", "content": text}, ANSWER], not_read)
+    assert isinstance(outcome, Conversation) == is_kept
+    assert isinstance(outcome_of({}, [{"role": "user", "content": text}, ANSWER]), Conversation)
+
+
+def test_an_object_is_one_value_unless_a_part_of_it_is_read():
+    not_read = NotRead()
+    row = {"extra": {"a": 1, "b": 2}, "metadata": {"train_turns": [0, 1], "id": 5}, "data": {"chat": 1, "id": 2}}
+    outcome = normalize({"messages": MESSAGES}, row, {"data.chat"}, not_read)
+    not_read.end_row("a:1", isinstance(outcome, Conversation))
+    assert set(not_read.counts) == {"extra", "metadata.id", "data.id"}
