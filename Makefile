@@ -21,7 +21,7 @@ SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.s
 # that is not here is an error, unless it is a param (with a dot: optimizer.lr=1e-5).
 VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON \
     LIST MODEL NAME NODES NUMBER NVIDIA PACK PEERS PORT PROFILE REASON REMOTE ROWS RUN SOURCE STEP STORE TO UNTIL UPGRADE \
-    YES
+    WAIT YES
 typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 params := $(sort $(foreach name,$(typed),$(if $(findstring .,$(name)),$(name))))
 # NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
@@ -61,7 +61,7 @@ CHECK = $(if $(settings),,python -m sft.experiments.check$(if $(1), $(1)))
 log_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cli sync --lock)
 
 # Where prep, train and eval run: CLUSTER=<name> sends them to Slurm (slurm/README.md).
-export CLUSTER DETACH DRY_RUN
+export CLUSTER DETACH DRY_RUN WAIT
 
 # $(call stages,TARGETS): check the variables, then run.
 define stages

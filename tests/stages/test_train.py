@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.files import read_json, write_json
+from sft.files import write_json
 from sft.hashing import file_digest
 from sft.params.read import load_training
 from sft.stages import train as stage
 from sft.tracking.journal import Journal
 from sft.training.launch import Run
 from tests.support.project import link_project, set_params
-from tests.training.test_steps import step, validation
 
 
 @pytest.fixture
@@ -68,18 +67,6 @@ def test_the_lineage_changes_with_data_model_and_params(project):
     keys.add(stage.find_lineage(params).key)
     assert len(keys) == 4
     assert stage.find_lineage(params).key in keys
-
-
-def test_the_report_counts_packs_and_says_which_were_not_reached(project):
-    for entry in (step(1, 3.0), step(2, 2.0), validation(2, 0.5)):
-        Journal(project).add(**entry)
-    written = stage.report(run_of(project), 2, 3, {"splits": {"training": {"packs": 10}}})
-    assert written == read_json(project / "reports/train.json")
-    assert (written["rows_in"], written["rows_out"], written["rejected"]) == (10, 6, {"not-reached": 4})
-    assert (written["train_loss"], written["validation_loss"], written["tokens"]) == (2.0, 0.5, 20)
-    assert written["epochs"] == 0.6
-    assert (project / "reports/train_loss.csv").read_text() == "iteration,loss,lr\n1,3.0,0.1\n2,2.0,0.1\n"
-    assert (project / "reports/validation_loss.csv").read_text() == "iteration,validation_loss\n2,0.5\n"
 
 
 def test_params_are_checked_before_anything_is_made(project):

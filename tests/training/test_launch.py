@@ -22,7 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
     """Commands that were started, with their environments; none runs."""
     commands: list[tuple[list[str], dict[str, str]]] = []
 
-    def start(command: list[str], *, env: dict[str, str], check: bool) -> Any:
+    def start(command: list[str], *, env: dict[str, str], check: bool, pass_fds: tuple[int, ...]) -> Any:
         commands.append((command, env))
         return subprocess.CompletedProcess(command, returncode=0)
 
@@ -32,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
 
 def test_one_rank_trains_in_this_process_and_reads_run_json(run: Run, started: list[Any]) -> None:
     trained: list[Run] = []
-    launch.launch(run, 1, trained.append)
+    launch.launch(run, 1, trained.append, 0)
     assert trained == [run]
     assert started == []
     assert read_json(run.folder / "run.json").keys() == {"folder", "base", "start", "packed"}
@@ -43,7 +43,7 @@ def test_torchrun_understands_how_ranks_are_started(run: Run, started: list[Any]
     """torchrun reads an option --run as an abbreviation of its own --run-path."""
     from torch.distributed.run import get_args_parser
 
-    launch.launch(run, 2, lambda run: None)
+    launch.launch(run, 2, lambda run: None, 0)
     ((command, _),) = started
     options = get_args_parser().parse_args(command[3:])
     assert (options.nproc_per_node, options.module, options.training_script) == ("2", True, "sft.stages.train")
@@ -61,7 +61,7 @@ def test_ranks_share_the_cores_of_this_machine(
     if wanted is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", wanted)
     monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(8)))
-    launch.launch(run, ranks, lambda run: None)
+    launch.launch(run, ranks, lambda run: None, 0)
     assert [environment["OMP_NUM_THREADS"] for _, environment in started] == [given]
 
 
@@ -69,7 +69,7 @@ def test_ranks_that_fail_are_an_error_with_the_run_s_folder(monkeypatch: pytest.
     failed = subprocess.CompletedProcess([], returncode=3)
     monkeypatch.setattr(launch.subprocess, "run", lambda command, **options: failed)
     with pytest.raises(InputError, match=r"runs/key: .* status 3"):
-        launch.launch(run, 2, lambda run: None)
+        launch.launch(run, 2, lambda run: None, 0)
 
 
 def test_ranks_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

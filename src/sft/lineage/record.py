@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.files import read_json
+from sft.files import publish_file, read_json
 from sft.hashing import file_digest
 from sft.lineage.key import Lineage
 
@@ -46,15 +46,21 @@ OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock", ":(exclude,glob)**/.gi
 
 
 def lineage_json(
-    lineage: Lineage, run_id: str | None, folder: Path, base: "Download", patch: bytes | None = None
+    lineage: Lineage,
+    run_id: str | None,
+    folder: Path,
+    base: "Download",
+    patch: bytes | None = None,
+    git: tuple[str | None, bool | None] | None = None,
 ) -> dict[str, Any]:
     """Return what models/final/lineage.json holds: from the model back to data, code and run.
 
-    `patch` is that of `sft.lineage.patch`, made when training began. The stage that exports adds `files`: the digests
+    `folder` has the texts that describe the data, `git` is (commit, whether the work tree differs), `patch` is that of
+    `sft.lineage.patch`: all as they were when training began. The stage that exports adds `files`: the digests
     of all other files of the model. `mlflow_run_id` is null if MLflow did not answer during the whole training; the run
     is then found by the lineage key.
     """
-    commit, dirty = git_state(folder)
+    commit, dirty = git or git_state(folder)
     made = {
         path: file for path, file in records(folder, DATA_RECORDS).items() if path.startswith(("data/", "reports/"))
     }
@@ -126,6 +132,18 @@ def environment_text() -> str:
     """Return all installed packages as pins, one a line: `uv pip install -r` takes them."""
     pins = [f"{name}=={version}" for name, version in all_packages().items()]
     return "\n".join([f"# Python {platform.python_version()}, {platform.machine()}", *pins]) + "\n"
+
+
+def write_environment(folder: Path, checkpoint: Path) -> list[Path]:
+    """Write the installed packages and Bridge's whole configuration into a run's folder; return the files."""
+    texts = {
+        folder / "environment.txt": environment_text(),
+        folder / "effective_config.yaml": (checkpoint / "run_config.yaml").read_text(encoding="utf-8"),
+    }
+    for path, text in texts.items():
+        with publish_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
 def hardware() -> dict[str, Any]:

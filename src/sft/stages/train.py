@@ -16,26 +16,27 @@ import argparse
 import contextlib
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from sft.cli import InputError, echo
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file, requested_cluster
-from sft.files import project_root, publish_file, publish_folder, read_json, write_json
+from sft.cluster.run_lock import RunLock
+from sft.files import project_root, publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests
-from sft.ledger import Ledger
+from sft.lineage import snapshot
 from sft.lineage.key import Lineage, code_digest, package_versions
 from sft.lineage.patch import dirty_patch, keep_patch
-from sft.lineage.record import environment_text, lineage_json, records
+from sft.lineage.record import lineage_json, records, write_environment
 from sft.params.read import load, load_training
 from sft.params.training import Peft, TrainParams
 from sft.run_stage import run_stage
 from sft.tracking import journal
 from sft.training import checkpoints
 from sft.training.launch import RANK_OPTION, Run, count_ranks, launch, read_run
-from sft.training.steps import StepLog, read_steps, write_csv
+from sft.training.report import write_reports
+from sft.training.steps import StepLog
 
 BASE = Path("models/base")
 PACKED = Path("data/packed")
@@ -59,53 +60,74 @@ def main() -> None:
     patch = dirty_patch(Path.cwd())
     run, iterations = run_of(lineage, params), params.train.train_iters
     echo(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
-    check(run, params, cluster)
-    if not params.checkpoint.pretrained_checkpoint:
-        bridge.import_base(base=run.base, checkpoint=run.start)
-    run_journal = journal.Journal(run.folder)
-    attached = [keep_patch(patch, run.folder)] if patch else []
+    lock = RunLock(run.folder)
 
     def begin() -> None:
+        digests = {PACKED.as_posix(): lineage.data, BASE.as_posix(): folder_digest(BASE)}
+        snapshot.take(run.folder, Path.cwd(), recorded_params(params), digests)
         training_run.begin_attempt(lineage, metadata, run.folder, PACKED)
+
+    def begin_job() -> None:
+        with lock.held():  # then the job holds it
+            begin()
 
     def final_checkpoint() -> Path | None:
         return checkpoints.final_checkpoint(run.folder, iterations)
 
-    job: jobs.Job | None = None
-    state: slurm.State | None = None
-    checkpoint = final_checkpoint()
-    if checkpoint is not None:
-        jobs.exit_for_dvc()
-    if checkpoint is None and cluster:  # until the job ends, its attempt has no end to log
-        job = train_job.submit(run, cluster_name, cluster, begin)
-        state = jobs.wait_or_detach(job, cluster)
-    else:
-        if checkpoint is None:
-            jobs.refuse_if_active(run.folder)
-        if not jobs.active_job(run.folder):
-            begin()
-    with sync.sync_at_exit(run.folder) as synced, journal.record_status(run_journal):
-        if checkpoint is not None:
-            echo(f"this run is complete: step {iterations} is exported again without training")
-            jobs.record_outcome(run.folder, "complete")
-        elif job:
-            jobs.finish(job, state, lambda: final_checkpoint() is not None)
-        else:
-            launch(run, count_ranks(), train)
+    with contextlib.ExitStack() as stack:
+        if not cluster:
+            if final_checkpoint() is None:
+                jobs.refuse_if_active(run.folder)
+            stack.enter_context(lock.held())
+        check(run, params, cluster)
+        if not params.checkpoint.pretrained_checkpoint:
+            bridge.import_base(base=run.base, checkpoint=run.start)
+        run_journal = journal.Journal(run.folder)
+        attached = [keep_patch(patch, run.folder)] if patch else []
+        job: jobs.Job | None = None
+        state: slurm.State | None = None
         checkpoint = final_checkpoint()
-        if checkpoint is None:
-            raise InputError(f"{run.folder}: training ended before step {iterations}. See logs/ there, then rerun.")
-        chosen = checkpoints.checkpoint_to_export(run.folder, iterations, params.checkpoint)
-        assert chosen is not None  # the run is complete
-        export(run, lineage, chosen, params.peft, patch, sync.run_id(run.folder))
-        metrics = report(run, iterations, params.train.global_batch_size, metadata)
-        losses = {name: metrics[name] for name in ("train_loss", "validation_loss")}
-        journal.add_model(run_journal, FINAL, losses, iterations)
-        attached += write_environment(run.folder, checkpoint)
-        run_journal.attach(journal.RECORDS, {**records(Path.cwd()), **{path.name: path for path in attached}})
+        if checkpoint is not None:
+            jobs.exit_for_dvc()
+        if checkpoint is None and cluster:  # until the job ends, its attempt has no end to log
+            job = train_job.submit(run, cluster_name, cluster, begin_job)
+            state = jobs.wait_or_detach(job, cluster)
+        elif not jobs.active_job(run.folder):
+            begin()
+        if cluster:
+            stack.enter_context(lock.held(wait=True))
+        with sync.sync_at_exit(run.folder) as synced, journal.record_status(run_journal):
+            if checkpoint is not None:
+                echo(f"this run is complete: step {iterations} is exported again without training")
+                jobs.record_outcome(run.folder, "complete")
+            elif job:
+                jobs.finish(job, state, lambda: final_checkpoint() is not None)
+            else:
+                launch(run, count_ranks(), train, lock.descriptor)
+            checkpoint = final_checkpoint()
+            if checkpoint is None:
+                raise InputError(f"{run.folder}: training ended before step {iterations}. See logs/ there, then rerun.")
+            snapshot.check_unchanged(run.folder, Path.cwd(), recorded_params(load_training()))
+            chosen = checkpoints.checkpoint_to_export(run.folder, iterations, params.checkpoint)
+            assert chosen is not None  # the run is complete
+            export(run, lineage, chosen, params.peft, patch, sync.run_id(run.folder))
+            entries, packs = run_journal.entries("step", "validation"), metadata["splits"]["training"]["packs"]
+            metrics = write_reports(entries, lineage.key, iterations, params.train.global_batch_size, packs)
+            snapshot.check_unchanged(run.folder, Path.cwd(), recorded_params(load_training()))
+            losses = {name: metrics[name] for name in ("train_loss", "validation_loss")}
+            journal.add_model(run_journal, FINAL, losses, iterations)
+            attached += write_environment(run.folder, checkpoint)
+            begun = records(run.folder / snapshot.BEGUN)
+            files = {**records(Path.cwd()), **begun, **{path.name: path for path in attached}}
+            run_journal.attach(journal.RECORDS, files)
     echo(
         f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; {synced.text}"
     )
+
+
+def recorded_params(params: TrainParams) -> dict[str, Any]:
+    """Return the params that DVC records for this stage."""
+    return {**params.model_dump(), "fetch.model": load("fetch.model").model_dump()}
 
 
 def check_inputs() -> dict[str, Any]:
@@ -171,6 +193,8 @@ def train(run: Run) -> None:
     with contextlib.ExitStack() as stack:
         log = None
         if int(os.environ.get("RANK", "0")) == 0:
+            if "SFT_RUN" in os.environ:  # in a job; an attempt before it may be ending
+                stack.enter_context(RunLock(run.folder).held(wait=True))
             add = journal.Journal(run.folder).add
             log = stack.enter_context(contextlib.closing(StepLog(add, params.train.train_iters)))
             stack.enter_context(sync.sync_in_background(run.folder))
@@ -199,43 +223,12 @@ def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: byte
     with publish_folder(FINAL) as folder:
         bridge.export(checkpoint=checkpoint, base=run.base, target=folder, start=run.start, peft=peft)
         (folder / "chat_template.jinja").write_bytes((run.packed / "chat_template.jinja").read_bytes())
-        facts = lineage_json(lineage, run_id, Path.cwd(), load("fetch.model"), patch)
-        text = card.render(facts, lambda path: read_json(Path(path)) if Path(path).exists() else {})
+        begun = run.folder / snapshot.BEGUN
+        git = snapshot.begun_at(run.folder)
+        facts = lineage_json(lineage, run_id, begun, load("fetch.model"), patch, git)
+        text = card.render(facts, lambda path: read_json(begun / path) if (begun / path).exists() else {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         write_json(folder / "lineage.json", {**facts, "files": folder_digests(folder)})
-
-
-def write_environment(folder: Path, checkpoint: Path) -> list[Path]:
-    """Write the installed packages and Bridge's whole configuration into a run's folder; return the files."""
-    texts = {
-        folder / "environment.txt": environment_text(),
-        folder / "effective_config.yaml": (checkpoint / "run_config.yaml").read_text(encoding="utf-8"),
-    }
-    for path, text in texts.items():
-        with publish_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    return list(texts)
-
-
-def report(run: Run, iterations: int, batch: int, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Publish the reports of a complete run; return reports/train.json."""
-    entries = journal.Journal(run.folder).entries("step", "validation")
-    steps, validations = read_steps(entries, iterations)
-    write_csv(Path("reports/train_loss.csv"), steps, ("iteration", "loss", "lr"))
-    write_csv(Path("reports/validation_loss.csv"), validations, ("iteration", "validation_loss"))
-    packs = metadata["splits"]["training"]["packs"]
-    seen = min(packs, iterations * batch)
-    ledger = Ledger(packs, seen, Counter({"not-reached": packs - seen} if packs > seen else {}))
-    last = steps[-max(1, iterations // 10) :]
-    return ledger.write(
-        Path("reports/train.json"),
-        train_loss=round(sum(entry["loss"] for entry in last) / len(last), 6),
-        validation_loss=round(validations[-1]["validation_loss"], 6) if validations else None,
-        iterations=iterations,
-        epochs=round(iterations * batch / packs, 4),
-        tokens=sum(entry["tokens"] for entry in steps),
-        lineage_key=run.folder.name,
-    )
 
 
 if __name__ == "__main__":

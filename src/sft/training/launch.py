@@ -56,8 +56,11 @@ def count_ranks() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def launch(run: Run, ranks: int, train: Callable[[Run], None]) -> None:
-    """Train in this process, or start torchrun with several ranks, each of which calls `train`."""
+def launch(run: Run, ranks: int, train: Callable[[Run], None], lock: int) -> None:
+    """Train in this process, or start torchrun with several ranks, each of which calls `train`.
+
+    `lock`: an open file that locks the run; torchrun keeps it open, also if this process is killed.
+    """
     run.write()
     if ranks == 1:
         train(run)
@@ -66,6 +69,6 @@ def launch(run: Run, ranks: int, train: Callable[[Run], None]) -> None:
     command += ["-m", RANK_MODULE, RANK_OPTION, str(run.folder)]
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)  # torchrun's default is 1, with a warning
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads)}
-    done = subprocess.run(command, env=environment, check=False)
+    done = subprocess.run(command, env=environment, check=False, pass_fds=(lock,))
     if done.returncode:
         raise InputError(f"{run.folder}: torchrun ended with status {done.returncode}. Its messages are above.")
