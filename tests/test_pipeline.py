@@ -430,6 +430,6 @@ def test_one_source_changed_reruns_that_source_and_what_follows(project, first_r
 def test_the_name_of_a_source_is_data_and_never_a_command(tmp_path, name):
     clone = clone_project(tmp_path / "clone")
     set_params(clone, **{"fetch.sources": {name: {"uri": "file://inputs/calls.jsonl", "read": "openai"}}})
-    output = run(clone, "dvc", "repro", "--single-item", f"fetch@{name}", fails=True)
+    output = run(clone, "dvc", "repro", f"fetch@{name}", fails=True)
     assert not (clone / "EXECUTED").exists()
     assert "fetch.sources" in output

@@ -10,7 +10,7 @@ import pytest
 
 from sft.cli import InputError
 from sft.files import read_json
-from sft.hashing import file_digest, folder_digest
+from sft.hashing import file_digest, folder_digest, folder_digests
 from sft.parquet import read_rows
 from sft.stages import filter as filter_stage
 from sft.stages import pack as stage
@@ -433,3 +433,20 @@ def test_another_process_with_another_hash_seed_writes_the_same_bytes(bare):
         reports = [file_digest(bare / "reports" / name) for name in ("pack.json", "mixture.csv")]
         digests.add((folder_digest(bare / "data/packed"), *reports))
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "split", "advice"),
+    [
+        ({"train.global_batch_size": 500}, "training", "lower train.global_batch_size"),
+        ({"pack.validation": 0.0, "validation.eval_iters": 2}, "validation", "set validation.eval_iters to 0"),
+    ],
+)
+def test_too_few_packs_for_a_step_are_said_here_and_not_at_train(project, values, split, advice):
+    """Before DVC removes the model of the last run. The earlier packs stay."""
+    stage.main()
+    before = folder_digests(project / "data/packed")
+    set_params(project, **values)
+    with pytest.raises(InputError, match=f"data/packed/{split}: .*{advice}"):
+        stage.main()
+    assert folder_digests(project / "data/packed") == before

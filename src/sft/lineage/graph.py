@@ -157,7 +157,7 @@ def _source_nodes(
                 "files": len(fetched.get("files", [])) or None,
                 "rows": source.get("rows", source.get("rows_out")),
             },
-            f"dvc pull data/raw/{name}, or download it again: dvc repro --single-item fetch@{name}",
+            f"dvc pull data/raw/{name}, or download it again: dvc repro fetch@{name}",
         ),
         "filtered": (
             {
@@ -199,7 +199,7 @@ def _benchmark_nodes(records: Records, digests: dict[str, str], states: dict[str
     origins = {name: _origin(facts) for name, facts in sets.items()}
     known = {"texts": sum(facts["texts"] for facts in sets.values()), "sets": origins or "none"}
     digest = f"md5:{digests[BENCHMARKS]}" if BENCHMARKS in digests else None
-    get = f"dvc pull {BENCHMARKS}, or download them again: dvc repro --single-item fetch-benchmarks"
+    get = f"dvc pull {BENCHMARKS}, or download them again: dvc repro fetch-benchmarks"
     yield Node("benchmarks", "benchmarks", "benchmarks", known, digest, get, states.get(BENCHMARKS, ABSENT))
 
 
@@ -231,7 +231,7 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
         ("packed", PACKED, _packed(records), f"sha256:{lineage['data']}", f"dvc pull {PACKED}", states[PACKED]),
         (
             *("base", "base model", base, f"sha256:{lineage['base_model']}"),
-            f"dvc pull {BASE}, or download it again: dvc repro --single-item fetch-model",
+            f"dvc pull {BASE}, or download it again: dvc repro fetch-model",
             states[BASE],
         ),
         ("params", "params", params, f"sha256:{value_digest(lineage['params'])}", "in lineage.json", ""),
