@@ -31,7 +31,7 @@ $(if $(and $(filter profile,$(MAKECMDGOALS)),$(filter command line,$(origin NAME
     $(error NAME=$(NAME) has a new name. Run: make profile PROFILE=$(NAME)))
 $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
     $(error HTML=$(HTML): make sweep writes no page. See its experiments with: make show, make mlflow))
-mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:ROWS" "$(filter-out $(params),$(typed))")
+mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:$(if $(filter show,$(MAKECMDGOALS)),PACK,ROWS)" "$(filter-out $(params),$(typed))")
 $(if $(mistyped),$(error $(mistyped)))
 # JSON=1: one JSON document on stdout, and no recipes there.
 facts := show estimate rejected lineage reproduce compare status

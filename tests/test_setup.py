@@ -242,7 +242,15 @@ TYPOS = [
     *("show SAMPLES=3", "profile PROFIL=x", "rejected SOURCES=x", "rejected REASONS=x", "estimate NODE=2"),
     *("estimate GPUs=8", "lineage MODELS=x", "mlflow PRT=5001", "logs RUNS=1", "train LR=1e-5", "train optimizer_lr=1"),
 ]
-KNOWN_TYPO = {"SAMPEL": "ROWS", "ROW": "ROWS", "CLUSTRE": "CLUSTER", "DRYRUN": "DRY_RUN", "PAK": "PACK", "PRT": "PORT"}
+KNOWN_TYPO = {
+    "SAMPLES": "PACK",
+    "SAMPEL": "ROWS",
+    "ROW": "ROWS",
+    "CLUSTRE": "CLUSTER",
+    "DRYRUN": "DRY_RUN",
+    "PAK": "PACK",
+    "PRT": "PORT",
+}
 
 
 @pytest.mark.parametrize("dry", [[], ["-n"]], ids=["run", "dry"])

@@ -37,6 +37,7 @@ SECRET_FILES = (
 SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|PRIVATE_?KEY|CREDENTIAL", re.IGNORECASE)
 MIN_SECRET_CHARS = 8  # shorter values are in ordinary text by chance
 DIGITS = 16
+MAX_NAMED = 3  # files in a message
 
 
 def dirty_patch(root: Path, environ: Mapping[str, str] = os.environ) -> bytes | None:
@@ -82,11 +83,11 @@ def patch_name(digest: str) -> str:
 
 def _check_new_files(root: Path, listed: bytes) -> None:
     """Check the sizes of new files before any is read."""
-    files = [root / os.fsdecode(name) for name in listed.split(b"\0") if name]
-    sizes = sorted(((path.lstat().st_size, str(path)) for path in files), reverse=True)
+    names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+    sizes = sorted((((root / name).lstat().st_size, name) for name in names), reverse=True)
     if (total := sum(size for size, _ in sizes)) > MAX_BYTES:
-        size, largest = sizes[0]
-        raise InputError(f"{root}: new files have {_mib(total)}; the largest is {largest}, {_mib(size)}. {_remedy()}")
+        largest = ", ".join(f"{name} ({_mib(size)})" for size, name in sizes[:MAX_NAMED])
+        raise InputError(f"{root}: {len(sizes)} new files have {_mib(total)}. The largest: {largest}. {_remedy()}")
 
 
 def _check_secrets(patch: bytes, environ: Mapping[str, str]) -> None:
