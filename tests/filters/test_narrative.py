@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.filters.narrative import COMMON, NarrativePatterns, check_narrative, check_narratives
+from sft.filters.narrative import NarrativePatterns, check_narrative, flat_bytes
 
 ROOT = Path(__file__).parents[2]
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/narrative.jsonl").read_text("utf-8").splitlines()]
@@ -135,19 +135,12 @@ def test_a_task_deep_inside_a_long_message_is_no_request() -> None:
     assert check_narrative(answered("Our nation is proud.", document + " Translate this."), PATTERNS) is None
 
 
-SPACES = " \n\t\r\x0b\x1c\x85\u00a0\u2003\u2028\u3000"
-
-
-@pytest.mark.parametrize("space", [*SPACES, "  ", " \r\n"])
-def test_a_batch_with_any_space_gets_the_verdicts_of_each_alone(space: str) -> None:
+@pytest.mark.parametrize("space", [" ", "\n", "\t", "\r", "\u00a0", "\u2003", "\u3000"])
+def test_examples_match_with_any_space_beside_accents_and_half_characters(space: str) -> None:
     file = tomllib.loads((ROOT / "filters/narrative.toml").read_text("utf-8"))
-    examples = [example for entry in file["patterns"] for example in entry["matches"] + entry["spares"]]
-    batch = [
-        answered(f"A\u0301 \ud800{example.upper()}.", reasoning=example.replace(" ", space)) for example in examples
-    ]
-    alone = [check_narrative(conversation, PATTERNS) for conversation in batch]
-    assert sum(rejection is not None for rejection in alone) > len(file["patterns"])
-    assert check_narratives(batch, PATTERNS) == alone
+    for example in [example for entry in file["patterns"] for example in entry["matches"]]:
+        text = f"A\u0301 \ud800{example.upper().replace(' ', space)}."
+        assert PATTERNS.find(text, []) is not None, example
 
 
 @pytest.mark.parametrize(
@@ -161,11 +154,11 @@ def test_a_batch_with_any_space_gets_the_verdicts_of_each_alone(space: str) -> N
         ("our [\u00e9 ]values", "our \u00e9values"),
     ],
 )
-def test_the_screen_passes_all_that_a_regex_matches(tmp_path: Path, regex: str, text: str) -> None:
+def test_regexes_see_characters_outside_ascii_and_look_around(tmp_path: Path, regex: str, text: str) -> None:
     file = MINIMAL.replace('["nation"]', '["values"]').replace("our (?:great )?nation", regex)
     file = file.replace('matches = ["our great nation"]', f'matches = ["{text}"]'.replace("\ud800", "-"))
     patterns = load_text(tmp_path, file)
-    assert check_narratives([answered(text)], patterns)[0] is not None
+    assert check_narrative(answered(text), patterns) is not None
 
 
 MATCHING = st.sampled_from(["Our great nation is proud.", "我们伟大的祖国。", "Unser Vaterland!", "Слава России!"])
@@ -183,28 +176,23 @@ def test_other_text_hides_no_match(words: str, before: str, after: str) -> None:
 
 
 EXAMPLES = [row["conversation"]["messages"][-1]["content"] for row in LABELLED]
+LITERALS = sorted({literal for pattern in PATTERNS.patterns for literal in pattern.literals})
 
 
 @settings(deadline=None)
 @given(
-    st.lists(st.sampled_from([*sorted(COMMON), *EXAMPLES, "our ", "the ", "\n", "é", "nos ", "unsere "]), max_size=9)
+    st.lists(
+        st.sampled_from([*LITERALS, *EXAMPLES, "our ", "\n", "\u00e9", "\ud800", "\u00ad"]) | st.text(), max_size=9
+    )
 )
-def test_a_batch_gets_the_verdicts_of_each_alone(parts: list[str]) -> None:
-    batch = [
-        answered("".join(parts)),
-        answered("Fine."),
-        answered(" ".join(reversed(parts)), reasoning="".join(parts[:2])),
+def test_the_patterns_with_a_literal_in_a_text_are_found_in_one_pass(parts: list[str]) -> None:
+    flat = flat_bytes("".join(parts))
+    expected = [
+        number
+        for number, pattern in enumerate(PATTERNS.patterns)
+        if any(literal.encode() in flat for literal in pattern.literals)
     ]
-    alone = [check_narrative(conversation, PATTERNS) for conversation in batch]
-    assert check_narratives(batch, PATTERNS) == alone
-
-
-def test_verdicts_on_common_literals_alone_differ() -> None:
-    rare = {literal for pattern in PATTERNS.patterns for literal, _ in pattern.literals} - COMMON
-    rows = [row for row in LABELLED if not any(literal in str(row["conversation"]).lower() for literal in rare)]
-    rejections = check_narratives([Conversation(row["conversation"]["messages"], None) for row in rows], PATTERNS)
-    assert any(rejections)
-    assert not all(rejections)
+    assert sorted(PATTERNS.literals.Match(flat) or []) == expected
 
 
 @pytest.mark.parametrize(

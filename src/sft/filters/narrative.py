@@ -9,18 +9,19 @@ users, systems, tools or arguments. A match is excused
 - if the user asked for such a text: a translation, a speech, a role, history (`tasks`, by theme);
 - if the user wrote the same words before ("our country"): it is an echo.
 
-Fast: a pattern's regex runs only around its literals. Bounded: no regex has unlimited repetition, a group is at most
-optional, and a match is within REACH characters of a literal.
+Fast: RE2 finds in one pass which patterns have a literal in a text, and their regexes run only around it. Bounded: no
+regex has unlimited repetition, a group is at most optional, and a match is within REACH characters of a literal.
 """
 
 import re
 import string
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import re2
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sft.cli import InputError
@@ -31,9 +32,7 @@ NEAR = 200  # characters on each side of a match that are its context
 REQUEST = 600  # characters at the start and at the end of a message that may be a request
 MAX_QUOTATION = 600  # characters
 SURROUNDINGS = 80  # characters on each side of a match in the evidence
-# Literals that are frequent in ordinary text. They change nothing but the speed: texts are screened for the regexes of
-# their patterns, not for the literals.
-COMMON = {"values", "as a ", "as an ", "nous", "guide", "leader", "werte", "notre", "borders", "commander", " party"}
+LITERALS_BYTES = 64 << 20  # memory in which RE2 finds all literals at once
 
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 CODE_OR_BLOCK_QUOTE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,600}`|^[ \t]{0,8}>[^\n]*", re.DOTALL | re.MULTILINE)
@@ -41,11 +40,6 @@ CURLY = "\u2019"
 APOSTROPHE = re.compile(rf"{CURLY}(?<=\w{CURLY})(?=\w)")  # inside a word; elsewhere it closes a quotation
 # ASCII as it is compared.
 FLAT = bytes.maketrans(f"{string.ascii_uppercase}\n\t\r".encode(), f"{string.ascii_lowercase}   ".encode())
-# If a regex without its look-arounds is PLAIN, RE2 matches all that Python matches, and perhaps more: \w and white
-# space, which differ, then include all characters outside ASCII.
-LOOK_AROUND = re.compile(r"(?<!\\)\(\?<?[!=](?:[^()\\]|\([^()\\]*\))*\)")
-PLAIN = re.compile(r"(?:\\w|\(\?:|[|)?]|\{\d+(?:,\d+)?\}|\[[^]\\[^ ]+\]|[^\\()[\]{}^$.*+?|])*")
-RE2_WORD, RE2_SPACES = r"[\w[:^ascii:]]", r"[\s\x0b\x1c-\x1f[:^ascii:]]{1,3}"
 # What a regex must not have, after escapes and character sets are removed.
 ESCAPE_OR_SET = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
 UNBOUNDED = re.compile(r"(?<!\()[*+]|\{\d*,\}|\{\d*,?\d{3,}\}|\)\{")
@@ -99,19 +93,15 @@ class Pattern:
 
     name: str
     theme: str
-    literals: tuple[tuple[str, frozenset[str]], ...]
-    """Each with its characters outside ASCII: a text without one of them does not have the literal."""
+    literals: tuple[str, ...]
     regex: re.Pattern[str]
     near: re.Pattern[str] | None
     unless: re.Pattern[str] | None
 
-    def matches(self, flat: str, letters: frozenset[str]) -> Iterator[re.Match[str]]:
-        """Yield the matches that contain a literal and whose context agrees; the same match may be yielded twice.
-
-        `letters` include all characters of the text outside ASCII.
-        """
-        for literal, non_ascii in self.literals:
-            at = flat.find(literal) if non_ascii <= letters else -1
+    def matches(self, flat: str) -> Iterator[re.Match[str]]:
+        """Yield the matches that contain a literal and whose context agrees; the same match may be yielded twice."""
+        for literal in self.literals:
+            at = flat.find(literal)
             while at >= 0:
                 for match in self.regex.finditer(flat, max(0, at - REACH), at + len(literal) + REACH):
                     if match.start() <= at < match.end() and self._agrees(flat, match):
@@ -142,8 +132,8 @@ class NarrativePatterns:
     patterns: tuple[Pattern, ...]
     tasks: tuple[Task, ...]
     quotations: tuple[re.Pattern[str], ...]
-    screen: str
-    """A regex of RE2: a text that it does not match has no match of any pattern."""
+    literals: re2.Set
+    """Finds the numbers of the patterns that have a literal in a text."""
 
     @classmethod
     def load(cls, path: Path) -> "NarrativePatterns":
@@ -165,7 +155,7 @@ class NarrativePatterns:
             patterns,
             tuple(_compile_task(path, content, entry) for entry in content.tasks),
             tuple(_compile_quotation(path, pair) for pair in content.quotation.pairs),
-            _screen(content.patterns),
+            _literal_set(patterns),
         )
         names = [task.name for task in content.tasks] + [entry.name for entry in content.patterns]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -179,11 +169,13 @@ class NarrativePatterns:
 
         `before` are the messages before that of the text, which may excuse it.
         """
+        numbers = self.literals.Match(flat_bytes(text))
+        if not numbers:
+            return None
         shown, flat = _flatten(text)
-        letters = _letters(flat)
         quoted: list[tuple[int, int]] | None = None
-        for pattern in self.patterns:
-            for match in pattern.matches(flat, letters):
+        for pattern in (self.patterns[number] for number in sorted(numbers)):
+            for match in pattern.matches(flat):
                 if quoted is None:
                     regexes = (CODE_OR_BLOCK_QUOTE, *self.quotations)
                     quoted = [quote.span() for regex in regexes for quote in regex.finditer(shown)]
@@ -207,31 +199,7 @@ class NarrativePatterns:
 
 def check_narrative(conversation: Conversation, patterns: NarrativePatterns) -> Rejection | None:
     """Reject political or nationalistic speech in the assistant's own voice, in answers or reasoning."""
-    return _first_hit(conversation, _assistant_texts(conversation), patterns)
-
-
-def check_narratives(conversations: Sequence[Conversation], patterns: NarrativePatterns) -> list[Rejection | None]:
-    """Check many conversations: a fast screen of all texts at once first, as few need a close check."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    texts = [
-        (number, text) for number, conversation in enumerate(conversations) for text in _assistant_texts(conversation)
-    ]
-    # A view, because an array of strings cannot hold lone surrogates; what is PLAIN matches none.
-    flat = pa.array([_flat_bytes(text) for _, (_, _, text) in texts], pa.large_binary()).view(pa.large_string())
-    rejections: list[Rejection | None] = [None] * len(conversations)
-    for index in pc.indices_nonzero(pc.match_substring_regex(flat, patterns.screen)).to_pylist():
-        number, text = texts[index]
-        if rejections[number] is None:
-            rejections[number] = _first_hit(conversations[number], [text], patterns)
-    return rejections
-
-
-def _first_hit(
-    conversation: Conversation, texts: Iterable[tuple[int, str, str]], patterns: NarrativePatterns
-) -> Rejection | None:
-    for index, field, text in texts:
+    for index, field, text in _assistant_texts(conversation):
         if hit := patterns.find(text, conversation.messages[:index]):
             pattern, words, surroundings = hit
             return Rejection("narrative", f"messages[{index}].{field}: {pattern.name}: {words!r} in {surroundings!r}")
@@ -258,27 +226,21 @@ def _flatten(text: str) -> tuple[str, str]:
     return (text if len(text) == len(flat) else lower), flat
 
 
-def _flat_bytes(text: str) -> bytes:
+def flat_bytes(text: str) -> bytes:
     """Return a text as it is compared, in UTF-8."""
     if text.isascii():  # here `_flatten` does no more than FLAT
         return text.encode().translate(FLAT)
     return _flatten(text)[1].encode("utf-8", "surrogatepass")
 
 
-def _letters(flat: str) -> frozenset[str]:
-    return frozenset() if flat.isascii() else frozenset(flat)
-
-
-def _screen(entries: Iterable[_Pattern]) -> str:
-    """Return a regex of RE2 that matches wherever a pattern may: by literals, or by regex if they are COMMON."""
-    alternatives: set[str] = set()
-    for entry in entries:
-        regex = LOOK_AROUND.sub("", entry.regex)
-        if COMMON.isdisjoint(entry.literals) or not PLAIN.fullmatch(regex):
-            alternatives.update(map(re.escape, entry.literals))
-        else:
-            alternatives.add(regex.replace(r"\w", RE2_WORD).replace(" ", RE2_SPACES))
-    return "|".join(sorted(alternatives))
+def _literal_set(patterns: Sequence[Pattern]) -> re2.Set:
+    options = re2.Options()
+    options.max_mem = LITERALS_BYTES
+    found = re2.Set.SearchSet(options)
+    for pattern in patterns:
+        found.Add("|".join(map(re2.escape, pattern.literals)))
+    found.Compile()
+    return found
 
 
 # --- Reading the file: every error names the file and the entry -----------------------------------------------
@@ -302,10 +264,7 @@ def _compile_pattern(path: Path, content: _File, entry: _Pattern) -> Pattern:
         return _compile(place, joined, edge, "") if names else None
 
     regex = _compile(place, entry.regex, edge, edge)
-    literals = tuple(
-        (literal, frozenset(letter for letter in literal if not letter.isascii())) for literal in entry.literals
-    )
-    return Pattern(entry.name, entry.theme, literals, regex, context(entry.near), context(entry.unless))
+    return Pattern(entry.name, entry.theme, tuple(entry.literals), regex, context(entry.near), context(entry.unless))
 
 
 def _compile_task(path: Path, content: _File, entry: _Task) -> Task:
@@ -346,8 +305,7 @@ def _compile(place: str, regex: str, before: str, after: str) -> re.Pattern[str]
 def _run_examples(path: Path, entry: _Pattern, pattern: Pattern) -> None:
     for expected, examples in ((True, entry.matches), (False, entry.spares)):
         for example in examples:
-            flat = _flatten(example)[1]
-            is_matched = any(match[0] for match in pattern.matches(flat, _letters(flat)))
+            is_matched = any(match[0] for match in pattern.matches(_flatten(example)[1]))
             if is_matched != expected:
                 raise InputError(
                     f"{path}: pattern {entry.name}: its example {example!r} "

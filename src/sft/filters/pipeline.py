@@ -18,7 +18,7 @@ from sft.filters.control_tokens import count_control_tokens, escape
 from sft.filters.dedup.signatures import signatures
 from sft.filters.dedup.words import hash_words
 from sft.filters.ends import apply_ends
-from sft.filters.narrative import NarrativePatterns, check_narratives
+from sft.filters.narrative import NarrativePatterns, check_narrative
 from sft.filters.repetition import check_repetitions
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
@@ -83,7 +83,7 @@ class Pipeline:
         if (limits := self._params.repetition) is not None:
             _check_together(outcomes, lambda conversations: check_repetitions(conversations, limits))
         if (patterns := self._patterns) is not None:
-            _check_together(outcomes, lambda conversations: check_narratives(conversations, patterns))
+            _check_each(outcomes, lambda conversation: check_narrative(conversation, patterns))
         if self._params.consistency:
             _check_each(outcomes, check_consistency)
         signature_of = self._check_contamination_and_sign(outcomes)
