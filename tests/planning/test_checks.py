@@ -26,7 +26,8 @@ NANO = Geometry(
 )  # fmt: skip
 SMALL = checks.Facts(
     ranks=1, on_gpu=False, pack_size=128, pad_segments_to=1, training_packs=7, validation_packs=4,
-    data_tokenizer="a" * 64, model_tokenizer="a" * 64, geometry=LLAMA, start_geometry=LLAMA, free_disk=1e9,
+    data_tokenizer="a" * 64, model_tokenizer="a" * 64, zero_tokens=(), geometry=LLAMA, start_geometry=LLAMA,
+    free_disk=1e9,
 )  # fmt: skip
 CLUSTER = dataclasses.replace(
     SMALL, ranks=16, on_gpu=True, pack_size=4096, pad_segments_to=4, training_packs=900, validation_packs=90,
@@ -133,6 +134,22 @@ CASES: dict[str, tuple[p.TrainParams, checks.Facts, str, tuple[str, ...]]] = {
         ("at least 2", "validation.eval_iters"),
     ),
     "tokenizer": (train_params(), facts(SMALL, data_tokenizer="b" * 64), "models/base:", ("data/packed",)),
+    "mamba-boundaries": (
+        nano(),
+        facts(
+            CLUSTER,
+            geometry=dataclasses.replace(NANO, sample_boundaries=False),
+            start_geometry=dataclasses.replace(NANO, sample_boundaries=False),
+        ),
+        "models/base:",
+        ("is_hybrid_model",),
+    ),
+    "zero-embeddings": (
+        train_params(peft={"name": "lora"}),
+        facts(SMALL, zero_tokens=("<|im_end|>",)),
+        "models/base:",
+        ("<|im_end|>", "peft.name"),
+    ),
     "warmup": (
         train_params(scheduler={"lr_warmup_iters": STEPS}),
         SMALL,
@@ -255,6 +272,17 @@ def test_files_that_a_resumed_run_already_has_need_no_space_again() -> None:
 )
 def test_samples_are_padded_as_the_layout_needs(layout: dict[str, Any], multiple: int) -> None:
     assert checks.segment_multiple(train_params(model=layout).model) == multiple
+
+
+def test_a_zero_embedding_and_routed_padding_are_warnings_of_a_full_training() -> None:
+    assert checks.warnings(train_params(), SMALL) == []
+    (zero,) = checks.warnings(train_params(), facts(SMALL, zero_tokens=("<|im_end|>",)))
+    assert "<|im_end|>" in zero
+    (fixed,) = checks.warnings(nano(), facts(CLUSTER, packing_efficiency=0.97))
+    assert "3.00%" in fixed
+    natural = {"model": {"expert_model_parallel_size": 1}}
+    (least,) = checks.warnings(nano(**natural), facts(CLUSTER, packing_efficiency=0.97))
+    assert "0.00%" in least
 
 
 def test_without_validation_no_validation_packs_are_needed() -> None:

@@ -25,6 +25,7 @@ from sft.params import training as p
 from sft.params.check import too_few_packs
 from sft.planning import estimate
 from sft.planning.estimate import Geometry
+from sft.planning.zero_embeddings import zero_control_tokens
 
 INT32 = 2**31
 """Mamba's kernels count positions in 32 bits (state-spaces/mamba #1015)."""
@@ -42,12 +43,16 @@ class Facts:
     pack_size: int | None = None
     pad_segments_to: int | None = None
     """The samples of the packs are padded to a multiple of this."""
+    packing_efficiency: float | None = None
+    """Share of the tokens of the training packs that is no padding, if all packs are padded to the pack size."""
     training_packs: int | None = None
     validation_packs: int | None = None
     data_tokenizer: str | None = None
     """Digest of the tokenizer that prepared the packs."""
     model_tokenizer: str | None = None
     """Digest of the model's tokenizer."""
+    zero_tokens: tuple[str, ...] | None = None
+    """Control tokens of the chat template whose embedding in the model is zero."""
     geometry: Geometry | None = None
     """Shapes of the model."""
     start_geometry: Geometry | None = None
@@ -126,16 +131,19 @@ def gather_facts(
     if (packed / "metadata.json").exists():
         metadata = read_json(packed / "metadata.json")
     tokenizer_file = base / "tokenizer.json"
+    zero_tokens = zero_control_tokens(base, packed / "chat_template.jinja")
     existing = next((folder for folder in (run, *run.absolute().parents) if folder.exists()), None)
     return Facts(
         ranks=ranks,
         on_gpu=on_gpu,
         pack_size=metadata.get("pack_size"),
         pad_segments_to=metadata.get("pad_segments_to"),
+        packing_efficiency=metadata.get("splits", {}).get("training", {}).get("packing_efficiency"),
         training_packs=count_packs(packed / "training"),
         validation_packs=count_packs(packed / "validation"),
         data_tokenizer=metadata.get("tokenizer_sha256"),
         model_tokenizer=file_digest(tokenizer_file) if tokenizer_file.exists() else None,
+        zero_tokens=None if zero_tokens is None else tuple(zero_tokens),
         geometry=geometry,
         start_geometry=start_geometry,
         gpu_memory=gpu_memory,
@@ -374,6 +382,31 @@ def tokenizer(params: p.TrainParams, facts: Facts) -> str:
     )
 
 
+@check("mamba-boundaries", "geometry")
+def mamba_boundaries(params: p.TrainParams, facts: Facts) -> str:
+    """Mamba layers get the boundaries of packed samples."""
+    if _known(facts.geometry).sample_boundaries:
+        return ""
+    return (
+        "models/base: it has Mamba layers, but is_hybrid_model is off in its Megatron config, so each sample "
+        "of a pack would read the samples before it, without an error (docs/known-issues.md, leak). Use a model or a "
+        "model.recipe that sets it."
+    )
+
+
+@check("zero-embeddings", "zero_tokens")
+def zero_embeddings(params: p.TrainParams, facts: Facts) -> str:
+    """Adapters do not leave a control token of the template with an embedding of zero."""
+    tokens = _known(facts.zero_tokens)
+    if not tokens or params.peft.name is None:
+        return ""
+    return (
+        f"models/base: the embedding of {', '.join(tokens)} is zero, the chat template writes it in every sample, and "
+        "adapters do not train embeddings (docs/known-issues.md, zero-embedding). Set peft.name to null, or fetch a "
+        "model that was trained with these tokens."
+    )
+
+
 # Schedule, checkpoints, adapters.
 
 
@@ -486,6 +519,25 @@ def kept_checkpoints(params: p.TrainParams, facts: Facts) -> str:
         f"save_retain_interval {c.save_retain_interval} keep {needed.checkpoints} checkpoints of "
         f"{needed.checkpoint / 1e9:.0f} GB at a time, but {free / 1e9:.0f} GB free have space for {fits}. Keep fewer."
     )
+
+
+def warnings(params: p.TrainParams, facts: Facts) -> list[str]:
+    """Return what is not wrong with a training, and still changes what it learns; a line each."""
+    lines = []
+    if facts.zero_tokens and params.peft.name is None:
+        lines.append(
+            f"models/base: the embedding of {', '.join(facts.zero_tokens)} is zero: pretraining never saw it, and the "
+            "chat template writes it in every sample. The first steps have large gradients (docs/known-issues.md, "
+            "zero-embedding)."
+        )
+    if facts.geometry is not None and facts.geometry.experts and facts.packing_efficiency is not None:
+        share = 1 - facts.packing_efficiency if has_fixed_length(params.model) else 0.0
+        lines.append(
+            f"experts route padding too: {share:.2%} of the tokens of a step"
+            + (" (all packs are padded to the pack size)" if share else f" and at most {COLLATED_TO - 1} of a pack")
+            + "; it moves the expert bias and the loss that balances experts (docs/known-issues.md, routed-padding)."
+        )
+    return lines
 
 
 def geometry_differences(found: Geometry, expected: Geometry) -> list[str]:

@@ -68,6 +68,8 @@ class Geometry:
     mamba_head_dim: int = 0
     mamba_state: int = 0
     mamba_groups: int = 0
+    sample_boundaries: bool = True
+    """Whether Mamba layers, if any, get the boundaries of packed samples."""
 
     @property
     def mamba_inner(self) -> int:

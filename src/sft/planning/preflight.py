@@ -120,7 +120,8 @@ def gpu_of(name: str) -> Gpu:
 
 def report_lines(report: Preflight) -> list[str]:
     """Return the whole report, line by line."""
-    return [*layout_lines(report), "", *need_lines(report), "", *check_lines(report.results)]
+    warnings = [f"note       {line}" for line in checks.warnings(report.params, report.facts)]
+    return [*layout_lines(report), *warnings, "", *need_lines(report), "", *check_lines(report.results)]
 
 
 def layout_lines(report: Preflight) -> list[str]:

@@ -1,8 +1,9 @@
 """The base model: the fetched files -> one folder in Hugging Face layout.
 
 The input is a GGUF file, whose weights are dequantized to fp32 safetensors, or a folder in Hugging Face layout
-(config.json, tokenizer.json, *.safetensors). Pickled weights (.bin, .pt, ...) are an error, and the code of a model is
-never run. The same input gives the same bytes.
+(config.json, tokenizer.json, *.safetensors), of which only the files that sft.sources.model_files lists are taken: no
+code, no pickle. The weights must be those that config.json describes (sft.sources.base_weights). The same input gives
+the same bytes.
 
 A structure marker (`<think>`, `<tool_call>`, ...) that is no token of the vocabulary becomes a piece of its own before
 tokenization, so that the text around it has the same ids whether a template or the model wrote the marker. The
@@ -19,10 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError
+from sft.cli import InputError, echo
+from sft.sources.base_weights import check_weights
+from sft.sources.model_files import remove_code_keys, taken_files
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npz"}
 # GGUF's names of pre-tokenizers that split numbers into digits first. transformers drops this step when it loads a
 # GGUF file, and spaces before a digit get other ids.
 SPLIT_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
@@ -37,18 +39,13 @@ def make_base(source_folder: Path, target: Path) -> None:
     Raises:  InputError: unknown layout, pickled weights, or weights and tokenizer of different models.
     """
     paths = sorted(path for path in source_folder.rglob("*") if path.is_file())
-    pickled = [path.name for path in paths if path.suffix in PICKLES]
-    if pickled:
-        raise InputError(
-            f"fetch.model: {', '.join(pickled[:5])}: pickled weights can run code when they are loaded. "
-            "Select the safetensors with a pattern in the uri, or use a commit that has them."
-        )
     ggufs = [path for path in paths if path.suffix == ".gguf"]
     if len(ggufs) == 1:
         _from_gguf(ggufs[0], target)
     elif not ggufs and (source_folder / "config.json").is_file():
-        shutil.copytree(source_folder, target, dirs_exist_ok=True)
+        _copy_folder(source_folder, target)
     else:
+        taken_files(source_folder)
         names = ", ".join(path.relative_to(source_folder).as_posix() for path in paths[:10])
         raise InputError(
             "fetch.model: expected one .gguf file, or config.json with *.safetensors; "
@@ -62,6 +59,26 @@ def make_base(source_folder: Path, target: Path) -> None:
         tokenizer = isolate_markers(tokenizer)
     _write(target / "tokenizer.json", tokenizer)
     check_base(target)
+    check_weights(target)
+
+
+def _copy_folder(source_folder: Path, target: Path) -> None:
+    """Copy the files of a model that are taken, without the classes of code that its configs name."""
+    taken, left_out = taken_files(source_folder)
+    for path in taken:
+        copy = target / path.relative_to(source_folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+        if path.suffix == ".json" and remove_code_keys(copy):
+            echo(f"fetch.model: {path.name}: auto_map removed: code of a model is never run")
+    if left_out:
+        names = ", ".join(path.relative_to(source_folder).as_posix() for path in left_out[:10])
+        echo(f"fetch.model: {len(left_out)} other files left out: {names}")
+    if "quantization_config" in _read(target / "config.json"):
+        raise InputError(
+            "fetch.model: config.json: quantization_config: quantized weights cannot be trained here: Megatron-Bridge "
+            "0.6.2 neither imports them nor trains adapters on them (QLoRA). Fetch the model in BF16 or FP32."
+        )
 
 
 def isolate_markers(tokenizer: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from sft.cli import InputError
 from sft.hashing import BLOCK_BYTES, file_digest, folder_digests, value_digest
 from sft.params.data import Download
+from sft.sources.model_files import SUFFIXES as MODEL_SUFFIXES
+from sft.sources.model_files import check_links
 from sft.sources.redact import redact
 
 PARTIAL = Path(".fetch-partial")
@@ -47,8 +49,6 @@ TIMEOUT_SECONDS = (10, 60)  # to connect, and between two blocks of data
 BOMB_RATIO, BOMB_BYTES = 200, 10 << 20
 MAX_MEMBERS = 100_000
 COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-# Files of a model repository that are downloaded; pickles (.bin, .pt) are not.
-MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
 # What Python writes for bytes of a file name that are not UTF-8.
 NOT_UTF8 = re.compile("[\ud800-\udfff]")
 # An open remote file: the offset of the first block, the size of the file if known, and its blocks.
@@ -80,6 +80,8 @@ def fetch_files(source: Download, folder: Path, *, is_model: bool = False) -> li
     if scheme == "hf":
         _fetch_hf(source, folder, is_model)
     else:
+        if is_model and scheme == "file":
+            check_links(Path(_split_pattern(source.address.removeprefix("file://"))[0]))
         SCHEMES[scheme](source, folder)
     digests = folder_digests(folder)
     if name := next(filter(NOT_UTF8.search, digests), None):

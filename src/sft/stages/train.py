@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from sft.cli import InputError, echo
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file, requested_cluster
@@ -161,7 +163,7 @@ def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
     """Check params, data and model before a node is used. Raises InputError: all checks that fail."""
     from sft.training import bridge
 
-    bridge.check(
+    for warning in bridge.check(
         base=run.base,
         start=run.start,
         packed=run.packed,
@@ -169,7 +171,8 @@ def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
         params=params,
         ranks=cluster.ranks if cluster else count_ranks(),
         on_gpu=cluster.gpus_per_node > 0 if cluster else None,
-    )
+    ):
+        echo(f"[yellow]{escape(warning)}[/]")
 
 
 def show_job(cluster: Cluster) -> None:

@@ -39,7 +39,7 @@ from sft.files import publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests, value_digest
 from sft.params import training as p
 from sft.planning import checks
-from sft.training import checkpoints, config
+from sft.training import checkpoints, config, conversion
 from sft.training.config import on_cpu, quiet
 from sft.training.steps import Step
 
@@ -52,7 +52,7 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.ind
 def import_base(*, base: Path, checkpoint: Path) -> None:
     """Convert a Hugging Face folder into a Megatron checkpoint in fp32, unless `checkpoint` already is that.
 
-    Raises:  InputError: the files of an existing checkpoint do not match its manifest.
+    Raises:  InputError: the files of an existing checkpoint do not match its manifest, or a parameter has no tensor.
     """
     manifest = checkpoints.manifest_of(checkpoint)
     origin = {"base": folder_digest(base)}
@@ -66,6 +66,7 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
         bridge, provider = config.model_of(base, weights=True)
         with _one_process(provider):
             model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
+            conversion.check_complete(bridge, model)
             bridge.save_megatron_model(model, partial)
         write_json(partial / BASE_DIGEST, origin)
     write_json(manifest, folder_digests(checkpoint))
@@ -148,8 +149,8 @@ def check(
     params: p.TrainParams,
     ranks: int,
     on_gpu: bool | None = None,
-) -> None:
-    """Raise InputError with the messages of all failed checks, before anything is built.
+) -> list[str]:
+    """Raise InputError with the messages of all failed checks, before anything is built; return warnings.
 
     `start`: its shapes are checked if params name it. `on_gpu`: whether GPUs train, if that is another machine.
     """
@@ -172,27 +173,27 @@ def check(
                 "merges them (make export RUN= STEP=), and name the folder in fetch.model."
             )
         start_geometry = config.geometry_of_checkpoint(_weights_folder(start))
-    checks.check_training(
-        params,
-        checks.gather_facts(
-            packed=packed,
-            base=base,
-            run=run,
-            start=start,
-            ranks=ranks,
-            on_gpu=on_gpu,
-            geometry=geometry,
-            start_geometry=start_geometry,
-            gpu_memory=None if is_elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
-        ),
+    facts = checks.gather_facts(
+        packed=packed,
+        base=base,
+        run=run,
+        start=start,
+        ranks=ranks,
+        on_gpu=on_gpu,
+        geometry=geometry,
+        start_geometry=start_geometry,
+        gpu_memory=None if is_elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
     )
+    checks.check_training(params, facts)
+    return checks.warnings(params, facts)
 
 
 def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> None:
     """Write a trained checkpoint as a Hugging Face folder.
 
-    Weights come from the checkpoint, in the number format of `base` (in fp32 if that has several), every other file
-    from `base`, byte for byte. Adapters (`peft`) are merged into the weights of `start`, on which they were trained.
+    Weights come from the checkpoint, each tensor in the number format that it has in `base`, router biases in fp32;
+    every other file comes from `base`, byte for byte. Adapters (`peft`) are merged into the weights of `start`, on
+    which they were trained.
 
     Raises:  InputError: the checkpoint's files do not match its manifest.
     """
@@ -209,7 +210,7 @@ def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.P
             model = build_and_load_model(str(_weights_folder(weights)), provider, use_cpu_init=True)
             if peft.name is not None:
                 model = _with_adapters(model, checkpoint, peft)
-            bridge.save_hf_weights(model, partial, show_progress=False, weight_dtype=config.weight_type(base))
+            conversion.save_weights(bridge, model, partial, base)
         weight_files = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
         for path in sorted(set(base.iterdir()) - weight_files):
             if path.is_file():

@@ -115,18 +115,6 @@ def model_of(base: Path, *, weights: bool, on_gpu: bool | None = None) -> tuple[
     return bridge, provider
 
 
-def weight_type(base: Path) -> torch.dtype | None:
-    """Return the number format of the weights of a Hugging Face folder; None if they have several."""
-    from safetensors import safe_open
-
-    formats: set[str] = set()
-    for path in sorted(base.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            formats |= {file.get_slice(name).get_dtype() for name in file.keys()}
-    known = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    return known.get(formats.pop()) if len(formats) == 1 else None
-
-
 def _in_fp32(provider: Any) -> None:
     provider.bf16 = provider.fp16 = False
     provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
@@ -329,6 +317,7 @@ def _provider(params: p.TrainParams, base: Path, recipe: Any, pack_size: int, on
         provider.expert_tensor_parallel_size = 1  # as in all recipes; with more, adapters of experts are wrong (#5634)
         if params.peft.name is not None:
             provider.moe_shared_expert_overlap = False  # the same issue for the shared expert
+            provider.moe_router_bias_update_rate = 0.0  # it is not in the checkpoints of adapters
     if params.model.moe_token_dispatcher_type not in (None, "flex"):
         provider.moe_flex_dispatcher_backend = None
     return provider
@@ -446,6 +435,7 @@ def geometry_of(provider: Any) -> Geometry:
         mamba_head_dim=getattr(provider, "mamba_head_dim", 0) if "M" in pattern else 0,
         mamba_state=getattr(provider, "mamba_state_dim", 0) if "M" in pattern else 0,
         mamba_groups=getattr(provider, "mamba_num_groups", 0) if "M" in pattern else 0,
+        sample_boundaries="M" not in pattern or bool(getattr(provider, "is_hybrid_model", False)),
     )
 
 

@@ -1,0 +1,77 @@
+"""The weights of a base model are those that its config.json describes: names, shapes, and finite numbers.
+
+Names and shapes are compared by transformers on the meta device, which loads nothing; numbers are read a tensor at a
+time.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sft.cli import InputError
+
+EXAMPLES = 3  # named in a message
+MESSAGE_CHARS = 200
+
+
+def check_weights(folder: Path) -> None:
+    """Raise InputError unless the *.safetensors of a folder are the whole model of its config.json, and finite."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        _, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map=torch.device("meta"),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:MESSAGE_CHARS]
+        raise InputError(f"fetch.model: *.safetensors do not fit config.json: {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+    faults = [
+        *_fault("missing", report["missing_keys"]),
+        *_fault("not in the architecture", report["unexpected_keys"]),
+        *_fault(
+            "of another shape",
+            [
+                f"{name} {list(found)} instead of {list(expected)}"
+                for name, found, expected in report["mismatched_keys"]
+            ],
+        ),
+    ]
+    if faults:
+        raise InputError(
+            f"fetch.model: *.safetensors do not fit config.json: {'; '.join(faults)}. A shard or a file is missing, or "
+            "they belong to different models. Check the pattern in the uri."
+        )
+    check_finite(folder)
+
+
+def check_finite(folder: Path) -> None:
+    """Raise InputError if a tensor of a folder has a number that is infinite or none (NaN)."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    count = int((~tensor.isfinite()).sum())
+                    raise InputError(f"fetch.model: {path.name}: {name}: {count} of {tensor.numel()} are not finite")
+
+
+def _fault(kind: str, names: Any) -> list[str]:
+    """Return what is wrong with some tensors, or nothing."""
+    names = sorted(names)
+    more = f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else ""
+    return [f"{kind}: {', '.join(names[:EXAMPLES])}{more}"] if names else []
