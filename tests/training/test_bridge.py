@@ -554,14 +554,15 @@ def test_a_checkpoint_has_its_estimated_size(lab: Path) -> None:
     assert weights == pytest.approx(12 * 99_648, rel=0.2)  # headers of small tensors are a sixth here
 
 
-def loss_by_transformers(folder: Path) -> float:
-    """Mean loss over the trained tokens of the validation packs, each sample alone."""
+def loss_by_transformers(folder: Path, pack_size: int = PACK) -> float:
+    """Mean loss over the trained tokens of the validation packs, each sample alone, as evaluation loads the model."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    from sft.evaluation.generate import load_model
+
+    model = load_model(folder)
     total, trained = 0.0, 0
-    for row in tiny.make_packs(4, PACK, seed=2):
+    for row in tiny.make_packs(4, pack_size, seed=2):
         edges = [*row["seq_start_id"], len(row["input_ids"])]
         for begin, end in itertools.pairwise(edges):
             ids = torch.tensor(row["input_ids"][begin:end])

@@ -32,8 +32,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for iteration in (2, 4):
         save(run, iteration, checkpoint_params(), loss=1.0 / iteration)
 
-    def written(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: object) -> None:
+    def written(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: object) -> dict[str, object]:
         (target / "model.safetensors").write_text(checkpoint.name)
+        return {"import": None, "export": {"logits": 1e-6}}
 
     monkeypatch.setattr(bridge, "export", written)
     return tmp_path
@@ -46,6 +47,7 @@ def test_a_step_is_exported_with_the_template_of_its_data_and_its_lineage(projec
     assert (model / "chat_template.jinja").read_text() == "{{ messages }}"
     lineage = read_json(model / "lineage.json")
     assert (lineage["lineage_key"], lineage["step"], lineage["validation_loss"]) == ("aa11", 2, 0.5)
+    assert lineage["parity"]["export"] == {"logits": 1e-6}
     assert set(lineage["files"]) == {"model.safetensors", "chat_template.jinja"}
 
 

@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,16 +22,20 @@ from typing import Any
 
 import pytest
 
+from sft.cli import InputError
+from sft.files import read_json, write_json
 from sft.packing.write import padded as padded_length
 from sft.planning import checks
-from sft.training import bridge, checkpoints, config
+from sft.training import bridge, checkpoints, config, conversion
 from sft.training.steps import Step
 from tests.support import tiny_architectures as architectures
 from tests.support import tiny_model as tiny
-from tests.training.test_bridge import NO_DROPOUT, RECOMPUTE, train_params
+from tests.training.test_bridge import NO_DROPOUT, RECOMPUTE, loss_by_transformers, tensors, train_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK, STEPS = 128, 4
+UNPADDED = 96
+"""Tokens of a pack before its samples are padded."""
 PADDED_TO = 4
 """Samples of data/packed are padded to this multiple, as context parallel 2 and sequence parallel 2 need."""
 RELATIVE = 1e-6
@@ -98,7 +104,7 @@ def prepare(folder: Path, model: str) -> None:
     """Write the base, the packs, and the checkpoint that all runs start from."""
     MODELS[model](folder / "base")
     for split, count, seed in (("training", 12, 1), ("validation", 4, 2)):
-        tiny.write_packs(folder / "packed" / split, [padded(pack) for pack in tiny.make_packs(count, 96, seed)])
+        tiny.write_packs(folder / "packed" / split, [padded(pack) for pack in tiny.make_packs(count, UNPADDED, seed)])
     bridge.import_base(base=folder / "base", checkpoint=folder / "start")
 
 
@@ -183,8 +189,6 @@ def without_seq_idx() -> Iterator[None]:
 
 def resumed(folder: Path, model: str) -> None:
     """Train to the end from what a kill inside the save of step 4 leaves of the run `one`."""
-    import shutil
-
     shutil.copytree(folder / "one", folder / "resumed")
     newest = checkpoints.iteration_folder(folder / "resumed", STEPS)
     checkpoints.manifest_of(newest).unlink()
@@ -199,7 +203,105 @@ def leak(folder: Path, model: str) -> None:
         train(folder, model, "leak", WAYS["one"])
 
 
-SPECIAL: dict[str, Callable[[Path, str], None]] = {"prepare": prepare, "resumed": resumed, "leak": leak}
+def adapters(folder: Path, model: str) -> None:
+    """Train adapters, train them again from the checkpoint of step 2, and export them."""
+    lora = {"name": "lora", "target_modules": ["linear_qkv", "in_proj"]}
+    sections: dict[str, Any] = {"peft": lora, "optimizer": {"lr": 1e-2}}
+    train(folder, model, "adapters", WAYS["one"], **sections)
+    shutil.copytree(folder / "adapters", folder / "adapters-resumed")
+    checkpoints.remove(checkpoints.iteration_folder(folder / "adapters-resumed", STEPS))
+    train(folder, model, "adapters-resumed", WAYS["one"], **sections)
+    export(folder, "adapters", **sections)
+
+
+def export(folder: Path, name: str, **sections: Any) -> None:
+    """Export the last step of a run as `folder/NAME-exported`, with its certificates beside it."""
+    certificates = bridge.export(
+        checkpoint=checkpoints.iteration_folder(folder / name, STEPS),
+        base=folder / "base",
+        target=folder / f"{name}-exported",
+        start=folder / "start",
+        peft=train_params(**sections).peft,
+    )
+    write_json(folder / f"{name}-parity.json", certificates)
+
+
+def exported(folder: Path, model: str) -> None:
+    export(folder, "one")
+
+
+def formats(folder: Path, model: str) -> None:
+    """Import and export a base in BF16 with FP32 router biases, as NVIDIA publishes it."""
+    from safetensors.torch import load_file, save_file
+
+    base = shutil.copytree(folder / "base", folder / "base-bf16")
+    weights = load_file(base / "model.safetensors")
+    mixed = {name: tensor if "e_score" in name else tensor.bfloat16() for name, tensor in weights.items()}
+    save_file(mixed, base / "model.safetensors", metadata={"format": "pt"})
+    bridge.import_base(base=base, checkpoint=folder / "start-bf16")
+    bridge.export(
+        checkpoint=folder / "start-bf16",
+        base=base,
+        target=folder / "exported-bf16",
+        start=folder / "start-bf16",
+        peft=train_params().peft,
+    )
+
+
+def planted(folder: Path, model: str) -> None:
+    """Import with a fault each, and write the messages: tensors under other names, experts swapped, a norm lost."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "base/model.safetensors")
+    messages = {}
+
+    def attempt(name: str) -> None:
+        try:
+            bridge.import_base(base=folder / "base-planted", checkpoint=folder / "start-planted")
+            messages[name] = "accepted"
+        except InputError as error:
+            messages[name] = str(error)
+
+    base = shutil.copytree(folder / "base", folder / "base-planted")
+    embedding = architectures.EMBEDDING_OF_NVIDIA
+    renamed = {
+        architectures.EMBEDDING_OF_TRANSFORMERS if name == embedding else name: weights[name] for name in weights
+    }
+    save_file(renamed, base / "model.safetensors", metadata={"format": "pt"})
+    attempt("renamed")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    check_complete = conversion.check_complete
+    for name, damage in (("swapped experts", swap_experts), ("lost norm", lose_norm)):
+        conversion.check_complete = lambda _, loaded, damage=damage: damage(loaded[0])
+        attempt(name)
+    conversion.check_complete = check_complete
+    write_json(folder / "planted.json", messages)
+
+
+def swap_experts(model: Any) -> None:
+    """Swap the first matrices of two experts."""
+    one, other = [
+        weight
+        for name, weight in model.named_parameters()
+        if re.search(r"local_experts\.[01]\.linear_fc1\.weight$", name)
+    ][:2]
+    one.data, other.data = other.data.clone(), one.data.clone()
+
+
+def lose_norm(model: Any) -> None:
+    """Leave the norm behind the last layer as it is created."""
+    model.decoder.final_norm.weight.data.fill_(1)
+
+
+SPECIAL: dict[str, Callable[[Path, str], None]] = {
+    "prepare": prepare,
+    "resumed": resumed,
+    "leak": leak,
+    "adapters": adapters,
+    "exported": exported,
+    "formats": formats,
+    "planted": planted,
+}
 
 
 def main(folder: Path, model: str, names: list[str]) -> None:
@@ -231,7 +333,8 @@ def run(folder: Path, model: str, names: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("layouts") / "nano", "nano", ["prepare", *SHORT, "resumed", "leak"])
+    special = ["resumed", "leak", "adapters", "exported", "formats", "planted"]
+    return run(tmp_path_factory.mktemp("layouts") / "nano", "nano", ["prepare", *SHORT, *special])
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -276,6 +379,50 @@ def test_a_run_of_the_tiny_nano_that_was_killed_inside_a_save_resumes_with_the_s
 def test_a_leak_between_packed_samples_shows_in_the_loss(short: Path) -> None:
     apart, leaking = losses(short, "one"), losses(short, "leak")
     assert abs(leaking["step 1"] - apart["step 1"]) > LEAK
+
+
+@pytest.mark.pipeline
+def test_the_exported_nano_has_the_loss_and_the_logits_that_were_trained(short: Path) -> None:
+    trained = losses(short, "one")["validation 4"]
+    assert loss_by_transformers(short / "one-exported", UNPADDED) == pytest.approx(trained, rel=1e-6)
+    for certificate in read_json(short / "one-parity.json").values():
+        assert certificate["logits"] < 1e-5
+        assert certificate["losses"]["megatron"] == certificate["losses"]["transformers"]
+        assert certificate["tokens"] == [50, 104]  # a chunk of this model is 32 tokens
+    assert tensors(short / "one-exported").keys() == tensors(short / "base").keys()
+
+
+@pytest.mark.pipeline
+def test_adapters_export_what_was_trained_and_leave_the_expert_bias_as_it_is(short: Path) -> None:
+    trained = losses(short, "adapters")
+    assert trained["validation 4"] != losses(short, "one")["validation 4"]
+    assert loss_by_transformers(short / "adapters-exported", UNPADDED) == pytest.approx(
+        trained["validation 4"], rel=1e-6
+    )
+    before, after = tensors(short / "base"), tensors(short / "adapters-exported")
+    changed = {name.split(".")[-2] for name in before if not before[name].equal(after[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "in_proj"}
+    again = losses(short, "adapters-resumed")
+    assert again == {name: trained[name] for name in ("step 3", "step 4", "validation 4")}
+
+
+@pytest.mark.pipeline
+def test_each_tensor_keeps_its_bits_and_its_format_through_import_and_export(short: Path) -> None:
+    before, after = tensors(short / "base-bf16"), tensors(short / "exported-bf16")
+    assert len({tensor.dtype for tensor in before.values()}) == 2
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert (tensor.dtype, True) == (after[name].dtype, tensor.equal(after[name])), name
+
+
+@pytest.mark.pipeline
+def test_a_tensor_that_is_not_found_and_weights_at_the_wrong_place_stop_the_import(short: Path) -> None:
+    messages = read_json(short / "planted.json")
+    assert architectures.EMBEDDING_OF_NVIDIA in messages["renamed"]
+    assert architectures.EMBEDDING_OF_TRANSFORMERS in messages["renamed"]
+    for fault in ("swapped experts", "lost norm"):
+        assert "base-planted: Megatron and transformers differ: logits by" in messages[fault]
+    assert not (short / "start-planted").exists()
 
 
 @pytest.mark.pipeline

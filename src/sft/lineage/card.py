@@ -133,6 +133,11 @@ def _training(lineage: Facts, pack: Facts) -> Iterable[list[Any]]:
     yield from ([f"packs: {split}", counts["packs"]] for split, counts in splits.items())
     if "training" in splits:
         yield ["trained tokens in them", splits["training"]["trained_tokens"]]
+    for when, certificate in (lineage.get("parity") or {}).items():
+        if certificate and "tolerance" in certificate:
+            yield [f"Megatron = transformers at {when}", f"logits within {certificate['tolerance']:g} of the largest"]
+        elif certificate:
+            yield [f"Megatron = transformers at {when}", f"not measured: {certificate['skipped']}"]
     yield ["trained on", ", ".join(hardware.get("gpus", [])) or hardware.get("processor")]
 
 

@@ -224,11 +224,11 @@ def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: byte
     from sft.training import bridge
 
     with publish_folder(FINAL) as folder:
-        bridge.export(checkpoint=checkpoint, base=run.base, target=folder, start=run.start, peft=peft)
+        parity = bridge.export(checkpoint=checkpoint, base=run.base, target=folder, start=run.start, peft=peft)
         (folder / "chat_template.jinja").write_bytes((run.packed / "chat_template.jinja").read_bytes())
         begun = run.folder / snapshot.BEGUN
         git = snapshot.begun_at(run.folder)
-        facts = lineage_json(lineage, run_id, begun, load("fetch.model"), patch, git)
+        facts = {**lineage_json(lineage, run_id, begun, load("fetch.model"), patch, git), "parity": parity}
         text = card.render(facts, lambda path: read_json(begun / path) if (begun / path).exists() else {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         write_json(folder / "lineage.json", {**facts, "files": folder_digests(folder)})

@@ -39,7 +39,7 @@ from sft.files import publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests, value_digest
 from sft.params import training as p
 from sft.planning import checks
-from sft.training import checkpoints, config, conversion
+from sft.training import checkpoints, config, conversion, parity
 from sft.training.config import on_cpu, quiet
 from sft.training.steps import Step
 
@@ -52,7 +52,8 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.ind
 def import_base(*, base: Path, checkpoint: Path) -> None:
     """Convert a Hugging Face folder into a Megatron checkpoint in fp32, unless `checkpoint` already is that.
 
-    Raises:  InputError: the files of an existing checkpoint do not match its manifest, or a parameter has no tensor.
+    Raises:  InputError: the files of an existing checkpoint do not match its manifest, a parameter has no tensor, or
+        the logits differ from those of transformers.
     """
     manifest = checkpoints.manifest_of(checkpoint)
     origin = {"base": folder_digest(base)}
@@ -67,8 +68,10 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
         with _one_process(provider):
             model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
             conversion.check_complete(bridge, model)
+            certificate = parity.certify(model[0], provider, base, exact=True)
             bridge.save_megatron_model(model, partial)
         write_json(partial / BASE_DIGEST, origin)
+        write_json(partial / parity.FILE, certificate)
     write_json(manifest, folder_digests(checkpoint))
 
 
@@ -188,14 +191,14 @@ def check(
     return checks.warnings(params, facts)
 
 
-def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> None:
-    """Write a trained checkpoint as a Hugging Face folder.
+def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> dict[str, Any]:
+    """Write a trained checkpoint as a Hugging Face folder; return the certificates of parity at import and export.
 
     Weights come from the checkpoint, each tensor in the number format that it has in `base`, router biases in fp32;
     every other file comes from `base`, byte for byte. Adapters (`peft`) are merged into the weights of `start`, on
     which they were trained.
 
-    Raises:  InputError: the checkpoint's files do not match its manifest.
+    Raises:  InputError: the checkpoint's files do not match its manifest, or the logits differ from transformers'.
     """
     checkpoints.verify(checkpoint)
     if peft.name is not None:
@@ -211,10 +214,13 @@ def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.P
             if peft.name is not None:
                 model = _with_adapters(model, checkpoint, peft)
             conversion.save_weights(bridge, model, partial, base)
-        weight_files = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
-        for path in sorted(set(base.iterdir()) - weight_files):
-            if path.is_file():
-                shutil.copyfile(path, partial / path.name)
+            weight_files = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
+            for path in sorted(set(base.iterdir()) - weight_files):
+                if path.is_file():
+                    shutil.copyfile(path, partial / path.name)
+            certificate = parity.certify(model[0], provider, partial, exact=False)
+    imported = start / parity.FILE
+    return {"import": read_json(imported) if imported.exists() else None, "export": certificate}
 
 
 def _with_adapters(model: Any, checkpoint: Path, peft: p.Peft) -> Any:

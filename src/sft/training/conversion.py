@@ -14,7 +14,7 @@ import torch
 from sft.cli import InputError
 
 ROUTER_BIAS = re.compile(r"\b(e_score_correction_bias|expert_bias)$")
-"""Tensors that choose experts: always FP32, because BF16 rounds away what tells them apart."""
+"""Tensors that choose experts: always FP32, because BF16 rounds their small differences away."""
 NOT_PARAMETERS = re.compile(r"\brotary_emb\.inv_freq$")
 """Tensors of old folders that a model computes itself."""
 FORMATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

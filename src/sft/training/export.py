@@ -44,7 +44,7 @@ def export(run: Path, step: int | None, target: Path) -> Path:
     if (trained.start / bridge.BASE_DIGEST).exists():
         bridge.check_origin(trained.base, trained.start)
     with publish_folder(target) as folder:
-        bridge.export(checkpoint=checkpoint, base=trained.base, target=folder, start=trained.start, peft=peft)
+        parity = bridge.export(checkpoint=checkpoint, base=trained.base, target=folder, start=trained.start, peft=peft)
         if (trained.packed / "chat_template.jinja").exists():
             shutil.copyfile(trained.packed / "chat_template.jinja", folder / "chat_template.jinja")
         number = checkpoints.step_of(checkpoint)
@@ -52,6 +52,7 @@ def export(run: Path, step: int | None, target: Path) -> Path:
             "lineage_key": run.name,
             "step": number,
             "validation_loss": checkpoints.losses(run).get(number),
+            "parity": parity,
             "checkpoint": folder_digests(checkpoint),
             "files": folder_digests(folder),
         }

@@ -1,0 +1,43 @@
+"""parity: prompts and comparison. tests/training/test_layouts.py certifies whole models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sft.cli import InputError
+from sft.training import parity
+
+IDS = parity.prompts(40, chunk=16)
+
+
+def logits(seed: int = 1) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(each.shape[1], 40, generator=draw) for each in IDS]
+
+
+def test_prompts_are_fixed_and_the_second_is_longer_than_a_chunk() -> None:
+    assert [each.shape for each in IDS] == [(1, 50), (1, 88)]
+    assert all(torch.equal(one, other) for one, other in zip(IDS, parity.prompts(40, chunk=16), strict=True))
+    for vocabulary in (40, 400, 131072):
+        for each in parity.prompts(vocabulary):
+            assert 0 <= int(each.min()) <= int(each.max()) < vocabulary
+            assert len(each.unique()) >= min(40, vocabulary)
+
+
+def test_a_certificate_has_the_difference_both_losses_and_the_tolerance() -> None:
+    exact = logits()
+    moved = [rows.clone() for rows in exact]
+    moved[1][80, 3] += 2e-5 * float(exact[1].abs().max())
+    certificate = parity.compare(IDS, moved, exact, 1e-4, Path("models/base"))
+    assert certificate["logits"] == pytest.approx(2e-5, rel=0.1)
+    assert certificate["losses"]["megatron"] == pytest.approx(certificate["losses"]["transformers"], abs=1e-4)
+    assert (certificate["tolerance"], certificate["tokens"]) == (1e-4, [50, 88])
+
+
+@pytest.mark.parametrize("value", [1e-2, float("nan"), float("inf")])
+def test_one_other_logit_of_the_last_token_is_an_error(value: float) -> None:
+    moved = logits()
+    moved[1][-1, -1] += value
+    with pytest.raises(InputError, match=r"^models/base: .*logits by"):
+        parity.compare(IDS, moved, logits(), 1e-4, Path("models/base"))
