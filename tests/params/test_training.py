@@ -58,3 +58,10 @@ def test_checkpoints_that_are_kept_must_be_saved(tmp_path):
 @pytest.mark.parametrize("recipe", ["os.system", "megatron.bridge.recipes", "megatron.bridge.recipes.a:b"])
 def test_a_recipe_is_a_function_of_bridge_s_recipes(tmp_path, recipe):
     assert ": model.recipe: " in error_of(changed(tmp_path, "recipe: null", f"recipe: {recipe}"))
+
+
+@pytest.mark.parametrize(("name", "reason"), [("qlora", "4-bit"), ("dora", "magnitudes")])
+def test_an_adapter_that_cannot_be_exported_is_an_error_with_the_reason(tmp_path, name, reason):
+    message = error_of(changed(tmp_path, r"^peft:\n  name: null", f"peft:\n  name: {name}"))
+    assert ": peft.name: " in message
+    assert reason in message

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sft.params.base import Positive, Section, Share
 
@@ -66,7 +66,7 @@ class Peft(Section):
     """Adapters that are trained instead of the weights, and merged into them in models/final."""
 
     name: Literal["lora"] | None
-    """Kind of adapter; null = train all weights. No DoRA: Bridge 0.6.2 exports it without its magnitudes."""
+    """Kind of adapter; null = train all weights. No DoRA: Bridge 0.6.2 exports it without its magnitudes. No QLoRA."""
     dim: Positive
     """Rank of an adapter."""
     alpha: Positive
@@ -75,6 +75,15 @@ class Peft(Section):
     """Dropout of an adapter's input."""
     target_modules: Annotated[list[str], Field(min_length=1)]
     """Matrices with an adapter, by Megatron's names or wildcards. Those of a Mamba layer: in_proj, out_proj."""
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _is_supported(cls, name: object) -> object:
+        if name == "qlora":
+            raise ValueError("qlora trains on 4-bit weights, which Megatron-Bridge 0.6.2 cannot import. Use lora")
+        if name == "dora":
+            raise ValueError("dora is exported without its magnitudes by Megatron-Bridge 0.6.2. Use lora")
+        return name
 
 
 class Optimizer(Section):

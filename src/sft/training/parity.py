@@ -27,6 +27,8 @@ CHUNK = 128
 """Tokens of a chunk of a Mamba layer, where the model names none."""
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference by the format of the folder's weights: rounding to 16 bits at export is part of it."""
+MARGIN = 1.25
+"""Memory that must be free, in copies of the model in fp32: the second copy, and what it computes."""
 STEP = 1_000_003
 """Distance of successive ids of a prompt, modulo the vocabulary: a prime, so that ids do not repeat soon."""
 
@@ -54,7 +56,7 @@ def certify(model: Any, provider: Any, folder: Path, *, exact: bool) -> dict[str
 
     Raises:  InputError: the logits differ by more than the tolerance.
     """
-    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+    needed = 4 * MARGIN * sum(parameter.numel() for parameter in model.parameters())
     device = next(model.parameters()).device.type if not torch.cuda.is_available() else "cuda"
     free = psutil.virtual_memory().available
     if device == "cuda":
