@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.testing import assert_close
 
 from sft.cli import InputError
 from sft.files import read_json, write_json
+from sft.mamba.load import load_folder
 from sft.packing.write import padded as padded_length
 from sft.planning import checks
 from sft.training import bridge, checkpoints, config, conversion
@@ -211,15 +213,16 @@ def adapters(folder: Path, model: str) -> None:
     shutil.copytree(folder / "adapters", folder / "adapters-resumed")
     checkpoints.remove(checkpoints.iteration_folder(folder / "adapters-resumed", STEPS))
     train(folder, model, "adapters-resumed", WAYS["one"], **sections)
-    export(folder, "adapters", **sections)
+    export(folder, "adapters", peft={**lora, "export": "both"})
+    export(folder, "adapters", "alone", peft={**lora, "export": "adapter"})
 
 
-def export(folder: Path, name: str, **sections: Any) -> None:
-    """Export the last step of a run as `folder/NAME-exported`, with its certificates beside it."""
+def export(folder: Path, name: str, target: str | None = None, **sections: Any) -> None:
+    """Export the last step of a run as `folder/TARGET` or `folder/NAME-exported`, with its certificates beside it."""
     certificates = bridge.export(
         checkpoint=checkpoints.iteration_folder(folder / name, STEPS),
         base=folder / "base",
-        target=folder / f"{name}-exported",
+        target=folder / (target or f"{name}-exported"),
         start=folder / "start",
         peft=train_params(**sections).peft,
     )
@@ -402,6 +405,16 @@ def test_adapters_export_what_was_trained_and_leave_the_expert_bias_as_it_is(sho
     before, after = tensors(short / "base"), tensors(short / "adapters-exported")
     changed = {name.split(".")[-2] for name in before if not before[name].equal(after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "in_proj"}
+    files = {path.relative_to(short).as_posix() for path in short.glob("a*/**/*.safetensors")}
+    assert {file for file in files if "checkpoints" not in file} == {
+        "adapters-exported/model.safetensors",
+        "adapters-exported/adapter/adapter_model.safetensors",
+        "alone/adapter_model.safetensors",
+    }
+    for folder in (short / "alone", short / "adapters-exported/adapter"):
+        merged = load_folder(folder, "auto", short / "base").state_dict()
+        for name, tensor in load_folder(short / "adapters-exported", "auto").state_dict().items():
+            assert_close(merged[name], tensor, rtol=0, atol=1e-6)
     again = losses(short, "adapters-resumed")
     assert again == {name: trained[name] for name in ("step 3", "step 4", "validation 4")}
 

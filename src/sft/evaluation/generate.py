@@ -3,7 +3,7 @@
 A Hugging Face folder and token ids -> token ids of answers; sums of negative log likelihood. Transformers rather than
 Megatron, because users load the exported folder with it: a fault of the export shows here. Safetensors only, no remote
 code, nothing from the network. fp32 on a CPU; the number format of the folder on a GPU. What transformers computes
-wrongly is repaired (sft.mamba.nemotron_h).
+wrongly is repaired (sft.mamba.load).
 """
 
 import gc
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria
 from transformers.utils import logging as transformers_logging
 
 from sft.cli import InputError, num_threads
-from sft.mamba import nemotron_h
+from sft.mamba.load import load_folder
 
 
 def load_model(folder: Path) -> Any:
@@ -36,14 +36,7 @@ def load_model(folder: Path) -> Any:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(num_threads(len(os.sched_getaffinity(0))))
     on_gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype="auto" if on_gpu else torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
-    nemotron_h.repair(model)
+    model = load_folder(folder, "auto" if on_gpu else torch.float32)
     return model.to("cuda" if on_gpu else "cpu").eval()
 
 

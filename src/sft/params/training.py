@@ -63,7 +63,7 @@ class MixedPrecision(Section):
 
 
 class Peft(Section):
-    """Adapters that are trained instead of the weights, and merged into them in models/final."""
+    """Adapters that are trained instead of the weights."""
 
     name: Literal["lora"] | None
     """Kind of adapter; null = train all weights. No DoRA: Bridge 0.6.2 exports it without its magnitudes. No QLoRA."""
@@ -75,6 +75,9 @@ class Peft(Section):
     """Dropout of an adapter's input."""
     target_modules: Annotated[list[str], Field(min_length=1)]
     """Matrices with an adapter, by Megatron's names or wildcards. Those of a Mamba layer: in_proj, out_proj."""
+
+    export: Literal["merged", "adapter", "both"] = "merged"
+    """What models/final has: the merged weights; the adapter alone, for the package peft; or both (adapter/)."""
 
     @field_validator("name", mode="before")
     @classmethod

@@ -163,15 +163,11 @@ def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
     """Check params, data and model before a node is used. Raises InputError: all checks that fail."""
     from sft.training import bridge
 
-    for warning in bridge.check(
-        base=run.base,
-        start=run.start,
-        packed=run.packed,
-        run=run.folder,
-        params=params,
-        ranks=cluster.ranks if cluster else count_ranks(),
-        on_gpu=cluster.gpus_per_node > 0 if cluster else None,
-    ):
+    ranks, on_gpu = (cluster.ranks, cluster.gpus_per_node > 0) if cluster else (count_ranks(), None)
+    warnings = bridge.check(
+        base=run.base, start=run.start, packed=run.packed, run=run.folder, params=params, ranks=ranks, on_gpu=on_gpu
+    )
+    for warning in warnings:
         echo(f"[yellow]{escape(warning)}[/]")
 
 

@@ -45,6 +45,7 @@ from sft.training.steps import Step
 
 PARAMS = "params.json"  # in a run's folder: the training sections of params.yaml
 BASE_DIGEST = "base.json"  # in an imported checkpoint: digest of the Hugging Face folder
+BASE_NAME = "models/base"  # the base model of an adapter, as adapter_config.json names it
 _GROUP_NUMBERS = itertools.count()  # of the process groups, which every rank creates in the same order
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
@@ -196,7 +197,7 @@ def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.P
 
     Weights come from the checkpoint, each tensor in the number format that it has in `base`, router biases in fp32;
     every other file comes from `base`, byte for byte. Adapters (`peft`) are merged into the weights of `start`, on
-    which they were trained.
+    which they were trained, or written as the package peft reads them, or both (`peft.export`).
 
     Raises:  InputError: the checkpoint's files do not match its manifest, or the logits differ from transformers'.
     """
@@ -213,12 +214,16 @@ def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.P
             model = build_and_load_model(str(_weights_folder(weights)), provider, use_cpu_init=True)
             if peft.name is not None:
                 model = _with_adapters(model, checkpoint, peft)
-            conversion.save_weights(bridge, model, partial, base)
+            if peft.name is None or peft.export != "adapter":
+                conversion.save_weights(bridge, model, partial, base)
+            if peft.name is not None and peft.export != "merged":
+                folder = partial / "adapter" if peft.export == "both" else partial
+                bridge.save_hf_adapter(model, folder, config.adapters(peft), BASE_NAME, show_progress=False)
             weight_files = {path for pattern in WEIGHT_FILES for path in base.glob(pattern)}
             for path in sorted(set(base.iterdir()) - weight_files):
                 if path.is_file():
                     shutil.copyfile(path, partial / path.name)
-            certificate = parity.certify(model[0], provider, partial, exact=False)
+            certificate = parity.certify(model[0], provider, partial, exact=False, base=base)
     imported = start / parity.FILE
     return {"import": read_json(imported) if imported.exists() else None, "export": certificate}
 

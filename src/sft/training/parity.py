@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from sft.cli import InputError
-from sft.mamba import nemotron_h
 from sft.training.conversion import FORMATS
 
 FILE = "parity.json"
@@ -45,7 +44,7 @@ def prompts(vocabulary: int, chunk: int = CHUNK) -> list[torch.Tensor]:
     ]
 
 
-def certify(model: Any, provider: Any, folder: Path, *, exact: bool) -> dict[str, Any]:
+def certify(model: Any, provider: Any, folder: Path, *, exact: bool, base: Path | None = None) -> dict[str, Any]:
     """Return the certificate of a Megatron model and a Hugging Face folder with the same weights.
 
     Args:
@@ -53,6 +52,7 @@ def certify(model: Any, provider: Any, folder: Path, *, exact: bool) -> dict[str
         provider: Its provider.
         folder: config.json and *.safetensors; they are computed in fp32.
         exact: Whether the folder has every bit of the model's weights: not after an export to 16 bits.
+        base: Folder of the base model, if `folder` may have an adapter alone.
 
     Raises:  InputError: the logits differ by more than the tolerance.
     """
@@ -66,7 +66,7 @@ def certify(model: Any, provider: Any, folder: Path, *, exact: bool) -> dict[str
     ids = prompts(provider.vocab_size, getattr(provider, "mamba_chunk_size", None) or CHUNK)
     found = megatron_logits(model.to(device), ids, provider.vocab_size)
     model.to("cpu")
-    expected = transformers_logits(folder, ids, device)
+    expected = transformers_logits(folder, ids, device, base)
     formats = [torch.float32] if exact else weight_formats(folder)
     return compare(ids, found, expected, max(TOLERANCES[each] for each in formats), folder)
 
@@ -118,15 +118,11 @@ def megatron_logits(model: Any, ids: list[torch.Tensor], vocabulary: int) -> lis
 
 
 @torch.no_grad()
-def transformers_logits(folder: Path, ids: list[torch.Tensor], device: str) -> list[torch.Tensor]:
-    """Return transformers' logits [tokens, vocabulary] of each prompt."""
-    from transformers import AutoModelForCausalLM
+def transformers_logits(folder: Path, ids: list[torch.Tensor], device: str, base: Path | None) -> list[torch.Tensor]:
+    """Return transformers' logits [tokens, vocabulary] of each prompt; `base`: as in `certify`."""
+    from sft.mamba.load import load_folder
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
-    nemotron_h.repair(model)
-    model.to(device).eval()
+    model = load_folder(folder, torch.float32, base).to(device).eval()
     return [model(each.to(device), use_cache=False).logits[0].float().cpu() for each in ids]
 
 
