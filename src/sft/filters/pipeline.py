@@ -7,7 +7,7 @@ repetition, narrative, consistency, contamination. The outcome of a row depends 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,17 +56,17 @@ class Kept(NamedTuple):
 
 
 Outcome = Kept | Rejection
+# A filter: some conversations in; for each the reason and the evidence of its rejection, or None.
+Check = Callable[[Sequence[Conversation]], Sequence[Rejection | None]]
 
 
 class Pipeline:
     """The filters that are on, loaded. `benchmark_items` are (benchmark, item, text)."""
 
     def __init__(self, params: Filter, benchmark_items: Iterable[tuple[str, str, str]]) -> None:
-        items = list(benchmark_items) if params.contamination is not None else []
         self._params = params
-        self._patterns = (
-            None if params.narrative is None else NarrativePatterns.load(resolve_repo_file(params.narrative))
-        )
+        self._filters = list(_load_filters(params))
+        items = list(benchmark_items) if params.contamination is not None else []
         self._items = BenchmarkItems(items, params.contamination.n) if params.contamination and items else None
 
     def apply(self, rows: Sequence[Row], counts: RowCounts | None = None) -> list[Outcome]:
@@ -79,13 +79,11 @@ class Pipeline:
                 control_tokens[place] = count_control_tokens(conversation)
                 if self._params.control_tokens == "escape":
                     outcomes[place] = escape(conversation)
-        _check_each(outcomes, self._check_structure)
-        if (limits := self._params.repetition) is not None:
-            _check_together(outcomes, lambda conversations: check_repetitions(conversations, limits))
-        if (patterns := self._patterns) is not None:
-            _check_each(outcomes, lambda conversation: check_narrative(conversation, patterns))
-        if self._params.consistency:
-            _check_each(outcomes, check_consistency)
+        for check in self._filters:
+            conversations = _not_rejected(outcomes)
+            rejections = check([conversation for _, conversation in conversations])
+            for (place, _), rejection in zip(conversations, rejections, strict=True):
+                outcomes[place] = rejection or outcomes[place]
         signature_of = self._check_contamination_and_sign(outcomes)
         return [
             Kept(outcome, outcome.id, signature_of[place], control_tokens[place])
@@ -101,10 +99,6 @@ class Pipeline:
         if ends.conversation is not outcome:
             counts.ends.update(conversations=1, context_turns=ends.context, cut_turns=ends.cut)
         return ends.conversation
-
-    def _check_structure(self, conversation: Conversation) -> Rejection | None:
-        params = self._params
-        return check_structure(conversation, params.max_chars, params.max_message_chars, params.control_tokens)
 
     def _check_contamination_and_sign(self, outcomes: list[Conversation | Rejection]) -> dict[int, bytes]:
         """Reject contaminated conversations and return all signatures: both need the words of all texts."""
@@ -127,6 +121,23 @@ class Pipeline:
         return {place: signature for (place, _), signature in zip(conversations, signed, strict=True)}
 
 
+def _load_filters(params: Filter) -> Iterator[Check]:
+    """Yield the filters that are on, in their order; contamination comes last, with the signatures."""
+    limits = params.max_chars, params.max_message_chars, params.control_tokens
+    yield _each(lambda conversation: check_structure(conversation, *limits))
+    if (repetition := params.repetition) is not None:
+        yield lambda conversations: check_repetitions(conversations, repetition)
+    if params.narrative is not None:
+        patterns = NarrativePatterns.load(resolve_repo_file(params.narrative))
+        yield _each(lambda conversation: check_narrative(conversation, patterns))
+    if params.consistency:
+        yield _each(check_consistency)
+
+
+def _each(check: Callable[[Conversation], Rejection | None]) -> Check:
+    return lambda conversations: [check(conversation) for conversation in conversations]
+
+
 def _normalize(row: Row, not_read: NotRead) -> Conversation | Rejection:
     if row.record is None:
         return Rejection("malformed-row", row.fault)
@@ -144,18 +155,3 @@ def _normalize(row: Row, not_read: NotRead) -> Conversation | Rejection:
 def _not_rejected(outcomes: Sequence[Conversation | Rejection]) -> list[tuple[int, Conversation]]:
     """Return the conversations that are not rejected so far, each with its place."""
     return [(place, outcome) for place, outcome in enumerate(outcomes) if isinstance(outcome, Conversation)]
-
-
-def _check_each(outcomes: list[Conversation | Rejection], check: Callable[[Conversation], Rejection | None]) -> None:
-    for place, conversation in _not_rejected(outcomes):
-        if rejection := check(conversation):
-            outcomes[place] = rejection
-
-
-def _check_together(
-    outcomes: list[Conversation | Rejection], check: Callable[[Sequence[Conversation]], list[Rejection | None]]
-) -> None:
-    conversations = _not_rejected(outcomes)
-    rejections = check([conversation for _, conversation in conversations])
-    for (place, _), rejection in zip(conversations, rejections, strict=True):
-        outcomes[place] = rejection or outcomes[place]
