@@ -286,3 +286,19 @@ def test_a_source_of_other_values_only_is_no_mistake(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", {**CHAT, "used_in": "super_v3"})
     (row,) = read_rows(tmp_path, "openai", select={"used_in": ["nano_v3"]})
     assert row.record is not None
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        ({"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}, "{prompt: prompt, completion: chosen}"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "{messages: chosen}"),
+        ({"chosen": "Human: Hi", "rejected": "Human: Hi"}, ""),
+    ],
+)
+def test_preference_data_is_named_with_the_line_that_trains_the_chosen_answers(tmp_path, record, line):
+    write(tmp_path, "a.jsonl", record)
+    with pytest.raises(InputError) as error:
+        list(read_rows(tmp_path, "openai"))
+    assert "preference data" in str(error.value)
+    assert line.replace("prompt: prompt, ", "") in str(error.value)

@@ -1,7 +1,9 @@
 """Rows from raw files: every container, and every way a row can be broken."""
 
+import bz2
 import gzip
 import json
+import lzma
 import tempfile
 from datetime import date
 from pathlib import Path
@@ -29,6 +31,11 @@ LINE = json.dumps(CHAT).encode() + b"\n"
         ("a.ndjson", LINE),
         ("a.jsonl.gz", gzip.compress(LINE, mtime=0)),
         ("a.jsonl.zst", zstandard.compress(LINE)),
+        ("a.jsonl.bz2", bz2.compress(LINE)),
+        ("a.jsonl.xz", lzma.compress(LINE)),
+        ("a.jsonlines", LINE),
+        ("A.JSONL", LINE),
+        ("A.JSONL.GZ", gzip.compress(LINE, mtime=0)),
         ("a.json", json.dumps(CHAT, indent=2).encode()),
         ("a.json", json.dumps([CHAT]).encode()),
         ("a.json", b"\xef\xbb\xbf" + LINE),
@@ -58,7 +65,7 @@ def test_json_with_an_object_on_each_line_is_read_by_lines(tmp_path: Path) -> No
 
 
 def test_files_come_in_the_order_of_their_names_and_others_are_left_alone(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a/z.jsonl", "README.md", "c.csv"):
+    for name in ("b.jsonl", "a/z.jsonl", "README.md", "c.txt"):
         write(tmp_path, name, LINE)
     assert [row.location for row in read_objects(tmp_path)] == ["a/z.jsonl:1", "b.jsonl:1"]
 
@@ -83,9 +90,10 @@ def test_a_broken_row_is_a_fault_at_its_line_and_the_next_row_is_read(tmp_path: 
     assert broken.raw == line.decode("utf-8", "replace")[:2000]
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2", "xz"])
 def test_a_cut_off_archive_gives_its_sound_rows_then_a_fault_never_silence(tmp_path: Path, suffix: str) -> None:
-    pack = gzip.compress if suffix == "gz" else zstandard.compress
+    packers = {"gz": gzip.compress, "zst": zstandard.compress, "xz": lzma.compress}
+    pack = packers.get(suffix, lambda text: bz2.compress(text, 1))
     lines = "".join(json.dumps({"messages": [], "n": value_digest(n)}) + "\n" for n in range(4000))
     packed = pack(lines.encode())
     write(tmp_path, f"a.jsonl.{suffix}", packed[: len(packed) * 3 // 4])
@@ -106,7 +114,7 @@ def test_a_file_that_is_no_parquet_is_one_fault(tmp_path: Path) -> None:
     write(tmp_path, "a.parquet", b"PAR1 but not really")
     (row,) = read_objects(tmp_path)
     assert row.location == "a.parquet:1"
-    assert "damaged Parquet file" in row.fault
+    assert "damaged .parquet file" in row.fault
 
 
 def test_what_parquet_knows_and_json_does_not_becomes_text_or_is_left_out(tmp_path: Path) -> None:
@@ -173,3 +181,63 @@ def test_parts_of_a_table_are_its_row_groups_in_order(tmp_path, monkeypatch):
         raw_files.read_objects(tmp_path)
     )
     assert next(row.location for row in raw_files.read_part(tmp_path, parts[1])) == f"a.parquet:{parts[1].first}"
+
+
+def arrow_stream(rows: list[dict[str, object]], batch: int) -> bytes:
+    """What datasets' save_to_disk writes."""
+    table, sink = pa.Table.from_pylist(rows), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table, max_chunksize=batch)
+    return bytes(sink.getvalue())
+
+
+def test_a_folder_of_save_to_disk_gives_its_rows_alone(tmp_path: Path) -> None:
+    write(tmp_path, "train/data-00000-of-00001.arrow", arrow_stream([{**CHAT, "n": n} for n in range(1000)], 300))
+    write(tmp_path, "train/dataset_info.json", "{}")
+    write(tmp_path, "train/state.json", "{}")
+    write(tmp_path, "dataset_dict.json", "{}")
+    rows = list(read_objects(tmp_path))
+    assert [row.record for row in rows] == [{**CHAT, "n": n} for n in range(1000)]
+    assert rows[-1].location == "train/data-00000-of-00001.arrow:1000"
+
+
+def test_an_arrow_file_is_read_too(tmp_path: Path) -> None:
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, pa.schema({"n": pa.int64()})) as file,
+    ):
+        file.write_batch(pa.record_batch({"n": [1, 2]}))
+    assert records(read_objects(tmp_path)) == [{"n": 1}, {"n": 2}]
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_arrow_stream_never_ends_in_silence(share: float) -> None:
+    content = arrow_stream([{"n": n} for n in range(30)], 10)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), "a.arrow", content[: int(len(content) * share)])
+        rows = list(read_objects(Path(folder)))
+    assert rows[-1].is_end
+    assert [row.record for row in rows[:-1]] == [{"n": n} for n in range(len(rows) - 1)]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ",")])
+def test_a_table_as_text_has_quotes_and_newlines_in_its_cells(tmp_path: Path, name: str, separator: str) -> None:
+    text = separator.join(["prompt", "completion"]) + "\r\n" + separator.join(['"a, ""b""\tc\nd"', "é"]) + "\r\n\r\n"
+    content = b"\xef\xbb\xbf" + text.encode()
+    write(tmp_path, name, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
+    (row,) = read_objects(tmp_path)
+    assert (row.location, row.record) == (f"{name}:1", {"prompt": 'a, "b"\tc\nd', "completion": "é"})
+
+
+def test_a_broken_row_of_a_csv_is_a_fault_and_the_next_row_is_read(tmp_path: Path) -> None:
+    write(tmp_path, "a.csv", b"prompt,completion\na\nb,\xff\nc,d\n")
+    short, other_encoding, good = read_objects(tmp_path)
+    assert short.fault == "expected 2 columns, found 1"
+    assert "not valid UTF-8: byte 0xff" in other_encoding.fault
+    assert (good.location, good.record) == ("a.csv:3", {"prompt": "c", "completion": "d"})
+
+
+@pytest.mark.parametrize("content", ["a,a\n1,2\n", "a,\n1,2\n", 'a,b\n1,"2\n', 'a,b\n1,"2"3\n'])
+def test_a_csv_that_cannot_be_read_to_its_end_says_so(tmp_path: Path, content: str) -> None:
+    write(tmp_path, "a.csv", content)
+    assert list(read_objects(tmp_path))[-1].is_end

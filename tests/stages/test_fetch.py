@@ -47,6 +47,20 @@ def test_a_source_is_published_as_it_is_with_every_file_counted(here: Path) -> N
     assert not report.keys() & {"domain", "license", "origin", "format", "read"}
 
 
+def test_splits_are_all_published_and_listed_in_a_line_and_in_the_report(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch.main("mine")
+    assert "splits" not in read_json(here / "reports/fetch/mine.json")
+    assert "splits" not in capsys.readouterr().out
+    for name in ("train-0.jsonl", "train-1.jsonl", "test-0.jsonl"):
+        (here / "mine" / name).write_text(CHAT)
+    fetch.main("mine")
+    assert read_json(here / "reports/fetch/mine.json")["splits"] == {"test": 1, "train": 2}
+    assert (here / "data/raw/mine/test-0.jsonl").exists()
+    assert "mine: splits: test (1 file), train (2 files)." in capsys.readouterr().out
+
+
 def test_fetching_twice_gives_the_same_bytes(here: Path) -> None:
     fetch.main("mine")
     first = (here / "reports/fetch/mine.json").read_bytes()
@@ -141,7 +155,7 @@ def test_without_evaluation_sets_there_are_no_items(here: Path) -> None:
     ("name", "content", "fault"),
     [
         ("a.jsonl", '{"antwort": "Das."}\n', r"fetch\.benchmarks\.first: a\.jsonl:1: "),
-        ("a.csv", "frage\nWas?\n", r"fetch\.benchmarks\.first: file://a\.csv: "),
+        ("a.txt", "Was?\n", r"fetch\.benchmarks\.first: file://a\.txt: "),
     ],
 )
 def test_an_evaluation_set_that_cannot_be_read_whole_publishes_nothing(

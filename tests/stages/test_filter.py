@@ -13,9 +13,9 @@ from bench import filters
 from sft.cli import InputError
 from sft.files import read_json, write_json
 from sft.formats import raw_files
-from sft.formats.raw_files import KINDS
 from sft.hashing import file_digest, folder_digest
 from sft.parquet import read_rows
+from sft.raw_folders import KINDS
 from sft.stages import fetch
 from sft.stages import filter as stage
 from tests.filters.judge import test_judge
@@ -487,3 +487,24 @@ def test_the_format_that_is_found_is_in_the_report(project):
     fields = {"prompt": "question", "completion": "response", "system": "system_prompt"}
     assert report["read"] == {"format": "alpaca", "fields": fields, "rows": 3, "rows_that_fit": 3}
     assert report["rows_out"] == 2
+
+
+def test_another_split_is_not_read_but_named_and_counted(project, capsys):
+    held_out = {"messages": [{"role": "user", "content": "Held?"}, {"role": "assistant", "content": "Held out."}]}
+    folder = project / "data/raw/calls"
+    write_jsonl(folder / "data/train-00000-of-00001.jsonl", tool_records(4))
+    write_jsonl(folder / "data/test-00000-of-00001.jsonl", [held_out])
+    (folder / "README.md").write_text("Held out.")
+    stage.main("calls")
+    line = "not read: 1 file of split test (data/test-00000-of-00001.jsonl), 1 file of other kinds (README.md)"
+    assert line in capsys.readouterr().out
+    report = read_json(project / "reports/filter/calls.json")
+    assert (report["rows_in"], report["files"]["read"], report["files"]["split"]) == (4, 1, "train")
+    assert report["files"]["not_read"]["of split test"]["files"] == 1
+    set_params(project, **{"fetch.sources.calls.read": {"format": "auto", "split": "test"}})
+    stage.main("calls")
+    (row,) = read_rows(project / "data/filtered/calls", "kept")
+    assert "Held out." in row["messages"]
+    set_params(project, **{"fetch.sources.calls.read": {"format": "openai", "split": "all"}})
+    stage.main("calls")
+    assert read_json(project / "reports/filter/calls.json")["rows_in"] == 5

@@ -45,7 +45,7 @@ def examine_source(
 
         def count() -> Iterator[Row]:
             nonlocal num_rows
-            for row in check_readable(read_rows(raw, read.format, read.fields, read.select), raw):
+            for row in check_readable(read_rows(raw, read.format, read.fields, read.select, read.split), raw):
                 num_rows += 1
                 yield row
 
@@ -54,7 +54,7 @@ def examine_source(
         add_folder(folder)
         return num_rows, row_counts
     check_read(read.format, read.fields, read.select)
-    parts = [{**task, "part": part} for part in plan_parts(raw)]
+    parts = [{**task, "part": part} for part in plan_parts(raw, read.split)]
     results = map_shards(examine_part, parts, f"filter {task['source']}", lambda result: add_folder(result["folder"]))
     counts, row_counts = FieldCounts(unseen_select=set(read.select)), RowCounts()
     for result in results:

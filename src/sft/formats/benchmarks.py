@@ -1,6 +1,6 @@
 """Evaluation sets: the questions of a benchmark, read from its files as published.
 
-A folder of .jsonl, .json or .parquet files  ->  (location, text) of every question, problem, prompt or user turn.
+The files of a folder  ->  (location, text) of every question, problem, prompt or user turn.
 sft.filters.contamination looks for them in conversations. Answers are not read.
 """
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from sft.cli import InputError
 from sft.formats.fields import rename
-from sft.formats.raw_files import KINDS, read_objects
+from sft.formats.raw_files import read_objects
+from sft.raw_folders import KINDS
 
 __all__ = ["KINDS", "read_items"]
 

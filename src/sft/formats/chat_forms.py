@@ -22,11 +22,12 @@ from sft.formats.demo.champ import champ
 from sft.formats.demo.django_po import django_po
 from sft.formats.demo.human_eval import human_eval
 from sft.formats.demo.nemo_gym import nemo_gym
-from sft.formats.fields import SHOWN_CHARS, is_selected, listed, lookup, merged, suggest_read
+from sft.formats.fields import PREFERENCE, SHOWN_CHARS, is_selected, listed, lookup, merged, suggest_read
 from sft.formats.not_read import says_something
 from sft.formats.raw_files import Json, Row, read_objects
 from sft.formats.records import NOT_SELECTED, ChatRow, as_messages, question_and_answer
 from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS
+from sft.raw_folders import ALL
 
 __all__ = ["FORMATS", "Row", "read_rows"]
 
@@ -39,7 +40,7 @@ Selection = Mapping[str, Sequence[str]]
 
 
 def read_rows(
-    folder: Path, format: str, fields: Fields | None = None, select: Selection | None = None
+    folder: Path, format: str, fields: Fields | None = None, select: Selection | None = None, split: str = ALL
 ) -> Iterator[Row]:
     """Yield every row of a raw folder with a record or a fault, in a fixed order.
 
@@ -53,12 +54,12 @@ def read_rows(
     check_read(format, fields, select)
     if format in PACKAGES:
         return PACKAGES[format](folder)
-    return _read_chats(folder, format, fields, select)
+    return _read_chats(folder, format, fields, select, split)
 
 
-def _read_chats(folder: Path, format: str, fields: Fields, select: Selection) -> Iterator[Row]:
+def _read_chats(folder: Path, format: str, fields: Fields, select: Selection, split: str) -> Iterator[Row]:
     counts = FieldCounts(unseen_select=set(select))
-    yield from convert_chats(read_objects(folder), format, fields, select, counts)
+    yield from convert_chats(read_objects(folder, split), format, fields, select, counts)
     counts.check(format, fields)
 
 
@@ -158,9 +159,12 @@ def _no_row_fits(format: str, fields: Fields, rows: Sequence[Sequence[Any]]) -> 
 def _advice(record: Json) -> str:
     """Return what to write in params.yaml to read a record, and which of its columns are not read then."""
     suggestion = suggest_read(record)
+    preference = ""
+    if all(name in record for name in PREFERENCE):
+        preference = "This is preference data: pairs of answers. Here only one can be trained, the chosen one. "
     if suggestion is None:
         return (
-            "No field holds messages, or a question and its answer. Name them under read: "
+            f"{preference}No field holds messages, or a question and its answer. Name them under read: "
             "fields: {our name: name in the source}."
         )
     columns = Columns(record, dict(suggestion.fields))
@@ -169,7 +173,7 @@ def _advice(record: Json) -> str:
     parts = {path.partition(".")[0] for path in columns.read} | columns.read
     others = [name for name, value in record.items() if name not in parts and says_something(value)]
     more = f"\nThen not read: {', '.join(sorted(others))[:SHOWN_CHARS]}." if others else ""
-    return f"In params.yaml, under this source, write:\n{suggestion.line()}{more}"
+    return f"{preference}In params.yaml, under this source, write:\n{suggestion.line()}{more}"
 
 
 def _required(format: str) -> str:

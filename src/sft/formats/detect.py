@@ -17,20 +17,21 @@ from sft.formats.fields import Suggestion, listed, merged, suggest_read
 from sft.formats.messages import normalize
 from sft.formats.raw_files import Row, read_objects
 from sft.formats.records import ChatRow
+from sft.raw_folders import ALL
 
 ROWS, MIN_SHARE = 1_000, 0.99
 MISFITS = {"malformed-row", "unknown-role", "no-messages"}  # reasons that say that a row has another form
 SHOWN_FORMS = 5
 
 
-def detect(folder: Path, fields: Mapping[str, str]) -> tuple[Suggestion, dict[str, Any]]:
+def detect(folder: Path, fields: Mapping[str, str], split: str = ALL) -> tuple[Suggestion, dict[str, Any]]:
     """Return the way to read a raw folder, and the decision as in `reports/`: form, rows tried, rows that fit.
 
     Raises:  InputError: there are no rows, or no form fits enough of them; the message has the counts.
     """
     if fields:
         raise InputError(f"read: format {AUTO!r} finds the fields itself. Remove read.fields, or name the format.")
-    rows = [row for row in itertools.islice(read_objects(folder), ROWS) if row.record is not None]
+    rows = [row for row in itertools.islice(read_objects(folder, split), ROWS) if row.record is not None]
     if not rows:
         raise InputError(f"{folder}: no row to find the format of. Check uri, or name the format under read.")
     fits = {suggestion: sum(map(_fits, itertools.repeat(suggestion), rows)) for suggestion in _suggestions(rows)}

@@ -11,7 +11,19 @@ Json = dict[str, Any]
 
 # Names for a question and for its answer, the likeliest first.
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "input", "user")
-ANSWERS = ("completion", "output", "response", "attempt", "deepseek_attempt", "answer", "solution", "assistant")
+ANSWERS = (
+    "completion",
+    "output",
+    "response",
+    "attempt",
+    "deepseek_attempt",
+    "answer",
+    "solution",
+    "assistant",
+    "chosen",
+)
+# Columns of preference data: the better and the worse of two answers.
+PREFERENCE = ("chosen", "rejected")
 # Names for the thought before an answer; a column of "on" and "off" is none.
 THOUGHTS = (
     *("reasoning_content", "thinking", "thinking_trajectories", "thinking_trajectory", "reasoning", "thought"),

@@ -1,30 +1,31 @@
 """Raw files to rows: the first step of every format.
 
-`read_objects(folder)` reads the files of data/raw/<source>/ in the order of their names and yields a `Row` for each
-JSON object: .jsonl, .ndjson, .json (an array, an object, or lines) and .parquet, each also as .gz or .zst. Files of
-other kinds (a README) give no rows. A row that cannot be read is a `Row` with a fault, so that it is counted.
+`read_objects(folder, split)` reads the files of data/raw/<source>/ that sft.raw_folders selects, in the order of their
+names, and yields a `Row` for each object: .jsonl (also .jsonlines, .ndjson), .json (an array, an object, or lines),
+.parquet, .arrow (as datasets saves it), .csv and .tsv (with a header), each also as .gz, .zst, .bz2 or .xz. A row that
+cannot be read is a `Row` with a fault, so that it is counted.
 
-`plan_parts(folder)` divides the same files into parts for workers; it depends on the files alone. The rows that
+`plan_parts(folder, split)` divides the same files into parts for workers; it depends on the files alone. The rows that
 `read_part` yields for all parts, in order, are those of `read_objects`.
 """
 
-import gzip
+import csv
 import io
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft import strict_json
+from sft.formats.compression import READ_BYTES, DamagedFileError, open_raw
+from sft.raw_folders import ALL, DELIMITED, DOCUMENT, LINES, TABLES, file_kind, select_files
 
 RAW_CHARS = 2_000  # of a faulty row, kept to show it
-LINES, DOCUMENT, TABLE, COMPRESSED = {".jsonl", ".ndjson"}, {".json"}, {".parquet"}, {".gz", ".zst"}
-KINDS = ".jsonl, .ndjson, .json or .parquet, plain or with .gz or .zst"  # the same, for messages
 PART_BYTES = 16 << 20
-PARQUET_ROWS = 256  # read together
-ZST_BYTES, READ_BYTES = 16 << 10, 1 << 20  # decompressed, and returned, at a time
+TABLE_ROWS = 256  # read together
+CELL_CHARS = 1 << 30  # longest cell of a .csv
+ARROW_FILE, ARROW_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"  # how a file begins, and how a stream ends
 Json = dict[str, Any]
 
 
@@ -56,44 +57,37 @@ class Part(NamedTuple):
     """Byte range of a file of lines, or row groups of a table; end None = to the end of the file."""
 
 
-def read_objects(folder: Path) -> Iterator[Row]:
-    """Yield a row for each JSON object in the files below a folder."""
-    for name in _files(folder):
+def read_objects(folder: Path, split: str = ALL) -> Iterator[Row]:
+    """Yield a row for each object in the files of a split below a folder. Raises InputError: no such split."""
+    for name in select_files(folder, split).read:
         yield from read_part(folder, Part(name))
 
 
-def plan_parts(folder: Path) -> list[Part]:
-    """Divide the files below a folder into parts of about PART_BYTES. Compressed files and .json stay whole."""
+def plan_parts(folder: Path, split: str = ALL) -> list[Part]:
+    """Divide the files of a split into parts of about PART_BYTES. Lines and .parquet are divided, other files are not.
+
+    Raises:  InputError: no such split.
+    """
     parts: list[Part] = []
-    for name in _files(folder):
-        path = folder / name
-        if path.stat().st_size <= PART_BYTES or path.suffix not in LINES | TABLE:
+    for name in select_files(folder, split).read:
+        path, (kind, packed) = folder / name, file_kind(name)
+        if path.stat().st_size <= PART_BYTES or packed:
             parts.append(Part(name))
-        elif path.suffix in LINES:
+        elif kind in LINES:
             parts += _line_parts(path, name)
         else:
-            parts += _table_parts(path, name)
+            parts += _table_parts(path, name) if kind == ".parquet" else [Part(name)]
     return parts
 
 
 def read_part(folder: Path, part: Part) -> Iterator[Row]:
     """Yield the rows of a part."""
-    path = folder / part.path
-    kind = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    if kind in LINES:
-        return _lines(path, part)
-    return _document(path, part.path) if kind in DOCUMENT else _table(path, part)
-
-
-def _files(folder: Path) -> list[str]:
-    """Return the names of the files below a folder that hold rows, sorted."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    kinds = LINES | DOCUMENT | TABLE
-    return [
-        path.relative_to(folder).as_posix()
-        for path in paths
-        if (Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix) in kinds
-    ]
+    path, (kind, _) = folder / part.path, file_kind(part.path)
+    if kind in TABLES:
+        return _table(path, part)
+    if kind in DELIMITED:
+        return _delimited(path, part.path, DELIMITED[kind])
+    return _document(path, part.path) if kind in DOCUMENT else _lines(path, part)
 
 
 def _line_parts(path: Path, name: str) -> Iterator[Part]:
@@ -131,69 +125,13 @@ def _table_parts(path: Path, name: str) -> Iterator[Part]:
             first, start, size, rows = first + rows, number + 1, 0, 0
 
 
-# Compression
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path)
-    if path.suffix == ".zst":
-        return io.BufferedReader(_Zstandard(path), READ_BYTES)
-    return path.open("rb")
-
-
-class _Zstandard(io.RawIOBase):
-    """A reader of .zst files that raises EOFError if the file is truncated; zstandard's own reader just ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("rb")
-        self.decoder: Any = None
-        self.ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Return True, which BufferedReader asks for."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the start of the buffer and return the number of bytes; 0 at the end."""
-        import zstandard
-
-        rest = b""
-        while not self.ready:
-            if self.decoder is not None and self.decoder.eof:  # a file may hold several frames
-                rest, self.decoder = self.decoder.unused_data, None
-            block = rest or self.file.read(ZST_BYTES)
-            rest = b""
-            if not block:
-                if self.decoder is not None:
-                    raise EOFError("the file is truncated")
-                return 0
-            self.decoder = self.decoder or zstandard.ZstdDecompressor().decompressobj()
-            self.ready = memoryview(self.decoder.decompress(block))
-        count = min(len(buffer), len(self.ready))
-        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
-        return count
-
-    def close(self) -> None:
-        """Close the reader and its file."""
-        self.file.close()
-        super().close()
-
-
-def _decompression_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that readers raise for damaged compressed files."""
-    import zstandard
-
-    return (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError)
-
-
 # Files to rows
 
 
 def _lines(path: Path, part: Part) -> Iterator[Row]:
     number, position = part.first - 1, part.start
     try:
-        with _open(path) as file:
+        with open_raw(path) as file:
             if part.start:
                 file.seek(part.start)
             for line in file:
@@ -202,18 +140,22 @@ def _lines(path: Path, part: Part) -> Iterator[Row]:
                 number, position = number + 1, position + len(line)
                 if line.strip():
                     yield parse_row(line.rstrip(b"\r\n"), f"{part.path}:{number}")
-    except _decompression_errors() as error:
-        fault = f"damaged compressed file, the rest is unreadable: {error}"
-        yield Row(f"{part.path}:{number + 1}", None, fault, is_end=True)
+    except DamagedFileError as error:
+        yield _rest(part.path, number, error)
+
+
+def _rest(name: str, rows: int, error: object) -> Row:
+    """Return the fault of a file of which only some rows can be read."""
+    return Row(f"{name}:{rows + 1}", None, f"{error}; the rest is unreadable", is_end=True)
 
 
 def _document(path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of a .json file: an array of objects, one object, or (as some publishers write) lines."""
     try:
-        with _open(path) as file:
+        with open_raw(path) as file:
             content = file.read()
-    except _decompression_errors() as error:
-        yield Row(f"{name}:1", None, f"damaged compressed file: {error}", is_end=True)
+    except DamagedFileError as error:
+        yield _rest(name, 0, error)
         return
     whole = parse_row(content, f"{name}:1")
     if whole.record is not None:
@@ -232,20 +174,79 @@ def _document(path: Path, name: str) -> Iterator[Row]:
 
 def _table(path: Path, part: Part) -> Iterator[Row]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = part.first - 1
     try:
-        source = io.BytesIO(_open(path).read()) if path.suffix != ".parquet" else path
-        table = pq.ParquetFile(source)
-        groups = range(part.start, table.num_row_groups if part.end is None else part.end)
-        for batch in table.iter_batches(PARQUET_ROWS, row_groups=list(groups)):
+        for batch in _batches(path, part):
             for item in _items(batch):
                 number += 1
                 yield _table_row(item, f"{part.path}:{number}")
-    except (pa.ArrowException, OSError, *_decompression_errors()) as error:
-        fault = f"damaged Parquet file, the rest is unreadable: {error}"
-        yield Row(f"{part.path}:{number + 1}", None, fault, is_end=True)
+    except (pa.ArrowException, OSError, DamagedFileError) as error:
+        yield _rest(part.path, number, f"damaged {file_kind(part.path)[0]} file: {error}")
+
+
+def _batches(path: Path, part: Part) -> Iterator[Any]:
+    """Yield the rows of a table in batches of at most TABLE_ROWS. A compressed table is read whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind, packed = file_kind(part.path)
+    if packed:
+        with open_raw(path) as file:
+            source = pa.BufferReader(file.read())
+    else:
+        source = pa.OSFile(str(path), "rb")
+    if kind == ".parquet":
+        table = pq.ParquetFile(source)
+        groups = range(part.start, table.num_row_groups if part.end is None else part.end)
+        yield from table.iter_batches(TABLE_ROWS, row_groups=list(groups))
+    else:
+        for batch in _arrow_batches(source):
+            for first in range(0, len(batch), TABLE_ROWS):
+                yield batch.slice(first, TABLE_ROWS)
+
+
+def _arrow_batches(source: Any) -> Iterator[Any]:
+    """Yield the batches of an Arrow file, or of an Arrow stream, which datasets writes. Raises DamagedFileError."""
+    import pyarrow as pa
+
+    if source.size() >= len(ARROW_FILE) and source.read_at(len(ARROW_FILE), 0) == ARROW_FILE:
+        file = pa.ipc.open_file(source)
+        yield from map(file.get_batch, range(file.num_record_batches))
+        return
+    source.seek(0)
+    yield from pa.ipc.open_stream(source)
+    end = len(ARROW_END)  # pyarrow takes a stream that ends between two batches for a whole one
+    if source.size() < end or source.read_at(end, source.size() - end) != ARROW_END:
+        raise DamagedFileError("it ends without the mark that ends a stream, so batches may be missing")
+
+
+def _delimited(path: Path, name: str, delimiter: str) -> Iterator[Row]:
+    """Yield the rows of a table as text, whose first row names the columns; all values are text."""
+    number = 0
+    csv.field_size_limit(CELL_CHARS)
+    try:
+        with open_raw(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            table = csv.reader(text, delimiter=delimiter, strict=True)
+            columns = next(table, [])
+            if len(set(columns)) < len(columns) or not all(columns):
+                yield _rest(name, 0, f"expected a name for each column in the first row, found {columns[:10]}")
+                return
+            for cells in table:
+                if cells:
+                    number += 1
+                    yield _delimited_row(columns, cells, f"{name}:{number}")
+    except (csv.Error, DamagedFileError) as error:
+        yield _rest(name, number, error)
+
+
+def _delimited_row(columns: list[str], cells: list[str], location: str) -> Row:
+    raw = ",".join(cells)[:RAW_CHARS].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if len(cells) != len(columns):
+        return Row(location, None, f"expected {len(columns)} columns, found {len(cells)}", raw)
+    text = json.dumps(dict(zip(columns, cells, strict=True)), ensure_ascii=False)
+    return parse_row(text.encode("utf-8", "surrogateescape"), location)
 
 
 def _items(batch: Any) -> list[Json | Exception]:

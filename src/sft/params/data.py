@@ -59,6 +59,8 @@ class Read(Section):
     """Our field -> name in the source, where they differ: `{messages: conversation.turns}`."""
     select: dict[str, list[str]] = Field(default_factory=dict)
     """Field of the row -> accepted values. Rows with other values are rejected and counted."""
+    split: str = "train"
+    """Split to read, if the names of files or folders say one (data/train-*, test.jsonl); all = every file."""
     max_rows: Positive | None = None
     """Number of rows to take, drawn by hash; null = all."""
 

@@ -27,6 +27,7 @@ from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
 from sft.params.data import Benchmark, Download
 from sft.params.read import load, load_source
+from sft.raw_folders import count_splits
 from sft.run_stage import run_source_stage
 from sft.sources.download import FetchedFile, fetch_files
 from sft.sources.redact import redact
@@ -47,9 +48,15 @@ def fetch_source(name: str, source: Download) -> None:
     """Publish data/raw/<name>/ and its report. Raises InputError, as fetch_files."""
     with publish_folder(RAW / name) as folder, _prefix_errors(f"fetch.sources.{name}"):
         files = fetch_files(source, folder)
+    splits = count_splits(file.path for file in files)
+    more = {"splits": splits} if len(splits) > 1 else {}
     ledger = Ledger(rows_in=len(files), rows_out=len(files))
-    ledger.write(REPORTS / f"{name}.json", unit="files", files=[asdict(file) for file in files], **origin(source))
+    listed = [asdict(file) for file in files]
+    ledger.write(REPORTS / f"{name}.json", unit="files", files=listed, **more, **origin(source))
     echo(f"{name}: {_total_size(files)} -> {RAW / name}")
+    if more:
+        counts = ", ".join(f"{split} ({count} {'file' if count == 1 else 'files'})" for split, count in splits.items())
+        echo(f"{name}: splits: {counts}. The filter stage reads train, or read.split of the source.")
 
 
 def fetch_model(source: Download) -> None:

@@ -30,11 +30,11 @@ from sft.filters.pipeline import RowCounts
 from sft.filters.publish import ExaminedFiles, FinalShards, reject_by_judge, write_final_shards
 from sft.formats.chat_forms import AUTO, PACKAGES
 from sft.formats.detect import detect
-from sft.formats.raw_files import KINDS
 from sft.hashing import file_digest, value_digest
 from sft.ledger import Ledger, read_report
 from sft.params.data import Filter, Read
 from sft.params.read import load, load_source
+from sft.raw_folders import KINDS, WORDS, select_files
 from sft.run_stage import run_source_stage
 from sft.workers import map_shards
 
@@ -71,7 +71,8 @@ def main(source: str) -> None:
     counts: dict[str, Any] = {"rows_found": num_rows, "sampled": params.max_rows is not None}
     if decision is not None:
         counts["read"] = decision
-    write_report(source, final, params, judge, counts | row_report(source, row_counts, params))
+    counts |= file_report(source, read) | row_report(source, row_counts, params)
+    write_report(source, final, params, judge, counts)
 
 
 def check_inputs(source: str, params: Filter) -> None:
@@ -101,10 +102,22 @@ def decide_read(source: str, read: Read) -> tuple[Read, dict[str, Any] | None]:
     """Return `read` with the format that the rows have, and the decision for the report, if its format is auto."""
     if read.format != AUTO:
         return read, None
-    suggestion, decision = detect(RAW / source, read.fields)
+    suggestion, decision = detect(RAW / source, read.fields, read.split)
     fit = f"fits {decision['rows_that_fit']} of the first {decision['rows']} rows"
     echo(f"[bold]{source}[/]: {escape(suggestion.line().strip())} {fit}")
     return read.model_copy(update={"format": suggestion.format, "fields": dict(suggestion.fields)}), decision
+
+
+def file_report(source: str, read: Read) -> dict[str, Any]:
+    """Return which files are not read as in the report, and print a line if there are any."""
+    if read.format in PACKAGES:
+        return {}
+    files = select_files(RAW / source, read.split)
+    if line := files.line():
+        echo(f"[bold]{source}[/]: not read: {escape(line)}")
+    if files.split not in (None, WORDS.get(read.split, read.split)):
+        echo(f"[bold]{source}[/]: reads split {escape(files.split)}: no file is of split {escape(read.split)}")
+    return {"files": files.report()}
 
 
 def row_report(source: str, counts: RowCounts, params: Filter) -> dict[str, Any]:

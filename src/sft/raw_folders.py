@@ -1,0 +1,143 @@
+"""Which files of a raw folder hold rows, and of which split they are: known by their names alone.
+
+`data/train-00000-of-00002.parquet`, `train.jsonl`, `chat_test.jsonl.gz` and `validation/0.arrow` name a split; a file
+without such a name belongs to none. The names are those that Hugging Face's datasets knows, and held-out.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from sft.cli import InputError
+
+LINES, DOCUMENT, TABLES = {".jsonl", ".jsonlines", ".ndjson"}, {".json"}, {".parquet", ".arrow"}
+DELIMITED = {".csv": ",", ".tsv": "\t"}
+COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
+KINDS = ".jsonl, .json, .parquet, .arrow, .csv or .tsv, plain or with .gz, .zst, .bz2 or .xz"  # for messages
+# What datasets writes beside the rows of a folder; state.json is the same only next to a dataset_info.json.
+ABOUT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+STATE = "state.json"
+CACHED = re.compile(r"cache-[0-9a-f]+\.arrow")
+TRAIN, ALL = "train", "all"
+WORDS = {
+    **dict.fromkeys(("training", "train"), TRAIN),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("testing", "test"), "test"),
+    **dict.fromkeys(("evaluation", "eval"), "eval"),
+    **dict.fromkeys(("held-out", "held_out", "heldout", "holdout"), "held-out"),
+}
+_WORD = "|".join(WORDS)
+# `train_sft-00000-of-00003-0123456789abcdef`: a split of its own, train_sft
+SHARD = re.compile(rf"({_WORD})(_\w+?)?-\d+-of-\d+(?:-[0-9a-f]{{16}})?")
+FIRST_WORD = re.compile(rf"({_WORD})(?![a-z])")
+LAST_WORD = re.compile(rf"(?:.*[^a-z])?({_WORD})[-_. ]?\d*(?:-of-\d+)?(?:-[0-9a-f]{{16}})?")
+NO_SPLIT, OTHER_KIND = "without a split in their names", "of other kinds"
+
+
+class SelectedFiles(NamedTuple):
+    """The files of a folder that are read, and the others."""
+
+    read: list[str]
+    """Relative to the folder, with slashes, sorted."""
+    split: str | None
+    """The split that they are of; None if their names say none, or all files are read."""
+    not_read: dict[str, list[str]]
+    """What they are ("of split test", "of other kinds") -> names."""
+
+    def report(self) -> dict[str, Any]:
+        """Return the counts as in `reports/`."""
+        groups = {group: {"files": len(names), "first": names[0]} for group, names in self.not_read.items()}
+        return {"read": len(self.read), "split": self.split, "not_read": groups}
+
+    def line(self) -> str:
+        """Return what is not read, with an example each; empty if everything is read."""
+        return ", ".join(
+            f"{len(names)} {'file' if len(names) == 1 else 'files'} {group} ({names[0]}{', …' * (len(names) > 1)})"
+            for group, names in self.not_read.items()
+        )
+
+
+def file_kind(name: str) -> tuple[str, str]:
+    """Return what the rows of a file are written in, and its compression ("" = none), as suffixes.
+
+    >>> file_kind("a/b.JSONL.bz2"), file_kind("README")
+    (('.jsonl', '.bz2'), ('', ''))
+    """
+    path = PurePosixPath(name.lower())
+    packed = path.suffix in COMPRESSED
+    return PurePosixPath(path.stem).suffix if packed else path.suffix, path.suffix if packed else ""
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a path names, in its file name or else in the nearest folder; None if it names none.
+
+    >>> [split_of(name) for name in ("data/test-00000-of-00001.parquet", "valid/a.jsonl", "contest.jsonl")]
+    ['test', 'validation', None]
+    """
+    path = PurePosixPath(name.lower())
+    kind, packed = file_kind(name)
+    for part in (path.name.removesuffix(packed).removesuffix(kind), *reversed(path.parent.parts)):
+        if shard := SHARD.fullmatch(part):
+            return WORDS[shard[1]] + (shard[2] or "")
+        if word := FIRST_WORD.match(part) or LAST_WORD.fullmatch(part):
+            return WORDS[word[1]]
+    return None
+
+
+def count_splits(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of files with rows of each split that names say, sorted."""
+    names = set(names)
+    return dict(
+        sorted(Counter(split for name in names if _has_rows(name, names) and (split := split_of(name))).items())
+    )
+
+
+def select_files(folder: Path, split: str = ALL) -> SelectedFiles:
+    """Return the files of a split below a folder, and those that are not read.
+
+    `split`: all, or the name of a split. Without files of several splits, all are read. Files whose names say no split
+    are read for `train` if no file says train.
+
+    Raises:  InputError: no file of this split; the message lists the splits.
+    """
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    with_rows = sorted(name for name in names if _has_rows(name, names))
+    groups: dict[str | None, list[str]] = {}
+    for name in with_rows:
+        groups.setdefault(None if split == ALL else split_of(name), []).append(name)
+    chosen = _choose(folder, groups, WORDS.get(split, split))
+    not_read = {NO_SPLIT if group is None else f"of split {group}": groups[group] for group in _sorted(groups, chosen)}
+    if others := sorted(names - set(with_rows)):
+        not_read[OTHER_KIND] = others
+    return SelectedFiles(groups.get(chosen, []), chosen, not_read)
+
+
+def _has_rows(name: str, names: set[str]) -> bool:
+    path = PurePosixPath(name)
+    if path.name in ABOUT_ROWS or (path.name == STATE and (path.parent / "dataset_info.json").as_posix() in names):
+        return False
+    return file_kind(name)[0] in LINES | DOCUMENT | TABLES | DELIMITED.keys() and not CACHED.fullmatch(path.name)
+
+
+def _choose(folder: Path, groups: dict[str | None, list[str]], split: str) -> str | None:
+    """Return which group is read. Raises InputError."""
+    if split in groups:
+        return split
+    if split == TRAIN:
+        parts = [group for group in groups if group is not None and group.startswith("train_")]
+        if None in groups and not parts:
+            return None
+        if len(groups) <= 1 or len(parts) == 1:
+            return parts[0] if parts else next(iter(groups), None)
+    elif split == ALL:
+        return None
+    found = ", ".join(f"{group} ({groups[group][0]})" for group in _sorted(groups)) or "none: no name says a split"
+    raise InputError(
+        f"{folder}: no files of split {split!r}. Found: {found}. Set read.split to one of them, or to all."
+    )
+
+
+def _sorted(groups: Iterable[str | None], left_out: str | None = ALL) -> list[str | None]:
+    return sorted((group for group in groups if group != left_out), key=lambda group: (group is None, group or ""))

@@ -1,0 +1,124 @@
+"""Which files of a folder hold rows, and of which split they are."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from sft.cli import InputError
+from sft.raw_folders import count_splits, select_files, split_of
+from tests.support.raw_rows import write
+
+
+@pytest.fixture
+def made(tmp_path: Path):
+    def make(names: str) -> Path:
+        for name in names.split():
+            write(tmp_path, name, "")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("data/train-00000-of-00001.parquet", "train"),
+        ("data/train-00000-of-00001-0123456789abcdef.parquet", "train"),
+        ("train.jsonl", "train"),
+        ("TRAIN.JSONL", "train"),
+        ("alpaca_train.json", "train"),
+        ("train_v2.jsonl", "train"),
+        ("training/a.jsonl.gz", "train"),
+        ("train_sft-00000-of-00003.parquet", "train_sft"),
+        ("test_gen-00000-of-00003.parquet", "test_gen"),
+        ("chat.test.jsonl", "test"),
+        ("test/data-00000-of-00001.arrow", "test"),
+        ("val.jsonl", "validation"),
+        ("dev/part-0.jsonl", "validation"),
+        ("data/valid-00000-of-00001.parquet", "validation"),
+        ("eval.jsonl", "eval"),
+        ("held-out.jsonl.zst", "held-out"),
+        ("held_out/a.jsonl", "held-out"),
+        ("chat-holdout.csv", "held-out"),
+        ("code/train/a.jsonl", "train"),
+        ("test1.jsonl", "test"),
+        ("contest.jsonl", None),
+        ("devops.jsonl", None),
+        ("evaluate.jsonl", None),
+        ("latest.jsonl", None),
+        ("trained.jsonl", None),
+        ("chat-00000-of-00003.parquet", None),
+    ],
+)
+def test_a_path_names_a_split_or_none(name: str, split: str | None) -> None:
+    assert split_of(name) == split
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "read", "not_read"),
+    [
+        ("train.jsonl test.jsonl", "train", "train.jsonl", {"of split test": ["test.jsonl"]}),
+        ("train.jsonl dev.jsonl", "dev", "dev.jsonl", {"of split train": ["train.jsonl"]}),
+        ("train.jsonl dev.jsonl", "validation", "dev.jsonl", {"of split train": ["train.jsonl"]}),
+        ("train.jsonl test.jsonl", "all", "test.jsonl train.jsonl", {}),
+        ("a.jsonl b.csv", "train", "a.jsonl b.csv", {}),
+        ("a.jsonl test.jsonl", "train", "a.jsonl", {"of split test": ["test.jsonl"]}),
+        ("a.jsonl train.jsonl", "train", "train.jsonl", {"without a split in their names": ["a.jsonl"]}),
+        ("test.jsonl", "train", "test.jsonl", {}),
+        (
+            "train_sft-0-of-1.csv test_sft-0-of-1.csv",
+            "train",
+            "train_sft-0-of-1.csv",
+            {"of split test_sft": ["test_sft-0-of-1.csv"]},
+        ),
+        ("a.jsonl README.md b.zip", "train", "a.jsonl", {"of other kinds": ["README.md", "b.zip"]}),
+        ("state.json a.jsonl", "train", "a.jsonl state.json", {}),
+        (
+            "state.json dataset_info.json cache-0a.arrow a.arrow",
+            "train",
+            "a.arrow",
+            {"of other kinds": ["cache-0a.arrow", "dataset_info.json", "state.json"]},
+        ),
+    ],
+)
+def test_train_is_read_unless_another_split_is_named_and_every_other_file_is_listed(
+    made, names: str, split: str, read: str, not_read: dict[str, list[str]]
+) -> None:
+    files = select_files(made(names), split)
+    assert (files.read, files.not_read) == (read.split(), not_read)
+    assert sorted([*files.read, *itertools.chain(*files.not_read.values())]) == sorted(names.split())
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        ("test.jsonl dev.jsonl", "train"),
+        ("train_sft-0-of-1.csv train_gen-0-of-1.csv", "train"),
+        ("a.jsonl", "test"),
+        ("train.jsonl", "tset"),
+    ],
+)
+def test_a_split_that_is_not_there_or_not_clear_is_an_error(made, names: str, split: str) -> None:
+    with pytest.raises(InputError, match=r"read\.split"):
+        select_files(made(names), split)
+
+
+def test_what_is_not_read_is_one_line_with_an_example_each(made) -> None:
+    files = select_files(made("data/train-0.csv data/test-0.csv data/test-1.csv README.md"), "train")
+    assert files.line() == "2 files of split test (data/test-0.csv, …), 1 file of other kinds (README.md)"
+    assert files.report() == {
+        "read": 1,
+        "split": "train",
+        "not_read": {
+            "of split test": {"files": 2, "first": "data/test-0.csv"},
+            "of other kinds": {"files": 1, "first": "README.md"},
+        },
+    }
+
+
+def test_splits_are_counted_by_files_with_rows() -> None:
+    assert count_splits(["train.jsonl", "dev.jsonl", "dev/b.csv", "test.md", "a.jsonl"]) == {
+        "train": 1,
+        "validation": 2,
+    }
