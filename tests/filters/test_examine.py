@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from sft.cli import InputError
 from sft.conversation import Conversation, Rejection
-from sft.filters.examine import check_readable, draw, examined_row, json_text, write_examined
+from sft.filters import examine
+from sft.filters.examine import Draw, check_readable, examined_row, json_text, row_text, write_examined
 from sft.filters.pipeline import Kept
 from sft.formats.raw_files import Row
 from sft.params.read import load
@@ -17,18 +19,29 @@ ROWS = [Row(location=f"a.jsonl:{number}", record={}) for number in range(1, 201)
 MESSAGES = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 
 
-def test_a_draw_has_rows_from_everywhere_in_their_order_and_another_seed_others():
-    drawn = list(draw(ROWS, 10, seed=1))
-    places = [ROWS.index(row) for row in drawn]
-    assert len(places) == 10
-    assert places == sorted(places)
-    assert max(places) > 100
-    assert list(draw(iter(ROWS), 10, seed=1)) == drawn
-    assert list(draw(ROWS, 10, seed=2)) != drawn
+def ranks(folder, *parts, max_rows=10):
+    """Return a draw from parts, each a list of hashes."""
+    drawn = Draw(max_rows)
+    for number, hashes in enumerate(parts):
+        order = np.argsort(np.array(hashes, np.uint64), kind="stable")[:max_rows]
+        np.savez(folder / f"{number}.npz", hashes=np.array(hashes, np.uint64)[order], places=order.astype(np.int64))
+        drawn.add(folder / f"{number}.npz")
+    return drawn.places()
 
 
-def test_a_draw_larger_than_the_source_takes_all():
-    assert list(draw(ROWS[:5], 9, seed=1)) == ROWS[:5]
+@pytest.mark.parametrize("waiting", [0, 1 << 18])
+def test_a_draw_takes_the_smallest_hashes_of_all_parts_and_of_equal_ones_the_first(tmp_path, monkeypatch, waiting):
+    monkeypatch.setattr(examine, "MIN_WAITING", waiting)
+    assert ranks(tmp_path, [5, 9, 1], [8, 8], [0, 5, (1 << 64) - 1], max_rows=3) == {0: [0, 2], 2: [0]}
+    assert ranks(tmp_path, [7, 7], [], [7], [3], max_rows=2) == {0: [0], 3: [0]}
+    assert ranks(tmp_path, [4], [2, 1], max_rows=9) == {0: [0], 1: [0, 1]}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_is_drawn_by_its_content_wherever_it_is():
+    record = {"messages": MESSAGES}
+    assert row_text(Row("a:1", record)) == row_text(Row("b:7", dict(record))) == json_text(record)
+    assert row_text(Row("a:1", None, "not JSON", "{broken")) == "{broken"
 
 
 def test_rows_pass_until_a_file_cannot_be_read(tmp_path):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.formats.chat_forms import AUTO, FORMATS, read_rows
+from sft.formats.chat_forms import AUTO, FORMATS, FieldCounts, read_rows, select_rows
 from sft.formats.messages import normalize
+from sft.formats.raw_files import read_objects
 from sft.formats.records import ChatRow
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -263,12 +264,12 @@ def test_a_package_is_read_as_it_is(tmp_path: Path, mapping: dict[str, Any]) -> 
 # Rows that are wanted
 
 
-def test_rows_of_other_values_are_marked_with_the_value_found(tmp_path: Path) -> None:
-    write(tmp_path, "a.jsonl", {**CHAT, "used_in": "nano_v3"}, {**CHAT, "used_in": ["super_v3"]}, CHAT)
-    wanted, other, without = records(tmp_path, "openai", select={"used_in": ["nano_v3"]})
-    assert "meta" not in wanted
-    assert other["meta"] == {"refuse": "filtered-by-field", "used_in": ["super_v3"]}
-    assert without["meta"] == {"refuse": "filtered-by-field", "used_in": None}
+def test_rows_of_other_values_are_left_out_and_counted(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", {**CHAT, "used_in": "nano_v3"}, {**CHAT, "used_in": ["super_v3"]}, CHAT, "{broken")
+    counts = FieldCounts(unseen_select={"used_in"})
+    rows = list(select_rows(read_objects(tmp_path), {"used_in": ["nano_v3"]}, counts))
+    assert [row.location for row in rows] == ["a.jsonl:1", "a.jsonl:4"], "what cannot be read is still rejected"
+    assert (counts.not_selected, counts.unseen_select) == (2, set())
 
 
 def test_nothing_is_filtered_unless_asked_for(tmp_path: Path) -> None:

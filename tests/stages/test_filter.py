@@ -101,8 +101,8 @@ def test_all_rows_rejected_stops_whatever_is_allowed(project):
 
 @pytest.mark.parametrize(
     "files",
-    [{"calls.jsonl": b""}, {"README.md": b"# Calls\n"}, {"calls.csv": b"question,answer\n1,2\n"}],
-    ids=["empty", "readme", "csv"],
+    [{"calls.jsonl": b""}, {"README.md": b"# Calls\n"}, {"calls.txt": b"question,answer\n1,2\n"}],
+    ids=["empty", "readme", "txt"],
 )
 def test_a_source_without_a_row_stops_and_names_what_is_read(project, files):
     for name, content in files.items():
@@ -508,3 +508,39 @@ def test_another_split_is_not_read_but_named_and_counted(project, capsys):
     set_params(project, **{"fetch.sources.calls.read": {"format": "openai", "split": "all"}})
     stage.main("calls")
     assert read_json(project / "reports/filter/calls.json")["rows_in"] == 5
+
+
+def drawn(project, records):
+    """Filter records; return the questions of the drawn ones, and the report."""
+    give(project, *records)
+    stage.main("calls")
+    kept = {json.loads(row["messages"])[0]["content"] for row in read_rows(project / "data/filtered/calls", "kept")}
+    return kept, read_json(project / "reports/filter/calls.json")
+
+
+def test_rows_are_drawn_among_the_selected_ones_by_their_content(project, monkeypatch):
+    monkeypatch.setattr(raw_files, "PART_BYTES", 1 << 12)
+    monkeypatch.setattr(raw_files, "READ_BYTES", 1 << 10)
+    read = {"format": "openai", "select": {"kind": ["good"]}, "max_rows": 20}
+    set_params(project, **{"fetch.sources.calls.read": read, "filter.max_rejected": 0.0})
+    records = [{**record, "kind": "bad" if n % 4 else "good"} for n, record in enumerate(chat_records(400))]
+    first, report = drawn(project, records)
+    assert len(raw_files.plan_parts(project / "data/raw/calls")) > 5
+    counts = {"rows_found": 400, "not_selected": 300, "not_drawn": 80, "rows_in": 20, "rows_out": 20, "rejected": {}}
+    assert {name: report[name] for name in counts} == counts
+    new = {**chat_records(401)[-1], "kind": "good"}
+    with_one_more, report = drawn(project, [new, *records])
+    assert len(first - with_one_more) <= 1
+    assert (len(with_one_more), report["rows_found"], report["not_drawn"]) == (20, 401, 81)
+    reordered, _ = drawn(project, records[::-1])
+    assert reordered == first
+    set_params(project, **{"filter.seed": 2})
+    other_seed, _ = drawn(project, records)
+    assert other_seed != first
+
+
+def test_a_selection_that_takes_nothing_stops_the_stage(project):
+    set_params(project, **{"fetch.sources.calls.read": {"format": "openai", "select": {"kind": ["good"]}}})
+    give(project, *({**record, "kind": "bad"} for record in chat_records(3)))
+    assert "read.select takes none of 3 rows" in fails("calls")
+    check_nothing_is_written(project)

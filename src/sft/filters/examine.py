@@ -1,37 +1,49 @@
 """Step 1 of the filter stage: apply the pipeline to the rows of a source, and write an outcome for each.
 
-Raw files -> files of examined rows (sft.parquet.EXAMINED), in order. Workers examine parts of the raw files. A
-source of which only some rows are taken, or that is a published package, is examined in this process.
+Raw files -> files of examined rows (sft.parquet.EXAMINED), in order. Workers examine parts of the raw files; a
+published package is one part. Rows that `read.select` does not take are counted and left out. If only some of the
+others are taken, workers read the parts twice: to find the rows with the smallest hashes, and to examine them.
 """
 
 import dataclasses
 import functools
-import heapq
 import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from sft.cli import InputError
 from sft.filters.contamination import read_benchmark_items
 from sft.filters.encoding import valid_text
 from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Outcome, Pipeline, RowCounts
-from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, read_rows
+from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, read_rows, select_rows
 from sft.formats.raw_files import Part, Row, plan_parts, read_part
 from sft.formats.records import ChatRow
-from sft.hashing import keyed_hash, value_digest
+from sft.hashing import keyed_hashes, value_digest
 from sft.params.data import Filter, Read
 from sft.workers import map_shards, relax_gc, report_position
 
+MIN_WAITING = 1 << 18  # rows whose hashes wait to be merged
 
-def examine_source(
-    task: dict[str, Any], max_rows: int | None, add_folder: Callable[[str], None]
-) -> tuple[int, RowCounts]:
-    """Examine the rows of a source; return how many the raw files hold, and what was counted in them.
+
+class Examined(NamedTuple):
+    """What was counted in the rows of a source: found = not selected + not drawn + examined."""
+
+    found: int
+    not_selected: int
+    not_drawn: int
+    rows: RowCounts
+    """Of the examined rows."""
+
+
+def examine_source(task: dict[str, Any], max_rows: int | None, add_folder: Callable[[str], None]) -> Examined:
+    """Examine the rows of a source.
 
     Args:  task: what workers need, JSON-like: source, raw and scratch folder, read, params, the file of benchmark items
     (or None), and a digest of the files they load. max_rows: rows to draw; None = all. add_folder: called with the
@@ -40,39 +52,94 @@ def examine_source(
     Raises:  InputError: a file cannot be read to its end; no row has the fields of the format.
     """
     raw, read = Path(task["raw"]), Read.model_validate_json(task["read"])
-    if max_rows is not None or read.format in PACKAGES:
-        num_rows = 0
-
-        def count() -> Iterator[Row]:
-            nonlocal num_rows
-            for row in check_readable(read_rows(raw, read.format, read.fields, read.select, read.split), raw):
-                num_rows += 1
-                yield row
-
-        seed = Filter.model_validate_json(task["params"]).seed
-        folder, _, row_counts = write_examined(count() if max_rows is None else draw(count(), max_rows, seed), task)
-        add_folder(folder)
-        return num_rows, row_counts
     check_read(read.format, read.fields, read.select)
-    parts = [{**task, "part": part} for part in plan_parts(raw, read.split)]
-    results = map_shards(examine_part, parts, f"filter {task['source']}", lambda result: add_folder(result["folder"]))
-    counts, row_counts = FieldCounts(unseen_select=set(read.select)), RowCounts()
+    parts = [None] if read.format in PACKAGES else plan_parts(raw, read.split)
+    tasks = [{**task, "part": part} for part in parts]
+    counts, row_counts, ranked = FieldCounts(unseen_select=set(read.select)), RowCounts(), 0
+    if max_rows is not None:
+        drawn = Draw(max_rows)
+        ranking = [{**each, "max_rows": max_rows} for each in tasks]
+        title = f"draw {task['source']}"
+        for result in map_shards(rank_part, ranking, title, lambda result: drawn.add(Path(result["file"]))):
+            counts.add(field_counts(result))
+            ranked += result["rows"]
+        tasks = [{**tasks[part], "drawn": places} for part, places in drawn.places().items()]
+    results = map_shards(examine_part, tasks, f"filter {task['source']}", lambda result: add_folder(result["folder"]))
+    examined = 0
     for result in results:
         row_counts.merge(result["not_read"], result["ends"])
-        fields = result["fields"]
-        counts.add(FieldCounts(**{**fields, "unseen_select": set(fields["unseen_select"])}))
+        counts.add(field_counts(result))
+        examined += result["rows"]
     counts.check(read.format, read.fields)
-    return sum(result["rows"] for result in results), row_counts
+    not_drawn = 0 if max_rows is None else ranked - examined
+    return Examined(examined + not_drawn + counts.not_selected, counts.not_selected, not_drawn, row_counts)
 
 
-def draw(rows: Iterable[Row], number: int, seed: int) -> Iterator[Row]:
-    """Draw `number` rows by a keyed hash of their position, in their order; only those are held in memory."""
+class Draw:
+    """The rows with the smallest hashes; of equal hashes the first ones. Memory holds about twice their number."""
 
-    def key(item: tuple[int, Row]) -> str:
-        return keyed_hash(seed, str(item[0]))
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows, self._parts = max_rows, 0
+        self._columns = [np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)]
+        self._waiting: list[list[npt.NDArray[Any]]] = []
 
-    for _, row in sorted(heapq.nsmallest(number, enumerate(rows), key=key), key=lambda item: item[0]):
-        yield row
+    def add(self, file: Path) -> None:
+        """Add what rank_part wrote for the next part."""
+        hashes, places = np.load(file)["hashes"], np.load(file)["places"]
+        file.unlink()
+        self._waiting.append([hashes, np.full(len(places), self._parts), places])
+        self._parts += 1
+        if sum(len(waiting[0]) for waiting in self._waiting) > max(self._max_rows, MIN_WAITING):
+            self._merge()
+
+    def _merge(self) -> None:
+        columns = [np.concatenate(column) for column in zip(self._columns, *self._waiting, strict=True)]
+        order = np.lexsort(columns[::-1])[: self._max_rows]
+        self._columns, self._waiting = [column[order] for column in columns], []
+
+    def places(self) -> dict[int, list[int]]:
+        """Return the places of the drawn rows among the selected rows of each part that has some, in order."""
+        self._merge()
+        _, parts, places = self._columns
+        return {int(part): np.sort(places[parts == part]).tolist() for part in np.unique(parts)}
+
+
+def rank_part(task: dict[str, Any]) -> dict[str, Any]:
+    """Hash the content of the selected rows of a part, in a worker.
+
+    Writes the smallest hashes, as many as rows are drawn, and their places to a file of task["scratch"].
+    """
+    counts = FieldCounts(unseen_select=set(Read.model_validate_json(task["read"]).select))
+    seed = Filter.model_validate_json(task["params"]).seed
+    hashes = keyed_hashes(seed, map(row_text, selected_rows(task, counts)))
+    places = np.argsort(hashes, kind="stable")[: task["max_rows"]]
+    handle, file = tempfile.mkstemp(dir=task["scratch"], suffix=".npz")
+    with open(handle, "wb") as writer:
+        np.savez(writer, hashes=hashes[places], places=places.astype(np.int64))
+    return {"file": file, "rows": len(hashes), **as_result(counts)}
+
+
+def row_text(row: Row) -> str:
+    """Return what a row holds, wherever it is."""
+    return json_text(row.record) if row.record is not None else valid_text(row.raw)
+
+
+def selected_rows(task: dict[str, Any], counts: FieldCounts) -> Iterator[Row]:
+    """Yield the rows of a part that `read.select` takes: as in the file, or records of a package. Updates `counts`."""
+    raw, read = Path(task["raw"]), Read.model_validate_json(task["read"])
+    if task["part"] is None:
+        return check_readable(read_rows(raw, read.format), raw)
+    return select_rows(check_readable(read_part(raw, Part(*task["part"])), raw), read.select, counts)
+
+
+def as_result(counts: FieldCounts) -> dict[str, Any]:
+    """Return counts as a worker returns them; `field_counts` is the inverse."""
+    return {"fields": {**dataclasses.asdict(counts), "unseen_select": sorted(counts.unseen_select)}}
+
+
+def field_counts(result: dict[str, Any]) -> FieldCounts:
+    """Return the counts that a worker returned."""
+    return FieldCounts(**{**result["fields"], "unseen_select": set(result["fields"]["unseen_select"])})
 
 
 def check_readable(rows: Iterable[Row], raw: Path) -> Iterator[Row]:
@@ -88,14 +155,19 @@ def check_readable(rows: Iterable[Row], raw: Path) -> Iterator[Row]:
 
 def examine_part(task: dict[str, Any]) -> dict[str, Any]:
     """Examine a part of the raw files, in a worker; return the folder that was written and what was counted."""
-    raw, read = Path(task["raw"]), Read.model_validate_json(task["read"])
+    read = Read.model_validate_json(task["read"])
     counts = FieldCounts(unseen_select=set(read.select))
-    rows = check_readable(read_part(raw, Part(*task["part"])), raw)
-    converted = convert_chats(rows, read.format, read.fields, read.select, counts)
-    folder, num_rows, row_counts = write_examined(converted, task)
-    fields = {**dataclasses.asdict(counts), "unseen_select": sorted(counts.unseen_select)}
+    rows = selected_rows(task, counts)
+    if "drawn" in task:
+        drawn = set(task["drawn"])
+        rows = (row for place, row in enumerate(rows) if place in drawn)
+    if task["part"] is not None:
+        rows = convert_chats(rows, read.format, read.fields, read.select, counts)
+    folder, num_rows, row_counts = write_examined(rows, task)
+    if "drawn" in task:
+        counts.not_selected = 0  # rank_part counted them
     counted = {"not_read": row_counts.not_read.counts, "ends": row_counts.ends}
-    return {"folder": folder, "rows": num_rows, "fields": fields, **counted}
+    return {"folder": folder, "rows": num_rows, **as_result(counts), **counted}
 
 
 def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int, RowCounts]:

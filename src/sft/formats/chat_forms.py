@@ -25,7 +25,7 @@ from sft.formats.demo.nemo_gym import nemo_gym
 from sft.formats.fields import PREFERENCE, SHOWN_CHARS, is_selected, listed, lookup, merged, suggest_read
 from sft.formats.not_read import says_something
 from sft.formats.raw_files import Json, Row, read_objects
-from sft.formats.records import NOT_SELECTED, ChatRow, as_messages, question_and_answer
+from sft.formats.records import ChatRow, as_messages, question_and_answer
 from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS
 from sft.raw_folders import ALL
 
@@ -42,10 +42,10 @@ Selection = Mapping[str, Sequence[str]]
 def read_rows(
     folder: Path, format: str, fields: Fields | None = None, select: Selection | None = None, split: str = ALL
 ) -> Iterator[Row]:
-    """Yield every row of a raw folder with a record or a fault, in a fixed order.
+    """Yield every selected row of a raw folder with a record or a fault, in a fixed order.
 
     `fields`: our field -> theirs, a name or a dotted path. `select`: a field of the row -> the accepted values;
-    rows with other values have the reason NOT_SELECTED.
+    rows with other values are left out.
 
     Raises:  InputError: unknown format or field; after the last row: no row has the fields of the format, or a field
              of `select`. The message lists the fields found and the lines of params.yaml that would fit.
@@ -59,7 +59,8 @@ def read_rows(
 
 def _read_chats(folder: Path, format: str, fields: Fields, select: Selection, split: str) -> Iterator[Row]:
     counts = FieldCounts(unseen_select=set(select))
-    yield from convert_chats(read_objects(folder, split), format, fields, select, counts)
+    rows = select_rows(read_objects(folder, split), select, counts)
+    yield from convert_chats(rows, format, fields, select, counts)
     counts.check(format, fields)
 
 
@@ -108,22 +109,23 @@ class FieldCounts:
             raise InputError(_no_row_fits(format, fields, self.without_fields))
 
 
+def select_rows(rows: Iterable[Row], select: Selection, counts: FieldCounts) -> Iterator[Row]:
+    """Yield the rows with accepted values, and those that cannot be read. Counts the others."""
+    for row in rows:
+        if row.record is not None:
+            values = {path: lookup(row.record, path) for path in select}
+            counts.unseen_select -= {path for path, value in values.items() if value is not None}
+            if not all(is_selected(value, select[path]) for path, value in values.items()):
+                counts.not_selected += 1
+                continue
+        yield row
+
+
 def convert_chats(
     rows: Iterable[Row], format: str, fields: Fields, select: Selection, counts: FieldCounts
 ) -> Iterator[Row]:
-    """Yield rows with records instead of objects: selected, renamed, converted. Updates `counts`."""
-    for row in rows:
-        if row.record is None:
-            yield row
-            continue
-        values = {path: lookup(row.record, path) for path in select}
-        counts.unseen_select -= {path for path, value in values.items() if value is not None}
-        others = {path: value for path, value in values.items() if not is_selected(value, select[path])}
-        if others:
-            counts.not_selected += 1
-            yield replace(row, record={**row.record, "meta": {"refuse": NOT_SELECTED, **others}})
-            continue
-        yield _to_chat(row, format, fields, select, counts)
+    """Yield selected rows with records instead of objects: renamed, converted. Updates `counts`."""
+    return (row if row.record is None else _to_chat(row, format, fields, select, counts) for row in rows)
 
 
 def _to_chat(row: Row, format: str, fields: Fields, select: Selection, counts: FieldCounts) -> Row:

@@ -14,8 +14,7 @@ from sft.formats.raw_files import Json, Row
 from sft.formats.spellings import LICENSE_COLUMNS
 
 CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER = "closed-model", "failed-rollout", "no-answer"
-NOT_SELECTED = "filtered-by-field"
-REJECT_REASONS = (CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER, NOT_SELECTED)
+REJECT_REASONS = (CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER)
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,11 @@ class Read(Section):
     fields: dict[str, str] = Field(default_factory=dict)
     """Our field -> name in the source, where they differ: `{messages: conversation.turns}`."""
     select: dict[str, list[str]] = Field(default_factory=dict)
-    """Field of the row -> accepted values. Rows with other values are rejected and counted."""
+    """Field of the row -> accepted values. Rows with other values are not taken, and counted."""
     split: str = "train"
     """Split to read, if the names of files or folders say one (data/train-*, test.jsonl); all = every file."""
     max_rows: Positive | None = None
-    """Number of rows to take, drawn by hash; null = all."""
+    """Number of rows to take, drawn by the hash of their content; null = all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +175,8 @@ class Filter(Section):
     """Which rows are rejected. A filter that is null or false is off."""
 
     max_rows: Positive | None
-    """Number of rows to take per source, drawn by hash; null = all. Such a run never gets an alias in MLflow."""
+    """Number of rows to take per source, drawn by the hash of their content; null = all. Such a run never gets an alias
+    in MLflow."""
     seed: int
     """Seed of the draw."""
     max_rejected: Share

@@ -9,9 +9,9 @@ The first filter that rejects a row gives its reason, in this order: format, str
 consistency, contamination (sft.filters.pipeline), duplicates within the source, and the judge, if params name one
 (sft.filters.publish).
 
-Rows in = rows kept + rows rejected by reason. Rows in are all rows, or as many as `read.max_rows` of the source or
-`filter.max_rows` allow, drawn by hash. If more than `filter.max_rejected` are rejected, the stage stops and writes
-nothing.
+Rows in = rows kept + rows rejected by reason. Rows in are the rows that `read.select` takes, or as many of them as
+`read.max_rows` of the source or `filter.max_rows` allow: those with the smallest hashes of their content. If more of
+them than `filter.max_rejected` are rejected, the stage stops and writes nothing.
 
     python -m sft.stages.filter --source NAME
 """
@@ -25,7 +25,7 @@ from rich.markup import escape
 from sft.cli import InputError, echo
 from sft.files import project_root, publish_folder, resolve_repo_file, scratch_folder
 from sft.filters.contamination import read_benchmark_items
-from sft.filters.examine import examine_source
+from sft.filters.examine import Examined, examine_source
 from sft.filters.pipeline import RowCounts
 from sft.filters.publish import ExaminedFiles, FinalShards, reject_by_judge, write_final_shards
 from sft.formats.chat_forms import AUTO, PACKAGES
@@ -59,19 +59,20 @@ def main(source: str) -> None:
         examined = ExaminedFiles(scratch, params.near_duplicates)
         task["scratch"] = str(scratch)
         max_rows = min(limits, default=None)
-        num_rows, row_counts = examine_source(task, max_rows, lambda name: examined.add(scratch / name))
+        rows = examine_source(task, max_rows, lambda name: examined.add(scratch / name))
         examined.reject_duplicates()
         if judge is not None:
             reject_by_judge([path for path, _ in examined.files], judge, params.judge)
         final = FinalShards(folder)
         shards = [{"scratch": str(scratch), "examined": files} for files in examined.plan_shards()]
         map_shards(write_final_shards, shards, f"write {source}", final.add)
-        check_rows(source, num_rows, read)
+        check_rows(source, rows, read)
         check_rejected(source, final, params)
-    counts: dict[str, Any] = {"rows_found": num_rows, "sampled": params.max_rows is not None}
+    counts: dict[str, Any] = {"rows_found": rows.found, "not_selected": rows.not_selected, "not_drawn": rows.not_drawn}
+    counts["sampled"] = params.max_rows is not None
     if decision is not None:
         counts["read"] = decision
-    counts |= file_report(source, read) | row_report(source, row_counts, params)
+    counts |= file_report(source, read) | row_report(source, rows.rows, params)
     write_report(source, final, params, judge, counts)
 
 
@@ -155,9 +156,13 @@ def load_judge(params: Filter, stack: contextlib.ExitStack) -> "Judge | None":
     return stack.enter_context(Judge.load(params.judge, project_root() / "runs" / "judge"))
 
 
-def check_rows(source: str, num_rows: int, read: Read) -> None:
-    """Raise InputError if a source has no row."""
-    if not num_rows:
+def check_rows(source: str, rows: Examined, read: Read) -> None:
+    """Raise InputError if a source has no row, or none is selected."""
+    if rows.found and rows.not_selected == rows.found:
+        raise InputError(
+            f"{RAW / source}: read.select takes none of {rows.found} rows. Check its values, or remove it."
+        )
+    if not rows.found:
         kinds = "the files of its package" if read.format in PACKAGES else KINDS
         raise InputError(
             f"{RAW / source}: no row of format {read.format!r}, which reads {kinds}. Check uri and read of "
@@ -201,6 +206,8 @@ def write_report(
     echo(
         f"[bold]{source}[/]: {ledger.rows_in} rows, {ledger.rows_out} kept, {ledger.rows_in - ledger.rows_out} rejected"
         f"{' (' + reasons + ')' if reasons else ''}"
+        f"{f', {more["not_selected"]} not selected' if more['not_selected'] else ''}"
+        f"{f', {more["not_drawn"]} not drawn' if more['not_drawn'] else ''}"
     )
 
 
