@@ -26,7 +26,7 @@ EXTRA = {"fetch-model", "fetch-benchmarks"}
 LINEAGE_PROGRAMS = ("compare", "graph", "reproduce", "resolve")
 # The parts of the package in the order of the data flow: imports point from later to earlier ones.
 ORDER = (
-    *("hashing", "cli", "files", "ledger", "strict_json", "domains", "params", "raw_folders", "sources"),
+    *("hashing", "cli", "files", "ledger", "chat_files", "strict_json", "domains", "params", "raw_folders", "sources"),
     *("conversation", "formats", "parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning"),
     *("mamba", "training"),
     *("evaluation", "lineage", "tracking", "cluster", "pages", "inspect", "experiments", "run_stage", "stages"),

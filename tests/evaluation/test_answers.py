@@ -12,7 +12,7 @@ STOP = 0
 class Letters:
     """A tokenizer of characters, without the stop token."""
 
-    stop_id = STOP
+    stop_ids = (STOP,)
 
     def decode(self, ids):
         return "".join(map(chr, ids))

@@ -50,13 +50,13 @@ def test_answers_do_not_depend_on_the_batch_and_keep_the_order_of_the_prompts(mo
     assert len({tuple(answer) for answer in alone}) == len(PROMPTS)
     unused = next(i for i in range(VOCABULARY) if all(i not in answer for answer in alone))
     for batch_size in (1, 2, 5):
-        assert generate(model, PROMPTS, stop_id=unused, max_new_tokens=12, batch_size=batch_size) == alone
+        assert generate(model, PROMPTS, stop_ids=[unused], max_new_tokens=12, batch_size=batch_size) == alone
 
 
 def test_an_answer_ends_with_the_stop_token_or_is_cut_without_it(model):
     alone = [greedy(model, prompt, 12) for prompt in PROMPTS]
     stop = alone[0][5]
-    answers = generate(model, PROMPTS, stop_id=stop, max_new_tokens=12, batch_size=3)
+    answers = generate(model, PROMPTS, stop_ids=[stop], max_new_tokens=12, batch_size=3)
     for answer, whole in zip(answers, alone, strict=True):
         assert answer == whole[: whole.index(stop) + 1] if stop in whole else answer == whole
     assert len(answers[0]) <= 6
@@ -72,13 +72,13 @@ def test_a_batch_of_finished_answers_is_not_decoded_further(model):
         return before(*args, **kwargs)
 
     model.forward = counted
-    assert generate(model, PROMPTS[:1], stop_id=stop, max_new_tokens=50, batch_size=4) == [[stop]]
+    assert generate(model, PROMPTS[:1], stop_ids=[stop], max_new_tokens=50, batch_size=4) == [[stop]]
     model.forward = before
     assert model.forward_calls == 1
 
 
 def test_no_prompts_give_no_answers(model):
-    assert generate(model, [], stop_id=0, max_new_tokens=3, batch_size=2) == []
+    assert generate(model, [], stop_ids=[0], max_new_tokens=3, batch_size=2) == []
 
 
 def test_held_out_loss_sums_over_marked_labels_only(model):

@@ -14,7 +14,11 @@ from sft.params.version_0_1 import RENAMED, new_entry
 from tests.support.params_files import DEFAULT, changed, error_of, with_source
 
 OLD = Path(__file__).parents[1] / "fixtures/0.1.0/params.yaml"
-ADDED = "  ends: trim"  # a new key is shown as missing
+# New keys are shown as missing.
+ADDED = {
+    "filter": "  ends: trim",
+    "prep": "  stop_tokens: []\n  date: null\n  max_rejected: 0.5",
+}
 DIGEST, COMMIT = "a" * 64, "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -35,7 +39,10 @@ def test_pasting_what_the_messages_show_gives_the_params_of_today(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_bytes(OLD.read_bytes())
     message = error_of(path)
-    path.write_text(re.sub("^filter:$", f"filter:\n{ADDED}", paste(OLD.read_text(), message), flags=re.M))
+    text = paste(OLD.read_text(), message)
+    for section, keys in ADDED.items():
+        text = re.sub(f"^{section}:$", f"{section}:\n{keys}", text, flags=re.M)
+    path.write_text(text)
     assert read(path) == read(DEFAULT)
 
 
@@ -44,7 +51,9 @@ def test_each_old_entry_and_each_old_key_has_one_message(tmp_path):
     path.write_bytes(OLD.read_bytes())
     places = re.findall(rf"^{re.escape(str(path))}:\d+: ([\w.-]+)", error_of(path), re.M)
     entries = ["fetch.model", *(f"fetch.sources.{name}" for name in read(DEFAULT).fetch.sources)]
-    assert sorted(places) == sorted([*entries, *RENAMED, "filter.ends"])
+    assert sorted(places) == sorted(
+        [*entries, *RENAMED, "filter.ends", "prep.stop_tokens", "prep.date", "prep.max_rejected"]
+    )
 
 
 def test_a_section_alone_shows_the_same_lines(tmp_path):

@@ -160,11 +160,47 @@ def test_a_hostile_template_is_one_error_and_writes_nothing(project):
     assert not (project / "data/prepared/chats").exists()
 
 
-def test_a_template_that_renders_no_row_is_an_error(project):
+def test_a_template_that_renders_no_row_is_an_error_with_examples_and_the_rejected_rows_are_written(project):
     (project / "chatml.jinja").write_text(CHATML)
     set_params(project, **{"prep.template": "chatml.jinja"})
-    with pytest.raises(InputError, match=r"data/filtered/calls: chatml\.jinja .*template-drops-text': 8"):
+    with pytest.raises(InputError, match=r"(?s)data/filtered/calls: chatml\.jinja .*8 template-drops-text: \w{32}: "):
         stage.main("calls")
+    assert {path.name for path in (project / "data/prepared/calls").iterdir()} == {
+        "chat_template.jinja",
+        "rejected.jsonl",
+    }
+    assert len((project / "data/prepared/calls/rejected.jsonl").read_text().splitlines()) == 8
+    assert not (project / "reports/prep/calls.json").exists()
+
+
+def test_more_rejected_rows_than_allowed_stop_the_stage(project):
+    refuses = "{% if '4' in m.content %}{{ raise_exception('no 4') }}{% endif %}"
+    (project / "picky.jinja").write_text(CHATML.replace("{{ m.content", refuses + "{{ m.content"))
+    set_params(project, **{"prep.template": "picky.jinja", "prep.max_rejected": 0.25})
+    with pytest.raises(InputError, match=r"(?s)rejects 33\.3% of 6 .*prep\.max_rejected allows 25\.0%.*: no 4"):
+        stage.main("chats")
+    set_params(project, **{"prep.max_rejected": 0.34})
+    assert prepared(project, "chats")[0]["rejected"] == {"template-refuses": 2}
+
+
+def test_stop_tokens_form_and_date_of_the_template_are_reported(project):
+    dated = "{{ strftime_now('%Y') }}" + CHATML
+    (project / "models/base/tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "chat_template": dated})
+    )
+    (project / "models/base/chat_template.jinja").unlink(missing_ok=True)
+    set_params(project, **{"prep.template": "models/base/chat_template.jinja", "prep.date": "2026-01-31"})
+    report, rows = prepared(project, "chats")
+    assert (report["stop_ids"], report["stop_id"], report["date"]) == ([0, 2], 0, "2026-01-31")
+    assert report["form"] == {"arguments": "object", "reasoning": "inline"}
+    assert report["cannot_render"].keys() == {
+        "tools",
+        "parallel-calls",
+        "words-beside-a-call",
+        "reasoning-before-a-call",
+    }
+    assert {row["ids"][end - 1] for row in rows for end in row["turn_ends"]} == {2}
+    assert (project / "data/prepared/chats/chat_template.jinja").read_text() == dated
 
 
 def test_a_ledger_that_does_not_match_the_filter_report_is_an_error(project):

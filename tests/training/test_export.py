@@ -23,6 +23,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, place in places.items():
         write_json(place / "config.json", {"name": name})
     (places["packed"] / "chat_template.jinja").write_text("{{ messages }}")
+    write_json(places["packed"] / "metadata.json", {"stop_ids": [2, 7]})
     write_json(places["start"] / bridge.BASE_DIGEST, {"base": folder_digest(places["base"])})
     for key in ("aa11", "ab22"):
         Run(tmp_path / "runs" / key, **places).write()
@@ -48,7 +49,8 @@ def test_a_step_is_exported_with_the_template_of_its_data_and_its_lineage(projec
     lineage = read_json(model / "lineage.json")
     assert (lineage["lineage_key"], lineage["step"], lineage["validation_loss"]) == ("aa11", 2, 0.5)
     assert lineage["parity"]["export"] == {"logits": 1e-6}
-    assert set(lineage["files"]) == {"model.safetensors", "chat_template.jinja"}
+    assert read_json(model / "generation_config.json")["eos_token_id"] == [2, 7], "what ends the trained answers"
+    assert set(lineage["files"]) == {"model.safetensors", "chat_template.jinja", "generation_config.json"}
 
 
 def test_without_a_step_the_newest_is_taken_and_a_place_can_be_named(project: Path) -> None:

@@ -14,7 +14,7 @@ SHARES = ("stopped", "think_balanced")
 
 def graded_answer(prompt: Prompt, ids: list[int], chat: Any) -> dict[str, Any]:
     """Return one answer as answers.jsonl has it: its text, whether it stopped, the verdict on its tool calls."""
-    stopped = ids[-1:] == [chat.stop_id]
+    stopped = bool(ids) and ids[-1] in chat.stop_ids
     text = chat.decode(ids[:-1] if stopped else ids)
     turn = opening(chat.decode(prompt.ids)) + text
     answer = {"text": text, "stopped": stopped, "think_balanced": think_balanced(turn)}

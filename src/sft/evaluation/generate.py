@@ -71,16 +71,16 @@ class _OneThread(StoppingCriteria):  # type: ignore[misc]
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], *, stop_id: int, max_new_tokens: int, batch_size: int
+    model: Any, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], max_new_tokens: int, batch_size: int
 ) -> list[list[int]]:
     """Return the greedy answer to every prompt, in the order of the prompts.
 
-    An answer ends with `stop_id`, or is cut after `max_new_tokens` and does not contain it. Prompts of similar length
+    An answer ends with one of `stop_ids`, or is cut after `max_new_tokens` and contains none. Prompts of similar length
     share a batch, padded on the left and masked: the batch changes rounding at most. The sampling defaults of the
     model folder are not used.
     """
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop_id, pad_token_id=stop_id
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
     )
     model.generation_config = config
     threads = torch.get_num_threads()
@@ -90,7 +90,7 @@ def generate(
     for batch in _progress(batches, "answering"):
         width = max(len(prompts[i]) for i in batch)
         padding = [width - len(prompts[i]) for i in batch]
-        rows = [[stop_id] * pad + list(prompts[i]) for i, pad in zip(batch, padding, strict=True)]
+        rows = [[stop_ids[0]] * pad + list(prompts[i]) for i, pad in zip(batch, padding, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in padding]
         with torch.inference_mode():
             output = model.generate(
@@ -101,7 +101,8 @@ def generate(
             )
         torch.set_num_threads(threads)
         for i, ids in zip(batch, output[:, width:].tolist(), strict=True):
-            answers[i] = ids[: ids.index(stop_id) + 1] if stop_id in ids else ids
+            end = next((place for place, number in enumerate(ids) if number in stop_ids), len(ids))
+            answers[i] = ids[: end + 1]
     return [answers[i] for i in range(len(prompts))]
 
 

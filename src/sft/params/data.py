@@ -230,6 +230,12 @@ class Prep(Section):
 
     template: str
     """Chat template: a .jinja file, or models/base/chat_template.jinja for the one of the base model."""
+    stop_tokens: list[str]
+    """Control tokens that end an answer, beside those that the base model and the template name."""
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] | None
+    """What the template writes as today's date, such as 2026-01-31; null = a template that needs it is an error."""
+    max_rejected: Share
+    """Share of a source's conversations that may be rejected; if more are, the stage stops."""
     reasoning: Reasoning
     """How much of the reasoning is trained."""
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sft.chat_files import write_missing
 from sft.cli import InputError, echo
 from sft.sources.base_weights import check_weights
 from sft.sources.model_files import remove_code_keys, taken_files
@@ -60,6 +61,8 @@ def make_base(source_folder: Path, target: Path) -> None:
     _write(target / "tokenizer.json", tokenizer)
     check_base(target)
     check_weights(target)
+    eos = _read(target / "config.json").get("eos_token_id")
+    write_missing(target, eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
 def _copy_folder(source_folder: Path, target: Path) -> None:

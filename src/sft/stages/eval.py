@@ -123,7 +123,7 @@ def measure(
     model = generate.load_model(folder)
     all_segments = [segment for kept in segments.values() for segment in kept]
     ids = itertools.chain(
-        [chat.stop_id], *(segment.ids for segment in all_segments), *(prompt.ids for prompt in prompts)
+        chat.stop_ids, *(segment.ids for segment in all_segments), *(prompt.ids for prompt in prompts)
     )
     generate.check_ids(model, ids, str(folder))
     losses = iter(generate.held_out_loss(model, [(segment.ids, segment.marks) for segment in all_segments]))
@@ -131,7 +131,7 @@ def measure(
     answer_ids = generate.generate(
         model,
         [prompt.ids for prompt in prompts],
-        stop_id=chat.stop_id,
+        stop_ids=chat.stop_ids,
         max_new_tokens=params.max_new_tokens,
         batch_size=params.batch_size,
     )
@@ -204,12 +204,13 @@ def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, held_out: jo
 
 def main() -> None:
     """Measure both models, write the reports, log them to MLflow."""
-    from sft.tokens.render import ChatTemplate
+    from sft.tokens.render import ChatTemplate, Settings
     from sft.tracking import sync
 
     params = load("eval")
     metadata, lineage = find_inputs()
-    chat = ChatTemplate.load(str(MODELS["after"] / "chat_template.jinja"), MODELS["after"])
+    template, settings = str(MODELS["after"] / "chat_template.jinja"), Settings(date=metadata.get("date"))
+    chat = ChatTemplate.load(template, MODELS["after"], settings=settings)
     segments, prompts, left_out = choose(metadata, params, chat)
     measured = {name: measure(folder, segments, prompts, chat, params) for name, folder in MODELS.items()}
 

@@ -163,6 +163,7 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
     sort = plan_sort(plan.splits, samples, conversations, groups, layout, spool)
     metadata = make_metadata(samples, conversations, plan, sources, params, prep_reports, filter_reports)
     metadata |= {"npy": balance["tokens"] <= params.npy_max_tokens, **fingerprints}
+    metadata |= {name: first[name] for name in ("stop_ids", "date") if name in first}
     return PackPlan(sort, metadata, ledger, make_report(metadata, balance, samples, conversations, sources))
 
 

@@ -22,6 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
+from sft.chat_files import read_template
 from sft.cli import InputError, echo
 from sft.files import publish_folder, resolve_repo_file, scratch_folder
 from sft.hashing import file_digest
@@ -37,18 +40,20 @@ CONVERSATIONS_PER_BATCH = 250
 COMPARED_FIRST, COMPARED = 1 << 14, 1 << 10
 # Row ranges at least this long return memory at their end; for shorter ones, getting it back takes as long.
 MIN_ROWS_TO_RELEASE = 10_000
+TOP_REASONS = 5
 # From this many conversations on, the faster tokenizer saves more time than it takes to load and check.
 MIN_ROWS_FOR_FASTOKENS = 500
 
 
 @functools.cache
-def load_template(template: str, fast: bool) -> Any:
+def load_template(template: str, fast: bool, stop_tokens: tuple[str, ...], date: str | None) -> Any:
     """Return the ChatTemplate of this process; `fast`: with the faster tokenizer, if its ids are the same."""
     from sft.parquet import release_memory
-    from sft.tokens.render import ChatTemplate
+    from sft.tokens.render import ChatTemplate, Settings
 
     relax_gc()
-    chat = ChatTemplate.load(template, BASE, whole=False, fast=fast and os.environ.get("SFT_FASTOKENS") != "0")
+    fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
+    chat = ChatTemplate.load(template, BASE, whole=False, fast=fast, settings=Settings(stop_tokens, date))
     release_memory()  # what loading needed
     gc.freeze()  # the garbage collector need not scan vocabularies again
     return chat
@@ -64,7 +69,7 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
     from sft.tokens.reasoning import Shares
 
     row_range, reasoning = RowRange(*task["row_range"]), Shares(**task["reasoning"])
-    chat = load_template(task["template"], task["fast"])
+    chat = load_template(task["template"], task["fast"], tuple(task["stop_tokens"]), task["date"])
     compared = COMPARED
     if task["number"] == 0:  # once per source is enough
         chat.check_whole()
@@ -86,7 +91,8 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
             row += len(rows)
     if row_range.rows >= MIN_ROWS_TO_RELEASE:
         release_memory()
-    return {"folder": folder.name, "rows": row - row_range.first_row, "counts": counts}
+    facts = {"form": chat.form._asdict(), "stop_ids": list(chat.stop_ids), "cannot_render": chat.modes}
+    return {"folder": folder.name, "rows": row - row_range.first_row, "counts": counts, "facts": facts}
 
 
 def collect_results(results: list[dict[str, Any]], scratch: Path, folder: Path) -> dict[str, Counter[Any]]:
@@ -118,6 +124,18 @@ def quantiles(lengths: Mapping[int, int]) -> dict[str, int]:
     return by_name
 
 
+def top_reasons(ledger: Ledger, rejected: Path) -> str:
+    """Return the most frequent reasons of rejected conversations, a line with an example for each."""
+    examples: dict[str, str] = {}
+    with rejected.open(encoding="utf-8") as lines:
+        for line in map(json.loads, lines):
+            examples.setdefault(line["reason"], f"{line['id']}: {line['evidence']}")
+            if len(examples) == len(ledger.rejected):
+                break
+    most = ledger.rejected.most_common(TOP_REASONS)
+    return "\n".join(f"  {count:6} {reason}: {examples[reason]}" for reason, count in most)
+
+
 def main(source: str) -> None:
     """Prepare one source."""
     from sft.params.read import load
@@ -136,23 +154,34 @@ def main(source: str) -> None:
     with publish_folder(target) as folder, scratch_folder(target) as scratch:
         fixed = {
             "template": str(template),
+            "stop_tokens": params.stop_tokens,
+            "date": params.date,
             "reasoning": params.reasoning.model_dump(),
             "fast": sum(row_range.rows for row_range in ranges) >= MIN_ROWS_FOR_FASTOKENS,
             "scratch": str(scratch),
         }
         tasks = [{**fixed, "number": number, "row_range": row_range} for number, row_range in enumerate(ranges)]
-        counts = collect_results(map_shards(prepare_range, tasks, f"prep {source}"), scratch, folder)
+        results = map_shards(prepare_range, tasks, f"prep {source}")
+        counts = collect_results(results, scratch, folder)
         rows, lengths = counts["rows"], {int(length): number for length, number in counts["lengths"].items()}
         ledger = Ledger(rows["in"], rows["out"], counts["rejected"])
         check_handover(Path(f"reports/filter/{source}.json"), ledger.rows_in)
-        if not ledger.rows_out:
-            raise InputError(
-                f"{filtered}: {params.template} renders none of {ledger.rows_in} conversations: "
-                f"{dict(ledger.rejected)}. Choose another prep.template."
-            )
         ledger.check(f"prep {source}")
-        text = template.read_text(encoding="utf-8")
+        reasons = top_reasons(ledger, folder / "rejected.jsonl")
+        if too_many := not ledger.rows_out or ledger.rejected.total() > params.max_rejected * ledger.rows_in:
+            for path in folder.glob("*.parquet"):
+                path.unlink()
+        text = read_template(template)
         (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    if too_many:
+        Path(f"reports/prep/{source}.json").unlink(missing_ok=True)
+        allowed = f"prep.max_rejected allows {params.max_rejected:.1%}" if ledger.rows_out else "none is left"
+        raise InputError(
+            f"{filtered}: {params.template} rejects {ledger.rejected.total() / ledger.rows_in:.1%} of "
+            f"{ledger.rows_in} conversations, {allowed}. Most frequent:\n{reasons}\n"
+            f"All are in {target}/rejected.jsonl. Choose another prep.template, or leave such rows out."
+        )
+    facts = results[0]["facts"]
     tokens = sum(length * number for length, number in lengths.items())
     report = ledger.write(
         Path(f"reports/prep/{source}.json"),
@@ -165,7 +194,9 @@ def main(source: str) -> None:
         template=params.template,
         template_sha256=hashlib.sha256(text.encode()).hexdigest(),
         tokenizer_sha256=file_digest(BASE / "tokenizer.json"),
-        stop_id=(stop_id := token_id(BASE, "eos_token")),
+        **facts,
+        date=params.date,
+        stop_id=(stop_id := token_id(BASE, "eos_token", default=facts["stop_ids"][0])),
         pad_id=token_id(BASE, "pad_token", default=stop_id),
     )
     echo(
@@ -174,6 +205,8 @@ def main(source: str) -> None:
         f"{rows['trained'] / max(1, tokens):.1%} trained, median length {report['length_quantiles']['p50']}"
         f"{', rejected ' + str(report['rejected']) if report['rejected'] else ''}"
     )
+    if ledger.rejected:
+        echo(escape(reasons))
 
 
 if __name__ == "__main__":

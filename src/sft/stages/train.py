@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from sft.chat_files import copy_chat_files
 from sft.cli import InputError, echo
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file, requested_cluster
@@ -221,7 +222,7 @@ def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: byte
 
     with publish_folder(FINAL) as folder:
         parity = bridge.export(checkpoint=checkpoint, base=run.base, target=folder, start=run.start, peft=peft)
-        (folder / "chat_template.jinja").write_bytes((run.packed / "chat_template.jinja").read_bytes())
+        copy_chat_files(run.packed, folder)
         begun = run.folder / snapshot.BEGUN
         git = snapshot.begun_at(run.folder)
         facts = {**lineage_json(lineage, run_id, begun, load("fetch.model"), patch, git), "parity": parity}

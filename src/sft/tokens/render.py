@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from sft import chat_files
 from sft.cli import InputError
 from sft.conversation import Message, Rejection
-from sft.tokens import checks, model_files
+from sft.tokens import checks
 from sft.tokens.completeness import missing_in_tool
 from sft.tokens.fast_nano3 import MAX_CACHED_TOOLS, PROBES, SHA256, FastNano3
 from sft.tokens.forms import USUAL, Form, make_turns
@@ -101,7 +102,7 @@ class ChatTemplate:
     def load(
         template: str, tokenizer_folder: Path, whole: bool = True, fast: bool = False, settings: Settings = NO_SETTINGS
     ) -> "ChatTemplate":
-        """Load a template (a path, see sft.tokens.model_files) and the tokenizer of a folder, and check them.
+        """Load a template (a path, see sft.chat_files) and the tokenizer of a folder, and check them.
 
         Without `whole`, `check_whole`, which loads the tokenizer a second time, is left to another process. `fast`: use
         the faster tokenizer, if its ids are the same.
@@ -344,7 +345,7 @@ def _stop_tokens(folder: Path, tokenizer: SafeTokenizer, settings: Settings) -> 
         if token not in tokenizer.control:
             raise InputError(f"prep.stop_tokens: {token!r} is no control token of {folder}/tokenizer.json")
     names = {number: token for token, number in tokenizer.control.items()}
-    of_model = [tokenizer.special.get("eos_token", ""), *(names.get(i, "") for i in model_files.stop_ids(folder))]
+    of_model = [tokenizer.special.get("eos_token", ""), *(names.get(i, "") for i in chat_files.stop_ids(folder))]
     return list(dict.fromkeys(token for token in [*of_model, *settings.stop_tokens] if token in tokenizer.control))
 
 

@@ -26,8 +26,8 @@ import jinja2.parser
 import jinja2.runtime
 import jinja2.sandbox
 
+from sft.chat_files import read_template
 from sft.cli import InputError
-from sft.tokens.model_files import read_template
 from sft.tokens.shapes import texts_looked_for
 
 MEMORY_BYTES = 1 << 30
@@ -53,7 +53,7 @@ class Template:
     """Texts that it looks for in messages."""
 
     def __init__(self, path: Path, date: str | None = None) -> None:
-        """Read and compile the template at `path` (sft.tokens.model_files); `date`: what it writes as today's.
+        """Read and compile the template at `path` (sft.chat_files); `date`: what it writes as today's.
 
         Raises:  InputError: there is no such template, or it does not compile within the limits.
         """

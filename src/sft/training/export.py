@@ -7,9 +7,9 @@ come from the checkpoint (adapters are merged), the chat template from the data,
 lineage.json names the run, the step, and the digests of the files.
 """
 
-import shutil
 from pathlib import Path
 
+from sft.chat_files import copy_chat_files
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import project_root, publish_folder, read_json, write_json
 from sft.hashing import folder_digests
@@ -46,7 +46,7 @@ def export(run: Path, step: int | None, target: Path) -> Path:
     with publish_folder(target) as folder:
         parity = bridge.export(checkpoint=checkpoint, base=trained.base, target=folder, start=trained.start, peft=peft)
         if (trained.packed / "chat_template.jinja").exists():
-            shutil.copyfile(trained.packed / "chat_template.jinja", folder / "chat_template.jinja")
+            copy_chat_files(trained.packed, folder)
         number = checkpoints.step_of(checkpoint)
         lineage = {
             "lineage_key": run.name,

@@ -1,11 +1,11 @@
-"""Model files: templates and stop tokens wherever Hugging Face folders have them."""
+"""Chat files: templates and stop tokens wherever Hugging Face folders have them."""
 
 import json
 
 import pytest
 
+from sft.chat_files import copy_chat_files, read_template, stop_ids, write_missing
 from sft.cli import InputError
-from sft.tokens.model_files import read_template, stop_ids
 
 
 def write_config(folder, chat_template):
@@ -27,7 +27,7 @@ def test_named_templates_have_the_path_that_newer_folders_give_them(tmp_path):
         read_template(tmp_path / "additional_chat_templates" / "rag.jinja")
 
 
-@pytest.mark.parametrize("chat_template", [None, 3, [None], [{"name": "default"}]])
+@pytest.mark.parametrize("chat_template", [None, 3, [None], [{"name": "default"}], [{"name": "../x", "template": "x"}]])
 def test_a_config_without_a_template_is_an_error_that_names_ours(tmp_path, chat_template):
     write_config(tmp_path, chat_template)
     with pytest.raises(InputError, match=r"chat_template\.jinja: not found.*templates/nano3\.jinja"):
@@ -39,6 +39,30 @@ def test_stop_tokens_are_one_or_many(tmp_path, value, expected):
     assert stop_ids(tmp_path) == []
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
     assert stop_ids(tmp_path) == expected
+
+
+def test_a_folder_gets_the_files_that_it_lacks(tmp_path):
+    write_config(tmp_path, [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}])
+    write_missing(tmp_path, [2])
+    assert (tmp_path / "chat_template.jinja").read_text() == "one"
+    assert (tmp_path / "additional_chat_templates" / "tool_use.jinja").read_text() == "two"
+    assert stop_ids(tmp_path) == [2]
+    (tmp_path / "chat_template.jinja").write_text("kept")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7, "top_p": 0.9}')
+    write_missing(tmp_path, [2])
+    assert (tmp_path / "chat_template.jinja").read_text() == "kept"
+    assert stop_ids(tmp_path) == [7]
+
+
+def test_a_trained_model_gets_the_template_and_the_stop_tokens_of_its_data(tmp_path):
+    for name in ("packed", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "packed/chat_template.jinja").write_text("one")
+    (tmp_path / "packed/metadata.json").write_text('{"stop_ids": [2, 7]}')
+    (tmp_path / "model/generation_config.json").write_text('{"eos_token_id": 2, "top_p": 0.9}')
+    copy_chat_files(tmp_path / "packed", tmp_path / "model")
+    assert (tmp_path / "model/chat_template.jinja").read_text() == "one"
+    assert json.loads((tmp_path / "model/generation_config.json").read_text()) == {"eos_token_id": [2, 7], "top_p": 0.9}
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path):

@@ -1,10 +1,11 @@
-"""Model files: the chat template and the stop tokens in the folder of a model.
+"""Chat files: the chat template and the stop tokens in the folder of a model.
 
 Hugging Face folders have a template in chat_template.jinja, and further ones in additional_chat_templates/NAME.jinja;
 older folders have them in tokenizer_config.json, as a text or as a list of named texts. A template of an older folder
 is found under the path that a newer one gives it.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import orjson
 from sft.cli import InputError
 
 DEFAULT_FILE, FOLDER_OF_OTHERS, SUFFIX = "chat_template.jinja", "additional_chat_templates", ".jinja"
+NAME = re.compile(r"\w[\w.-]*")  # a file name: a config from anywhere names it
 CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
 
 
@@ -38,11 +40,36 @@ def _templates_in_config(path: Path) -> dict[str, Any]:
         return {str(folder / DEFAULT_FILE): stored}
     templates = {}
     for entry in stored if isinstance(stored, list) else []:
-        if isinstance(entry, dict):
-            name = entry.get("name")
+        if isinstance(entry, dict) and NAME.fullmatch(name := str(entry.get("name"))):
             file = folder / DEFAULT_FILE if name == "default" else folder / FOLDER_OF_OTHERS / f"{name}{SUFFIX}"
             templates[str(file)] = entry.get("template")
     return templates
+
+
+def write_missing(folder: Path, stops: list[int]) -> None:
+    """Write templates of tokenizer_config.json as files, and generation_config.json with `stops` if there is none."""
+    for name, text in _templates_in_config(folder / DEFAULT_FILE).items():
+        if isinstance(text, str) and not Path(name).exists():
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_text(text, encoding="utf-8")
+    if not (folder / GENERATION).exists():
+        write_stop_ids(folder, stops)
+
+
+def write_stop_ids(folder: Path, stops: list[int]) -> None:
+    """Write the ids at which the model stops into generation_config.json, and keep its other values."""
+    stored, wanted = _read(folder / GENERATION), stops[0] if len(stops) == 1 else stops
+    if stored.get("eos_token_id") == wanted:
+        return
+    stored["eos_token_id"] = wanted
+    (folder / GENERATION).write_bytes(orjson.dumps(stored, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def copy_chat_files(packed: Path, folder: Path) -> None:
+    """Write the chat template of packed data, and the tokens that end its answers, into the folder of a model."""
+    (folder / DEFAULT_FILE).write_bytes((packed / DEFAULT_FILE).read_bytes())
+    if stops := _read(packed / "metadata.json").get("stop_ids"):
+        write_stop_ids(folder, stops)
 
 
 def stop_ids(folder: Path) -> list[int]:
