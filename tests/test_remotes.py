@@ -81,7 +81,8 @@ def digests(folder):
 
 
 def stages_run(output):
-    return [line for line in output.splitlines() if line.startswith("Running stage")]
+    """The stages that DVC says it ran, without the check of params.yaml, which a fresh clone runs."""
+    return {line for line in output.splitlines() if line.startswith("Running stage")} - {"Running stage 'check':"}
 
 
 def test_what_was_pushed_comes_back_the_same(pushed, environ, s3):
@@ -109,7 +110,7 @@ def test_a_colleague_takes_what_is_committed(pushed, environ, tmp_path):
     other = clone(pushed, tmp_path / "other")
     run(other, "dvc", "pull", *DATA, **environ)
     assert digests(other) == digests(pushed)
-    assert stages_run(run(other, "dvc", "repro", "pack", **environ)) == []
+    assert stages_run(run(other, "dvc", "repro", "pack", **environ)) == set()
 
 
 def test_a_colleague_does_not_compute_again_what_was_finished_but_not_committed(pushed, environ, tmp_path):
@@ -122,7 +123,7 @@ def test_a_colleague_does_not_compute_again_what_was_finished_but_not_committed(
     other = clone(pushed, tmp_path / "other")
     set_params(other, **{"pack.seed": 77})
     output = run(other, "dvc", "repro", "--pull", "pack", **environ)
-    assert stages_run(output) == []
+    assert stages_run(output) == set()
     assert "Stage 'pack' is cached - skipping run" in output
     assert folder_digests(other / "data/packed") == packed != folder_digests(pushed / "data/packed")
 
