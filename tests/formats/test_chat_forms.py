@@ -285,8 +285,7 @@ def test_a_field_that_no_row_has_is_a_mistake_and_no_filter(tmp_path: Path) -> N
 
 def test_a_source_of_other_values_only_is_no_mistake(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", {**CHAT, "used_in": "super_v3"})
-    (row,) = read_rows(tmp_path, "openai", select={"used_in": ["nano_v3"]})
-    assert row.record is not None
+    assert list(read_rows(tmp_path, "openai", select={"used_in": ["nano_v3"]})) == []
 
 
 @pytest.mark.parametrize(
@@ -303,3 +302,16 @@ def test_preference_data_is_named_with_the_line_that_trains_the_chosen_answers(t
         list(read_rows(tmp_path, "openai"))
     assert "preference data" in str(error.value)
     assert line.replace("prompt: prompt, ", "") in str(error.value)
+
+
+def test_the_instructions_of_a_responses_request_are_its_system_message(tmp_path: Path) -> None:
+    answer = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello"}]}
+    write(tmp_path, "a.jsonl", {"input": [USER], "output": [answer], "instructions": "Be kind."})
+    (found,) = conversations(tmp_path, "alpaca")
+    assert found["messages"] == [{"role": "system", "content": "Be kind."}, USER, ANSWER]
+
+
+def test_of_a_prompt_and_a_completion_the_completion_alone_is_trained(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", {"prompt": [USER, ANSWER, USER], "completion": [ANSWER], "system": "Be kind."})
+    (found,) = conversations(tmp_path, "alpaca")
+    assert [message.get("loss", True) for message in found["messages"]] == [True, True, False, True, True]

@@ -360,6 +360,10 @@ PUBLISHED = {
         ],
         [PARIS, MILD],
     ),
+    "Gemini": (
+        [{"role": "user", "parts": [{"text": "Paris?"}]}, {"role": "model", "parts": [{"text": "Mild."}]}],
+        [PARIS, MILD],
+    ),
     "a thought that the template opened": (
         [PARIS, {"role": "assistant", "content": "April.</think>\n\nMild."}],
         [PARIS, {**MILD, "reasoning_content": "April."}],

@@ -252,7 +252,9 @@ def _alpaca(columns: Columns) -> Json:
     answered = _messages("assistant", "" if answer is None else answer)
     answered[:1] = [{**message, **{key: value for key, value in turn.items() if value}} for message in answered[:1]]
     num_context = len(earlier) + len(asked) if type(question) is not str or len(asked) > 1 else 0
-    return _with_system(columns, [*earlier, *asked, *answered], num_context)
+    # Beside the items of a request, `instructions` is the system message of OpenAI's Responses API.
+    more_names = ("instructions",) if type(question) is list else ()
+    return _with_system(columns, [*earlier, *asked, *answered], num_context, more_names)
 
 
 def _messages(role: str, content: Any) -> list[Json]:
@@ -263,10 +265,10 @@ def _messages(role: str, content: Any) -> list[Json]:
     return as_messages(role, [content] if type(content) is dict else content)
 
 
-def _with_system(columns: Columns, messages: Any, num_context: int = 0) -> Json:
+def _with_system(columns: Columns, messages: Any, num_context: int = 0, more_names: tuple[str, ...] = ()) -> Json:
     """Return a record; a system message in a column of its own comes first, unless the messages begin with it."""
     record: Json = {"messages": messages, "tools": columns.decoded(*TOOLS_COLUMNS)}
-    system, num_added = columns.get(*SYSTEM_COLUMNS), 0
+    system, num_added = columns.get(*SYSTEM_COLUMNS, *more_names), 0
     if system and type(messages) is list:
         first = messages[0] if messages and type(messages[0]) is dict else {}
         if system not in (first.get("content"), first.get("value")):

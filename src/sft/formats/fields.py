@@ -1,5 +1,6 @@
 """Fields of raw objects: look them up, rename them, select rows by their values, suggest what `read` should be."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -177,6 +178,7 @@ def _is_thought(value: Any) -> bool:
 
 def _is_conversation(value: Any, key: str) -> bool:
     """Return whether a value is a list of messages, of OpenAI's or Responses items if the key is role."""
+    value = [value] if isinstance(value, dict) else value
     if _is_list_with(value, key):
         return True
     items = value if isinstance(value, list) else []
@@ -196,4 +198,13 @@ def _is_list_with(value: Any, *keys: str) -> bool:
             return False
     if not isinstance(value, list) or not value:
         return False
-    return all(isinstance(item, dict) and all(key in item for key in keys) for item in value)
+    items = map(_parsed, value)
+    return all(isinstance(item, dict) and all(key in item for key in keys) for item in items)
+
+
+def _parsed(item: Any) -> Any:
+    """Return the object that an item of a list may be as JSON text."""
+    if isinstance(item, str) and item.startswith("{"):
+        with contextlib.suppress(ValueError):
+            return strict_json.parse(item)
+    return item

@@ -61,7 +61,7 @@ def _names(*groups: tuple[str, ...], alone: tuple[str, ...] = ()) -> dict[str, s
     return {name: group[0] for group in groups for name in group} | {name: name for name in alone}
 
 
-TEXT = ("content", "value", "text")
+TEXT = ("content", "value", "text", "parts")
 ID = ("id", "call_id", "tool_call_id", "tool_use_id", "toolCallId")
 NAME = ("name", "toolName", "tool_name")
 ARGUMENTS = ("arguments", "parameters", "input", "args")
