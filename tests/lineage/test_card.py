@@ -109,3 +109,18 @@ def test_a_model_without_reports_has_a_card():
     text = render({key: value for key, value in LINEAGE.items() if key != "sources"}, lambda path: {})
     assert front_matter(text)["license"] == "other"
     assert "0123456789abcdef" in text
+
+
+def test_the_card_has_the_parity_of_megatron_and_transformers_or_why_it_was_not_measured():
+    measured = {
+        "logits": 4e-7,
+        "losses": {"megatron": 6.1, "transformers": 6.1},
+        "tolerance": 0.03,
+        "tokens": [50, 200],
+    }
+    parity = {"import": {"skipped": "a second copy needs 126 GB"}, "export": measured}
+    text = render({**LINEAGE, "parity": parity}, lambda path: {}, None)
+    assert "| Megatron = transformers at import | not measured: a second copy needs 126 GB |" in text
+    assert "| Megatron = transformers at export | logits within 0.03 of the largest |" in text
+    without = render({**LINEAGE, "parity": {"import": None, "export": measured}}, lambda path: {}, None)
+    assert "at import" not in without
