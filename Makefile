@@ -34,7 +34,7 @@ $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
 mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:$(if $(filter show,$(MAKECMDGOALS)),PACK,ROWS)" "$(filter-out $(params),$(typed))")
 $(if $(mistyped),$(error $(mistyped)))
 # JSON=1: one JSON document on stdout, and no recipes there.
-facts := show estimate rejected lineage reproduce compare status
+facts := show estimate check-data rejected lineage reproduce compare status
 json = $(if $(filter-out 0,$(JSON)), --json)
 ifneq ($(json),)
 $(if $(filter-out 1,$(JSON)),$(error JSON=$(JSON): expected JSON=1. To write a file: make $(MAKECMDGOALS) JSON=1 >$(JSON)))
@@ -88,7 +88,7 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
 .NOTPARALLEL:
-.PHONY: help setup repro fetch filter prep pack train eval profile estimate show rejected lineage reproduce compare export \
+.PHONY: help setup repro fetch filter prep pack train eval profile estimate show check-data rejected lineage reproduce compare export \
     mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test test-layouts lint check format \
     pins bench bench-peers
 
@@ -135,6 +135,9 @@ show: setup ## List experiments; with PACK=3 (or validation:3, or an id): show a
 show_pack = python -m sft.inspect.sample$(call option,PACK,pack)$(call option,HTML,html)$(json)
 show_experiments = dvc exp show $(or $(strip $(json)),--only-changed --no-pager \
     --drop '^(data|models|src|requirements|templates|filters|reports)/')
+
+check-data: setup ## Show what would become of the first 1,000 rows of a source: rejected, not read, lengths, masks (SOURCE=)
+	python -m sft.inspect.check_data --source $(call quote,$(SOURCE))$(json)
 
 rejected: setup ## Show rejected rows with their reasons (SOURCE= REASON= NUMBER=5 FROM=0)
 	python -m sft.inspect.rejected$(call option,SOURCE,source)$(call option,REASON,reason)$(call option,NUMBER,number)$(call option,FROM,from)$(json)

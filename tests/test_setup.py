@@ -294,7 +294,9 @@ def test_params_are_an_error_where_no_experiment_runs(lab):
     assert "optimizer.lr=" in said
 
 
-@pytest.mark.parametrize("target", ["show", "show PACK=0", "rejected", "lineage", "compare", "status", "estimate"])
+@pytest.mark.parametrize(
+    "target", ["show", "show PACK=0", "check-data SOURCE=x", "rejected", "lineage", "compare", "status", "estimate"]
+)
 def test_json_is_asked_of_the_program_and_make_prints_no_recipe(lab, target):
     command = ["make", *target.split()]
     done = subprocess.run([*command, "JSON=1"], cwd=lab.root, env=lab.environment(), capture_output=True, text=True)

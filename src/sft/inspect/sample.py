@@ -66,17 +66,22 @@ def lines(pieces: Iterable[Piece], width: int | None) -> Iterator[list[Chunk]]:
 
 def show(screen: Screen, title: str, samples: Sequence[PackedSample]) -> None:
     """Print a pack: all boundaries, and the tokens of the selected samples."""
-    width = max(MIN_TEXT_CELLS, screen.width - MARGIN_CELLS)
     screen.print(Text(visible(title), "bold"), soft_wrap=True)
     _rule(screen, "═", "start of the pack; in the margin: position in the pack, in the sample")
     for index, sample in enumerate(samples):
         if not sample.is_selected:
             _rule(screen, "─", f"{heading(index, samples)}, not shown", "bright_black")
             continue
-        _rule(screen, "─", heading(index, samples), "bold cyan")
-        for line in lines(sample.pieces, width):
-            screen.print(_line(line, sample.start, screen.plain), soft_wrap=True)
+        show_sample(screen, heading(index, samples), sample)
     _rule(screen, "═", "end of the pack")
+
+
+def show_sample(screen: Screen, title: str, sample: PackedSample) -> None:
+    """Print the tokens of a sample below a line."""
+    width = max(MIN_TEXT_CELLS, screen.width - MARGIN_CELLS)
+    _rule(screen, "─", title, "bold cyan")
+    for line in lines(sample.pieces, width):
+        screen.print(_line(line, sample.start, screen.plain), soft_wrap=True)
 
 
 def _line(line: Sequence[Chunk], start: int, plain: bool) -> Text:

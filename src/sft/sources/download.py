@@ -215,7 +215,11 @@ def _fetch_pypi(source: Download, folder: Path) -> None:
         _remove_partial(scratch)
 
 
-def _fetch_file(source: Download, folder: Path) -> None:
+def local_files(source: Download) -> dict[Path, str]:
+    """Return the files that a file:// uri names, each with its path in the folder of the source.
+
+    Raises:  InputError: there are none; a digest for several.
+    """
     path = source.address.removeprefix("file://")
     fixed, pattern = _split_pattern(path)
     root = Path(fixed or ".")
@@ -228,7 +232,11 @@ def _fetch_file(source: Download, folder: Path) -> None:
         chosen = {files[name]: inner for name, inner in match_paths(files, pattern, source.address).items()}
     if source.sha256 is not None and len(chosen) != 1:
         raise InputError(f"{source.address}: #sha256= pins one file, but the path matches {len(chosen)}. Remove it.")
-    for file, inner in chosen.items():
+    return chosen
+
+
+def _fetch_file(source: Download, folder: Path) -> None:
+    for file, inner in local_files(source).items():
         (folder / inner).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / inner)
         if source.sha256 is not None:

@@ -1,0 +1,251 @@
+"""check-data: what would become of a source, from its first 1,000 rows, in seconds and without a stage.
+
+data/raw/<source>/, or the files of a file:// uri where they are; models/base, if it is there
+    ->  the terminal, through your pager; or JSON (--json)
+
+Shows which files and keys are read, how many rows are kept, why the others are rejected, lengths in tokens, and three
+samples with their loss mask. Duplicates are not looked for, and no judge is asked.
+"""
+
+import contextlib
+import itertools
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
+from sft.files import resolve_repo_file
+from sft.filters.examine import examined_row, load_pipeline
+from sft.filters.pipeline import ROWS_AT_ONCE, RowCounts
+from sft.formats.chat_forms import AUTO, PACKAGES, FieldCounts, check_read, convert_chats, read_rows, select_rows
+from sft.formats.detect import detect
+from sft.formats.fields import Suggestion
+from sft.formats.raw_files import Row, read_objects
+from sft.inspect.packs import PackedSample, pieces
+from sft.inspect.sample import show_sample
+from sft.inspect.terminal import paged, visible
+from sft.params.data import Download, Read
+from sft.params.read import load, load_source
+from sft.raw_folders import select_files
+from sft.sources.download import local_files
+
+RAW, BASE, BENCHMARK_ITEMS = Path("data/raw"), Path("models/base"), Path("data/benchmarks/items.jsonl")
+ROWS = 1_000
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+SHOWN = (0.25, 0.5, 0.75)  # samples, by their place in the order of lengths
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The samples of the kept rows."""
+
+    samples: int
+    tokens: int
+    trained_tokens: int
+    quantiles: dict[str, int]
+    """Of the lengths in tokens: p0 to p100."""
+    rejected: dict[str, dict[str, Any]]
+    """By the reason for which prep rejects a row: number, example."""
+    examples: list[PackedSample]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What would become of the first rows of a source."""
+
+    source: str
+    read: str
+    """Format, and names of fields, as under `read` in params.yaml."""
+    files: dict[str, Any]
+    """Which files are read, and not_read by kind; empty for a published package."""
+    rows: int
+    """How many were looked at."""
+    not_selected: int
+    kept: int
+    rejected: dict[str, dict[str, Any]]
+    """By reason, the most frequent first: number, example."""
+    not_read: dict[str, dict[str, Any]]
+    """Columns and keys: values, first."""
+    lengths: Lengths | None
+    """None without kept rows, or without a base model."""
+    notes: list[str]
+    lines: list[str]
+    """What is not read, for people."""
+
+
+def check(source: str) -> Findings:
+    """Return what would become of the first ROWS rows of a source.
+
+    Raises:  InputError: no such source, it is not fetched, it has no row, or none of this format.
+    """
+    with raw_folder(source) as folder:
+        read, line = decide_read(folder, load_source(source, "read"))
+        files = None if read.format in PACKAGES else select_files(folder, read.split)
+        fields, counts = FieldCounts(unseen_select=set(read.select)), RowCounts()
+        rows = list(first_rows(folder, read, fields))
+        fields.check(read.format, read.fields)
+    num_rows = len(rows) + fields.not_selected
+    if not num_rows:
+        raise InputError(f"fetch.sources.{source}: no row. Check uri and read.")
+    params = load("filter")
+    items = BENCHMARK_ITEMS if params.contamination is not None and BENCHMARK_ITEMS.exists() else None
+    pipeline = load_pipeline(params.model_dump_json(), items and str(items), "")
+    examined = [
+        examined_row(row, outcome, source)
+        for batch in itertools.batched(rows, ROWS_AT_ONCE)
+        for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True)
+    ]
+    kept = [row for row in examined if "reason" not in row]
+    notes = (
+        [] if items or params.contamination is None else [f"{BENCHMARK_ITEMS} not found: contamination is not checked"]
+    )
+    lengths = None
+    if not BASE.is_dir():
+        notes.append(f"{BASE} not found: no lengths and no loss masks. Run: make fetch")
+    elif kept:
+        lengths = measure(source, kept)
+    lines = [line for line in (files.line() if files else "", counts.not_read.line()) if line]
+    return Findings(
+        source=source,
+        read=line,
+        files=files.report() if files else {},
+        rows=num_rows,
+        not_selected=fields.not_selected,
+        kept=len(kept),
+        rejected=by_reason(row for row in examined if "reason" in row),
+        not_read=counts.not_read.report(),
+        lengths=lengths,
+        notes=notes,
+        lines=lines,
+    )
+
+
+@contextlib.contextmanager
+def raw_folder(source: str) -> Iterator[Path]:
+    """Yield the folder of the raw files of a source; for a file:// uri that is not fetched, a folder of links."""
+    folder, download = RAW / source, Download(uri=load_source(source, "uri"))
+    if folder.is_dir():
+        yield folder
+        return
+    if not download.address.startswith("file://"):
+        raise InputError(f"{folder}: not found. Run the fetch stage first: dvc repro fetch@{source}")
+    with tempfile.TemporaryDirectory() as links:
+        for file, inner in local_files(download).items():
+            (Path(links) / inner).parent.mkdir(parents=True, exist_ok=True)
+            (Path(links) / inner).symlink_to(file.resolve())
+        yield Path(links)
+
+
+def decide_read(folder: Path, read: Read) -> tuple[Read, str]:
+    """Return how a source is read, and this as a line of params.yaml; with the counts if its format is auto."""
+    if read.format != AUTO:
+        return read, Suggestion(read.format, tuple(read.fields.items())).line().strip()
+    suggestion, decision = detect(folder, read.fields, read.split)
+    line = f"{suggestion.line().strip()} ({decision['rows_that_fit']} of {decision['rows']} rows fit)"
+    return read.model_copy(update={"format": suggestion.format, "fields": dict(suggestion.fields)}), line
+
+
+def first_rows(folder: Path, read: Read, counts: FieldCounts) -> Iterator[Row]:
+    """Yield the selected ones of the first ROWS rows, with records."""
+    check_read(read.format, read.fields, read.select)
+    if read.format in PACKAGES:
+        return itertools.islice(read_rows(folder, read.format), ROWS)
+    rows = select_rows(itertools.islice(read_objects(folder, read.split), ROWS), read.select, counts)
+    return convert_chats(rows, read.format, read.fields, read.select, counts)
+
+
+def by_reason(rejected: Any) -> dict[str, dict[str, Any]]:
+    """Return number and first evidence of rejected rows by reason, the most frequent first."""
+    numbers, first = Counter[str](), dict[str, str]()
+    for row in rejected:
+        numbers[row["reason"]] += 1
+        first.setdefault(row["reason"], row["evidence"])
+    return {reason: {"number": number, "example": first[reason]} for reason, number in numbers.most_common()}
+
+
+def measure(source: str, kept: list[dict[str, Any]]) -> Lengths:
+    """Return the samples of kept rows, as prep makes them."""
+    import numpy as np
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+    from sft.parquet import CONVERSATIONS
+    from sft.tokens.prepare import prepare_rows
+    from sft.tokens.reasoning import Shares
+    from sft.tokens.render import ChatTemplate
+
+    params = load("prep")
+    schema = pa.schema([CONVERSATIONS.field(name) for name in ("id", "messages", "tools")])
+    rows = pa.RecordBatch.from_pylist([{name: row[name] for name in schema.names} for row in kept], schema=schema)
+    chat = ChatTemplate.load(str(resolve_repo_file(params.template)), BASE)
+    prepared = prepare_rows(chat, rows, Shares(**params.reasoning.model_dump()))
+    samples = prepared.samples.to_pylist()
+    sizes = np.array([len(sample["ids"]) for sample in samples], np.int64)
+    order = np.argsort(sizes, kind="stable")
+    shown = sorted({int(order[round(share * (len(order) - 1))]) for share in SHOWN}) if samples else []
+    tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    quantiles = np.quantile(sizes, QUANTILES, method="nearest").tolist() if samples else []
+    return Lengths(
+        samples=len(samples),
+        tokens=int(sizes.sum()),
+        trained_tokens=int(prepared.counts["rows"]["trained"]),
+        quantiles={f"p{round(share * 100)}": int(size) for share, size in zip(QUANTILES, quantiles, strict=False)},
+        rejected=by_reason(prepared.rejected),
+        examples=[packed(source, samples[number], tokenizer) for number in shown],
+    )
+
+
+def packed(source: str, sample: dict[str, Any], tokenizer: Any) -> PackedSample:
+    """Return a sample of prep as `make show` shows those of packs."""
+    ids, mask = sample["ids"], [bool(trained) for trained in sample["mask"]]
+    name = f"{sample['conversation_id']}:{sample['sample']}"
+    return PackedSample(source, name, 0, len(ids), sum(mask), list(pieces(ids, mask, tokenizer)), True)
+
+
+def show(findings: Findings) -> None:
+    """Print findings."""
+    with paged() as screen:
+
+        def line(name: str, text: str, style: str = "") -> None:
+            screen.print(Text(f"{name:>12}  ", "bright_black").append(visible(text), style), soft_wrap=True)
+
+        line("source", findings.source, "bold")
+        line("read", findings.read.removeprefix("read: "))
+        line("rows", f"the first {findings.rows:,}: {findings.kept:,} kept, {findings.not_selected:,} not selected")
+        for reason, of in findings.rejected.items():
+            line("rejected", f"{of['number']:,} {reason}: {of['example']}", "yellow")
+        for text in findings.lines:
+            line("not read", text, "yellow")
+        if (lengths := findings.lengths) is not None:
+            for reason, of in lengths.rejected.items():
+                line("by prep", f"{of['number']:,} {reason}: {of['example']}", "yellow")
+            share = lengths.trained_tokens / max(1, lengths.tokens)
+            line("samples", f"{lengths.samples:,}, {lengths.tokens:,} tokens, {share:.1%} trained")
+            line("lengths", ", ".join(f"{name} {size:,}" for name, size in lengths.quantiles.items()))
+        for note in findings.notes:
+            line("note", note, "yellow")
+        for sample in findings.lengths.examples if findings.lengths else []:
+            show_sample(screen, f"{sample.name}, {sample.tokens} tokens, {sample.trained} trained", sample)
+
+
+def values(findings: Findings) -> dict[str, Any]:
+    """Return findings as the JSON document has them."""
+    return {name: value for name, value in asdict(findings).items() if name != "lines"}
+
+
+def main(source: str, *, as_json: bool = False) -> None:
+    """Check a source."""
+    print_facts(lambda: check(source), show, as_json=as_json, values=values)
+
+
+if __name__ == "__main__":
+    parser = make_parser(__name__, __doc__)
+    parser.add_argument("--source", required=True, help="one of fetch.sources in params.yaml")
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    run_or_exit(lambda: main(arguments.source, as_json=arguments.json))
