@@ -227,3 +227,10 @@ def test_a_broken_row_of_a_csv_is_a_fault_and_the_next_row_is_read(tmp_path: Pat
 def test_a_csv_that_cannot_be_read_to_its_end_says_so(tmp_path: Path, content: str) -> None:
     write(tmp_path, "a.csv", content)
     assert list(read_objects(tmp_path))[-1].is_end
+
+
+def test_an_arrow_stream_that_ends_between_two_batches_is_not_taken_for_whole(tmp_path: Path) -> None:
+    content = arrow_stream([{"n": 1}], 10)
+    write(tmp_path, "a.arrow", content[:-8])  # without the mark that ends a stream
+    row, end = read_objects(tmp_path)
+    assert (row.record, end.record, end.is_end) == ({"n": 1}, None, True)
