@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from transformers import GenerationConfig, StoppingCriteria
-from transformers.utils import logging as transformers_logging
 
 from sft.cli import InputError, num_threads
 from sft.mamba.load import load_folder
@@ -33,7 +32,6 @@ def load_model(folder: Path) -> Any:
             f"{folder}: expected a Hugging Face folder with config.json and *.safetensors, found "
             f"{'a folder without them' if folder.is_dir() else 'nothing'}. Run the stage that writes it."
         )
-    transformers_logging.disable_progress_bar()
     torch.set_num_threads(num_threads(len(os.sched_getaffinity(0))))
     on_gpu = torch.cuda.is_available()
     model = load_folder(folder, "auto" if on_gpu else torch.float32)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from sft.cli import InputError
 from sft.mamba import nemotron_h
@@ -26,6 +27,7 @@ def load_folder(folder: Path, dtype: Any, base: Path | None = None) -> Any:
 
     Raises:  InputError: the base model of an adapter is missing.
     """
+    transformers_logging.disable_progress_bar()
     adapter = folder if (folder / ADAPTER_CONFIG).is_file() else None
     if adapter is not None:
         named = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]

@@ -62,7 +62,7 @@ def certify(model: Any, provider: Any, folder: Path, *, exact: bool, base: Path 
     if device == "cuda":
         free = min(free, torch.cuda.mem_get_info()[0])
     if needed > free:
-        return {"skipped": f"a second copy of the model needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"}
+        return {"skipped": f"fewer than the {needed / 1e9:.1f} GB are free that a second copy of the model needs"}
     ids = prompts(provider.vocab_size, getattr(provider, "mamba_chunk_size", None) or CHUNK)
     found = megatron_logits(model.to(device), ids, provider.vocab_size)
     model.to("cpu")
