@@ -80,6 +80,15 @@ def test_an_unusable_schema_is_the_fault_and_nothing_is_fetched(schema):
     [
         ({"$ref": "#/$defs/b~1c%20d/allOf/0", "$defs": {"b/c d": {"allOf": [{"type": "integer"}]}}}, 1, "1"),
         ({"$schema": "https://example.com/dialect", "minimum": 1}, 1, 0),
+        (
+            {
+                "allOf": [{"$ref": "#/$defs/b"}],
+                "unevaluatedProperties": False,
+                "$defs": {"b": {"properties": {"c": {}}}},
+            },
+            {"c": 1},
+            {"d": 1},
+        ),
         ({"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "integer"}]}, [1], ["1"]),
         ({"multipleOf": 0.01}, 10**400, 0.001),
         ({"type": "integer"}, 1.0, True),
@@ -122,6 +131,15 @@ def unevaluated(levels: int) -> Json:
     return schema
 
 
+def doubled_beside_unevaluated(levels: int) -> Json:
+    """Return a schema of `levels` definitions that apply the next one twice beside unevaluatedProperties."""
+    defs: Json = {"d0": {"type": "string"}}
+    for level in range(levels):
+        next_one = [{"$ref": f"#/$defs/d{level}"}]
+        defs[f"d{level + 1}"] = {"allOf": next_one, "anyOf": next_one, "unevaluatedProperties": False}
+    return {"properties": {"a": {"$ref": f"#/$defs/d{levels}"}}, "$defs": defs}
+
+
 TWICE = {"properties": {"a": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}}}
 COSTLY = {
     "anyOf that doubles": (doubled("anyOf"), {"a": 1}),
@@ -129,6 +147,7 @@ COSTLY = {
     "oneOf that doubles": (doubled("oneOf"), {"a": 1}),
     "recursion that doubles": (TWICE, nested(1, 40)),
     "unevaluated properties within each other": (unevaluated(25), {"a": 1}),
+    "references that double beside unevaluated properties": (doubled_beside_unevaluated(20), {"a": 1}),
     "a long enum and a long list": (
         {"properties": {"a": {"items": {"enum": [[number] for number in range(20_000)]}}}},
         {"a": [[-1]] * 20_000},

@@ -109,6 +109,9 @@ def _compile(schema: Any, take: Callable[[int], None]) -> tuple[Any, int]:
         raise _CannotApplyError("expected an object or a boolean")
     text = json.dumps(schema)
     take(SCHEMA_CHAR * len(text) + REPETITION * len(COUNTS.findall(text)))
+    if '"unevaluated' in text:
+        for steps in _inlined_steps(schema):
+            take(steps)
     dialect = schema.get("$schema") if isinstance(schema, dict) else None
     if isinstance(schema, dict) and isinstance(dialect, str) and not DIALECTS.fullmatch(dialect):
         schema = {key: value for key, value in schema.items() if key != "$schema"}
@@ -166,6 +169,31 @@ def estimated_steps(root: Any, arguments: Any, pattern_char: int) -> Iterator[in
                 yield pattern_char * len(subschemas) * sum(len(name) + 1 for name in value)
             yield len(subschemas) * len(values) * times
             waiting += [(subschema, item, depth + 1) for subschema in subschemas for item in values] * times
+
+
+def _inlined_steps(root: Any) -> Iterator[int]:
+    """Yield the steps of compiling unevaluatedProperties and unevaluatedItems: all that applies beside them is copied.
+
+    Raises:  _CannotApplyError: too deep, or a reference that is no pointer into the schema.
+    """
+    values, waiting = [root], list[tuple[Any, int]]()
+    while values:
+        value = values.pop()
+        if isinstance(value, dict) and not UNEVALUATED.isdisjoint(value):
+            waiting.append((value, 0))
+        values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    while waiting:
+        schema, depth = waiting.pop()
+        yield VISIT
+        if depth > DEPTH:
+            raise _CannotApplyError(TOO_DEEP)
+        if isinstance(schema, dict):
+            times = 1 if UNEVALUATED.isdisjoint(schema) else 3
+            for key in [key for key in schema if key in REFERENCES or key in SAME]:
+                inner = _target(root, schema[key]) if key in REFERENCES else schema[key]
+                some = list(inner.values()) if key in NAMED and isinstance(inner, dict) else inner
+                some = some if isinstance(some, list) else [some]
+                waiting += [(subschema, depth + 1) for subschema in some] * times
 
 
 def _chars(value: Any) -> int:
