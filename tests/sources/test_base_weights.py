@@ -63,6 +63,21 @@ def test_a_whole_model_passes_also_in_16_bits(bases: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"].clone()}),
+        lambda weights: weights.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}),
+        lambda weights: weights.update({DENSE: weights[DENSE].to(torch.float8_e4m3fn)}),
+    ],
+    ids=["tied-output-layer-stored", "buffer-of-old-folders", "fp8"],
+)
+def test_what_published_folders_have_beside_their_parameters_passes(
+    bases: dict[str, Path], tmp_path: Path, change: Callable[[Weights], Any]
+) -> None:
+    check_weights(changed(bases["dense"], tmp_path / "base", change))
+
+
+@pytest.mark.parametrize(
     ("base", "change", "message"),
     [
         ("dense", drop(DENSE), rf"missing: {DENSE}"),

@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sft.cli import InputError
 from sft.files import read_json, write_json
@@ -54,6 +56,16 @@ def test_a_pickle_under_another_name_is_an_error(tmp_path: Path, name: str, cont
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=rf"^fetch\.model: {name}: begins with"):
         taken_files(tmp_path)
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_safetensors_whose_header_has_the_length_of_a_pickle_s_first_bytes_are_taken(
+    tmp_path: Path, length: int
+) -> None:
+    weights = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(2)}, weights, metadata={"format": "x" * (length - 90)})
+    assert int.from_bytes(weights.read_bytes()[:8], "little") == length
+    assert taken_files(tmp_path) == ([weights], [])
 
 
 def test_text_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:

@@ -16,22 +16,30 @@ MESSAGE_CHARS = 200
 def check_weights(folder: Path) -> None:
     """Raise InputError unless the *.safetensors of a folder are the whole model of its config.json, and finite."""
     import torch
+    from torch.overrides import TorchFunctionMode
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
+
+    class EqualOnMeta(TorchFunctionMode):
+        """Let transformers tie an output layer that is stored beside its embedding: meta tensors have no values."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return True if func is torch.equal else func(*args, **(kwargs or {}))
 
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
-        _, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            device_map=torch.device("meta"),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        with EqualOnMeta():
+            _, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                device_map=torch.device("meta"),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
     except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:MESSAGE_CHARS]
         raise InputError(f"fetch.model: *.safetensors do not fit config.json: {reason}") from error
@@ -65,6 +73,7 @@ def check_finite(folder: Path) -> None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
                 tensor = file.get_tensor(name)
+                tensor = tensor.float() if tensor.itemsize == 1 else tensor  # isfinite knows no FP8
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     count = int((~tensor.isfinite()).sum())
                     raise InputError(f"fetch.model: {path.name}: {name}: {count} of {tensor.numel()} are not finite")

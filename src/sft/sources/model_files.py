@@ -44,7 +44,8 @@ def _check_content(path: Path) -> None:
     """Raise InputError if a file begins like an archive, a pickle or a program, or is text by name and not UTF-8."""
     with path.open("rb") as file:
         start = file.read(16)
-    if BINARY.match(start):
+    # The length of a safetensors' header comes first, and may look like a pickle's first bytes: 640 is 80 02.
+    if BINARY.match(start) and not (path.suffix == ".safetensors" and start[8:9] == b"{"):
         raise InputError(
             f"fetch.model: {path.name}: begins with {start[:4]!r}, like an archive, pickle or program. Remove it."
         )
