@@ -1,6 +1,7 @@
 """parity: prompts and comparison. tests/training/test_layouts.py certifies whole models."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,3 +42,30 @@ def test_one_other_logit_of_the_last_token_is_an_error(value: float) -> None:
     moved[1][-1, -1] += value
     with pytest.raises(InputError, match=r"^models/base: .*logits by"):
         parity.compare(IDS, moved, logits(), 1e-4, Path("models/base"))
+
+
+def test_the_memory_of_a_control_group_is_a_limit_without_what_its_files_hold(tmp_path: Path) -> None:
+    assert parity.free_memory(tmp_path) > 5_000
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
+    assert parity.free_memory(tmp_path) == 500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert parity.free_memory(tmp_path) > 5_000
+
+
+@pytest.mark.parametrize(("on_gpu", "tolerance"), [(False, 1e-4), (True, 5e-3)])
+def test_a_gpu_multiplies_with_fewer_bits_and_is_empty_afterwards(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool, tolerance: float
+) -> None:
+    model, emptied = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**12, 10**12))
+    monkeypatch.setattr(model, "to", lambda device: model)
+    monkeypatch.setattr(parity, "megatron_logits", lambda *_: logits())
+    monkeypatch.setattr(parity, "transformers_logits", lambda *_: logits())
+    monkeypatch.setattr(parity, "prompts", lambda *_: IDS)
+    provider = SimpleNamespace(vocab_size=40)
+    assert parity.certify(model, provider, Path("models/base"), exact=True)["tolerance"] == tolerance
+    assert bool(emptied) == on_gpu

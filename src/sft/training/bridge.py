@@ -306,6 +306,8 @@ def _one_process(provider: Any) -> Iterator[None]:
     """Give Megatron a process group of this process alone, and remove it afterwards."""
     from megatron.bridge.training.initialize import destroy_global_state
 
+    if on_cpu():  # a certificate has the same digits right after training and in a new process
+        torch.set_num_threads(num_threads(len(os.sched_getaffinity(0))))
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         provider.finalize()
