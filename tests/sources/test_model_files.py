@@ -38,7 +38,10 @@ def test_weights_configs_tokenizer_and_text_are_taken_and_nothing_else(tmp_path:
         "README.md", "additional_chat_templates/tools.jinja", "config.json", "merges.txt", "model.safetensors",
         "tokenizer.model",
     ]  # fmt: skip
-    left_out = ["modeling_own.py", "onnx/config.json", "optimizer/iter_1/common.json", "run.sh", "weights.JSON", "x.so"]
+    left_out = [
+        "consolidated.safetensors", "modeling_own.py", "onnx/config.json", "optimizer/iter_1/common.json",
+        "run.sh", "weights.JSON", "x.so",
+    ]  # fmt: skip
     found = taken_files(make(tmp_path, *taken, *left_out))
     assert [[path.relative_to(tmp_path).as_posix() for path in paths] for paths in found] == [taken, left_out]
 

@@ -38,8 +38,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from sft.cli import InputError
 from sft.hashing import BLOCK_BYTES, file_digest, folder_digests, value_digest
 from sft.params.data import Download
-from sft.sources.model_files import SUFFIXES as MODEL_SUFFIXES
-from sft.sources.model_files import check_links
+from sft.sources.model_files import check_links, is_taken
 from sft.sources.redact import redact
 
 PARTIAL = Path(".fetch-partial")
@@ -285,7 +284,7 @@ def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
         entries = huggingface_hub.HfApi().list_repo_tree(recursive=True, **remote)
         files = {entry.path: entry for entry in entries if isinstance(entry, huggingface_hub.RepoFile)}
         if is_model and not path:
-            files = {name: file for name, file in files.items() if PurePosixPath(name).suffix in MODEL_SUFFIXES}
+            files = {name: file for name, file in files.items() if is_taken(PurePosixPath(name).name)}
         chosen = match_paths(files, path or "", source.address)
         exact = [re.sub(r"([*?[])", r"[\1]", name) for name in chosen]
         huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **remote)

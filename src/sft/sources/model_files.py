@@ -14,6 +14,8 @@ SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken", ".
 """Files of a model's folder that are taken; compared as written, so `.JSON` is none of them."""
 FOLDERS = {"additional_chat_templates"}
 """Folders in a model's folder whose files are taken."""
+SECOND_COPY = re.compile(r"consolidated[\w.-]*\.safetensors")
+"""Mistral publishes the weights a second time, under names of its own; they are left out."""
 TEXT = {".json", ".txt", ".jinja", ".tiktoken", ".md"}
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npz"}
 BINARY = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]|\x89HDF|\x93NUMPY|\x7fELF|MZ")
@@ -34,10 +36,15 @@ def taken_files(folder: Path) -> tuple[list[Path], list[Path]]:
             "Select the safetensors with a pattern in the uri, or use a commit that has them."
         )
     places = {folder, *(folder / name for name in FOLDERS)}
-    taken = [path for path in paths if path.parent in places and path.suffix in SUFFIXES]
+    taken = [path for path in paths if path.parent in places and is_taken(path.name)]
     for path in taken:
         _check_content(path)
     return taken, [path for path in paths if path not in taken]
+
+
+def is_taken(name: str) -> bool:
+    """Return whether a file of this name is taken, if it is in the model's folder."""
+    return Path(name).suffix in SUFFIXES and not SECOND_COPY.fullmatch(name)
 
 
 def _check_content(path: Path) -> None:
