@@ -82,8 +82,8 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes that this process can still take: of the machine, and of its control groups (version 2)."""
     free: int = psutil.virtual_memory().available
     entries = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    own = next((entry[3:] for entry in entries if entry.startswith("0::")), "")
-    folder = groups / own.strip("/")  # in a container, groups itself may be the group
+    path = next((entry[3:] for entry in entries if entry.startswith("0::")), "")
+    folder = groups / path.strip("/")  # in a container, groups itself may be the group
     for group in (folder, *folder.parents):
         limit = group / "memory.max"
         if limit.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
