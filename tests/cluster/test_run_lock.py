@@ -124,6 +124,10 @@ def test_an_orphan_is_named_with_the_command_that_ends_it(tmp_path, is_killed):
 
 
 def test_a_process_that_outlives_the_owner_keeps_the_lock_and_is_named(tmp_path):
+    """Also where runs/ is a link to another disk."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    run = tmp_path / "runs/key"
     program = (
         "import subprocess, sys; from pathlib import Path; from sft.cluster.run_lock import RunLock\n"
         "lock = RunLock(Path(sys.argv[1])); lock.acquire()\n"
@@ -131,15 +135,14 @@ def test_a_process_that_outlives_the_owner_keeps_the_lock_and_is_named(tmp_path)
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    owner = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "key")], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", program, str(run)]
+    owner = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert owner.stdout
     ranks = int(owner.stdout.readline())
     owner.wait()
     try:
         with pytest.raises(InputError, match=f"orphan.*kill {ranks}"):
-            RunLock(tmp_path / "key").acquire()
+            RunLock(run).acquire()
     finally:
         os.kill(ranks, signal.SIGKILL)
 

@@ -138,10 +138,10 @@ def describe(file: Path) -> str:
 
 def holders(file: Path) -> list[int]:
     """Return the processes of this machine that have a file open, as far as this user may see."""
-    found = []
+    found, real = [], str(file.resolve())  # runs/ may be a link to another disk
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if any(os.readlink(link) == str(file.absolute()) for link in (process / "fd").iterdir()):
+            if any(os.readlink(link) == real for link in (process / "fd").iterdir()):
                 found.append(int(process.name))
     return sorted(found)
 
