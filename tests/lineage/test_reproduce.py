@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from sft.cli import InputError
 from sft.files import read_json, write_json
 from sft.lineage.record import all_packages, hardware
-from sft.lineage.reproduce import DECLARED, DIFFERS, IDENTICAL, MISSING, compare, explain, make_worktree
+from sft.lineage.reproduce import DECLARED, DIFFERS, IDENTICAL, MISSING, compare, explain, make_worktree, share_data
 from sft.lineage.resolve import of_folder
 from tests.support.finished_project import SOURCES, commit_all, make_recorded, text, write_lock
 from tests.support.project import clone_project, run, set_params
@@ -110,6 +110,21 @@ def test_a_missing_commit_and_missing_changes_are_named(tmp_path):
     assert (place / "params.yaml").read_text() == (project / "params.yaml").read_text()
     assert make_worktree(of_folder(project)) == place
     assert len(SOURCES) == 2
+
+
+def test_your_own_data_is_taken_from_the_project_and_from_no_patch(tmp_path):
+    project = make_recorded(tmp_path / "project")
+    text(project / "params.yaml", "fetch: {sources: {mine: {uri: 'file://mine/*.jsonl'}}}\n")
+    commit_all(project)
+    text(project / "mine/one.jsonl", "{}\n")
+    path = project / "models/final/lineage.json"
+    head = run(project, "git", "rev-parse", "HEAD").strip()
+    write_json(path, {**read_json(path), "git_commit": head, "git_dirty": False, "patch": None})
+    place = make_worktree(of_folder(project))
+    assert not (place / "mine").exists()
+    share_data(project, place)
+    share_data(project, place)
+    assert (place / "mine/one.jsonl").read_text() == "{}\n"
 
 
 @pytest.mark.pipeline

@@ -29,7 +29,7 @@ from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
 from sft.experiments.check import find_problems
 from sft.files import file_lock, read_json, write_json
 from sft.hashing import value_digest
-from sft.lineage.record import OWN_OUTPUTS
+from sft.lineage.work_tree import OWN_OUTPUTS
 from sft.params.check import check_settings
 
 POLL_SECONDS = 5.0

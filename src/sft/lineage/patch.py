@@ -1,7 +1,8 @@
 """The uncommitted changes of a work tree as a patch, so that a model trained with them can be built again.
 
 A git work tree  ->  a patch for `git apply --binary`: changed, deleted and new files, without those that git ignores,
-                     those that the pipeline writes, and those whose name says that they hold secrets
+                     those that the pipeline writes, those whose name says that they hold secrets, and new files that
+                     are your data (file:// in params.yaml)
 
 The work tree and its index do not change. A patch that is too large, or that holds the value of an environment variable
 named like a secret, is an error before training begins.
@@ -10,30 +11,15 @@ named like a secret, is an error before training begins.
 import hashlib
 import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from sft.cli import InputError
 from sft.files import publish_file
-from sft.lineage.record import OWN_OUTPUTS, git_state
+from sft.lineage.record import git_state
+from sft.lineage.work_tree import NOT_SECRET, OWN_OUTPUTS, git, index_of_head, new_files
 
 MAX_BYTES = 5 << 20
-SECRET_FILES = (
-    ".env*",
-    ".netrc",
-    ".npmrc",
-    ".pypirc",
-    "id_rsa*",
-    "id_ed25519*",
-    "*.pem",
-    "*.key",
-    "*.p12",
-    "*credentials*",
-    "*kubeconfig*",
-    "config.local",
-)
 SECRET_NAME = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|PRIVATE_?KEY|CREDENTIAL", re.IGNORECASE)
 MIN_SECRET_CHARS = 8  # shorter values are in ordinary text by chance
 DIGITS = 16
@@ -48,20 +34,19 @@ def dirty_patch(root: Path, environ: Mapping[str, str] = os.environ) -> bytes | 
     commit, dirty = git_state(root)
     if commit is None or not dirty:
         return None
-    secret_files = [f":(exclude,glob,icase)**/{pattern}" for pattern in SECRET_FILES]
-    only = ["--", ".", *OWN_OUTPUTS, *secret_files]
-    with tempfile.TemporaryDirectory() as scratch:
-        objects = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").decode().strip()
-        # A separate index and object folder: new files are in the patch, and git's own index does not change.
-        separate = {
-            "GIT_INDEX_FILE": str(Path(scratch, "index")),
-            "GIT_OBJECT_DIRECTORY": scratch,
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
-        }
-        _check_new_files(root, _git(root, "ls-files", "-z", "--others", "--exclude-standard", *only))
-        _git(root, "read-tree", "HEAD", **separate)
-        _git(root, "add", "--all", *only, **separate)
-        patch = _git(root, "diff", "--cached", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", *only, **separate)
+    only = ["--", ".", *OWN_OUTPUTS, *NOT_SECRET]
+    # A separate index and object folder: new files are in the patch, and git's own index does not change.
+    with index_of_head(root) as separate:
+        new = new_files(root, separate)
+        _check_sizes(root, new)
+        git(root, "add", "--update", *only, environ=separate)
+        names = b"".join(os.fsencode(name) + b"\0" for name in new)
+        if names:
+            add = ("--literal-pathspecs", "add", "--pathspec-from-file=-", "--pathspec-file-nul")
+            git(root, *add, given=names, environ=separate)
+        patch = git(
+            root, "diff", "--cached", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", *only, environ=separate
+        )
     if len(patch) > MAX_BYTES:
         raise InputError(f"{root}: the patch of uncommitted changes has {_mib(len(patch))}. {_remedy()}")
     _check_secrets(patch, environ)
@@ -81,9 +66,8 @@ def patch_name(digest: str) -> str:
     return f"{digest[:DIGITS]}.patch"
 
 
-def _check_new_files(root: Path, listed: bytes) -> None:
+def _check_sizes(root: Path, names: list[str]) -> None:
     """Check the sizes of new files before any is read."""
-    names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
     sizes = sorted((((root / name).lstat().st_size, name) for name in names), reverse=True)
     if (total := sum(size for size, _ in sizes)) > MAX_BYTES:
         largest = ", ".join(f"{name} ({_mib(size)})" for size, name in sizes[:MAX_NAMED])
@@ -105,8 +89,3 @@ def _remedy() -> str:
 
 def _mib(size: int) -> str:
     return f"{size / (1 << 20):,.1f} MiB"
-
-
-def _git(root: Path, *arguments: str, **environ: str) -> bytes:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environ}).stdout

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sft.files import publish_file, read_json
 from sft.hashing import file_digest
 from sft.lineage.key import Lineage
+from sft.lineage.work_tree import OWN_OUTPUTS, git, index_of_head, new_files
 
 if TYPE_CHECKING:
     from sft.params.data import Download
@@ -41,8 +42,6 @@ TRAIN_RECORDS = (
     "models/final/README.md",
 )
 EVAL_RECORDS = ("dvc.lock", "reports/eval.json", "reports/answers.jsonl", "reports/card.md")
-# What the pipeline writes while it runs: a change there does not make the code dirty.
-OWN_OUTPUTS = (":(exclude)reports", ":(exclude)dvc.lock", ":(exclude,glob)**/.gitignore")
 
 
 def lineage_json(
@@ -92,17 +91,14 @@ def records(folder: Path, patterns: tuple[str, ...] = TRAIN_RECORDS) -> dict[str
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Return (commit, whether the work tree differs from it); (None, None) outside a git repository."""
+    """Return (commit, whether the code differs from it); (None, None) outside a git repository."""
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit, bool(_git(folder, "status", "--porcelain", "--", ".", *OWN_OUTPUTS))
+        commit = git(folder, "rev-parse", "HEAD").decode().strip()
+        with index_of_head(folder) as separate:
+            changed = git(folder, "diff", "--name-only", "HEAD", "--", ".", *OWN_OUTPUTS, environ=separate)
+            return commit, bool(changed or new_files(folder, separate))
     except (subprocess.CalledProcessError, FileNotFoundError):
         return None, None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def base_model_from(folder: Path, base: "Download") -> dict[str, Any]:

@@ -29,6 +29,7 @@ from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.patch import patch_name
 from sft.lineage.record import all_packages, hardware
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, Records, find, listing, of_folder
+from sft.lineage.work_tree import data_files
 
 STAGES = ("fetch", "filter", "prep", "pack", "train", "eval")
 REFETCH, PULL = "refetch", "pull"
@@ -127,6 +128,7 @@ def stages_after_fetch(records: Records, until: str) -> list[str]:
 def rebuild(records: Records, place: Path, data: str, until: str) -> None:
     """Run the stages in a worktree. Raises InputError if one fails."""
     if data == REFETCH:
+        share_data(records.root, place)
         targets = ["fetch", "fetch-model", "fetch-benchmarks"] if until == "fetch" else [until]
         _dvc(place, "repro", "--force", *targets)
         return
@@ -143,6 +145,18 @@ def rebuild(records: Records, place: Path, data: str, until: str) -> None:
     if _dvc(place, "checkout", "--quiet", *folders, may_fail=True):
         _dvc(place, "pull", *folders)
     _dvc(place, "repro", "--force", "--single-item", *stages_after_fetch(records, until))
+
+
+def share_data(root: Path, place: Path) -> None:
+    """Let a worktree use the project's files that file:// names and git does not have."""
+    for name in data_files(root, place / "params.yaml"):
+        target = place / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link((root / name).resolve(), target)
+            except OSError:  # another file system, or one without hard links
+                target.symlink_to((root / name).absolute())
 
 
 def _share_cache(root: Path, place: Path) -> None:
@@ -331,6 +345,7 @@ def _dvc(place: Path, *arguments: str, may_fail: bool = False) -> int:
     if done.returncode and not may_fail:
         raise InputError(
             f"{place}: dvc {' '.join(arguments)} exited with status {done.returncode}; see its messages above. "
+            f"If a file:// is missing, put the file back at its path in this project: git has no copy of your data. "
             f"If a source no longer exists, use DATA={PULL}. If no cache or remote has the data, use DATA={REFETCH}."
         )
     return done.returncode
