@@ -1,5 +1,7 @@
 """sync: after an outage, a slow store or a new one, the store has the same, and no step waits for it."""
 
+import errno
+import fcntl
 import shutil
 import threading
 import time
@@ -113,3 +115,17 @@ def test_the_machine_is_sampled_while_a_block_runs(tmp_path, store, monkeypatch)
     result = sync_run(run_journal.folder.parent)
     measured = children(result.run_id)["attempt-1"].data.metrics
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= measured.keys()
+
+
+def test_a_file_system_without_locks_is_said_at_once_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    began = time.monotonic()
+    sync.check_server(tmp_path / "runs/key")
+    with sync.sync_at_exit(tmp_path / "runs/key") as message:
+        pass
+    assert time.monotonic() - began < sync.LONGEST_SYNC / 2
+    assert "No locks available" in capsys.readouterr().out
+    assert "No locks available" in message.text

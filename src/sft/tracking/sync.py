@@ -63,17 +63,21 @@ def sync_run(run: Path, patience: float = PATIENCE, *, confirm: bool = True) -> 
     journal, store = Journal(run), store_name()
     deadline = time.monotonic() + patience
     reason, notes = None, []
-    with journal.sync_lock(patience) as is_alone:
-        while is_alone:
-            try:
-                notes += upload(journal, store, confirm=confirm)
-                reason = None
-                break
-            except StoreError as error:
-                reason = str(error)
-                if time.monotonic() + 1 >= deadline:
+    is_alone = True
+    try:
+        with journal.sync_lock(patience) as is_alone:
+            while is_alone:
+                try:
+                    notes += upload(journal, store, confirm=confirm)
+                    reason = None
                     break
-                time.sleep(1)
+                except StoreError as error:
+                    reason = str(error)
+                    if time.monotonic() + 1 >= deadline:
+                        break
+                    time.sleep(1)
+    except OSError as error:  # a file system without locks, a full disk
+        reason = f"{journal.folder}: {error.strerror or error}."
     state = journal.synced(store)
     pending = journal.pending(store)
     if pending and not is_alone:
