@@ -33,7 +33,7 @@ def take(run: Path, root: Path, params: dict[str, Any], digests: dict[str, str])
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / path)
         inputs = {path: {"digest": digests[path], "files": _stamps(root / path)} for path in INPUTS}
-        facts = {"params": flatten(params), "code": _code(root), "inputs": inputs, "git": git_state(root)}
+        facts = {"params": flatten(params), "code": code(root), "inputs": inputs, "git": git_state(root)}
         write_json(folder / FACTS, facts)
     return run / BEGUN
 
@@ -41,14 +41,14 @@ def take(run: Path, root: Path, params: dict[str, Any], digests: dict[str, str])
 def check_unchanged(run: Path, root: Path, params: dict[str, Any]) -> None:
     """Raise InputError if params, code or inputs are no longer those that the training began with."""
     begun = read_json(run / BEGUN / FACTS)
-    now, code = flatten(params), _code(root)
+    now, code_now = flatten(params), code(root)
     changed = [
         f"params.yaml: {name}: {before!r} became {now.get(name)!r}"
         for name, before in begun["params"].items()
         if before != now.get(name)
     ]
     changed += [f"params.yaml: {name}: {now[name]!r} is new" for name in now.keys() - begun["params"].keys()]
-    changed += [path for path in sorted(begun["code"] | code) if begun["code"].get(path) != code.get(path)]
+    changed += [path for path in sorted(begun["code"] | code_now) if begun["code"].get(path) != code_now.get(path)]
     for path, known in begun["inputs"].items():
         if _stamps(root / path) != known["files"] and folder_digest(root / path) != known["digest"]:
             changed.append(path)
@@ -69,7 +69,7 @@ def begun_at(run: Path) -> tuple[str | None, bool | None]:
     return commit, dirty
 
 
-def _code(root: Path) -> dict[str, str]:
+def code(root: Path) -> dict[str, str]:
     """Return the digests of the code and the pins that the train stage declares as its dependencies."""
     files = set(import_closure("sft.stages.train").values()) | set((PACKAGE / "lineage").glob("*"))
     digests = {file.relative_to(PACKAGE.parent).as_posix(): file_digest(file) for file in files if file.is_file()}

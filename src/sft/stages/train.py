@@ -57,7 +57,7 @@ def main() -> None:
     if cluster and jobs.is_dry_run():
         show_job(cluster)
         return
-    params = load_training()
+    code, params = snapshot.code(Path.cwd()), load_training()
     metadata = check_inputs()
     lineage = find_lineage(params.model_dump())
     patch = dirty_patch(Path.cwd())
@@ -82,6 +82,8 @@ def main() -> None:
             if final_checkpoint() is None:
                 jobs.refuse_if_active(run.folder)
             stack.enter_context(lock.held())
+            if snapshot.code(Path.cwd()) != code or dirty_patch(Path.cwd()) != patch:  # read before it waited
+                raise InputError("code changed while this waited for the run. Start it again.")
         check(run, params, cluster)
         if not params.checkpoint.pretrained_checkpoint:
             bridge.import_base(base=run.base, checkpoint=run.start)
