@@ -3,7 +3,7 @@
 import pytest
 from bench import filters
 
-# (precision, recall) of each half. N-grams find no paraphrases and translations, shared shingles find no paraphrases; the sets
+# (precision, recall) of each half. N-grams find no paraphrases and translations, shared shingles no paraphrases; the sets
 # have some, so that the loss is known.
 FLOORS = {
     "structure": (1.0, 1.0),
