@@ -1,5 +1,7 @@
 """The sections of the data: sources with their pins, and what of filter, prep and pack excludes each other."""
 
+import re
+
 import pytest
 
 from sft.params.check import read
@@ -86,3 +88,11 @@ def test_a_blend_without_sources_is_an_error(tmp_path):
 )
 def test_values_that_exclude_each_other_are_an_error_at_their_section(tmp_path, pattern, new, place):
     assert f": {place}" in error_of(changed(tmp_path, pattern, new))
+
+
+@pytest.mark.parametrize(
+    ("date", "meant"),
+    [("2026-01-31", 'put it in quotes, "2026-01-31"'), ('"2026-02-30"', "day is out of range for month")],
+)
+def test_the_date_of_a_template_is_the_text_of_a_day_that_exists(tmp_path, date, meant):
+    assert re.search(rf":\d+: prep\.date: .*{meant}", error_of(changed(tmp_path, r"^  date: .*$", f"  date: {date}")))

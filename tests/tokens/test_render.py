@@ -673,7 +673,7 @@ def test_an_answer_is_trained_up_to_the_stop_token_that_the_template_writes(tmp_
 def test_a_template_that_writes_the_date_gets_that_of_the_params(tmp_path):
     folder = write_tokenizer(tmp_path / "tokenizer")
     (tmp_path / "template.jinja").write_text("{{ strftime_now('%d %B %Y') }} {{ date_string }}" + CHATML)
-    with pytest.raises(InputError, match=r"set prep\.date, such as 2026-01-31"):
+    with pytest.raises(InputError, match=r"set prep\.date, such as '2026-01-31'"):
         ChatTemplate.load(str(tmp_path / "template.jinja"), folder)
     chat = ChatTemplate.load(str(tmp_path / "template.jinja"), folder, settings=Settings(date="2026-01-05"))
     assert text(chat, [ASK]).startswith("05 January 2026 05 Jan 2026<|im_start|>")

@@ -4,6 +4,7 @@ A source is one entry: `uri` is its address with a pin, `read` describes how to 
 belong to the blend. The fetch stage depends on `uri`, the filter stage on `read`, and pack on the whole entry.
 """
 
+import datetime
 import re
 from typing import Annotated, Any, Literal
 
@@ -233,11 +234,25 @@ class Prep(Section):
     stop_tokens: list[str]
     """Control tokens that end an answer, beside those that the base model and the template name."""
     date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] | None
-    """What the template writes as today's date, such as 2026-01-31; null = a template that needs it is an error."""
+    """What the template writes as today's date, such as "2026-01-31"; null = a template that needs it is an error."""
     max_rejected: Share
     """Share of a source's conversations that may be rejected; if more are, the stage stops."""
     reasoning: Reasoning
     """How much of the reasoning is trained."""
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_quoted(cls, date: object) -> object:
+        if isinstance(date, datetime.date):  # YAML reads it so; dvc.lock and reports keep text
+            raise ValueError(f'expected a text: put it in quotes, "{date}"')
+        return date
+
+    @field_validator("date")
+    @classmethod
+    def _exists(cls, date: str | None) -> str | None:
+        if date is not None:
+            datetime.date.fromisoformat(date)
+        return date
 
 
 class Pack(Section):

@@ -40,7 +40,7 @@ LOOP_VALUES = frozenset(
     ("index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "depth", "depth0")
 )
 # A template that calls strftime_now without asking whether it is defined; the first words of jinja2's message.
-NO_CLOCK = "the template writes today's date: set prep.date, such as 2026-01-31"
+NO_CLOCK = "the template writes today's date: set prep.date, such as '2026-01-31'"
 DATE_STRING = "%d %b %Y"  # of `date_string`, as templates of Llama 3 write it
 
 
