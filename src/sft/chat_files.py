@@ -47,12 +47,12 @@ def _templates_in_config(path: Path) -> dict[str, Any]:
 
 
 def write_missing(folder: Path, stops: list[int]) -> None:
-    """Write templates of tokenizer_config.json as files, and generation_config.json with `stops` if there is none."""
+    """Write templates of tokenizer_config.json as files, and `stops`, if any, if there is no generation_config.json."""
     for name, text in _templates_in_config(folder / DEFAULT_FILE).items():
         if isinstance(text, str) and not Path(name).exists():
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_text(text, encoding="utf-8")
-    if not (folder / GENERATION).exists():
+    if stops and not (folder / GENERATION).exists():
         write_stop_ids(folder, stops)
 
 
