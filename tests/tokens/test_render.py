@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.conversation import Rejection
+from sft.tokens import render
 from sft.tokens.render import ChatTemplate, Settings
 from sft.tokens.tokenizer import Sample
 from tests.support.tiny_model import ADDED_TOKENS
@@ -668,6 +669,18 @@ def test_an_answer_is_trained_up_to_the_stop_token_that_the_template_writes(tmp_
         assert sorted(chat.stop_ids) == [0, 2, 3]
     with pytest.raises(InputError, match=r"prep\.stop_tokens: 'stop'"):
         ChatTemplate.load(path, folder, settings=Settings(stop_tokens=("stop",)))
+
+
+def test_shapes_are_forgotten_and_asked_again(tmp_path, base, monkeypatch):
+    (tmp_path / "template.jinja").write_text(CHATML)
+    chat = ChatTemplate.load(str(tmp_path / "template.jinja"), base)
+    conversations = [[ASK, answer("a")] * number for number in (1, 2, 3, 1)]
+    expected = [chat.render_samples(messages, None) for messages in conversations]
+    assert len(chat._support) == 3
+    monkeypatch.setattr(render, "MAX_SHAPES", 2)
+    chat._support.clear()
+    assert [chat.render_samples(messages, None) for messages in conversations] == expected
+    assert len(chat._support) == 2
 
 
 def test_a_template_that_writes_the_date_gets_that_of_the_params(tmp_path):

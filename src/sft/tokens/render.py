@@ -58,6 +58,8 @@ class Settings(NamedTuple):
 
 
 NO_SETTINGS = Settings()
+# Conversations of agents may each have a shape of its own. What is forgotten is asked again, with the same answer.
+MAX_SHAPES = 4096
 
 
 class Support(NamedTuple):
@@ -201,6 +203,8 @@ class ChatTemplate:
         """Return what is known about a shape; ask when it is first seen."""
         support = self._support.get(shape)
         if support is None:
+            if len(self._support) >= MAX_SHAPES:
+                self._support.clear()
             support = self._support[shape] = self._ask(shape)
         return support
 
