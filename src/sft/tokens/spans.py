@@ -35,11 +35,13 @@ class Stops(NamedTuple):
         """
         found = list(self.pattern.finditer(turn, start))
         if not found:
-            return "no stop token in it, expected 1"
+            return "no stop token in it; if another token ends it, name that in prep.stop_tokens"
         first = found[0]
         same = [match for match in found if match[0] == first[0]]
-        if len(found) > 1 and (len(same) > 1 or self.pattern.sub("", turn[first.end() :]).strip()):
+        if len(same) > 1:
             return f"{len(same)} of {first[0]} in it, expected 1"
+        if len(found) > 1 and self.pattern.sub("", turn[first.end() :]).strip():
+            return f"text between {first[0]} and {found[-1][0]}, expected none"
         return first.end()
 
 
