@@ -26,6 +26,8 @@ def project(tmp_path):
 
 def test_a_source_is_checked_where_it_is_and_nothing_is_written(project):
     make_tiny_base(project / "models/base")
+    (project / "dated.jinja").write_text("{{ strftime_now('%Y') }}" + (ROOT / "templates/nano3.jinja").read_text())
+    set_params(project, **{"prep.template": "dated.jinja", "prep.date": "2026-01-31"})
     before = sorted(project.rglob("*"))
     facts = printed_json(project, MODULE, "--source", "mine")
     assert sorted(project.rglob("*")) == before
@@ -40,7 +42,9 @@ def test_a_source_is_checked_where_it_is_and_nothing_is_written(project):
     assert lengths["samples"] >= 4
     assert 0 < lengths["trained_tokens"] < lengths["tokens"]
     assert lengths["quantiles"]["p0"] <= lengths["quantiles"]["p50"] <= lengths["quantiles"]["p100"]
-    trained = "".join(piece["text"] for piece in lengths["examples"][0]["pieces"] if piece["is_trained"])
+    pieces = lengths["examples"][0]["pieces"]
+    assert "".join(piece["text"] for piece in pieces).startswith("2026")
+    trained = "".join(piece["text"] for piece in pieces if piece["is_trained"])
     assert "Yes, " in trained
     assert "Sure?" not in trained
 

@@ -177,12 +177,13 @@ def measure(source: str, kept: list[dict[str, Any]]) -> Lengths:
     from sft.parquet import CONVERSATIONS
     from sft.tokens.prepare import prepare_rows
     from sft.tokens.reasoning import Shares
-    from sft.tokens.render import ChatTemplate
+    from sft.tokens.render import ChatTemplate, Settings
 
     params = load("prep")
     schema = pa.schema([CONVERSATIONS.field(name) for name in ("id", "messages", "tools")])
     rows = pa.RecordBatch.from_pylist([{name: row[name] for name in schema.names} for row in kept], schema=schema)
-    chat = ChatTemplate.load(str(resolve_repo_file(params.template)), BASE)
+    settings = Settings(tuple(params.stop_tokens), params.date)
+    chat = ChatTemplate.load(str(resolve_repo_file(params.template)), BASE, settings=settings)
     prepared = prepare_rows(chat, rows, Shares(**params.reasoning.model_dump()))
     samples = prepared.samples.to_pylist()
     sizes = np.array([len(sample["ids"]) for sample in samples], np.int64)
