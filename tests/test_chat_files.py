@@ -67,7 +67,10 @@ def test_a_trained_model_gets_the_template_and_the_stop_tokens_of_its_data(tmp_p
     assert json.loads((tmp_path / "model/generation_config.json").read_text()) == {"eos_token_id": [2, 7], "top_p": 0.9}
 
 
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"generation_config\.json: not JSON"):
+@pytest.mark.parametrize(
+    ("text", "fault"), [("{", "not JSON"), ("[1]", "found list, expected a JSON object"), ("2", "found int, expected")]
+)
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, text, fault):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(InputError, match=rf"generation_config\.json: {fault}"):
         stop_ids(tmp_path)

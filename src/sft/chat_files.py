@@ -79,11 +79,14 @@ def stop_ids(folder: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON object; an empty one if there is no such file. Raises InputError: it is not JSON."""
+    """Return a JSON object; an empty one if there is no such file. Raises InputError: it is not one."""
     if not path.is_file():
         return {}
     try:
         value = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON: {error}. Run: dvc repro --force fetch-model") from error
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        found = type(value).__name__
+        raise InputError(f"{path}: found {found}, expected a JSON object. Run: dvc repro --force fetch-model")
+    return value
