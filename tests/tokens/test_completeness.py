@@ -1,5 +1,7 @@
 """Completeness: text that a rendered sample lacks is named."""
 
+import json
+
 import pytest
 
 from sft.tokens.completeness import missing_context, missing_in_tool, missing_in_turn
@@ -28,6 +30,39 @@ MESSAGES = [
     {"role": "tool", "content": 'th"ree'},
     {"role": "assistant", "content": "four"},
 ]
+
+
+ARGUMENTS = {"city": ' Zürich "a"\n<|x|>', "days": [2, -0.5], "why": {"exact": True, "more": None}}
+WRITTEN = json.dumps(ARGUMENTS, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        (WRITTEN, True),
+        (json.dumps(ARGUMENTS, indent=1), True),  # Z\u00fcrich
+        (json.dumps(WRITTEN), True),  # JSON text in JSON
+        (json.dumps(WRITTEN, ensure_ascii=False), True),
+        (str(ARGUMENTS), True),
+        ('city=Zürich "a"\n<|x|> days=[2,-0.5] why=exact:True;more:None', True),
+        (WRITTEN.replace("<|x|>", "<!|x|>"), True),  # the guard
+        (WRITTEN.replace("city", ""), False),
+        (WRITTEN.replace("exact", ""), False),
+        (WRITTEN.replace("Zürich", ""), False),
+        (WRITTEN.replace("[2,", "[12, "), False),
+        (WRITTEN.replace("-0.5", ""), False),
+        (WRITTEN.replace("true", ""), False),
+        (WRITTEN.replace("null", ""), False),
+        ("", False),
+    ],
+)
+def test_a_call_has_the_keys_and_values_of_its_arguments_in_any_notation(text, has):
+    arguments = ARGUMENTS | {"city": ARGUMENTS["city"].replace("<|", "<!|")}
+    call = {"function": {"name": "f_2", "arguments": arguments}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    place = "" if has else "tool_calls[0].function.arguments"
+    assert missing_in_turn(message, "f_2 " + text, "!") == place
+    assert missing_context([message], None, "f_2 " + text, [], "!") == (place and f"messages[0].{place}")
 
 
 @pytest.mark.parametrize(

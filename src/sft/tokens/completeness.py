@@ -6,7 +6,7 @@ earlier turns may be dropped: templates do that on purpose.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from sft.conversation import Message
@@ -15,18 +15,23 @@ Tools = list[dict[str, Any]] | None
 HEAD_CHARS = 32
 
 
-def missing_in_turn(message: Message, turn: str) -> str:
-    """Return the field of a trained message that its rendered turn does not contain, or ""."""
+def missing_in_turn(message: Message, turn: str, guard: str = "") -> str:
+    """Return the field of a trained message that its rendered turn does not contain, or "".
+
+    `guard` is the character inside look-alikes of control tokens (sft.tokens.tokenizer).
+    """
     for field in ("reasoning_content", "content"):
         if _find(message.get(field, ""), turn, 0) is None:
             return field
     for index, call in enumerate(message.get("tool_calls", ())):
         if call["function"]["name"] not in turn:
             return f"tool_calls[{index}]"
+        if not _has_arguments(call, turn, guard):
+            return f"tool_calls[{index}].function.arguments"
     return ""
 
 
-def missing_context(messages: list[Message], tools: Tools, text: str, trained: Collection[int]) -> str:
+def missing_context(messages: list[Message], tools: Tools, text: str, trained: Collection[int], guard: str = "") -> str:
     """Return the place of a message or tool that a rendered sample does not contain, or "".
 
     Looks for messages in their order first, so that the text of one is not found in another. `trained` turns are
@@ -47,6 +52,9 @@ def missing_context(messages: list[Message], tools: Tools, text: str, trained: C
                 if found is None and _find(value, text, 0) is None:
                     return f"messages[{index}].{field}"
                 end = max(end, found or 0)
+            for number, call in enumerate(message.get("tool_calls", ())):
+                if not _has_arguments(call, text, guard):
+                    return f"messages[{index}].tool_calls[{number}].function.arguments"
         place = end
     for tool in tools or ():
         if _find(tool["function"]["name"], text, 0) is None:
@@ -63,6 +71,51 @@ def missing_in_tool(tool: dict[str, Any], text: str) -> str:
         "parameters": list(function["parameters"]["properties"]),
     }
     return next((part for part, texts in parts.items() if any(_find(each, text, 0) is None for each in texts)), "")
+
+
+def _has_arguments(call: dict[str, Any], text: str, guard: str) -> bool:
+    """Return whether a text contains the keys and values of the arguments of a call, the guard aside.
+
+    The guard stands at other places in arguments that are given as JSON text.
+    """
+    text = text.replace(guard, "")
+    return all(_has_scalar(each, text, guard) for each in _scalars(call["function"]["arguments"]))
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    """Yield the keys, texts, numbers, booleans and nulls of a JSON value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _scalars(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _scalars(item)
+    else:
+        yield value
+
+
+def _has_scalar(value: Any, text: str, guard: str) -> bool:
+    """Return whether a text contains a scalar as it is, as in JSON (also JSON text in JSON), or as Python writes it."""
+    if not isinstance(value, str):  # `true` or `True`, `null` or `None`
+        return any(_has_word(form, text) for form in dict.fromkeys((json.dumps(value), str(value))))
+    value = value.replace(guard, "").strip()
+    if value in text:
+        return True
+    once = {json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)}
+    twice = {json.dumps(each, ensure_ascii=ascii_only)[1:-1] for each in once for ascii_only in (False, True)}
+    return any(each in text for each in (*once, *twice, repr(value)[1:-1]))
+
+
+def _has_word(word: str, text: str) -> bool:
+    """Return whether a text contains a word that is no part of a longer one: not the 2 of `12`, or of `forecast_2`."""
+    place = text.find(word)
+    while place >= 0:
+        around = text[max(place - 1, 0) : place] + text[place + len(word) : place + len(word) + 1]
+        if not any(character.isalnum() or character == "_" for character in around):
+            return True
+        place = text.find(word, place + 1)
+    return False
 
 
 def _find(value: str, text: str, start: int) -> int | None:

@@ -92,7 +92,7 @@ def example_of(shape: Shape) -> tuple[list[Message], Tools]:
                     "type": "function",
                     "function": {
                         "name": f"function{index}x{number}end",
-                        "arguments": {"place": f"place{index}x{number}end"},
+                        "arguments": {f"key{index}x{number}end": f"value{index}x{number}end"},
                     },
                 }
                 for number, call_id in enumerate(open_ids)

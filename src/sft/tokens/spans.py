@@ -92,7 +92,7 @@ class ByPrompts:
         if isinstance(place, str):
             self.faults[index] = Rejection("no-stop-token", f"{name}: {place}")
             return False
-        if missing := missing_in_turn(turns.plain[index], turn[len(prompt) : place]):
+        if missing := missing_in_turn(turns.plain[index], turn[len(prompt) : place], turns.guard):
             self.faults[index] = Rejection(DROPS[0], f"{name}.{missing} is not in the rendered turn")
             return False
         if not whole.startswith(turn[:place]):
@@ -161,13 +161,13 @@ class ByHeaders:
 
     def _span(self, index: int, end: int, text: str) -> tuple[int, int]:
         """Return the trained range of a turn. Raises IrregularError: its header or end is not where it should be."""
-        start, limit = self._ranges(end, text)[index]
+        turns, (start, limit) = self._render.turns, self._ranges(end, text)[index]
         prompt = self._header.prompts[self._render.thinks[index]]
         stop = self._stops.pattern.search(text, start + len(prompt), limit)
         if stop is None or not text.startswith(prompt, start):
             raise IrregularError
         start += len(prompt)
-        if missing_in_turn(self._render.turns.plain[index], text[start : stop.end()]):
+        if missing_in_turn(turns.plain[index], text[start : stop.end()], turns.guard):
             raise IrregularError
         return start, stop.end()
 
@@ -198,7 +198,7 @@ def render_parts(render: Render, way: ByPrompts | ByHeaders, parts: list[Part]) 
     for part in parts:
         text = render.sample(part.end, part.turns)
         messages: list[Message] = render.turns.plain[: part.end]
-        if missing := missing_context(messages, render.turns.tools, text, part.turns):
+        if missing := missing_context(messages, render.turns.tools, text, part.turns, render.turns.guard):
             return Rejection(DROPS_CONTEXT, f"{missing} is not in the rendered text")
         samples.append(Rendered(text, way.spans(part), render.turns.guard))
     return samples
