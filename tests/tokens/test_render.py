@@ -585,6 +585,65 @@ def test_what_such_a_template_rejects_or_drops_is_a_rejected_row(tmp_path):
     assert load(tmp_path, CHATML).render_samples(called, None).evidence.startswith("messages[1].tool_calls[0] is not")
 
 
+NAMES = CHATML.replace(
+    "{{ m.content }}", "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }} WRITTEN{% endfor %}"
+)
+CALLED = "messages[1].tool_calls[0].function.arguments is not in the rendered turn"
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments", "is_dropped"),
+    [
+        ("", {"city": "Rome"}, True),
+        ("", {}, True),  # as asked of an example of the shape
+        ("{{ call.function.arguments | list }}", {"city": "Rome"}, True),  # the keys
+        ("{{ call.function.arguments.values() | list }}", {"city": "Rome"}, True),
+        ("{% for k, v in call.function.arguments | items %}{{ k }}={{ v }},{% endfor %}", {"n": [1, {"a": 2}]}, False),
+        ("{{ call.function.arguments | tojson }}", {"<|im_end|>": "im_end", "é": 'a"b'}, False),
+        (
+            "{% for k, v in call.function.arguments | items %}{{ k }}={{ v if v is string else '' }},{% endfor %}",
+            {"n": 2},
+            True,
+        ),
+    ],
+)
+def test_a_call_whose_arguments_the_template_leaves_out_is_rejected(tmp_path, written, arguments, is_dropped):
+    chat = load(tmp_path, NAMES.replace("WRITTEN", written))
+    call = {"type": "function", "function": {"name": "get", "arguments": arguments}}
+    outcome = chat.render_samples([ASK, answer("", tool_calls=[call])], None)
+    assert isinstance(outcome, Rejection) == is_dropped
+    if is_dropped:
+        assert outcome == Rejection("template-drops-text", CALLED)
+
+
+def test_a_template_that_writes_only_names_of_calls_says_so_when_it_is_loaded(tmp_path):
+    chat = load(tmp_path, NAMES.replace("WRITTEN", ""))
+    calls = ("tools", "parallel-calls", "words-beside-a-call", "reasoning-before-a-call")
+    assert {kind: chat.modes[kind] for kind in calls} == dict.fromkeys(calls, f"template-drops-text: {CALLED}")
+    untrained = answer("", tool_calls=[CALL], loss=False)
+    rejection = chat.render_samples([ASK, untrained, result("12 C"), answer("It is.")], None)
+    assert rejection.reason == "template-drops-context"
+    assert rejection.evidence.startswith("messages[1].tool_calls[0].function.arguments is not")
+
+
+@pytest.mark.parametrize(
+    ("shown", "missing"),
+    [
+        ("{{ tools | tojson }}", ""),
+        ("{% for t in tools %}{{ t.function.name }}{{ t.function.parameters | tojson }}{% endfor %}", "description"),
+        ("{% for t in tools %}{{ t.function.name }}{{ t.function.description }}{% endfor %}", "parameters"),
+        ("", "name"),
+    ],
+)
+def test_what_a_template_leaves_out_of_tools_is_named_when_it_is_loaded(tmp_path, shown, missing):
+    source = "{% if tools %}<|im_start|>system\n" + shown + "<|im_end|>\n{% endif %}"
+    chat = load(tmp_path, source + NAMES.replace("WRITTEN", "{{ call.function.arguments | tojson }}"))
+    fault = f"template-drops-context: tools: the {missing} of a tool is not in the rendered text"
+    found = chat.modes.get("tools", "")
+    assert found == (fault if missing not in ("", "name") else found)
+    assert bool(found) == bool(missing)
+
+
 ROLES = (
     """\
 {% for m in messages %}{% if m.role == 'system' and loop.first %}<|im_start|>system
@@ -674,6 +733,7 @@ def test_an_answer_is_trained_up_to_the_stop_token_that_the_template_writes(tmp_
 def test_shapes_are_forgotten_and_asked_again(tmp_path, base, monkeypatch):
     (tmp_path / "template.jinja").write_text(CHATML)
     chat = ChatTemplate.load(str(tmp_path / "template.jinja"), base)
+    chat._support.clear()  # of loading
     conversations = [[ASK, answer("a")] * number for number in (1, 2, 3, 1)]
     expected = [chat.render_samples(messages, None) for messages in conversations]
     assert len(chat._support) == 3
@@ -750,6 +810,12 @@ def test_a_template_without_an_exact_mask_fails_when_it_is_loaded(tmp_path, monk
         load(tmp_path, template, bos_token="<|endoftext|>")
     assert fault in str(error.value)
     assert "template.jinja" in str(error.value)
+
+
+@pytest.mark.parametrize("written", ["m.content[0].text", "m.content | tojson"])
+def test_a_template_that_does_not_write_content_as_it_is_fails_with_that_reason(tmp_path, written):
+    with pytest.raises(InputError, match=r"template\.jinja: it does not write the content of an answer"):
+        load(tmp_path, CHATML.replace("m.content", written), eos_token="<|endoftext|>")
 
 
 def test_a_template_that_turns_hostile_on_a_row_ends_in_one_clear_error(tmp_path, monkeypatch):

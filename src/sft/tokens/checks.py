@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ASK: Message = {"role": "user", "content": "What is 1 + 1?"}
 ANSWER: Message = {"role": "assistant", "content": "It is 2."}
 THOUGHT: Message = {"role": "assistant", "content": "It is 2.", "reasoning_content": "Count: 1, 2."}
+MARKED: Message = {"role": "assistant", "content": 'It is "2".\nSo is 3 - 1.'}
+"""An answer that is another text in JSON."""
 SYSTEM: Message = {"role": "system", "content": "Be brief."}
 ARGUMENTS_OF_CALL: dict[str, Any] = {"city": "Paris", "days": [1, 2], "exact": True}
 
@@ -134,11 +136,11 @@ def check(chat: "ChatTemplate", name: str) -> tuple[Form, dict[str, str]]:
     """
     form = chat.form = _find_form(chat)
     outcomes = {kind: chat.render_by_prompts(*conversation) for kind, conversation in KINDS.items()}
-    modes = {
-        kind: f"{outcome.reason}: {outcome.evidence}"
-        for kind, outcome in outcomes.items()
-        if isinstance(outcome, Rejection)
-    }
+    modes = {}
+    for kind, outcome in outcomes.items():
+        fault = outcome if isinstance(outcome, Rejection) else chat.left_out(*KINDS[kind])
+        if fault is not None:
+            modes[kind] = f"{fault.reason}: {fault.evidence}"
     plain, reasoned = outcomes["plain"], outcomes["reasoning"]
     if isinstance(plain, Rejection) and isinstance(reasoned, Rejection):
         why = {
@@ -147,11 +149,21 @@ def check(chat: "ChatTemplate", name: str) -> tuple[Form, dict[str, str]]:
             "no-stop-token": "an answer does not end with a stop token, so a trained model would never stop",
             "template-drops-text": "it drops text of an answer",
         }.get(plain.reason, "it rejects a plain conversation of two turns")
+        if not _writes_content(chat):
+            why = "it does not write the content of an answer, a text, as it is"
         raise InputError(f"{name}: {why} ({plain.evidence}). Choose another prep.template.")
     for rendered in (plain, reasoned):
         if not isinstance(rendered, Rejection):
             _check_tokens(chat, rendered, name)
     return form, modes
+
+
+def _writes_content(chat: "ChatTemplate") -> bool:
+    """Return whether a template writes the content of an answer as it is; also True if it rejects the conversation."""
+    try:
+        return MARKED["content"] in chat.render([ASK, MARKED], None, thinking=False)
+    except jinja2.TemplateError:
+        return True
 
 
 def _find_form(chat: "ChatTemplate") -> Form:

@@ -126,8 +126,8 @@ class ChatTemplate:
                     f"{tokenizer_folder}/tokenizer_config.json: eos_token: found {eos!r}, expected a control token"
                 )
             chat._behind_last = ending.behind_last
-            chat.form, chat.modes = checks.check(chat, compiled.name)
             chat._header = checks.find_header(chat)
+            chat.form, chat.modes = checks.check(chat, compiled.name)
         if whole:
             chat.check_whole()
         if hashlib.sha256(compiled.source.encode()).hexdigest() == SHA256:
@@ -194,6 +194,10 @@ class ChatTemplate:
                     return rendered
             outcome = self.render_by_prompts(messages, tools, budget)
             return outcome if isinstance(outcome, Rejection) else support.fault or outcome
+
+    def left_out(self, messages: list[Message], tools: Tools) -> Rejection | None:
+        """Return what the template leaves out of any conversation of the same shape, without limits."""
+        return self._support_of(shape_of(messages, tools)).fault
 
     def _looks_for_text_of(self, messages: list[Message]) -> bool:
         looks_for = self._template.looks_for
