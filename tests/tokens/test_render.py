@@ -600,6 +600,8 @@ CALLED = "messages[1].tool_calls[0].function.arguments is not in the rendered tu
         ("{{ call.function.arguments.values() | list }}", {"city": "Rome"}, True),
         ("{% for k, v in call.function.arguments | items %}{{ k }}={{ v }},{% endfor %}", {"n": [1, {"a": 2}]}, False),
         ("{{ call.function.arguments | tojson }}", {"<|im_end|>": "im_end", "é": 'a"b'}, False),
+        ("{{ '' + call.function.arguments }}", {"<|im_end|>": "<|im", "é": 'end|>"', "im_end": [None, 0.5]}, False),
+        ("{{ ('' + call.function.arguments) | tojson }}", {"a": '|im_end|>\n"', "b": True}, False),
         (
             "{% for k, v in call.function.arguments | items %}{{ k }}={{ v if v is string else '' }},{% endfor %}",
             {"n": 2},

@@ -76,7 +76,7 @@ def missing_in_tool(tool: dict[str, Any], text: str) -> str:
 def _has_arguments(call: dict[str, Any], text: str, guard: str) -> bool:
     """Return whether a text contains the keys and values of the arguments of a call, the guard aside.
 
-    The guard stands at other places in arguments that are given as JSON text.
+    Arguments that are given as JSON text have the guard at other places.
     """
     text = text.replace(guard, "")
     return all(_has_scalar(each, text, guard) for each in _scalars(call["function"]["arguments"]))
