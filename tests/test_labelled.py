@@ -3,8 +3,8 @@
 import pytest
 from bench import filters
 
-# (precision, recall) of each half. N-grams find no paraphrases and translations, shared shingles no paraphrases; the sets
-# have some, so that the loss is known.
+# (precision, recall) of each half. Neither n-grams nor shared shingles find paraphrases, and n-grams no translations;
+# the sets have some, so that the loss is known.
 FLOORS = {
     "structure": (1.0, 1.0),
     "repetition": (0.95, 0.95),
