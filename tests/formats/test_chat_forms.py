@@ -134,13 +134,30 @@ def test_alpaca_reads_instructions_and_prompts(tmp_path: Path, record: dict[str,
         ({"input": [USER], "output": "Hello"}, [USER, ANSWER]),
         ({"prompt": [USER], "completion": "Hello", "system": "S"}, [{"role": "system", "content": "S"}, USER, ANSWER]),
         ({"input": "Hi", "output": [ANSWER]}, [USER, ANSWER]),
+        ({"prompt": "Hi", "completion": [USER, ANSWER]}, [USER, ANSWER]),
         ({"instruction": "Hi", "output": "Hello", "history": [["Hi", "Hello"]]}, [USER, ANSWER, USER, ANSWER]),
+        ({"instruction": "Hi", "output": "Hello", "history": [USER, ANSWER]}, [USER, ANSWER, USER, ANSWER]),
+        ({"prompt": json.dumps([USER], indent=2), "completion": "Hello"}, [USER, ANSWER]),
+        (
+            {"prompt": '[{"role": "admin"}]', "completion": "Hello"},
+            [{**USER, "content": '[{"role": "admin"}]'}, ANSWER],
+        ),
     ],
 )
 def test_alpaca_reads_messages_and_earlier_turns(tmp_path: Path, record: dict[str, Any], messages: list[Any]) -> None:
     write(tmp_path, "a.jsonl", record)
     (found,) = records(tmp_path, "alpaca")
     assert found["messages"] == messages
+
+
+@pytest.mark.parametrize(
+    "history", [["Hi"], [{"query": "Hi", "response": "Hello"}], {"Hi": "Hello"}, [["Hi", "Hello", "Hi"]], [None]]
+)
+def test_a_history_of_another_shape_is_a_fault(tmp_path: Path, history: Any) -> None:
+    """Two letters, or the two keys of an object, are no question and answer."""
+    write(tmp_path, "a.jsonl", {"instruction": "Hi", "output": "Hello", "history": history})
+    (row,) = read_rows(tmp_path, "alpaca")
+    assert (row.record, "history" in row.fault) == (None, True)
 
 
 def test_the_loss_of_a_turn_stays_with_it(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 
 from sft import strict_json
 from sft.cli import InputError
+from sft.conversation import excerpt
 from sft.formats.demo.bfcl import bfcl
 from sft.formats.demo.champ import champ
 from sft.formats.demo.django_po import django_po
 from sft.formats.demo.human_eval import human_eval
 from sft.formats.demo.nemo_gym import nemo_gym
-from sft.formats.fields import PREFERENCE, SHOWN_CHARS, is_selected, listed, lookup, merged, suggest_read
+from sft.formats.fields import PREFERENCE, SHOWN_CHARS, has_speaker, is_selected, listed, lookup, merged, suggest_read
 from sft.formats.not_read import says_something
 from sft.formats.raw_files import Json, Row, read_objects
 from sft.formats.records import ChatRow, as_messages, question_and_answer
@@ -245,11 +246,18 @@ def _alpaca(columns: Columns) -> Json:
     else:
         question, answer = columns.get("input"), columns.get("output")
     earlier = []
-    for earlier_question, earlier_answer in columns.decoded("history") or []:
-        earlier += question_and_answer(earlier_question, earlier_answer)
+    for item in columns.decoded("history") or []:
+        if type(item) is dict and has_speaker(item):
+            earlier.append(item)
+        elif type(item) is list and len(item) == 2:
+            earlier += question_and_answer(*item)
+        else:
+            raise ValueError(f"history: expected [[question, answer], ...] or messages, found {excerpt(item)}")
     asked = _messages("user", question)
     turn = {"reasoning_content": columns.get("reasoning_content"), "tool_calls": columns.get("calls")}
     answered = _messages("assistant", "" if answer is None else answer)
+    if answered[: len(asked)] == asked:  # answers of preference data may begin with their prompt
+        answered = answered[len(asked) :]
     answered[:1] = [{**message, **{key: value for key, value in turn.items() if value}} for message in answered[:1]]
     num_context = len(earlier) + len(asked) if type(question) is not str or len(asked) > 1 else 0
     # Beside the items of a request, `instructions` is the system message of OpenAI's Responses API.
@@ -259,9 +267,10 @@ def _alpaca(columns: Columns) -> Json:
 
 def _messages(role: str, content: Any) -> list[Json]:
     """Return a text as a message, and messages, also as JSON text, as they are."""
-    if type(content) is str and content.lstrip().startswith('[{"') and '"role"' in content:
+    if type(content) is str and content.lstrip().startswith("[") and '"role"' in content:
         with contextlib.suppress(ValueError):
-            content = strict_json.parse(content)
+            items = strict_json.parse(content)
+            content = items if all(type(item) is dict and has_speaker(item) for item in items) else content
     return as_messages(role, [content] if type(content) is dict else content)
 
 

@@ -182,10 +182,11 @@ def _is_conversation(value: Any, key: str) -> bool:
     if _is_list_with(value, key):
         return True
     items = value if isinstance(value, list) else []
-    return key == "role" and bool(items) and all(isinstance(item, dict) and _has_speaker(item) for item in items)
+    return key == "role" and bool(items) and all(isinstance(item, dict) and has_speaker(item) for item in items)
 
 
-def _has_speaker(item: Json) -> bool:
+def has_speaker(item: Json) -> bool:
+    """Return whether an object is a message with a role, or an item of the Responses API."""
     return any(isinstance(item.get(key), str) and item[key].lower() in ROLES for key in ("role", "type"))
 
 
