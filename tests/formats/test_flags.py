@@ -36,3 +36,11 @@ def test_no_other_value_is_a_flag(value):
 def test_the_tables_agree():
     assert TRAIN_FLAGS.keys() < FLAG_LISTS.keys()
     assert WEIGHTS < TRAIN_FLAGS.keys()
+
+
+@pytest.mark.parametrize("names", [("weight", "loss"), ("loss", "weight")])
+def test_of_two_unclear_flags_the_first_is_named(names):
+    """Not the one that a set yields first: its order differs between processes."""
+    with pytest.raises(UnfitRowError) as error:
+        is_trained(dict.fromkeys(names, 0.5))
+    assert error.value.rejection.evidence.startswith(f"{names[0]}:")

@@ -22,7 +22,7 @@ def is_trained(message: Mapping[str, Any]) -> bool | None:
 
     Raises:  UnfitRowError: a flag that is neither true nor false (a weight of 0.5), or two that contradict.
     """
-    found = {name: read_flag(name, message[name]) for name in message.keys() & FLAG_LISTS.keys()}
+    found = {name: read_flag(name, message[name]) for name in message if name in FLAG_LISTS}
     given = {name: flag for name, flag in found.items() if flag is not None}
     if message.get(AMBIGUOUS_FLAG) is not None:
         name, value = AMBIGUOUS_FLAG, message[AMBIGUOUS_FLAG]
