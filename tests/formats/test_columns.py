@@ -138,3 +138,24 @@ def test_an_object_is_one_value_unless_a_part_of_it_is_read():
     outcome = normalize({"messages": MESSAGES}, row, {"data.chat"}, not_read)
     not_read.end_row("a:1", isinstance(outcome, Conversation))
     assert set(not_read.counts) == {"extra", "metadata.id", "data.id"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"loss_mask": "[0, 1]"},
+        {"train_turns": " [false, true]"},
+        {"metadata": '{"loss_mask": [0, 1]}'},
+        {"metadata": '{"train_turns" : [0, 1]}'},
+    ],
+)
+def test_a_list_of_flags_may_be_json_text(row):
+    """As in tables, whose columns hold texts."""
+    assert trained(row, [USER, ANSWER, USER, ANSWER]) == [False, True]
+
+
+@pytest.mark.parametrize("value", ["0 1", "[0, 1", {"0": 0}, 0.5])
+def test_a_loss_mask_that_is_not_read_rejects_the_row(value):
+    outcome = outcome_of({"loss_mask": value}, [USER, ANSWER, USER, ANSWER])
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, "loss_mask" in outcome.evidence) == ("unclear-train-flag", True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sft.conversation import Conversation, Rejection, is_normal
 from sft.filters.structure import check_structure
 from sft.formats.messages import normalize
+from sft.formats.not_read import NotRead
 from sft.formats.spellings import TRAIN_FLAGS
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
@@ -426,3 +427,36 @@ def test_context_is_never_trained_whatever_its_flags_say():
 def test_answers_of_which_one_is_trained_are_not_joined():
     messages = [PARIS, {**CALLING, "train": False}, CALLING]
     assert kept({"messages": messages, "tools": [TOOL]}).messages == [PARIS, {**CALLING, "loss": False}, CALLING]
+
+
+@pytest.mark.parametrize(
+    "more", [{"train": False}, {"masked": 1}, {"weight": 0}, {"mask": 1}, {"train_detail": [{"train": False}]}]
+)
+def test_a_part_that_is_not_to_be_trained_rejects_the_row(more):
+    outcome = normalize({"messages": [USER, {**ANSWER, "content": [{"type": "text", "text": "Mild.", **more}]}]})
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, next(iter(more)) in outcome.evidence) == ("unclear-train-flag", True)
+
+
+def test_the_spans_of_a_message_are_not_trained_apart():
+    outcome = normalize({"messages": [USER, {**ANSWER, "train_detail": [{"begin_offset": 0, "train": False}]}]})
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "unclear-train-flag"
+
+
+def test_a_thought_of_gemini_is_no_part_of_the_answer():
+    parts = [{"text": "It is May.", "thought": True}, {"text": "Mild.", "thought": False}]
+    outcome = normalize({"messages": [USER, {"role": "model", "parts": parts}]})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1] == {**ANSWER, "reasoning_content": "It is May."}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"refusal": "No."}, {"tool_calls": [call()], "function_call": {"name": "other", "arguments": "{}"}}],
+)
+def test_a_key_that_another_one_replaces_is_counted(more):
+    not_read = NotRead()
+    normalize({"messages": [USER, {**ANSWER, **more}], "tools": [TOOL]}, not_read=not_read)
+    not_read.end_row("a:1", True)
+    assert set(not_read.counts) == {f"messages[].{list(more)[-1]}"}

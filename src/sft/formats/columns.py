@@ -6,6 +6,7 @@ All other columns with a value are counted as not read.
 """
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -19,14 +20,16 @@ from sft.formats.spellings import (
     LICENSE_COLUMNS,
     MEDIA,
     MEDIA_WORD,
+    NEVER_STATISTICS,
     PLACEHOLDER,
     ROLES,
     TEMPLATE_KWARGS,
     THINKING_KWARGS,
-    WEIGHTS,
 )
 
 NO_ROW: Mapping[str, Any] = {}
+# A list of flags in the JSON text of an object.
+FLAG_LIST_TEXT = re.compile(rf'"(?:{"|".join(FLAG_LISTS)})"\s*:\s*\[')
 ANSWERING = {"assistant", "call", "reasoning"}
 
 
@@ -56,8 +59,8 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
     for name, value in row.items():
         if name in read or not says_something(value):
             continue
-        if type(value) is str and "train_turns" in value:
-            value = _object(value)
+        if type(value) is str and value.startswith("{") and FLAG_LIST_TEXT.search(value):
+            value = _decoded(value, "{")
         if type(value) is dict or _may_matter(name):
             facts = _read_column(facts, name, value, read, messages, not_read)
         else:
@@ -76,14 +79,14 @@ def _read_column(
 ) -> RowFacts:
     if name in LICENSE_COLUMNS:  # goes to meta (sft.filters.examine)
         return facts
-    if name in FLAG_LISTS and type(value) is list:
-        return _add_flags(facts, name, value, messages)
+    if name in FLAG_LISTS and type(flags := _decoded(value, "[")) is list:
+        return _add_flags(facts, name, flags, messages)
     if name in FLAG_LISTS:
         return _add_row_flag(facts, name, value, messages, not_read)
     if name == AMBIGUOUS_FLAG:
         return _mask(facts, value, not_read)
     if name == TEMPLATE_KWARGS or name == THINKING_KWARGS[0]:
-        kwargs = _object(value) if name == TEMPLATE_KWARGS else {name: value}
+        kwargs = _decoded(value, "{") if name == TEMPLATE_KWARGS else {name: value}
         if type(kwargs) is not dict:
             raise UnfitRowError("unsupported-template-kwargs", f"{name}: expected an object, found {excerpt(value)}")
         return facts._replace(template_kwargs={**(facts.template_kwargs or {}), **kwargs})
@@ -141,11 +144,11 @@ def _add_flags(facts: RowFacts, name: str, values: list[Any], messages: Sequence
 
 
 def _add_row_flag(facts: RowFacts, name: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> RowFacts:
-    """Add a flag for the whole row. Another number in a column of this name is a statistic, unless it is a weight."""
+    """Add a flag for the whole row. Another number in a column of most of these names is a statistic."""
     try:
         is_trained = read_flag(name, value)
     except UnfitRowError:
-        if name in WEIGHTS:
+        if name in NEVER_STATISTICS:
             raise
         not_read.add(name)
         return facts
@@ -176,9 +179,9 @@ def _role(message: Any) -> str | None:
     return _speaker_role(speaker) if type(speaker) is str else None
 
 
-def _object(value: Any) -> Any:
-    """Return an object that may be given as JSON text."""
-    if type(value) is str and value.startswith("{"):
+def _decoded(value: Any, start: str) -> Any:
+    """Return an object or a list that may be given as JSON text, which begins with `start`."""
+    if type(value) is str and value.lstrip().startswith(start):
         try:
             return strict_json.parse(value)
         except ValueError:
@@ -200,7 +203,7 @@ def check_template_kwargs(kwargs: Mapping[str, Any], turns: Iterable[Message]) -
             continue
         if name not in THINKING_KWARGS or type(value) is not bool:
             raise UnfitRowError(
-                "unsupported-template-kwargs", f"{name} is {excerpt(value)}; known: {THINKING_KWARGS[0]}"
+                "unsupported-template-kwargs", f"{name} is {excerpt(value)}; known: {THINKING_KWARGS[0]}, true or false"
             )
         if any(("reasoning_content" in turn) != value for turn in trained):
             has = "has" if not value else "has no"

@@ -17,11 +17,12 @@ from typing import Any
 from sft import strict_json
 from sft.conversation import THINK_TAGS, Conversation, Message, Rejection, excerpt
 from sft.formats.columns import NO_ROW, RowFacts, check_media_columns, check_template_kwargs, read_columns
-from sft.formats.flags import UnfitRowError, is_trained
+from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained, read_flag
 from sft.formats.hermes import split_calls, split_results, split_tools
 from sft.formats.not_read import NotRead, says_something
 from sft.formats.spellings import (
     CALL_KEYS,
+    FLAG_LISTS,
     MEDIA,
     MESSAGE_KEYS,
     PART_KEYS,
@@ -32,6 +33,7 @@ from sft.formats.spellings import (
     REASONING_KEYS,
     ROLES,
     SPEAKER_KEYS,
+    UNFIT_FLAGS,
 )
 from sft.formats.tools import read_tools
 
@@ -149,7 +151,7 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
 def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead) -> Json:
     """Return the keys that are read, under our names, and count the others.
 
-    Raises:  UnfitRowError: two keys of the same meaning differ; a picture, sound or film.
+    Raises:  UnfitRowError: two keys of the same meaning differ; a picture, sound or film; a part that is not trained.
     """
     result: Json = {}
     for key, item in value.items():
@@ -157,6 +159,8 @@ def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead)
         if name is None:
             if MEDIA.fullmatch(key) and says_something(item):
                 raise UnfitRowError("non-text-content", f"{key}: text alone can be trained, found {excerpt(item)}")
+            if says_something(item) and (key in UNFIT_FLAGS or (key in FLAG_LISTS and read_flag(key, item) is False)):
+                raise UnfitRowError(UNCLEAR, f"{key} of a part of a message: a message is trained as a whole")
             if says_something(item):
                 not_read.add(path + key)
         elif item is not None and (name not in result or not says_something(result[name])):
@@ -193,7 +197,9 @@ def _part(part: Any, not_read: NotRead) -> tuple[str, str, Json]:
     """Return a part of a content: what it is, its text, and its keys under our names."""
     if type(part) is str:
         return "text", part, {}
-    kind = PARTS.get(str(part.get("type", "text"))) if type(part) is dict else None
+    kind = PARTS.get(str(part.get("type") or "text")) if type(part) is dict else None
+    if kind == "text" and part.get("thought") is True:  # Gemini's form
+        kind, part = "reasoning", {key: item for key, item in part.items() if key != "thought"}
     if kind == "hidden":
         raise UnfitRowError("unreadable-reasoning", f"content part {excerpt(part)}: its reasoning is encrypted")
     if kind is None:
@@ -262,8 +268,11 @@ def _assistant_turns(message: Json, content: Any, not_read: NotRead) -> Sequence
                 thoughts.append(text)
     else:
         texts = _text(content, "content", not_read)
-    if not texts and type(message.get("refusal")) is str:
-        texts = message["refusal"]
+    if says_something(refusal := message.get("refusal")):
+        if texts or type(refusal) is not str:
+            not_read.add("messages[].refusal")
+        else:
+            texts = refusal
     turn: Message = {"role": "assistant", "content": texts}
     if len(message) > 2 or content is None or thoughts or "</think>" in texts:
         _add_reasoning(turn, _reasoning(message, thoughts, not_read))
@@ -368,6 +377,8 @@ def _calls(message: Json, not_read: NotRead) -> list[Json]:
     calls = message.get("tool_calls")
     if not calls:
         calls = [message["function_call"]] if message.get("function_call") else []
+    elif says_something(message.get("function_call")):
+        not_read.add("messages[].function_call")
     if type(calls) is str:
         calls = _as_list(_decoded(calls, "tool_calls"))
     if type(calls) is not list:

@@ -50,10 +50,12 @@ TRAIN_FLAGS = {
     "masked": False,
 }
 AMBIGUOUS_FLAG = "mask"
+UNFIT_FLAGS = {AMBIGUOUS_FLAG, "train_detail"}  # of a part of a message; the second is axolotl's, for its spans
 FLAG_TEXTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 # Columns, or keys of an object beside `messages`, with a flag for each message or for each answer.
 FLAG_LISTS = {**TRAIN_FLAGS, "train_turns": True}
 WEIGHTS = {"weight", "loss_weight", "loss_scale", "sample_weight"}
+NEVER_STATISTICS = WEIGHTS | {"loss_mask", "train_on_turn", "train_turns"}
 
 
 def _names(*groups: tuple[str, ...], alone: tuple[str, ...] = ()) -> dict[str, str]:
