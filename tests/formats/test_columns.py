@@ -159,3 +159,26 @@ def test_a_loss_mask_that_is_not_read_rejects_the_row(value):
     outcome = outcome_of({"loss_mask": value}, [USER, ANSWER, USER, ANSWER])
     assert isinstance(outcome, Rejection)
     assert (outcome.reason, "loss_mask" in outcome.evidence) == ("unclear-train-flag", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("images", ["a.jpg"], "non-text-content"),
+        ("weight", 0.5, "unclear-train-flag"),
+        ("train", False, None),
+        ("loss", 1.5, None),
+    ],
+)
+def test_an_object_with_the_messages_is_read_as_a_row_is(key, value, reason):
+    not_read = NotRead()
+    outcome = normalize({"messages": MESSAGES}, {"data": {"chat": MESSAGES, key: value}}, {"data.chat"}, not_read)
+    not_read.end_row("a:1", isinstance(outcome, Conversation))
+    if isinstance(outcome, Rejection):
+        assert (outcome.reason, key in outcome.evidence) == (reason, True)
+    else:
+        assert reason is None
+        assert (set(not_read.counts), "loss" in outcome.messages[1]) == (
+            {"data.loss"} if key == "loss" else set(),
+            key == "train",
+        )

@@ -103,9 +103,10 @@ def _read_object(
 ) -> RowFacts:
     """Read an object beside the messages: flags in it, and what is not read of it.
 
-    An object of which nothing is read counts as one value.
+    An object of which nothing is read counts as one value. Beside the messages that `read.fields` names in an object,
+    flags for the whole row and media are read, too.
     """
-    is_part_read = any(path.startswith(f"{name}.") for path in names)
+    is_part_read = is_beside = any(path.startswith(f"{name}.") for path in names)
     for key, item in value.items():
         path = f"{name}.{key}"
         if key in FLAG_LISTS and type(item) is list:
@@ -119,6 +120,10 @@ def _read_object(
             continue
         if type(item) is dict and any(read.startswith(f"{path}.") for read in names):
             facts = _read_object(facts, path, item, names, messages, not_read)
+        elif is_beside and MEDIA.fullmatch(key):
+            raise UnfitRowError("non-text-content", f"{path}: text alone can be trained, found {excerpt(item)}")
+        elif is_beside and key in FLAG_LISTS:
+            facts = _add_row_flag(facts, path, item, messages, not_read)
         else:
             not_read.add(path)
     return facts
@@ -145,10 +150,11 @@ def _add_flags(facts: RowFacts, name: str, values: list[Any], messages: Sequence
 
 def _add_row_flag(facts: RowFacts, name: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> RowFacts:
     """Add a flag for the whole row. Another number in a column of most of these names is a statistic."""
+    key = name.rpartition(".")[2]
     try:
-        is_trained = read_flag(name, value)
+        is_trained = read_flag(key, value)
     except UnfitRowError:
-        if name in NEVER_STATISTICS:
+        if key in NEVER_STATISTICS:
             raise
         not_read.add(name)
         return facts
