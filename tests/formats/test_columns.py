@@ -182,3 +182,43 @@ def test_an_object_with_the_messages_is_read_as_a_row_is(key, value, reason):
             {"data.loss"} if key == "loss" else set(),
             key == "train",
         )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"metadata": {"train": False, "source": "x"}},
+        {"meta": json.dumps({"trainable": "false"})},
+        {"extra_info": {"Train-On-Turn": 0}},
+        {"lossMask": [0, 0, 0, 0]},
+        {"assistant_mask": [0, 0]},
+        {"ignore": True},
+    ],
+    ids=str,
+)
+def test_a_flag_in_another_spelling_or_in_metadata_counts(row):
+    assert trained(row) == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "place"),
+    [
+        ({"metadata": {"images": ["a.jpg"]}}, "non-text-content", "metadata.images"),
+        ({"imageUrl": "a.jpg"}, "non-text-content", "imageUrl"),
+        ({"metadata": {"chat_template_kwargs": {"thinking_budget": 5}}}, "unsupported-template-kwargs", "budget"),
+        ({"chatTemplateKwargs": {"thinking_budget": 5}}, "unsupported-template-kwargs", "budget"),
+        ({"completion_mask": [0, 0, 1]}, "unclear-train-flag", "completion_mask"),
+        ({"assistant_masks": [0, 0, 1]}, "unclear-train-flag", "assistant_masks"),
+        ({"label": False}, "rejected-answer", "label"),
+    ],
+    ids=str,
+)
+def test_what_metadata_or_a_verdict_says_rejects_the_row_by_name(row, reason, place):
+    outcome = outcome_of(row)
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, place in outcome.evidence) == (reason, True)
+
+
+@pytest.mark.parametrize("row", [{"label": True}, {"label": 0}, {"metadata": {"loss": 2.31}}], ids=str)
+def test_a_good_answer_a_class_and_a_statistic_are_counted(row):
+    assert trained(row) == [True, True]

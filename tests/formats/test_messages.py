@@ -460,3 +460,27 @@ def test_a_key_that_another_one_replaces_is_counted(more):
     normalize({"messages": [USER, {**ANSWER, **more}], "tools": [TOOL]}, not_read=not_read)
     not_read.end_row("a:1", True)
     assert set(not_read.counts) == {f"messages[].{list(more)[-1]}"}
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"trainOnTurn": False},
+        {"ignore": True},
+        {"metadata": {"train": False}},
+        {"meta": '{"Loss-Mask": 0}'},
+    ],
+    ids=str,
+)
+def test_a_flag_in_another_spelling_or_in_metadata_of_a_message_counts(flag):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", **flag}]
+    outcome = normalize({"messages": messages})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1]["loss"] is False
+
+
+def test_reasoning_in_camel_case_is_read():
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "1", "reasoningContent": "So."}]
+    outcome = normalize({"messages": messages})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1] == {"role": "assistant", "content": "1", "reasoning_content": "So."}

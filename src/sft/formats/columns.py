@@ -2,7 +2,8 @@
 
 Read are flags for each turn, in a list beside the messages (`loss_mask`, `metadata.train_turns`) or for the whole row;
 `mask`, the speaker whose turns are masked (NeMo); and `chat_template_kwargs`. Pictures, sound and film reject the row.
-All other columns with a value are counted as not read.
+The same names count in an object such as `metadata`. An answer that the row calls a bad one (`label: false`) rejects
+it. All other columns with a value are counted as not read.
 """
 
 import functools
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sft import strict_json
 from sft.conversation import Message, excerpt
-from sft.formats.flags import UNCLEAR, UnfitRowError, read_flag
+from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, read_flag
 from sft.formats.not_read import NotRead, says_something
 from sft.formats.spellings import (
     AMBIGUOUS_FLAG,
@@ -20,14 +21,17 @@ from sft.formats.spellings import (
     LICENSE_COLUMNS,
     MEDIA,
     MEDIA_WORD,
-    NEVER_STATISTICS,
+    META_OBJECTS,
     PLACEHOLDER,
     ROLES,
     TEMPLATE_KWARGS,
     THINKING_KWARGS,
+    VERDICT,
+    snake_case,
 )
 
 NO_ROW: Mapping[str, Any] = {}
+REJECTED_ANSWER = "rejected-answer"
 # A list of flags in the JSON text of an object.
 FLAG_LIST_TEXT = re.compile(rf'"(?:{"|".join(FLAG_LISTS)})"\s*:\s*\[')
 ANSWERING = {"assistant", "call", "reasoning"}
@@ -59,8 +63,9 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
     for name, value in row.items():
         if name in read or not says_something(value):
             continue
-        if type(value) is str and value.startswith("{") and FLAG_LIST_TEXT.search(value):
-            value = _decoded(value, "{")
+        if type(value) is str and value.startswith("{"):
+            if snake_case(name) in META_OBJECTS or FLAG_LIST_TEXT.search(value):
+                value = _decoded(value, "{")
         if type(value) is dict or _may_matter(name):
             facts = _read_column(facts, name, value, read, messages, not_read)
         else:
@@ -70,8 +75,8 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
 
 @functools.lru_cache(maxsize=4096)
 def _may_matter(name: str) -> bool:
-    known = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], *LICENSE_COLUMNS}
-    return name in known or MEDIA_WORD.search(name) is not None
+    known = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT, *LICENSE_COLUMNS}
+    return snake_case(name) in known or MEDIA_WORD.search(name) is not None
 
 
 def _read_column(
@@ -79,23 +84,40 @@ def _read_column(
 ) -> RowFacts:
     if name in LICENSE_COLUMNS:  # goes to meta (sft.filters.examine)
         return facts
-    if name in FLAG_LISTS and type(flags := _decoded(value, "[")) is list:
-        return _add_flags(facts, name, flags, messages)
-    if name in FLAG_LISTS:
-        return _add_row_flag(facts, name, value, messages, not_read)
-    if name == AMBIGUOUS_FLAG:
-        return _mask(facts, value, not_read)
-    if name == TEMPLATE_KWARGS or name == THINKING_KWARGS[0]:
-        kwargs = _decoded(value, "{") if name == TEMPLATE_KWARGS else {name: value}
-        if type(kwargs) is not dict:
-            raise UnfitRowError("unsupported-template-kwargs", f"{name}: expected an object, found {excerpt(value)}")
-        return facts._replace(template_kwargs={**(facts.template_kwargs or {}), **kwargs})
-    if MEDIA.fullmatch(name):
-        raise UnfitRowError("non-text-content", f"{name}: text alone can be trained, found {excerpt(value)}")
+    if _is_known(snake_case(name)):
+        return _read_known(facts, name, value, messages, not_read)
     if type(value) is dict:
         return _read_object(facts, name, value, names, messages, not_read)
     not_read.add(name)
     return facts._replace(media_columns=(*facts.media_columns, name))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_known(key: str) -> bool:
+    known = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT}
+    return key in known or MEDIA.fullmatch(key) is not None
+
+
+def _read_known(facts: RowFacts, path: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> RowFacts:
+    """Read what a column, or a key of an object beside the messages, says about them."""
+    key = snake_case(path.rpartition(".")[2])
+    if key in FLAG_LISTS and type(flags := _decoded(value, "[")) is list:
+        return _add_flags(facts, path, flags, messages)
+    if key in FLAG_LISTS:
+        return _add_row_flag(facts, path, value, messages, not_read)
+    if key == AMBIGUOUS_FLAG:
+        return _mask(facts, value, not_read)
+    if key == TEMPLATE_KWARGS or key == THINKING_KWARGS[0]:
+        kwargs = _decoded(value, "{") if key == TEMPLATE_KWARGS else {key: value}
+        if type(kwargs) is not dict:
+            raise UnfitRowError("unsupported-template-kwargs", f"{path}: expected an object, found {excerpt(value)}")
+        return facts._replace(template_kwargs={**(facts.template_kwargs or {}), **kwargs})
+    if key == VERDICT:
+        if value is False:
+            raise UnfitRowError(REJECTED_ANSWER, f"{path} is false: the row calls its answer a bad one")
+        not_read.add(path)
+        return facts
+    raise UnfitRowError("non-text-content", f"{path}: text alone can be trained, found {excerpt(value)}")
 
 
 def _read_object(
@@ -103,28 +125,26 @@ def _read_object(
 ) -> RowFacts:
     """Read an object beside the messages: flags in it, and what is not read of it.
 
-    An object of which nothing is read counts as one value. Beside the messages that `read.fields` names in an object,
-    flags for the whole row and media are read, too.
+    An object of which nothing is read counts as one value. In `metadata`, and beside the messages that `read.fields`
+    names in an object, keys mean what they mean as columns; in another object, lists of flags alone do.
     """
-    is_part_read = is_beside = any(path.startswith(f"{name}.") for path in names)
+    has_names = any(path.startswith(f"{name}.") for path in names)
+    is_beside = has_names or snake_case(name.rpartition(".")[2]) in META_OBJECTS
+    known, others = [], []
     for key, item in value.items():
         path = f"{name}.{key}"
-        if key in FLAG_LISTS and type(item) is list:
-            facts, is_part_read = _add_flags(facts, path, item, messages), True
-    if not is_part_read:
-        not_read.add(name)
-        return facts
-    for key, item in value.items():
-        path = f"{name}.{key}"
-        if path in names or (key in FLAG_LISTS and type(item) is list) or not says_something(item):
+        if path in names or not says_something(item):
             continue
         if type(item) is dict and any(read.startswith(f"{path}.") for read in names):
             facts = _read_object(facts, path, item, names, messages, not_read)
-        elif is_beside and MEDIA.fullmatch(key):
-            raise UnfitRowError("non-text-content", f"{path}: text alone can be trained, found {excerpt(item)}")
-        elif is_beside and key in FLAG_LISTS:
-            facts = _add_row_flag(facts, path, item, messages, not_read)
+        elif _is_known(snake_case(key)) and (is_beside or (type(item) is list and snake_case(key) in FLAG_LISTS)):
+            known.append((path, item))
         else:
+            others.append(path)
+    for path, item in known:
+        facts = _read_known(facts, path, item, messages, not_read)
+    if others or not known:
+        for path in others if known or has_names else [name]:
             not_read.add(path)
     return facts
 
@@ -141,7 +161,7 @@ def _add_flags(facts: RowFacts, name: str, values: list[Any], messages: Sequence
         raise UnfitRowError(UNCLEAR, f"{name} has {len(values)} flags for {counts}")
     flags = list(facts.flags or [None] * len(messages))
     for place, value in zip(places, values, strict=True):
-        flag = read_flag(name.rpartition(".")[2], value)
+        flag = read_flag(snake_case(name.rpartition(".")[2]), value)
         if flag is not None and flags[place] not in (None, flag):
             raise UnfitRowError(UNCLEAR, f"{name} says {flag} for messages[{place}], another list says {flags[place]}")
         flags[place] = flags[place] if flag is None else flag
@@ -150,14 +170,11 @@ def _add_flags(facts: RowFacts, name: str, values: list[Any], messages: Sequence
 
 def _add_row_flag(facts: RowFacts, name: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> RowFacts:
     """Add a flag for the whole row. Another number in a column of most of these names is a statistic."""
-    key = name.rpartition(".")[2]
-    try:
-        is_trained = read_flag(key, value)
-    except UnfitRowError:
-        if key in NEVER_STATISTICS:
-            raise
+    key = snake_case(name.rpartition(".")[2])
+    if is_statistic(key, value):
         not_read.add(name)
         return facts
+    is_trained = read_flag(key, value)
     return _add_flags(facts, name, [value] * len(messages), messages) if is_trained is False else facts
 
 

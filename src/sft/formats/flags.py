@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft.conversation import Rejection, excerpt
-from sft.formats.spellings import AMBIGUOUS_FLAG, FLAG_LISTS, FLAG_TEXTS
+from sft.formats.spellings import AMBIGUOUS_FLAG, FLAG_LISTS, FLAG_TEXTS, NEVER_STATISTICS
 
 UNCLEAR = "unclear-train-flag"
 
@@ -43,3 +43,12 @@ def read_flag(name: str, value: Any) -> bool | None:
     if flag is None and value is not None and value != "":
         raise UnfitRowError(UNCLEAR, f"{name}: expected true or false, 1 or 0, found {excerpt(value)}")
     return flag if flag is None else flag == FLAG_LISTS[name]
+
+
+def is_statistic(name: str, value: Any) -> bool:
+    """Return whether a value that is no flag is a number that many rows have under this name, as a loss of 2.31."""
+    try:
+        read_flag(name, value)
+    except UnfitRowError:
+        return name not in NEVER_STATISTICS
+    return False

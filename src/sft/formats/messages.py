@@ -9,15 +9,16 @@ Exact or not at all: a message that says two different things, or something that
 Keys that no table names are counted (sft.formats.not_read) and change nothing.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from sft import strict_json
 from sft.conversation import THINK_TAGS, Conversation, Message, Rejection, excerpt
 from sft.formats.columns import NO_ROW, RowFacts, check_media_columns, check_template_kwargs, read_columns
-from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained, read_flag
+from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, is_trained, read_flag
 from sft.formats.hermes import split_calls, split_results, split_tools
 from sft.formats.not_read import NotRead, says_something
 from sft.formats.spellings import (
@@ -25,6 +26,7 @@ from sft.formats.spellings import (
     FLAG_LISTS,
     MEDIA,
     MESSAGE_KEYS,
+    META_OBJECTS,
     PART_KEYS,
     PARTS,
     PLAIN_CALL_KEYS,
@@ -34,6 +36,7 @@ from sft.formats.spellings import (
     ROLES,
     SPEAKER_KEYS,
     UNFIT_FLAGS,
+    snake_case,
 )
 from sft.formats.tools import read_tools
 
@@ -154,12 +157,12 @@ def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead)
     Raises:  UnfitRowError: two keys of the same meaning differ; a picture, sound or film; a part that is not trained.
     """
     result: Json = {}
-    for key, item in value.items():
-        name = names.get(key)
+    for key, item in _with_meta_flags(value):
+        name = names.get(key) or names.get(snake_case(key))
         if name is None:
             if MEDIA.fullmatch(key) and says_something(item):
                 raise UnfitRowError("non-text-content", f"{key}: text alone can be trained, found {excerpt(item)}")
-            if says_something(item) and (key in UNFIT_FLAGS or (key in FLAG_LISTS and read_flag(key, item) is False)):
+            if says_something(item) and _is_unfit_flag(snake_case(key), item):
                 raise UnfitRowError(UNCLEAR, f"{key} of a part of a message: a message is trained as a whole")
             if says_something(item):
                 not_read.add(path + key)
@@ -172,6 +175,31 @@ def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead)
             else:
                 raise UnfitRowError("malformed-row", f"{key} and another name of {name} differ: {excerpt(item)}")
     return result
+
+
+def _with_meta_flags(value: Json) -> Iterator[tuple[str, Any]]:
+    """Yield keys and values of an object, and after `metadata` the flags and media in it."""
+    for key, item in value.items():
+        yield key, item
+        if snake_case(key) in META_OBJECTS:
+            for name, flag in _object(item).items():
+                spelled = snake_case(name)
+                if spelled in FLAG_LISTS and not is_statistic(spelled, flag):
+                    yield name, flag
+                elif spelled in UNFIT_FLAGS or MEDIA.fullmatch(spelled):
+                    yield name, flag
+
+
+def _object(value: Any) -> Json:
+    """Return an object, also from its JSON text; an empty one for another value."""
+    if type(value) is str and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            value = strict_json.parse(value)
+    return value if type(value) is dict else {}
+
+
+def _is_unfit_flag(key: str, value: Any) -> bool:
+    return key in UNFIT_FLAGS or (key in FLAG_LISTS and read_flag(key, value) is False)
 
 
 def _text(content: Any, name: str, not_read: NotRead) -> str:

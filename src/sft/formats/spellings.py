@@ -1,9 +1,24 @@
 """How published data sets spell the same idea: one table per idea, read by sft.formats.messages and columns.
 
-What no table names is not read, and counted (sft.formats.not_read). To read another spelling, add it here.
+What no table names is not read, and counted (sft.formats.not_read). To read another spelling, add it here. Keys in
+camelCase, with capitals or with hyphens need no line of their own: `snake_case` makes them one.
 """
 
+import functools
 import re
+
+WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]")
+
+
+@functools.lru_cache(maxsize=4096)
+def snake_case(name: str) -> str:
+    """Return a key with small letters and underscores.
+
+    >>> snake_case("trainOnTurn"), snake_case("Loss-Mask"), snake_case("loss_mask")
+    ('train_on_turn', 'loss_mask', 'loss_mask')
+    """
+    return WORD_START.sub("_", name).lower()
+
 
 # --- Messages ------------------------------------------------------------------------------------------------
 
@@ -48,14 +63,22 @@ TRAIN_FLAGS = {
     "weight": True,
     "sample_weight": True,
     "masked": False,
+    "ignore": False,
+    "ignored": False,
 }
 AMBIGUOUS_FLAG = "mask"
 UNFIT_FLAGS = {AMBIGUOUS_FLAG, "train_detail"}  # of a part of a message; the second is axolotl's, for its spans
 FLAG_TEXTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 # Columns, or keys of an object beside `messages`, with a flag for each message or for each answer.
-FLAG_LISTS = {**TRAIN_FLAGS, "train_turns": True}
+FLAG_LISTS = {
+    **TRAIN_FLAGS,
+    **dict.fromkeys(("train_turns", "assistant_mask", "assistant_masks", "completion_mask"), True),
+}
 WEIGHTS = {"weight", "loss_weight", "loss_scale", "sample_weight"}
 NEVER_STATISTICS = WEIGHTS | {"loss_mask", "train_on_turn", "train_turns"}
+NEVER_STATISTICS |= {"assistant_mask", "assistant_masks", "completion_mask"}
+# Objects in a row or in a message whose keys mean what they mean beside them.
+META_OBJECTS = {"metadata", "meta", "extra", "extra_info", "extras", "info", "additional_kwargs", "annotations"}
 
 
 def _names(*groups: tuple[str, ...], alone: tuple[str, ...] = ()) -> dict[str, str]:
@@ -154,6 +177,7 @@ PYTHON_TYPES = {
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 TOOLS_COLUMNS = ("tools", "functions")
 LICENSE_COLUMNS = ("license", "licence", "licenses")
+VERDICT = "label"  # true or false in data of KTO: whether the answer is a good one
 TEMPLATE_KWARGS, THINKING_KWARGS = "chat_template_kwargs", ("enable_thinking", "thinking")
 # Names of columns and keys that hold pictures, sound or film, and the placeholders in the text that stand for them.
 MEDIA = re.compile(r"(image|img|picture|photo|audio|video)s?(_?(path|url|file|byte|data|base64)s?)?", re.IGNORECASE)
