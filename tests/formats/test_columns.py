@@ -222,3 +222,24 @@ def test_what_metadata_or_a_verdict_says_rejects_the_row_by_name(row, reason, pl
 @pytest.mark.parametrize("row", [{"label": True}, {"label": 0}, {"metadata": {"loss": 2.31}}], ids=str)
 def test_a_good_answer_a_class_and_a_statistic_are_counted(row):
     assert trained(row) == [True, True]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "reasoningContent"])
+def test_reasoning_beside_the_messages_is_that_of_the_only_answer(name):
+    outcome = outcome_of({name: "I greet back."}, [USER, ANSWER])
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1] == {**ANSWER, "reasoning_content": "I greet back."}
+
+
+@pytest.mark.parametrize("messages", [MESSAGES, [USER, {**ANSWER, "reasoning_content": "No."}]])
+def test_reasoning_that_belongs_to_no_single_answer_rejects_the_row(messages):
+    outcome = outcome_of({"reasoning": "I greet back."}, messages)
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, "reasoning" in outcome.evidence) == ("unplaced-reasoning", True)
+
+
+def test_a_column_that_only_switches_reasoning_is_counted():
+    not_read = NotRead()
+    assert isinstance(outcome_of({"reasoning": "on"}, not_read=not_read), Conversation)
+    not_read.end_row("a:1", True)
+    assert not_read.counts == {"reasoning": (1, "a:1")}

@@ -484,3 +484,41 @@ def test_reasoning_in_camel_case_is_read():
     outcome = normalize({"messages": messages})
     assert isinstance(outcome, Conversation)
     assert outcome.messages[1] == {"role": "assistant", "content": "1", "reasoning_content": "So."}
+
+
+def outcome_of_answers(*answers, **more):
+    question = {"role": "user", "content": "Hi"}
+    return normalize({"messages": [question, *[{"role": "assistant", **answer} for answer in answers]], **more})
+
+
+def test_the_analysis_of_harmony_is_the_reasoning_of_the_final_answer():
+    outcome = outcome_of_answers({"channel": "analysis", "content": "So."}, {"channel": "final", "content": "1"})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1:] == [{"role": "assistant", "content": "1", "reasoning_content": "So."}]
+
+
+def test_what_harmony_sends_to_a_function_is_a_call():
+    outcome = outcome_of_answers(
+        {"channel": "analysis", "content": "So."},
+        {"channel": "commentary", "recipient": "functions.add", "content": '{"a": 1}'},
+    )
+    assert isinstance(outcome, Conversation)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert outcome.messages[1:] == [
+        {"role": "assistant", "content": "", "reasoning_content": "So.", "tool_calls": [call]}
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"channel": "commentary", "content": "I look."},
+        {"channel": "draft", "content": "1"},
+        {"channel": "final", "recipient": "functions.add", "content": "{}"},
+    ],
+    ids=str,
+)
+def test_another_channel_of_harmony_is_not_trained(answer):
+    outcome = outcome_of_answers(answer)
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "unknown-channel"

@@ -1,7 +1,8 @@
 """Columns of a row beside its messages that say something about them.
 
 Read are flags for each turn, in a list beside the messages (`loss_mask`, `metadata.train_turns`) or for the whole row;
-`mask`, the speaker whose turns are masked (NeMo); and `chat_template_kwargs`. Pictures, sound and film reject the row.
+`mask`, the speaker whose turns are masked (NeMo); `chat_template_kwargs`; and the reasoning of the only answer.
+Pictures, sound and film reject the row.
 The same names count in an object such as `metadata`. An answer that the row calls a bad one (`label: false`) rejects
 it. All other columns with a value are counted as not read.
 """
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from sft import strict_json
-from sft.conversation import Message, excerpt
+from sft.conversation import THINK_TAGS, Message, excerpt
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, read_flag
 from sft.formats.not_read import NotRead, says_something
 from sft.formats.spellings import (
@@ -23,6 +24,7 @@ from sft.formats.spellings import (
     MEDIA_WORD,
     META_OBJECTS,
     PLACEHOLDER,
+    REASONING_COLUMNS,
     ROLES,
     TEMPLATE_KWARGS,
     THINKING_KWARGS,
@@ -31,7 +33,7 @@ from sft.formats.spellings import (
 )
 
 NO_ROW: Mapping[str, Any] = {}
-REJECTED_ANSWER = "rejected-answer"
+REJECTED_ANSWER, UNPLACED_REASONING = "rejected-answer", "unplaced-reasoning"
 # A list of flags in the JSON text of an object.
 FLAG_LIST_TEXT = re.compile(rf'"(?:{"|".join(FLAG_LISTS)})"\s*:\s*\[')
 ANSWERING = {"assistant", "call", "reasoning"}
@@ -45,6 +47,8 @@ class RowFacts(NamedTuple):
     masks_answers: bool = False
     """Whether all answers are masked."""
     template_kwargs: dict[str, Any] | None = None
+    reasoning: tuple[str, str] | None = None
+    """Name and text of a column with the reasoning of the answer."""
     media_columns: tuple[str, ...] = ()
     """Columns whose names speak of pictures, sound or film, which the row may refer to by a placeholder."""
 
@@ -76,6 +80,7 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
 @functools.lru_cache(maxsize=4096)
 def _may_matter(name: str) -> bool:
     known = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT, *LICENSE_COLUMNS}
+    known |= set(REASONING_COLUMNS)
     return snake_case(name) in known or MEDIA_WORD.search(name) is not None
 
 
@@ -86,6 +91,10 @@ def _read_column(
         return facts
     if _is_known(snake_case(name)):
         return _read_known(facts, name, value, messages, not_read)
+    if snake_case(name) in REASONING_COLUMNS and type(value) is str and " " in value.strip():  # not on, off, high
+        if facts.reasoning is not None and facts.reasoning[1] != value:
+            raise UnfitRowError(UNPLACED_REASONING, f"{facts.reasoning[0]} and {name} differ")
+        return facts._replace(reasoning=(name, value))
     if type(value) is dict:
         return _read_object(facts, name, value, names, messages, not_read)
     not_read.add(name)
@@ -233,6 +242,23 @@ def check_template_kwargs(kwargs: Mapping[str, Any], turns: Iterable[Message]) -
             raise UnfitRowError(
                 "unsupported-template-kwargs", f"{name} is {value}, but a trained answer {has} reasoning"
             )
+
+
+def add_reasoning(name: str, text: str, turns: Sequence[Message]) -> None:
+    """Give the only answer the reasoning of a column, unless a turn has it.
+
+    Raises:  UnfitRowError: there are several answers, or the answer has other reasoning or is a call.
+    """
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    if any(text.strip() == turn.get("reasoning_content") for turn in answers):
+        return
+    if len(answers) != 1 or "reasoning_content" in answers[0] or THINK_TAGS.search(answers[0]["content"] + text):
+        raise UnfitRowError(
+            UNPLACED_REASONING,
+            f"the column {name} beside {len(answers)} answers: expected one answer without reasoning; "
+            f"put it into its message as reasoning_content, found {excerpt(text)}",
+        )
+    answers[0]["reasoning_content"] = text.strip()
 
 
 def check_media_columns(names: Sequence[str], turns: Iterable[Message]) -> None:

@@ -17,12 +17,20 @@ from typing import Any
 
 from sft import strict_json
 from sft.conversation import THINK_TAGS, Conversation, Message, Rejection, excerpt
-from sft.formats.columns import NO_ROW, RowFacts, check_media_columns, check_template_kwargs, read_columns
+from sft.formats.columns import (
+    NO_ROW,
+    RowFacts,
+    add_reasoning,
+    check_media_columns,
+    check_template_kwargs,
+    read_columns,
+)
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, is_trained, read_flag
 from sft.formats.hermes import split_calls, split_results, split_tools
 from sft.formats.not_read import NotRead, says_something
 from sft.formats.spellings import (
     CALL_KEYS,
+    CHANNEL,
     FLAG_LISTS,
     MEDIA,
     MESSAGE_KEYS,
@@ -33,6 +41,7 @@ from sft.formats.spellings import (
     PLAIN_FUNCTION_KEYS,
     PLAIN_KEYS,
     REASONING_KEYS,
+    RECIPIENT,
     ROLES,
     SPEAKER_KEYS,
     UNFIT_FLAGS,
@@ -95,6 +104,8 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
         turns = _hermes_turns(turns, not_read)
     if has_thoughts and any(["is_thought" in turn for turn in turns]):
         raise UnfitRowError("empty-answer", "a reasoning item without an answer after it")
+    if facts.reasoning:
+        add_reasoning(*facts.reasoning, turns)
     if facts.template_kwargs:
         check_template_kwargs(facts.template_kwargs, turns)
     if facts.media_columns:
@@ -133,7 +144,9 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
             raise UnfitRowError("unclear-train-flag", f"trained is {message_flag} in the message, {flag} in the row")
         flag = message_flag if flag is None else flag
     content = message.get("content")
-    if role == "assistant":
+    if role == "assistant" and (CHANNEL in message or RECIPIENT in message):
+        turns = _channel_turns(message, not_read)
+    elif role == "assistant":
         turns = _assistant_turns(message, content, not_read)
     elif role == "user" or role == "system":
         if type(content) is not list:
@@ -309,6 +322,32 @@ def _assistant_turns(message: Json, content: Any, not_read: NotRead) -> Sequence
     if calls:
         turn["tool_calls"] = calls
     return (turn,)
+
+
+def _channel_turns(message: Json, not_read: NotRead) -> Sequence[Message]:
+    """Return the turns of an answer in Harmony's form: a thought, a call for a recipient, or the answer.
+
+    Raises:  UnfitRowError: an unknown channel or recipient, or a comment that is no call.
+    """
+    rest = {key: item for key, item in message.items() if key not in (CHANNEL, RECIPIENT)}
+    content, channel, recipient = rest.get("content"), message.get(CHANNEL), message.get(RECIPIENT)
+    if says_something(recipient) and recipient not in ("all", "assistant"):
+        name = str(recipient).removeprefix("functions.")
+        if channel not in (None, "", "analysis", "commentary") or not name or "tool_calls" in rest:
+            raise UnfitRowError("unknown-channel", f"recipient {excerpt(recipient)} in the channel {excerpt(channel)}")
+        call = _call({"name": name, "arguments": _text(content, "content", not_read)}, not_read)
+        turn: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        _add_reasoning(turn, _reasoning(rest, [], not_read))
+        return (turn,)
+    if channel == "analysis":
+        if "tool_calls" in rest or "function_call" in rest:
+            raise UnfitRowError("unknown-channel", f"calls in the channel analysis: {excerpt(message)}")
+        return (_thought_turn(rest, content, not_read),)
+    if channel in (None, "", "final") or (channel == "commentary" and rest.get("tool_calls")):
+        return _assistant_turns(rest, content, not_read)
+    raise UnfitRowError(
+        "unknown-channel", f"{CHANNEL} is {excerpt(channel)}; known: analysis, final, calls in commentary"
+    )
 
 
 def _reasoning(message: Json, thoughts: list[str], not_read: NotRead) -> str:

@@ -92,12 +92,15 @@ NAME = ("name", "toolName", "tool_name")
 ARGUMENTS = ("arguments", "parameters", "input", "args")
 FLAGS = (*TRAIN_FLAGS, AMBIGUOUS_FLAG)
 
+# Harmony's: what an answer is for (analysis: a thought; commentary: calls, or words before them) and whom it is for.
+CHANNEL, RECIPIENT = "channel", "recipient"
 _SPOKEN = _names(TEXT, alone=(*SPEAKER_KEYS, *FLAGS))
 # The keys of a message that are read, by role: spelling -> our name.
 MESSAGE_KEYS: dict[str, dict[str, str]] = {
     "system": _SPOKEN,
     "user": _SPOKEN,
-    "assistant": _SPOKEN | _names(alone=("refusal", "tool_calls", "function_call", *REASONING_KEYS)),
+    "assistant": _SPOKEN
+    | _names(alone=("refusal", "tool_calls", "function_call", *REASONING_KEYS, CHANNEL, RECIPIENT)),
     "tool": _SPOKEN | _names(("content", "output"), ("tool_call_id", "call_id", "tool_use_id")),
     "call": _SPOKEN | _names(NAME, ARGUMENTS, ID, alone=REASONING_KEYS),
     "reasoning": _SPOKEN | _names(alone=("summary", "encrypted_content")),
@@ -177,6 +180,7 @@ PYTHON_TYPES = {
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 TOOLS_COLUMNS = ("tools", "functions")
 LICENSE_COLUMNS = ("license", "licence", "licenses")
+REASONING_COLUMNS = ("reasoning_content", "reasoning")
 VERDICT = "label"  # true or false in data of KTO: whether the answer is a good one
 TEMPLATE_KWARGS, THINKING_KWARGS = "chat_template_kwargs", ("enable_thinking", "thinking")
 # Names of columns and keys that hold pictures, sound or film, and the placeholders in the text that stand for them.
