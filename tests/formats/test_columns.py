@@ -243,3 +243,16 @@ def test_a_column_that_only_switches_reasoning_is_counted():
     assert isinstance(outcome_of({"reasoning": "on"}, not_read=not_read), Conversation)
     not_read.end_row("a:1", True)
     assert not_read.counts == {"reasoning": (1, "a:1")}
+
+
+@pytest.mark.parametrize("nothing", [[None], [[]], [], {"bytes": None, "path": None}])
+def test_a_column_without_a_picture_does_not_reject_a_text(nothing):
+    assert isinstance(outcome_of({"images": nothing}), Conversation)
+
+
+def test_a_placeholder_beside_a_column_of_media_rejects_the_row():
+    question = {"role": "user", "content": "<image> What is it?"}
+    outcome = outcome_of({"media": ["a.png"]}, [question, ANSWER])
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, "media" in outcome.evidence) == ("non-text-content", True)
+    assert isinstance(outcome_of({"media": "print"}), Conversation)

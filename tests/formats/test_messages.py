@@ -522,3 +522,63 @@ def test_another_channel_of_harmony_is_not_trained(answer):
     outcome = outcome_of_answers(answer)
     assert isinstance(outcome, Rejection)
     assert outcome.reason == "unknown-channel"
+
+
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ('{"name": "add", "parameters": {"a": 1}}', ""),
+        ('[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]', ""),
+        ('I add. <function_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</function_call>', "I add."),
+        ('<functioncall> {"name": "add", "arguments": {"a": 1}}', ""),
+    ],
+)
+def test_an_answer_that_is_a_call_in_text_is_a_call(text, before):
+    outcome = outcome_of_answers({"content": text}, tools=TOOLS)
+    assert isinstance(outcome, Conversation)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert outcome.messages[1] == {"role": "assistant", "content": before, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize("text", ['{"name": "Ann", "parameters": {}}', '{"name": "add"}', "[TOOL_CALLS] is a token."])
+def test_json_that_is_no_call_of_a_tool_is_an_answer(text):
+    outcome = outcome_of_answers({"content": text}, tools=TOOLS)
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1]["content"] == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<thinking>So.</thinking>\n1",
+        "<THINK>So.</THINK>1",
+        "[THINK]So.[/THINK]1",
+        "<|begin_of_thought|>So.<|end_of_thought|>\n<|begin_of_solution|>1<|end_of_solution|>",
+    ],
+)
+def test_a_thought_between_other_tags_is_reasoning(text):
+    outcome = outcome_of_answers({"content": text})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1] == {"role": "assistant", "content": "1", "reasoning_content": "So."}
+
+
+@pytest.mark.parametrize("text", ["<thinking>So. 1", "<thinking>a</thinking><thinking>b</thinking>1"])
+def test_a_thought_without_an_end_rejects_the_row(text):
+    outcome = outcome_of_answers({"content": text})
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "think-tags"
+
+
+@pytest.mark.parametrize("more", [{"attachments": [{"url": "a.png"}]}, {"media": ["a.png"]}, {"imageUrl": "a.png"}])
+def test_what_is_attached_to_a_message_rejects_the_row(more):
+    outcome = outcome_of_answers({"content": "<image> A cat.", **more})
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, next(iter(more)) in outcome.evidence) == ("non-text-content", True)
+
+
+@pytest.mark.parametrize("nothing", [[None], [[]], [], {"bytes": None, "path": None}])
+def test_no_picture_is_no_picture(nothing):
+    assert isinstance(outcome_of_answers({"content": "A cat.", "images": nothing}), Conversation)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sft import strict_json
 from sft.conversation import THINK_TAGS, Message, excerpt
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, read_flag
-from sft.formats.not_read import NotRead, says_something
+from sft.formats.not_read import NotRead, holds_something, says_something
 from sft.formats.spellings import (
     AMBIGUOUS_FLAG,
     FLAG_LISTS,
@@ -124,6 +124,9 @@ def _read_known(facts: RowFacts, path: str, value: Any, messages: Sequence[Any],
     if key == VERDICT:
         if value is False:
             raise UnfitRowError(REJECTED_ANSWER, f"{path} is false: the row calls its answer a bad one")
+        not_read.add(path)
+        return facts
+    if not holds_something(value):
         not_read.add(path)
         return facts
     raise UnfitRowError("non-text-content", f"{path}: text alone can be trained, found {excerpt(value)}")

@@ -27,8 +27,9 @@ from sft.formats.columns import (
 )
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, is_trained, read_flag
 from sft.formats.hermes import split_calls, split_results, split_tools
-from sft.formats.not_read import NotRead, says_something
+from sft.formats.not_read import NotRead, holds_something, says_something
 from sft.formats.spellings import (
+    ATTACHED,
     CALL_KEYS,
     CHANNEL,
     FLAG_LISTS,
@@ -49,7 +50,22 @@ from sft.formats.spellings import (
 )
 from sft.formats.tools import read_tools
 
+# What some models write before calls in text, and after them; the keys of a call in text.
+CALL_MARK = re.compile(r"(?:\[TOOL_CALLS\]|<function_?calls?>|<\|python_tag\|>)(?=\s*[\[{])")
+CALL_END = re.compile(r"\s*</function_?calls?>\s*$")
+ARGUMENT_KEYS = {"arguments", "parameters"}
+BARE_KEYS = {"name", "id", "type"} | ARGUMENT_KEYS
 INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
+# Other tags around a thought at the start of an answer, in small letters -> what ends it.
+THOUGHT_ENDS = {
+    "<thinking>": "</thinking>",
+    "<think>": "</think>",
+    "<seed:think>": "</seed:think>",
+    "[think]": "[/think]",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+}
+THOUGHT_START = re.compile(r"\s*(?!<think>)((?i:<thinking>|<think>|<seed:think>)|\[THINK\]|<\|begin_of_thought\|>)")
+SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>(.*)<\|end_of_solution\|>\s*", re.DOTALL)
 Json = dict[str, Any]
 
 
@@ -102,6 +118,7 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
         tools = split_tools(turns, not_read)
     if tools:
         turns = _hermes_turns(turns, not_read)
+        _read_bare_calls(turns, {tool["function"]["name"] for tool in tools}, not_read)
     if has_thoughts and any(["is_thought" in turn for turn in turns]):
         raise UnfitRowError("empty-answer", "a reasoning item without an answer after it")
     if facts.reasoning:
@@ -173,7 +190,7 @@ def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead)
     for key, item in _with_meta_flags(value):
         name = names.get(key) or names.get(snake_case(key))
         if name is None:
-            if MEDIA.fullmatch(key) and says_something(item):
+            if holds_something(item) and _is_media(key, item):
                 raise UnfitRowError("non-text-content", f"{key}: text alone can be trained, found {excerpt(item)}")
             if says_something(item) and _is_unfit_flag(snake_case(key), item):
                 raise UnfitRowError(UNCLEAR, f"{key} of a part of a message: a message is trained as a whole")
@@ -199,7 +216,7 @@ def _with_meta_flags(value: Json) -> Iterator[tuple[str, Any]]:
                 spelled = snake_case(name)
                 if spelled in FLAG_LISTS and not is_statistic(spelled, flag):
                     yield name, flag
-                elif spelled in UNFIT_FLAGS or MEDIA.fullmatch(spelled):
+                elif spelled in UNFIT_FLAGS or _is_media(name, flag):
                     yield name, flag
 
 
@@ -209,6 +226,11 @@ def _object(value: Any) -> Json:
         with contextlib.suppress(ValueError):
             value = strict_json.parse(value)
     return value if type(value) is dict else {}
+
+
+def _is_media(key: str, value: Any) -> bool:
+    key = snake_case(key)
+    return MEDIA.fullmatch(key) is not None or (key in ATTACHED and type(value) in (list, dict))
 
 
 def _is_unfit_flag(key: str, value: Any) -> bool:
@@ -314,6 +336,7 @@ def _assistant_turns(message: Json, content: Any, not_read: NotRead) -> Sequence
             not_read.add("messages[].refusal")
         else:
             texts = refusal
+    texts = _with_think_tags(texts)
     turn: Message = {"role": "assistant", "content": texts}
     if len(message) > 2 or content is None or thoughts or "</think>" in texts:
         _add_reasoning(turn, _reasoning(message, thoughts, not_read))
@@ -383,6 +406,22 @@ def _add_reasoning(turn: Message, reasoning: str) -> None:
             reasoning, turn["content"] = reasoning or thought, answer
     if reasoning:
         turn["reasoning_content"] = reasoning
+
+
+def _with_think_tags(text: str) -> str:
+    """Return an answer that begins with a thought between other tags with `<think>` around it.
+
+    Raises:  UnfitRowError: a thought that has no end, or another one after it.
+    """
+    if (start := THOUGHT_START.match(text)) is None:
+        return text
+    end = THOUGHT_ENDS[start[1].lower()]
+    thought, tag, answer = text[start.end() :].replace(end.upper(), end).partition(end)
+    if not tag or THOUGHT_START.search(thought) or THOUGHT_START.match(answer):
+        raise UnfitRowError("think-tags", f"{start[1]} without one {end} after it: {excerpt(text)}")
+    if solution := SOLUTION.fullmatch(answer):
+        answer = solution[1]
+    return f"<think>{thought}</think>{answer}"
 
 
 def split_reasoning(text: str) -> tuple[str, str | None]:
@@ -524,6 +563,36 @@ def _hermes_turns(turns: list[Message], not_read: NotRead) -> list[Message]:
                 continue
         found.append(turn)
     return found
+
+
+def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -> None:
+    """Make calls of answers that are nothing but calls: JSON with the name of a tool (Llama 3), or after a mark
+    (Mistral, Glaive).
+
+    Raises:  UnfitRowError: a mark with a call after it that cannot be read.
+    """
+    for index, turn in enumerate(turns):
+        if turn["role"] != "assistant" or "tool_calls" in turn:
+            continue
+        mark = CALL_MARK.search(turn["content"])
+        if mark is None and not turn["content"].lstrip().startswith(("{", "[")):
+            continue
+        text = turn["content"][mark.end() :] if mark else turn["content"]
+        calls = _bare_calls(CALL_END.sub("", text))
+        if calls and all(call["name"] in names for call in calls):
+            turn["content"] = turn["content"][: mark.start()].rstrip() if mark else ""
+            turn["tool_calls"] = [_call(call, not_read) for call in calls]
+        elif mark:
+            raise UnfitRowError("call-as-text", f"messages[{index}]: {excerpt(turn['content'][mark.start() :])}")
+
+
+def _bare_calls(text: str) -> list[Json]:
+    """Return the calls that a JSON text is; none if it is another."""
+    with contextlib.suppress(ValueError):
+        calls = _as_list(strict_json.parse(text))
+        if all(type(call) is dict and type(call.get("name")) is str and call.keys() <= BARE_KEYS for call in calls):
+            return [call for call in calls if not ARGUMENT_KEYS.isdisjoint(call)]
+    return []
 
 
 def _is_calling(turns: list[Message]) -> bool:

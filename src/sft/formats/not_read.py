@@ -23,6 +23,22 @@ def says_something(value: Any) -> bool:
     return value not in EMPTY
 
 
+def holds_something(value: Any) -> bool:
+    """Return whether a value, or anything in it, is more than an empty field; false is empty, too.
+
+    >>> [holds_something(value) for value in ([None], [[]], {"bytes": None, "path": None}, False, [{"path": "a.jpg"}])]
+    [False, False, False, False, True]
+    """
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list | dict):
+            waiting += item.values() if isinstance(item, dict) else item
+        elif item is not False and says_something(item):
+            return True
+    return False
+
+
 class NotRead:
     """Counts by name, such as `source` (a column) or `messages[].name`; rows that cannot be read do not count."""
 

@@ -185,5 +185,6 @@ VERDICT = "label"  # true or false in data of KTO: whether the answer is a good 
 TEMPLATE_KWARGS, THINKING_KWARGS = "chat_template_kwargs", ("enable_thinking", "thinking")
 # Names of columns and keys that hold pictures, sound or film, and the placeholders in the text that stand for them.
 MEDIA = re.compile(r"(image|img|picture|photo|audio|video)s?(_?(path|url|file|byte|data|base64)s?)?", re.IGNORECASE)
-MEDIA_WORD = re.compile(r"image|img|picture|photo|audio|video|pixel", re.IGNORECASE)
+MEDIA_WORD = re.compile(r"image|img|picture|photo|audio|video|pixel|media|attachment", re.IGNORECASE)
+ATTACHED = {"media", "attachment", "attachments"}  # of a message: what its text does not hold
 PLACEHOLDER = re.compile(r"<\|?(?:image|audio|video)(?:_?pad|_?\d+|_start)?\|?>", re.IGNORECASE)
