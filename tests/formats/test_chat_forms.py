@@ -332,3 +332,12 @@ def test_of_a_prompt_and_a_completion_the_completion_alone_is_trained(tmp_path: 
     write(tmp_path, "a.jsonl", {"prompt": [USER, ANSWER, USER], "completion": [ANSWER], "system": "Be kind."})
     (found,) = conversations(tmp_path, "alpaca")
     assert [message.get("loss", True) for message in found["messages"]] == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["systemInstruction", "system_instruction"])
+@pytest.mark.parametrize("value", ["Be kind.", {"parts": [{"text": "Be kind."}]}])
+def test_the_system_instruction_of_gemini_is_a_system_message(tmp_path: Path, name: str, value: Any) -> None:
+    write(tmp_path, "a.jsonl", {**CHAT, name: value})
+    outcome = normalize(*records(tmp_path, "openai"))
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages == [{"role": "system", "content": "Be kind."}, USER, ANSWER]

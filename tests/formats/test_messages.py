@@ -582,3 +582,42 @@ def test_what_is_attached_to_a_message_rejects_the_row(more):
 @pytest.mark.parametrize("nothing", [[None], [[]], [], {"bytes": None, "path": None}])
 def test_no_picture_is_no_picture(nothing):
     assert isinstance(outcome_of_answers({"content": "A cat.", "images": nothing}), Conversation)
+
+
+def test_the_parts_of_gemini_are_calls_and_results():
+    messages = [
+        {"role": "user", "parts": [{"text": "1 + 1?"}]},
+        {"role": "model", "parts": [{"text": "I add."}, {"functionCall": {"name": "add", "args": {"a": 1}}}]},
+        {"role": "function", "parts": [{"functionResponse": {"name": "add", "response": {"sum": 2}}}]},
+        {"role": "model", "parts": [{"text": "2"}]},
+    ]
+    outcome = normalize({"messages": messages})
+    assert isinstance(outcome, Conversation)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert outcome.messages[1:] == [
+        {"role": "assistant", "content": "I add.", "tool_calls": [call]},
+        {"role": "tool", "content": '{"sum": 2}'},
+        {"role": "assistant", "content": "2"},
+    ]
+    messages[2]["role"] = "user"
+    assert normalize({"messages": messages}) == outcome
+
+
+@pytest.mark.parametrize("part", [{"inlineData": {"data": "aGk="}}, {"fileData": {"fileUri": "a.png"}}])
+def test_data_among_the_parts_of_gemini_reject_the_row(part):
+    outcome = outcome_of_answers({"parts": [{"text": "A cat."}, part]})
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "non-text-content"
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_text_beside_results_of_tools_follows_them(is_first):
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": "2"}
+    text = {"type": "text", "text": "Go on."}
+    parts = [text, result] if is_first else [result, text]
+    outcome = normalize({"messages": [{"role": "user", "content": parts}]})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages == [
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+        {"role": "user", "content": "Go on."},
+    ]

@@ -87,3 +87,10 @@ def test_a_schema_stays_as_it_is(schema):
 def test_a_parameter_called_type_is_a_parameter():
     (tool,) = read_tools([{"name": "f", "parameters": {"type": {"type": "str"}}}], NotRead()) or []
     assert tool["function"]["parameters"]["properties"] == {"type": {"type": "string"}}
+
+
+def test_the_declarations_of_gemini_are_tools():
+    parameters = {"type": "OBJECT", "properties": {"a": {"type": "INTEGER"}}}
+    (tool,) = read_tools([{"functionDeclarations": [{"name": "add", "parameters": parameters}]}], NotRead())
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert tool == {"type": "function", "function": {"name": "add", "parameters": schema}}

@@ -15,7 +15,7 @@ from sft.tool_schemas import ToolSchemas
 # The roles that may come before a role; "" is the start.
 PREVIOUS_ROLES = {
     "system": {"", "system", "user", "assistant", "tool"},
-    "user": {"", "system", "user", "assistant"},
+    "user": {"", "system", "user", "assistant", "tool"},
     "assistant": {"system", "user", "tool"},
     "tool": {"assistant", "tool"},
 }

@@ -278,6 +278,8 @@ def _with_system(columns: Columns, messages: Any, num_context: int = 0, more_nam
     """Return a record; a system message in a column of its own comes first, unless the messages begin with it."""
     record: Json = {"messages": messages, "tools": columns.decoded(*TOOLS_COLUMNS)}
     system, num_added = columns.get(*SYSTEM_COLUMNS, *more_names), 0
+    if type(system) is dict and "parts" in system:  # Gemini's
+        system = system["parts"]
     if system and type(messages) is list:
         first = messages[0] if messages and type(messages[0]) is dict else {}
         if system not in (first.get("content"), first.get("value")):

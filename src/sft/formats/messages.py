@@ -45,6 +45,7 @@ from sft.formats.spellings import (
     RECIPIENT,
     ROLES,
     SPEAKER_KEYS,
+    TYPED_BY_KEY,
     UNFIT_FLAGS,
     snake_case,
 )
@@ -170,6 +171,8 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
             return ({"role": role, "content": _text(content, "content", not_read)},)
         return _user_turns(role, content, not_read)
     elif role == "tool":
+        if type(content) is list and any([type(part) is dict and _gemini_part(part) for part in content]):
+            return _user_turns(role, content, not_read)
         return (_result(message.get("tool_call_id"), content, not_read),)
     elif role == "call":
         turns = (_call_turn(message, content, not_read),)
@@ -260,7 +263,10 @@ def _part(part: Any, not_read: NotRead) -> tuple[str, str, Json]:
     """Return a part of a content: what it is, its text, and its keys under our names."""
     if type(part) is str:
         return "text", part, {}
-    kind = PARTS.get(str(part.get("type") or "text")) if type(part) is dict else None
+    if type(part) is dict and not part.get("type") and (keyed := _gemini_part(part)) is not None:
+        kind, part = keyed
+    else:
+        kind = PARTS.get(str(part.get("type") or "text")) if type(part) is dict else None
     if kind == "text" and part.get("thought") is True:  # Gemini's form
         kind, part = "reasoning", {key: item for key, item in part.items() if key != "thought"}
     if kind == "hidden":
@@ -276,20 +282,34 @@ def _part(part: Any, not_read: NotRead) -> tuple[str, str, Json]:
     return kind, text or "", keys
 
 
+def _gemini_part(part: Json) -> tuple[str | None, Json] | None:
+    """Return what a part is that has no type but a key that says it, and its value; None for another part."""
+    found = [key for key, item in part.items() if snake_case(key) in TYPED_BY_KEY and item is not None]
+    if not found:
+        return None
+    kind, value = TYPED_BY_KEY[snake_case(found[0])], part[found[0]]
+    if len(found) > 1 or says_something(part.get("text")) or type(value) is not dict:
+        raise UnfitRowError("malformed-row", f"expected one of text and {found[0]} in a part: {excerpt(part)}")
+    return (None, part) if kind == "media" else (kind, value)
+
+
 def _user_turns(role: str, content: list[Any], not_read: NotRead) -> Sequence[Message]:
-    """Return the turns of a list of parts: its text, and the results of tools that it answers with."""
+    """Return the turns of a list of parts: the results of tools that it answers with, and then its text."""
     turns: list[Message] = []
+    results: list[Message] = []
     for part in content:
         kind, text, keys = _part(part, not_read)
-        if kind == "result" and role == "user":
-            turns.append(_result(keys.get("id"), keys.get("content"), not_read))
+        if kind == "result" and role != "system":
+            results.append(_result(keys.get("id"), keys.get("content"), not_read))
         elif kind != "text":
             raise UnfitRowError("non-text-content", f"content part {excerpt(part)}")
         elif turns and turns[-1]["role"] == role:
             turns[-1]["content"] += text
         else:
             turns.append({"role": role, "content": text})
-    return turns or ({"role": role, "content": ""},)
+    if results and all(not turn["content"].strip() for turn in turns):
+        return results
+    return [*results, *turns] or ({"role": role, "content": ""},)
 
 
 def _result(call_id: Any, content: Any, not_read: NotRead) -> Message:

@@ -139,12 +139,21 @@ PARTS = {
     "tool-result": "result",
     "function_call_output": "result",
 }
+# Gemini's parts have no type, but one of these keys -> what it is.
+TYPED_BY_KEY = {
+    "function_call": "call",
+    "function_response": "result",
+    "inline_data": "media",
+    "file_data": "media",
+    "executable_code": "media",
+    "code_execution_result": "media",
+}
 PART_KEYS = {
     "text": _names(("text", "value", "content", "refusal"), alone=("type",)),
     "reasoning": _names(("text", "value", "content", "thinking", "think", "thought", "reasoning", "summary"))
     | {"type": "type"},
     "call": _names(ID, NAME, ARGUMENTS, alone=("type", "function")),
-    "result": _names(("content", "output", "result"), ID, alone=("type",)),
+    "result": _names(("content", "output", "result", "response"), ID, alone=("type",)),
 }
 
 # --- Calls and tools -----------------------------------------------------------------------------------------
@@ -155,6 +164,7 @@ TOOL_KEYS = _names(
     ("parameters", "input_schema", "inputSchema", "parametersJsonSchema"),
     alone=("type", "function", "description", "strict", "return"),
 )
+FUNCTION_DECLARATIONS = "function_declarations"  # Gemini's list of tools in a tool
 PLAIN_CALL_KEYS, PLAIN_FUNCTION_KEYS = {"id", "type", "function"}, {"name", "arguments"}
 PLAIN_TOOL_KEYS = {"type", "function"}
 # Some data sets describe parameters as {name: {type: a type of Python}}, without a schema around them.
@@ -177,7 +187,7 @@ PYTHON_TYPES = {
 
 # --- Columns of a row ----------------------------------------------------------------------------------------
 
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS_COLUMNS = ("tools", "functions")
 LICENSE_COLUMNS = ("license", "licence", "licenses")
 REASONING_COLUMNS = ("reasoning_content", "reasoning")

@@ -6,19 +6,22 @@ from sft import strict_json
 from sft.conversation import excerpt
 from sft.formats.flags import UnfitRowError
 from sft.formats.not_read import NotRead, says_something
-from sft.formats.spellings import PLAIN_TOOL_KEYS, PYTHON_TYPES, TOOL_KEYS
+from sft.formats.spellings import FUNCTION_DECLARATIONS, PLAIN_TOOL_KEYS, PYTHON_TYPES, TOOL_KEYS, snake_case
 
 Json = dict[str, Any]
 # Keywords by which an object is a JSON schema, and not a list of parameters by name.
 SCHEMA_WORDS = {"type", "properties", "$ref", "anyOf", "allOf", "oneOf", "not", "if", "items", "enum", "const"}
 SCHEMA_WORDS |= {"additionalProperties", "patternProperties", "required", "definitions", "$defs", "$schema"}
 
+GEMINI_TYPES = ("STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT")
+
 
 def read_tools(tools: Any, not_read: NotRead) -> list[Json] | None:
     """Return tools in OpenAI form; None if there are none.
 
     Accepts a list, an object, or JSON text of either, also of each tool; tools with or without the `function` wrapper;
-    Anthropic's `input_schema`, OpenCode's `id` and `inputSchema`; parameters by name with Python's types (xLAM).
+    Anthropic's `input_schema`, Gemini's
+    `functionDeclarations`, OpenCode's `id` and `inputSchema`; parameters by name with Python's types (xLAM).
 
     Raises:  UnfitRowError: a tool without a name, or text that is not JSON.
     """
@@ -29,7 +32,29 @@ def read_tools(tools: Any, not_read: NotRead) -> list[Json] | None:
         tools = [tools]
     if type(tools) is not list:
         raise UnfitRowError("malformed-row", f"tools: expected a list, found {excerpt(tools)}")
-    return [_tool(_decoded(tool, f"tools[{index}]"), index, not_read) for index, tool in enumerate(tools)]
+    tools = [each for index, tool in enumerate(tools) for each in _declared(_decoded(tool, f"tools[{index}]"))]
+    return [_tool(tool, index, not_read) for index, tool in enumerate(tools)]
+
+
+def _declared(tool: Any) -> list[Any]:
+    """Return the tools that a tool of Gemini lists; another tool as it is."""
+    if type(tool) is dict and len(tool) == 1:
+        ((key, listed),) = tool.items()
+        if snake_case(key) == FUNCTION_DECLARATIONS and type(listed) is list:
+            return [_with_small_types(each) for each in listed]
+    return [tool]
+
+
+def _with_small_types(schema: Any) -> Any:
+    """Return a declaration with the types of JSON schema: Gemini's are in capitals."""
+    if type(schema) is list:
+        return [_with_small_types(item) for item in schema]
+    if type(schema) is not dict:
+        return schema
+    return {
+        key: item.lower() if key == "type" and item in GEMINI_TYPES else _with_small_types(item)
+        for key, item in schema.items()
+    }
 
 
 def _tool(tool: Any, index: int, not_read: NotRead) -> Json:
