@@ -43,6 +43,9 @@ def made(tmp_path: Path):
         ("chat-holdout.csv", "held-out"),
         ("code/train/a.jsonl", "train"),
         ("test1.jsonl", "test"),
+        ("my_test_data.jsonl", "test"),
+        ("chat-held-out-2024/a.jsonl", "held-out"),
+        ("a_test_or_train_b.jsonl", None),
         ("contest.jsonl", None),
         ("devops.jsonl", None),
         ("evaluate.jsonl", None),
@@ -122,3 +125,11 @@ def test_splits_are_counted_by_files_with_rows() -> None:
         "train": 1,
         "validation": 2,
     }
+
+
+def test_hidden_files_are_no_rows(made) -> None:
+    folder = made("a.jsonl ._a.jsonl .cache/train.jsonl data/.b.json")
+    chosen = select_files(folder)
+    assert chosen.read == ["a.jsonl"]
+    assert chosen.not_read == {"of other kinds": ["._a.jsonl", ".cache/train.jsonl", "data/.b.json"]}
+    assert count_splits([".cache/train.jsonl", "test.jsonl"]) == {"test": 1}

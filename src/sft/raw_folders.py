@@ -33,6 +33,7 @@ _WORD = "|".join(WORDS)
 SHARD = re.compile(rf"({_WORD})(_\w+?)?-\d+-of-\d+(?:-[0-9a-f]{{16}})?")
 FIRST_WORD = re.compile(rf"({_WORD})(?![a-z])")
 LAST_WORD = re.compile(rf"(?:.*[^a-z])?({_WORD})[-_. ]?\d*(?:-of-\d+)?(?:-[0-9a-f]{{16}})?")
+ANY_WORD = re.compile(rf"(?<![a-z])({_WORD})(?![a-z])")
 NO_SPLIT, OTHER_KIND = "without a split in their names", "of other kinds"
 
 
@@ -83,6 +84,8 @@ def split_of(name: str) -> str | None:
             return WORDS[shard[1]] + (shard[2] or "")
         if word := FIRST_WORD.match(part) or LAST_WORD.fullmatch(part):
             return WORDS[word[1]]
+        if len(inner := {WORDS[word] for word in ANY_WORD.findall(part)}) == 1:
+            return inner.pop()
     return None
 
 
@@ -116,6 +119,8 @@ def select_files(folder: Path, split: str = ALL) -> SelectedFiles:
 
 def _has_rows(name: str, names: set[str]) -> bool:
     path = PurePosixPath(name)
+    if any(part.startswith(".") for part in path.parts):  # .cache/, and ._a.jsonl of macOS
+        return False
     if path.name in ABOUT_ROWS or (path.name == STATE and (path.parent / "dataset_info.json").as_posix() in names):
         return False
     return file_kind(name)[0] in LINES | DOCUMENT | TABLES | DELIMITED.keys() and not CACHED.fullmatch(path.name)

@@ -621,3 +621,33 @@ def test_text_beside_results_of_tools_follows_them(is_first):
         {"role": "tool", "content": "2", "tool_call_id": "c1"},
         {"role": "user", "content": "Go on."},
     ]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [[{"type": "file", "name": "a.py"}], [{"type": "directory"}, {"type": "text", "name": "city"}]],
+    ids=str,
+)
+def test_a_result_of_objects_that_are_no_parts_is_json(result):
+    outcome = normalize({"messages": [{"role": "tool", "content": result}]})
+    assert isinstance(outcome, Conversation)
+    assert json.loads(outcome.messages[0]["content"]) == result
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": "a.png"}, {"type": "document", "source": {}}])
+def test_a_file_in_a_result_rejects_the_row(part):
+    outcome = normalize({"messages": [{"role": "tool", "content": [part]}]})
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "non-text-content"
+
+
+def test_texts_of_the_system_are_paragraphs():
+    outcome = normalize({"messages": [{"role": "system", "content": ["Be kind.", "Be short.\n", "Stop."]}]})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[0]["content"] == "Be kind.\n\nBe short.\nStop."
+
+
+def test_arguments_that_are_null_as_text_are_none():
+    outcome = outcome_of_answers({"tool_calls": [{"function": {"name": "now", "arguments": "null"}}]})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1]["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}

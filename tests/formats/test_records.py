@@ -61,3 +61,8 @@ def test_calls_and_tools_take_openai_form() -> None:
     wrapped = {"type": "function", "function": {"name": "f", "parameters": {}}}
     assert openai_tool({"name": "f", "parameters": {}, "strict": True, "description": None}) == wrapped
     assert openai_tool(wrapped) == wrapped
+
+
+def test_a_list_of_texts_is_no_answer():
+    with pytest.raises(ValueError, match="texts or lists of messages"):
+        question_and_answer("Hi", ["a", "b"])

@@ -32,8 +32,10 @@ from sft.formats.spellings import (
     ATTACHED,
     CALL_KEYS,
     CHANNEL,
+    FILE_KEYS,
     FLAG_LISTS,
     MEDIA,
+    MEDIA_WORD,
     MESSAGE_KEYS,
     META_OBJECTS,
     PART_KEYS,
@@ -304,7 +306,9 @@ def _user_turns(role: str, content: list[Any], not_read: NotRead) -> Sequence[Me
         elif kind != "text":
             raise UnfitRowError("non-text-content", f"content part {excerpt(part)}")
         elif turns and turns[-1]["role"] == role:
-            turns[-1]["content"] += text
+            before = turns[-1]["content"]
+            is_apart = role != "system" or not before or not text or before[-1].isspace() or text[0].isspace()
+            turns[-1]["content"] = before + ("" if is_apart else "\n\n") + text
         else:
             turns.append({"role": role, "content": text})
     if results and all(not turn["content"].strip() for turn in turns):
@@ -317,6 +321,7 @@ def _result(call_id: Any, content: Any, not_read: NotRead) -> Message:
     is_parts = type(content) is list and all(
         type(part) is str or (type(part) is dict and type(part.get("type")) is str) for part in content
     )
+    is_parts = is_parts and (not content or any(_is_content_part(part) for part in content))
     if content is None or type(content) is str or is_parts:
         text = _text(content, "content", not_read)
     else:
@@ -325,6 +330,16 @@ def _result(call_id: Any, content: Any, not_read: NotRead) -> Message:
     if call_id is not None and call_id != "":
         turn["tool_call_id"] = _id(call_id, "tool_call_id")
     return turn
+
+
+def _is_content_part(part: Any) -> bool:
+    """Return whether an item of a result is text or another part of a content, and no object of a tool's own."""
+    if type(part) is str:
+        return True
+    kind = PARTS.get(part["type"])
+    if kind is None or kind == "hidden":
+        return kind is not None or MEDIA_WORD.search(part["type"]) is not None or not FILE_KEYS.isdisjoint(part)
+    return any(key in part for key in PART_KEYS[kind] if key != "type")
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------
@@ -525,13 +540,13 @@ def _call(call: Any, not_read: NotRead) -> Json:
     if type(function) is not dict or type(function.get("name")) is not str or not function["name"]:
         raise UnfitRowError("malformed-row", f"tool call: expected a function with a name, found {excerpt(call)}")
     name, arguments = function["name"], function.get("arguments")
-    if arguments is None or arguments == "":
-        arguments = {}
-    if type(arguments) is str:
+    if type(arguments) is str and arguments != "":
         try:
             arguments = strict_json.parse(arguments)
         except ValueError as error:
             raise UnfitRowError("arguments-not-json", f"{name}: {error}: {excerpt(arguments)}") from None
+    if arguments is None or arguments == "":
+        arguments = {}
     if type(arguments) is list and len(arguments) == 1:  # some models wrap the object in a list
         arguments = arguments[0]
     if type(arguments) is not dict:

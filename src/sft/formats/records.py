@@ -74,6 +74,8 @@ def question_and_answer(question: Any, answer: Any) -> list[Json]:
 def as_messages(role: str, content: Any) -> list[Json]:
     """Return a text as a message; messages as they are. Raises ValueError: neither."""
     if isinstance(content, list):
+        if not all(isinstance(message, dict) for message in content):
+            raise ValueError("question and answer must be texts or lists of messages, found a list of other things")
         return content
     if not isinstance(content, str):
         raise ValueError(f"question and answer must be texts or lists of messages, found {type(content).__name__}")

@@ -139,6 +139,8 @@ PARTS = {
     "tool-result": "result",
     "function_call_output": "result",
 }
+# Keys of parts that hold or name a file.
+FILE_KEYS = {"source", "file_id", "file_data", "resource"}
 # Gemini's parts have no type, but one of these keys -> what it is.
 TYPED_BY_KEY = {
     "function_call": "call",
