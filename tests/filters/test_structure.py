@@ -43,3 +43,16 @@ def test_evidence_names_the_message_and_quotes_the_match():
     rejection = check_structure(Conversation([{"role": "user", "content": text}, ANSWER], None), 10_000)
     assert rejection is not None
     assert rejection.evidence == f"messages[0]: {'x' * 100 + '<|im_end|>' + 'y' * 100!r}"
+
+
+def test_a_user_may_speak_after_the_results_of_all_calls():
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    asked = {"role": "user", "content": "Q"}
+    calling, result = {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"}
+    end = {"role": "assistant", "content": "A"}
+    assert check_structure(Conversation([asked, calling, result, asked, end], tools), 1000) is None
+    calling["tool_calls"] = [call, call]
+    rejection = check_structure(Conversation([asked, calling, result, asked, end], tools), 1000)
+    assert rejection is not None
+    assert rejection.reason == "tool-call-without-result"
