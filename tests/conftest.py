@@ -13,6 +13,7 @@ LONG_FILES = (
     "tests/test_pipeline.py",
     "tests/cluster/test_jobs.py",
     "tests/training/test_bridge.py",
+    "tests/training/test_layouts.py",
     "tests/test_docs.py",
     "tests/lineage/test_reproduce.py",
     "tests/experiments/test_sweep.py",
