@@ -43,8 +43,9 @@ def test_stop_tokens_are_one_or_many(tmp_path, value, expected):
 
 def test_a_folder_gets_the_files_that_it_lacks(tmp_path):
     write_config(tmp_path, [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}])
-    write_missing(tmp_path, [])
-    assert not (tmp_path / "generation_config.json").exists()  # no list of no tokens, which transformers cannot use
+    write_missing(tmp_path, [])  # no list of no tokens, which transformers cannot use; DVC wants a file
+    assert (tmp_path / "generation_config.json").read_text() == "{}\n"
+    (tmp_path / "generation_config.json").unlink()
     write_missing(tmp_path, [2])
     assert (tmp_path / "chat_template.jinja").read_text() == "one"
     assert (tmp_path / "additional_chat_templates" / "tool_use.jinja").read_text() == "two"

@@ -47,13 +47,17 @@ def _templates_in_config(path: Path) -> dict[str, Any]:
 
 
 def write_missing(folder: Path, stops: list[int]) -> None:
-    """Write templates of tokenizer_config.json as files, and `stops`, if any, if there is no generation_config.json."""
+    """Write templates of tokenizer_config.json as files, and generation_config.json with `stops` if there is none."""
     for name, text in _templates_in_config(folder / DEFAULT_FILE).items():
         if isinstance(text, str) and not Path(name).exists():
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_text(text, encoding="utf-8")
-    if stops and not (folder / GENERATION).exists():
+    if (folder / GENERATION).exists():
+        return
+    if stops:
         write_stop_ids(folder, stops)
+    else:  # an empty list would be no id for transformers
+        (folder / GENERATION).write_text("{}\n", encoding="utf-8")
 
 
 def write_stop_ids(folder: Path, stops: list[int]) -> None:
