@@ -313,6 +313,8 @@ FILES = [
     ("src/sft/params/evaluation.py", {"eval"}),
     ("src/sft/files.py", ALL),
     ("src/sft/sources", FETCH),
+    ("src/sft/raw_folders.py", {*FETCH, *FILTER}),
+    ("src/sft/chat_files.py", {"fetch-model", *PREP, "train", "eval"}),
     ("src/sft/formats", {"fetch-benchmarks", *FILTER}),
     ("src/sft/conversation.py", {*FILTER, *PREP, "pack", "eval"}),
     ("src/sft/filters", FILTER),

@@ -23,7 +23,8 @@ def project(tmp_path, monkeypatch):
     for name in ("data/filtered/calls/kept.parquet", "models/base/tokenizer.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
-    (tmp_path / "models/base/tokenizer_config.json").write_text("{}")
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (tmp_path / "models/base" / name).write_text("{}")
     (tmp_path / "reports/filter").mkdir(parents=True)
     (tmp_path / "reports/prep").mkdir()
     (tmp_path / "reports/filter/calls.json").write_text("{}")
@@ -41,6 +42,7 @@ def test_a_job_gets_the_declared_deps_and_each_of_them_changes_its_key(project):
         "data/filtered/calls",
         "models/base/tokenizer.json",
         "models/base/tokenizer_config.json",
+        "models/base/generation_config.json",
     }
     assert {path.as_posix() for path in stage.outs} == {"data/prepared/calls", "reports/prep/calls.json"}
     assert stage.params["prep"]["template"] == "templates/nano3.jinja"

@@ -148,15 +148,15 @@ LINE = json.dumps(tool_records(1)[0]).encode() + b"\n"
 @pytest.mark.parametrize(
     ("name", "content", "location"),
     [
-        ("c.jsonl.gz", gzip.compress(LINE * 99, mtime=0)[:-9], "c.jsonl.gz:100"),
-        ("c.jsonl.gz", gzip.compress(LINE, mtime=0) + b"garbage", "c.jsonl.gz:2"),
+        ("c.jsonl.gz", gzip.compress(LINE * 99, mtime=0)[:-9], "c.jsonl.gz:88"),
+        ("c.jsonl.gz", gzip.compress(LINE, mtime=0) + b"garbage", "c.jsonl.gz:1"),
         ("c.json.gz", gzip.compress(b"[]", mtime=0)[:-9], "c.json.gz:1"),
         ("c.json", b"[" + LINE + b", " + LINE, "c.json:1"),
         ("c.parquet", b"PAR1 cut off", "c.parquet:1"),
     ],
 )
 def test_a_file_that_cannot_be_read_to_its_end_stops_the_stage(project, name, content, location, max_rows):
-    """Its rest may hold any number of rows, and each must be counted."""
+    """Its rest may hold any number of rows, and each must be counted. The place: after the last block that is read."""
     set_params(project, **{"filter.max_rows": max_rows})
     give(project, *tool_records(2))
     (project / "data/raw/calls" / name).write_bytes(content)

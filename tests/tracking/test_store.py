@@ -48,7 +48,7 @@ def test_the_store_of_a_project_with_an_odd_name_is_in_the_project(tmp_path, mon
     monkeypatch.chdir(project / copy)
     ask = (
         "from sft.tracking import store; client = store.connect()\n"
-        "run = client.create_run(store.experiment_id(client, store.EXPERIMENT)).info.run_id\n"
+        "run = client.create_run(store.open_experiment(client, store.experiment_name(client))[0]).info.run_id\n"
         "client.log_text(run, 'text', 'notes.txt'); print([a.path for a in client.list_artifacts(run)])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(project)}
@@ -65,12 +65,6 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(monkeypatch
     with pytest.raises(InputError, match=r"http://\*\*\*@127\.0\.0\.1:9") as error, store_of_runs.explained():
         store_of_runs.connect().search_experiments()
     assert "secret" not in str(error.value)
-
-
-def test_without_a_store_there_is_nothing_to_ask_and_none_is_made(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert not store_of_runs.has_store()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_is_looked_up_by_any_of_its_names(tmp_path, store):
