@@ -4,6 +4,7 @@ Readers name the keys that they read; `NotRead` counts every other key that has 
 row. null, "", [] and {} say nothing. Counts appear in the ledger of the filter stage.
 """
 
+from collections import Counter
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -59,14 +60,12 @@ class NotRead:
     def end_row(self, location: str, is_read: bool) -> None:
         """End a row: its values count if it could be read."""
         if self._row and is_read:
-            self._count({name[:NAME_CHARS]: (self._row.count(name), location) for name in self._row})
+            counts = Counter(name[:NAME_CHARS] for name in self._row)
+            self.merge({name: (count, location) for name, count in counts.items()})
         self._row.clear()
 
     def merge(self, later: Mapping[str, tuple[int, str]]) -> None:
         """Add the counts of the rows that follow."""
-        self._count(later)
-
-    def _count(self, later: Mapping[str, tuple[int, str]]) -> None:
         for name, (count, location) in later.items():
             known = name if name in self._counts or len(self._counts) < MAX_NAMES else OTHERS
             before, first = self._counts.get(known, (0, location))
