@@ -36,7 +36,6 @@ from sft.sources.download import local_files
 
 RAW, BASE, BENCHMARK_ITEMS = Path("data/raw"), Path("models/base"), Path("data/benchmarks/items.jsonl")
 ROWS = 1_000
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 SHOWN = (0.25, 0.5, 0.75)  # samples, by their place in the order of lengths
 
 
@@ -174,6 +173,7 @@ def measure(source: str, kept: list[dict[str, Any]]) -> Lengths:
     import pyarrow as pa
     from tokenizers import Tokenizer
 
+    from sft.packing.accounting import length_quantiles
     from sft.parquet import CONVERSATIONS
     from sft.tokens.prepare import prepare_rows
     from sft.tokens.reasoning import Shares
@@ -186,16 +186,15 @@ def measure(source: str, kept: list[dict[str, Any]]) -> Lengths:
     chat = ChatTemplate.load(str(resolve_repo_file(params.template)), BASE, settings=settings)
     prepared = prepare_rows(chat, rows, Shares(**params.reasoning.model_dump()))
     samples = prepared.samples.to_pylist()
-    sizes = np.array([len(sample["ids"]) for sample in samples], np.int64)
+    sizes = np.array([len(sample["ids"]) for sample in samples], np.int32)
     order = np.argsort(sizes, kind="stable")
     shown = sorted({int(order[round(share * (len(order) - 1))]) for share in SHOWN}) if samples else []
     tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
-    quantiles = np.quantile(sizes, QUANTILES, method="nearest").tolist() if samples else []
     return Lengths(
         samples=len(samples),
         tokens=int(sizes.sum()),
         trained_tokens=int(prepared.counts["rows"]["trained"]),
-        quantiles={f"p{round(share * 100)}": int(size) for share, size in zip(QUANTILES, quantiles, strict=False)},
+        quantiles=length_quantiles(sizes),
         rejected=by_reason(prepared.rejected),
         examples=[packed(source, samples[number], tokenizer) for number in shown],
     )
