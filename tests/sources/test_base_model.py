@@ -164,6 +164,23 @@ def test_a_published_folder_is_taken_as_it_is_but_for_the_markers(published: Pat
     )
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_weights_take_no_more_space_where_files_can_have_two_names(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr("os.link", fail)
+    source = shutil.copytree(published, tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    make_base(source, tmp_path / "out")
+    shared = [name for name in folder_digests(source) if (source / name).samefile(tmp_path / "out" / name)]
+    assert shared == (["model.safetensors"] if links else [])
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (published / "model.safetensors").read_bytes()
+
+
 def test_what_transformers_loads_cuts_at_the_markers(published: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

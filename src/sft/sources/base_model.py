@@ -11,7 +11,7 @@ vocabulary does not change, nor do the ids of text without a marker.
 """
 
 import contextlib
-import json
+import math
 import os
 import re
 import shutil
@@ -22,20 +22,21 @@ from typing import Any
 
 from sft.chat_files import write_missing
 from sft.cli import InputError, echo
-from sft.sources.base_weights import check_weights
-from sft.sources.model_files import remove_code_keys, taken_files
+from sft.sources.base_weights import check_weights, short_reason
+from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 # GGUF's names of pre-tokenizers that split numbers into digits first. transformers drops this step when it loads a
 # GGUF file, and spaces before a digit get other ids.
 SPLIT_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-ERROR_CHARS = 200  # of a library's message
 # Keys of tokenizer_config.json about how it was loaded.
 LOADING_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash")
 
 
 def make_base(source_folder: Path, target: Path) -> None:
     """Write the fetched model into `target`, an empty folder, in Hugging Face layout.
+
+    Weights in this layout may be the same files in both folders, which is why nothing changes them.
 
     Raises:  InputError: unknown layout, pickled weights, or weights and tokenizer of different models.
     """
@@ -55,13 +56,13 @@ def make_base(source_folder: Path, target: Path) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if not (target / name).is_file():
             raise InputError(f"fetch.model: {name} is missing; expected a model in Hugging Face layout")
-    tokenizer = _read(target / "tokenizer.json")
+    tokenizer = read_config(target / "tokenizer.json")
     with _naming_file("tokenizer.json"):
         tokenizer = isolate_markers(tokenizer)
-    _write(target / "tokenizer.json", tokenizer)
+    write_config(target / "tokenizer.json", tokenizer)
     check_base(target)
     check_weights(target)
-    eos = _read(target / "config.json").get("eos_token_id")
+    eos = read_config(target / "config.json").get("eos_token_id")
     write_missing(target, eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
@@ -71,17 +72,29 @@ def _copy_folder(source_folder: Path, target: Path) -> None:
     for path in taken:
         copy = target / path.relative_to(source_folder)
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
+        if path.suffix == ".safetensors":
+            _link_or_copy(path, copy)
+        else:
+            shutil.copyfile(path, copy)
         if path.suffix == ".json" and remove_code_keys(copy):
             echo(f"fetch.model: {path.name}: auto_map removed: code of a model is never run")
     if left_out:
         names = ", ".join(path.relative_to(source_folder).as_posix() for path in left_out[:10])
         echo(f"fetch.model: {len(left_out)} other files left out: {names}")
-    if "quantization_config" in _read(target / "config.json"):
+    if "quantization_config" in read_config(target / "config.json"):
         raise InputError(
             "fetch.model: config.json: quantization_config: quantized weights cannot be trained here: Megatron-Bridge "
             "0.6.2 neither imports them nor trains adapters on them (QLoRA). Fetch the model in BF16 or FP32."
         )
+
+
+def _link_or_copy(path: Path, copy: Path) -> None:
+    """Give a file a second name, which takes no space; copy it where that is not possible."""
+    if not path.is_symlink():
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(path, copy)
+            return
+    shutil.copyfile(path, copy)
 
 
 def isolate_markers(tokenizer: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +151,7 @@ def check_base(folder: Path) -> None:
 
 def count_parameters(folder: Path) -> int:
     """Return the number of parameters in the weight files of a model folder; tied weights count once."""
-    return sum(_product(shape) for shape in _tensor_shapes(folder).values())
+    return sum(math.prod(shape) for shape in _tensor_shapes(folder).values())
 
 
 @contextlib.contextmanager
@@ -149,10 +162,9 @@ def _naming_file(name: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:ERROR_CHARS]
         raise InputError(
-            f"fetch.model: {name}: cannot be loaded: {type(error).__name__}: {reason}. The file is damaged, or the "
-            "installed transformers does not know this model."
+            f"fetch.model: {name}: cannot be loaded: {type(error).__name__}: {short_reason(error)}. The file is "
+            "damaged, or the installed transformers does not know this model."
         ) from error
 
 
@@ -192,9 +204,9 @@ def _from_gguf(file: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
     field = reader.fields.get("tokenizer.ggml.pre")
     if field is not None and field.contents() in SPLIT_DIGITS:
-        _write(target / "tokenizer.json", split_digits(_read(target / "tokenizer.json")))
-    settings = _read(target / "tokenizer_config.json")
-    _write(target / "tokenizer_config.json", {key: settings[key] for key in settings if key not in LOADING_KEYS})
+        write_config(target / "tokenizer.json", split_digits(read_config(target / "tokenizer.json")))
+    settings = read_config(target / "tokenizer_config.json")
+    write_config(target / "tokenizer_config.json", {key: settings[key] for key in settings if key not in LOADING_KEYS})
 
 
 def _embedding_rows(folder: Path) -> int:
@@ -218,21 +230,3 @@ def _tensor_shapes(folder: Path) -> dict[str, list[int]]:
         except SafetensorError as error:
             raise InputError(f"fetch.model: {path.name}: damaged safetensors: {error}") from error
     return shapes
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"fetch.model: {path.name}: not valid JSON: {error}") from error
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -65,15 +65,25 @@ def _check_content(path: Path) -> None:
 
 def remove_code_keys(path: Path) -> bool:
     """Remove the classes that a JSON config names in code files; return whether there were any."""
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"fetch.model: {path.name}: not valid JSON: {error}") from error
+    config = read_config(path)
     if not isinstance(config, dict) or CODE_KEY not in config:
         return False
     del config[CODE_KEY]
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_config(path, config)
     return True
+
+
+def read_config(path: Path) -> Any:
+    """Return the value of a JSON file of a model. Raises InputError: not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"fetch.model: {path.name}: not valid JSON: {error}") from error
+
+
+def write_config(path: Path, value: Any) -> None:
+    """Write a JSON file of a model."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_links(folder: Path) -> None:
