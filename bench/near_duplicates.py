@@ -22,8 +22,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from sft.conversation import Conversation
 from sft.filters.dedup.search import Search
 from sft.filters.dedup.signatures import signatures
@@ -77,7 +75,7 @@ def measure(number: int, layout: str) -> dict[str, float]:
             parts = [list(each.parts()) for each in batch]
             before = _cpu_seconds()
             signed = signatures(batch, parts, hash_words([text for of_one in parts for _, text in of_one]))
-            search.add(np.array(list(map(len, signed))), b"".join(signed))
+            search.add(signed)
             seconds += _cpu_seconds() - before
         before = _cpu_seconds()
         duplicates, _ = search.find()

@@ -58,8 +58,7 @@ def find_near_duplicates(
             take = (ids >= 0) & (source_of[ids] == number) & is_missing[ids]
             is_missing[ids[take]] = False
             id_numbers.append(ids[take])
-            pieces = table["signature"].filter(pa.array(take)).to_pylist()
-            search.add(np.array(list(map(len, pieces)), np.int64), b"".join(pieces))
+            search.add(table["signature"].filter(pa.array(take)).to_pylist())
         Path(path).unlink()
 
     tasks = [{"range": row_range, "spool": str(spool)} for _, row_range in ranges]

@@ -27,8 +27,7 @@ def find(signatures, threshold=THRESHOLD, groups=None, at_once=5):
     with tempfile.TemporaryDirectory() as folder:
         search = Search(Path(folder) / "search", threshold)
         for begin in range(0, len(signatures), at_once):
-            block = signatures[begin : begin + at_once]
-            search.add(np.array(list(map(len, block))), b"".join(block))
+            search.add(signatures[begin : begin + at_once])
         duplicates, together = search.find(None if groups is None else np.array(groups, np.int32))
     columns = (column.tolist() for column in duplicates)
     return {number: (kept, value) for number, kept, value in zip(*columns, strict=True)}, together.tolist()
@@ -142,7 +141,7 @@ def count_comparisons(signatures):
     """Return how many postings are left to compare."""
     with tempfile.TemporaryDirectory() as folder:
         search = Search(Path(folder) / "search", THRESHOLD)
-        search.add(np.array(list(map(len, signatures))), b"".join(signatures))
+        search.add(signatures)
         search.find()
         return sum(path.stat().st_size // 4 for path in (Path(folder) / "search").glob("shared-*/places"))
 

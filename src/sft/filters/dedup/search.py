@@ -1,6 +1,6 @@
 """Near-duplicate search: which conversations are similar to an earlier one that is kept.
 
-    Search(folder, threshold).add(lengths, signatures) ... -> Search.find() -> number, kept number, similarity
+    Search(folder, threshold).add(signatures) ... -> Search.find() -> number, kept number, similarity
 
 Conversations are taken in the order of adding: the first is kept, and each later one is a duplicate if it is at least
 as similar as the threshold to an earlier *kept* one; the earliest of those is its evidence. No pair is missed and no
@@ -23,6 +23,7 @@ import itertools
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,9 +79,10 @@ class Search:
         for name in ("signatures", "lengths"):
             (folder / name).touch()
 
-    def add(self, lengths: Int64s | Int32s, signatures: bytes | memoryview) -> None:
-        """Add signatures, one behind the other; `lengths` has the bytes of each."""
-        for name, content in (("signatures", signatures), ("lengths", (lengths // 4).astype("<u4").tobytes())):
+    def add(self, signatures: Sequence[bytes]) -> None:
+        """Add conversations by their signatures."""
+        lengths = np.array([len(signature) // 4 for signature in signatures], "<u4")
+        for name, content in (("signatures", b"".join(signatures)), ("lengths", lengths.tobytes())):
             with (self.folder / name).open("ab") as file:
                 file.write(content)
 

@@ -40,11 +40,9 @@ class SourceDuplicates:
             with (self._search.folder / name).open("ab") as file:
                 file.write(content)
         if self._equal_only:
-            signed = signatures_of_ids(texts)
-            self._search.add(np.full(len(rows), signed.shape[1]), signed.tobytes())
+            self._search.add([signature.tobytes() for signature in signatures_of_ids(texts)])
         else:
-            pieces = signatures.to_pylist()
-            self._search.add(np.array(list(map(len, pieces)), np.int64), b"".join(pieces))
+            self._search.add(signatures.to_pylist())
 
     def find(self) -> Iterator[tuple[int, Rejection]]:
         """Yield the number and the rejection of each row that equals or resembles an earlier one, in order."""
