@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft import tool_schemas
 from sft.tool_schemas import ToolSchemas
 
 Json = dict[str, Any]
@@ -234,3 +235,22 @@ VALUES = st.recursive(
 @given(VALUES, st.dictionaries(NAMES, VALUES, max_size=3))
 def test_no_schema_makes_the_check_raise(schema, arguments):
     assert isinstance(schema_fault(schema, arguments), str)
+
+
+def test_a_schema_is_compiled_once_for_all_conversations_unless_it_is_costly_or_wrong():
+    small, costly = ({"properties": {"a": {"description": "x" * chars}}} for chars in (10, 100_000))
+    tool_schemas._validator.cache_clear()
+    for schema in (small, costly, {"type": "no type"}):
+        assert {schema_fault(schema, {"a": 1}) for _ in range(3)} == {schema_fault(schema, {"a": 1})}
+    cached = tool_schemas._validator.cache_info()
+    assert (cached.currsize, cached.hits) == (1, 3)
+    left = set[int]()
+    for clear in (
+        tool_schemas._validator.cache_clear,
+        lambda: None,
+    ):  # what it costs does not depend on what came before
+        clear()
+        schemas = ToolSchemas({"f": small})
+        schemas.fault("f", {"a": 1})
+        left.add(schemas._left)
+    assert len(left) == 1

@@ -7,6 +7,7 @@ or takes all memory: subschemas that double with each `$ref`, slow patterns on l
 first, in steps that depend on schema and arguments only, and a conversation has a BUDGET of them. Nothing is fetched.
 """
 
+import functools
 import json
 import re
 import urllib.parse
@@ -24,6 +25,8 @@ ALLOWS_MORE |= {"allOf", "anyOf", "oneOf", "if", "dependentSchemas"}
 # blend takes a hundredth of them.
 BUDGET = 20_000_000
 VISIT = 60  # a subschema applied to a value, and a step for each character of the value
+# Validators kept for other conversations, each of a schema so small that they together cost what one conversation may.
+KEPT_VALIDATORS = 64
 SCHEMA_CHAR, REPETITION = 20, 10_000  # compile a character of a schema, and a repetition {m,n} in a pattern
 # Regex engines, and the steps they take for a character. A schema gets the first that compiles its patterns: the linear
 # one in little memory, in more memory, and for look-around and back-references one that goes back GO_BACKS times.
@@ -108,10 +111,19 @@ def _compile(schema: Any, take: Callable[[int], None]) -> tuple[Any, int]:
     if not isinstance(schema, dict | bool):
         raise _CannotApplyError("expected an object or a boolean")
     text = json.dumps(schema)
-    take(SCHEMA_CHAR * len(text) + REPETITION * len(COUNTS.findall(text)))
+    cost = SCHEMA_CHAR * len(text) + REPETITION * len(COUNTS.findall(text))
+    take(cost)
     if '"unevaluated' in text:
         for steps in _inlined_steps(schema):
+            cost += steps
             take(steps)
+    return _validator(text) if cost <= BUDGET // KEPT_VALIDATORS else _validator.__wrapped__(text)
+
+
+@functools.lru_cache(maxsize=KEPT_VALIDATORS)
+def _validator(text: str) -> tuple[Any, int]:
+    """Return as `_compile`, for a schema as JSON text: most conversations of a source have the tools of others."""
+    schema = json.loads(text)
     dialect = schema.get("$schema") if isinstance(schema, dict) else None
     if isinstance(schema, dict) and isinstance(dialect, str) and not DIALECTS.fullmatch(dialect):
         schema = {key: value for key, value in schema.items() if key != "$schema"}
