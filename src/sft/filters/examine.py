@@ -85,7 +85,8 @@ class Draw:
 
     def add(self, file: Path) -> None:
         """Add what rank_part wrote for the next part."""
-        hashes, places = np.load(file)["hashes"], np.load(file)["places"]
+        with np.load(file) as ranked:
+            hashes, places = ranked["hashes"], ranked["places"]
         file.unlink()
         self._waiting.append([hashes, np.full(len(places), self._parts), places])
         self._parts += 1

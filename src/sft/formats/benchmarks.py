@@ -11,9 +11,6 @@ from typing import Any
 from sft.cli import InputError
 from sft.formats.fields import rename
 from sft.formats.raw_files import read_objects
-from sft.raw_folders import KINDS
-
-__all__ = ["KINDS", "read_items"]
 
 # The fields, in lower case, that hold the question in known benchmarks. The first line all of whose fields a record
 # has is used.

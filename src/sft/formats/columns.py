@@ -36,6 +36,7 @@ NO_ROW: Mapping[str, Any] = {}
 REJECTED_ANSWER, UNPLACED_REASONING = "rejected-answer", "unplaced-reasoning"
 # A list of flags in the JSON text of an object.
 FLAG_LIST_TEXT = re.compile(rf'"(?:{"|".join(FLAG_LISTS)})"\s*:\s*\[')
+KNOWN = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT}
 ANSWERING = {"assistant", "call", "reasoning"}
 
 
@@ -79,9 +80,8 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
 
 @functools.lru_cache(maxsize=4096)
 def _may_matter(name: str) -> bool:
-    known = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT, *LICENSE_COLUMNS}
-    known |= set(REASONING_COLUMNS)
-    return snake_case(name) in known or MEDIA_WORD.search(name) is not None
+    key = snake_case(name)
+    return key in KNOWN or key in LICENSE_COLUMNS or key in REASONING_COLUMNS or MEDIA_WORD.search(name) is not None
 
 
 def _read_column(
@@ -103,8 +103,7 @@ def _read_column(
 
 @functools.lru_cache(maxsize=4096)
 def _is_known(key: str) -> bool:
-    known = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT}
-    return key in known or MEDIA.fullmatch(key) is not None
+    return key in KNOWN or MEDIA.fullmatch(key) is not None
 
 
 def _read_known(facts: RowFacts, path: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> RowFacts:

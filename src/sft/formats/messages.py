@@ -161,7 +161,7 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
         message = respell(message, MESSAGE_KEYS[role], "messages[].", not_read)
         message_flag = is_trained(message)
         if message_flag is not None and flag is not None and message_flag != flag:
-            raise UnfitRowError("unclear-train-flag", f"trained is {message_flag} in the message, {flag} in the row")
+            raise UnfitRowError(UNCLEAR, f"trained is {message_flag} in the message, {flag} in the row")
         flag = message_flag if flag is None else flag
     content = message.get("content")
     if role == "assistant" and (CHANNEL in message or RECIPIENT in message):
@@ -425,7 +425,7 @@ def _reasoning(message: Json, thoughts: list[str], not_read: NotRead) -> str:
 
 def _thoughts(value: Any, key: str, not_read: NotRead) -> str:
     """Return the text of reasoning that is a list of texts, or of parts of reasoning."""
-    parts = value if type(value) is list else [value]
+    parts = _as_list(value)
     if not all(type(part) is str or (type(part) is dict and says_something(part)) for part in parts):
         raise UnfitRowError("malformed-row", f"{key}: expected text or parts of reasoning, found {excerpt(value)}")
     return "\n\n".join(

@@ -27,7 +27,7 @@ from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
 from sft.params.data import Benchmark, Download
 from sft.params.read import load, load_source
-from sft.raw_folders import count_splits
+from sft.raw_folders import KINDS, count_splits
 from sft.run_stage import run_source_stage
 from sft.sources.download import FetchedFile, fetch_files
 from sft.sources.redact import redact
@@ -86,7 +86,7 @@ def fetch_benchmarks(benchmarks: Mapping[str, Benchmark]) -> None:
 
     Raises:  InputError: as fetch_files; an evaluation set without questions, or with a row that cannot be read.
     """
-    from sft.formats.benchmarks import KINDS, read_items
+    from sft.formats.benchmarks import read_items
 
     sets: dict[str, Any] = {}
     all_files: list[FetchedFile] = []
