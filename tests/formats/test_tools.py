@@ -27,8 +27,14 @@ TOOL = {"type": "function", "function": FUNCTION}
         [{"name": "weather", "description": "The weather.", "input_schema": SCHEMA}],
         [{"id": "weather", "description": "The weather.", "inputSchema": SCHEMA}],
         [{"id": "weather", "description": "The weather.", "inputSchema": {"jsonSchema": SCHEMA}}],
+        [{"Name": "weather", "Description": "The weather.", "InputSchema": SCHEMA}],
+        [{"name": "weather", "description": "The weather.", "input-schema": SCHEMA}],
+        [{"name": "weather", "description": "The weather.", "Parameters": SCHEMA}],
+        [{"name": "weather", "description": "The weather.", "parametersJsonSchema": SCHEMA}],
     ],
-    ids="openai alone bare text texts Responses inner-text schema Anthropic OpenCode SDK".split(),
+    ids=(
+        "openai alone bare text texts Responses inner-text schema Anthropic OpenCode SDK capitals hyphen capital Gemini"
+    ).split(),
 )
 def test_a_tool_in_any_form_is_the_same(tools):
     not_read = NotRead()

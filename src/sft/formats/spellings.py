@@ -150,20 +150,20 @@ TYPED_BY_KEY = {
     "executable_code": "media",
     "code_execution_result": "media",
 }
+CALL_KEYS = _names(ID, NAME, ARGUMENTS, alone=("type", "function"))
 PART_KEYS = {
     "text": _names(("text", "value", "content", "refusal"), alone=("type",)),
     "reasoning": _names(("text", "value", "content", "thinking", "think", "thought", "reasoning", "summary"))
     | {"type": "type"},
-    "call": _names(ID, NAME, ARGUMENTS, alone=("type", "function")),
+    "call": CALL_KEYS,
     "result": _names(("content", "output", "result", "response"), ID, alone=("type",)),
 }
 
 # --- Calls and tools -----------------------------------------------------------------------------------------
 
-CALL_KEYS = _names(ID, NAME, ARGUMENTS, alone=("type", "function"))
 TOOL_KEYS = _names(
     ("name", "id"),
-    ("parameters", "input_schema", "inputSchema", "parametersJsonSchema"),
+    ("parameters", "input_schema", "parameters_json_schema"),
     alone=("type", "function", "description", "strict", "return"),
 )
 FUNCTION_DECLARATIONS = "function_declarations"  # Gemini's list of tools in a tool

@@ -66,13 +66,13 @@ def _tool(tool: Any, index: int, not_read: NotRead) -> Json:
         raise UnfitRowError("malformed-row", f"tools[{index}]: expected a function with a name, found {excerpt(tool)}")
     normal: Json = {}
     for key, value in function.items():
-        name = TOOL_KEYS.get(key)
+        name = TOOL_KEYS.get(snake_case(key))
         if name is None or name in normal:
             if says_something(value):
                 not_read.add(f"tools[].function.{key}")
         elif value is not None and name not in ("type", "function"):
             normal[name] = value
-    if "name" in function and "id" in function:
+    if "name" in function:  # beside an id
         normal["name"] = function["name"]
     if type(normal.get("name")) is not str or not normal["name"]:
         raise UnfitRowError("malformed-row", f"tools[{index}]: expected a function with a name, found {excerpt(tool)}")
