@@ -41,6 +41,27 @@ def test_a_list_has_a_flag_for_each_message_or_for_each_answer(row):
     assert trained(row) == [False, True]
 
 
+@pytest.mark.parametrize("flags", [[0, 0, 0, 1], [0, 1]])
+@pytest.mark.parametrize(
+    "message_of",
+    [
+        json.dumps,
+        lambda message: "  " + json.dumps(message, indent=1),
+        lambda message: {"role": None, "from": message["role"].upper(), "value": message["content"]},
+        lambda message: {"type": message["role"], "content": message["content"]},
+    ],
+    ids=["text", "indented-text", "from", "type"],
+)
+def test_flags_find_their_messages_in_every_form(message_of, flags):
+    assert trained({"loss_mask": flags}, [message_of(message) for message in MESSAGES]) == [False, True]
+
+
+def test_a_message_that_is_broken_text_is_named_by_its_place():
+    outcome = outcome_of({"loss_mask": [0, 1]}, [USER, '{"role": '])
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, outcome.evidence.partition(" ")[0]) == ("malformed-row", "messages[1]:")
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

@@ -25,11 +25,12 @@ from sft.formats.spellings import (
     META_OBJECTS,
     PLACEHOLDER,
     REASONING_COLUMNS,
-    ROLES,
     TEMPLATE_KWARGS,
     THINKING_KWARGS,
     VERDICT,
+    role_of,
     snake_case,
+    speaker_of,
 )
 
 NO_ROW: Mapping[str, Any] = {}
@@ -162,7 +163,11 @@ def _read_object(
 
 def _add_flags(facts: RowFacts, name: str, values: list[Any], messages: Sequence[Any]) -> RowFacts:
     """Add a list with a flag for each message, or for each answer."""
-    answers = [index for index, message in enumerate(messages) if _role(message) in ANSWERING]
+    answers = [
+        index
+        for index, message in enumerate(messages)
+        if type(message) is dict and role_of(speaker_of(message)) in ANSWERING
+    ]
     if len(values) == len(messages):
         places: Sequence[int] = range(len(messages))
     elif len(values) == len(answers):
@@ -190,7 +195,7 @@ def _add_row_flag(facts: RowFacts, name: str, value: Any, messages: Sequence[Any
 
 
 def _mask(facts: RowFacts, value: Any, not_read: NotRead) -> RowFacts:
-    role = ROLES.get(value.lower()) if type(value) is str else None
+    role = role_of(value)
     if role is not None:
         return facts._replace(masks_answers=facts.masks_answers or role == "assistant")
     if type(value) is not str:
@@ -199,18 +204,6 @@ def _mask(facts: RowFacts, value: Any, not_read: NotRead) -> RowFacts:
         )
     not_read.add(AMBIGUOUS_FLAG)
     return facts
-
-
-@functools.lru_cache(maxsize=1024)
-def _speaker_role(speaker: str) -> str | None:
-    return ROLES.get(speaker.lower())
-
-
-def _role(message: Any) -> str | None:
-    if type(message) is not dict:
-        return None
-    speaker = message.get("role") or message.get("from") or message.get("type")
-    return _speaker_role(speaker) if type(speaker) is str else None
 
 
 def _decoded(value: Any, start: str) -> Any:

@@ -46,10 +46,11 @@ from sft.formats.spellings import (
     REASONING_KEYS,
     RECIPIENT,
     ROLES,
-    SPEAKER_KEYS,
     TYPED_BY_KEY,
     UNFIT_FLAGS,
+    role_of,
     snake_case,
+    speaker_of,
 )
 from sft.formats.tools import read_tools
 
@@ -91,6 +92,8 @@ def normalize(
             return Rejection("malformed-row", f"messages: expected a list, found {excerpt(messages)}")
         if not messages:
             return Rejection("no-messages", "messages: an empty list")
+        if str in map(type, messages):
+            messages = [_object_of_text(message, index) for index, message in enumerate(messages)]
         facts = read_columns(row, read, messages[record.get("num_added", 0) :], not_read)
         return _conversation(record, messages, facts, not_read)
     except UnfitRowError as unfit:
@@ -140,21 +143,24 @@ def _decoded(text: str, name: str) -> Any:
         raise UnfitRowError("malformed-row", f"{name}: {error}: {excerpt(text)}") from None
 
 
+def _object_of_text(message: Any, index: int) -> Any:
+    """Return a message that may be given as JSON text."""
+    if type(message) is str and message.lstrip().startswith("{"):
+        return _decoded(message, f"messages[{index}]: a message")
+    return message
+
+
 # --- One message -----------------------------------------------------------------------------------------------
 
 
 def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequence[Message]:
     """Return the turns of a message. `flag`: whether the row says that it is trained."""
-    if type(message) is str and message.lstrip().startswith("{"):
-        message = _decoded(message, "a message")
     if type(message) is not dict:
         raise UnfitRowError("malformed-row", f"expected an object with a role, found {excerpt(message)}")
-    speaker = message.get("role")
-    if speaker is None:
-        speaker = next((message[key] for key in SPEAKER_KEYS if message.get(key) is not None), None)
+    speaker = speaker_of(message)
     if type(speaker) is not str:
         raise UnfitRowError("malformed-row", f"expected an object with a role, found {excerpt(message)}")
-    role = ROLES.get(speaker) or ROLES.get(speaker.lower())
+    role = role_of(speaker)
     if role is None:
         raise UnfitRowError("unknown-role", f"found {excerpt(speaker)}, expected one of {', '.join(ROLES)}")
     if role not in PLAIN_KEYS or not message.keys() <= PLAIN_KEYS[role]:

@@ -6,6 +6,8 @@ camelCase, with capitals or with hyphens need no line of their own: `snake_case`
 
 import functools
 import re
+from collections.abc import Mapping
+from typing import Any
 
 WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]")
 
@@ -48,6 +50,25 @@ ROLES = {
     "reasoning": "reasoning",
 }
 SPEAKER_KEYS = ("role", "from", "type")  # `type` is the kind of an item of OpenAI's Responses API
+
+
+def speaker_of(message: Mapping[str, Any]) -> Any:
+    """Return what a message says about who speaks; None if it says nothing."""
+    for key in SPEAKER_KEYS:
+        if (speaker := message.get(key)) is not None:
+            return speaker
+    return None
+
+
+def role_of(speaker: Any) -> str | None:
+    """Return the role of a speaker; None if no table names it.
+
+    >>> role_of("Human"), role_of("function_call"), role_of("narrator"), role_of(7)
+    ('user', 'call', None, None)
+    """
+    return ROLES.get(speaker) or ROLES.get(speaker.lower()) if type(speaker) is str else None
+
+
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
 
 # Whether a turn is trained; the value is the one that means "train it". `mask` is used for both.
