@@ -34,12 +34,12 @@ from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Pipeline
 from sft.filters.repetition import check_repetition
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
-from sft.formats.chat_forms import read_rows
 from sft.formats.messages import normalize
 from sft.formats.raw_files import Row
 from sft.formats.records import ChatRow
 from sft.params.data import Filter
 from sft.params.read import load
+from tests.support.raw_rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests/labelled"

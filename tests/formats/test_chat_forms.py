@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.formats.chat_forms import AUTO, FORMATS, FieldCounts, read_rows, select_rows
+from sft.formats.chat_forms import AUTO, FORMATS, FieldCounts, select_rows
 from sft.formats.messages import normalize
 from sft.formats.raw_files import read_objects
 from sft.formats.records import ChatRow
+from tests.support.raw_rows import read_rows
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 CHAT = {"messages": [USER, ANSWER]}

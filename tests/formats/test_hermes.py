@@ -26,7 +26,9 @@ CALL = '<tool_call>\n{"name": "now", "arguments": {"zone": "CET"}}\n</tool_call>
     [(HERMES, "You are a function calling AI model."), (QWEN, "Be kind.\n\n# Tools\n\nAnswer in German.")],
     ids=["Hermes", "Qwen"],
 )
-@pytest.mark.parametrize("listed", [json.dumps([TOOL]), json.dumps(TOOL), f"{json.dumps(TOOL)}\n{json.dumps(TOOL)}"])
+@pytest.mark.parametrize(
+    "listed", [json.dumps([TOOL]), json.dumps(TOOL), f"{json.dumps(TOOL)}\n{json.dumps(TOOL)}", str([TOOL])]
+)
 def test_tools_leave_the_system_text_with_what_says_how_to_call_them(text, rest, listed):
     turns = [{"role": "system", "content": text.format(tools=listed)}]
     not_read = NotRead()
@@ -51,6 +53,7 @@ def test_text_that_lists_no_tool_stays(text):
     ("text", "expected"),
     [
         (CALL, ("", 1)),
+        ("<tool_call>\n{'arguments': {'zone': 'CET'}, 'name': 'now'}\n</tool_call>", ("", 1)),
         (f"I look.\n{CALL}\n{CALL}\n", ("I look.", 2)),
         (f"{CALL} It is late.", None),
         ("<tool_call>now()</tool_call>", None),

@@ -509,10 +509,23 @@ def test_what_harmony_sends_to_a_function_is_a_call():
     ]
 
 
+def test_what_harmony_says_before_a_call_is_text_of_the_same_turn():
+    """gpt-oss calls it a preamble: commentary for the user, without a recipient."""
+    outcome = outcome_of_answers(
+        {"channel": "analysis", "content": "So."},
+        {"channel": "commentary", "content": "I look."},
+        {"channel": "commentary", "recipient": "functions.add", "content": '{"a": 1}'},
+    )
+    assert isinstance(outcome, Conversation)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert outcome.messages[1:] == [
+        {"role": "assistant", "content": "I look.", "reasoning_content": "So.", "tool_calls": [call]}
+    ]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        {"channel": "commentary", "content": "I look."},
         {"channel": "draft", "content": "1"},
         {"channel": "final", "recipient": "functions.add", "content": "{}"},
     ],
@@ -534,6 +547,8 @@ TOOLS = [{"type": "function", "function": {"name": "add"}}]
         ('[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]', ""),
         ('I add. <function_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</function_call>', "I add."),
         ('<functioncall> {"name": "add", "arguments": {"a": 1}}', ""),
+        ("""<functioncall> {"name": "add", "arguments": '{"a": 1}'}""", ""),
+        ("I add. [TOOL_CALLS] [{'name': 'add', 'arguments': {'a': 1}}]", "I add."),
     ],
 )
 def test_an_answer_that_is_a_call_in_text_is_a_call(text, before):

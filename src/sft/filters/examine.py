@@ -22,7 +22,7 @@ from sft.cli import InputError
 from sft.filters.contamination import read_benchmark_items
 from sft.filters.encoding import valid_text
 from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Outcome, Pipeline, RowCounts
-from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, read_rows, select_rows
+from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
 from sft.formats.raw_files import Part, Row, plan_parts, read_part
 from sft.formats.records import ChatRow
 from sft.hashing import keyed_hashes, value_digest
@@ -129,7 +129,7 @@ def selected_rows(task: dict[str, Any], counts: FieldCounts) -> Iterator[Row]:
     """Yield the rows of a part that `read.select` takes: as in the file, or records of a package. Updates `counts`."""
     raw, read = Path(task["raw"]), Read.model_validate_json(task["read"])
     if task["part"] is None:
-        return check_readable(read_rows(raw, read.format), raw)
+        return check_readable(PACKAGES[read.format](raw), raw)
     return select_rows(check_readable(read_part(raw, Part(*task["part"])), raw), read.select, counts)
 
 

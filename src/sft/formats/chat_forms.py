@@ -1,11 +1,12 @@
 """The formats of a source (`read.format` in params.yaml): raw files to records in OpenAI form.
 
-`read_rows(folder, format, fields, select)` yields the rows of data/raw/<source>/ in a fixed order, each with a record
-(messages, tools, meta) or with a fault and the text of the row. A bad row never raises, so that the filter stage can
-count it. A valid record that must not be trained on has its reason in `meta["refuse"]`.
+`select_rows` and `convert_chats` turn the rows of sft.formats.raw_files into rows with a record (messages, tools, meta)
+or with a fault and the text of the row. A bad row never raises, so that the filter stage can count it. A valid record
+that must not be trained on has its reason in `meta["refuse"]`.
 
 openai, sharegpt and alpaca read any source: `fields` gives the names that its fields have there, `select` the values
-that a field must have. The other formats read the files of one published package, as sft.formats.demo describes.
+that a field must have. The other formats (PACKAGES) read the files of one published package, as sft.formats.demo
+describes.
 """
 
 import contextlib
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sft import strict_json
 from sft.cli import InputError
 from sft.conversation import excerpt
 from sft.formats.demo.bfcl import bfcl
@@ -24,13 +24,11 @@ from sft.formats.demo.django_po import django_po
 from sft.formats.demo.human_eval import human_eval
 from sft.formats.demo.nemo_gym import nemo_gym
 from sft.formats.fields import PREFERENCE, SHOWN_CHARS, has_speaker, is_selected, listed, lookup, merged, suggest_read
+from sft.formats.json_text import parse_text, parsed_or_same
 from sft.formats.not_read import says_something
-from sft.formats.raw_files import Json, Row, read_objects
+from sft.formats.raw_files import Json, Row
 from sft.formats.records import ChatRow, as_messages, question_and_answer
 from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS
-from sft.raw_folders import ALL
-
-__all__ = ["FORMATS", "Row", "read_rows"]
 
 SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of an object of another shape
 AUTO = "auto"  # sft.formats.detect finds the format
@@ -38,31 +36,6 @@ KEPT_ROWS = 20  # rows without the fields of their format, kept to suggest what 
 
 Fields = Mapping[str, str]
 Selection = Mapping[str, Sequence[str]]
-
-
-def read_rows(
-    folder: Path, format: str, fields: Fields | None = None, select: Selection | None = None, split: str = ALL
-) -> Iterator[Row]:
-    """Yield every selected row of a raw folder with a record or a fault, in a fixed order.
-
-    `fields`: our field -> theirs, a name or a dotted path. `select`: a field of the row -> the accepted values;
-    rows with other values are left out.
-
-    Raises:  InputError: unknown format or field; after the last row: no row has the fields of the format, or a field
-             of `select`. The message lists the fields found and the lines of params.yaml that would fit.
-    """
-    fields, select = fields or {}, select or {}
-    check_read(format, fields, select)
-    if format in PACKAGES:
-        return PACKAGES[format](folder)
-    return _read_chats(folder, format, fields, select, split)
-
-
-def _read_chats(folder: Path, format: str, fields: Fields, select: Selection, split: str) -> Iterator[Row]:
-    counts = FieldCounts(unseen_select=set(select))
-    rows = select_rows(read_objects(folder, split), select, counts)
-    yield from convert_chats(rows, format, fields, select, counts)
-    counts.check(format, fields)
 
 
 def check_read(format: str, fields: Fields, select: Selection) -> None:
@@ -223,7 +196,7 @@ class Columns:
     def decoded(self, *names: str) -> Any:
         """Return the same, or what it holds as JSON text."""
         value = self.get(*names)
-        return strict_json.parse(value) if type(value) is str and value.strip() else value
+        return parse_text(value) if type(value) is str and value.strip() else value
 
 
 def _openai(columns: Columns) -> Json:
@@ -267,10 +240,8 @@ def _alpaca(columns: Columns) -> Json:
 
 def _messages(role: str, content: Any) -> list[Json]:
     """Return a text as a message, and messages, also as JSON text, as they are."""
-    if type(content) is str and content.lstrip().startswith("[") and '"role"' in content:
-        with contextlib.suppress(ValueError):
-            items = strict_json.parse(content)
-            content = items if all(type(item) is dict and has_speaker(item) for item in items) else content
+    if type(content) is str and '"role"' in content and type(items := parsed_or_same(content, "[")) is list:
+        content = items if all(type(item) is dict and has_speaker(item) for item in items) else content
     return as_messages(role, [content] if type(content) is dict else content)
 
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from sft import strict_json
 from sft.conversation import THINK_TAGS, Message, excerpt
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, read_flag
+from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import NotRead, holds_something, says_something
 from sft.formats.spellings import (
     AMBIGUOUS_FLAG,
@@ -71,7 +71,7 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
             continue
         if type(value) is str and value.startswith("{"):
             if snake_case(name) in META_OBJECTS or FLAG_LIST_TEXT.search(value):
-                value = _decoded(value, "{")
+                value = parsed_or_same(value, "{")
         if type(value) is dict or _may_matter(name):
             facts = _read_column(facts, name, value, read, messages, not_read)
         else:
@@ -110,14 +110,14 @@ def _is_known(key: str) -> bool:
 def _read_known(facts: RowFacts, path: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> RowFacts:
     """Read what a column, or a key of an object beside the messages, says about them."""
     key = snake_case(path.rpartition(".")[2])
-    if key in FLAG_LISTS and type(flags := _decoded(value, "[")) is list:
+    if key in FLAG_LISTS and type(flags := parsed_or_same(value, "[")) is list:
         return _add_flags(facts, path, flags, messages)
     if key in FLAG_LISTS:
         return _add_row_flag(facts, path, value, messages, not_read)
     if key == AMBIGUOUS_FLAG:
         return _mask(facts, value, not_read)
     if key == TEMPLATE_KWARGS or key == THINKING_KWARGS[0]:
-        kwargs = _decoded(value, "{") if key == TEMPLATE_KWARGS else {key: value}
+        kwargs = parsed_or_same(value, "{") if key == TEMPLATE_KWARGS else {key: value}
         if type(kwargs) is not dict:
             raise UnfitRowError("unsupported-template-kwargs", f"{path}: expected an object, found {excerpt(value)}")
         return facts._replace(template_kwargs={**(facts.template_kwargs or {}), **kwargs})
@@ -204,16 +204,6 @@ def _mask(facts: RowFacts, value: Any, not_read: NotRead) -> RowFacts:
         )
     not_read.add(AMBIGUOUS_FLAG)
     return facts
-
-
-def _decoded(value: Any, start: str) -> Any:
-    """Return an object or a list that may be given as JSON text, which begins with `start`."""
-    if type(value) is str and value.lstrip().startswith(start):
-        try:
-            return strict_json.parse(value)
-        except ValueError:
-            return value
-    return value
 
 
 # --- Checks that need the turns --------------------------------------------------------------------------------

@@ -17,11 +17,25 @@ from sft.formats.fields import Suggestion, listed, merged, suggest_read
 from sft.formats.messages import normalize
 from sft.formats.raw_files import Row, read_objects
 from sft.formats.records import ChatRow
+from sft.params.data import Read
 from sft.raw_folders import ALL
 
 ROWS, MIN_SHARE = 1_000, 0.99
 MISFITS = {"malformed-row", "unknown-role", "no-messages"}  # reasons that say that a row has another form
 SHOWN_FORMS = 5
+
+
+def decide_read(folder: Path, read: Read) -> tuple[Read, dict[str, Any] | None]:
+    """Return `read` with the format that the rows have, and the decision, if its format is auto. Raises as detect."""
+    if read.format != AUTO:
+        return read, None
+    suggestion, decision = detect(folder, read.fields, read.split)
+    return read.model_copy(update={"format": suggestion.format, "fields": dict(suggestion.fields)}), decision
+
+
+def read_line(read: Read) -> str:
+    """Return how a source is read as a line of params.yaml."""
+    return Suggestion(read.format, tuple(read.fields.items())).line().strip()
 
 
 def detect(folder: Path, fields: Mapping[str, str], split: str = ALL) -> tuple[Suggestion, dict[str, Any]]:

@@ -1,10 +1,9 @@
 """Fields of raw objects: look them up, rename them, select rows by their values, suggest what `read` should be."""
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sft import strict_json
+from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import says_something
 from sft.formats.spellings import ROLES, SYSTEM_COLUMNS
 
@@ -192,20 +191,8 @@ def has_speaker(item: Json) -> bool:
 
 def _is_list_with(value: Any, *keys: str) -> bool:
     """Return whether a value is a list, or the JSON text of one, of objects that all have these keys."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = strict_json.parse(value)
-        except ValueError:
-            return False
+    value = parsed_or_same(value, "[")
     if not isinstance(value, list) or not value:
         return False
-    items = map(_parsed, value)
+    items = (parsed_or_same(item, "{") for item in value)
     return all(isinstance(item, dict) and all(key in item for key in keys) for item in items)
-
-
-def _parsed(item: Any) -> Any:
-    """Return the object that an item of a list may be as JSON text."""
-    if isinstance(item, str) and item.startswith("{"):
-        with contextlib.suppress(ValueError):
-            return strict_json.parse(item)
-    return item

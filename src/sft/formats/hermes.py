@@ -4,12 +4,14 @@
 `<tool_response>` in the message that answers it. Text that only speaks of these tags is left as it is.
 """
 
+import contextlib
 import json
 import re
 from typing import Any
 
 from sft import strict_json
 from sft.conversation import Message
+from sft.formats.json_text import parse_text
 from sft.formats.not_read import NotRead
 from sft.formats.tools import read_tools
 
@@ -49,10 +51,13 @@ def split_tools(turns: list[Message], not_read: NotRead) -> list[Json] | None:
 
 
 def _json_values(text: str) -> list[Any]:
-    """Return the tools of a JSON list, or of JSON objects one after the other; empty if it is neither."""
+    """Return the tools of a list or an object, or of JSON objects one after the other; empty if it is neither."""
     values, place = list[Any](), 0
     if not text.startswith(("[", "{")):
         return []
+    with contextlib.suppress(ValueError):
+        value = parse_text(text)
+        return value if isinstance(value, list) else [value]
     try:
         while place < len(text):
             value, place = DECODER.raw_decode(text, place)
@@ -81,7 +86,7 @@ def split_calls(text: str) -> tuple[str, list[Any]] | None:
     calls = list[Any]()
     for content in contents:
         try:
-            value = strict_json.parse(content)
+            value = parse_text(content)
         except ValueError:
             return None
         calls += value if isinstance(value, list) else [value]

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from sft import strict_json
 from sft.conversation import THINK_TAGS, Conversation, Message, Rejection, excerpt
 from sft.formats.columns import (
     NO_ROW,
@@ -27,6 +26,7 @@ from sft.formats.columns import (
 )
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, is_trained, read_flag
 from sft.formats.hermes import split_calls, split_results, split_tools
+from sft.formats.json_text import parse_text, parsed_or_same
 from sft.formats.not_read import NotRead, holds_something, says_something
 from sft.formats.spellings import (
     ATTACHED,
@@ -52,7 +52,7 @@ from sft.formats.spellings import (
     snake_case,
     speaker_of,
 )
-from sft.formats.tools import read_tools
+from sft.formats.tools import parse_or_reject, read_tools
 
 # What some models write before calls in text, and after them; the keys of a call in text.
 CALL_MARK = re.compile(r"(?:\[TOOL_CALLS\]|<function_?calls?>|<\|python_tag\|>)(?=\s*[\[{])")
@@ -136,17 +136,10 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
     return Conversation(turns, tools)
 
 
-def _decoded(text: str, name: str) -> Any:
-    try:
-        return strict_json.parse(text)
-    except ValueError as error:
-        raise UnfitRowError("malformed-row", f"{name}: {error}: {excerpt(text)}") from None
-
-
 def _object_of_text(message: Any, index: int) -> Any:
     """Return a message that may be given as JSON text."""
     if type(message) is str and message.lstrip().startswith("{"):
-        return _decoded(message, f"messages[{index}]: a message")
+        return parse_or_reject(message, f"messages[{index}]: a message")
     return message
 
 
@@ -223,20 +216,13 @@ def _with_meta_flags(value: Json) -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         yield key, item
         if snake_case(key) in META_OBJECTS:
-            for name, flag in _object(item).items():
+            inner = parsed_or_same(item, "{")
+            for name, flag in inner.items() if type(inner) is dict else ():
                 spelled = snake_case(name)
                 if spelled in FLAG_LISTS and not is_statistic(spelled, flag):
                     yield name, flag
                 elif spelled in UNFIT_FLAGS or _is_media(name, flag):
                     yield name, flag
-
-
-def _object(value: Any) -> Json:
-    """Return an object, also from its JSON text; an empty one for another value."""
-    if type(value) is str and value.startswith("{"):
-        with contextlib.suppress(ValueError):
-            value = strict_json.parse(value)
-    return value if type(value) is dict else {}
 
 
 def _is_media(key: str, value: Any) -> bool:
@@ -391,7 +377,7 @@ def _assistant_turns(message: Json, content: Any, not_read: NotRead) -> Sequence
 def _channel_turns(message: Json, not_read: NotRead) -> Sequence[Message]:
     """Return the turns of an answer in Harmony's form: a thought, a call for a recipient, or the answer.
 
-    Raises:  UnfitRowError: an unknown channel or recipient, or a comment that is no call.
+    Raises:  UnfitRowError: an unknown channel or recipient.
     """
     rest = {key: item for key, item in message.items() if key not in (CHANNEL, RECIPIENT)}
     content, channel, recipient = rest.get("content"), message.get(CHANNEL), message.get(RECIPIENT)
@@ -407,11 +393,9 @@ def _channel_turns(message: Json, not_read: NotRead) -> Sequence[Message]:
         if "tool_calls" in rest or "function_call" in rest:
             raise UnfitRowError("unknown-channel", f"calls in the channel analysis: {excerpt(message)}")
         return (_thought_turn(rest, content, not_read),)
-    if channel in (None, "", "final") or (channel == "commentary" and rest.get("tool_calls")):
+    if channel in (None, "", "final", "commentary"):  # in commentary: calls, or words for the user before them
         return _assistant_turns(rest, content, not_read)
-    raise UnfitRowError(
-        "unknown-channel", f"{CHANNEL} is {excerpt(channel)}; known: analysis, final, calls in commentary"
-    )
+    raise UnfitRowError("unknown-channel", f"{CHANNEL} is {excerpt(channel)}; known: analysis, commentary, final")
 
 
 def _reasoning(message: Json, thoughts: list[str], not_read: NotRead) -> str:
@@ -516,7 +500,7 @@ def _call_turn(message: Json, content: Any, not_read: NotRead) -> Message:
     if (hermes := split_calls(text)) is not None:
         turn["content"], calls = hermes
     else:
-        calls = _as_list(_decoded(text, "a call as JSON, and no text before it"))
+        calls = _as_list(parse_or_reject(text, "a call as JSON, and no text before it"))
     return turn | {"tool_calls": [_call(call, not_read) for call in calls]}
 
 
@@ -527,7 +511,7 @@ def _calls(message: Json, not_read: NotRead) -> list[Json]:
     elif says_something(message.get("function_call")):
         not_read.add("messages[].function_call")
     if type(calls) is str:
-        calls = _as_list(_decoded(calls, "tool_calls"))
+        calls = _as_list(parse_or_reject(calls, "tool_calls"))
     if type(calls) is not list:
         raise UnfitRowError("malformed-row", f"tool_calls: expected a list, found {excerpt(calls)}")
     return [_call(call, not_read) for call in calls]
@@ -535,12 +519,13 @@ def _calls(message: Json, not_read: NotRead) -> list[Json]:
 
 def _call(call: Any, not_read: NotRead) -> Json:
     if type(call) is str:
-        call = _decoded(call, "a tool call")
+        call = parse_or_reject(call, "a tool call")
     if type(call) is dict and not call.keys() <= PLAIN_CALL_KEYS:
         call = respell(call, CALL_KEYS, "messages[].tool_calls[].", not_read)
     function = call.get("function", call) if type(call) is dict else None
     if type(function) is str:
-        function = _decoded(function, "a function") if function.lstrip().startswith("{") else {**call, "name": function}
+        is_object = function.lstrip().startswith("{")
+        function = parse_or_reject(function, "a function") if is_object else {**call, "name": function}
     if function is not call and type(function) is dict and not function.keys() <= PLAIN_FUNCTION_KEYS:
         function = respell(function, CALL_KEYS, "messages[].tool_calls[].function.", not_read)
     if type(function) is not dict or type(function.get("name")) is not str or not function["name"]:
@@ -548,7 +533,7 @@ def _call(call: Any, not_read: NotRead) -> Json:
     name, arguments = function["name"], function.get("arguments")
     if type(arguments) is str and arguments != "":
         try:
-            arguments = strict_json.parse(arguments)
+            arguments = parse_text(arguments)
         except ValueError as error:
             raise UnfitRowError("arguments-not-json", f"{name}: {error}: {excerpt(arguments)}") from None
     if arguments is None or arguments == "":
@@ -628,9 +613,9 @@ def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -
 
 
 def _bare_calls(text: str) -> list[Json]:
-    """Return the calls that a JSON text is; none if it is another."""
+    """Return the calls that a text is; none if it is another."""
     with contextlib.suppress(ValueError):
-        calls = _as_list(strict_json.parse(text))
+        calls = _as_list(parse_text(text))
         if all(type(call) is dict and type(call.get("name")) is str and call.keys() <= BARE_KEYS for call in calls):
             return [call for call in calls if not ARGUMENT_KEYS.isdisjoint(call)]
     return []

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from sft import strict_json
 from sft.conversation import excerpt
 from sft.formats.flags import UnfitRowError
+from sft.formats.json_text import parse_text
 from sft.formats.not_read import NotRead, says_something
 from sft.formats.spellings import FUNCTION_DECLARATIONS, PLAIN_TOOL_KEYS, PYTHON_TYPES, TOOL_KEYS, snake_case
 
@@ -81,14 +81,19 @@ def _tool(tool: Any, index: int, not_read: NotRead) -> Json:
     return {"type": "function", "function": normal}
 
 
+def parse_or_reject(text: str, name: str) -> Any:
+    """Return what a text is as JSON. Raises UnfitRowError: it is not; `name` says where it is."""
+    try:
+        return parse_text(text)
+    except ValueError as error:
+        raise UnfitRowError("malformed-row", f"{name}: {error}: {excerpt(text)}") from None
+
+
 def _decoded(value: Any, name: str) -> Any:
     """Return the value of a JSON text; other values as they are."""
     if type(value) is not str or not value.strip():
         return None if type(value) is str else value
-    try:
-        return strict_json.parse(value)
-    except ValueError as error:
-        raise UnfitRowError("malformed-row", f"{name}: {error}") from None
+    return parse_or_reject(value, name)
 
 
 def _schema(parameters: Any) -> Any:

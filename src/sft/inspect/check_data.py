@@ -22,9 +22,8 @@ from sft.cli import InputError, add_json_option, make_parser, print_facts, run_o
 from sft.files import resolve_repo_file
 from sft.filters.examine import examined_row, load_pipeline
 from sft.filters.pipeline import ROWS_AT_ONCE, RowCounts
-from sft.formats.chat_forms import AUTO, PACKAGES, FieldCounts, check_read, convert_chats, read_rows, select_rows
-from sft.formats.detect import detect
-from sft.formats.fields import Suggestion
+from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
+from sft.formats.detect import decide_read, read_line
 from sft.formats.raw_files import Row, read_objects
 from sft.inspect.packs import PackedSample, pieces
 from sft.inspect.sample import show_sample
@@ -83,11 +82,12 @@ def check(source: str) -> Findings:
     Raises:  InputError: no such source, it is not fetched, it has no row, or none of this format.
     """
     with raw_folder(source) as folder:
-        read, line = decide_read(folder, load_source(source, "read"))
+        read, decision = decide_read(folder, load_source(source, "read"))
         files = None if read.format in PACKAGES else select_files(folder, read.split)
         fields, counts = FieldCounts(unseen_select=set(read.select)), RowCounts()
         rows = list(first_rows(folder, read, fields))
         fields.check(read.format, read.fields)
+    fit = f" ({decision['rows_that_fit']} of {decision['rows']} rows fit)" if decision else ""
     num_rows = len(rows) + fields.not_selected
     if not num_rows:
         raise InputError(f"fetch.sources.{source}: no row. Check uri and read.")
@@ -111,7 +111,7 @@ def check(source: str) -> Findings:
     lines = [line for line in (files.line() if files else "", counts.not_read.line()) if line]
     return Findings(
         source=source,
-        read=line,
+        read=read_line(read) + fit,
         files=files.report() if files else {},
         rows=num_rows,
         not_selected=fields.not_selected,
@@ -140,20 +140,11 @@ def raw_folder(source: str) -> Iterator[Path]:
         yield Path(links)
 
 
-def decide_read(folder: Path, read: Read) -> tuple[Read, str]:
-    """Return how a source is read, and this as a line of params.yaml; with the counts if its format is auto."""
-    if read.format != AUTO:
-        return read, Suggestion(read.format, tuple(read.fields.items())).line().strip()
-    suggestion, decision = detect(folder, read.fields, read.split)
-    line = f"{suggestion.line().strip()} ({decision['rows_that_fit']} of {decision['rows']} rows fit)"
-    return read.model_copy(update={"format": suggestion.format, "fields": dict(suggestion.fields)}), line
-
-
 def first_rows(folder: Path, read: Read, counts: FieldCounts) -> Iterator[Row]:
     """Yield the selected ones of the first ROWS rows, with records."""
     check_read(read.format, read.fields, read.select)
     if read.format in PACKAGES:
-        return itertools.islice(read_rows(folder, read.format), ROWS)
+        return itertools.islice(PACKAGES[read.format](folder), ROWS)
     rows = select_rows(itertools.islice(read_objects(folder, read.split), ROWS), read.select, counts)
     return convert_chats(rows, read.format, read.fields, read.select, counts)
 

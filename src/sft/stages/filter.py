@@ -28,8 +28,8 @@ from sft.filters.contamination import read_benchmark_items
 from sft.filters.examine import Examined, examine_source
 from sft.filters.pipeline import RowCounts
 from sft.filters.publish import ExaminedFiles, FinalShards, reject_by_judge, write_final_shards
-from sft.formats.chat_forms import AUTO, PACKAGES
-from sft.formats.detect import detect
+from sft.formats.chat_forms import PACKAGES
+from sft.formats.detect import decide_read, read_line
 from sft.hashing import file_digest, value_digest
 from sft.ledger import Ledger, read_report
 from sft.params.data import Filter, Read
@@ -50,7 +50,10 @@ def main(source: str) -> None:
     """Filter one source."""
     params, read = load("filter"), load_source(source, "read")
     check_inputs(source, params)
-    read, decision = decide_read(source, read)
+    read, decision = decide_read(RAW / source, read)
+    if decision is not None:
+        fit = f"fits {decision['rows_that_fit']} of the first {decision['rows']} rows"
+        echo(f"[bold]{source}[/]: {escape(read_line(read))} {fit}")
     task = worker_task(source, read, params)
     limits = [limit for limit in (read.max_rows, params.max_rows) if limit is not None]
     target = FILTERED / source
@@ -97,16 +100,6 @@ def check_inputs(source: str, params: Filter) -> None:
 
 def _size(sizes: dict[str, int], name: str) -> str:
     return f"{sizes[name]} bytes" if name in sizes else "no such file"
-
-
-def decide_read(source: str, read: Read) -> tuple[Read, dict[str, Any] | None]:
-    """Return `read` with the format that the rows have, and the decision for the report, if its format is auto."""
-    if read.format != AUTO:
-        return read, None
-    suggestion, decision = detect(RAW / source, read.fields, read.split)
-    fit = f"fits {decision['rows_that_fit']} of the first {decision['rows']} rows"
-    echo(f"[bold]{source}[/]: {escape(suggestion.line().strip())} {fit}")
-    return read.model_copy(update={"format": suggestion.format, "fields": dict(suggestion.fields)}), decision
 
 
 def file_report(source: str, read: Read) -> dict[str, Any]:
