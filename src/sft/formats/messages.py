@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from sft import strict_json
 from sft.conversation import THINK_TAGS, Conversation, Message, Rejection, excerpt
 from sft.formats.columns import (
     NO_ROW,
@@ -533,7 +534,7 @@ def _call(call: Any, not_read: NotRead) -> Json:
     name, arguments = function["name"], function.get("arguments")
     if type(arguments) is str and arguments != "":
         try:
-            arguments = parse_text(arguments)
+            arguments = strict_json.parse(arguments)  # in quotes of its own, only JSON is what the model wrote
         except ValueError as error:
             raise UnfitRowError("arguments-not-json", f"{name}: {error}: {excerpt(arguments)}") from None
     if arguments is None or arguments == "":
