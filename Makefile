@@ -88,7 +88,7 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
 .NOTPARALLEL:
-.PHONY: help setup repro fetch filter prep pack train eval profile estimate show check-data rejected lineage reproduce compare export \
+.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate show check-data rejected lineage reproduce compare export \
     mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test test-layouts lint check format \
     pins bench bench-peers
 
@@ -125,6 +125,9 @@ eval: setup ## ... up to eval: evaluate the base model and the trained model
 
 profile: setup ## Copy a profile to params.yaml (PROFILE=nemotron3-nano; without it: list the profiles)
 	python -m sft.experiments.profile$(call option,PROFILE,profile)
+
+pin: setup ## Write commit, bytes and license of each source, as the Hugging Face hub states them (PROFILE=)
+	python -m sft.experiments.pin$(call option,PROFILE,profile)
 
 estimate: setup ## Estimate memory, disk and time, and check the params (PROFILE= NODES=1 GPUS=8 GPU=H100, or CLUSTER=)
 	python -m sft.planning.preflight$(call option,PROFILE,profile)$(call option,NODES,nodes)$(call option,GPUS,gpus)$(call option,GPU,gpu)$(call option,CLUSTER,cluster)$(json)

@@ -53,7 +53,9 @@ def test_uncommitted_changes_are_not_overwritten(project: Path, capfd) -> None:
 
 
 def test_an_unknown_profile_names_the_known_ones(project: Path) -> None:
-    with pytest.raises(InputError, match=r"profiles/nemotron\.yaml: .*: nemotron3-nano, nemotron3-nano-paper"):
+    with pytest.raises(
+        InputError, match=r"profiles/nemotron\.yaml: .*: nemotron3-nano, nemotron3-nano-open, nemotron3-nano-paper"
+    ):
         profile.main("nemotron")
 
 
@@ -70,7 +72,7 @@ def test_profiles_are_listed_with_their_first_sentence(project: Path, capsys: py
     profile.main(None)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["nemotron3-nano", *profile.first_sentence("nemotron3-nano").split()]
-    assert lines[1].startswith("nemotron3-nano-paper ")
+    assert [line.split()[0] for line in lines[1:]] == ["nemotron3-nano-open", "nemotron3-nano-paper"]
 
 
 def test_every_profile_is_a_full_param_set() -> None:

@@ -1,21 +1,12 @@
 """Downloads: pinned, verified, continued, and errors that name the uri."""
 
-import hashlib
-import http.server
 import io
-import json
 import os
-import re
 import stat
-import subprocess
-import sys
-import textwrap
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
@@ -23,13 +14,9 @@ from sft.cli import InputError
 from sft.params.data import Download
 from sft.sources.download import FetchedFile, extract_zip, fetch_files, match_paths
 from sft.sources.redact import redact
+from tests.support.loopback_hub import BODY, Web, sha256, web
 
-BODY = bytes(range(256)) * 8192  # 2 MiB
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+__all__ = ["web"]
 
 
 def fetch(uri: str, folder: Path, sha256: str | None = None) -> list[FetchedFile]:
@@ -44,85 +31,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: partial downloads and relative paths are below it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-class Web(http.server.ThreadingHTTPServer):
-    """A loopback server: answers by path, and a record of the requests."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Page)
-        self.files: dict[str, bytes] = {"/a.bin": BODY}
-        self.redirects: dict[str, str] = {}
-        self.cut_at: int | None = None
-        self.ranges: list[str | None] = []
-        self.hub: dict[str, bytes] = {}
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Page(http.server.BaseHTTPRequestHandler):
-    server: Web
-
-    def log_message(self, *parts: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = unquote(self.path.partition("?")[0])
-        if path in self.server.redirects:
-            self.answer(302, b"", Location=self.server.redirects[path])
-        elif path in self.server.files:
-            self.send_file(self.server.files[path])
-        elif self.server.hub and "/tree/" in path:
-            self.answer(200, json.dumps([hub_entry(*file) for file in self.server.hub.items()]).encode())
-        elif self.server.hub and "/revision/" in path:
-            siblings = [{"rfilename": name} for name in self.server.hub]
-            self.answer(200, json.dumps({"id": "own/set", "sha": COMMIT, "siblings": siblings}).encode())
-        elif self.server.hub and f"/resolve/{COMMIT}/" in path:
-            content = self.server.hub[path.partition(f"/resolve/{COMMIT}/")[2]]
-            self.answer(200, content, **{"ETag": f'"{sha256(content)}"', "X-Repo-Commit": COMMIT})
-        else:
-            self.answer(404, b"no such file")
-
-    def send_file(self, content: bytes) -> None:
-        asked = self.headers.get("Range")
-        self.server.ranges.append(asked)
-        start = int(re.findall(r"\d+", asked)[0]) if asked else 0
-        if start >= len(content):
-            self.answer(416, b"")
-            return
-        rest, cut = content[start:], self.server.cut_at
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        self.wfile.write(rest[:cut] if cut is not None else rest)
-
-    def answer(self, status: int, content: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-
-def hub_entry(path: str, content: bytes) -> dict[str, Any]:
-    """A file as the hub lists it; .parquet files are large ones, with a sha256."""
-    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    entry: dict[str, Any] = {"type": "file", "oid": git, "size": len(content), "path": path}
-    if path.endswith(".parquet"):
-        entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
-    return entry
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    server = Web()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 # Paths and messages
@@ -467,69 +375,6 @@ def test_a_sound_archive_is_extracted(tmp_path: Path) -> None:
     (tmp_path / "a.whl").write_bytes(archive_with(("data/deep/", b""), ("data/deep/b", b"b")))
     extract_zip(tmp_path / "a.whl", "data", tmp_path / "inside", "good==1")
     assert {path.name for path in (tmp_path / "inside").rglob("*")} == {"good.txt", "deep", "b"}
-
-
-# hf://
-
-
-def from_hub(here: Path, web: Web, uri: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Fetch from the loopback hub in another process: huggingface_hub reads HF_ENDPOINT when imported."""
-    program = f"""
-        from pathlib import Path
-        from sft.cli import InputError
-        from sft.sources.download import fetch_files
-        from sft.params.data import Download
-        Path("target").mkdir()
-        try:
-            for file in fetch_files(Download(uri={uri!r}), Path("target")):
-                print(file.path, file.bytes)
-        except InputError as error:
-            print("InputError", error)
-    """
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": web.url,
-        "HF_HOME": str(here / "home"),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        **more,
-    }
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, check=False)
-
-
-def test_files_of_a_commit_are_fetched_from_the_hub_and_checked(here: Path, web: Web) -> None:
-    web.hub = {"README.md": b"# Set\n", "data/a.parquet": b"PAR1" * 100, "data/[b].jsonl": b"{}\n"}
-    done = from_hub(here, web, f"hf://own/set@{COMMIT}/data/*")
-    assert done.stdout.splitlines() == ["[b].jsonl 3", "a.parquet 400"], done.stderr
-    assert sorted(path.name for path in here.iterdir() if path.name != "home") == ["target"]
-
-
-def test_a_file_that_the_hub_does_not_have_names_the_nearest(here: Path, web: Web) -> None:
-    web.hub = {"data/train.jsonl": b"{}\n"}
-    assert (
-        ": no file 'train.jsonl'. Most similar: data/train.jsonl"
-        in from_hub(here, web, f"hf://own/set@{COMMIT}/train.jsonl").stdout
-    )
-
-
-def test_a_hub_that_gives_another_file_than_its_commit_says_is_caught(here: Path, web: Web) -> None:
-    web.hub = {"a.jsonl": b"{}\n"}
-    web.files = {f"/datasets/own/set/resolve/{COMMIT}/a.jsonl": b"[]\n"}
-    done = from_hub(here, web, f"hf://own/set@{COMMIT}/a.jsonl")
-    assert "InputError" in done.stdout, done.stderr
-    assert list((here / "target").iterdir()) == []
-
-
-def test_offline_and_unknown_repositories_are_errors_of_the_input(here: Path, web: Web) -> None:
-    assert "InputError hf://own/other at " in from_hub(here, web, f"hf://own/other@{COMMIT}").stdout
-    (here / "target").rmdir()
-    assert "HF_HUB_OFFLINE" in from_hub(here, web, f"hf://own/set@{COMMIT}", HF_HUB_OFFLINE="1").stdout
-
-
-@pytest.mark.parametrize("revision", ["", "@main", "@v1.0", f"@{COMMIT[:12]}"])
-def test_a_branch_or_tag_is_refused(here: Path, revision: str) -> None:
-    with pytest.raises(InputError, match=r"hf://own/set: .*40 hex digits"):
-        fetch(f"hf://own/set{revision}", here)
 
 
 def test_a_base_model_may_be_a_file(here: Path) -> None:

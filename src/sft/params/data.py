@@ -74,6 +74,8 @@ class Read(Section):
 class Source(Download):
     """One source of the blend."""
 
+    bytes: Positive | None = None
+    """Size of its files, as the hub lists them at the commit of `uri`. `make pin` writes it."""
     read: Read
     """How to read its files: a format, or a mapping with the keys below."""
     domain: str = "unspecified"

@@ -38,7 +38,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from sft.cli import InputError
 from sft.hashing import BLOCK_BYTES, file_digest, folder_digests, value_digest
 from sft.params.data import Download
-from sft.sources.model_files import check_links, is_taken
+from sft.sources import hub
+from sft.sources.model_files import check_links
 from sft.sources.redact import redact
 
 PARTIAL = Path(".fetch-partial")
@@ -256,48 +257,29 @@ def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator
 
 
 def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
-    import httpx
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    named = re.fullmatch(r"hf://(datasets/|models/)?([\w.-]+/[\w.-]+)(?:/(.*))?", source.address, re.ASCII)
-    if named is None:
-        raise InputError(f"{redact(source.address)}: expected hf://owner/name[/path] or hf://models/owner/name[/path]")
-    kind, repository, path = named.groups()
-    if source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision) is None:
-        raise InputError(
-            f"{source.address}: revision {source.revision!r}: expected a commit of 40 hex digits: "
-            "hf://owner/name@<commit>/path. A branch or tag can move, and the same params would then name other data. "
-            "The hub lists the commits."
-        )
-    is_model = kind == "models/" or (kind is None and is_model)
-    remote: dict[str, Any] = {
-        "repo_id": repository,
-        "repo_type": "model" if is_model else "dataset",
-        "revision": source.revision,
-    }
+    place = hub.parse(source, is_model)
+    place.check_commit(source)
     if not sys.stderr.isatty():
         disable_progress_bars()
     local = PARTIAL / value_digest([source.address, source.revision])
-    try:
-        entries = huggingface_hub.HfApi().list_repo_tree(recursive=True, **remote)
-        files = {entry.path: entry for entry in entries if isinstance(entry, huggingface_hub.RepoFile)}
-        if is_model and not path:
-            files = {name: file for name, file in files.items() if is_taken(PurePosixPath(name).name)}
-        chosen = match_paths(files, path or "", source.address)
-        exact = [re.sub(r"([*?[])", r"[\1]", name) for name in chosen]
-        huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **remote)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
-        raise InputError(
-            f"{redact(source.address)} at {source.revision}: cannot download from the hub: {redact(str(error))} "
-            "Check the name, the commit, the network, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."
-        ) from error
-    for name, inner in chosen.items():
-        _check_hub_digest(source, files[name], local / name)
+    with hub.named_errors(source):
+        files = hub_files(source, place)
+        exact = [re.sub(r"([*?[])", r"[\1]", entry.path) for entry in files.values()]
+        huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **place.remote)
+    for inner, entry in files.items():
+        _check_hub_digest(source, entry, local / entry.path)
         (folder / inner).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(local / name, folder / inner)
+        os.replace(local / entry.path, folder / inner)
     _remove_partial(local)
+
+
+def hub_files(source: Download, place: hub.Place) -> dict[str, Any]:
+    """Return the files of a source on the hub, as the hub lists them, by their path in the folder of the source."""
+    files = hub.list_files(place)
+    return {inner: files[name] for name, inner in match_paths(files, place.path, source.address).items()}
 
 
 def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
