@@ -131,6 +131,15 @@ def test_sentences_that_differ_in_a_number_are_a_loop_and_rows_of_numbers_are_no
     assert reason(assistant(rows)) == ""
 
 
+def test_a_unit_test_for_each_case_is_no_loop_until_there_are_four_times_as_many():
+    case = "def test_even_{n}():\n    assert is_even({even}) is True\n    assert is_even({odd}) is False\n\n"
+    code = [case.format(n=n, even=2 * n, odd=2 * n + 1) for n in range(100)]
+    prose = (f"In test {n} we check that {2 * n} is even and {2 * n + 1} is odd." for n in range(18))
+    assert reason(assistant("".join(code[:18]))) == ""
+    assert reason(assistant("".join(code))) == "repetition-answer"
+    assert reason(assistant(" ".join(prose))) == "repetition-answer"
+
+
 def test_numbers_that_only_count_on_are_a_loop_from_three_hundred():
     assert reason(assistant(", ".join(map(str, range(1, 301))))) == "repetition-answer"
     assert reason(assistant(", ".join(map(str, range(1, 300))))) == ""

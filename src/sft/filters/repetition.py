@@ -31,6 +31,9 @@ from sft.params.data import Repetition
 SCREEN_WORDS, SCREEN_SEQUENCES = 60, 0.6
 # With a larger share of digits than this, a loop with a changing number is data.
 NUMBERED_DIGITS = 0.1
+# With at least this share of symbols that programs have and prose has not, it is code, where people repeat as often as
+# CODE_TIMES the limit of prose.
+CODE_SYMBOLS, MIN_CODE_SYMBOLS, CODE_TIMES = "()[]{}<>=_;/\\", 0.05, 4
 # Periods of a loop of characters: the divisors of COMMON_PERIOD up to 12, so that one comparison finds them all.
 COMMON_PERIOD, PERIODS = 60, (1, 2, 3, 4, 5, 6, 10, 12)
 PROBE_CHARS = 32
@@ -206,10 +209,16 @@ def _word_loop(text: str, begin: int, stop: int, limits: Repetition) -> str:
         if span := _sequence_span(words, repeats, limits):
             starts = [begin + start for start in _starts(spaced, words)]
             start, end = starts[span.start], starts[min(span.end + limits.ngram - 1, len(words))]
-            digits = sum(map(text[start:end].count, "0123456789"))
-            if table is WORDS or digits <= NUMBERED_DIGITS * (end - start):
+            if table is WORDS or not _is_data_or_code(text[start:end], span.repeats, limits):
                 return _evidence(text[starts[span.first] : starts[span.second]], span.repeats, start, end)
     return ""
+
+
+def _is_data_or_code(text: str, repeats: int, limits: Repetition) -> bool:
+    """Return whether repeats that differ in numbers are data, or generated code such as a test for each case."""
+    digits, symbols = (sum(map(text.count, letters)) for letters in ("0123456789", CODE_SYMBOLS))
+    is_code = symbols >= MIN_CODE_SYMBOLS * len(text) and repeats < CODE_TIMES * limits.max_numbered_repeats
+    return digits > NUMBERED_DIGITS * len(text) or is_code
 
 
 def _poor_regions(words: list[str]) -> Iterator[tuple[int, int]]:

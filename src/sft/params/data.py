@@ -135,7 +135,7 @@ class Repetition(Section):
     window: Positive
     """Length of a window, in words."""
     max_numbered_repeats: Annotated[int, Field(ge=2)]
-    """Most repeats of a sequence of words that differs only in its numbers."""
+    """Most repeats of a sequence of words that differs only in its numbers; in program code, four times as many."""
     max_char_run: Annotated[int, Field(ge=100)]
     """Longest run of the same few characters without anything between them."""
     max_counting_run: Annotated[int, Field(ge=10)]
