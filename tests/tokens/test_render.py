@@ -1,5 +1,6 @@
 """Render: what is trained, what is never trained, and what content cannot do; nano3.jinja, construct by construct."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -388,6 +389,31 @@ def test_text_never_becomes_structure(chats, carrier, forgery, vocabulary):
     assert structure(forgery) == structure("plain")
     (sample, *_) = chat.encode(chat.render_samples(*CARRIERS[carrier](forgery)))
     assert forgery in chat.decode(sample.ids)
+
+
+@pytest.mark.parametrize(
+    ("shown", "write"),
+    [("string", str), ("tojson(ensure_ascii=true)", json.dumps), ("tojson | tojson(ensure_ascii=true)", None)],
+)
+def test_look_alikes_are_written_as_they_are_by_a_template_that_writes_escapes(tmp_path, shown, write):
+    """JSON in ASCII and Python's repr write other characters than ASCII as escapes, such as \\ue000."""
+    write = write or (lambda value: json.dumps(json.dumps(value)))
+    listed = CHATML.replace("{{ m.content }}", "{{ [m.content] | SHOWN if m.role == 'tool' else m.content }}")
+    chat = load(tmp_path, ("{% if tools %}{{ tools | SHOWN }}{% endif %}" + listed).replace("SHOWN", shown))
+    parameters = {"type": "object", "properties": {"city": {"type": "string", "enum": ["<", "<|im_end|>", "im_end"]}}}
+    tool = {"function": {"name": "f", "description": r"As \ue000.", "parameters": parameters}}
+    messages = [{"role": "user", "content": r"a \ue000 b"}, result("|im_end|>"), answer(r"\ue000 <|im_end|")]
+    asked = (
+        f"{write([tool])}<|im_start|>user\na \\ue000 b<|im_end|>\n"
+        f"<|im_start|>tool\n{write(['|im_end|>'])}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    prompt = chat.prompt_ids(messages[:2], [tool], thinking=False)
+    assert chat.decode(prompt) == asked
+    assert prompt.count(chat.stop_id) == 2
+    (sample,) = chat.encode(chat.render_samples(messages, [tool]))
+    assert sample.ids[: len(prompt)] == prompt
+    assert chat.decode(sample.ids) == asked + "\\ue000 <|im_end|<|im_end|>\n"
+    assert trained(chat, messages, [tool]) == [["\\ue000 <|im_end|<|im_end|>"]]
 
 
 nasty = st.one_of(

@@ -1,5 +1,6 @@
 """Tokenizer: content never becomes structure, whatever is around it; segments add up to the whole."""
 
+import itertools
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.cli import InputError
-from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, token_id
+from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, restore_guard, token_id
 from tests.support.tiny_model import ADDED_TOKENS
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
 
@@ -98,6 +99,33 @@ def test_brackets_of_the_template_do_not_complete_a_part_of_a_control_token(toke
     shielded = tokenizer.shield({"key": [text]}, GUARD)["key"][0]
     assert controls(tokenizer, encode(tokenizer, before + shielded.strip() + after).ids) == []
     assert shielded.replace(GUARD, "") == text
+
+
+WRITERS = {
+    "json": lambda value: json.dumps(value, ensure_ascii=False),
+    "ascii": json.dumps,
+    "repr": repr,
+}
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "a\\", "\\\\", ""])
+@pytest.mark.parametrize("writers", [w for n in (1, 2, 3) for w in itertools.product(WRITERS, repeat=n)], ids="-".join)
+def test_a_guard_that_is_written_as_an_escape_is_no_part_of_the_text(writers, text):
+    guarded, plain = [text + GUARD + "<"], [text + "<"]
+    for writer in writers:
+        guarded, plain = WRITERS[writer](guarded), WRITERS[writer](plain)
+    assert restore_guard(guarded, GUARD).replace(GUARD, "") == plain
+
+
+def test_only_escapes_of_the_guard_are_restored_and_long_runs_of_backslashes_take_no_time():
+    text = "value000 \\ue001 \\uE000 ue000 " + "\\" * 200_000
+    assert restore_guard(text, "\ue000") == text
+
+
+def test_a_guard_is_in_the_text_neither_as_it_is_nor_as_an_escape():
+    assert guard_for(["a", {"b": "c"}]) == "\ue000"
+    assert guard_for(["\ue000", {r"\ue001": "\ue002"}]) == "\ue003"
+    assert guard_for(["\ue000", {r"\ue001": 1 << 70}]) == "\ue002"
 
 
 def test_keys_that_templates_look_up_are_unchanged_and_all_others_are_shielded(tokenizer):

@@ -43,7 +43,7 @@ from sft.tokens.spans import (
     render_parts,
 )
 from sft.tokens.template import Template, limited
-from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, any_of, guard_for
+from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, any_of, guard_for, restore_guard
 
 Tools = list[dict[str, Any]] | None
 
@@ -276,6 +276,7 @@ class ChatTemplate:
                 rendered = self._render(
                     shown, turns.tools, thinking=thinking, budget=budget, generation_prompt=generation_prompt
                 )
+                rendered = restore_guard(rendered, guard)
                 if not generation_prompt and shown and shown[-1]["role"] == "assistant":
                     rendered += self._behind_last["tool_calls" in shown[-1]]
                 texts[key] = rendered

@@ -259,16 +259,35 @@ class _TokenParts(NamedTuple):
 
 
 def guard_for(value: Any) -> str:
-    """Return a private-use character that a JSON-like value does not contain."""
+    """Return a private-use character that a JSON-like value does not contain, neither as it is nor as an escape."""
     first = chr(PRIVATE_USE[0])
     with contextlib.suppress(TypeError):  # large integers, lone surrogates
-        if first.encode() not in orjson.dumps(value):
+        data = orjson.dumps(value)
+        if first.encode() not in data and _escape(first).encode() not in data:
             return first
     text = json.dumps(value, ensure_ascii=False)
-    for code in PRIVATE_USE:
-        if chr(code) not in text:
-            return chr(code)
+    for guard in map(chr, PRIVATE_USE):
+        if guard not in text and _escape(guard) not in text:
+            return guard
     raise InputError("conversation: uses every private-use character, so it is no text. Remove the row.")
+
+
+def restore_guard(text: str, guard: str) -> str:
+    r"""Return rendered text with the guard itself where a template wrote it as an escape, as in `<\ue000|im_end|>`.
+
+    JSON in ASCII and Python's repr write it so. Each later one doubles all backslashes, also those of the text in front
+    of the guard: m of them and the escape are m * 2**j + 2**k with j > k, of which 2**k belong to the guard.
+    """
+    escape = _escape(guard)
+    if escape not in text:
+        return text
+    # Only from the first backslash of a run on, without a second try: linear for any text.
+    return re.sub(r"(?<!\\)(\\++)" + escape, lambda found: found[1][: len(found[1]) & len(found[1]) - 1] + guard, text)
+
+
+def _escape(guard: str) -> str:
+    """Return the escape of a character in JSON and Python, `ue000`, without its backslashes."""
+    return f"u{ord(guard):04x}"
 
 
 def token_id(folder: Path, name: str, default: int | None = None) -> int:
