@@ -54,3 +54,10 @@ def test_help_of_a_stage_needs_no_heavy_import(stage):
     )
     assert done.returncode == 0, done.stderr
     assert "usage: " in done.stdout
+
+
+def test_a_worker_of_prep_loads_no_params():
+    code = "import sys, sft.stages.prep; print({'pydantic', 'ruamel.yaml', 'sft.params.schema'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

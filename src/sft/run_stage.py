@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 
 from sft.cli import InputError, make_parser, run_or_exit
-from sft.params.check import check_params
 
 
 def run_stage(main: Callable[[], None], doc: str | None, *, remote: bool = False) -> None:
@@ -49,6 +48,8 @@ def run_source_stage(main: Callable[[str], None], doc: str | None, *, remote: bo
 
 def _run_checked(main: Callable[[], None]) -> None:
     """Check all of params.yaml before a stage, so that the first stage shows every mistake in it."""
+    from sft.params.check import check_params  # needs all schemas; workers, which import the stage, do not
+
     check_python()
     check_params()
     main()
