@@ -188,11 +188,12 @@ class ChatTemplate:
         """Render a conversation to its samples. Raises InputError: the template exceeded its limits."""
         with limited(self._template.name):
             support = self._support_of(shape_of(messages, tools))
+            render, trained = self._prepare(messages, tools, budget)
             if support.by_headers and budget is None and not self._looks_for_text_of(messages):
-                rendered = self._render_by_headers(messages, tools, support.parts)
+                rendered = self._by_headers(render, trained, support.parts)
                 if rendered is not None:
                     return rendered
-            outcome = self.render_by_prompts(messages, tools, budget)
+            _, outcome = self._by_prompts(render, trained)
             return outcome if isinstance(outcome, Rejection) else support.fault or outcome
 
     def left_out(self, messages: list[Message], tools: Tools) -> Rejection | None:
@@ -214,7 +215,8 @@ class ChatTemplate:
 
     def _ask(self, shape: Shape) -> Support:
         messages, tools = example_of(shape)
-        parts, expected = self._by_prompts(messages, tools, None)
+        render, trained = self._prepare(messages, tools, None)
+        parts, expected = self._by_prompts(render, trained)
         if isinstance(expected, Rejection):
             return Support(False, fault=expected if expected.reason in DROPS else None)
         for tool in tools or ():
@@ -222,15 +224,12 @@ class ChatTemplate:
                 fault = Rejection(DROPS_CONTEXT, f"tools: the {missing} of a tool is not in the rendered text")
                 return Support(False, fault=fault)
         known = parts if shape.is_whole else None
-        return Support(self._render_by_headers(messages, tools, known) == expected, known)
+        return Support(self._by_headers(render, trained, known) == expected, known)
 
-    def _render_by_headers(
-        self, messages: list[Message], tools: Tools, parts: list[Part] | None
-    ) -> list[Rendered] | None:
+    def _by_headers(self, render: Render, trained: list[int], parts: list[Part] | None) -> list[Rendered] | None:
         """Render each sample once; None if that is not surely exact. `parts`: the samples, if they are known."""
         if self._header is None:
             return None
-        render, trained = self._prepare(messages, tools, None)
         way = ByHeaders(render, self.stops, self._header)
         try:
             found = partition(trained, render.thinks, way.exact) if parts is None else parts
@@ -243,12 +242,9 @@ class ChatTemplate:
         self, messages: list[Message], tools: Tools, budget: int | None = None
     ) -> list[Rendered] | Rejection:
         """Render a conversation to its samples by the reference, without limits."""
-        return self._by_prompts(messages, tools, budget)[1]
+        return self._by_prompts(*self._prepare(messages, tools, budget))[1]
 
-    def _by_prompts(
-        self, messages: list[Message], tools: Tools, budget: int | None
-    ) -> tuple[list[Part], list[Rendered] | Rejection]:
-        render, trained = self._prepare(messages, tools, budget)
+    def _by_prompts(self, render: Render, trained: list[int]) -> tuple[list[Part], list[Rendered] | Rejection]:
         if not trained:
             return [], Rejection("nothing-trained", "no assistant turn, or each says loss: false")
         way = ByPrompts(render, self.stops)
