@@ -132,6 +132,8 @@ class ByHeaders:
         self._assistants = [index for index, role in enumerate(roles) if role == "assistant"]
         self._found: dict[str, dict[int, tuple[int, int]]] = {}
         """By text: the range of each assistant turn in it, from its header on."""
+        self._spans: dict[tuple[str, int], tuple[int, int]] = {}
+        """By text and turn: the trained range."""
 
     def exact(self, end: int, trained: list[int]) -> list[int]:
         """Return turns that are surely exact in messages[:end], if these turns are trained."""
@@ -161,6 +163,12 @@ class ByHeaders:
 
     def _span(self, index: int, end: int, text: str) -> tuple[int, int]:
         """Return the trained range of a turn. Raises IrregularError: its header or end is not where it should be."""
+        span = self._spans.get((text, index))
+        if span is None:
+            span = self._spans[text, index] = self._find_span(index, end, text)
+        return span
+
+    def _find_span(self, index: int, end: int, text: str) -> tuple[int, int]:
         turns, (start, limit) = self._render.turns, self._ranges(end, text)[index]
         prompt = self._header.prompts[self._render.thinks[index]]
         stop = self._stops.pattern.search(text, start + len(prompt), limit)
