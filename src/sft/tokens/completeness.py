@@ -23,10 +23,11 @@ def missing_in_turn(message: Message, turn: str, guard: str = "") -> str:
     for field in ("reasoning_content", "content"):
         if _find(message.get(field, ""), turn, 0) is None:
             return field
+    bare = turn.replace(guard, "")
     for index, call in enumerate(message.get("tool_calls", ())):
         if call["function"]["name"] not in turn:
             return f"tool_calls[{index}]"
-        if not _has_arguments(call, turn, guard):
+        if not _has_arguments(call, bare, guard):
             return f"tool_calls[{index}].function.arguments"
     return ""
 
@@ -37,7 +38,7 @@ def missing_context(messages: list[Message], tools: Tools, text: str, trained: C
     Looks for messages in their order first, so that the text of one is not found in another. `trained` turns are
     checked by `missing_in_turn`.
     """
-    place = 0
+    place, bare = 0, text.replace(guard, "")
     for index, message in enumerate(messages):
         end = place
         if index in trained:
@@ -53,7 +54,7 @@ def missing_context(messages: list[Message], tools: Tools, text: str, trained: C
                     return f"messages[{index}].{field}"
                 end = max(end, found or 0)
             for number, call in enumerate(message.get("tool_calls", ())):
-                if not _has_arguments(call, text, guard):
+                if not _has_arguments(call, bare, guard):
                     return f"messages[{index}].tool_calls[{number}].function.arguments"
         place = end
     for tool in tools or ():
@@ -74,11 +75,10 @@ def missing_in_tool(tool: dict[str, Any], text: str) -> str:
 
 
 def _has_arguments(call: dict[str, Any], text: str, guard: str) -> bool:
-    """Return whether a text contains the keys and values of the arguments of a call, the guard aside.
+    """Return whether a text without guards contains the keys and values of the arguments of a call, the guard aside.
 
     Arguments that are given as JSON text have the guard at other places.
     """
-    text = text.replace(guard, "")
     return all(_has_scalar(each, text, guard) for each in _scalars(call["function"]["arguments"]))
 
 
