@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.cli import InputError
-from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, restore_guard, token_id
+from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, restore_guard
 from tests.support.tiny_model import ADDED_TOKENS
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
 
@@ -172,11 +171,3 @@ def test_a_batch_gives_what_each_gives_alone(tokenizer):
     together = tokenizer.encode(batch)
     assert all(isinstance(sample, Sample) for sample in together)
     assert together == [tokenizer.encode([rendered])[0] for rendered in batch]
-
-
-def test_a_named_token_has_its_id_and_a_missing_one_is_an_error(tmp_path):
-    folder = write_tokenizer(tmp_path)
-    assert token_id(folder, "eos_token") == json.loads((folder / "tokenizer.json").read_text())["added_tokens"][2]["id"]
-    assert token_id(folder, "bos_token", default=7) == 7
-    with pytest.raises(InputError, match=r"tokenizer_config\.json: bos_token: .*''"):
-        token_id(folder, "bos_token")

@@ -91,7 +91,14 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
             row += len(rows)
     if row_range.rows >= MIN_ROWS_TO_RELEASE:
         release_memory()
-    facts = {"form": chat.form._asdict(), "stop_ids": list(chat.stop_ids), "cannot_render": chat.modes}
+    facts = {
+        "form": chat.form._asdict(),
+        "stop_ids": list(chat.stop_ids),
+        "cannot_render": chat.modes,
+        "date": task["date"],
+        "stop_id": chat.stop_id,
+        "pad_id": chat.tokenizer.control.get(chat.tokenizer.special.get("pad_token", ""), chat.stop_id),
+    }
     return {"folder": folder.name, "rows": row - row_range.first_row, "counts": counts, "facts": facts}
 
 
@@ -141,7 +148,6 @@ def main(source: str) -> None:
     from sft.params.read import load
     from sft.parquet import plan_row_ranges
     from sft.tokens.reasoning import ReasoningCounts
-    from sft.tokens.tokenizer import token_id
 
     params = load("prep")
     filtered, target = Path("data/filtered", source), Path("data/prepared", source)
@@ -181,7 +187,6 @@ def main(source: str) -> None:
             f"{ledger.rows_in} conversations, {allowed}. Most frequent:\n{reasons}\n"
             f"All are in {target}/rejected.jsonl. Choose another prep.template, or leave such rows out."
         )
-    facts = results[0]["facts"]
     tokens = sum(length * number for length, number in lengths.items())
     report = ledger.write(
         Path(f"reports/prep/{source}.json"),
@@ -194,10 +199,7 @@ def main(source: str) -> None:
         template=params.template,
         template_sha256=hashlib.sha256(text.encode()).hexdigest(),
         tokenizer_sha256=file_digest(BASE / "tokenizer.json"),
-        **facts,
-        date=params.date,
-        stop_id=(stop_id := token_id(BASE, "eos_token", default=facts["stop_ids"][0])),
-        pad_id=token_id(BASE, "pad_token", default=stop_id),
+        **results[0]["facts"],
     )
     echo(
         f"[bold]{source}[/]: {report['rows_out']} conversations, {report['samples']} samples, "

@@ -290,18 +290,6 @@ def _escape(guard: str) -> str:
     return f"u{ord(guard):04x}"
 
 
-def token_id(folder: Path, name: str, default: int | None = None) -> int:
-    """Return the id of a named token (`eos_token`, `pad_token`). Raises InputError: no such token and no default."""
-    settings, config = _read(folder)
-    text = _token_text(config.get(name))
-    for token in settings["added_tokens"]:
-        if token["content"] == text:
-            return int(token["id"])
-    if default is None:
-        raise InputError(f"{folder}/tokenizer_config.json: {name}: found {text!r}, expected a control token")
-    return default
-
-
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return tokenizer.json and tokenizer_config.json. Raises InputError: they are not of a tokenizer."""
     files = []
