@@ -128,13 +128,13 @@ def _stop_of_next(
     return first[0] if first else ""
 
 
-def check(chat: "ChatTemplate", name: str) -> tuple[Form, dict[str, str]]:
-    """Return the form that a template renders, and the kinds of conversations that it cannot render, with the reason.
+def check(chat: "ChatTemplate", name: str) -> dict[str, str]:
+    """Return the kinds of conversations that a template cannot render, with the reason; set the form that it renders.
 
     Raises:  InputError: it renders neither a plain conversation nor one with reasoning; a token is part prompt, part
     answer; there are two BOS; or a stop token is not trained at the end of each answer.
     """
-    form = chat.form = _find_form(chat)
+    chat.form = _find_form(chat)
     outcomes = {kind: chat.render_by_prompts(*conversation) for kind, conversation in KINDS.items()}
     modes = {}
     for kind, outcome in outcomes.items():
@@ -155,7 +155,7 @@ def check(chat: "ChatTemplate", name: str) -> tuple[Form, dict[str, str]]:
     for rendered in (plain, reasoned):
         if not isinstance(rendered, Rejection):
             _check_tokens(chat, rendered, name)
-    return form, modes
+    return modes
 
 
 def _writes_content(chat: "ChatTemplate") -> bool:

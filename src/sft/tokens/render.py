@@ -127,7 +127,7 @@ class ChatTemplate:
                 )
             chat._behind_last = ending.behind_last
             chat._header = checks.find_header(chat)
-            chat.form, chat.modes = checks.check(chat, compiled.name)
+            chat.modes = checks.check(chat, compiled.name)
         if whole:
             chat.check_whole()
         if hashlib.sha256(compiled.source.encode()).hexdigest() == SHA256:
