@@ -34,7 +34,7 @@ $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
 mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:$(if $(filter show,$(MAKECMDGOALS)),PACK,ROWS)" "$(filter-out $(params),$(typed))")
 $(if $(mistyped),$(error $(mistyped)))
 # JSON=1: one JSON document on stdout, and no recipes there.
-facts := show estimate check-data rejected lineage reproduce compare status
+facts := show estimate plan check-data rejected lineage reproduce compare status
 json = $(if $(filter-out 0,$(JSON)), --json)
 ifneq ($(json),)
 $(if $(filter-out 1,$(JSON)),$(error JSON=$(JSON): expected JSON=1. To write a file: make $(MAKECMDGOALS) JSON=1 >$(JSON)))
@@ -88,7 +88,7 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
 .NOTPARALLEL:
-.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate show check-data rejected lineage reproduce compare export \
+.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan show check-data rejected lineage reproduce compare export \
     mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test test-layouts lint check format \
     pins bench bench-peers
 
@@ -132,7 +132,10 @@ pin: setup ## Write commit, bytes and license of each source, as the Hugging Fac
 estimate: setup ## Estimate memory, disk and time, and check the params (PROFILE= NODES=1 GPUS=8 GPU=H100, or CLUSTER=)
 	python -m sft.planning.preflight$(call option,PROFILE,profile)$(call option,NODES,nodes)$(call option,GPUS,gpus)$(call option,GPU,gpu)$(call option,CLUSTER,cluster)$(json)
 
-##@ Results (JSON=1: as JSON, also for estimate and status)
+plan: setup ## Show tokens, packs, epochs and disk of a blend before its download, from range reads (PROFILE= PACK=8192)
+	python -m sft.data_plan.plan$(call option,PROFILE,profile)$(call option,PACK,pack)$(json)
+
+##@ Results (JSON=1: as JSON, also for estimate, plan and status)
 show: setup ## List experiments; with PACK=3 (or validation:3, or an id): show a pack and its loss mask (HTML=page.html)
 	$(if $(PACK),$(show_pack),$(show_experiments))
 show_pack = python -m sft.inspect.sample$(call option,PACK,pack)$(call option,HTML,html)$(json)

@@ -28,7 +28,7 @@ LINEAGE_PROGRAMS = ("compare", "graph", "reproduce", "resolve")
 ORDER = (
     *("hashing", "cli", "files", "ledger", "chat_files", "strict_json", "domains", "params", "raw_folders", "sources"),
     *("conversation", "formats", "parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning"),
-    *("mamba", "training"),
+    *("data_plan", "mamba", "training"),
     *("evaluation", "lineage", "tracking", "cluster", "pages", "inspect", "experiments", "run_stage", "stages"),
 )
 # Programs for people that look at all of it.

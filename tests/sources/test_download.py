@@ -212,11 +212,11 @@ def test_a_redirect_away_from_https_is_refused(here: Path, web: Web, target: str
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254", "[::1]", "localhost", "2130706433", "0x7f.1"])
 def test_a_redirect_from_outside_to_an_inner_address_is_refused(host: str) -> None:
-    from sft.sources.download import _check_url
+    from sft.sources.download import check_url
 
-    _check_url(f"https://{host}/a", before=None)
+    check_url(f"https://{host}/a", before=None)
     with pytest.raises(InputError, match=r"^https://example.org/a: .*internal"):
-        _check_url(f"https://{host}/a", before="https://example.org/a")
+        check_url(f"https://{host}/a", before="https://example.org/a")
 
 
 def test_a_redirect_on_the_same_machine_is_followed(here: Path, web: Web) -> None:

@@ -325,19 +325,10 @@ def _open_https(url: str, offset: int) -> RemoteFile:
     """Open a file at an offset, or at its start if the server cannot do that."""
     import requests
 
-    class Session(requests.Session):
-        """A session that follows only redirects to URLs that would be allowed as the first one."""
-
-        def get_redirect_target(self, resp: requests.Response) -> str | None:
-            target = super().get_redirect_target(resp)
-            if target is not None:
-                _check_url(urljoin(resp.url, target), resp.url)
-            return target
-
-    _check_url(url)
+    check_url(url)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
     try:
-        response = Session().get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
+        response = https_session().get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
     except requests.RequestException as error:
         raise InputError(
             f"{redact(url)}: no answer: {_reason(error)}. Check the network and the name of the host."
@@ -384,7 +375,23 @@ def _open_s3(url: str, offset: int) -> RemoteFile:
     return start, size, blocks()
 
 
-def _check_url(url: str, before: str | None = None) -> None:
+def https_session() -> Any:
+    """Return a session of requests that follows only redirects to URLs that would be allowed as the first one."""
+    import requests
+
+    class Session(requests.Session):
+        """With checked redirects."""
+
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            target = super().get_redirect_target(resp)
+            if target is not None:
+                check_url(urljoin(resp.url, target), resp.url)
+            return target
+
+    return Session()
+
+
+def check_url(url: str, before: str | None = None) -> None:
     """Raise InputError unless a URL is https (or http on this machine), without a password or an inward redirect."""
     parts = urlsplit(url)
     host = parts.hostname or ""

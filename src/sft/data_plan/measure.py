@@ -1,0 +1,124 @@
+"""Measure: what the filter, prep and pack stages would make of sampled rows, without duplicates and judge."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sft.files import resolve_repo_file
+from sft.filters.examine import examined_row, load_pipeline
+from sft.filters.pipeline import ROWS_AT_ONCE, RowCounts
+from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
+from sft.formats.detect import decide_read, read_line
+from sft.formats.raw_files import Row, read_objects
+from sft.formats.records import ChatRow
+from sft.packing.sample_table import measure_rows
+from sft.packing.write import padded
+from sft.params.data import Read
+from sft.params.schema import Params
+from sft.parquet import CONVERSATIONS
+from sft.raw_folders import ALL
+from sft.tokens.prepare import prepare_rows
+from sft.tokens.reasoning import Shares
+from sft.tokens.render import ChatTemplate, Settings
+
+FIGURES = ("rows", "kept", "tokens", "trained_tokens", "windows", "packed_tokens", "packed_trained_tokens")
+"""Rows; those that filter and prep keep; their tokens, and the trained ones; pack-size windows that hold all of them;
+tokens that pack keeps under `pack.over_length`, with padding; the trained ones of these."""
+BASE_FILES = "{*.json,*.jinja,*.txt,*.model}"
+
+
+@dataclass
+class Measured:
+    """The sampled rows of a source."""
+
+    figures: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    """FIGURES of each row by its location, `file:n`."""
+    lengths: list[int] = field(default_factory=list)
+    """Of samples, in tokens."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    not_selected: int = 0
+    licenses: Counter[str] = field(default_factory=Counter)
+    """Trained tokens by the license that a row states."""
+    not_read: str = ""
+    """Columns and keys that no format reads."""
+    read: str = ""
+    """The format."""
+
+
+def load_chat(params: Params, base: Path) -> ChatTemplate:
+    """Return template and tokenizer of a param set; `base` stands for models/base."""
+    template = Path(params.prep.template)
+    known = base / template.name if template.parent == Path("models/base") else resolve_repo_file(str(template))
+    return ChatTemplate.load(str(known), base, settings=Settings(tuple(params.prep.stop_tokens), params.prep.date))
+
+
+def measure(folder: Path, name: str, read: Read, params: Params, chat: ChatTemplate) -> Measured:
+    """Return the figures of all rows below a folder. Raises InputError: no row has the fields of the format."""
+    read, _ = decide_read(folder, read.model_copy(update={"split": ALL}))
+    check_read(read.format, read.fields, read.select)
+    measured, fields, counts = Measured(read=read_line(read)), FieldCounts(unseen_select=set(read.select)), RowCounts()
+    pipeline = load_pipeline(params.filter.model_dump_json(), None, "")
+    for batch in itertools.batched(_rows(folder, read, fields, measured), ROWS_AT_ONCE):
+        licenses = {row.location: str(row.license) for row in batch if isinstance(row, ChatRow) and row.license}
+        examined = [
+            examined_row(row, outcome, name) for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True)
+        ]
+        measured.rejected.update(row["reason"] for row in examined if "reason" in row)
+        _prepare([row for row in examined if "reason" not in row], name, params, chat, licenses, measured)
+    fields.check(read.format, read.fields)
+    measured.not_selected = fields.not_selected
+    measured.not_read = counts.not_read.line()
+    return measured
+
+
+def _rows(folder: Path, read: Read, fields: FieldCounts, measured: Measured) -> Iterable[Row]:
+    """Yield the selected rows, and count all of them."""
+
+    def counted(rows: Iterable[Row]) -> Iterable[Row]:
+        for row in rows:
+            measured.figures[row.location] = np.eye(1, len(FIGURES))[0]  # rows: 1
+            yield row
+
+    if read.format in PACKAGES:
+        return counted(PACKAGES[read.format](folder))
+    rows = select_rows(counted(read_objects(folder, ALL)), read.select, fields)
+    return convert_chats(rows, read.format, read.fields, read.select, fields)
+
+
+def _prepare(
+    kept: list[dict[str, Any]],
+    name: str,
+    params: Params,
+    chat: ChatTemplate,
+    licenses: dict[str, str],
+    measured: Measured,
+) -> None:
+    """Add the samples of kept rows to the figures of their rows."""
+    columns = [
+        {"id": str(number), "messages": row["messages"], "tools": row["tools"]} for number, row in enumerate(kept)
+    ]
+    if not kept:
+        return
+    schema = pa.schema([CONVERSATIONS.field(column) for column in ("id", "messages", "tools")])
+    rows = pa.RecordBatch.from_pylist(columns, schema=schema)
+    prepared = prepare_rows(chat, rows, Shares(**params.prep.reasoning.model_dump()))
+    measured.rejected.update(row["reason"] for row in prepared.rejected)
+    for batch in prepared.samples.combine_chunks().to_batches():
+        sizes = measure_rows(batch, name, params.pack)
+        length, fits = sizes["length"].to_numpy(), sizes["kept"].to_numpy()
+        packed = padded(fits.astype(np.int64), params.pack.pad_segments_to) * (fits > 0)
+        trained, trained_kept = sizes["trained"].to_numpy(), sizes["trained_kept"].to_numpy()
+        windows = -(-length // params.pack.pack_size)
+        measured.lengths += length.tolist()
+        owners = [kept[int(number)]["location"] for number in batch["conversation_id"].to_pylist()]
+        for owner, *values in zip(owners, length, trained, windows, packed, trained_kept, strict=True):
+            measured.figures[owner][1] = 1
+            measured.figures[owner][2:] += values
+            measured.licenses[licenses.get(owner, "")] += int(values[1])

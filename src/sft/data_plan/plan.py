@@ -1,0 +1,326 @@
+"""plan: tokens, packs and epochs of a blend before it is downloaded, from range reads of a few percent of its bytes.
+
+    make plan PROFILE=nemotron3-nano             profiles/nemotron3-nano.yaml
+    make plan PROFILE=nemotron3-nano PACK=8192   with packs of 8,192 tokens
+    make plan                                    params.yaml
+
+--json prints JSON. Rows go through the filters, the chat template and the tokenizer of the param set; if models/base is
+of another model, its tokenizer is downloaded. Duplicates are not found, evaluation sets are not looked for, and no
+judge is asked, so a run keeps no more than this. Figures have 99 % intervals (sft.data_plan.row_sampling); lengths and
+shares of rows are those of the rows seen: rows that are a tiny part of the bytes may be missing among them.
+"""
+
+import math
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
+from sft.data_plan.measure import BASE_FILES, FIGURES, Measured, load_chat, measure
+from sft.data_plan.ranges import RemoteFile, list_source
+from sft.data_plan.row_sampling import DRAWS, Floats, exact_totals, interval
+from sft.data_plan.samples import NotSampledError, Sampled, names_to_read, sample_file
+from sft.formats.chat_forms import PACKAGES
+from sft.hashing import value_digest
+from sft.packing.blend import plan_epochs
+from sft.params.check import Params, read
+from sft.params.data import Download, Source
+from sft.params.read import PARAMS
+from sft.sources.download import fetch_files
+from sft.tokens.render import ChatTemplate
+
+BASE = Path("models/base")
+TOKEN_BYTES = 5  # an id and its mask, in data/prepared and in data/packed
+QUANTILES = (0.1, 0.5, 0.9, 0.99)
+SHOWN_REASONS = 4
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An estimate with its 99 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What a source will be."""
+
+    files: int
+    bytes: int
+    bytes_read: int
+    figures: dict[str, Figure]
+    epochs: float
+    """How often it is seen in an epoch of the blend."""
+    license: str
+    row_licenses: dict[str, int]
+    """Trained tokens of the rows seen, by the license that the rows state."""
+    rows_seen: int
+    lengths: dict[str, int]
+    """Quantiles of the lengths of samples seen, in tokens."""
+    not_selected: int
+    """Rows seen that `read.select` does not take."""
+    rejected: dict[str, int]
+    """Rows seen that are rejected, by reason."""
+    read: str
+    not_read: str
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a blend will be."""
+
+    params: str
+    pack_size: int
+    bytes: int
+    bytes_read: int
+    totals: dict[str, Figure]
+    """FIGURES over all sources, every row once."""
+    blend_tokens: Figure
+    """Of the training split at the epochs of the sources, with padding."""
+    blend_trained_tokens: Figure
+    packs: Figure
+    """At least as many: blend_tokens / pack_size."""
+    limited_by: list[str]
+    """With shares: the scarcest sources. All of them is in the blend, and their tokens limit its size."""
+    train_iters: int
+    epochs_of_run: float
+    """How often `train.train_iters` steps see the blend."""
+    disk_bytes: float
+    """Downloads, prepared and packed tokens."""
+    sources: dict[str, SourcePlan]
+
+
+@dataclass
+class _Seen:
+    """What was read of a source, before epochs are known."""
+
+    draws: Floats
+    """(1 + DRAWS, FIGURES): sft.data_plan.row_sampling."""
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def make_plan(profile: str | None, pack_size: int | None) -> Plan:
+    """Return the plan of a profile, or of params.yaml.
+
+    Raises:  InputError: a source without a commit or digest, or that does not answer; no tokenizer.
+    """
+    path = Path("profiles", f"{profile}.yaml") if profile else PARAMS
+    params = read(path)
+    if pack_size is not None:
+        params = params.model_copy(update={"pack": params.pack.model_copy(update={"pack_size": pack_size})})
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        listed = {name: _list(name, source, folder) for name, source in params.fetch.sources.items()}
+        chat = load_chat(params, _base(params, folder / "base"))
+        seen = {name: look_at(name, files, params, chat, folder / name) for name, files in listed.items()}
+    return combine(str(path), params, seen)
+
+
+def _list(name: str, source: Source, folder: Path) -> list[RemoteFile]:
+    (folder / "wheels" / name).mkdir(parents=True)
+    try:
+        return list_source(source, folder / "wheels" / name)
+    except InputError as error:
+        raise InputError(f"fetch.sources.{name}: {error}") from error
+
+
+def _base(params: Params, folder: Path) -> Path:
+    """Return a folder with the tokenizer of the base model. Raises InputError: there is none."""
+    if BASE.is_dir() and PARAMS.exists() and read(PARAMS).fetch.model == params.fetch.model:
+        return BASE
+    model = params.fetch.model
+    if not model.address.startswith("hf://") or model.address.count("/") > 4:
+        raise InputError(f"{BASE}: not found, or of another model than {model.address}. Run: dvc repro fetch-model")
+    folder.mkdir()
+    fetch_files(Download(uri=f"{model.uri}/{BASE_FILES}"), folder, is_model=True)
+    return folder
+
+
+def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTemplate, folder: Path) -> _Seen:
+    """Read rows of a source and measure them. `folder` is made."""
+    source = params.fetch.sources[name]
+    folder.mkdir()
+    is_package = source.read.format in PACKAGES
+    chosen, line = names_to_read(files, source.read.split, folder)
+    notes, samples = [f"not read: {line}"] if line and not is_package else [], list[Sampled]()
+    for file in (file for file in files if is_package or file.name in chosen):
+        try:
+            samples.append(sample_file(file, folder, int(value_digest([name, file.name])[:8], 16)))
+        except NotSampledError as error:
+            notes.append(f"not in the figures: {error}")
+    notes += [f"{sample.name}: {sample.note}" for sample in samples if sample.note]
+    measured = measure(folder, name, source.read, params, chat)
+    seen = _Seen(_totals(samples, measured, params.pack.seed))
+    limits = [limit for limit in (source.read.max_rows, params.filter.max_rows) if limit is not None]
+    if limits and (rows := seen.draws[0, 0] * (1 - measured.not_selected / max(1, len(measured.figures)))) > min(
+        limits
+    ):
+        seen.draws *= min(limits) / rows
+        notes.append(f"{min(limits):,} rows are drawn (max_rows)")
+    lengths = np.array(measured.lengths or [0])
+    seen.values = {
+        "files": len(samples),
+        "bytes": sum(file.size for file in files),
+        "bytes_read": sum(sample.bytes_read for sample in samples),
+        "license": source.license,
+        "row_licenses": {name: count for name, count in measured.licenses.most_common() if name},
+        "rows_seen": len(measured.figures),
+        "lengths": {f"p{round(100 * share)}": int(np.quantile(lengths, share)) for share in QUANTILES},
+        "not_selected": measured.not_selected,
+        "rejected": dict(measured.rejected.most_common()),
+        "read": measured.read,
+        "not_read": measured.not_read,
+        "notes": notes,
+    }
+    return seen
+
+
+def _totals(samples: list[Sampled], measured: Measured, seed: int) -> Floats:
+    """Return draws of FIGURES over all files of a source."""
+    if all(sample.rows_of_read is None for sample in samples):
+        return exact_totals(sum(measured.figures.values(), np.zeros(len(FIGURES))).tolist())
+    rows: dict[str, list[tuple[int, Floats]]] = {}
+    for location, figures in measured.figures.items():
+        file, _, number = location.rpartition(":")
+        rows.setdefault(file, []).append((int(number) - 1, figures))
+    draws = np.zeros((DRAWS + 1, len(FIGURES)))
+    for sample in samples:
+        by_read = np.zeros((len(sample.rows_of_read or [0]), len(FIGURES)))
+        for row, figures in rows.get(sample.name, []):
+            by_read[sample.read_of(row)] += figures
+        draws += sample.totals(by_read, seed)
+    return draws
+
+
+def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
+    """Return the plan of sources that were looked at."""
+    packed, trained = FIGURES.index("packed_tokens"), FIGURES.index("packed_trained_tokens")
+    training = 1 - params.pack.validation - params.pack.test
+    sources = params.fetch.sources
+    epochs = plan_epochs(
+        {name: round(each.draws[0, trained] * training) for name, each in seen.items()},
+        {name: source.share for name, source in sources.items()},
+        {name: source.epochs for name, source in sources.items()},
+    )
+    blend = sum((each.draws * epochs[name] * training for name, each in seen.items()), np.zeros(1))
+    totals = sum((each.draws for each in seen.values()), np.zeros(1))
+    packs = blend[:, packed] / params.pack.pack_size
+    train, bytes = params.training.train, sum(each.values["bytes"] for each in seen.values())
+    tokens = totals[0, FIGURES.index("tokens")] + blend[0, packed]
+    return Plan(
+        params=path,
+        pack_size=params.pack.pack_size,
+        bytes=bytes,
+        bytes_read=sum(each.values["bytes_read"] for each in seen.values()),
+        totals={name: Figure(*interval(totals[:, number])) for number, name in enumerate(FIGURES)},
+        blend_tokens=Figure(*interval(blend[:, packed])),
+        blend_trained_tokens=Figure(*interval(blend[:, trained])),
+        packs=Figure(*interval(packs)),
+        limited_by=sorted(name for name in epochs if sources[name].share and math.isclose(epochs[name], 1)),
+        train_iters=train.train_iters,
+        epochs_of_run=train.train_iters * train.global_batch_size / max(1.0, packs[0]),
+        disk_bytes=bytes + TOKEN_BYTES * tokens,
+        sources={
+            name: SourcePlan(
+                figures={figure: Figure(*interval(each.draws[:, number])) for number, figure in enumerate(FIGURES)},
+                epochs=epochs[name],
+                **each.values,
+            )
+            for name, each in seen.items()
+        },
+    )
+
+
+def short(number: float) -> str:
+    """Return a number with three digits.
+
+    >>> short(1_234_567), short(950), short(12_345), short(2.5e10)
+    ('1.23 M', '950', '12.3 k', '25.0 G')
+    """
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.{max(0, 2 - int(math.log10(number / unit)))}f}{name}"
+    return f"{number:.0f}"
+
+
+def with_interval(figure: Figure) -> str:
+    """Return a figure as text."""
+    if figure.low == figure.high:
+        return f"{short(figure.estimate)} exactly"
+    return f"{short(figure.estimate)} ({short(figure.low)} to {short(figure.high)})"
+
+
+def lines(plan: Plan) -> list[str]:
+    """Return the page of a plan, line by line."""
+    totals, share = plan.totals, plan.bytes_read / max(1, plan.bytes)
+    page = [
+        f"plan       {plan.params}: {short(plan.bytes)}B, of which {short(plan.bytes_read)}B ({share:.1%}) were read; "
+        "99 % intervals",
+        f"tokens     {with_interval(totals['tokens'])} in {with_interval(totals['kept'])} kept rows of "
+        f"{with_interval(totals['rows'])}",
+        f"trained    {with_interval(totals['trained_tokens'])}",
+        f"in packs   {with_interval(totals['packed_trained_tokens'])} of them: what pack.over_length keeps",
+        f"windows    {with_interval(totals['windows'])} of {plan.pack_size:,} tokens hold all of it",
+        f"blend      {with_interval(plan.blend_trained_tokens)} trained tokens in the training split",
+        f"packs      at least {with_interval(plan.packs)}",
+        *([f"           limited by {', '.join(plan.limited_by)}: no source is repeated"] if plan.limited_by else []),
+        f"run        {plan.train_iters:,} steps see {plan.epochs_of_run:.3g} epochs of the blend",
+        f"disk       {short(plan.disk_bytes)}B: downloads, prepared and packed tokens",
+        "",
+        f"{'source':22} {'bytes':>8} {'rows':>26} {'tokens':>26} {'in packs':>9} {'epochs':>7}  p50, p99 as seen",
+    ]
+    for name, source in plan.sources.items():
+        figures = source.figures
+        kept = figures["packed_trained_tokens"].estimate / max(1.0, figures["trained_tokens"].estimate)
+        page.append(
+            f"{name:22} {short(source.bytes) + 'B':>8} {with_interval(figures['rows']):>26} "
+            f"{with_interval(figures['tokens']):>26} {kept:>9.0%} {source.epochs:>7.3g}  "
+            f"{source.lengths['p50']:,}, {source.lengths['p99']:,}"
+        )
+    page.append("")
+    licenses = Counter[str]()
+    for source in plan.sources.values():
+        licenses[source.license] += round(source.figures["packed_trained_tokens"].estimate * source.epochs)
+    for license, tokens in licenses.most_common():
+        page.append(f"license    {license}: {tokens / max(1, licenses.total()):.1%} of the trained tokens of the blend")
+    for name, source in plan.sources.items():
+        page += source_lines(name, source)
+    return page
+
+
+def source_lines(name: str, source: SourcePlan) -> list[str]:
+    """Return the lines about the rows of a source: rejected, not read, licenses that rows state, notes."""
+    rejected = sum(source.rejected.values())
+    first = list(source.rejected.items())[:SHOWN_REASONS]
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in first)
+    more = [f"{rejected:,} of {source.rows_seen:,} rows seen are rejected: {reasons}"] if rejected else []
+    if source.not_selected:
+        more.append(f"{source.not_selected:,} of {source.rows_seen:,} rows seen are not selected")
+    more += [f"not read: {source.not_read}"] if source.not_read else []
+    if source.row_licenses:
+        stated = ", ".join(f"{license} ({short(tokens)} tokens)" for license, tokens in source.row_licenses.items())
+        more.append(f"licenses that rows state: {stated}")
+    return [f"{name:22} {line}" for line in more + source.notes]
+
+
+def show(plan: Plan) -> None:
+    """Print a plan."""
+    for line in lines(plan):
+        echo(line.replace("[", r"\["))
+
+
+if __name__ == "__main__":
+    parser = make_parser(__name__, __doc__)
+    parser.add_argument("--profile", metavar="NAME", help="a file of profiles/, without .yaml; default: params.yaml")
+    parser.add_argument("--pack", type=int, metavar="TOKENS", help="tokens in a pack; default: pack.pack_size")
+    add_json_option(parser)
+    options = parser.parse_args()
+    run_or_exit(lambda: print_facts(lambda: make_plan(options.profile, options.pack), show, as_json=options.json))

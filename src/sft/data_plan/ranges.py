@@ -1,0 +1,178 @@
+"""Ranges: the files that a uri names, with their sizes, and parts of them, without downloading them.
+
+https (and http on loopback), hf, s3 and file. A server that ignores ranges is read from the start only.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from sft.cli import InputError
+from sft.hashing import BLOCK_BYTES
+from sft.params.data import Download
+from sft.sources import hub
+from sft.sources.download import TIMEOUT_SECONDS, check_url, fetch_files, https_session, hub_files, local_files
+from sft.sources.redact import redact
+
+NOT_RANGED = "the server does not serve ranges"
+
+
+@dataclass
+class RemoteFile:
+    """A file of a source. Subclasses read it."""
+
+    name: str
+    """Path in the folder of the source."""
+    size: int
+    has_ranges: bool = True
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop)."""
+        raise NotImplementedError
+
+
+@dataclass
+class LocalFile(RemoteFile):
+    """A file of this machine."""
+
+    path: Path = Path()
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop)."""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+
+@dataclass
+class WebFile(RemoteFile):
+    """A file behind a URL."""
+
+    url: str = ""
+    session: Any = None
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop); without ranges, start must be 0. Raises InputError: another answer."""
+        import requests
+
+        if start >= stop:
+            return b""
+        headers = {"Range": f"bytes={start}-{stop - 1}"} if self.has_ranges else {}
+        try:
+            with self.session.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+                expected = 206 if self.has_ranges else 200
+                if response.status_code != expected:
+                    answer = f"the server answers {response.status_code}, expected {expected}"
+                    raise InputError(f"{redact(self.url)}: {answer}. Run again, or check the address.")
+                content = bytearray()
+                for block in response.iter_content(BLOCK_BYTES):
+                    content += block[: stop - start - len(content)]
+                    if len(content) == stop - start:
+                        break
+        except requests.RequestException as error:
+            raise InputError(f"{redact(self.url)}: no answer: {type(error).__name__}. Check the network.") from error
+        if len(content) != stop - start:
+            raise InputError(f"{redact(self.url)}: bytes {start} to {stop}: found {len(content)}. Run again.")
+        return bytes(content)
+
+
+@dataclass
+class StoreFile(RemoteFile):
+    """An object of an S3 store."""
+
+    url: str = ""
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop)."""
+        import fsspec
+
+        content: bytes = fsspec.filesystem("s3").cat_file(self.url, start=start, end=stop)
+        return content
+
+
+class RangeReader(io.RawIOBase):
+    """A file object over ranges, for pyarrow."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file, self._at, self.bytes_read = file, 0, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move, and return the position."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes."""
+        content = self._file.read(self._at, min(self._at + len(buffer), self._file.size))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        self.bytes_read += len(content)
+        return len(content)
+
+
+def list_source(source: Download, scratch: Path) -> list[RemoteFile]:
+    """Return the files that a uri names. A wheel of pypi:// is downloaded into `scratch`, an empty folder.
+
+    Raises:  InputError: no commit or digest, no such file, no answer.
+    """
+    scheme = source.address.partition("://")[0]
+    if scheme == "hf":
+        return list(_hub_files(source))
+    if scheme in ("https", "http"):
+        check_url(source.address)
+        return [_web_file(PurePosixPath(unquote(urlsplit(source.address).path)).name, source.address, https_session())]
+    if scheme == "s3":
+        import fsspec
+
+        info = fsspec.filesystem("s3").info(source.address)
+        return [StoreFile(PurePosixPath(source.address).name, int(info["size"]), url=source.address)]
+    if scheme == "file":
+        found = {inner: path for path, inner in local_files(source).items()}
+    else:
+        found = {file.path: scratch / file.path for file in fetch_files(source, scratch)}
+    return [LocalFile(inner, path.stat().st_size, path=path) for inner, path in sorted(found.items())]
+
+
+def _hub_files(source: Download) -> Iterator[RemoteFile]:
+    import huggingface_hub
+    import requests
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    place = hub.parse(source)
+    place.check_commit(source)
+    with hub.named_errors(source):
+        files = hub_files(source, place)
+    session = requests.Session()  # requests drops the token when a redirect leaves the hub
+    session.headers.update({**build_hf_headers(), "Accept-Encoding": "identity"})
+    for inner, entry in files.items():
+        url = huggingface_hub.hf_hub_url(filename=entry.path, **place.remote)
+        yield WebFile(inner, entry.size, url=url, session=session)
+
+
+def _web_file(name: str, url: str, session: Any) -> WebFile:
+    """Return a file behind a URL, after one request for its size. Raises InputError: no answer, or no size."""
+    import requests
+
+    session.headers["Accept-Encoding"] = "identity"
+    try:
+        with session.get(url, headers={"Range": "bytes=0-0"}, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            ranges, length = response.headers.get("Content-Range", ""), response.headers.get("Content-Length", "")
+            status = response.status_code
+    except requests.RequestException as error:
+        raise InputError(f"{redact(url)}: no answer: {type(error).__name__}. Check the network.") from error
+    size = ranges.rpartition("/")[2] if status == 206 else length
+    if status not in (200, 206) or not size.isdecimal():
+        raise InputError(f"{redact(url)}: the server answers {status}, size {size or 'not stated'}.")
+    return WebFile(name, int(size), has_ranges=status == 206, url=url, session=session)

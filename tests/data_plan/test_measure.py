@@ -1,0 +1,41 @@
+"""measure: the figures of single rows, those of the stages."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sft.data_plan.measure import FIGURES, load_chat, measure
+from sft.params.check import read
+from sft.params.data import Read
+from tests.support.project import ROOT
+from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
+
+
+def test_figures_of_kept_cut_rejected_and_unselected_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    base = write_tokenizer(tmp_path / "base", (*REASONING_AND_TOOLS, "<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    words = " ".join(f"w{number}" for number in range(400))
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So it is."}]
+    more = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": words}]
+    rows = [{"messages": turns}, {"messages": turns + more}, {"messages": turns[:1]}, {"messages": more, "kind": "b"}]
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    text = "".join(json.dumps({"kind": "a", "license": "MIT", **row}) + "\n" for row in rows)
+    (raw / "a.jsonl").write_text(text)
+    params = read(ROOT / "params.yaml")
+    changed = {"pack_size": 256, "over_length": "cut-at-turn", "pad_segments_to": 1}
+    params = params.model_copy(update={"pack": params.pack.model_copy(update=changed)})
+    measured = measure(raw, "mine", Read(format="auto", select={"kind": ["a"]}), params, load_chat(params, base))
+    kept, cut, rejected, unselected = (
+        dict(zip(FIGURES, values.tolist(), strict=True)) for values in measured.figures.values()
+    )
+    assert kept["tokens"] == kept["packed_tokens"] == measured.lengths[0]
+    assert kept["windows"] == 1
+    assert 0 < kept["trained_tokens"] < kept["tokens"]
+    assert cut["tokens"] > 256 > cut["packed_tokens"] > 0
+    assert cut["windows"] == -(-cut["tokens"] // 256)
+    assert kept["trained_tokens"] <= cut["packed_trained_tokens"] < cut["trained_tokens"]
+    assert (rejected, unselected) == ({**dict.fromkeys(FIGURES, 0), "rows": 1},) * 2
+    assert (measured.not_selected, measured.rejected.total(), measured.read) == (1, 1, "read: openai")
+    assert measured.licenses == {"MIT": kept["trained_tokens"] + cut["trained_tokens"]}

@@ -1,0 +1,177 @@
+"""plan: sampled figures against those of the whole files, over real HTTP with and without ranges, from hub and disk."""
+
+import contextlib
+import gzip
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sft.cli import InputError
+from sft.data_plan import samples
+from sft.data_plan.plan import Plan, lines, make_plan
+from tests.support.loopback_hub import COMMIT, Web, web
+from tests.support.project import ROOT, set_params
+from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
+
+__all__ = ["web"]
+NUM_ROWS = 2_000
+PIN = "#sha256=" + "0" * 64
+READ = {"format": "openai", "select": {"used_in": ["nano_v3"]}}
+
+
+def make_rows() -> list[dict[str, Any]]:
+    """Rows of 0.2 to 4 kB, sorted by length; every fifth is of another use, every seventh has no answer."""
+    rows = []
+    for number in range(NUM_ROWS):
+        words = " ".join(
+            f"word{number * 31 % 997} is {(number * 7 + place) % 1013},"
+            for place in range(4 + number * 120 // NUM_ROWS)
+        )
+        turns = [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": f"So {words} done."},
+        ]
+        uses = ["other"] if number % 5 == 0 else ["nano_v3"]
+        rows.append({"messages": turns[: 1 if number % 7 == 0 else 2], "used_in": uses, "license": "MIT"})
+    return rows
+
+
+ROWS = make_rows()
+CONTENT = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    return make_project(tmp_path)
+
+
+def make_project(tmp_path: Path) -> Path:
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    write_tokenizer(tmp_path / "models/base", (*REASONING_AND_TOOLS, "<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    (tmp_path / "rows.jsonl").write_bytes(CONTENT)
+    return tmp_path
+
+
+def plan_of(project: Path, uri: str, monkeypatch: pytest.MonkeyPatch | None = None, **more: Any) -> Plan:
+    if monkeypatch is not None:
+        for name in ("WHOLE_BYTES", "WHOLE_COMPRESSED_BYTES", "COMPRESSED_PREFIX"):
+            monkeypatch.setattr(samples, name, 100_000)
+        monkeypatch.setattr(samples, "BUDGET_BYTES", 800_000)
+    set_params(
+        project, **{"fetch.sources": {"mine": {"uri": uri, "read": READ, **more}}, "filter.near_duplicates": None}
+    )
+    return make_plan(None, 512)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """The plan of the whole file."""
+    project = make_project(tmp_path_factory.mktemp("whole"))
+    with contextlib.chdir(project):
+        return plan_of(project, "file://rows.jsonl")
+
+
+def misses(sampled: Plan, truth: Plan) -> list[str]:
+    """The figures whose interval does not have the truth, or is no interval."""
+    return [
+        name
+        for name, figure in sampled.totals.items()
+        if not figure.low <= truth.totals[name].estimate <= figure.high
+        or (name == "tokens" and figure.high > 2 * figure.low)
+    ]
+
+
+def test_a_whole_file_has_exact_figures(truth: Plan) -> None:
+    assert (truth.totals["rows"].low, truth.totals["rows"].high) == (NUM_ROWS, NUM_ROWS)
+    assert truth.totals["kept"].estimate == NUM_ROWS * 4 // 5 - len(
+        [n for n in range(NUM_ROWS) if n % 7 == 0 and n % 5]
+    )
+    mine = truth.sources["mine"]
+    assert (mine.not_selected, sum(mine.rejected.values())) == (
+        NUM_ROWS // 5,
+        NUM_ROWS * 4 // 5 - truth.totals["kept"].estimate,
+    )
+    assert mine.row_licenses == {"MIT": truth.totals["trained_tokens"].estimate}
+    assert truth.bytes == truth.bytes_read == len(CONTENT)
+    assert truth.totals["packed_trained_tokens"].estimate < truth.totals["trained_tokens"].estimate
+    assert len(lines(truth)) < 40
+
+
+def test_ranges_over_http_hold_the_truth(project: Path, truth: Plan, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.files = {"/rows.jsonl": CONTENT}
+    sampled = plan_of(project, f"{web.url}/rows.jsonl{PIN}", monkeypatch)
+    assert misses(sampled, truth) == [], sampled.totals
+    assert sampled.bytes_read < 0.8 * len(CONTENT)
+    assert len([asked for asked in web.ranges if asked]) > 24
+    assert not sampled.sources["mine"].notes
+
+
+def test_ranges_of_the_hub_and_a_missing_commit(
+    project: Path, truth: Plan, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.hub = {"data/rows.jsonl": CONTENT, "data/test.jsonl": b"{}\n"}
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", web.url)
+    template = web.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    sampled = plan_of(project, f"hf://own/set@{COMMIT}/data", monkeypatch)
+    assert misses(sampled, truth) == [], sampled.totals
+    assert "of split test" in sampled.sources["mine"].notes[0]
+    with pytest.raises(InputError, match=r"^fetch\.sources\.mine: .*make pin"):
+        plan_of(project, "hf://own/set@COMMIT-UNKNOWN/data")
+
+
+def test_parquet_is_read_by_row_groups(project: Path, truth: Plan, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), stream, row_group_size=10, compression="none")
+    web.files = {"/rows.parquet": stream.getvalue()}
+    sampled = plan_of(project, f"{web.url}/rows.parquet{PIN}", monkeypatch)
+    assert (sampled.totals["rows"].low, sampled.totals["rows"].high) == (NUM_ROWS, NUM_ROWS)
+    assert misses(sampled, truth) == [], sampled.totals
+    assert sampled.bytes_read < 0.6 * len(stream.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["gzip", "no-ranges"])
+def test_a_file_without_ranges_is_read_at_its_start_and_says_so(
+    kind: str, project: Path, truth: Plan, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.has_ranges = kind == "gzip"
+    name, content = ("rows.jsonl.gz", gzip.compress(CONTENT)) if kind == "gzip" else ("rows.jsonl", CONTENT)
+    web.files = {f"/{name}": content}
+    sampled = plan_of(project, f"{web.url}/{name}{PIN}", monkeypatch)
+    assert any(samples.AT_ITS_START in note for note in sampled.sources["mine"].notes)
+    assert sampled.bytes_read <= 800_000
+    assert sampled.totals["tokens"].estimate == pytest.approx(truth.totals["tokens"].estimate, rel=0.5)
+
+
+def test_shares_give_epochs_and_name_the_scarce_source(project: Path) -> None:
+    (project / "rows.jsonl").write_bytes(b"".join(CONTENT.splitlines(keepends=True)[:500]))
+    (project / "few.jsonl").write_bytes(b"".join(CONTENT.splitlines(keepends=True)[101:150]))
+    both = {
+        "many": {"uri": "file://rows.jsonl", "read": READ, "share": 0.5, "license": "MIT"},
+        "few": {"uri": "file://few.jsonl", "read": READ, "share": 0.5, "license": "CC-BY-4.0"},
+    }
+    set_params(project, **{"fetch.sources": both})
+    planned = make_plan(None, None)
+    assert planned.limited_by == ["few"]
+    assert planned.sources["few"].epochs == 1
+    assert 0 < planned.sources["many"].epochs < 0.2
+    text = "\n".join(lines(planned))
+    assert "CC-BY-4.0: 5" in text or "CC-BY-4.0: 4" in text
+
+
+def test_a_tokenizer_of_another_model_is_not_used(project: Path) -> None:
+    set_params(project, **{"fetch.sources": {"mine": {"uri": "file://rows.jsonl", "read": READ}}})
+    (project / "profiles").mkdir()
+    shutil.copy(project / "params.yaml", project / "profiles/mine.yaml")
+    set_params(project, **{"fetch.model": {"uri": "file://another"}})
+    with pytest.raises(InputError, match=r"^models/base: .*dvc repro fetch-model"):
+        make_plan("mine", None)
