@@ -1,6 +1,6 @@
 """answers: graded one by one, then as shares."""
 
-from sft.evaluation.answers import answer_metrics, answer_rows, graded_answer
+from sft.evaluation.answers import answer_metrics, answer_rows, compare_answers, graded_answer
 from sft.evaluation.prompts import Prompt
 
 TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]
@@ -44,7 +44,9 @@ def test_reasoning_that_the_prompt_opens_is_part_of_the_answer():
 def test_shares_are_of_the_prompts_that_ask_for_it_and_none_without_such_prompts():
     asked = prompt("tool")
     answers = [answer(asked, NOW), answer(asked, "no"), answer(prompt("chat"), "yes", stop=False)]
-    assert answer_metrics(answers) == {
+    metrics = answer_metrics(answers)
+    assert set(metrics.pop("intervals")) == set(metrics)
+    assert metrics == {
         "tool_call_well_formed": 0.5,
         "tool_call_known_function": 0.5,
         "tool_call_fits": 0.5,
@@ -54,6 +56,13 @@ def test_shares_are_of_the_prompts_that_ask_for_it_and_none_without_such_prompts
     }
     assert answer_metrics(answers[2:])["tool_call_exact"] is None
     assert answer_metrics([])["stopped"] is None
+    assert "tool_call_exact" not in answer_metrics(answers[2:])["intervals"]
+
+
+def test_the_same_prompts_are_compared_before_and_after():
+    asked = prompt("tool")
+    change = compare_answers([answer(asked, "no"), answer(asked, NOW)], [answer(asked, NOW), answer(asked, NOW)])
+    assert change["tool_call_exact"] == {"better": 1, "worse": 0, "p": 1.0}
 
 
 def test_a_row_has_the_prompt_and_both_answers():

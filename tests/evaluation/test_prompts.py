@@ -91,3 +91,4 @@ def test_packs_are_split_at_their_starts_and_the_choice_ignores_how_they_were_pa
     choices = [choose_segments(split_packs(packs, seed=1), {"s": "d"}, 1) for packs in ([one, two], [both], [two, one])]
     assert choices[0] == choices[1] == choices[2]
     assert len(choices[0]["d"]) == 1
+    assert len(choose_segments(split_packs([both], seed=1), {"s": "d"}, None)["d"]) == 2

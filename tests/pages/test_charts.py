@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from sft.pages.charts import BARS_LEFT, BARS_WIDTH, HEIGHT, LEFT, TOP, WIDTH, Line, bar_chart, line_chart
+from sft.pages.charts import BARS_LEFT, BARS_WIDTH, HEIGHT, LEFT, TOP, WIDTH, Bar, Line, bar_chart, line_chart
 
 RIGHT, BOTTOM = LEFT + WIDTH, TOP + HEIGHT
 
@@ -40,7 +40,7 @@ def test_equal_values_and_a_line_without_points_are_drawn():
 
 
 def test_bars_are_as_long_as_their_values_say():
-    svg = bar_chart([("math", 2.0, 1.0), ("code", 0.0, None)])
+    svg = bar_chart([("math", Bar(2.0), Bar(1.0)), ("code", Bar(0.0), Bar(None))])
     bars = [(bar["class"], float(bar["width"])) for bar in elements(svg, "rect")]
     assert bars == [("before", BARS_WIDTH), ("after", BARS_WIDTH / 2), ("before", 1.5), ("after", 0)]
     assert {bar["x"] for bar in elements(svg, "rect")} == {str(BARS_LEFT)}
@@ -48,11 +48,18 @@ def test_bars_are_as_long_as_their_values_say():
 
 
 def test_bars_of_shares_are_shares_of_the_whole_width():
-    svg = bar_chart([("exact", 0.25, None)], top=1.0)
+    svg = bar_chart([("exact", Bar(0.25), Bar(None))], top=1.0)
     assert [float(bar["width"]) for bar in elements(svg, "rect")] == [BARS_WIDTH / 4, 0]
 
 
 def test_labels_are_escaped_and_shortened():
-    svg = bar_chart([("<script>" * 9, 1.0, 1.0)])
+    svg = bar_chart([("<script>" * 9, Bar(1.0), Bar(1.0))])
     assert texts(svg)[0] == ("<script>" * 9)[:23] + "..."
     assert not re.search("<script", svg)
+
+
+def test_intervals_are_lines_on_their_bars_and_fit_the_chart():
+    svg = bar_chart([("math", Bar(2.0), Bar(1.0, (0.5, 4.0)))])
+    assert [float(bar["width"]) for bar in elements(svg, "rect")] == [BARS_WIDTH / 2, BARS_WIDTH / 4]
+    (line,) = elements(svg, "line")
+    assert (float(line["x1"]), float(line["x2"])) == (BARS_LEFT + BARS_WIDTH / 8, BARS_LEFT + BARS_WIDTH)

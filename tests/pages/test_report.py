@@ -3,7 +3,9 @@
 import re
 from html.parser import HTMLParser
 
-from sft.pages.report import SHARES, page
+from rich.console import Console
+
+from sft.pages.report import SHARES, page, table
 
 HOSTILE = "<script>alert(1)</script>&\"'</pre></details><img src=x onerror=alert(1)>"
 
@@ -14,11 +16,17 @@ def measured(loss, shares):
         "perplexity": 2.0,
         "loss_by_domain": {"chat": loss, HOSTILE: 1.0},
         **dict.fromkeys(SHARES, shares),
+        "intervals": {} if shares is None else {name: {"low": 0.25, "high": 0.75} for name in SHARES},
     }
 
 
 def evaluation(share=0.5):
+    told = {"change": -1.25, "low": -1.5, "high": -1.0, "conversations": 12}
+    too_few = {"change": 0.0, "low": None, "high": None, "conversations": 2}
+    counts = {} if share is None else {name: {"better": 3, "worse": 1, "p": 0.625} for name in SHARES}
     return {
+        "change": {"loss": told, "loss_by_domain": {"chat": told, HOSTILE: too_few}, **counts},
+        "gate": {"passed": False, "failures": [f"loss, {HOSTILE}"], "undecided": ["too few of chat"]},
         "before": measured(2.5, share),
         "after": measured(1.25, share),
         "tool_prompts": 1,
@@ -90,7 +98,16 @@ def test_hostile_text_stays_text_everywhere():
 
 def test_the_page_shows_before_and_after_and_every_count():
     text = page(evaluation(), [answer("tool", "What now?")], CURVE, "k3y", DOMAINS)
-    for shown in ("2.500", "1.250", "12,345", "prompts left out: over-length", "k3y", "What now?", "no-call"):
+    for shown in (
+        "2.500",
+        "1.250",
+        "12,345",
+        "prompts left out: over-length",
+        "k3y",
+        "What now?",
+        "no-call",
+        "too few of chat",
+    ):
         assert shown in text
     assert "cut at max_new_tokens" in text
 
@@ -145,3 +162,12 @@ def test_all_fourteen_domains_have_a_row_and_other_domains_follow():
     assert list(cells)[-1].startswith("&lt;script&gt;")
     bars = re.findall(r'text-anchor="end">([^<]*)</text>', text.partition("Held-out loss by domain")[2])
     assert bars[0] == "General chat"
+
+
+def test_the_table_shows_intervals_and_says_where_there_are_too_few():
+    console = Console(width=140, record=True)
+    console.print(table(evaluation()))
+    text = console.export_text()
+    assert re.search(r"loss, chat .* -1\.250 .* change -1\.500 to -1\.000, n=12", text)
+    assert "too few, n=2" in text
+    assert re.search(r"exact .* after 0\.25 to 0\.75, \+3 -1", text)

@@ -19,6 +19,8 @@ ADDED = {
     "filter": "  ends: trim",
     "prep": "  stop_tokens: []\n  date: null\n  max_rejected: 0.5",
 }
+# Defaults of today that are others than those of version 0.1.0.
+CHANGED = {"samples_per_domain": "null", "tool_prompts": 64, "validation": 0.05, "test": 0.05}
 DIGEST, COMMIT = "a" * 64, "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -42,6 +44,8 @@ def test_pasting_what_the_messages_show_gives_the_params_of_today(tmp_path):
     text = paste(OLD.read_text(), message)
     for section, keys in ADDED.items():
         text = re.sub(f"^{section}:$", f"{section}:\n{keys}", text, flags=re.M)
+    for key, value in CHANGED.items():
+        text = re.sub(rf"^  {key}: .*$", f"  {key}: {value}", text, flags=re.M)
     path.write_text(text)
     assert read(path) == read(DEFAULT)
 

@@ -163,7 +163,9 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
     assert all("verdict" in answer["after"] for answer in answers[:2])
     assert "Loss while training" in (project / "reports" / "report.html").read_text()
 
-    assert result["gate"] == {"passed": False, "failures": ["arguments fit: 0.0, at least 0.5"]}
+    assert (result["gate"]["passed"], result["gate"]["failures"]) == (False, ["arguments fit: 0.0, at least 0.5"])
+    assert result["change"]["loss"] == {"change": 0.0, "low": None, "high": None, "conversations": 4}
+    assert len(result["gate"]["undecided"]) == 3, "over all and two domains"
     card = (project / "reports" / "card.md").read_text()
     assert card.startswith("---\n")
     assert "\nlicense: " in card

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft.evaluation.intervals import share_change, share_interval
 from sft.evaluation.loss import DIGITS
 from sft.evaluation.prompts import Prompt
 from sft.evaluation.tool_calls import grade, opening, think_balanced
@@ -24,10 +25,25 @@ def graded_answer(prompt: Prompt, ids: list[int], chat: Any) -> dict[str, Any]:
 
 
 def answer_metrics(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return graded answers as shares; None where there was no prompt to answer."""
+    """Return graded answers as shares with their 95 % intervals; None where there was no prompt to answer."""
+    claims = _claims(answers)
+    return {
+        **{name: round(sum(each) / len(each), DIGITS) if each else None for name, each in claims.items()},
+        "intervals": {name: interval for name, each in claims.items() if (interval := share_interval(each))},
+    }
+
+
+def compare_answers(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return for each share how many answers got better and worse, and how probable that is by chance."""
+    was, now = _claims(before), _claims(after)
+    return {name: change for name in was if (change := share_change(was[name], now[name]))}
+
+
+def _claims(answers: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
+    """Return what each answer achieved, by the name of the share."""
     verdicts = [answer["verdict"] for answer in answers if "verdict" in answer]
-    shares = {f"tool_call_{name}": _share([verdict[name] for verdict in verdicts]) for name in TOOL_CALL_SHARES}
-    return shares | {name: _share([answer[name] for answer in answers]) for name in SHARES}
+    claims = {f"tool_call_{name}": [verdict[name] for verdict in verdicts] for name in TOOL_CALL_SHARES}
+    return claims | {name: [answer[name] for answer in answers] for name in SHARES}
 
 
 def answer_rows(
@@ -48,7 +64,3 @@ def answer_rows(
         }
         for prompt, answer_before, answer_after in zip(prompts, before, after, strict=True)
     ]
-
-
-def _share(claims: Sequence[bool]) -> float | None:
-    return round(sum(claims) / len(claims), DIGITS) if claims else None

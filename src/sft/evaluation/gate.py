@@ -1,25 +1,40 @@
 """The gate: whether a trained model is good enough to be a candidate in MLflow. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft.evaluation.intervals import FEWEST, Pair, change_bounds
 from sft.params.evaluation import Gate
 
+CONFIDENCE = 0.95  # one-sided
+TWO_SIDED = 2 * CONFIDENCE - 1
+"""Level of the two-sided interval whose ends are the one-sided bounds."""
 
-def gate_failures(before: Mapping[str, Any], after: Mapping[str, Any], gate: Gate) -> list[str]:
-    """Return every limit of the gate that a model misses; none: it passes.
 
-    `before` and `after` are the metrics of the base model and of the trained one, as in reports/eval.json.
+def decide(pairs: Mapping[str, Sequence[Pair]], tool_call_fits: float | None, gate: Gate) -> dict[str, Any]:
+    """Return the gate of reports/eval.json: whether the model passed, every limit it misses, and what nobody can tell.
+
+    The loss over all must be below its limit with 95 % confidence: two equal models do not pass. A domain fails if it
+    is above its limit with 95 % confidence. Fewer than FEWEST held-out conversations decide nothing: that is said and
+    does not fail.
+
+    `pairs` are the losses of each conversation by domain; `tool_call_fits` is the share of the trained model.
     """
-    failures = []
-    domains = after["loss_by_domain"]
-    ratios = {"loss": (after["loss"], before["loss"], gate.max_loss_ratio)} | {
-        f"loss, {name}": (domains[name], before["loss_by_domain"][name], gate.max_domain_loss_ratio) for name in domains
-    }
-    for name, (loss_after, loss_before, max_ratio) in ratios.items():
-        if max_ratio is not None and loss_after > loss_before * max_ratio:
-            failures.append(f"{name}: {loss_after} after, at most {max_ratio} x {loss_before}")
-    min_fits, fits = gate.min_tool_call_fits, after["tool_call_fits"]
-    if min_fits is not None and fits is not None and fits < min_fits:
-        failures.append(f"arguments fit: {fits}, at least {min_fits}")
-    return failures
+    failures, undecided = [], []
+    everything = [pair for kept in pairs.values() for pair in kept]
+    limits = [("loss", everything, gate.max_loss_ratio, True)]
+    if gate.max_domain_loss_ratio is not None:
+        limits += [(f"loss, {name}", list(kept), gate.max_domain_loss_ratio, False) for name, kept in pairs.items()]
+    for name, kept, ratio, must_be_shown in limits:
+        bounds = change_bounds(kept, ratio, TWO_SIDED)
+        if bounds is None:
+            undecided.append(f"{name}: {len(kept)} held-out conversations, at least {FEWEST} to tell")
+        elif (bounds[1] >= 0) if must_be_shown else (bounds[0] > 0):
+            tokens = sum(pair.tokens for pair in kept)
+            before, after = (sum(losses) / tokens for losses in list(zip(*kept, strict=True))[:2])
+            claim = f"not below {ratio} x {before:.6g}" if must_be_shown else f"above {ratio} x {before:.6g}"
+            failures.append(f"{name}: {after:.6g} after, {claim} with 95 % confidence")
+    least = gate.min_tool_call_fits
+    if least is not None and tool_call_fits is not None and tool_call_fits < least:
+        failures.append(f"arguments fit: {tool_call_fits}, at least {least}")
+    return {"passed": not failures, "failures": failures, "undecided": undecided}

@@ -61,15 +61,16 @@ def split_packs(packs: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Segme
 
 
 def choose_segments(
-    segments: Iterable[Segment], domains: Mapping[str, str], samples_per_domain: int
+    segments: Iterable[Segment], domains: Mapping[str, str], samples_per_domain: int | None
 ) -> dict[str, list[Segment]]:
-    """Return the first samples of each domain by rank; `domains` names the domain of each source."""
+    """Return the first samples of each domain by rank, None: all; `domains` names the domain of each source."""
     chosen: dict[str, list[Segment]] = {domain: [] for domain in sorted(set(domains.values()))}
     for segment in segments:
         if any(segment.marks):
             kept = chosen[domains[segment.source]]
             bisect.insort(kept, segment, key=lambda other: (other.rank, other.ids))
-            del kept[samples_per_domain:]
+            if samples_per_domain is not None:
+                del kept[samples_per_domain:]
     return {domain: kept for domain, kept in chosen.items() if kept}
 
 

@@ -57,18 +57,33 @@ def line_chart(lines: Sequence[Line], x_name: str = "iteration") -> Markup:
     )
 
 
-def bar_chart(rows: Sequence[tuple[str, float | None, float | None]], top: float | None = None) -> Markup:
-    """Return two bars for each (label, before, after), the longest `top` or the largest value; None: not measured."""
-    measured = [value for _, *pair in rows for value in pair if value is not None]
-    longest = top or max([*measured, 0.0]) or 1.0
+class Bar(NamedTuple):
+    """A bar of a chart."""
 
-    def bars(pair: Sequence[float | None]) -> Iterator[dict[str, Any]]:
-        for style, value in zip(("before", "after"), pair, strict=True):
-            width = 0.0 if value is None else max(BARS_WIDTH * value / longest, NARROWEST_BAR)
-            yield {"style": style, "value": value, "width": round(width, 1)}
+    value: float | None
+    """None: not measured."""
+    bounds: tuple[float, float] | None = None
+    """The interval of the value, drawn as a line on the bar."""
 
-    drawn = [(_short(label), list(bars(pair))) for label, *pair in rows]
-    return Markup(render("bar_chart.svg.j2", rows=drawn, left=BARS_LEFT))
+
+def bar_chart(rows: Sequence[tuple[str, Bar, Bar]], top: float | None = None) -> Markup:
+    """Return two bars for each (label, before, after), the longest `top` or the largest value or bound."""
+    bars = [bar for _, *pair in rows for bar in pair]
+    ends = [number for bar in bars for number in (bar.value, *(bar.bounds or ())) if number is not None]
+    longest = top or max([*ends, 0.0]) or 1.0
+
+    def width(value: float) -> float:
+        return round(max(BARS_WIDTH * value / longest, 0.0), 1)
+
+    def drawn(pair: Sequence[Bar]) -> Iterator[dict[str, Any]]:
+        for style, (value, bounds) in zip(("before", "after"), pair, strict=True):
+            long = 0.0 if value is None else max(width(value), NARROWEST_BAR)
+            low, high = (width(bounds[0]), width(bounds[1])) if bounds else (0.0, 0.0)
+            yield {"style": style, "value": value, "width": long, "bounds": bounds, "low": low, "high": high}
+
+    return Markup(
+        render("bar_chart.svg.j2", rows=[(_short(label), list(drawn(pair))) for label, *pair in rows], left=BARS_LEFT)
+    )
 
 
 def _short(label: str) -> str:

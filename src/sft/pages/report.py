@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sft.domains import BY_SLUG, domain_of, in_order
-from sft.pages.charts import Line, Point, bar_chart, line_chart
+from sft.pages.charts import Bar, Line, Point, bar_chart, line_chart
 from sft.pages.render import number, render
 
 TITLE = "What training changed"
@@ -50,10 +50,16 @@ def page(
     domain (data/packed/metadata.json).
     """
     before, after = evaluation["before"], evaluation["after"]
+    changes = evaluation["change"]["loss_by_domain"]
     losses = [
-        (domain_of(domain).name, before["loss_by_domain"][domain], after["loss_by_domain"][domain])
+        (
+            domain_of(domain).name,
+            Bar(was := before["loss_by_domain"][domain]),
+            Bar(after["loss_by_domain"][domain], _bounds(changes[domain], was)),
+        )
         for domain in in_order(after["loss_by_domain"])
     ]
+    shares = [(label, _share_bar(before, name), _share_bar(after, name)) for name, label in SHARES.items()]
     return render(
         "report.html.j2",
         title=TITLE,
@@ -64,7 +70,8 @@ def page(
         loss_chart=line_chart(_curves(curve)) if len(curve) > 1 else "",
         has_validation=any("validation_loss" in point for point in curve),
         domain_chart=bar_chart(losses),
-        shares_chart=bar_chart([(label, before[name], after[name]) for name, label in SHARES.items()], top=1.0),
+        shares_chart=bar_chart(shares, top=1.0),
+        gate=evaluation["gate"],
         counts=_counts(evaluation),
         domains=_domains(domains),
         answers=[_example(answer) for answer in _first_of_each_kind(answers)],
@@ -72,23 +79,52 @@ def page(
 
 
 def table(evaluation: Mapping[str, Any]) -> Table:
-    """Return the table for the terminal: metric, before, after, change."""
-    before, after = evaluation["before"], evaluation["after"]
-    rows = [(name, before[name], after[name]) for name in ("loss", "perplexity")]
+    """Return the table for the terminal: metric, before, after, change, 95 % interval.
+
+    The interval of a loss is that of its change, over n conversations; that of a share is of the trained model, with
+    how many answers got better (+) and worse (-).
+    """
+    before, after, change = evaluation["before"], evaluation["after"], evaluation["change"]
+    rows = [("loss", before["loss"], after["loss"], _loss_note(change["loss"]))]
+    rows += [("perplexity", before["perplexity"], after["perplexity"], "")]
     rows += [
-        (f"loss, {domain}", before["loss_by_domain"][domain], after["loss_by_domain"][domain])
-        for domain in after["loss_by_domain"]
+        (f"loss, {domain}", before["loss_by_domain"][domain], loss, _loss_note(change["loss_by_domain"][domain]))
+        for domain, loss in after["loss_by_domain"].items()
     ]
-    rows += [(label, before[name], after[name]) for name, label in SHARES.items()]
-    laid = Table("metric", "before", "after", "change")
-    for label, was, now in rows:
+    rows += [(label, before[name], after[name], _share_note(after, change, name)) for name, label in SHARES.items()]
+    laid = Table("metric", "before", "after", "change", "95 % interval")
+    for label, was, now, note in rows:
         if was is None or now is None:
-            laid.add_row(escape(label), "no prompts", "no prompts", "")
+            laid.add_row(escape(label), "no prompts", "no prompts", "", "")
         else:
-            laid.add_row(escape(label), number(was), number(now), f"{now - was:+.3f}")
-    for column in laid.columns[1:]:
+            laid.add_row(escape(label), number(was), number(now), f"{now - was:+.3f}", note)
+    for column in laid.columns[1:4]:
         column.justify = "right"
     return laid
+
+
+def _bounds(interval: Mapping[str, Any] | None, base: float = 0.0) -> tuple[float, float] | None:
+    """Return the ends of an interval, added to what it is a change of; None: there is none."""
+    if interval is None or interval["low"] is None:
+        return None
+    return base + interval["low"], base + interval["high"]
+
+
+def _share_bar(metrics: Mapping[str, Any], name: str) -> Bar:
+    return Bar(metrics[name], _bounds(metrics["intervals"].get(name)))
+
+
+def _loss_note(change: Mapping[str, Any]) -> str:
+    bounds = _bounds(change)
+    units = f"n={change['conversations']}"
+    return f"change {bounds[0]:+.3f} to {bounds[1]:+.3f}, {units}" if bounds else f"too few, {units}"
+
+
+def _share_note(after: Mapping[str, Any], change: Mapping[str, Any], name: str) -> str:
+    bounds, counts = _bounds(after["intervals"].get(name)), change.get(name)
+    if bounds is None or counts is None:
+        return ""
+    return f"after {bounds[0]:.2f} to {bounds[1]:.2f}, +{counts['better']} -{counts['worse']}"
 
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:

@@ -11,9 +11,9 @@ class Gate(Section):
     """What the evaluation must show for a model to become a candidate (sft.evaluation.gate)."""
 
     max_loss_ratio: Annotated[float, Field(gt=0)]
-    """Highest held-out loss after training, divided by the loss before."""
+    """Limit of the held-out loss after training, divided by the loss before: below it with 95 % confidence."""
     max_domain_loss_ratio: Annotated[float, Field(gt=0)] | None
-    """The same for each domain; null = not checked."""
+    """A domain fails if it is above this ratio with 95 % confidence; null = not checked."""
     min_tool_call_fits: Share | None
     """Lowest share of tool calls whose arguments fit the schema; null = not checked."""
 
@@ -21,8 +21,8 @@ class Gate(Section):
 class Eval(Section):
     """What is measured before and after training, on held-out conversations."""
 
-    samples_per_domain: Positive
-    """Held-out samples per domain for the loss."""
+    samples_per_domain: Positive | None
+    """Most held-out samples per domain for the loss; null = all of them."""
     tool_prompts: Annotated[int, Field(ge=0)]
     """Held-out prompts whose answer is a tool call."""
     chat_prompts: Annotated[int, Field(ge=0)]

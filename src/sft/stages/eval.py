@@ -1,7 +1,7 @@
 """eval: loss and answers of the base model and of the trained model on held-out data.
 
 models/base, models/final, data/packed/{validation,test}, data/filtered (the messages of the same conversations)
-    ->  reports/eval.json      before and after: loss by domain, shares of correct tool calls; counts
+    ->  reports/eval.json      before and after: loss by domain, shares of correct tool calls, intervals; counts
         reports/answers.jsonl  every prompt with the answers of both models, and the verdict on them
         reports/report.html    the same as a page
         reports/card.md        the model card with the evaluation, ready for a hub
@@ -24,9 +24,11 @@ from typing import Any
 from rich.markup import escape
 
 from sft.cli import InputError, echo
-from sft.evaluation.answers import answer_metrics, answer_rows, graded_answer
-from sft.evaluation.gate import gate_failures
+from sft.evaluation.answers import answer_metrics, answer_rows, compare_answers, graded_answer
+from sft.evaluation.gate import decide
+from sft.evaluation.intervals import measured_changes, pair_losses
 from sft.evaluation.loss import loss_metrics
+from sft.evaluation.measure import Measured, measure_models
 from sft.evaluation.prompts import Prompt, Segment, choose_prompts, choose_segments, split_packs
 from sft.files import project_root, publish_file, read_json, write_json
 from sft.hashing import file_digest, value_digest
@@ -114,31 +116,38 @@ def choose(
     return segments, chosen["tool"] + chosen["chat"], left_out
 
 
-def measure(
-    folder: Path, segments: Mapping[str, Sequence[Segment]], prompts: Sequence[Prompt], chat: Any, params: Eval
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the metrics of one model and its graded answers; its memory is free again afterwards."""
-    from sft.evaluation import generate
-
-    model = generate.load_model(folder)
-    all_segments = [segment for kept in segments.values() for segment in kept]
-    ids = itertools.chain(
-        chat.stop_ids, *(segment.ids for segment in all_segments), *(prompt.ids for prompt in prompts)
-    )
-    generate.check_ids(model, ids, str(folder))
-    losses = iter(generate.held_out_loss(model, [(segment.ids, segment.marks) for segment in all_segments]))
-    losses_by_domain = {domain: list(itertools.islice(losses, len(kept))) for domain, kept in segments.items()}
-    answer_ids = generate.generate(
-        model,
-        [prompt.ids for prompt in prompts],
-        stop_ids=chat.stop_ids,
-        max_new_tokens=params.max_new_tokens,
-        batch_size=params.batch_size,
-    )
-    del model
-    generate.release_memory()
-    answers = [graded_answer(prompt, ids, chat) for prompt, ids in zip(prompts, answer_ids, strict=True)]
-    return {**loss_metrics(losses_by_domain), **answer_metrics(answers)}, answers
+def evaluate(
+    segments: Mapping[str, Sequence[Segment]],
+    prompts: Sequence[Prompt],
+    measured: Sequence[Measured],
+    chat: Any,
+    params: Eval,
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return reports/eval.json, and the graded answers of the model before and after training."""
+    losses: list[dict[str, list[tuple[float, int]]]] = []
+    graded: list[list[dict[str, Any]]] = []
+    for model in measured:
+        rest = iter(model.losses)
+        losses.append({domain: list(itertools.islice(rest, len(kept))) for domain, kept in segments.items()})
+        graded.append([graded_answer(prompt, ids, chat) for prompt, ids in zip(prompts, model.answers, strict=True)])
+    pairs = {
+        domain: pair_losses(
+            [f"{segment.source} {segment.conversation_id}" for segment in kept], losses[0][domain], losses[1][domain]
+        )
+        for domain, kept in segments.items()
+    }
+    before, after = ({**loss_metrics(losses[at]), **answer_metrics(graded[at])} for at in (0, 1))
+    evaluation = {
+        "before": before,
+        "after": after,
+        "change": {**measured_changes(pairs), **compare_answers(*graded)},
+        "gate": decide(pairs, after["tool_call_fits"], params.gate),
+        "tool_prompts": sum(prompt.kind == "tool" for prompt in prompts),
+        "chat_prompts": sum(prompt.kind == "chat" for prompt in prompts),
+        "samples_by_domain": {domain: len(kept) for domain, kept in segments.items()},
+        "tokens": sum(sum(segment.marks) for kept in segments.values() for segment in kept),
+    }
+    return evaluation, graded[0], graded[1]
 
 
 def read_curve(paths: Sequence[Path]) -> list[dict[str, float]]:
@@ -212,19 +221,11 @@ def main() -> None:
     template, settings = str(MODELS["after"] / "chat_template.jinja"), Settings(date=metadata.get("date"))
     chat = ChatTemplate.load(template, MODELS["after"], settings=settings)
     segments, prompts, left_out = choose(metadata, params, chat)
-    measured = {name: measure(folder, segments, prompts, chat, params) for name, folder in MODELS.items()}
-
-    failures = gate_failures(measured["before"][0], measured["after"][0], params.gate)
-    evaluation = {
-        **{name: metrics for name, (metrics, _) in measured.items()},
-        "gate": {"passed": not failures, "failures": failures},
-        "tool_prompts": sum(prompt.kind == "tool" for prompt in prompts),
-        "chat_prompts": sum(prompt.kind == "chat" for prompt in prompts),
-        "prompts_left_out": dict(sorted(left_out.items())),
-        "samples_by_domain": {domain: len(kept) for domain, kept in segments.items()},
-        "tokens": sum(sum(segment.marks) for kept in segments.values() for segment in kept),
-    }
-    rows = answer_rows(prompts, measured["before"][1], measured["after"][1])
+    all_segments = [segment for kept in segments.values() for segment in kept]
+    measured = measure_models(MODELS["before"], MODELS["after"], all_segments, prompts, chat.stop_ids, params)
+    evaluation, before, after = evaluate(segments, prompts, measured, chat, params)
+    evaluation["prompts_left_out"] = dict(sorted(left_out.items()))
+    rows = answer_rows(prompts, before, after)
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
     page = report.page(evaluation, rows, read_curve(CURVES), lineage["lineage_key"], metadata["domains"])
     model_card = card.render(lineage, lambda path: read_json(Path(path)) if Path(path).exists() else {}, evaluation)
@@ -237,8 +238,10 @@ def main() -> None:
     run = log_evaluation(evaluation, lineage["lineage_key"], held_out, params)
     with sync.sync_at_exit(run) as ending:
         echo(report.table(evaluation))
-    for failure in failures:
+    for failure in evaluation["gate"]["failures"]:
         echo(f"gate: {escape(failure)}")
+    if undecided := evaluation["gate"]["undecided"]:
+        echo(f"gate: too few to tell: {escape('; '.join(undecided))}")
     echo(f"{len(prompts)} prompts, {evaluation['tokens']} held-out tokens. See {REPORT}. {ending.text}")
 
 

@@ -1,0 +1,135 @@
+"""Measure models: held-out loss of samples, greedy answers to prompts.
+
+model folder, token ids  ->  runs/base-evaluation/<digest>.json for the base model, else a temporary file:
+                             {"losses": [[sum, tokens], ...], "answers": [[token id, ...], ...]}
+
+The base model is measured once for the same weights, token ids, limits and packages, however many experiments are
+evaluated. On a CPU the models run side by side, each in a process of its own, if memory holds both; else one after the
+other.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil  # type: ignore[import-untyped]
+
+from sft.evaluation.prompts import Prompt, Segment
+from sft.files import project_root, read_json, write_json
+from sft.hashing import file_digest, folder_digest, value_digest
+from sft.params.evaluation import Eval
+from sft.workers import map_shards, worker_count
+
+SOURCES = Path(__file__).parents[1]
+CODE = (Path(__file__).with_name("generate.py"), *sorted((SOURCES / "mamba").glob("*.py")))
+PACKAGES = ("torch", "transformers")
+# Memory of a model while it answers, as a multiple of its fp32 weights: they, caches and logits of a batch.
+MEMORY_FACTOR = 4.0
+FP32_BYTES = 4
+# A smaller model answers in less time than a second process takes to start.
+PARAMETERS_SIDE_BY_SIDE = 10_000_000
+
+
+class Measured(NamedTuple):
+    """What a model did: a loss for each sample, an answer to each prompt."""
+
+    losses: list[tuple[float, int]]
+    """(sum of the negative log likelihood, trained tokens)"""
+    answers: list[list[int]]
+    """Token ids; a stop token is the last one, if the answer ended by itself."""
+
+
+def measure_models(
+    base: Path,
+    final: Path,
+    segments: Sequence[Segment],
+    prompts: Sequence[Prompt],
+    stop_ids: Sequence[int],
+    params: Eval,
+) -> tuple[Measured, Measured]:
+    """Return what the base model and the trained one do with the same token ids.
+
+    Raises:  InputError: a model has no safetensors, or no embedding for a token id.
+    """
+    inputs = {
+        "segments": [[segment.ids, segment.marks] for segment in segments],
+        "prompts": [prompt.ids for prompt in prompts],
+        "stop_ids": list(stop_ids),
+        "max_new_tokens": params.max_new_tokens,
+        "batch_size": params.batch_size,
+    }
+    known = project_root() / "runs" / "base-evaluation" / f"{_key(base, inputs)}.json"
+    known.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        given, target = Path(folder, "inputs.json"), Path(folder, "final.json")
+        write_json(given, inputs)
+        missing = [] if known.is_file() else [(base, known)]
+        tasks = [
+            {"model": str(model), "inputs": str(given), "target": str(path)}
+            for model, path in [*missing, (final, target)]
+        ]
+        if len(tasks) == 2 and worker_count() > 1 and _fit_side_by_side(base, final):
+            map_shards(measure_model, tasks, "measuring both models")
+        else:
+            for task in tasks:
+                measure_model(task)
+        return _read(known), _read(target)
+
+
+def measure_model(task: dict[str, str]) -> None:
+    """Measure one model and publish the result; its memory is free again afterwards."""
+    from sft.evaluation import generate
+
+    inputs = read_json(Path(task["inputs"]))
+    model = generate.load_model(Path(task["model"]))
+    every_id = [inputs["stop_ids"], *inputs["prompts"], *(ids for ids, _ in inputs["segments"])]
+    generate.check_ids(model, (number for ids in every_id for number in ids), task["model"])
+    losses = generate.held_out_loss(model, inputs["segments"])
+    answers = generate.generate(
+        model,
+        inputs["prompts"],
+        stop_ids=inputs["stop_ids"],
+        max_new_tokens=inputs["max_new_tokens"],
+        batch_size=inputs["batch_size"],
+    )
+    del model
+    generate.release_memory()
+    write_json(Path(task["target"]), {"losses": losses, "answers": answers})
+
+
+def _read(path: Path) -> Measured:
+    found = read_json(path)
+    return Measured([(total, count) for total, count in found["losses"]], found["answers"])
+
+
+def _key(base: Path, inputs: dict[str, Any]) -> str:
+    """Return a digest of everything that determines what the base model does."""
+    return value_digest(
+        {
+            "model": folder_digest(base),
+            "inputs": inputs,
+            "code": [file_digest(path) for path in CODE],
+            "packages": {name: version(name) for name in PACKAGES},
+            "device": _device(),
+        }
+    )
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _fit_side_by_side(base: Path, final: Path) -> bool:
+    """Return whether both models can run at once: on a CPU of this machine, in its free memory."""
+    from sft.sources.base_model import count_parameters
+
+    if _device() != "cpu" or os.environ.get("SFT_EXECUTOR"):
+        return False
+    parameters = count_parameters(base) + count_parameters(final)
+    needed = MEMORY_FACTOR * FP32_BYTES * parameters
+    return parameters > PARAMETERS_SIDE_BY_SIDE and bool(psutil.virtual_memory().available > needed)
