@@ -284,6 +284,16 @@ def test_without_evaluation_sets_or_with_the_check_off_nothing_is_compared(proje
     assert read_json(project / "reports/filter/calls.json")["rejected"] == {}
 
 
+def test_items_too_short_to_be_found_inside_a_message_are_counted_in_a_line(project, capsys):
+    items = [{"benchmark": "quiz", "item": f"a:{n}", "text": "word " * n} for n in (3, 7, 8)]
+    write_jsonl(project / "data/benchmarks/items.jsonl", items)
+    give(project, *tool_records(2))
+    stage.main("calls")
+    assert "2 of 3 benchmark items have fewer than 8 words" in capsys.readouterr().out
+    report = read_json(project / "reports/filter/calls.json")
+    assert report["benchmark_items"] == {"items": 3, "below_8_words": 2}
+
+
 def test_evaluation_sets_that_are_not_fetched_stop_the_stage_unless_the_check_is_off(project):
     (project / "data/benchmarks/items.jsonl").unlink()
     give(project, *tool_records(2))

@@ -46,6 +46,14 @@ def read_benchmark_items(path: Path) -> list[tuple[str, str, str]]:
     return [(item["benchmark"], item["item"], item["text"]) for item in items]
 
 
+def count_short_items(items: Iterable[tuple[str, str, str]]) -> int:
+    """Return how many items have fewer than MIN_WORDS words, and so are not found inside a longer message."""
+    import numpy as np
+
+    batches = (hash_words([text for _, _, text in batch]) for batch in itertools.batched(items, ITEMS_AT_ONCE))
+    return sum(int((np.diff(words.starts) < MIN_WORDS).sum()) for words in batches)
+
+
 @dataclass(frozen=True)
 class ItemMatch:
     """How much of an item a text contains."""

@@ -24,7 +24,7 @@ from rich.markup import escape
 
 from sft.cli import InputError, echo
 from sft.files import project_root, publish_folder, resolve_repo_file, scratch_folder
-from sft.filters.contamination import read_benchmark_items
+from sft.filters.contamination import MIN_WORDS, count_short_items, read_benchmark_items
 from sft.filters.examine import Examined, examine_source
 from sft.filters.pipeline import RowCounts
 from sft.filters.publish import ExaminedFiles, FinalShards, reject_by_judge, write_final_shards
@@ -187,9 +187,15 @@ def write_report(
     if params.control_tokens != "reject":
         found = {name: final.control_tokens[name] for name in ("conversations", "control_tokens")}
         more["control_tokens"] = {"policy": params.control_tokens, **found}
+    items = read_benchmark_items(BENCHMARK_ITEMS) if params.contamination is not None else []
     if final.contaminated_by:
-        benchmarks = sorted({benchmark for benchmark, _, _ in read_benchmark_items(BENCHMARK_ITEMS)})
-        more["contaminated_by"] = dict.fromkeys(benchmarks, 0) | final.contaminated_by
+        more["contaminated_by"] = dict.fromkeys(sorted({name for name, _, _ in items}), 0) | final.contaminated_by
+    if short := count_short_items(items):
+        more["benchmark_items"] = {"items": len(items), f"below_{MIN_WORDS}_words": short}
+        echo(
+            f"[bold]{source}[/]: {short} of {len(items)} benchmark items have fewer than {MIN_WORDS} words: they are "
+            "found where they are all of a user's message, and not inside a longer one"
+        )
     if judge is not None:
         more["judge"] = judge.report()
         echo(f"[bold]{source}[/], judge: {judge.usage}")
