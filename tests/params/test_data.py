@@ -30,6 +30,20 @@ def test_the_pin_is_a_part_of_the_uri(uri, address, revision, sha256):
     assert (source.address, source.revision, source.sha256) == (address, revision, sha256)
 
 
+def test_a_source_may_have_a_list_of_addresses_each_with_its_pin(tmp_path):
+    uris = [f"https://host/a.jsonl#sha256={DIGEST}", "file://b c.jsonl"]
+    source = read(with_source(tmp_path, f"mine: {{uri: {uris}, read: openai}}")).fetch.sources["mine"]
+    assert [(each.address, each.sha256) for each in source.each] == [
+        ("https://host/a.jsonl", DIGEST),
+        ("file://b c.jsonl", None),
+    ]
+
+
+@pytest.mark.parametrize("uri", ["[]", "[1]", "[file://a, file://a]", "['https://host/a#sha256=1', file://b]"])
+def test_a_wrong_list_of_addresses_is_an_error_at_the_uri(tmp_path, uri):
+    assert ": fetch.sources.mine.uri: " in error_of(with_source(tmp_path, f"mine: {{uri: {uri}, read: openai}}"))
+
+
 @pytest.mark.parametrize("pin", ["#", "#sha256=", f"#sha256={'A' * 64}", f"#sha256={DIGEST[1:]}", f"#md5={DIGEST}"])
 def test_a_pin_that_is_no_digest_is_an_error_at_the_uri(tmp_path, pin):
     message = error_of(with_source(tmp_path, f"mine: {{uri: 'https://host/a{pin}', read: openai}}"))

@@ -47,6 +47,22 @@ def test_a_source_is_published_as_it_is_with_every_file_counted(here: Path) -> N
     assert not report.keys() & {"domain", "license", "origin", "format", "read"}
 
 
+def test_all_files_of_a_list_of_addresses_are_published_under_names_of_their_own(here: Path) -> None:
+    (here / "other").mkdir()
+    (here / "other/a.jsonl").write_text(CHAT * 2)
+    set_fetch({**MINE, "uri": ["file://mine/a.jsonl", "file://other", "file://mine/b.jsonl"]})
+    fetch.main("mine")
+    assert [path.read_text() for path in sorted((here / "data/raw/mine").rglob("*.jsonl"))] == [
+        CHAT * 2,
+        CHAT + "broken\n",
+        CHAT,
+    ]
+    report = read_json(here / "reports/fetch/mine.json")
+    assert [file["path"] for file in report["files"]] == ["2/a.jsonl", "a.jsonl", "b.jsonl"]
+    assert report["uri"] == "file://mine/a.jsonl, file://other, file://mine/b.jsonl"
+    assert sorted(path.name for path in (here / "data/raw").iterdir()) == ["mine"]
+
+
 def test_splits_are_all_published_and_listed_in_a_line_and_in_the_report(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

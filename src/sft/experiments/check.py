@@ -56,7 +56,11 @@ def stages_up_to(targets: Sequence[str]) -> set[str]:
 def check_sources(params: Params, lock: Lock) -> None:
     """Raise InputError if a file:// that has not been fetched yet names nothing."""
     wanted: list[tuple[str, str, Download]] = [("fetch.model", "fetch-model", params.fetch.model)]
-    wanted += [(f"fetch.sources.{name}", f"fetch@{name}", source) for name, source in params.fetch.sources.items()]
+    wanted += [
+        (f"fetch.sources.{name}", f"fetch@{name}", each)
+        for name, source in params.fetch.sources.items()
+        for each in source.each
+    ]
     wanted += [(f"fetch.benchmarks.{name}", "fetch-benchmarks", b) for name, b in params.fetch.benchmarks.items()]
     missing = []
     for key, stage, download in wanted:

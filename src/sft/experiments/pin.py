@@ -129,6 +129,9 @@ def pin_params(path: Path) -> list[str]:
     for entry, source in entries.items():
         if not source.address.startswith("hf://"):
             continue
+        if len(source.each) > 1:
+            report.append(f"{'.'.join(entry)}: a list of addresses, not pinned. Write @<commit> into each.")
+            continue
         pin = ask_hub(source, is_model=entry == ("model",))
         text = write_pin(text, entry, source, pin)
         moved = "" if pin.uri == source.uri else f", was {source.revision or 'without a revision'}"

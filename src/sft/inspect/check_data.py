@@ -131,12 +131,15 @@ def raw_folder(source: str) -> Iterator[Path]:
     if folder.is_dir():
         yield folder
         return
-    if not download.address.startswith("file://"):
+    if not all(each.address.startswith("file://") for each in download.each):
         raise InputError(f"{folder}: not found. Run the fetch stage first: dvc repro fetch@{source}")
     with tempfile.TemporaryDirectory() as links:
-        for file, inner in local_files(download).items():
-            (Path(links) / inner).parent.mkdir(parents=True, exist_ok=True)
-            (Path(links) / inner).symlink_to(file.resolve())
+        for number, each in enumerate(download.each, 1):
+            for file, inner in local_files(each).items():
+                link = Path(links) / inner
+                link = Path(links) / str(number) / inner if link.exists() else link
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.resolve())
         yield Path(links)
 
 

@@ -97,8 +97,9 @@ def _addresses(value: Any) -> Iterator[str]:
     """Yield the file:// addresses below a section of params.yaml."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name == "uri" and isinstance(inner, str) and inner.startswith(FILE):
-                yield inner
+            if name == "uri":
+                uris = inner if isinstance(inner, list) else [inner]
+                yield from (uri for uri in uris if isinstance(uri, str) and uri.startswith(FILE))
             yield from _addresses(inner)
 
 

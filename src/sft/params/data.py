@@ -30,9 +30,14 @@ class Download(Section):
     @field_validator("uri")
     @classmethod
     def _pin_is_complete(cls, uri: str) -> str:
-        if "#" in uri and PIN.search(uri) is None:
+        if any("#" in each and PIN.search(each) is None for each in uri.split("\n")):
             raise ValueError("expected sha256= and 64 hex digits after '#', as in https://host/file#sha256=...")
         return uri
+
+    @property
+    def each(self) -> list["Download"]:
+        """One download for each address: a source may have a list of them."""
+        return [Download(uri=uri) for uri in self.uri.split("\n")]
 
     @property
     def address(self) -> str:
@@ -72,7 +77,7 @@ class Read(Section):
 
 
 class Source(Download):
-    """One source of the blend."""
+    """One source of the blend. Its `uri` may be a list of addresses, each with its pin."""
 
     bytes: Positive | None = None
     """Size of its files, as the hub lists them at the commit of `uri`. `make pin` writes it."""
@@ -84,6 +89,18 @@ class Source(Download):
     """Share of the blend, in trained tokens of the training split. Set it for all sources or for none."""
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """How often the source is seen per epoch of the blend: 0.5 = half of it, 2.0 = twice; null = once."""
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _addresses(cls, uri: Any) -> Any:
+        """Return a list of addresses as one text, with an address in each line."""
+        if not isinstance(uri, list):
+            return uri
+        if not uri or not all(isinstance(each, str) and "\n" not in each for each in uri):
+            raise ValueError("expected an address, or a list of addresses")
+        if repeated := sorted({each for each in uri if uri.count(each) > 1}):
+            raise ValueError(f"the same address twice: {repeated[0]}")
+        return "\n".join(uri)
 
     @model_validator(mode="after")
     def _share_or_epochs(self) -> "Source":

@@ -17,12 +17,12 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from sft.cli import InputError, echo
-from sft.files import publish_folder
+from sft.files import publish_folder, scratch_folder
 from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
 from sft.params.data import Benchmark, Download
@@ -39,15 +39,19 @@ REPORTS = Path("reports/fetch")
 
 
 def origin(source: Download) -> dict[str, Any]:
-    """Return the uri and the pin of a source for its report, without secrets."""
-    pins = {"revision": source.revision, "sha256": source.sha256}
-    return {"uri": redact(source.address), **{name: pin for name, pin in pins.items() if pin is not None}}
+    """Return the uri and the pin of a source for its report, without secrets; of a list, joined by commas."""
+    found = {
+        "uri": [redact(each.address) for each in source.each],
+        "revision": [each.revision for each in source.each if each.revision],
+        "sha256": [each.sha256 for each in source.each if each.sha256],
+    }
+    return {name: ", ".join(values) for name, values in found.items() if values}
 
 
 def fetch_source(name: str, source: Download) -> None:
     """Publish data/raw/<name>/ and its report. Raises InputError, as fetch_files."""
     with publish_folder(RAW / name) as folder, _prefix_errors(f"fetch.sources.{name}"):
-        files = fetch_files(source, folder)
+        files = fetch_all(source, folder)
     splits = count_splits(file.path for file in files)
     more = {"splits": splits} if len(splits) > 1 else {}
     ledger = Ledger(rows_in=len(files), rows_out=len(files))
@@ -57,6 +61,23 @@ def fetch_source(name: str, source: Download) -> None:
     if more:
         counts = ", ".join(f"{split} ({count} {'file' if count == 1 else 'files'})" for split, count in splits.items())
         echo(f"{name}: splits: {counts}. The filter stage reads train, or read.split of the source.")
+
+
+def fetch_all(source: Download, folder: Path) -> list[FetchedFile]:
+    """Download what each address of a source names; a file whose name is taken goes into a folder with the number of
+    its address. Raises InputError, as fetch_files.
+    """
+    if len(source.each) == 1:
+        return fetch_files(source, folder)
+    found: dict[str, FetchedFile] = {}
+    for number, each in enumerate(source.each, 1):
+        with scratch_folder(folder) as scratch:
+            for file in fetch_files(each, scratch):
+                path = f"{number}/{file.path}" if (folder / file.path).exists() else file.path
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (scratch / file.path).rename(folder / path)
+                found[path] = replace(file, path=path)
+    return [found[path] for path in sorted(found)]
 
 
 def fetch_model(source: Download) -> None:
