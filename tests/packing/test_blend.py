@@ -31,6 +31,11 @@ def test_shares_are_of_trained_tokens_and_the_scarcest_source_is_used_once_and_w
     assert plan_epochs({"a": 1000, "b": 3000}, {"a": 0.5, "b": 0.5}, NOTHING) == {"a": 1.0, "b": pytest.approx(1 / 3)}
 
 
+def test_the_scarcest_source_is_repeated_as_often_as_allowed_and_shares_hold():
+    repeated = plan_epochs({"a": 1000, "b": 30_000}, {"a": 0.5, "b": 0.5}, NOTHING, max_epochs=12.5)
+    assert repeated == {"a": 12.5, "b": pytest.approx(12.5 / 30)}
+
+
 def test_a_part_ends_at_the_conversation_that_comes_nearest():
     assert sum(plan_copies(np.full(100, 30), HASHES, 1 / 3)) == 33, "990 tokens are nearer to 1000 than 1020"
     assert draw_part(np.array([10, 30, 10]), np.array([3, 1, 2], np.uint64), 34, True).tolist() == [1]

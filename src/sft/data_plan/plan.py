@@ -89,7 +89,7 @@ class Plan:
     packs: Figure
     """At least as many: blend_tokens / pack_size."""
     limited_by: list[str]
-    """With shares: the scarcest sources. All of them is in the blend, and their tokens limit its size."""
+    """With shares: the scarcest sources. They are seen pack.max_epochs times, which limits the blend."""
     train_iters: int
     epochs_of_run: float
     """How often `train.train_iters` steps see the blend."""
@@ -209,6 +209,7 @@ def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
         {name: round(each.draws[0, trained] * training) for name, each in seen.items()},
         {name: source.share for name, source in sources.items()},
         {name: source.epochs for name, source in sources.items()},
+        params.pack.max_epochs,
     )
     blend = sum((each.draws * epochs[name] * training for name, each in seen.items()), np.zeros(1))
     totals = sum((each.draws for each in seen.values()), np.zeros(1))
@@ -224,7 +225,9 @@ def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
         blend_tokens=Figure(*interval(blend[:, packed])),
         blend_trained_tokens=Figure(*interval(blend[:, trained])),
         packs=Figure(*interval(packs)),
-        limited_by=sorted(name for name in epochs if sources[name].share and math.isclose(epochs[name], 1)),
+        limited_by=sorted(
+            name for name in epochs if sources[name].share and math.isclose(epochs[name], params.pack.max_epochs)
+        ),
         train_iters=train.train_iters,
         epochs_of_run=train.train_iters * train.global_batch_size / max(1.0, packs[0]),
         disk_bytes=bytes + TOKEN_BYTES * tokens,
@@ -271,7 +274,11 @@ def lines(plan: Plan) -> list[str]:
         f"windows    {with_interval(totals['windows'])} of {plan.pack_size:,} tokens hold all of it",
         f"blend      {with_interval(plan.blend_trained_tokens)} trained tokens in the training split",
         f"packs      at least {with_interval(plan.packs)}",
-        *([f"           limited by {', '.join(plan.limited_by)}: no source is repeated"] if plan.limited_by else []),
+        *(
+            [f"           limited by {', '.join(plan.limited_by)}: seen pack.max_epochs times"]
+            if plan.limited_by
+            else []
+        ),
         f"run        {plan.train_iters:,} steps see {plan.epochs_of_run:.3g} epochs of the blend",
         f"disk       {short(plan.disk_bytes)}B: downloads, prepared and packed tokens",
         "",

@@ -5,8 +5,8 @@ is an average over them. In the held-out splits every conversation is seen once.
 
 epochs 2.5     every conversation twice, and a drawn half once more
 epochs 0.3     conversations with 0.3 of the trained tokens, drawn without replacement
-share          for all sources or for none. The blend is the largest one in which no source is seen more than once:
-               all of the scarcest source, and a drawn part of the others. To repeat a scarce source, set epochs.
+share          for all sources or for none. The blend is the largest one in which no source is seen more than
+               `pack.max_epochs` times, by default once: all of the scarcest source, and a drawn part of the others.
 
 Conversations are drawn by keyed hash, the same on every machine; a larger part of a source contains its smaller
 ones. A part ends at the conversation that gets it closest to the requested tokens.
@@ -47,9 +47,12 @@ def check_shares(shares: Mapping[str, float | None], epochs: Mapping[str, float 
 
 
 def plan_epochs(
-    trained_tokens: Mapping[str, int], shares: Mapping[str, float | None], epochs: Mapping[str, float | None]
+    trained_tokens: Mapping[str, int],
+    shares: Mapping[str, float | None],
+    epochs: Mapping[str, float | None],
+    max_epochs: float = 1.0,
 ) -> dict[str, float]:
-    """Return the epochs of each source; a share becomes epochs, at most 1.
+    """Return the epochs of each source; a share becomes epochs, at most `max_epochs`.
 
     >>> plan_epochs({"a": 100, "b": 300}, {"a": 0.5, "b": 0.5}, {"a": None, "b": None})["b"]
     0.3333333333333333
@@ -64,8 +67,10 @@ def plan_epochs(
             "Raise pack.pack_size if its samples are over-length, or remove the source."
         )
     whole = math.fsum(requested.values())
-    total = min(trained_tokens[source] * whole / share for source, share in requested.items())
-    return {source: min(1.0, share / whole * total / trained_tokens[source]) for source, share in requested.items()}
+    total = min(trained_tokens[source] * whole / share for source, share in requested.items()) * max_epochs
+    return {
+        source: min(max_epochs, share / whole * total / trained_tokens[source]) for source, share in requested.items()
+    }
 
 
 def plan_copies(trained_tokens: Int64s, hashes: Hashes, epochs: float) -> Int32s:

@@ -78,6 +78,7 @@ def plan_blend(
         available,
         {name: source.share for name, source in sources.items()},
         {name: source.epochs for name, source in sources.items()},
+        params.max_epochs,
     )
     times = np.ones(len(conversations), np.int32)
     for source, members in training.items():

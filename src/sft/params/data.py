@@ -283,6 +283,8 @@ class Pack(Section):
     """What to do with a sample longer than a pack; cut-at-turn keeps all whole turns that fit."""
     near_duplicates: Share | None
     """Similarity from which conversations of two sources are duplicates; null = equal ones only."""
+    max_epochs: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    """With shares: how often the scarcest source is seen per epoch of the blend. The others follow from shares."""
     precedence: list[Name]
     """Sources that keep a duplicate, the first before the second; the others follow in the order of their names."""
     validation: Annotated[float, Field(ge=0, lt=1)]
