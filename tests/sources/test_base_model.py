@@ -206,6 +206,23 @@ def test_a_gguf_file_becomes_a_folder_that_transformers_loads_with_the_right_end
     assert tokenizer("over <think>\n\nthe")["input_ids"] == ISOLATED.encode("over <think>\n\nthe").ids
 
 
+def test_a_tokenizer_of_bytes_is_not_taken_for_sentencepiece(gguf: Path, tmp_path: Path) -> None:
+    make_base(gguf, tmp_path)
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert (written["model"]["byte_fallback"], written["decoder"]["type"]) == (False, "ByteLevel")
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["clean_up_tokenization_spaces"] is False
+    as_loaded = {
+        **written,
+        "model": {**written["model"], "byte_fallback": True},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, written["decoder"]]},
+    }
+    new, old = (Tokenizer.from_str(json.dumps(settings)) for settings in (written, as_loaded))
+    for text in ("over the fox", "\u65e5\u672c\u8a9e \u2581 <0x0A> \x00", "<think>x</think> , ."):
+        ids = new.encode(text).ids
+        assert ids == old.encode(text).ids
+        assert new.decode(ids) == old.decode(ids) == text
+
+
 def test_a_gguf_file_gives_the_same_bytes_twice_and_names_no_folder(gguf: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -129,6 +129,20 @@ def split_digits(tokenizer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def without_byte_fallback(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer.json of byte-level BPE without what transformers adds as if it were SentencePiece.
+
+    Ids and decoded texts stay the same, but converters to GGUF go by these fields, and llama.cpp then writes the
+    letters that stand for bytes (`Ġ` for a space) into its answers.
+    """
+    steps = tokenizer["pre_tokenizer"]
+    is_byte_level = any(step["type"] == "ByteLevel" for step in steps.get("pretokenizers", [steps]))
+    if not is_byte_level or not tokenizer["model"].get("byte_fallback"):
+        return tokenizer
+    decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    return {**tokenizer, "model": {**tokenizer["model"], "byte_fallback": False}, "decoder": decoder}
+
+
 def check_base(folder: Path) -> None:
     """Raise InputError unless the weights of a model folder are safetensors that fit its tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
@@ -202,10 +216,13 @@ def _from_gguf(file: Path, target: Path) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(target)
+    tokenizer_json = without_byte_fallback(read_config(target / "tokenizer.json"))
     field = reader.fields.get("tokenizer.ggml.pre")
     if field is not None and field.contents() in SPLIT_DIGITS:
-        write_config(target / "tokenizer.json", split_digits(read_config(target / "tokenizer.json")))
+        tokenizer_json = split_digits(tokenizer_json)
+    write_config(target / "tokenizer.json", tokenizer_json)
     settings = read_config(target / "tokenizer_config.json")
+    settings["clean_up_tokenization_spaces"] = False  # true would remove spaces before punctuation from answers
     write_config(target / "tokenizer_config.json", {key: settings[key] for key in settings if key not in LOADING_KEYS})
 
 
