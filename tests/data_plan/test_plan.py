@@ -175,3 +175,12 @@ def test_a_tokenizer_of_another_model_is_not_used(project: Path) -> None:
     set_params(project, **{"fetch.model": {"uri": "file://another"}})
     with pytest.raises(InputError, match=r"^models/base: .*dvc repro fetch-model"):
         make_plan("mine", None)
+
+
+def test_a_list_of_addresses_is_one_source(project: Path) -> None:
+    for folder in ("a", "b"):
+        (project / folder).mkdir()
+        (project / folder / "rows.jsonl").write_bytes(b"".join(CONTENT.splitlines(keepends=True)[:20]))
+    set_params(project, **{"fetch.sources": {"mine": {"uri": ["file://a", "file://b"], "read": READ}}})
+    planned = make_plan(None, None)
+    assert (planned.sources["mine"].files, planned.totals["rows"].estimate) == (2, 40)

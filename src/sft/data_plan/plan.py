@@ -125,11 +125,18 @@ def make_plan(profile: str | None, pack_size: int | None) -> Plan:
 
 
 def _list(name: str, source: Source, folder: Path) -> list[RemoteFile]:
-    (folder / "wheels" / name).mkdir(parents=True)
+    found = dict[str, RemoteFile]()
     try:
-        return list_source(source, folder / "wheels" / name)
+        for number, each in enumerate(source.each, 1):
+            wheel = folder / "wheels" / name / str(number)
+            wheel.mkdir(parents=True)
+            for file in list_source(each, wheel):
+                if file.name in found:  # as fetch names them
+                    file.name = f"{number}/{file.name}"
+                found[file.name] = file
     except InputError as error:
         raise InputError(f"fetch.sources.{name}: {error}") from error
+    return list(found.values())
 
 
 def _base(params: Params, folder: Path) -> Path:
