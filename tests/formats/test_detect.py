@@ -12,6 +12,7 @@ from tests.support.raw_rows import write_lines
 
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 TURNS = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+PART = {"role": "user", "parts": [{"text": "a"}]}
 PAIR = {"instruction": "a", "input": "", "output": "b"}
 
 
@@ -24,6 +25,11 @@ PAIR = {"instruction": "a", "input": "", "output": "b"}
         ([{"chat": {"turns": MESSAGES}, "id": 1}], "openai", {"messages": "chat.turns"}),
         ([{"messages": [json.dumps(message) for message in MESSAGES]}], "openai", {}),
         ([{"contents": [{"role": "user", "parts": [{"text": "a"}]}]}], "openai", {"messages": "contents"}),
+        (
+            [{"systemInstruction": {"role": "system", "parts": [{"text": "S"}]}, "contents": [PART]}],
+            "openai",
+            {"messages": "contents", "system": "systemInstruction"},
+        ),
         ([{"prompt": MESSAGES[:1], "completion": MESSAGES[1]}], "alpaca", {}),
         ([{"conversations": TURNS, "system": "S"}], "sharegpt", {}),
         ([{"conversations": MESSAGES}], "openai", {"messages": "conversations"}),

@@ -216,7 +216,7 @@ def check_template_kwargs(kwargs: Mapping[str, Any], turns: Iterable[Message]) -
     """
     trained = [turn for turn in turns if turn["role"] == "assistant" and turn.get("loss", True)]
     for name, value in kwargs.items():
-        if value is None:
+        if not says_something(value):
             continue
         if name not in THINKING_KWARGS or type(value) is not bool:
             raise UnfitRowError(

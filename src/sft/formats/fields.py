@@ -118,7 +118,7 @@ def suggest_read(record: Json) -> Suggestion | None:
     if (suggestion := _suggest_question(record, paths)) is not None:
         return suggestion
     for path, value in paths:
-        if _is_conversation(value, "role"):
+        if not isinstance(value, dict) and _is_conversation(value, "role"):
             return _suggestion("openai", {"messages": path, **_system(record), "tools": _tools(paths)})
         if _is_list_with(value, "from", "value"):
             return _suggestion("sharegpt", {"conversations": path, **_system(record), "tools": _tools(paths)})
