@@ -35,7 +35,7 @@ def test_a_profile_is_copied_byte_for_byte_and_the_changes_are_shown(project: Pa
     assert (project / "params.yaml").read_bytes() == (project / "profiles/nemotron3-nano.yaml").read_bytes()
     shown = changes(capfd)
     assert shown["optimizer.lr"] == ["0.0002", "1e-05"]
-    assert shown["model.tensor_model_parallel_size"] == ["1", "4"]
+    assert shown["model.expert_model_parallel_size"] == ["1", "8"]
     assert shown["fetch.sources.swe.license"][0] == "-"
     assert shown["fetch.sources.tool-calls.license"][-1] == "-"
 
@@ -72,7 +72,11 @@ def test_profiles_are_listed_with_their_first_sentence(project: Path, capsys: py
     profile.main(None)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["nemotron3-nano", *profile.first_sentence("nemotron3-nano").split()]
-    assert [line.split()[0] for line in lines[1:]] == ["nemotron3-nano-open", "nemotron3-nano-paper"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        "nemotron3-nano-open",
+        "nemotron3-nano-paper",
+        "nemotron3-nano-smoke",
+    ]
 
 
 def test_every_profile_is_a_full_param_set() -> None:

@@ -65,3 +65,29 @@ def test_an_adapter_that_cannot_be_exported_is_an_error_with_the_reason(tmp_path
     message = error_of(changed(tmp_path, r"^peft:\n  name: null", f"peft:\n  name: {name}"))
     assert ": peft.name: " in message
     assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "setter"),
+    [
+        ("optimizer: {lr: 1.0e-5}", "optimizer.lr"),
+        ("model: {tensor_model_parallel_size: 2}", "model.tensor_model_parallel_size"),
+        ("model: {seq_length: 4096}", "pack.pack_size"),
+        ("ddp: {grad_reduce_in_fp32: true}", "mixed_precision.grad_reduce_in_fp32"),
+        ("tokenizer: {tokenizer_model: x}", "fetch.model"),
+        ("peft: {dim: 4}", "peft.dim"),
+    ],
+)
+def test_a_field_of_bridge_that_a_section_sets_is_refused_by_that_name(tmp_path, fields, setter):
+    message = error_of(changed(tmp_path, r"^bridge: \{\}$", f"bridge: {{{fields}}}"))
+    assert f"set {setter} instead" in message
+
+
+def test_fields_of_bridge_are_part_of_the_recorded_params(tmp_path):
+    params = read(changed(tmp_path, r"^bridge: \{\}$", "bridge: {ddp: {overlap_grad_reduce: true}}"))
+    assert params.training.model_dump()["bridge"] == {"ddp": {"overlap_grad_reduce": True}}
+
+
+@pytest.mark.parametrize("value", ["[]", "{ddp: true}", "{checkpoint: {save: x}}"])
+def test_bridge_has_sections_with_fields_that_may_change(tmp_path, value):
+    assert ": bridge: " in error_of(changed(tmp_path, r"^bridge: \{\}$", f"bridge: {value}"))

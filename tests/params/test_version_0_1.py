@@ -46,7 +46,7 @@ def test_pasting_what_the_messages_show_gives_the_params_of_today(tmp_path):
         text = re.sub(f"^{section}:$", f"{section}:\n{keys}", text, flags=re.M)
     for key, value in CHANGED.items():
         text = re.sub(rf"^  {key}: .*$", f"  {key}: {value}", text, flags=re.M)
-    path.write_text(text)
+    path.write_text(f"{text}bridge: {{}}\n")
     assert read(path) == read(DEFAULT)
 
 
@@ -56,7 +56,7 @@ def test_each_old_entry_and_each_old_key_has_one_message(tmp_path):
     places = re.findall(rf"^{re.escape(str(path))}:\d+: ([\w.-]+)", error_of(path), re.M)
     entries = ["fetch.model", *(f"fetch.sources.{name}" for name in read(DEFAULT).fetch.sources)]
     assert sorted(places) == sorted(
-        [*entries, *RENAMED, "filter.ends", "prep.stop_tokens", "prep.date", "prep.max_rejected"]
+        [*entries, *RENAMED, "bridge", "filter.ends", "prep.stop_tokens", "prep.date", "prep.max_rejected"]
     )
 
 

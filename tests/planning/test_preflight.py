@@ -98,6 +98,17 @@ def test_the_numbers_of_the_report_are_json() -> None:
     assert (no_speed["time"], no_speed["memory"]["fits"]) == (None, None)
 
 
+def test_a_model_without_an_estimate_has_every_other_line() -> None:
+    facts = dataclasses.replace(CLUSTER, geometry=None, start_geometry=None)
+    unknown = dataclasses.replace(report(facts, preflight.gpu_of("H100"), nano()), estimate=None)
+    lines = "\n".join(preflight.report_lines(unknown))
+    assert "64 packs of at most 4,096 tokens = 262,144" in lines
+    assert all(f"{name:10} unknown: " in lines for name in ("memory", "time", "disk"))
+    assert not [result for result in unknown.results if result.failed]
+    found = json_values(preflight.values(unknown))
+    assert (found["memory"], found["time"], found["disk"], found["model"]["parameters"]) == (None, None, None, None)
+
+
 @pytest.mark.pipeline
 def test_make_estimate_prints_json_alone(tmp_path: Path) -> None:
     (tmp_path / "profiles").symlink_to(ROOT / "profiles")
@@ -114,7 +125,7 @@ def test_make_estimate_reports_a_profile_without_its_model_data_or_gpu(tmp_path:
     done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"{estimate.count(NANO).total:,} parameters" in done.stdout
-    assert "memory     50.8 GB on the GPU that needs most" in done.stdout
+    assert "memory     66.0 GB on the GPU that needs most" in done.stdout
     assert "ok       padding" in done.stdout
     assert re.search(r"\d+ ok, 4 not known here, \d failed\n$", done.stdout)
     assert done.stderr == "", "Bridge prints nothing"

@@ -29,6 +29,28 @@ SHRUNK = {
     "moe_shared_expert_intermediate_size": 64,
     "max_position_embeddings": 1024,
 }
+# Latent attention (MLA), experts from the second layer on.
+DEEPSEEK = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "vocab_size": tiny.VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
 IDS = {"bos_token_id": 1, "eos_token_id": tiny.EOS, "pad_token_id": 0}
 EMBEDDING_OF_TRANSFORMERS, EMBEDDING_OF_NVIDIA = "backbone.embedding.weight", "backbone.embeddings.weight"
 

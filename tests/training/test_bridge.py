@@ -82,6 +82,7 @@ def train_params(**changes: dict[str, Any]) -> TrainParams:
             "pretrained_checkpoint": None,
         },
         "rng": {"seed": 5},
+        "bridge": {},
     }
     for section, values in changes.items():
         sections[section] |= values

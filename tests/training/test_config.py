@@ -2,7 +2,7 @@
 
 Megatron takes tens of seconds to import, so this file is also a program, run once: `python test_config.py FOLDER`
 writes its results for the tests. `python test_config.py FOLDER golden` updates the golden files:
-golden/nemotron3-nano.json has every value, golden/nemotron3-nano-paper.json those that differ from it.
+golden/nemotron3-nano.json has every value, those of the other profiles what differs from it.
 """
 
 import json
@@ -18,21 +18,28 @@ import pytest
 from sft.cli import InputError
 from sft.files import read_json, write_json
 from sft.params.check import read
-from sft.params.training import TrainParams
+from sft.params.training import Bridge, TrainParams
 from sft.planning import checks
 from sft.training import bridge, config
 from tests.planning.test_checks import LLAMA, NANO
+from tests.support import tiny_architectures as architectures
 from tests.support import tiny_model as tiny
 from tests.training.test_bridge import train_params
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
 NEMOTRON = ROOT / "profiles" / "models" / "NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16"
-PROFILES = {"nemotron3-nano": 8, "nemotron3-nano-paper": 32}
+PROFILES = {"nemotron3-nano": 8, "nemotron3-nano-paper": 32, "nemotron3-nano-smoke": 8}
 """Profile -> least number of GPUs for one copy."""
 RECIPES = "megatron.bridge.recipes"
 RECIPE = f"{RECIPES}.llama.llama3.llama32_1b_sft_config"
 Values = dict[str, Any]
+BRIDGE: dict[str, dict[str, Any]] = {
+    "hybridep": {"model": {"moe_flex_dispatcher_backend": "hybridep"}, "comm_overlap": {"tp_comm_overlap": False}},
+    "unknown field": {"ddp": {"overlap_grad_reduc": True}},
+    "field of config.json": {"model": {"rotary_base": 5}},
+    "rejected": {"model": {"moe_flex_dispatcher_backend": "hybrdep"}},
+}
 
 
 # --- the program -------------------------------------------------------------------------------------------------
@@ -100,6 +107,15 @@ def collect_results(folder: Path) -> Values:
 
     nano, pack_size = profile("nemotron3-nano")
     seen["geometry"] = repr(config.geometry_of(config.model_of(NEMOTRON, weights=False, on_gpu=True)[1]))
+    for name, fields in BRIDGE.items():
+        params = nano.model_copy(update={"bridge": Bridge.model_validate(fields)})
+        seen[name] = error_of(
+            lambda params=params: config.check_bridge_is_used(params, NEMOTRON, pack_size, 8, on_gpu=True)
+        )
+    mla = folder / "mla"
+    write_json(mla / "config.json", architectures.DEEPSEEK)
+    seen["mla"] = repr(config.geometry_of(config.model_of(mla, weights=False, on_gpu=True)[1]))
+
     seen["6 ranks"] = error_of(lambda: config.resolve(built(folder, nano, NEMOTRON, pack_size), 6))
 
     small = folder / "tiny"
@@ -165,6 +181,19 @@ def test_a_profile_passes_bridge_s_validation_with_the_values_of_its_golden(seen
 
 
 @pytest.mark.pipeline
+def test_fields_of_bridge_are_checked_against_its_own_classes(seen: Values) -> None:
+    assert seen["hybridep"] == "accepted"
+    assert "Did you mean ddp.overlap_grad_reduce?" in seen["unknown field"]
+    assert seen["field of config.json"].startswith("params.yaml: bridge.model.rotary_base: ")
+    assert "'deepep', 'hybridep'" in seen["rejected"]
+
+
+@pytest.mark.pipeline
+def test_the_shapes_of_latent_attention_are_unknown_and_no_error(seen: Values) -> None:
+    assert seen["mla"] == "None"
+
+
+@pytest.mark.pipeline
 def test_on_a_cpu_only_kernels_of_experts_are_off_while_bridge_validates(seen: Values) -> None:
     """Transformer Engine sorts tokens by expert, DeepEP sends them: both look for a driver."""
     for name in PROFILES:
@@ -176,18 +205,21 @@ def test_on_a_cpu_only_kernels_of_experts_are_off_while_bridge_validates(seen: V
 
 @pytest.mark.pipeline
 def test_the_recipe_has_the_values_of_its_page_and_the_paper_those_of_the_report(seen: Values) -> None:
-    recipe, paper = (seen["profiles"][name]["values"] for name in PROFILES)
-    for values in (recipe, paper):
+    recipe, paper, smoke = (seen["profiles"][name]["values"] for name in PROFILES)
+    layouts = {"tensor_model_parallel_size": (1, 4, 4), "sequence_parallel": (False, True, True)}
+    for field, expected in layouts.items():
+        assert tuple(values["model"][field] for values in (recipe, paper, smoke)) == expected
+    for values in (recipe, paper, smoke):
         model, optimizer = values["model"], values["optimizer"]
         assert (optimizer["optimizer"], optimizer["decoupled_weight_decay"]) == ("adam", True)
         assert (model["bf16"], model["params_dtype"]) == (True, "torch.bfloat16")
         assert (model["recompute_granularity"], model["recompute_method"]) == ("full", "uniform")
         assert model["calculate_per_token_loss"] is True
-        assert (model["tensor_model_parallel_size"], model["sequence_parallel"]) == (4, True)
         assert model["expert_model_parallel_size"] == 8
         assert model["hidden_size"] == 2688
         assert model["moe_aux_loss_coeff"] == 1e-4
-    assert recipe["optimizer"]["lr"] == 1e-5
+    assert recipe["optimizer"]["lr"] == smoke["optimizer"]["lr"] == 1e-5
+    assert (smoke["train"]["train_iters"], smoke["train"]["global_batch_size"]) == (1700, 4)
     assert recipe["model"]["seq_length"] == recipe["dataset"]["seq_length"] == 4096
     assert paper["optimizer"]["lr"] == 5e-5
     assert paper["model"]["seq_length"] == paper["dataset"]["seq_length"] == 256 * 1024
@@ -234,12 +266,12 @@ def test_adapters_are_bridge_s_own(seen: Values) -> None:
     assert (seen["lora"]["dim"], seen["lora"]["alpha"], seen["lora"]["target_modules"]) == (4, 8, ["linear_proj"])
 
 
-def test_both_profiles_are_one_blend_and_one_model() -> None:
-    recipe, paper = (read(ROOT / "profiles" / f"{name}.yaml") for name in PROFILES)
+def test_the_profiles_are_one_blend_and_one_model() -> None:
+    recipe, paper, smoke = (read(ROOT / "profiles" / f"{name}.yaml") for name in PROFILES)
     default = read(ROOT / "params.yaml")
-    assert recipe.fetch == paper.fetch
-    assert recipe.filter == paper.filter == default.filter
-    assert recipe.prep == paper.prep == default.prep
+    assert recipe.fetch == paper.fetch == smoke.fetch
+    assert recipe.filter == paper.filter == smoke.filter == default.filter
+    assert recipe.prep == paper.prep == smoke.prep == default.prep
     assert recipe.model.recipe == f"{RECIPES}.nemotronh.nemotron_3_nano.nemotron_3_nano_sft_config"
 
 
@@ -280,5 +312,5 @@ if __name__ == "__main__":
     if sys.argv[2:] == ["golden"]:
         plain = result["profiles"]["nemotron3-nano"]["values"]
         write_json(GOLDEN / "nemotron3-nano.json", plain)
-        other = result["profiles"]["nemotron3-nano-paper"]["values"]
-        write_json(GOLDEN / "nemotron3-nano-paper.json", difference(other, plain))
+        for name in set(PROFILES) - {"nemotron3-nano"}:
+            write_json(GOLDEN / f"{name}.json", difference(result["profiles"][name]["values"], plain))

@@ -91,6 +91,15 @@ def check_data(params: Params, changed: Iterable[str]) -> None:
         check_packs({split: counts["packs"] for split, counts in splits.items()}, params.training)
 
 
+def check_bridge(params: Params) -> None:
+    """Raise InputError if `bridge` has what the installed Megatron-Bridge does not; only then is it imported."""
+    if params.bridge.fields:
+        from sft.training import config
+
+        with config.quiet():
+            config.check_bridge(params.bridge)
+
+
 def check_disk(params: Params, lock: Lock, changed: set[str], stages: set[str]) -> None:
     """Raise InputError if stages write more than is free, by what they wrote the last time.
 
@@ -165,6 +174,7 @@ def _problems(targets: Sequence[str], settings: Sequence[str], is_stage: bool) -
     yield from _caught(lambda: check_sources(params, lock))
     if "train" in stages:
         yield from _caught(lambda: check_data(params, others))
+        yield from _caught(lambda: check_bridge(params))
     yield from _caught(lambda: check_disk(params, lock, others, {*DATA_STAGES} if is_stage else stages))
 
 

@@ -43,6 +43,7 @@ SCHEMA = {
     "validation": ("training", "Validation"),
     "checkpoint": ("training", "Checkpoint"),
     "rng": ("training", "Rng"),
+    "bridge": ("training", "Bridge"),
     "eval": ("evaluation", "Eval"),
 }
 TRAINING = tuple(name for name, (module, _) in SCHEMA.items() if module == "training")

@@ -61,6 +61,8 @@ def write_page(root: Path) -> str:
     for section, field in Params.model_fields.items():
         model = typing.cast(type[BaseModel], field.annotation)
         parts += [f"## {section}\n\n{inspect.getdoc(model)}\n"]
+        if not model.model_fields:
+            continue
         parts += ["| key | type | default | reruns | meaning |\n|---|---|---|---|---|"]
         for key in section_keys(model, section, values[section], declared):
             parts[-1] += f"\n| `{key.name}` | {key.type} | {key.default} | {key.reruns} | {key.meaning} |"

@@ -7,6 +7,7 @@ from sft.params.base import Section
 from sft.params.data import Fetch, Filter, Pack, Prep
 from sft.params.evaluation import Eval
 from sft.params.training import (
+    Bridge,
     Checkpoint,
     MixedPrecision,
     Model,
@@ -36,6 +37,7 @@ class Params(Section):
     validation: Validation
     checkpoint: Checkpoint
     rng: Rng
+    bridge: Bridge
     eval: Eval
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
 """The sections of params.yaml that determine the training, named as in Megatron-Bridge's ConfigContainer."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from sft.params.base import Positive, Section, Share
 
@@ -178,6 +178,73 @@ class Rng(Section):
     """Seed of data order and dropout."""
 
 
+# Fields of Megatron-Bridge's ConfigContainer that follow from params with another name.
+SET_BY = {
+    "dataset.offline_packing_specs": "pack.pack_size",
+    "dataset.seed": "rng.seed",
+    "dataset.seq_length": "pack.pack_size",
+    "ddp.grad_reduce_in_fp32": "mixed_precision.grad_reduce_in_fp32",
+    "scheduler.end_weight_decay": "optimizer.weight_decay",
+    "scheduler.start_weight_decay": "optimizer.weight_decay",
+    "model.seq_length": "pack.pack_size",
+    "tokenizer": "fetch.model",
+    **{
+        f"{section}.{field}": "mixed_precision.name"
+        for section in ("model", "optimizer", "ddp", "mixed_precision")
+        for field in ("bf16", "fp16", "params_dtype", "pipeline_dtype", "autocast_dtype")
+    },
+}
+# Those on which the order of packs, the loss, resuming and the export rely.
+FIXED = {
+    "checkpoint": ("load", "save", "ckpt_format", "async_strategy", "ckpt_assume_constant_structure", "save_optim"),
+    "dataset": (
+        *("dataset_root", "dataset_kwargs", "dataloader_type", "do_test", "do_validation"),
+        "enable_offline_packing",
+    ),
+    "ddp": ("average_in_collective",),
+    "dist": ("distributed_backend",),
+    "logger": ("skip_train_metrics_log",),
+    "model": ("calculate_per_token_loss", "expert_tensor_parallel_size", "transformer_layer_spec"),
+    "optimizer": ("optimizer",),
+    "scheduler": ("weight_decay_incr_style", "override_opt_param_scheduler"),
+}
+
+
+class Bridge(Section):
+    """Any other field of Megatron-Bridge's ConfigContainer, by its own names: `{ddp: {overlap_grad_reduce: true}}`.
+
+    They are set last, on top of the recipe's and of the sections above; a field that another section sets is an error
+    there. `make repro bridge.ddp.overlap_grad_reduce=true` sets one (with `dvc exp run -S`: `+bridge.ddp...`).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def fields(self) -> dict[str, dict[str, Any]]:
+        """Values by section and field of ConfigContainer."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _no_section_sets_it(self) -> "Bridge":
+        messages = []
+        for section, values in self.fields.items():
+            if not isinstance(values, dict):
+                raise ValueError(f"{section}: expected its fields, as in {{ddp: {{overlap_grad_reduce: true}}}}")
+            same = TrainParams.model_fields.get(section)
+            for field in values:
+                key = f"{section}.{field}"
+                setter = SET_BY.get(key) or SET_BY.get(section)
+                if section == "peft" or (same and field in same.annotation.model_fields):  # type: ignore[union-attr]
+                    setter = key
+                if setter:
+                    messages.append(f"{key} is set by another section: set {setter} instead")
+                elif field in FIXED.get(section, ()):
+                    messages.append(f"{key} cannot be changed: the order of packs, the loss or the export rely on it")
+        if messages:
+            raise ValueError("; ".join(messages))
+        return self
+
+
 class TrainParams(Section):
     """The sections that the train stage reads, in the order of params.yaml."""
 
@@ -190,3 +257,4 @@ class TrainParams(Section):
     validation: Validation
     checkpoint: Checkpoint
     rng: Rng
+    bridge: Bridge

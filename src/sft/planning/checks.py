@@ -540,8 +540,10 @@ def warnings(params: p.TrainParams, facts: Facts) -> list[str]:
     return lines
 
 
-def geometry_differences(found: Geometry, expected: Geometry) -> list[str]:
-    """Return every shape that differs, as in `hidden 1344 instead of 2688`."""
+def geometry_differences(found: Geometry | None, expected: Geometry | None) -> list[str]:
+    """Return every shape that differs, as in `hidden 1344 instead of 2688`; nothing if neither is known."""
+    if found is None or expected is None:
+        return [] if found is expected else ["latent attention (MLA) in one of them only"]
     return [
         f"{field.name} {getattr(found, field.name)} instead of {getattr(expected, field.name)}"
         for field in dataclasses.fields(Geometry)

@@ -29,6 +29,7 @@ from sft.planning.estimate import GPUS, MEMORY_ERROR, RESERVE
 BASE = Path("models/base")
 PACKED = Path("data/packed")
 KNOWN_MODELS = Path("profiles/models")
+UNKNOWN = "unknown: there is no estimate for latent attention (MLA); nothing is refused for want of memory"
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 
@@ -49,7 +50,8 @@ class Preflight:
 
     params: TrainParams
     facts: checks.Facts
-    estimate: estimate.Estimate
+    estimate: estimate.Estimate | None
+    """None: there is no estimate for this architecture (MLA)."""
     results: list[checks.Result]
     gpu: Gpu
     model: Path
@@ -88,7 +90,9 @@ def examine(params: Params, ranks: int, gpu: Gpu | None, *, has_inputs: bool = T
     return Preflight(
         params=training,
         facts=facts,
-        estimate=estimate.estimate(geometry, training, ranks, facts.pack_size or 1, on_gpu=gpu is not None),
+        estimate=None
+        if geometry is None
+        else estimate.estimate(geometry, training, ranks, facts.pack_size or 1, on_gpu=gpu is not None),
         results=checks.run_checks(training, facts),
         gpu=gpu or Gpu("CPU", None, 0.0),
         model=model,
@@ -133,11 +137,13 @@ def layout_lines(report: Preflight) -> list[str]:
         sizes += f", experts over {layout.expert}"
     if model.sequence_parallel:
         sizes += ", sequence parallel"
+    tokens = tokens_per_step(report)
     rounds = train.global_batch_size / max(1, layout.data * train.micro_batch_size)
-    lines = [f"model      {needs.parameters:,} parameters, {needs.active:,} per token; shapes from {report.model}"]
-    if needs.trained != needs.parameters:
+    counts = f"{needs.parameters:,} parameters, {needs.active:,} per token" if needs else "parameters unknown"
+    lines = [f"model      {counts}; shapes from {report.model}"]
+    if needs and needs.trained != needs.parameters:
         lines.append(f"trained    {needs.trained:,} parameters of adapters")
-    run = f"run        {train.train_iters:,} steps, at most {needs.tokens_per_step * train.train_iters:,} tokens"
+    run = f"run        {train.train_iters:,} steps, at most {tokens * train.train_iters:,} tokens"
     if report.facts.training_packs:
         epochs = train.train_iters * train.global_batch_size / report.facts.training_packs
         run += f", {epochs:.2f} epochs of {report.facts.training_packs:,} packs"
@@ -145,7 +151,7 @@ def layout_lines(report: Preflight) -> list[str]:
         *lines,
         f"layout     {layout.ranks} x {report.gpu.name}: {sizes}",
         f"step       {train.global_batch_size} packs of at most {report.facts.pack_size:,} tokens = "
-        f"{needs.tokens_per_step:,}; {rounds:g} in turn on each data-parallel rank",
+        f"{tokens:,}; {rounds:g} in turn on each data-parallel rank",
         run,
     ]
 
@@ -153,6 +159,8 @@ def layout_lines(report: Preflight) -> list[str]:
 def need_lines(report: Preflight) -> list[str]:
     """Return the lines about memory, time and disk, each with its uncertainty."""
     needs, facts = report.estimate, report.facts
+    if needs is None:
+        return [f"memory     {UNKNOWN}", f"time       {UNKNOWN}", f"disk       {UNKNOWN}"]
     parts = ", ".join(f"{name} {size(getattr(needs.memory, name))}" for name in MEMORY_PARTS)
     lines = [
         f"memory     {size(needs.memory.total)} on the {'GPU' if facts.on_gpu else 'process'} that needs most: {parts}",
@@ -228,36 +236,37 @@ def values(report: Preflight) -> dict[str, Any]:
     needs, facts, train = report.estimate, report.facts, report.params.train
     layout = estimate.layout_of(report.params.model, facts.ranks)
     epochs = train.train_iters * train.global_batch_size / facts.training_packs if facts.training_packs else None
-    parts = {name: getattr(needs.memory, name) for name in MEMORY_PARTS}
+    memory = needs and {name: getattr(needs.memory, name) for name in ("total", *MEMORY_PARTS)}
     step = step_seconds(report)
     return {
         "model": {
             "shapes_from": report.model,
-            "parameters": needs.parameters,
-            "active_parameters": needs.active,
-            "trained_parameters": needs.trained,
+            "parameters": needs and needs.parameters,
+            "active_parameters": needs and needs.active,
+            "trained_parameters": needs and needs.trained,
         },
         "gpu": report.gpu,
         "layout": {**dataclasses.asdict(layout), "data": layout.data},
         "step": {
             "packs": train.global_batch_size,
             "pack_size": facts.pack_size,
-            "tokens": needs.tokens_per_step,
-            "flops": needs.flops_per_step,
+            "tokens": tokens_per_step(report),
+            "flops": needs and needs.flops_per_step,
         },
         "run": {
             "steps": train.train_iters,
-            "tokens": needs.tokens_per_step * train.train_iters,
+            "tokens": tokens_per_step(report) * train.train_iters,
             "training_packs": facts.training_packs,
             "epochs": epochs,
         },
-        "memory": {"total": needs.memory.total, **parts, "error": MEMORY_ERROR, "fits": fits(report)},
+        "memory": memory and {**memory, "error": MEMORY_ERROR, "fits": fits(report)},
         "time": step
         and {
             "step_seconds": dict(zip(("least", "most"), step, strict=True)),
             "run_seconds": {"least": step[0] * train.train_iters, "most": step[1] * train.train_iters},
         },
-        "disk": {
+        "disk": needs
+        and {
             "total": needs.disk,
             "checkpoints": needs.checkpoints,
             "checkpoint": needs.checkpoint,
@@ -272,16 +281,21 @@ def values(report: Preflight) -> dict[str, Any]:
     }
 
 
+def tokens_per_step(report: Preflight) -> int:
+    """Return the tokens of a step, at most: of full packs."""
+    return report.params.train.global_batch_size * (report.facts.pack_size or 1)
+
+
 def fits(report: Preflight) -> bool | None:
-    """Return whether the memory suffices. None: the memory of what computes is not known."""
-    memory = report.gpu.memory
-    return report.estimate.memory.total <= memory * (1 - RESERVE) if memory else None
+    """Return whether the memory suffices. None: that of the training, or of what computes, is not known."""
+    needs, memory = report.estimate, report.gpu.memory
+    return needs.memory.total <= memory * (1 - RESERVE) if needs and memory else None
 
 
 def step_seconds(report: Preflight) -> tuple[float, float] | None:
     """Return the least and most seconds of a step. None: the speed of what computes is not known."""
     needs, flops = report.estimate, report.gpu.flops
-    if not flops:
+    if not flops or needs is None:
         return None
     if report.facts.on_gpu:
         return needs.seconds_per_step(flops, report.facts.ranks)

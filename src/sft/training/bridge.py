@@ -189,6 +189,8 @@ def check(
         gpu_memory=None if is_elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
     )
     checks.check_training(params, facts)
+    with quiet():
+        config.check_bridge_is_used(params, base, facts.pack_size or 1, ranks, on_gpu=on_gpu)
     return checks.warnings(params, facts)
 
 

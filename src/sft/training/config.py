@@ -17,6 +17,7 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sft.cli import InputError
 from sft.params import training as p
 from sft.planning import checks
 from sft.planning.estimate import Geometry
+from sft.training import overrides
 
 NOISY_LOGGERS = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # "FP8… failed", "No CUDA"
 STOPPED = (KeyboardInterrupt, SystemExit)  # Ctrl-C, or a stop before the time limit
@@ -220,7 +222,7 @@ def build(
     ddp.grad_reduce_in_fp32 = grad_in_fp32
     ddp.average_in_collective = False  # the loss is a mean over tokens, not over ranks
 
-    return c.ConfigContainer(
+    container = c.ConfigContainer(
         model=provider,
         mixed_precision=_precision(params.mixed_precision.name, grad_in_fp32),
         peft=None if params.peft.name is None else adapters(params.peft),
@@ -285,6 +287,48 @@ def build(
         dist=c.DistributedInitConfig(distributed_backend="nccl" if on_gpu else "gloo", disable_jit_fuser=not on_gpu),
         rng=c.RNGConfig(seed=params.rng.seed),
     )
+    if params.bridge.fields:
+        _refuse_shapes(params.bridge, base)
+        before = geometry_of(provider)
+        overrides.apply(container, params.bridge.fields)
+        if geometry_of(provider) != before:
+            raise InputError("params.yaml: bridge.model: changes the model's shapes, which fetch.model determines.")
+    return container
+
+
+def _refuse_shapes(bridge: p.Bridge, base: Path) -> None:
+    """Raise InputError if `bridge` has a field that AutoBridge reads from the model's config.json."""
+    from megatron.bridge import AutoBridge
+
+    mapped = {name: key for key, name in AutoBridge.from_hf_pretrained(str(base))._model_bridge.CONFIG_MAPPING}
+    for name in bridge.fields.get("model", {}):
+        if name in mapped:
+            raise InputError(
+                f"params.yaml: bridge.model.{name}: {base}/config.json sets it ({mapped[name]}), so that the exported "
+                "model is the trained one. Choose another model in fetch.model."
+            )
+
+
+def check_bridge(bridge: p.Bridge) -> None:
+    """Raise InputError if ConfigContainer has no such fields, or of another type; the model may not be known yet."""
+    prepare_imports()
+    from megatron.bridge.training.config import ConfigContainer
+
+    overrides.check(bridge.fields, overrides.section_classes(ConfigContainer))
+
+
+def check_bridge_is_used(params: p.TrainParams, base: Path, pack_size: int, ranks: int, *, on_gpu: bool) -> None:
+    """Raise InputError if a field of `bridge` is rejected, or gets another value when Bridge completes the config."""
+    if not params.bridge.fields:
+        return
+    with tempfile.TemporaryDirectory() as scratch:  # Bridge requires that the folder of the weights exists
+        folder = Path(scratch)
+        container = build(
+            params, base=base, start=folder, packed=folder, run=folder, pack_size=pack_size, on_gpu=on_gpu
+        )
+        resolve(container, ranks)
+    if messages := overrides.ignored(container, params.bridge.fields):
+        raise InputError("\n".join(messages))
 
 
 def _provider(params: p.TrainParams, base: Path, recipe: Any, pack_size: int, on_gpu: bool) -> Any:
@@ -293,8 +337,8 @@ def _provider(params: p.TrainParams, base: Path, recipe: Any, pack_size: int, on
     provider = plain
     if recipe is not None:
         provider = recipe.model
-        differences = checks.geometry_differences(geometry_of(provider), geometry_of(plain))
-        if differences:
+        found, expected = geometry_of(provider), geometry_of(plain)
+        if differences := checks.geometry_differences(found, expected):
             raise InputError(
                 f"params.yaml: model.recipe: {params.model.recipe} has other shapes than {base}/config.json: "
                 f"{'; '.join(differences)}. Choose the recipe of this model."
@@ -398,13 +442,13 @@ def plain_values(value: Any) -> Any:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def geometry_of(provider: Any) -> Geometry:
+def geometry_of(provider: Any) -> Geometry | None:
     """Return the shapes of a provider's model, for the estimate and the checks.
 
-    Raises:  InputError: Geometry does not describe the architecture (MLA).
+    None: Geometry does not describe the architecture (latent attention, MLA, as in DeepSeek, Kimi and GLM 5).
     """
     if getattr(provider, "multi_latent_attention", False):
-        raise InputError("fetch.model: the model has latent attention (MLA), whose memory cannot be estimated yet.")
+        return None
     layers = provider.num_layers or len(getattr(provider, "hybrid_layer_pattern", None) or "")
     experts = getattr(provider, "num_moe_experts", None) or 0
     pattern = getattr(provider, "hybrid_layer_pattern", None)
@@ -439,7 +483,7 @@ def geometry_of(provider: Any) -> Geometry:
     )
 
 
-def geometry_of_checkpoint(checkpoint: Path) -> Geometry:
+def geometry_of_checkpoint(checkpoint: Path) -> Geometry | None:
     """Return the shapes of the model in a Megatron checkpoint. Check its manifest first."""
     prepare_imports()
     from megatron.bridge.training.model_load_save import load_model_config
