@@ -168,6 +168,6 @@ def test_the_table_shows_intervals_and_says_where_there_are_too_few():
     console = Console(width=140, record=True)
     console.print(table(evaluation()))
     text = console.export_text()
-    assert re.search(r"loss, chat .* -1\.250 .* change -1\.500 to -1\.000, n=12", text)
+    assert re.search(r"loss, chat .* -1\.250 .* -1\.500 to -1\.000, n=12", text)
     assert "too few, n=2" in text
-    assert re.search(r"exact .* after 0\.25 to 0\.75, \+3 -1", text)
+    assert re.search(r"exact .* 0\.25 to 0\.75, \+3 -1", text)

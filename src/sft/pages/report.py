@@ -117,14 +117,14 @@ def _share_bar(metrics: Mapping[str, Any], name: str) -> Bar:
 def _loss_note(change: Mapping[str, Any]) -> str:
     bounds = _bounds(change)
     units = f"n={change['conversations']}"
-    return f"change {bounds[0]:+.3f} to {bounds[1]:+.3f}, {units}" if bounds else f"too few, {units}"
+    return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}, {units}" if bounds else f"too few, {units}"
 
 
 def _share_note(after: Mapping[str, Any], change: Mapping[str, Any], name: str) -> str:
     bounds, counts = _bounds(after["intervals"].get(name)), change.get(name)
     if bounds is None or counts is None:
         return ""
-    return f"after {bounds[0]:.2f} to {bounds[1]:.2f}, +{counts['better']} -{counts['worse']}"
+    return f"{bounds[0]:.2f} to {bounds[1]:.2f}, +{counts['better']} -{counts['worse']}"
 
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
