@@ -1,7 +1,10 @@
 """overview: the state of each stage and the last run, also where there is no git, no data, no run."""
 
+import contextlib
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import pytest
 from sft.experiments import overview
 from sft.experiments.overview import MISSING, NOT_RUN, find_reasons, run_lines, stage_lines
 from sft.files import write_json
+from sft.tracking import journal
+from sft.training.steps import Step, StepLog
 from tests.support.finished_project import make_recorded
 from tests.support.project import environment, run
 
@@ -89,6 +94,14 @@ def test_a_stage_has_one_line_with_its_sources_and_reasons():
     ]
 
 
+def train_a_step(run: Path) -> journal.Journal:
+    """Log a step as training does."""
+    run_journal = journal.open_run(run, {}, {}, [])
+    with contextlib.closing(StepLog(run_journal.add, iterations=2)) as log:
+        log.log_step(Step(1, 0.5, lr=0.1, grad_norm=1.0, tokens=10, seconds=1.0))
+    return run_journal
+
+
 def test_the_last_run_is_named_with_its_losses_its_gate_and_a_newer_one(tmp_path, monkeypatch):
     make_recorded(tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
@@ -100,11 +113,18 @@ def test_the_last_run_is_named_with_its_losses_its_gate_and_a_newer_one(tmp_path
     assert first.split() == [trained["lineage_key"], "2", "steps,", "loss", "0.5000,", "validation", "0.7000"]
     assert second.endswith("failed the gate: loss: 2 after")
     shutil.rmtree("models/final")
-    Path("runs/0123").mkdir(parents=True)
-    Path("runs/0123/steps.jsonl").touch()
+    key = trained["lineage_key"]
+    ours = train_a_step(Path("runs", key))
+    journal.open_run(Path("runs/begun"), {}, {}, [])
+    first, *_, missing = run_lines()
+    assert re.match(rf"  {key}  20\d\d-\d\d-\d\d \d\d:\d\d, 2 steps, loss 0\.5000", first)
+    assert "models/final is not here" in missing, "no run is newer: one has made no step"
+    time.sleep(0.002)  # the journal counts milliseconds
+    train_a_step(Path("runs/0123"))
+    ours.add("evaluation")
     *_, missing, newer = run_lines()
     assert "models/final is not here" in missing
-    assert newer.split()[0] == "0123"
+    assert re.match(r"  0123  20\d\d-\d\d-\d\d \d\d:\d\d, newer", newer)
     Path("reports/train.json").write_text("{")
     overview.main()
 

@@ -23,6 +23,7 @@ from sft.experiments.dvc_lock import restore_lock
 from sft.files import read_json
 from sft.params.read import PARAMS, read_text
 from sft.params.recorded import changed_params, read_lock
+from sft.tracking.journal import Journal
 
 PATIENCE = 10  # seconds
 MOST_REASONS = 3  # in a line
@@ -111,17 +112,23 @@ def run_lines() -> Iterator[str]:
             yield f"  held-out loss {before:.4f} -> {after:.4f}; {passed}"
         if not FINAL.exists():
             yield f"  {FINAL} is not here, only its reports: make repro builds it, dvc pull gets it from a remote"
-    newest = max(RUNS.glob("*/steps.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
-    if newest and newest.parent.name != key:
-        yield f"  {newest.parent.name}  {time_of(newest.parent)}newer, and not in {FINAL}: to resume it, make train"
+    newest = max((path.parent for path in RUNS.glob("*/journal.jsonl")), key=last_step, default=None)
+    if newest and newest.name != key and last_step(newest):
+        yield f"  {newest.name}  {time_of(newest)}newer, and not in {FINAL}: to resume it, make train"
+
+
+def last_step(run: Path) -> int:
+    """Return when a run made its last step, in milliseconds since 1970; 0 if it made none, or is not here.
+
+    The time of the file says less: evaluation and sync append to the journal too.
+    """
+    return max((int(entry["time"]) for entry in Journal(run).entries("step")), default=0)
 
 
 def time_of(run: Path) -> str:
     """Return when a run made its last step, local time, and a comma; "" if the run is not here."""
-    steps = run / "steps.jsonl"
-    if not steps.exists():
-        return ""
-    return f"{datetime.fromtimestamp(steps.stat().st_mtime):%Y-%m-%d %H:%M}, "
+    step = last_step(run)
+    return f"{datetime.fromtimestamp(step / 1000):%Y-%m-%d %H:%M}, " if step else ""
 
 
 def main() -> None:
