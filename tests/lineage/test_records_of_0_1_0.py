@@ -13,6 +13,7 @@ from sft.lineage.compare import compare
 from sft.lineage.compare import main as compare_main
 from sft.lineage.resolve import find, of_folder
 from sft.lineage.verify import verify
+from sft.params.recorded import stage_of
 from tests.support.finished_project import make_recorded
 from tests.support.project import ROOT
 
@@ -80,7 +81,7 @@ def test_its_rebuild_is_planned_from_its_lock(project):
     assert {f"data/raw/{name}" for name in SOURCES} | {"models/base", "data/benchmarks"} <= fetched
     assert {f"reports/fetch/{name}.json" for name in SOURCES} <= fetched
     stages = reproduce.stages_after_fetch(records, "eval")
-    assert [reproduce.stage_of(name) for name in stages] == ["filter"] * 7 + ["prep"] * 7 + ["pack", "train", "eval"]
+    assert [stage_of(name) for name in stages] == ["filter"] * 7 + ["prep"] * 7 + ["pack", "train", "eval"]
     verdicts = {output.path: output.verdict for output in reproduce.compare(records, records)}
     assert verdicts.pop("models/final/lineage.json") == reproduce.DECLARED
     assert set(verdicts.values()) == {reproduce.IDENTICAL}

@@ -23,12 +23,10 @@ from sft.files import project_root, publish_file, read_json
 from sft.lineage.patch import dirty_patch
 from sft.params.check import Changed, check_packs, check_params, check_settings
 from sft.params.data import Download
-from sft.params.recorded import changed_params, locked_params, read_lock
+from sft.params.recorded import DATA_STAGES, STAGES, changed_params, locked_params, read_lock, stage_of
 from sft.params.schema import Params
 from sft.tracking.address import store_uri
 
-DATA_STAGES = ("fetch", "filter", "prep", "pack")
-STAGES = (*DATA_STAGES, "train", "eval")
 METADATA = Path("data/packed/metadata.json")
 MODEL_REPORT = Path("reports/fetch/model.json")
 # Bytes a parameter that a training writes at least: the imported model, a checkpoint with its optimizer, models/final.
@@ -36,15 +34,6 @@ IMPORTED, CHECKPOINT, EXPORTED = 4, 12, 2
 MARK = "params.yaml and this project were checked before the stages ran.\n"
 
 Lock = Mapping[str, Mapping[str, Any]]
-
-
-def stage_of(name: str) -> str:
-    """Return the stage of a name in dvc.yaml.
-
-    >>> stage_of("filter@chats"), stage_of("fetch-model"), stage_of("pack")
-    ('filter', 'fetch', 'pack')
-    """
-    return re.split("[@-]", name)[0]
 
 
 def stages_up_to(targets: Sequence[str]) -> set[str]:

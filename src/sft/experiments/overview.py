@@ -18,11 +18,10 @@ from types import FrameType
 from rich.markup import escape
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
-from sft.experiments.check import STAGES, stage_of
 from sft.experiments.dvc_lock import restore_lock
 from sft.files import read_json
 from sft.params.read import PARAMS, read_text
-from sft.params.recorded import changed_params, read_lock
+from sft.params.recorded import STAGES, changed_params, read_lock, stage_of
 from sft.tracking.journal import Journal
 
 PATIENCE = 10  # seconds

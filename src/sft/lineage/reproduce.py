@@ -30,8 +30,8 @@ from sft.lineage.patch import patch_name
 from sft.lineage.record import all_packages, hardware
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, Records, find, listing, of_folder
 from sft.lineage.work_tree import data_files
+from sft.params.recorded import STAGES, stage_of
 
-STAGES = ("fetch", "filter", "prep", "pack", "train", "eval")
 REFETCH, PULL = "refetch", "pull"
 IDENTICAL, DIFFERS, DECLARED, MISSING = "identical", "differs", "declared", "not recorded"
 STYLES = {IDENTICAL: "green", DIFFERS: "bold red", DECLARED: "dim", MISSING: "yellow"}
@@ -101,15 +101,6 @@ def make_worktree(records: Records) -> Path:
             if problem := _git(place, "apply", "--binary", "--whitespace=nowarn", file.name):
                 raise InputError(f"{place}: the recorded changes do not apply: {problem}")
     return place
-
-
-def stage_of(name: str) -> str:
-    """Return the stage of a name in dvc.lock.
-
-    >>> stage_of("filter@chats"), stage_of("fetch-model"), stage_of("pack")
-    ('filter', 'fetch', 'pack')
-    """
-    return name.partition("@")[0].partition("-")[0]
 
 
 def fetched_outputs(records: Records) -> list[str]:

@@ -1,5 +1,6 @@
-"""The params with which DVC last ran each stage, from dvc.lock, and the stages that other values would change."""
+"""The stages, the params with which DVC last ran each, from dvc.lock, and the stages that other values would change."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,18 @@ from sft.params.read import MISSING, PARAMS, read_text
 
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
+DATA_STAGES = ("fetch", "filter", "prep", "pack")
+STAGES = (*DATA_STAGES, "train", "eval")
 DATA_SECTIONS = ("filter", "prep", "pack")
+
+
+def stage_of(name: str) -> str:
+    """Return the stage of a name in dvc.yaml or dvc.lock.
+
+    >>> stage_of("filter@chats"), stage_of("fetch-model"), stage_of("pack")
+    ('filter', 'fetch', 'pack')
+    """
+    return re.split("[@-]", name)[0]
 
 
 def read_lock(lock: Path = LOCK) -> dict[str, Any]:
