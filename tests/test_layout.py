@@ -32,7 +32,7 @@ ORDER = (
     *("evaluation", "lineage", "tracking", "cluster", "pages", "inspect", "experiments", "run_stage", "stages"),
 )
 # Programs for people that look at all of it.
-PROGRAMS = {"sft.planning.preflight", *(f"sft.lineage.{name}" for name in LINEAGE_PROGRAMS)}
+PROGRAMS = {"sft.planning.preflight", "sft.tracking.cli", *(f"sft.lineage.{name}" for name in LINEAGE_PROGRAMS)}
 # What a class of import is for, and the only modules that may do it.
 ONLY_HERE = {
     "megatron": {

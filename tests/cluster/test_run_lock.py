@@ -58,7 +58,9 @@ def test_of_20_races_no_step_is_trained_twice(tmp_path):
 
 
 def test_a_second_start_names_the_first(tmp_path, monkeypatch):
+    assert not RunLock(tmp_path / "key").is_held()
     with RunLock(tmp_path / "key").held():
+        assert RunLock(tmp_path / "key").is_held()
         with pytest.raises(InputError) as refused:
             RunLock(tmp_path / "key").acquire()
         message = str(refused.value)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.files import read_json
+from sft.cluster import jobs
+from sft.cluster.run_lock import RunLock
+from sft.files import read_json, write_json
 from sft.lineage.resolve import outs, parse_lock
 from sft.tracking import cli, store, sync
 from sft.tracking.journal import RECORDS, Dataset, Journal, add_model, open_run
@@ -37,6 +39,22 @@ def test_every_run_is_synced_and_an_attempt_whose_process_is_gone_is_killed(pend
     assert statuses == {KEYS[0]: "KILLED", KEYS[1]: "RUNNING"}
     cli.sync_all()
     assert f"runs/{KEYS[1]}: 0 sent, 0 pending" in capsys.readouterr().out
+
+
+def test_an_attempt_that_a_job_or_another_process_trains_goes_on(pending, capsys):
+    """The process that submits a job with DETACH=1 begins the attempt, and ends."""
+    for key in KEYS:
+        file = Journal(pending / key).file
+        file.write_text(file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305'))
+    write_json(pending / KEYS[0] / "job.json", {"cluster": "big", "stage": "train", "job": "7", "outcome": None})
+    with RunLock(pending / KEYS[1]).held():
+        cli.sync_all()
+    assert {key: store.look_up(key).facts["status"] for key in KEYS} == dict.fromkeys(KEYS, "RUNNING")
+    assert "no longer runs" not in capsys.readouterr().out
+    jobs.record_outcome(pending / KEYS[0], "CANCELLED")
+    cli.sync_all()
+    assert {key: store.look_up(key).facts["status"] for key in KEYS} == dict.fromkeys(KEYS, "KILLED")
+    assert not RunLock(pending / KEYS[1]).is_held()
 
 
 def test_a_store_that_does_not_answer_ends_with_an_error(pending, monkeypatch):

@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 from sft.cli import InputError, echo
 from sft.cluster.cluster_file import is_on
 
@@ -68,6 +70,12 @@ class RunLock:
                 echo(f"runs/{self.run.name}: waiting for {owner}")
             is_waiting = True
             time.sleep(POLL_SECONDS)
+
+    def is_held(self) -> bool:
+        """Whether another process holds the lock; if none does, this one holds it for a moment."""
+        owner = self._try()
+        self.release()
+        return owner is not None
 
     def release(self) -> None:
         """Release the lock; a second call changes nothing."""
@@ -148,16 +156,11 @@ def holders(file: Path) -> list[int]:
 
 def _has_dvc_above(pid: int) -> bool:
     """Whether a process above this one is a dvc."""
-    while pid > 1:
-        try:
-            status = Path("/proc", str(pid), "status").read_text(encoding="utf-8")
-            pid = int(status.partition("PPid:")[2].split()[0])
-            command = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0") if pid else []
-        except (OSError, IndexError, ValueError):
-            return False
-        if any(os.path.basename(word) == b"dvc" for word in command):
-            return True
-    return False
+    try:
+        above = psutil.Process(pid).parents()
+        return any(os.path.basename(word) == "dvc" for process in above for word in process.cmdline())
+    except psutil.Error:  # one has just ended
+        return False
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -4,8 +4,8 @@
     python -m sft.tracking.cli server [--store URI] [--artifacts PLACE] [--port 5000] [--folder runs]
 
 `sync` sends all of runs/*/journal.jsonl to the store that MLFLOW_TRACKING_URI names, else to runs/mlflow.db. It
-ends attempts whose process on this machine was killed, and exits with 0 when nothing is pending. Running it twice
-changes nothing.
+ends attempts whose process on this machine was killed, unless a job trains the run, and exits with 0 when nothing is
+pending. Running it twice changes nothing.
 
 DVC writes dvc.lock after the last stage, so the run in MLflow has an older one. If dvc.lock names the model in
 models/final, `sync` replaces it; `sync --lock` does only that, and loads MLflow only if there is something to replace.
@@ -24,6 +24,8 @@ import sys
 from pathlib import Path
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cluster import jobs
+from sft.cluster.run_lock import RunLock
 from sft.files import project_root, read_json
 from sft.hashing import file_digest
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, listing, outs, parse_lock
@@ -47,8 +49,9 @@ def sync_all() -> None:
     runs = sorted({path.parent for path in [*folder.glob("*/journal.jsonl"), *of_0_1_0]})
     for run in runs:
         journal = Journal(run)
-        for attempt in end_dead_attempts(journal):
-            echo(f"runs/{run.name}: attempt {attempt} no longer runs: KILLED")
+        if not is_trained(run, journal):
+            for attempt in end_dead_attempts(journal):
+                echo(f"runs/{run.name}: attempt {attempt} no longer runs: KILLED")
         before = journal.pending(store_name())
         result = sync_run(run)
         echo(f"runs/{run.name}: {before - result.pending} sent, {result.pending} pending, run {result.run_id}")
@@ -57,6 +60,11 @@ def sync_all() -> None:
         if result.reason:
             raise InputError(result.reason)
     echo(f"{store_name()} is up to date with {len(runs)} runs")
+
+
+def is_trained(run: Path, journal: Journal) -> bool:
+    """Whether a job or another process has the run; the process that began an attempt may only have submitted it."""
+    return any(journal.attempts().values()) and bool(jobs.active_job(run) or RunLock(run).is_held())
 
 
 def sync_lock() -> None:
