@@ -54,6 +54,7 @@ stages:
 def project(tmp_path, monkeypatch):
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
+    (tmp_path / ".gitignore").write_text("/runs/\n")
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     (tmp_path / "params.yaml").write_text("optimizer:\n  lr: 0.5\n")
@@ -102,6 +103,11 @@ def test_an_experiment_of_the_same_name_must_be_of_this_commit_these_edits_and_t
     (project / "reports/eval.json").write_text("{}")
     check_origin("s", members, members)
     (project / "stage.py").write_text(STAGE + "# edited\n")
+    with pytest.raises(InputError, match=r"s-1: .* uncommitted changes"):
+        check_origin("s", members, members)
+    (project / "stage.py").write_text(STAGE)
+    check_origin("s", members, members)
+    (project / "new.py").write_text("# not added to git\n")
     with pytest.raises(InputError, match=r"s-1: .* uncommitted changes"):
         check_origin("s", members, members)
     commit(project, "two")

@@ -54,13 +54,13 @@ def make_packed(folder: Path) -> None:
 
 def test_lineage_json_leads_from_the_model_back(tmp_path):
     make_packed(tmp_path)
-    written = lineage_json(ONE, "run-1", tmp_path, BASE, b"changes")
+    written = lineage_json(ONE, "run-1", tmp_path, BASE, b"changes", (None, None))
     assert written["lineage_key"] == ONE.key
     assert written["mlflow_run_id"] == "run-1"
     assert written["packages"]["torch"]
     assert {"git_commit", "git_dirty", "data", "base_model", "params"} <= written.keys()
     assert written["patch"] == hashlib.sha256(b"changes").hexdigest()
-    assert lineage_json(ONE, "run-1", tmp_path, BASE)["patch"] is None
+    assert lineage_json(ONE, "run-1", tmp_path, BASE, None, (None, None))["patch"] is None
     assert written["sources"]["chats"]["uri"] == "file://x"
     assert written["sources"]["chats"]["rows"] == 3
     assert written["sources"]["chats"]["rejected"] == {"no-answer": 1}
@@ -70,7 +70,7 @@ def test_lineage_json_leads_from_the_model_back(tmp_path):
 
 def test_lineage_json_names_the_reports_of_the_data_and_not_those_that_come_later(tmp_path):
     make_packed(tmp_path)
-    named = lineage_json(ONE, "run-1", tmp_path, BASE)["records"]
+    named = lineage_json(ONE, "run-1", tmp_path, BASE, None, (None, None))["records"]
     assert named.keys() == {"data/packed/metadata.json", "reports/fetch/chats.json", "reports/filter/chats.json"}
     assert named["reports/fetch/chats.json"] == file_digest(tmp_path / "reports/fetch/chats.json")
 

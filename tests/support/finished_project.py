@@ -60,10 +60,8 @@ def make_recorded(folder: Path, lr: float = 1e-3, commit: str | None = None) -> 
     final = folder / "models/final"
     text(final / "model.safetensors", f"weights of lr {lr}")
     record = {
-        **lineage_json(lineage, "0" * 32, folder, BASE),
+        **lineage_json(lineage, "0" * 32, folder, BASE, None, (commit or "a" * 40, False)),
         "packages": KEYED,
-        "git_commit": commit or "a" * 40,
-        "git_dirty": False,
     }
     write_json(final / "lineage.json", {**record, "files": folder_digests(final)})
     report(folder, "train", 3, {"not-reached": 1}, train_loss=0.5, iterations=2, lineage_key=lineage.key)

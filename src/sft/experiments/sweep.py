@@ -29,7 +29,7 @@ from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
 from sft.experiments.check import find_problems
 from sft.files import file_lock, read_json, write_json
 from sft.hashing import value_digest
-from sft.lineage.work_tree import OWN_OUTPUTS
+from sft.lineage.patch import dirty_patch
 from sft.params.check import check_settings
 
 POLL_SECONDS = 5.0
@@ -135,8 +135,11 @@ def check_origin(name: str, members: dict[str, list[str]], known: Iterable[str])
 
     Raises:  InputError: one was made from something else.
     """
-    edits = _git("diff", "--binary", "--no-ext-diff", "HEAD", "--", ".", *OWN_OUTPUTS)
-    made_from = {"commit": _git("rev-parse", "HEAD").strip(), "uncommitted changes": value_digest(edits)}
+    edits = dirty_patch(Path.cwd()) or b""
+    made_from = {
+        "commit": _git("rev-parse", "HEAD").strip(),
+        "uncommitted changes": value_digest(edits.decode("latin-1")),  # any byte is a character
+    }
     origins: dict[str, dict[str, Any]] = {member: {**made_from, "params": words} for member, words in members.items()}
     record = SWEEPS / f"{name}.json"
     earlier = read_json(record) if record.exists() else {}

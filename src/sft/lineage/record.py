@@ -49,8 +49,8 @@ def lineage_json(
     run_id: str | None,
     folder: Path,
     base: "Download",
-    patch: bytes | None = None,
-    git: tuple[str | None, bool | None] | None = None,
+    patch: bytes | None,
+    git: tuple[str | None, bool | None],
 ) -> dict[str, Any]:
     """Return what models/final/lineage.json holds: from the model back to data, code and run.
 
@@ -59,7 +59,7 @@ def lineage_json(
     of all other files of the model. `mlflow_run_id` is null if MLflow did not answer during the whole training; the run
     is then found by the lineage key.
     """
-    commit, dirty = git or git_state(folder)
+    commit, dirty = git
     made = {
         path: file for path, file in records(folder, DATA_RECORDS).items() if path.startswith(("data/", "reports/"))
     }

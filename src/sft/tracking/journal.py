@@ -34,7 +34,7 @@ MAX_PARAM_CHARS = 6000
 DIGEST_DIGITS = 12
 RECORDS = "records"  # the artifact folder of a run that holds its params, reports and locks
 KILLED, FAILED, FINISHED = "KILLED", "FAILED", "FINISHED"
-# Names of 0.1.0, and those of today.
+# Names in older versions, and those of today.
 RENAMED = {
     "mlflow/outbox.jsonl": "journal.jsonl",
     "mlflow/journal.jsonl": "journal.jsonl",

@@ -1,6 +1,6 @@
 """Sync the journal of a run to a store: in the background while it trains, and when a stage ends.
 
-runs/<lineage key>/mlflow/journal.jsonl  ->  the store (sft.tracking.upload); a line that says what it has
+runs/<lineage key>/journal.jsonl  ->  the store (sft.tracking.upload); a line that says what it has
 
 No step waits for a store. After an outage or a lost answer, the store ends up with each entry once; another store gets
 the whole journal.
