@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,11 +10,7 @@ from sft.ledger import Ledger, check_handover, read_report
 
 
 def test_rows_are_counted_in_out_and_by_reason(tmp_path):
-    ledger = Ledger()
-    ledger.accept()
-    ledger.reject("too-long")
-    ledger.reject("duplicate")
-    ledger.reject("too-long")
+    ledger = Ledger(4, 1, Counter(["too-long", "duplicate", "too-long"]))
     written = ledger.write(tmp_path / "report.json", tokens=7)
     assert written == {"rows_in": 4, "rows_out": 1, "rejected": {"duplicate": 1, "too-long": 2}, "tokens": 7}
     assert read_json(tmp_path / "report.json") == written
@@ -20,10 +18,7 @@ def test_rows_are_counted_in_out_and_by_reason(tmp_path):
 
 def test_reasons_stand_in_the_same_order_whatever_came_first(tmp_path):
     for name, reasons in [("one", ["b", "a"]), ("two", ["a", "b"])]:
-        ledger = Ledger()
-        for reason in reasons:
-            ledger.reject(reason)
-        ledger.write(tmp_path / name)
+        Ledger(2, 0, Counter(reasons)).write(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
@@ -41,13 +36,8 @@ def test_a_ledger_that_does_not_balance_is_not_written(ledger, tmp_path):
 def test_ledgers_that_balance_add_up_to_one_that_balances(sources):
     total = Ledger()
     for rows in sources:
-        ledger = Ledger()
-        for row in rows:
-            if row == "accept":
-                ledger.accept()
-            else:
-                ledger.reject(row)
-        total.add(ledger)
+        rejected = Counter(row for row in rows if row != "accept")
+        total.add(Ledger(len(rows), rows.count("accept"), rejected))
     total.check("the blend")
     assert total.rows_in == sum(map(len, sources))
     assert total.rows_out == sum(rows.count("accept") for rows in sources)

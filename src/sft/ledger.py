@@ -24,16 +24,6 @@ class Ledger:
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected rows by reason (stable names in kebab case)."""
 
-    def accept(self) -> None:
-        """Count one row that is read and passed on."""
-        self.rows_in += 1
-        self.rows_out += 1
-
-    def reject(self, reason: str) -> None:
-        """Count one row that is read and rejected."""
-        self.rows_in += 1
-        self.rejected[reason] += 1
-
     def add(self, other: "Ledger") -> None:
         """Add the counts of another ledger, as those of a source to those of the blend."""
         self.rows_in += other.rows_in
