@@ -54,7 +54,7 @@ stages:
 def project(tmp_path, monkeypatch):
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
-    (tmp_path / ".gitignore").write_text("/runs/\n")
+    (tmp_path / ".gitignore").write_text("/runs/\n/slow\n")
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     (tmp_path / "params.yaml").write_text("optimizer:\n  lr: 0.5\n")
