@@ -45,6 +45,7 @@ SAMPLES = pa.schema(
         ("ids", pa.list_(pa.int32())),
         ("mask", pa.list_(pa.uint8())),
         ("turn_ends", pa.list_(pa.int32())),
+        ("group", pa.uint64()),
     ]
 )
 PACKS = pa.schema(
@@ -59,7 +60,7 @@ PACKS = pa.schema(
     ]
 )
 # Columns that may be missing, or null in some rows.
-OPTIONAL = {"tools", "turn_ends"}
+OPTIONAL = {"tools", "turn_ends", "group"}
 # How every shard is written, packs too. Nobody reads column statistics; checksums find damage.
 WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
 

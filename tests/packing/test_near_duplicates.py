@@ -21,7 +21,8 @@ def conversations(tmp_path):
     write_kept(tmp_path / "filtered/y", {"b": TEXT + "!", "c": OTHER})
     (tmp_path / "spool").mkdir()
     ids, id_number = number_ids(lambda: [pa.array(["a", "c", "d", "b", "c"])])
-    return ConversationTable(np.array([0, 0, 0, 1, 1], np.int32), id_number, ids, ["x", "y"])
+    groups = np.arange(5, dtype=np.uint64)
+    return ConversationTable(np.array([0, 0, 0, 1, 1], np.int32), id_number, groups, ids, ["x", "y"])
 
 
 def find(conversations, chosen, folder):

@@ -17,12 +17,16 @@ POOL = {number: made_up(number) for number in range(40)}
 SIZE = 64
 
 
-def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], pairs=False, **more):
-    """Plan made-up sources; return samples, conversations and the plan. With `pairs`, 2n and 2n + 1 stay together."""
+def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], pairs=False, group_size=None, **more):
+    """Plan made-up sources; return samples, conversations and the plan.
+
+    With `pairs`, 2n and 2n + 1 are near-duplicates; with `group_size`, so many numbers have one question.
+    """
     described = {s: Source(uri="file://x.jsonl", read="openai", epochs=epochs[s]) for s in sources}
     fixed = {"near_duplicates": None, "precedence": [], "validation": 0.1, "test": 0.1, "npy_max_tokens": 0, "seed": 1}
     params = Pack(pack_size=SIZE, **fixed, **more)
-    rows = {source: [sample for n in numbers for sample in POOL[n]] for source, numbers in sources.items()}
+    question = (lambda n: {"group": n // group_size}) if group_size else lambda n: {}
+    rows = {s: [{**sample, **question(n)} for n in numbers for sample in POOL[n]] for s, numbers in sources.items()}
     batches = [
         measure_rows(pa.RecordBatch.from_pylist(samples, schema=SAMPLES), s, params) for s, samples in rows.items()
     ]
@@ -100,3 +104,28 @@ def test_duplicates_are_dropped_from_later_sources_and_near_duplicates_stay_in_o
     assert conversations.ids_of(lost).to_pylist() == [f"c{n}" for n in range(0, 20, 4)]
     assert conversations.sources_of(plan.kept_instead[lost]).to_pylist() == ["a"] * 5
     assert {REASONS[reason] for reason in samples.reason} == {"cut", "duplicate"}, "cut: what fits, cut or not"
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(range(40)))
+def test_conversations_with_one_question_are_in_one_split_whatever_the_order_and_shares_are_within_a_group(numbers):
+    more = {"over_length": "cut-at-turn", "pad_segments_to": 1, "group_size": 4}
+    seen = []
+    for order in (list(range(40)), numbers):
+        samples, conversations, plan = planned({"a": order}, {"a": None}, **more)
+        splits = {
+            split: sorted(set(conversations.ids_of(samples.conversation[each.samples]).to_pylist()))
+            for split, each in plan.splits.items()
+        }
+        groups = {split: {int(name[1:]) // 4 for name in names} for split, names in splits.items()}
+        assert sum(map(len, groups.values())) == 10, "each group in one split"
+        assert len(splits["validation"]) == len(splits["test"]) == 4
+        assert plan.groups == {"a": {"groups": 10, "largest": 4, "too_large": 0}}
+        seen.append(splits)
+    assert seen[0] == seen[1]
+
+
+def test_a_group_too_large_to_be_held_out_is_counted_and_trained():
+    more = {"over_length": "cut-at-turn", "pad_segments_to": 1, "group_size": 20}
+    _, _, plan = planned({"a": list(range(24))}, {"a": None}, **more)
+    assert plan.groups == {"a": {"groups": 2, "largest": 20, "too_large": 2}}

@@ -90,7 +90,7 @@ def test_a_sample_without_a_trained_token_that_anything_predicts_is_lost_as_untr
 def test_a_sample_without_turn_ends_cannot_be_cut(lacking):
     rows = [prepared((2, 2)), {**prepared((9, 4), number=7), "turn_ends": None}]
     schema = SAMPLES if lacking == "value" else SAMPLES.remove(SAMPLES.get_field_index("turn_ends"))
-    batch = pa.RecordBatch.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema=schema)
+    batch = pa.RecordBatch.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
     with pytest.raises(InputError, match=r"^data/prepared/s: conversation c7, sample 0: turn_ends .*prep@s"):
         measure_rows(batch, "s", params("cut-at-turn"))
     measure_rows(batch, "s", params("drop"))

@@ -12,6 +12,7 @@ from sft.packing.splits import (
     NearDuplicates,
     by_precedence,
     held_out_counts,
+    join_groups,
     resolve_duplicates,
     split_groups,
 )
@@ -141,3 +142,17 @@ def test_precedence_comes_first_and_all_others_follow_by_name_whatever_their_ord
 def test_precedence_with_an_unknown_source_or_one_twice_is_an_error(precedence, place):
     with pytest.raises(InputError, match=place):
         by_precedence(["calls", "chats"], precedence)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_groups_are_joined_where_they_share_a_member_however_many_are_between(pairs):
+    """As a search does that walks from each member to all that it shares a group with."""
+    first, second = (np.array([pair[place] for pair in pairs], np.int32) for place in (0, 1))
+    expected = list(range(len(pairs)))
+    for member in range(len(pairs)):
+        reached, found = set(), {member}
+        while found - reached:
+            reached |= found
+            found = {a for a, p in enumerate(pairs) if any(p[0] == pairs[b][0] or p[1] == pairs[b][1] for b in reached)}
+        expected[member] = min(reached)
+    assert join_groups(first, second).tolist() == expected

@@ -467,7 +467,11 @@ def test_a_dask_cluster_that_loses_a_worker_writes_the_bytes_of_this_machine(pro
 
 def test_what_is_not_read_and_what_is_cut_is_in_the_report_and_in_one_line(project, capsys):
     chunk = [{"role": "assistant", "content": "That was part one.", "name": "Ann"}, *chat_records(1)[0]["messages"]]
-    give(project, {"messages": chunk, "id": 1, "license": "MIT"}, {**chat_records(2)[1], "id": None, "tags": ["a"]})
+    give(
+        project,
+        {"messages": chunk, "id": 1, "license": "MIT", "group": 3},
+        {**chat_records(2)[1], "id": None, "tags": ["a"]},
+    )
     stage.main("calls")
     report = read_json(project / "reports/filter/calls.json")
     assert report["not_read"] == {
@@ -479,6 +483,7 @@ def test_what_is_not_read_and_what_is_cut_is_in_the_report_and_in_one_line(proje
     assert all(name in line for name in report["not_read"])
     rows = list(read_rows(project / "data/filtered/calls", "kept"))
     assert [json.loads(row["meta"]).get("license") for row in rows] == ["MIT", None]
+    assert [json.loads(row["meta"]).get("group") for row in rows] == [3, None]
     assert len(json.loads(rows[0]["messages"])) == len(chunk) - 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from sft.cli import InputError
 from sft.formats.messages import normalize
 from sft.parquet import SAMPLES
-from sft.tokens.prepare import _parse, prepare_rows
+from sft.tokens.prepare import _parse, group_number, prepare_rows
 from sft.tokens.reasoning import Shares
 from sft.tokens.render import ChatTemplate
 from tests.support.project import ROOT, chat_records, tool_records
@@ -29,10 +29,11 @@ def filtered(records, **messages):
             "id": conversation.id,
             "messages": messages.get(f"row_{index}", json.dumps(conversation.messages)),
             "tools": json.dumps(conversation.tools) if conversation.tools else None,
+            "meta": "{}",
         }
         for index, conversation in enumerate(map(normalize, records))
     ]
-    return pa.RecordBatch.from_pylist(rows, pa.schema(dict.fromkeys(("id", "messages", "tools"), pa.string())))
+    return pa.RecordBatch.from_pylist(rows, pa.schema(dict.fromkeys(("id", "messages", "tools", "meta"), pa.string())))
 
 
 def test_a_batch_is_what_its_rows_are_alone(chat):
@@ -113,3 +114,15 @@ def test_the_requested_number_of_characters_is_compared_with_the_reference(chat,
 def test_json_is_read_as_python_reads_it(value, separators):
     text = json.dumps(value, separators=separators)
     assert repr(_parse("x", memoryview(text.encode()))) == repr(json.loads(text))
+
+
+def test_conversations_with_the_same_question_or_group_have_the_same_group_number():
+    def of(*contents: str, meta: str = "{}", name: str = "a", role: str = "user") -> int:
+        return group_number(name, [{"role": role, "content": content} for content in contents], meta)
+
+    question = of("Why is\nthe sky  blue?")
+    assert of(" why is the SKY blue?", "And the sea?", name="b") == question
+    assert of("Why is the sea blue?") != question
+    assert of("Be brief.", role="system") != of("Be brief.", name="b", role="system"), "no question: by id"
+    assert of("one", meta='{"group":7}') == of("two", meta='{"group":7}') != of("one", meta='{"group":8}')
+    assert of("one", meta='{"group":"7"}') != of("one", meta='{"group":7}')

@@ -102,11 +102,12 @@ def _prepare(
 ) -> None:
     """Add the samples of kept rows to the figures of their rows."""
     columns = [
-        {"id": str(number), "messages": row["messages"], "tools": row["tools"]} for number, row in enumerate(kept)
+        {"id": str(number), "messages": row["messages"], "tools": row["tools"], "meta": row["meta"]}
+        for number, row in enumerate(kept)
     ]
     if not kept:
         return
-    schema = pa.schema([CONVERSATIONS.field(column) for column in ("id", "messages", "tools")])
+    schema = pa.schema([CONVERSATIONS.field(column) for column in ("id", "messages", "tools", "meta")])
     rows = pa.RecordBatch.from_pylist(columns, schema=schema)
     prepared = prepare_rows(chat, rows, Shares(**params.prep.reasoning.model_dump()))
     measured.rejected.update(row["reason"] for row in prepared.rejected)

@@ -199,8 +199,9 @@ def load_pipeline(params: str, benchmark_items: str | None, digest: str) -> Pipe
 
 def examined_row(row: Row, outcome: Outcome, source: str) -> dict[str, Any]:
     """Return the columns of EXAMINED: the conversation if it is kept so far, else the row as it came, and why."""
-    license = {"license": row.license} if isinstance(row, ChatRow) and row.license is not None else {}
-    meta = json_text({"source": source, "location": row.location, **license})
+    from_row = {"license": row.license, "group": row.group} if isinstance(row, ChatRow) else {}
+    from_row = {name: value for name, value in from_row.items() if value is not None}
+    meta = json_text({"source": source, "location": row.location, **from_row})
     if isinstance(outcome, Kept):
         content: dict[str, Any] = {"messages": outcome.conversation.messages, "tools": outcome.conversation.tools}
         columns = {"id": outcome.id, "signature": outcome.signature, "control_tokens": outcome.control_tokens}

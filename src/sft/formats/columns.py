@@ -19,6 +19,7 @@ from sft.formats.not_read import NotRead, holds_something, says_something
 from sft.formats.spellings import (
     AMBIGUOUS_FLAG,
     FLAG_LISTS,
+    GROUP_COLUMNS,
     LICENSE_COLUMNS,
     MEDIA,
     MEDIA_WORD,
@@ -82,13 +83,14 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
 @functools.lru_cache(maxsize=4096)
 def _may_matter(name: str) -> bool:
     key = snake_case(name)
-    return key in KNOWN or key in LICENSE_COLUMNS or key in REASONING_COLUMNS or MEDIA_WORD.search(name) is not None
+    is_read = key in LICENSE_COLUMNS or key in GROUP_COLUMNS or key in REASONING_COLUMNS
+    return is_read or key in KNOWN or MEDIA_WORD.search(name) is not None
 
 
 def _read_column(
     facts: RowFacts, name: str, value: Any, names: Set[str], messages: Sequence[Any], not_read: NotRead
 ) -> RowFacts:
-    if name in LICENSE_COLUMNS:  # goes to meta (sft.filters.examine)
+    if name in LICENSE_COLUMNS or name in GROUP_COLUMNS:  # goes to meta (sft.filters.examine)
         return facts
     if _is_known(snake_case(name)):
         return _read_known(facts, name, value, messages, not_read)

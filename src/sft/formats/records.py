@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.formats.not_read import says_something
 from sft.formats.raw_files import Json, Row
-from sft.formats.spellings import LICENSE_COLUMNS
+from sft.formats.spellings import GROUP_COLUMNS, LICENSE_COLUMNS
 
 CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER = "closed-model", "failed-rollout", "no-answer"
 REJECT_REASONS = (CLOSED_MODEL, FAILED_ROLLOUT, NO_ANSWER)
@@ -29,7 +29,15 @@ class ChatRow(Row):
     @property
     def license(self) -> Any:
         """What the row says about its own license; None if nothing."""
-        return next((self.columns[name] for name in LICENSE_COLUMNS if says_something(self.columns.get(name))), None)
+        return self._first_of(LICENSE_COLUMNS)
+
+    @property
+    def group(self) -> Any:
+        """What the row says about the rows it belongs to; None if nothing."""
+        return self._first_of(GROUP_COLUMNS)
+
+    def _first_of(self, names: Iterable[str]) -> Any:
+        return next((self.columns[name] for name in names if says_something(self.columns.get(name))), None)
 
 
 # From the object of a row and its location (`file:line`) to a record.

@@ -213,6 +213,7 @@ PYTHON_TYPES = {
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS_COLUMNS = ("tools", "functions")
 LICENSE_COLUMNS = ("license", "licence", "licenses")
+GROUP_COLUMNS = ("group", "group_id")  # of rows that belong together: they are in one split
 REASONING_COLUMNS = ("reasoning_content", "reasoning")
 VERDICT = "label"  # true or false in data of KTO: whether the answer is a good one
 TEMPLATE_KWARGS, THINKING_KWARGS = "chat_template_kwargs", ("enable_thinking", "thinking")

@@ -174,7 +174,7 @@ def measure(source: str, kept: list[dict[str, Any]]) -> Lengths:
     from sft.tokens.render import ChatTemplate, Settings
 
     params = load("prep")
-    schema = pa.schema([CONVERSATIONS.field(name) for name in ("id", "messages", "tools")])
+    schema = pa.schema([CONVERSATIONS.field(name) for name in ("id", "messages", "tools", "meta")])
     rows = pa.RecordBatch.from_pylist([{name: row[name] for name in schema.names} for row in kept], schema=schema)
     settings = Settings(tuple(params.stop_tokens), params.date)
     chat = ChatTemplate.load(str(resolve_repo_file(params.template)), BASE, settings=settings)

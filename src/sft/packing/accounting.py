@@ -242,6 +242,7 @@ def make_metadata(
         "seed": params.seed,
         "sampled": any(report["sampled"] for report in filter_reports.values()),
         "splits": splits,
+        "split_groups": plan.groups,
         "sources": by_source,
         "domains": by_domain,
         "mixture": {"sources": {row["source"]: row for row in mixture}, "domains": mixture_by_domain(mixture)},
@@ -264,6 +265,7 @@ def make_report(
             split: {key: value for key, value in metadata["splits"][split].items() if key != "sources"}
             for split in SPLITS
         },
+        "split_groups": metadata["split_groups"],
         "lost": {
             group: {name: counts["lost"] for name, counts in metadata[group].items()}
             for group in ("sources", "domains")

@@ -14,7 +14,7 @@ from sft.hashing import keyed_hashes
 from sft.packing.bins import plan_bins
 from sft.packing.blend import plan_copies, plan_epochs
 from sft.packing.sample_table import DUPLICATE, FITS, NEAR_DUPLICATE, NOT_DRAWN, ConversationTable, SampleTable
-from sft.packing.splits import SPLITS, NearDuplicates, resolve_duplicates, split_groups
+from sft.packing.splits import SPLITS, NearDuplicates, held_out_counts, join_groups, resolve_duplicates, split_groups
 from sft.packing.write import offsets_of, padded
 from sft.params.data import Pack, Source
 
@@ -47,6 +47,8 @@ class BlendPlan:
     """Trained tokens of the training split by source, every conversation once."""
     epochs: dict[str, float]
     """How often the training split of each source is seen."""
+    groups: dict[str, dict[str, int]]
+    """Of each source: `groups` that stay in one split; conversations in the `largest`; `too_large` to be held out."""
 
 
 def has_fitting_sample(samples: SampleTable, conversations: ConversationTable) -> npt.NDArray[np.bool_]:
@@ -68,7 +70,7 @@ def plan_blend(
     fits = samples.reason == FITS
     trained = np.bincount(samples.conversation[fits], samples.trained_kept[fits], len(conversations)).astype(np.int64)
     kept = has_fitting_sample(samples, conversations)
-    split = split_conversations(conversations, kept, kept_with, params)
+    split, groups = split_conversations(conversations, kept, kept_with, params)
     training = {
         source: np.flatnonzero(kept & (split == 0) & (conversations.source == number))
         for number, source in enumerate(conversations.sources)
@@ -90,7 +92,7 @@ def plan_blend(
         name: order_packs(samples, np.flatnonzero(fits & (split[samples.conversation] == number)), times, params)
         for number, name in enumerate(SPLITS)
     }
-    return BlendPlan(orders, kept_instead, near_duplicates.similarity, available, epochs)
+    return BlendPlan(orders, kept_instead, near_duplicates.similarity, available, epochs, groups)
 
 
 def drop_duplicates(
@@ -115,17 +117,28 @@ def drop_duplicates(
 
 def split_conversations(
     conversations: ConversationTable, kept: npt.NDArray[np.bool_], kept_with: Int32s, params: Pack
-) -> npt.NDArray[np.uint8]:
-    """Return the split of each kept conversation, as an index into SPLITS."""
-    split = np.zeros(len(conversations), np.uint8)
-    for number in range(len(conversations.sources)):
+) -> tuple[npt.NDArray[np.uint8], dict[str, dict[str, int]]]:
+    """Return the split of each kept conversation, as an index into SPLITS, and BlendPlan.groups."""
+    split, groups = np.zeros(len(conversations), np.uint8), {}
+    for number, source in enumerate(conversations.sources):
         members = np.flatnonzero(kept & (conversations.source == number))
-        sizes = np.bincount(kept_with[members])
+        of_group = np.unique(conversations.group[members], return_inverse=True)[1].astype(np.int32)
+        joined = join_groups(of_group, np.unique(kept_with[members], return_inverse=True)[1].astype(np.int32))
+        sizes = np.bincount(joined, minlength=len(members))
         firsts = np.flatnonzero(sizes)
-        hashes = keyed_hashes(params.seed, conversations.iter_ids(firsts))
-        split[firsts] = split_groups(sizes[firsts].astype(np.int32), hashes, params.validation, params.test)
-        split[members] = split[kept_with[members]]
-    return split
+        lowest = np.full(len(members), np.iinfo(np.uint64).max, np.uint64)  # whatever the order of the rows
+        np.minimum.at(lowest, joined, conversations.group[members])
+        hashes = keyed_hashes(params.seed, map(str, lowest[firsts].tolist()))
+        of_first = np.zeros(len(members), np.uint8)
+        of_first[firsts] = split_groups(sizes[firsts].astype(np.int32), hashes, params.validation, params.test)
+        split[members] = of_first[joined]
+        most = max(held_out_counts(len(members), params.validation, params.test).values())
+        groups[source] = {
+            "groups": len(firsts),
+            "largest": int(sizes.max(initial=0)),
+            "too_large": int((sizes > max(most, 1)).sum()),
+        }
+    return split, groups
 
 
 def order_packs(samples: SampleTable, members: Int64s, times: Int32s, params: Pack) -> PackOrder:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.feather
 
 from sft.cli import InputError
@@ -37,6 +38,7 @@ MEASURES = pa.schema(
         ("trained", pa.int32()),
         ("trained_kept", pa.int32()),
         ("key", pa.uint64()),
+        ("group", pa.uint64()),
     ]
 )
 # Tokens that one task reads, and tokens in memory at once.
@@ -87,6 +89,8 @@ class ConversationTable:
     """Index into `sources`."""
     id_number: Int32s
     """Number of the id in `ids`; a conversation that several sources have has the same number in each."""
+    group: npt.NDArray[np.uint64]
+    """Conversations of a source with the same number are in one split."""
     ids: ConversationIds
     """The distinct ids."""
     sources: list[str]
@@ -154,7 +158,7 @@ def measure_row_groups(task: dict[str, Any]) -> str:
     batches = []
     for values in task["groups"]:
         group = RowGroup(*values)
-        for rows in read_row_group(group, ["conversation_id", "sample", "mask", "turn_ends"]):
+        for rows in read_row_group(group, ["conversation_id", "sample", "mask", "turn_ends", "group"]):
             batches.append(measure_rows(rows, group.source, params))
     return write_arrow(pa.Table.from_batches(batches, MEASURES), Path(task["spool"]))
 
@@ -191,7 +195,10 @@ def measure_rows(rows: pa.RecordBatch, source: str, params: Pack) -> pa.RecordBa
         kept[over] = lengths_cut_at_turn(ends, params.pack_size, params.pad_segments_to)
     keys = (f"{source}:{conversation}:{number}" for conversation, number in zip(ids.to_pylist(), numbers, strict=True))
     trained, trained_kept = _trained(sums, begin, length), _trained(sums, begin, kept)
-    columns = ids, numbers, length, kept, trained, trained_kept, keyed_hashes(params.seed, keys)
+    groups = rows.column("group") if "group" in rows.schema.names else pa.nulls(len(rows), pa.uint64())
+    if groups.null_count:  # prepared elsewhere: each conversation is a group
+        groups = pc.coalesce(groups, pa.array(keyed_hashes(0, ids.to_pylist())))
+    columns = ids, numbers, length, kept, trained, trained_kept, keyed_hashes(params.seed, keys), groups
     typed = [pa.array(values, field.type) for values, field in zip(columns, MEASURES, strict=True)]
     return pa.RecordBatch.from_arrays(typed, schema=MEASURES)
 
@@ -234,7 +241,8 @@ def build_tables(
     ids, id_number = number_ids(lambda: column("conversation_id"))
     conversation = np.empty(len(id_number), np.int32)
     first = np.empty(len(ids), np.int32)  # id -> the first sample of the current source that has it
-    sources, id_numbers = [], []
+    sources, id_numbers, groups = [], [], []
+    group = _concatenate(column("group"), "uint64", len(id_number))
     begin = known = 0
     for source, number in enumerate(rows.values()):
         of_source, places = id_number[begin : begin + number], np.arange(number, dtype=np.int32)
@@ -243,15 +251,17 @@ def build_tables(
         numbers = np.cumsum(is_first, dtype=np.int32) + np.int32(known - 1)  # in order of appearance
         conversation[begin : begin + number] = numbers[first[of_source]]
         id_numbers.append(of_source[is_first])
+        groups.append(group[begin : begin + number][is_first])
         sources.append(np.full(len(id_numbers[-1]), source, np.int32))
         begin += number
         known += len(id_numbers[-1])
-    columns = {field.name: _concatenate(column(field.name), str(field.type), begin) for field in list(MEASURES)[1:]}
+    columns = {field.name: _concatenate(column(field.name), str(field.type), begin) for field in list(MEASURES)[1:-1]}
     reason = np.full(begin, FITS, np.uint8)
     reason[columns["trained_kept"] == 0] = UNTRAINED
     reason[columns["kept"] == 0] = OVER_LENGTH
     samples = SampleTable(conversation=conversation, **columns, reason=reason)
-    return samples, ConversationTable(np.concatenate(sources), np.concatenate(id_numbers), ids, list(rows))
+    of_source, numbers_of_ids, of_group = (np.concatenate(each) for each in (sources, id_numbers, groups))
+    return samples, ConversationTable(of_source, numbers_of_ids, of_group, ids, list(rows))
 
 
 def _concatenate(chunks: Iterable[pa.Array], kind: str, number: int) -> npt.NDArray[Any]:

@@ -1,9 +1,10 @@
 """Splits: which conversations are held out, and who keeps a duplicate.
 
-A keyed hash of the conversation id decides, within each source and with exact counts: a conversation is in the same
-split whatever else is in the blend, and a source of three or more conversations has all splits. A conversation that
-equals or resembles a kept one of an earlier source, by `pack.precedence`, is dropped; those of one source that resemble
-each other are in one split.
+Conversations of a source are split in groups: those with the same first user message, or with the same `group` in
+their rows, and near-duplicates. A keyed hash of the group decides, within each source: a conversation is in the same
+split whatever else is in the blend. Counts are exact where groups are small enough, and a source of three or more
+groups has all splits. A conversation that equals or resembles a kept one of an earlier source, by `pack.precedence`, is
+dropped.
 """
 
 import difflib
@@ -84,6 +85,25 @@ def resolve_duplicates(id_number: Int32s, near_duplicates: NearDuplicates) -> Du
     kept = kept_instead == conversations
     kept_with = np.where(kept, first[near_duplicates.together[id_number]], conversations)
     return DuplicateChoice(np.where(kept, -1, kept_instead).astype(np.int32), kept_with.astype(np.int32))
+
+
+def join_groups(first: Int32s, second: Int32s) -> Int32s:
+    """Return the groups of some members who are together in one grouping or the other, directly or through others.
+
+    Shapes: both groupings and the result: (members,), from 0; a group is named by its smallest member.
+
+    >>> join_groups(np.array([0, 1, 1, 2, 3]), np.array([0, 0, 1, 2, 3])).tolist()
+    [0, 0, 0, 3, 4]
+    """
+    joined = np.arange(len(first), dtype=np.int32)
+    while True:
+        before = joined
+        for groups in (first, second):
+            smallest = np.full(groups.max(initial=-1) + 1, len(first), np.int32)
+            np.minimum.at(smallest, groups, joined)
+            joined = smallest[groups]
+        if np.array_equal(joined, before):
+            return joined
 
 
 def split_groups(sizes: Int32s, hashes: Hashes, validation: float, test: float) -> npt.NDArray[np.uint8]:

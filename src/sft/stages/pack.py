@@ -10,9 +10,10 @@ data/prepared/<source>/*.parquet, data/filtered/<source>/kept-*.parquet, models/
         reports/mixture.csv                                the mixture, requested and achieved
 
 The steps, in order: apply `pack.over_length` to samples longer than a pack; drop conversations that an earlier source
-(by `pack.precedence`) has too; hold out conversations by hash, per source, near-duplicates in one split; draw or
-repeat conversations of the training split until the blend is as requested; pack best-fit over the whole split, copies
-of a conversation in different packs; order the packs by a seeded hash.
+(by `pack.precedence`) has too; hold out conversations by hash, per source, near-duplicates and those with the same
+first user message or `group` in one split; draw or repeat conversations of the training split until the blend is as
+requested; pack best-fit over the whole split, copies of a conversation in different packs; order the packs by a seeded
+hash.
 
 Whatever is dropped is counted by reason: tokens in + tokens repeated = tokens packed + tokens rejected.
 """
@@ -201,6 +202,12 @@ def print_summary(report: Mapping[str, Any], pack_size: int) -> None:
             f"[bold]{split}[/]: {counts['conversations']} conversations, {counts['packs']} packs of "
             f"{pack_size}, {'-' if efficiency is None else format(efficiency, '.2%')} full"
         )
+    for source, groups in report["split_groups"].items():
+        if groups["too_large"]:
+            echo(
+                f"{source}: conversations with the same first user message or group are in one split: "
+                f"{groups['too_large']} groups exceed the held-out share, the largest with {groups['largest']} of them"
+            )
     by_reason: dict[str, list[str]] = {}
     for source, lost in report["lost"]["sources"].items():
         for reason, counts in lost.items():

@@ -2,7 +2,8 @@
 
 data/filtered/<source>/kept-*.parquet, models/base (tokenizer), the chat template
     ->  data/prepared/<source>/*.parquet       conversation_id, sample, ids, mask (1 = trained; not shifted),
-                                               turn_ends (index behind the stop token of each trained turn)
+                                               turn_ends (index behind the stop token of each trained turn),
+                                               group (hash: conversations with the same one are in one split)
         data/prepared/<source>/rejected.jsonl  conversations that cannot be rendered, with reason and evidence
         data/prepared/<source>/chat_template.jinja  the template they were rendered with
         reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths, removed reasoning
@@ -81,7 +82,7 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
         ShardWriter(folder, f"samples-{task['number']:05d}", SAMPLES) as shards,
         (folder / "rejected.jsonl").open("w", encoding="utf-8") as rejected,
     ):
-        for rows in read_row_range(row_range, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools"]):
+        for rows in read_row_range(row_range, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools", "meta"]):
             report_position(f"{row_range.path}, rows {row} to {row + len(rows) - 1}")
             prepared = prepare_rows(chat, rows, reasoning, compared if row == row_range.first_row else 0)
             shards.write_table(prepared.samples)

@@ -5,9 +5,11 @@ call, and ids, masks and turn ends go to Arrow columns without ever being Python
 """
 
 import functools
+import hashlib
 import itertools
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ import orjson
 import pyarrow as pa
 
 from sft.cli import InputError
-from sft.conversation import Rejection, is_normal
+from sft.conversation import Message, Rejection, is_normal
 from sft.parquet import SAMPLES
 from sft.tokens.reasoning import Shares, control_reasoning
 from sft.tokens.render import ChatTemplate
@@ -42,19 +44,20 @@ class PreparedRows(NamedTuple):
 
 
 def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compared: int = 0) -> PreparedRows:
-    """Return the samples of rows (columns id, messages, tools of a filtered shard), in order.
+    """Return the samples of rows (columns id, messages, tools, meta of a filtered shard), in order.
 
     Compares the ids of the first `compared` characters of text with those of the reference tokenizer.
 
     Raises:  InputError: a row is not JSON, the template exceeds its limits, or the ids differ.
     """
     segments, rejections = Segments(), dict[int, Rejection]()
-    controlled, samples, names = [], [], rows["id"].to_pylist()
-    columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist()
-    for index, (name, messages_json, tools_json) in enumerate(zip(*columns_read, strict=True)):
+    controlled, samples, groups, names = [], [], [], rows["id"].to_pylist()
+    columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist(), rows["meta"].to_pylist()
+    for index, (name, messages_json, tools_json, meta) in enumerate(zip(*columns_read, strict=True)):
         report_row(name)
         messages, tools = _parse(name, messages_json), _parse_tools(tools_json) if tools_json else None
         try:
+            groups.append(group_number(name, messages, meta))
             each = control_reasoning(
                 name, messages, reasoning, chat.tokenizer.token_ranges, chat.tokenizer.encoder.count
             )
@@ -97,11 +100,30 @@ def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, co
         {"id": names[index], "reason": rejections[index].reason, "evidence": rejections[index].evidence}
         for index in sorted(rejections)
     ]
-    table = _table([names[index] for index in row_of], row_of, columns)
+    table = _table([names[index] for index in row_of], np.array(groups, np.uint64)[row_of], row_of, columns)
     return PreparedRows(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
 
 
-def _table(names: list[str], row_of: npt.NDArray[np.int64], columns: SampleColumns) -> pa.Table:
+def group_number(name: str, messages: list[Message], meta: str) -> int:
+    """Return a hash of what the conversations of one split group share; `meta` is the JSON text of a filtered row.
+
+    That is the row's `group`; without one, the first user message, whatever its case, spaces and Unicode form; without
+    that, the id.
+    """
+    group = json.loads(meta).get("group") if '"group":' in meta else None
+    user = next((message["content"] for message in messages if message["role"] == "user"), None)
+    if group is not None:
+        key = f"group:{json.dumps(group, sort_keys=True)}"
+    elif user:
+        key = f"user:{' '.join(unicodedata.normalize('NFKC', user).casefold().split())}"
+    else:
+        key = f"id:{name}"
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8])
+
+
+def _table(
+    names: list[str], groups: npt.NDArray[np.uint64], row_of: npt.NDArray[np.int64], columns: SampleColumns
+) -> pa.Table:
     """Return columns as a table of SAMPLES."""
     first = np.searchsorted(row_of, row_of)  # index of the first sample of its row
     values: dict[str, pa.Array] = {
@@ -110,6 +132,7 @@ def _table(names: list[str], row_of: npt.NDArray[np.int64], columns: SampleColum
         "ids": _lists(columns.ids, columns.sizes, "ids"),
         "mask": _lists(columns.mask, columns.sizes, "mask"),
         "turn_ends": _lists(columns.turn_ends, columns.turns, "turn_ends"),
+        "group": _array(groups),
     }
     return pa.table([values[name] for name in SAMPLES.names], schema=SAMPLES)
 
