@@ -33,6 +33,12 @@ PAIR = {"instruction": "a", "input": "", "output": "b"}
         ([{"prompt": MESSAGES[:1], "completion": MESSAGES[1]}], "alpaca", {}),
         ([{"conversations": TURNS, "system": "S"}], "sharegpt", {}),
         ([{"conversations": MESSAGES}], "openai", {"messages": "conversations"}),
+        (
+            [{"conversations": [*TURNS, TURNS[0]], "chosen": TURNS[1], "rejected": TURNS[1]}],
+            "alpaca",
+            {"prompt": "conversations", "completion": "chosen"},
+        ),
+        ([{"messages": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}], "openai", {}),
         ([PAIR], "alpaca", {}),
         ([{"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}], "alpaca", {}),
         (

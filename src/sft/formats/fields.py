@@ -114,7 +114,10 @@ def suggest_read(record: Json) -> Suggestion | None:
     for name, format in CONVERSATIONS.items():
         value = record.get(name)
         if _is_list_with(value, "from") or (format == "openai" and _is_conversation(value, "role")):
-            return _suggestion(format, {**_system(record), "tools": _tools(paths)})
+            fields = {**_system(record), "tools": _tools(paths)}
+            if says_something(record.get(PREFERENCE[0])) and _ends_with_question(value):
+                return _suggestion("alpaca", {"prompt": name, "completion": PREFERENCE[0], **fields})
+            return _suggestion(format, fields)
     if (suggestion := _suggest_question(record, paths)) is not None:
         return suggestion
     for path, value in paths:
@@ -182,6 +185,13 @@ def _is_conversation(value: Any, key: str) -> bool:
         return True
     items = value if isinstance(value, list) else []
     return key == "role" and bool(items) and all(isinstance(item, dict) and has_speaker(item) for item in items)
+
+
+def _ends_with_question(value: Any) -> bool:
+    """Return whether the last message of a conversation is the user's: other columns have the answers."""
+    last = parsed_or_same(parsed_or_same(value, "[")[-1], "{")
+    speakers = (last.get(key) for key in ("role", "from"))
+    return any(ROLES.get(speaker.lower()) == "user" for speaker in speakers if isinstance(speaker, str))
 
 
 def has_speaker(item: Json) -> bool:
