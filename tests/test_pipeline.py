@@ -321,7 +321,7 @@ FILES = [
     ("src/sft/filters/dedup", {*FILTER, "pack"}),
     ("src/sft/tokens", {*PREP, "eval"}),
     ("src/sft/packing", {"pack"}),
-    ("src/sft/workers.py", {*FILTER, *PREP, "pack"}),
+    ("src/sft/workers.py", {*FILTER, *PREP, "pack", "eval"}),
     ("src/sft/planning", {"train"}),
     ("src/sft/training", {"train"}),
     ("src/sft/lineage", {"train", "eval"}),

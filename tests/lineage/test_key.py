@@ -119,6 +119,7 @@ def test_the_closure_holds_what_a_module_imports_at_any_depth_and_inside_functio
 IN_KEY = {
     "fetch": False, "filter": False, "prep": False, "pack": False, "model": True, "mixed_precision": True, "peft": True,
     "optimizer": True, "scheduler": True, "train": True, "validation": True, "checkpoint": True, "rng": True,
+    "bridge": True,
     "eval": False,
 }  # fmt: skip
 

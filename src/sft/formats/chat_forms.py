@@ -11,6 +11,7 @@ describes.
 
 import contextlib
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from sft.formats.records import ChatRow, as_messages, question_and_answer
 from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS
 
 SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of an object of another shape
+MESSAGE_TEXT = re.compile("""["']role["']""")
 AUTO = "auto"  # sft.formats.detect finds the format
 KEPT_ROWS = 20  # rows without the fields of their format, kept to suggest what `read` should be
 
@@ -240,7 +242,7 @@ def _alpaca(columns: Columns) -> Json:
 
 def _messages(role: str, content: Any) -> list[Json]:
     """Return a text as a message, and messages, also as JSON text, as they are."""
-    if type(content) is str and '"role"' in content and type(items := parsed_or_same(content, "[")) is list:
+    if type(content) is str and MESSAGE_TEXT.search(content) and type(items := parsed_or_same(content, "[")) is list:
         content = items if all(type(item) is dict and has_speaker(item) for item in items) else content
     return as_messages(role, [content] if type(content) is dict else content)
 

@@ -36,8 +36,10 @@ from sft.formats.spellings import (
 
 NO_ROW: Mapping[str, Any] = {}
 REJECTED_ANSWER, UNPLACED_REASONING = "rejected-answer", "unplaced-reasoning"
-# A list of flags in the JSON text of an object.
-FLAG_LIST_TEXT = re.compile(rf'"(?:{"|".join(FLAG_LISTS)})"\s*:\s*\[')
+# A list of flags in the text of an object, of JSON or of Python.
+FLAG_LIST_TEXT = re.compile(
+    rf"""["'](?:{"|".join(name.replace("_", "[-_. ]?") for name in FLAG_LISTS)})["']\s*:\s*\[""", re.IGNORECASE
+)
 KNOWN = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT}
 ANSWERING = {"assistant", "call", "reasoning"}
 
@@ -70,7 +72,7 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
     for name, value in row.items():
         if name in read or not says_something(value):
             continue
-        if type(value) is str and value.startswith("{"):
+        if type(value) is str and value.lstrip().startswith("{"):
             if snake_case(name) in META_OBJECTS or FLAG_LIST_TEXT.search(value):
                 value = parsed_or_same(value, "{")
         if type(value) is dict or _may_matter(name):
@@ -124,7 +126,7 @@ def _read_known(facts: RowFacts, path: str, value: Any, messages: Sequence[Any],
             raise UnfitRowError("unsupported-template-kwargs", f"{path}: expected an object, found {excerpt(value)}")
         return facts._replace(template_kwargs={**(facts.template_kwargs or {}), **kwargs})
     if key == VERDICT:
-        if value is False:
+        if value is False or (type(value) is str and value.strip().lower() == "false"):  # 0 and 1 name classes
             raise UnfitRowError(REJECTED_ANSWER, f"{path} is false: the row calls its answer a bad one")
         not_read.add(path)
         return facts

@@ -2,11 +2,13 @@
 
 import ast
 import json
+import re
 import warnings
 from typing import Any
 
 from sft import strict_json
 
+PYTHON = re.compile(r"'|\b(?:True|False|None)\b")
 MAX_LITERAL_CHARS = 100_000  # Python's parser takes about a hundred times as many bytes
 
 
@@ -25,7 +27,7 @@ def parsed_or_same(value: Any, starts: str = "{[") -> Any:
 
 
 def parse_text(text: str) -> Any:
-    """Return the value of a text: of JSON or, if it has single quotes, of a literal of Python.
+    """Return the value of a text: of JSON or, if it has single quotes or Python's words, of a literal of Python.
 
     Raises:  ValueError: neither; the message is that of JSON.
 
@@ -35,7 +37,7 @@ def parse_text(text: str) -> Any:
     try:
         return strict_json.parse(text)
     except ValueError:
-        if "'" in text and len(text) <= MAX_LITERAL_CHARS and text.lstrip()[:1] in ("{", "["):
+        if PYTHON.search(text) and len(text) <= MAX_LITERAL_CHARS and text.lstrip()[:1] in ("{", "["):
             try:
                 return _python_literal(text)
             except (ValueError, TypeError, SyntaxError, Warning, RecursionError, MemoryError):

@@ -57,7 +57,7 @@ from sft.formats.tools import parse_or_reject, read_tools
 
 # What some models write before calls in text, and after them; the keys of a call in text.
 CALL_MARK = re.compile(r"(?:\[TOOL_CALLS\]|<function_?calls?>|<\|python_tag\|>)(?=\s*[\[{])")
-CALL_END = re.compile(r"\s*</function_?calls?>\s*$")
+CALL_END = re.compile(r"</function_?calls?>\s*$")
 ARGUMENT_KEYS = {"arguments", "parameters"}
 BARE_KEYS = {"name", "id", "type"} | ARGUMENT_KEYS
 INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
@@ -69,7 +69,8 @@ THOUGHT_ENDS = {
     "[think]": "[/think]",
     "<|begin_of_thought|>": "<|end_of_thought|>",
 }
-THOUGHT_START = re.compile(r"\s*(?!<think>)((?i:<thinking>|<think>|<seed:think>)|\[THINK\]|<\|begin_of_thought\|>)")
+THOUGHT_TAG = re.compile(r"(?!<think>)((?i:<thinking>|<think>|<seed:think>)|\[THINK\]|<\|begin_of_thought\|>)")
+THOUGHT_START = re.compile(r"\s*" + THOUGHT_TAG.pattern)
 SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>(.*)<\|end_of_solution\|>\s*", re.DOTALL)
 Json = dict[str, Any]
 
@@ -384,14 +385,14 @@ def _channel_turns(message: Json, not_read: NotRead) -> Sequence[Message]:
     content, channel, recipient = rest.get("content"), message.get(CHANNEL), message.get(RECIPIENT)
     if says_something(recipient) and recipient not in ("all", "assistant"):
         name = str(recipient).removeprefix("functions.")
-        if channel not in (None, "", "analysis", "commentary") or not name or "tool_calls" in rest:
+        if channel not in (None, "", "analysis", "commentary") or not name or says_something(rest.get("tool_calls")):
             raise UnfitRowError("unknown-channel", f"recipient {excerpt(recipient)} in the channel {excerpt(channel)}")
         call = _call({"name": name, "arguments": _text(content, "content", not_read)}, not_read)
         turn: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
         _add_reasoning(turn, _reasoning(rest, [], not_read))
         return (turn,)
     if channel == "analysis":
-        if "tool_calls" in rest or "function_call" in rest:
+        if says_something(rest.get("tool_calls")) or says_something(rest.get("function_call")):
             raise UnfitRowError("unknown-channel", f"calls in the channel analysis: {excerpt(message)}")
         return (_thought_turn(rest, content, not_read),)
     if channel in (None, "", "final", "commentary"):  # in commentary: calls, or words for the user before them
@@ -442,8 +443,9 @@ def _with_think_tags(text: str) -> str:
     if (start := THOUGHT_START.match(text)) is None:
         return text
     end = THOUGHT_ENDS[start[1].lower()]
-    thought, tag, answer = text[start.end() :].replace(end.upper(), end).partition(end)
-    if not tag or THOUGHT_START.search(thought) or THOUGHT_START.match(answer):
+    thought, *answers = re.split(re.escape(end), text[start.end() :], maxsplit=1, flags=re.IGNORECASE)
+    answer = answers[0] if answers else ""
+    if not answers or THOUGHT_TAG.search(thought) or THOUGHT_START.match(answer):
         raise UnfitRowError("think-tags", f"{start[1]} without one {end} after it: {excerpt(text)}")
     if solution := SOLUTION.fullmatch(answer):
         answer = solution[1]

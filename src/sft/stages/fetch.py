@@ -65,7 +65,9 @@ def fetch_source(name: str, source: Download) -> None:
 
 def fetch_all(source: Download, folder: Path) -> list[FetchedFile]:
     """Download what each address of a source names; a file whose name is taken goes into a folder with the number of
-    its address. Raises InputError, as fetch_files.
+    its address.
+
+    Raises:  InputError: as fetch_files; that name is taken too.
     """
     if len(source.each) == 1:
         return fetch_files(source, folder)
@@ -74,6 +76,8 @@ def fetch_all(source: Download, folder: Path) -> list[FetchedFile]:
         with scratch_folder(folder) as scratch:
             for file in fetch_files(each, scratch):
                 path = f"{number}/{file.path}" if (folder / file.path).exists() else file.path
+                if path in found or any(str(above) in found for above in Path(path).parents):
+                    raise InputError(f"{redact(each.address)}: {path} is a file of another address. Make it a source.")
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / file.path).rename(folder / path)
                 found[path] = replace(file, path=path)
