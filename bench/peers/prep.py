@@ -63,11 +63,12 @@ def measure_ours(folder: Path) -> Measure:
     """Prepare filtered Parquet with the code of our stage, in this process."""
     from sft.params.read import load
     from sft.parquet import plan_row_ranges
-    from sft.stages.prep import load_template, prepare_range
+    from sft.stages.prep import prepare_range
 
     os.chdir(folder / "project")  # the tokenizer is models/base of this folder
-    task = {"template": "templates/nano3.jinja", "reasoning": load("prep").reasoning.model_dump(), "fast": True}
-    load_template(task["template"], True)
+    params = load("prep")
+    fixed = {"template": "templates/nano3.jinja", "stop_tokens": params.stop_tokens, "date": params.date}
+    task = {**fixed, "reasoning": params.reasoning.model_dump(), "fast": True}
 
     def prepare(project: Path) -> tuple[int, int]:
         ranges = plan_row_ranges(project / "data/filtered/bench", "kept")
@@ -79,7 +80,7 @@ def measure_ours(folder: Path) -> Measure:
         tokens = sum(int(length) * count for each in results for length, count in each["counts"]["lengths"].items())
         return sum(each["rows"] for each in results), tokens
 
-    prepare(folder / "warm")
+    prepare(folder / "warm")  # loads the template, too
     return measure(lambda: prepare(folder / "project"))
 
 
