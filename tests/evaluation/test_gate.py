@@ -37,6 +37,12 @@ def test_a_gain_within_the_noise_does_not_pass():
     assert decide({"a": mixed}, None, lenient)["passed"]
 
 
+def test_a_loss_that_is_no_number_fails_over_all_and_in_its_domain():
+    broken = [*losses(0.5), Pair(10.0, float("nan"), 10)]
+    failures = decide({"a": broken, "b": losses(0.5)}, None, GATE)["failures"]
+    assert [failure.split(":")[0] for failure in failures] == ["loss", "loss, a"]
+
+
 def test_too_few_conversations_are_said_and_do_not_fail():
     decision = decide({"a": losses(0.5, 12), "b": losses(9.0, 2)}, None, GATE.model_copy(update={"max_loss_ratio": 3}))
     assert decision["undecided"] == ["loss, b: 2 held-out conversations, at least 10 to tell"]

@@ -13,7 +13,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sft.cli import InputError
 from sft.hashing import folder_digests
-from sft.sources.base_model import MARKERS, check_base, count_parameters, isolate_markers, make_base, split_digits
+from sft.sources.base_model import (
+    MARKERS,
+    check_base,
+    count_parameters,
+    isolate_markers,
+    make_base,
+    split_digits,
+    without_byte_fallback,
+)
 
 TEXT = "The quick <think> brown > fox < jumps over >\n\nthe lazy dog. <tool_call> {1: 22} think tool_call "
 
@@ -221,6 +229,11 @@ def test_a_tokenizer_of_bytes_is_not_taken_for_sentencepiece(gguf: Path, tmp_pat
         ids = new.encode(text).ids
         assert ids == old.encode(text).ids
         assert new.decode(ids) == old.decode(ids) == text
+
+
+def test_a_tokenizer_of_sentencepiece_stays_as_it_is() -> None:
+    sentencepiece = {"pre_tokenizer": None, "model": {"byte_fallback": True}, "decoder": {"type": "Sequence"}}
+    assert without_byte_fallback(sentencepiece) == sentencepiece
 
 
 def test_a_gguf_file_gives_the_same_bytes_twice_and_names_no_folder(gguf: Path, tmp_path: Path) -> None:

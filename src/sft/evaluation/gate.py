@@ -29,7 +29,7 @@ def decide(pairs: Mapping[str, Sequence[Pair]], tool_call_fits: float | None, ga
         bounds = change_bounds(kept, ratio, TWO_SIDED)
         if bounds is None:
             undecided.append(f"{name}: {len(kept)} held-out conversations, at least {FEWEST} to tell")
-        elif (bounds[1] >= 0) if must_be_shown else (bounds[0] > 0):
+        elif not (bounds[1] < 0 if must_be_shown else bounds[0] <= 0):  # so that a loss of NaN fails
             tokens = sum(pair.tokens for pair in kept)
             before, after = (sum(losses) / tokens for losses in list(zip(*kept, strict=True))[:2])
             claim = f"not below {ratio} x {before:.6g}" if must_be_shown else f"above {ratio} x {before:.6g}"

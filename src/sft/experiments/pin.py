@@ -71,7 +71,8 @@ def license_of(card: Any) -> str | None:
     name = None if card is None else card.get("license")
     if name == "other":
         name = card.get("license_name") or name
-    return " and ".join(map(str, name)) if isinstance(name, list) else name
+    text = " and ".join(map(str, name)) if isinstance(name, list) else name
+    return None if text is None else re.sub(r"[^\w .,()+/-]", " ", str(text))  # a line of YAML, whatever a card says
 
 
 def write_pin(text: str, entry: tuple[str, ...], source: Download, pin: Pin) -> str:
@@ -88,10 +89,10 @@ def write_pin(text: str, entry: tuple[str, ...], source: Download, pin: Pin) -> 
     first, last, indent = _lines_of(lines, ("fetch", *entry))
     for key, value in wanted.items():
         found = [at for at in range(first, last) if lines[at].startswith(f"{indent}{key}:")]
-        if found and f"{key}: {value}" in lines[found[0]]:
-            continue
         if found:
-            lines[found[0]] = lines[found[0]].replace(str(getattr(source, key)), str(value))  # a comment stays
+            name, _, rest = lines[found[0]].partition(":")
+            written = re.sub(r"^\s+\S.*?(?=\s+#|\s*$)", lambda _, new=value: f" {new}", rest, count=1)  # type: ignore[misc]
+            lines[found[0]] = f"{name}:{written}"  # a comment stays
         else:
             lines.insert(first + 1, f"{indent}{key}: {value}\n")
             last += 1
@@ -125,32 +126,40 @@ def pin_params(path: Path) -> list[str]:
     entries |= {("benchmarks", name): benchmark for name, benchmark in fetch.benchmarks.items()}
     entries |= {("sources", name): source for name, source in fetch.sources.items()}
     text, _ = read_text(path)
-    report = []
+    report, pins = [], dict[tuple[str, ...], Pin]()
     for entry, source in entries.items():
         if not source.address.startswith("hf://"):
             continue
         if len(source.each) > 1:
             report.append(f"{'.'.join(entry)}: a list of addresses, not pinned. Write @<commit> into each.")
             continue
-        pin = ask_hub(source, is_model=entry == ("model",))
+        pin = pins[entry] = ask_hub(source, is_model=entry == ("model",))
         text = write_pin(text, entry, source, pin)
         moved = "" if pin.uri == source.uri else f", was {source.revision or 'without a revision'}"
         commit = Download(uri=pin.uri).revision
         report.append(f"{'.'.join(entry)}: {commit}, {pin.bytes:,} bytes, {pin.license or 'no license stated'}{moved}")
     with publish_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+        written = read(partial).fetch
+        if written.sources.keys() != fetch.sources.keys() or written.benchmarks.keys() != fetch.benchmarks.keys():
+            raise InputError(f"{path}: cannot be edited. Write one line for each key, and run again")
         for entry, source in entries.items():
-            _check_written(read(partial).fetch, entry, source)
+            _check_written(written, entry, source, pins.get(entry))
     return report
 
 
-def _check_written(fetch: Any, entry: tuple[str, ...], before: Download) -> None:
-    """Raise InputError unless an entry differs from what it was in its pin only."""
+def _check_written(fetch: Any, entry: tuple[str, ...], before: Download, pin: Pin | None) -> None:
+    """Raise InputError unless an entry has its pin, and is in all else what it was."""
     after = getattr(fetch, entry[0]) if len(entry) == 1 else getattr(fetch, entry[0])[entry[1]]
     pins = {"uri": before.uri, "license": before.license} | (
         {"bytes": before.bytes} if isinstance(before, Source) else {}
     )
-    if after.model_copy(update=pins) != before or after.address != before.address:
+    is_pinned = pin is None or (
+        after.uri == pin.uri
+        and (not isinstance(after, Source) or after.bytes == pin.bytes)
+        and (pin.license is None or after.license.lower() == pin.license.lower())
+    )
+    if not is_pinned or after.model_copy(update=pins) != before or after.address != before.address:
         raise InputError(f"fetch.{'.'.join(entry)}: cannot be edited. Write one line for each key, and run again")
 
 

@@ -135,7 +135,7 @@ def without_byte_fallback(tokenizer: dict[str, Any]) -> dict[str, Any]:
     Ids and decoded texts stay the same, but converters to GGUF go by these fields, and llama.cpp then writes the
     letters that stand for bytes (`Ġ` for a space) into its answers.
     """
-    steps = tokenizer["pre_tokenizer"]
+    steps = tokenizer.get("pre_tokenizer") or {"type": None}  # SentencePiece has none
     is_byte_level = any(step["type"] == "ByteLevel" for step in steps.get("pretokenizers", [steps]))
     if not is_byte_level or not tokenizer["model"].get("byte_fallback"):
         return tokenizer

@@ -76,11 +76,17 @@ def list_files(place: Place) -> dict[str, Any]:
 def named_errors(source: Download) -> Iterator[None]:
     """Turn errors of the hub and of the network into an InputError that names the uri."""
     import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError) as error:
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        httpx.HTTPError,
+    ) as error:
         raise InputError(
             f"{redact(source.address)} at {source.revision}: cannot download from the hub: {redact(str(error))} "
             "Check the name, the commit, the network, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."
