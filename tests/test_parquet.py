@@ -11,7 +11,14 @@ from sft.parquet import SAMPLES, ShardWriter, read_rows, read_tables
 
 def rows(number: int) -> list[dict]:
     return [
-        {"conversation_id": f"c{n}", "sample": n % 3, "ids": [n, n + 1], "mask": [0, 1], "turn_ends": [2]}
+        {
+            "conversation_id": f"c{n}",
+            "sample": n % 3,
+            "ids": [n, n + 1],
+            "mask": [0, 1],
+            "turn_ends": [2],
+            "group": None,
+        }
         for n in range(number)
     ]
 
