@@ -43,8 +43,8 @@ def uv_has_settings(environment: Mapping[str, str]) -> bool:
 def uv_settings(listed: str, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the variables that say to uv what `pip config list` says; those that are set stay.
 
-    >>> list(uv_settings("global.index-url='first'\\n:env:.index-url='second'", {}))
-    [('UV_DEFAULT_INDEX', 'second')]
+    >>> list(uv_settings("global.cert='first'\\n:env:.cert='second'", {}))
+    [('SSL_CERT_FILE', 'second')]
     """
     settings: dict[str, str] = {}
     lines = [line.partition("=") for line in listed.splitlines()]

@@ -3,6 +3,7 @@
 https (and http on loopback), hf, s3 and file. A server that ignores ranges is read from the start only.
 """
 
+import abc
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ NOT_RANGED = "the server does not serve ranges"
 
 
 @dataclass
-class RemoteFile:
+class RemoteFile(abc.ABC):
     """A file of a source. Subclasses read it."""
 
     name: str
@@ -29,9 +30,9 @@ class RemoteFile:
     size: int
     has_ranges: bool = True
 
+    @abc.abstractmethod
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop)."""
-        raise NotImplementedError
 
 
 @dataclass
