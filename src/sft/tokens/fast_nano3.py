@@ -17,7 +17,7 @@ from sft.tokens.partition import partition
 from sft.tokens.segments import UNTRAINED, Segments
 from sft.tokens.tokenizer import SafeTokenizer, TemplateText
 
-SHA256 = "af3205763004a5d658426b396cd5d577743123ab1f82a7563dba6a851015daa2"
+SHA256 = "176fe6bc9925693b42def0d93e8730100f6f7c09490803a875cef7d1460aa0e7"
 STOP = "<|im_end|>"
 # Longer conversations are left to the template, which has limits.
 MAX_CHARS = 1 << 22
