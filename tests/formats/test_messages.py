@@ -1,5 +1,6 @@
 """Messages: every published form comes to one; the verdicts on whole rows are in test_labelled_conversations.py."""
 
+import itertools
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from sft.conversation import Conversation, Rejection, is_normal
 from sft.filters.structure import check_structure
 from sft.formats.messages import normalize
 from sft.formats.not_read import NotRead
-from sft.formats.spellings import TRAIN_FLAGS
+from sft.formats.spellings import MESSAGE_KEYS, SPEAKER_KEYS, TRAIN_FLAGS, role_of
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 ANSWER = {"role": "assistant", "content": "Mild."}
@@ -493,6 +494,45 @@ def outcome_of_answers(*answers, **more):
 
 def test_the_analysis_of_harmony_is_the_reasoning_of_the_final_answer():
     outcome = outcome_of_answers({"channel": "analysis", "content": "So."}, {"channel": "final", "content": "1"})
+    assert isinstance(outcome, Conversation)
+    assert outcome.messages[1:] == [{"role": "assistant", "content": "1", "reasoning_content": "So."}]
+
+
+SPOKEN = [
+    *[{"role": "assistant", **more} for more in ({}, {"tool_calls": [call()]})],
+    *[{"role": "assistant", "channel": channel} for channel in ("analysis", "commentary", "final")],
+    {"role": "assistant", "channel": "commentary", "recipient": "functions.add"},
+    *[{"role": "tool_call", **more} for more in ({}, {"name": "add"}, {"name": "add", "arguments": "{}"})],
+    *[{"role": role} for role in ("reasoning", "tool", "user", "system")],
+]
+FINAL = {"role": "assistant", "content": "Done."}
+
+
+@pytest.mark.parametrize("message", SPOKEN, ids=str)
+def test_no_text_under_a_key_that_is_read_disappears(message):
+    """It is in the conversation, or counted as not read, or the row is rejected: for each key, and each two of them."""
+    role = role_of(message["role"])
+    keys = sorted(MESSAGE_KEYS[role].keys() - {*SPEAKER_KEYS, *TRAIN_FLAGS, "mask", "channel", "recipient"})
+    calls = [{"name": "add", "arguments": {}}, {"arguments": {"a": "%s"}, "name": "add"}, {"a": "%s"}]
+    written = ["%s", *[json.dumps(value) for value in calls]]
+    for first, second in itertools.combinations_with_replacement([key for key in keys if key not in message], 2):
+        for form in written:
+            spoken = {**message, first: form.replace("%s", "WORD"), second: form.replace("%s", "TEXT")}
+            not_read = NotRead()
+            outcome = normalize({"messages": [USER, spoken, FINAL]}, not_read=not_read)
+            not_read.end_row("a:1", True)
+            if isinstance(outcome, Rejection) or not_read.counts:
+                continue
+            said = json.dumps(outcome.messages)
+            assert all(word not in json.dumps(spoken) or word in said for word in ("WORD", "TEXT")), spoken
+
+
+@pytest.mark.parametrize("key", ["thinking", "reasoning_content", "reasoning", "thought"])
+@pytest.mark.parametrize("content", [None, "", "So."])
+def test_the_analysis_of_harmony_may_be_under_a_key_for_reasoning(key, content):
+    outcome = outcome_of_answers(
+        {"channel": "analysis", "content": content, key: "So."}, {"channel": "final", "content": "1"}
+    )
     assert isinstance(outcome, Conversation)
     assert outcome.messages[1:] == [{"role": "assistant", "content": "1", "reasoning_content": "So."}]
 

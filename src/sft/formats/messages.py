@@ -35,6 +35,7 @@ from sft.formats.spellings import (
     CHANNEL,
     FILE_KEYS,
     FLAG_LISTS,
+    ID,
     MEDIA,
     MEDIA_WORD,
     MESSAGE_KEYS,
@@ -385,19 +386,24 @@ def _channel_turns(message: Json, not_read: NotRead) -> Sequence[Message]:
     content, channel, recipient = rest.get("content"), message.get(CHANNEL), message.get(RECIPIENT)
     if says_something(recipient) and recipient not in ("all", "assistant"):
         name = str(recipient).removeprefix("functions.")
-        if channel not in (None, "", "analysis", "commentary") or not name or says_something(rest.get("tool_calls")):
+        if channel not in (None, "", "analysis", "commentary") or not name or _has_calls(rest):
             raise UnfitRowError("unknown-channel", f"recipient {excerpt(recipient)} in the channel {excerpt(channel)}")
         call = _call({"name": name, "arguments": _text(content, "content", not_read)}, not_read)
         turn: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
         _add_reasoning(turn, _reasoning(rest, [], not_read))
+        not_read.add_keys("messages[].", {"refusal": rest.get("refusal")}, ())
         return (turn,)
     if channel == "analysis":
-        if says_something(rest.get("tool_calls")) or says_something(rest.get("function_call")):
+        if _has_calls(rest):
             raise UnfitRowError("unknown-channel", f"calls in the channel analysis: {excerpt(message)}")
         return (_thought_turn(rest, content, not_read),)
     if channel in (None, "", "final", "commentary"):  # in commentary: calls, or words for the user before them
         return _assistant_turns(rest, content, not_read)
     raise UnfitRowError("unknown-channel", f"{CHANNEL} is {excerpt(channel)}; known: analysis, commentary, final")
+
+
+def _has_calls(message: Json) -> bool:
+    return says_something(message.get("tool_calls")) or says_something(message.get("function_call"))
 
 
 def _reasoning(message: Json, thoughts: list[str], not_read: NotRead) -> str:
@@ -476,9 +482,10 @@ def _thought_turn(message: Json, content: Any, not_read: NotRead) -> Message:
     """Return the turn of a reasoning item, which the answer that follows completes."""
     summary, text = message.get("summary"), content
     parts = [part for value in (summary, text) if says_something(value) for part in _as_list(value)]
-    thought = _thoughts(parts, "reasoning", not_read).strip() if parts else ""
+    thought = _reasoning(message, [_thoughts(parts, "reasoning", not_read)] if parts else [], not_read)
     if not thought and says_something(message.get("encrypted_content")):
         raise UnfitRowError("unreadable-reasoning", "a reasoning item has encrypted_content only")
+    not_read.add_keys("messages[].", {key: message.get(key) for key in ("encrypted_content", "refusal")}, ())
     turn: Message = {"role": "assistant", "content": "", "is_thought": True}
     return turn | {"reasoning_content": thought} if thought else turn
 
@@ -493,8 +500,16 @@ def _as_list(value: Any) -> list[Any]:
 def _call_turn(message: Json, content: Any, not_read: NotRead) -> Message:
     """Return the turn of a message that is a call: as its own keys, or as JSON in its text, perhaps after a thought."""
     turn: Message = {"role": "assistant", "content": ""}
+    call: Json = {key: message[key] for key in ("id", "name", "arguments") if key in message}
     if "name" in message:
-        call = {key: message[key] for key in ("id", "name", "arguments") if key in message}
+        value = parsed_or_same(content, "{")
+        if type(value) is dict and "type" not in value:
+            call.setdefault("arguments", value)
+            if parsed_or_same(call["arguments"], "{") != value:
+                raise UnfitRowError("malformed-row", f"content and arguments differ: {excerpt(content)}")
+        else:
+            turn["content"] = _text(content, "content", not_read)
+        _add_reasoning(turn, _reasoning(message, [], not_read))
         return turn | {"tool_calls": [_call(call, not_read)]}
     text = _text(content, "content", not_read) if type(content) is not dict else json.dumps(content)
     thought, answer = split_reasoning(text)
@@ -504,6 +519,9 @@ def _call_turn(message: Json, content: Any, not_read: NotRead) -> Message:
         turn["content"], calls = hermes
     else:
         calls = _as_list(parse_or_reject(text, "a call as JSON, and no text before it"))
+    if len(calls) == 1 and type(calls[0]) is dict and calls[0].keys().isdisjoint(ID):
+        calls = [{**calls[0], **{key: call.pop(key) for key in ("id",) if key in call}}]
+    not_read.add_keys("messages[].", call, ())
     return turn | {"tool_calls": [_call(call, not_read) for call in calls]}
 
 

@@ -124,7 +124,7 @@ MESSAGE_KEYS: dict[str, dict[str, str]] = {
     | _names(alone=("refusal", "tool_calls", "function_call", *REASONING_KEYS, CHANNEL, RECIPIENT)),
     "tool": _SPOKEN | _names(("content", "output"), ("tool_call_id", "call_id", "tool_use_id")),
     "call": _SPOKEN | _names(NAME, ARGUMENTS, ID, alone=REASONING_KEYS),
-    "reasoning": _SPOKEN | _names(alone=("summary", "encrypted_content")),
+    "reasoning": _SPOKEN | _names(alone=("summary", "encrypted_content", *REASONING_KEYS)),
 }
 # Messages with no other keys need no respelling.
 PLAIN_KEYS = {
