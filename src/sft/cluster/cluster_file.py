@@ -7,7 +7,7 @@ it reruns nothing.
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -84,6 +84,8 @@ class Cluster(Section):
     container: Container | None = None
     python: str | None = None
     """Interpreter on the nodes or in the container. null: the one that submits."""
+    packages: Literal["exact", "recorded"] = "exact"
+    """Versions on the nodes. exact: as in the lineage key. recorded: any, written down for each attempt."""
     job_setup: list[str] = Field(default_factory=list)
     """Lines of bash that run first in the job: modules, NCCL settings."""
     sbatch_options: list[str] = Field(default_factory=list)

@@ -131,6 +131,7 @@ def job_environment(cluster: Cluster, *, run: Path, python: str) -> dict[str, st
         "SFT_IMAGE": container.image if container else "",
         "SFT_MIN_FREE_GB": str(cluster.min_free_gb),
         "SFT_MOUNTS": ",".join([f"{root}:{root}", *container.mounts]) if container else "",
+        "SFT_PACKAGES": cluster.packages,
         "SFT_PYTHON": cluster.python or python,
         "SFT_RANKS_PER_NODE": str(cluster.ranks_on_node),
         "SFT_REQUEUES": str(cluster.requeues),

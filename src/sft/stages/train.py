@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from sft.chat_files import copy_chat_files
 from sft.cli import InputError, echo
-from sft.cluster import jobs, slurm
+from sft.cluster import jobs, node_packages, slurm
 from sft.cluster.cluster_file import Cluster, read_cluster_file, requested_cluster
 from sft.cluster.run_lock import RunLock
 from sft.files import project_root, publish_folder, read_json, write_json
@@ -228,6 +228,8 @@ def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: byte
         begun = run.folder / snapshot.BEGUN
         git = snapshot.begun_at(run.folder)
         facts = {**lineage_json(lineage, run_id, begun, load("fetch.model"), patch, git), "parity": parity}
+        if of_nodes := node_packages.recorded(run.folder):
+            facts["node_packages"] = of_nodes
         text = card.render(facts, lambda path: read_json(begun / path) if (begun / path).exists() else {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         write_json(folder / "lineage.json", {**facts, "files": folder_digests(folder)})

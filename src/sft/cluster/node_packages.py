@@ -1,0 +1,99 @@
+"""Check and record the packages of a node, in the node check of a job. Needs the standard library only.
+
+code/packages.txt: the pins of the lineage key  ->  logs/<job>-<restart>/packages.json: what computes this attempt
+                                                    packages.json: what computed the first attempt of the run
+
+    SFT_RUN=... SFT_CODE=... SFT_PACKAGES=exact python -m sft.cluster.node_packages
+
+`packages: exact` in the cluster file: versions are those of the key, up to the build after a + (cpu, cu130), and an
+attempt computes with the packages of the first one. `packages: recorded`: any version, such as the pre-releases in
+NVIDIA's containers. Both: the nodes of an attempt have the same packages.
+"""
+
+import importlib.metadata
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+# Kernels and libraries that compute where they are installed; the lineage key has none of them.
+KERNELS = ("transformer-engine", "mamba-ssm", "causal-conv1d", "flash-attn", "deep-ep", "triton", "nvidia-nccl-cu13")
+NONE = "none"
+
+
+def installed(names: list[str]) -> dict[str, str]:
+    """Return the versions of packages by name; NONE for one that is not installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = NONE
+    return versions
+
+
+def check_pins(pins: dict[str, str], versions: dict[str, str], policy: str) -> list[str]:
+    """Return what is wrong with the versions, a line for each package."""
+    if policy == "recorded":
+        return [f"{name}: not installed" for name in pins if versions[name] == NONE]
+    return [
+        f"{name}: found {versions[name]}, expected {pin}"
+        for name, pin in pins.items()
+        if versions[name].partition("+")[0] != pin.partition("+")[0]
+    ]
+
+
+def compare_or_write(file: Path, versions: dict[str, str]) -> list[str]:
+    """Write the versions, unless another node or attempt did; return what differs from its versions."""
+    partial = file.with_name(f".{file.name}-{socket.gethostname()}-{os.getpid()}")
+    partial.write_text(json.dumps(versions, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    try:
+        os.link(partial, file)  # whole, and only once
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink()
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    names = sorted(earlier | versions)
+    return [
+        f"{name}: found {versions.get(name, NONE)}, earlier {earlier.get(name, NONE)}"
+        for name in names
+        if versions.get(name, NONE) != earlier.get(name, NONE)
+    ]
+
+
+def recorded(run: Path) -> dict[str, dict[str, str]]:
+    """Return the packages of each attempt of a run's jobs, by <job>-<restart>."""
+    files = sorted((run / "logs").glob("*-*/packages.json"))
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def main() -> None:
+    """Check this node and record its packages. Exit status 1: they are refused."""
+    run, code, policy = Path(os.environ["SFT_RUN"]), Path(os.environ["SFT_CODE"]), os.environ["SFT_PACKAGES"]
+    lines = (code / "packages.txt").read_text(encoding="utf-8").split()
+    pins = dict(line.split("==") for line in lines)
+    versions = installed([*pins, *KERNELS])
+    if wrong := check_pins(pins, versions, policy):
+        advice = "" if policy == "recorded" else "; to accept and record what the nodes have: packages: recorded"
+        refuse(wrong, f"packages differ from those in the lineage key ({policy}){advice}")
+    if different := compare_or_write(run / "logs/latest/packages.json", versions):
+        refuse(different, "packages differ from those of another node of this attempt")
+    different = compare_or_write(run / "packages.json", versions)
+    if different and policy != "recorded":
+        advice = "to accept and record it: packages: recorded; to start over: remove its checkpoints and packages.json"
+        refuse(different, f"packages differ from those of the first attempt of {run.name}; {advice}")
+    for line in different:
+        sys.stdout.write(f"note: {line}\n")
+    sys.stdout.write(f"packages: {policy}; written to {(run / 'logs/latest').resolve()}/packages.json\n")
+
+
+def refuse(problems: list[str], message: str) -> None:
+    """Print what is wrong and end with exit status 1."""
+    sys.stdout.write("".join(f"error: {line}\n" for line in [*problems, message]))
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
