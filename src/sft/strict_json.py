@@ -7,6 +7,7 @@ can be written as JSON and UTF-8 again, and can be walked recursively.
 
 import json
 import math
+from collections import Counter
 from typing import Any, NoReturn
 
 import orjson
@@ -79,8 +80,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        duplicate = next(name for name in names if names.count(name) > 1)
+        ((duplicate, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(
             f"the key {duplicate[:80]!r} stands twice in an object"
         )  # the text is evidence in data: it stays

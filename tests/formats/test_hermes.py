@@ -27,7 +27,15 @@ CALL = '<tool_call>\n{"name": "now", "arguments": {"zone": "CET"}}\n</tool_call>
     ids=["Hermes", "Qwen"],
 )
 @pytest.mark.parametrize(
-    "listed", [json.dumps([TOOL]), json.dumps(TOOL), f"{json.dumps(TOOL)}\n{json.dumps(TOOL)}", str([TOOL])]
+    "listed",
+    [
+        json.dumps([TOOL]),
+        json.dumps(TOOL),
+        f"{json.dumps(TOOL)}\n{json.dumps(TOOL)}",
+        str([TOOL]),
+        f"{TOOL}\n{TOOL}",
+        f"{TOOL},{TOOL}",
+    ],
 )
 def test_tools_leave_the_system_text_with_what_says_how_to_call_them(text, rest, listed):
     turns = [{"role": "system", "content": text.format(tools=listed)}]

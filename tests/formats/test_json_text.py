@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.formats.json_text import MAX_LITERAL_CHARS, parse_text, parsed_or_same
+from sft.formats.json_text import parse_text, parsed_or_same
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
@@ -39,9 +39,38 @@ def test_a_value_is_the_same_as_json_and_as_python_writes_it(value):
         "'a'",
         "[" * 70 + "'a'" + "]" * 70,
         "['a', " + "-" * 50_000 + "1]",
-        "['" + "a" * MAX_LITERAL_CHARS + "']",
+        "['a' 'b']",
+        "['a'\n 'b']",
+        "{'a': 'b' # 'c'\n}",
+        "['''a''']",
+        "['a',,]",
+        "[,'a']",
+        "{'a':,}",
+        "['a', 01]",
+        "['a', 1_000]",
+        "[True False, '']",
+        "['a\nb']",
+        "['" + "\\n" * 100_000,
+        "['a' " + " " * 100_000,
     ],
     ids=lambda text: text[:20],
 )
 def test_what_json_cannot_hold_stays_text(text):
     assert parsed_or_same(text) == text
+    with pytest.raises(ValueError, match=r"."):
+        parse_text(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("None", None),
+        ("['a',\n]", ["a"]),
+        ("{'a': True ,}", {"a": True}),
+        ("[u'a', '\\x41', \"it's\"]", ["a", "A", "it's"]),
+        ("['" + "a" * 300_000 + "']", ["a" * 300_000]),
+    ],
+    ids=lambda text: str(text)[:20],
+)
+def test_what_python_writes_is_read_at_any_length(text, value):
+    assert parse_text(text) == value

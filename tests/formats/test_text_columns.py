@@ -1,8 +1,10 @@
 """What people's tools write as text: flags, messages and lists in columns of CSV, tags in other letters."""
 
+import json
+
 import pytest
 
-from sft.conversation import Rejection
+from sft.conversation import Conversation, Rejection
 from sft.formats.chat_forms import FieldCounts, convert_chats
 from sft.formats.messages import normalize
 from sft.formats.raw_files import Row
@@ -43,6 +45,33 @@ def test_an_answer_that_its_row_calls_bad_is_refused(label):
 def test_messages_as_python_writes_them_are_messages_in_every_column():
     row = {"prompt": "[{'role': 'user', 'content': 'a'}]", "completion": "[{'role': 'assistant', 'content': 'b'}]"}
     assert read(row, "alpaca").messages == [USER, ANSWER]
+
+
+@pytest.mark.parametrize("write", [lambda value: value, json.dumps, str], ids=["value", "JSON", "Python"])
+@pytest.mark.parametrize(
+    "system", [{"role": "system", "content": "Be kind."}, [{"role": "system", "content": "Be kind."}]]
+)
+def test_a_system_column_may_hold_a_message_instead_of_its_text(system, write):
+    system_message = {"role": "system", "content": "Be kind."}
+    assert read({"system": write(system), "messages": [USER, ANSWER]}).messages == [system_message, USER, ANSWER]
+    assert read({"system": write(system), "messages": [system_message, USER, ANSWER]}).messages[1:] == [USER, ANSWER]
+
+
+@pytest.mark.parametrize("text", ['{"role": "a chef", "content": "a"}', '{"role": "system", "task": "a"}', "{'role"])
+def test_a_system_text_that_is_json_of_its_own_stays_text(text):
+    assert read({"system": text, "messages": [USER, ANSWER]}).messages[0] == {"role": "system", "content": text}
+
+
+def test_a_system_column_with_a_message_of_another_role_is_refused():
+    (row,) = convert_chats([Row("f:1", {"system": str(USER), "messages": TURNS})], "openai", {}, {}, FieldCounts())
+    assert row.record is None
+    assert "expected a text or messages of role system" in row.fault
+
+
+@pytest.mark.parametrize("empty", ["None", "", "[]", None])
+def test_no_tools_and_no_calls_as_people_s_tools_write_them(empty):
+    answer = {**ANSWER, "tool_calls": empty, "function_call": empty}
+    assert read({"messages": [USER, answer], "tools": empty}) == Conversation([USER, ANSWER], None)
 
 
 def test_empty_calls_of_a_channel_are_no_calls():

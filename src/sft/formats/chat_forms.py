@@ -29,7 +29,7 @@ from sft.formats.json_text import parse_text, parsed_or_same
 from sft.formats.not_read import says_something
 from sft.formats.raw_files import Json, Row
 from sft.formats.records import ChatRow, as_messages, question_and_answer
-from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS
+from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS, role_of
 
 SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of an object of another shape
 MESSAGE_TEXT = re.compile("""["']role["']""")
@@ -247,16 +247,30 @@ def _messages(role: str, content: Any) -> list[Json]:
     return as_messages(role, [content] if type(content) is dict else content)
 
 
+def _system_messages(system: Any) -> list[Json]:
+    """Return the messages of a system column: a text, parts of one, a message or messages, also as JSON text.
+
+    Raises:  ValueError: messages of another role.
+    """
+    if type(system) is dict and "parts" in system and "role" not in system:  # Gemini's
+        system = system["parts"]
+    value = parsed_or_same(system) if type(system) is str and MESSAGE_TEXT.search(system) else system
+    items = value if type(value) is list else [value]
+    if not all(type(item) is dict and role_of(item.get("role")) and "content" in item for item in items):
+        return [{"role": "system", "content": system}] if system else []
+    if any(role_of(item["role"]) != "system" for item in items):
+        raise ValueError(f"system: expected a text or messages of role system, found {excerpt(system)}")
+    return items
+
+
 def _with_system(columns: Columns, messages: Any, num_context: int = 0, more_names: tuple[str, ...] = ()) -> Json:
     """Return a record; a system message in a column of its own comes first, unless the messages begin with it."""
     record: Json = {"messages": messages, "tools": columns.decoded(*TOOLS_COLUMNS)}
-    system, num_added = columns.get(*SYSTEM_COLUMNS, *more_names), 0
-    if type(system) is dict and "parts" in system:  # Gemini's
-        system = system["parts"]
+    system, num_added = _system_messages(columns.get(*SYSTEM_COLUMNS, *more_names)), 0
     if system and type(messages) is list:
         first = messages[0] if messages and type(messages[0]) is dict else {}
-        if system not in (first.get("content"), first.get("value")):
-            record["messages"], num_added = [{"role": "system", "content": system}, *messages], 1
+        if [first.get("content", first.get("value"))] != [message.get("content") for message in system]:
+            record["messages"], num_added = [*system, *messages], len(system)
     if num_context or num_added:
         record |= {"num_context": num_context + num_added if num_context else 0, "num_added": num_added}
     return record

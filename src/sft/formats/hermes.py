@@ -11,7 +11,7 @@ from typing import Any
 
 from sft import strict_json
 from sft.conversation import Message
-from sft.formats.json_text import parse_text
+from sft.formats.json_text import PYTHON, parse_text, python_to_json
 from sft.formats.not_read import NotRead
 from sft.formats.tools import read_tools
 
@@ -51,7 +51,8 @@ def split_tools(turns: list[Message], not_read: NotRead) -> list[Json] | None:
 
 
 def _json_values(text: str) -> list[Any]:
-    """Return the tools of a list or an object, or of JSON objects one after the other; empty if it is neither."""
+    """Return the tools of a list or an object, or of objects one after the other, as JSON or as Python writes them;
+    empty if it is neither."""
     values, place = list[Any](), 0
     if not text.startswith(("[", "{")):
         return []
@@ -59,14 +60,23 @@ def _json_values(text: str) -> list[Any]:
         value = parse_text(text)
         return value if isinstance(value, list) else [value]
     try:
+        text = python_to_json(text) if PYTHON.search(text) and not _is_json_first(text) else text
         while place < len(text):
-            value, place = DECODER.raw_decode(text, place)
-            strict_json.parse(json.dumps(value))  # its limits hold here, too
+            _, end = DECODER.raw_decode(text, place)
+            value = strict_json.parse(text[place:end])  # its limits hold here, too
             values += value if isinstance(value, list) else [value]
-            place = _skip(text, place)
+            place = _skip(text, end)
     except (ValueError, RecursionError):
         return []
     return values
+
+
+def _is_json_first(text: str) -> bool:
+    """Return whether a text begins with a value of JSON."""
+    try:
+        return DECODER.raw_decode(text)[1] > 0
+    except (ValueError, RecursionError):
+        return False
 
 
 def _skip(text: str, place: int) -> int:

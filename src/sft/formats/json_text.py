@@ -8,8 +8,15 @@ from typing import Any
 
 from sft import strict_json
 
+STARTS = ("{", "[")
 PYTHON = re.compile(r"'|\b(?:True|False|None)\b")
-MAX_LITERAL_CHARS = 100_000  # Python's parser takes about a hundred times as many bytes
+WORDS = {"True": "true", "False": "false", "None": "null"}
+# A text in quotes; space; a word or a number; a bracket, comma or colon. Possessive, so that no text takes long.
+TOKEN = re.compile(
+    r"""(?P<text>u?(?:'[^'\\\n\r]*+(?:\\.[^'\\\n\r]*+)*+'|"[^"\\\n\r]*+(?:\\.[^"\\\n\r]*+)*+"))"""
+    r"|\s++|(?P<word>[-+.\w]++)|(?P<close>[\]}])|[\[{,:]"
+)
+NUMBER = re.compile(r"-?\d[-+.\deE]*")
 
 
 def parsed_or_same(value: Any, starts: str = "{[") -> Any:
@@ -29,32 +36,63 @@ def parsed_or_same(value: Any, starts: str = "{[") -> Any:
 def parse_text(text: str) -> Any:
     """Return the value of a text: of JSON or, if it has single quotes or Python's words, of a literal of Python.
 
-    Raises:  ValueError: neither; the message is that of JSON.
+    `None` alone is null: what Python writes for a field that is not there.
+
+    Raises:  ValueError: neither; the message says why it is not the one and not the other.
 
     >>> parse_text('{"a": true}'), parse_text("{'a': True, 'b': None}")
     ({'a': True}, {'a': True, 'b': None})
     """
     try:
         return strict_json.parse(text)
-    except ValueError:
-        if PYTHON.search(text) and len(text) <= MAX_LITERAL_CHARS and text.lstrip()[:1] in ("{", "["):
-            try:
-                return _python_literal(text)
-            except (ValueError, TypeError, SyntaxError, Warning, RecursionError, MemoryError):
-                pass
-        raise
+    except ValueError as error:
+        if text.strip() == "None":
+            return None
+        if not text.lstrip().startswith(STARTS) or not PYTHON.search(text):
+            raise
+        try:
+            return strict_json.parse(python_to_json(text))
+        except ValueError as fault:
+            raise ValueError(f"not JSON: {error}; not a literal of Python: {fault}") from None
 
 
-def _python_literal(text: str) -> Any:
-    """Return the value of a literal of Python that JSON can hold, under the limits of strict_json."""
+def python_to_json(text: str) -> str:
+    """Return literals of Python as JSON: texts get its quotes, words its names, and a comma before a bracket goes.
+
+    What JSON has no word for stays as it is, so that a reader of JSON finds it: two texts in a row, a key twice.
+
+    Raises:  ValueError: a tuple, a comment, a call, or an escape that Python does not know.
+
+    >>> python_to_json("{'a': [True, 'it\\\\'s',]}")
+    '{"a": [true, "it\\'s"]}'
+    """
+    pieces, place = list[str](), 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an escape that Python does not know
-        tree = ast.parse(text.strip(), mode="eval")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            keys = [key.value for key in node.keys if isinstance(key, ast.Constant) and type(key.value) is str]
-            if len(set(keys)) < len(node.keys):
-                raise ValueError("a key twice, or one that is no text")
-        elif isinstance(node, ast.Tuple | ast.Set):
-            raise ValueError("JSON has neither tuples nor sets")
-    return strict_json.parse(json.dumps(ast.literal_eval(tree), allow_nan=False))
+        while place < len(text):
+            if (token := TOKEN.match(text, place)) is None:
+                raise ValueError(f"{text[place : place + 20]!r} at character {place}")
+            place = token.end()
+            if (quoted := token["text"]) is not None:
+                pieces.append(json.dumps(_unquoted(quoted)))
+            elif (word := token["word"]) is not None:
+                if word not in WORDS and not NUMBER.fullmatch(word):
+                    raise ValueError(f"{word[:20]!r} at character {token.start()}")
+                pieces.append(WORDS.get(word, word))
+            elif token["close"] and pieces[-1:] == [","] and pieces[-2:-1] not in (["["], ["{"], [","], [":"]):
+                pieces[-1] = token[0]
+            elif not token[0].isspace():
+                pieces.append(token[0])
+            elif pieces[-1:] and pieces[-1][-1] not in "[{,:":
+                pieces.append(" ")
+    return "".join(pieces)
+
+
+def _unquoted(quoted: str) -> str:
+    """Return the text that Python has in quotes. Raises ValueError: an escape that it does not know."""
+    if "\\" not in quoted:
+        return quoted[2:-1] if quoted[0] == "u" else quoted[1:-1]
+    try:
+        return str(ast.literal_eval(quoted))
+    except (SyntaxError, SyntaxWarning, DeprecationWarning, ValueError):
+        raise ValueError(f"an escape that Python does not know in {quoted[:40]}") from None

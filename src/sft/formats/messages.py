@@ -532,7 +532,7 @@ def _calls(message: Json, not_read: NotRead) -> list[Json]:
     elif says_something(message.get("function_call")):
         not_read.add("messages[].function_call")
     if type(calls) is str:
-        calls = _as_list(parse_or_reject(calls, "tool_calls"))
+        calls = _as_list(parse_or_reject(calls, "tool_calls") or [])
     if type(calls) is not list:
         raise UnfitRowError("malformed-row", f"tool_calls: expected a list, found {excerpt(calls)}")
     return [_call(call, not_read) for call in calls]
