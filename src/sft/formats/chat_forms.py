@@ -252,7 +252,7 @@ def _system_messages(system: Any) -> list[Json]:
 
     Raises:  ValueError: messages of another role.
     """
-    if type(system) is dict and "parts" in system and "role" not in system:  # Gemini's
+    if type(system) is dict and "parts" in system:  # Gemini's
         system = system["parts"]
     value = parsed_or_same(system) if type(system) is str and MESSAGE_TEXT.search(system) else system
     items = value if type(value) is list else [value]
