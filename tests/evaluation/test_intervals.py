@@ -1,4 +1,4 @@
-"""intervals: known values of shares, the paired bootstrap over conversations."""
+"""intervals: known values of shares, the paired bootstrap over groups of conversations."""
 
 import random
 
@@ -30,7 +30,7 @@ def test_one_against_nine_is_no_chance_and_no_disagreement_is():
 
 
 def test_few_conversations_have_no_interval_however_many_samples_they_are():
-    few = pair_losses(["a", "b"] * 20, [(1.0, 2)] * 40, [(0.5, 2)] * 40)
+    few = pair_losses([3, 8] * 20, [(1.0, 2)] * 40, [(0.5, 2)] * 40)
     assert few == [Pair(20.0, 10.0, 40), Pair(20.0, 10.0, 40)]
     assert loss_change(few) == {"change": -0.25, "low": None, "high": None, "conversations": 2}
     assert change_bounds(pairs(FEWEST - 1)) is None

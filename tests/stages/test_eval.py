@@ -205,6 +205,17 @@ def test_without_tool_prompts_their_shares_are_null(project, capsys):
     assert "no prompts" in capsys.readouterr().out
 
 
+def test_conversations_with_the_same_question_are_one_group(project):
+    again = [row(f"again-{n}", chat_messages(0)) for n in range(3)]
+    named = [{**row(f"named-{n}", chat_messages(n)), "meta": '{"group":"book"}'} for n in range(10, 12)]
+    write_project(project, {"sums": ("mathematics", [CHATS[0], *again, *named])})
+    metadata, _ = stage.find_inputs()
+    final = project / "models" / "final"
+    _, groups, _, _ = stage.choose(metadata, PARAMS, ChatTemplate.load(str(final / "chat_template.jinja"), final))
+    assert len(groups) == 6
+    assert len(set(groups.values())) == 2
+
+
 def test_faults_of_the_inputs_are_named(project):
     write_project(project, {"sums": ("mathematics", CHATS), "empty": ("none", [])})
     metadata, _ = stage.find_inputs()

@@ -1,7 +1,8 @@
 """Intervals of what was measured: shares of answers, and the change of the held-out loss. Pure.
 
-A loss per token is a ratio of sums, and conversations are the independent units, not tokens: they are drawn with
-replacement, before and after together (paired bootstrap, percentiles of RESAMPLES draws). Shares have Wilson intervals,
+A loss per token is a ratio of sums. Its independent units are neither tokens nor conversations but split groups
+(conversations with the same first question): they are drawn with replacement, before and after together (paired
+bootstrap, percentiles of RESAMPLES draws). Shares have Wilson intervals,
 their change the exact McNemar test.
 """
 
@@ -15,7 +16,7 @@ from sft.evaluation.loss import DIGITS
 
 LEVEL = 0.95
 FEWEST = 10
-"""Conversations below which a change of the loss has no interval."""
+"""Groups of conversations below which a change of the loss has no interval."""
 RESAMPLES = 9_999
 SEED = 0
 VALUES_AT_ONCE = 2_000_000
@@ -23,7 +24,7 @@ VALUES_AT_ONCE = 2_000_000
 
 
 class Pair(NamedTuple):
-    """The summed loss of one conversation before and after training, and its trained tokens."""
+    """The summed loss of one group of conversations before and after training, and its trained tokens."""
 
     before: float
     after: float
@@ -31,17 +32,17 @@ class Pair(NamedTuple):
 
 
 def pair_losses(
-    conversations: Sequence[str], before: Sequence[tuple[float, int]], after: Sequence[tuple[float, int]]
+    groups: Sequence[int], before: Sequence[tuple[float, int]], after: Sequence[tuple[float, int]]
 ) -> list[Pair]:
-    """Return one pair for each conversation, from (sum, tokens) of its samples.
+    """Return one pair for each group, from (sum, tokens) of its samples; `groups` names the group of each sample.
 
-    >>> pair_losses(["a", "b", "a"], [(2.0, 1), (3.0, 1), (4.0, 2)], [(1.0, 1), (3.0, 1), (1.0, 2)])
+    >>> pair_losses([7, 8, 7], [(2.0, 1), (3.0, 1), (4.0, 2)], [(1.0, 1), (3.0, 1), (1.0, 2)])
     [Pair(before=6.0, after=2.0, tokens=3), Pair(before=3.0, after=3.0, tokens=1)]
     """
-    pairs: dict[str, Pair] = {}
-    for identity, (was, tokens), (now, _) in zip(conversations, before, after, strict=True):
-        old = pairs.get(identity, Pair(0.0, 0.0, 0))
-        pairs[identity] = Pair(old.before + was, old.after + now, old.tokens + tokens)
+    pairs: dict[int, Pair] = {}
+    for group, (was, tokens), (now, _) in zip(groups, before, after, strict=True):
+        old = pairs.get(group, Pair(0.0, 0.0, 0))
+        pairs[group] = Pair(old.before + was, old.after + now, old.tokens + tokens)
     return list(pairs.values())
 
 
@@ -69,7 +70,10 @@ def change_bounds(pairs: Sequence[Pair], ratio: float = 1.0, level: float = LEVE
 
 
 def loss_change(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return the change of the loss per token, its interval (None: too few) and the number of conversations."""
+    """Return the change of the loss per token, its interval (None: too few) and the number of conversations.
+
+    Conversations of one group count as one.
+    """
     low, high = change_bounds(pairs) or (None, None)
     difference = sum(pair.after - pair.before for pair in pairs) / sum(pair.tokens for pair in pairs)
     return {"change": _round(difference), "low": _round(low), "high": _round(high), "conversations": len(pairs)}

@@ -3,8 +3,10 @@
 Pure: numbers and texts in, text out. Same inputs, same bytes.
 """
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -34,6 +36,19 @@ ANSWER_CHARS = 1_200
 QUESTION_CHARS = 110
 MEAN_SHARE = 12
 """The running mean is over a twelfth of the steps: packs of one step are of other domains than those of the next."""
+
+
+def read_curve(paths: Sequence[Path]) -> list[dict[str, float]]:
+    """Return the losses that the train stage wrote, if it did, as one list of points in order of iteration."""
+    points: dict[int, dict[str, float]] = {}
+    for path in paths:
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    iteration = int(row["iteration"])
+                    losses = {name: float(row[name]) for name in ("loss", "validation_loss") if row.get(name)}
+                    points.setdefault(iteration, {"iteration": iteration}).update(losses)
+    return [points[iteration] for iteration in sorted(points)]
 
 
 def page(

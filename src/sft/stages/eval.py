@@ -11,7 +11,6 @@ The gate (params: eval.gate) decides whether the model becomes `candidate` in ML
 than the champion on the same held-out data.
 """
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -47,6 +46,8 @@ SPLITS = ("validation", "test")
 CURVES = (Path("reports/train_loss.csv"), Path("reports/validation_loss.csv"))
 EVAL, ANSWERS, REPORT = (Path("reports", name) for name in ("eval.json", "answers.jsonl", "report.html"))
 CARD = Path("reports/card.md")
+Groups = Mapping[tuple[str, str], int]
+"""The split group of each held-out conversation, by source and id."""
 NOT_IN_METRIC_NAME = re.compile(r"[^\w./ -]", re.ASCII)
 
 
@@ -75,12 +76,15 @@ def find_inputs() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def choose(
     metadata: Mapping[str, Any], params: Eval, chat: Any
-) -> tuple[dict[str, list[Segment]], list[Prompt], Counter[str]]:
+) -> tuple[dict[str, list[Segment]], Groups, list[Prompt], Counter[str]]:
     """Return what is measured: held-out samples by domain, prompts, and how many prompts were left out, by reason.
+
+    Also the split group of each held-out conversation: conversations of one group are alike, not independent.
 
     Raises:  InputError: nothing is held out, or data/filtered does not hold the conversations of data/packed.
     """
     from sft.parquet import read_rows
+    from sft.tokens.prepare import group_number
 
     held_out: dict[str, set[str]] = {source: set() for source in sorted(metadata["sources"])}
     packs = itertools.chain.from_iterable(read_rows(PACKED / split) for split in SPLITS if (PACKED / split).is_dir())
@@ -97,6 +101,7 @@ def choose(
             f"{PACKED}: {' and '.join(SPLITS)} hold no samples, so there is nothing to measure. "
             "Raise pack.validation or pack.test."
         )
+    groups: dict[tuple[str, str], int] = {}
     unseen = {(source, identity) for source, ids in held_out.items() for identity in ids}
 
     def held_out_rows() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -104,6 +109,7 @@ def choose(
             for row in read_rows(FILTERED / source, "kept-") if ids else ():
                 if row["id"] in ids:
                     unseen.discard((source, row["id"]))
+                    groups[source, row["id"]] = group_number(row["id"], json.loads(row["messages"]), row["meta"])
                     yield source, row
 
     chosen, left_out = choose_prompts(held_out_rows(), chat, params)
@@ -113,11 +119,12 @@ def choose(
             f"{FILTERED / source}: {len(unseen)} held-out conversations of {PACKED} are missing, such as {identity}. "
             "The data changed between stages. Rerun them: dvc repro pack"
         )
-    return segments, chosen["tool"] + chosen["chat"], left_out
+    return segments, groups, chosen["tool"] + chosen["chat"], left_out
 
 
 def evaluate(
     segments: Mapping[str, Sequence[Segment]],
+    groups: Groups,
     prompts: Sequence[Prompt],
     measured: Sequence[Measured],
     chat: Any,
@@ -132,7 +139,7 @@ def evaluate(
         graded.append([graded_answer(prompt, ids, chat) for prompt, ids in zip(prompts, model.answers, strict=True)])
     pairs = {
         domain: pair_losses(
-            [f"{segment.source} {segment.conversation_id}" for segment in kept], losses[0][domain], losses[1][domain]
+            [groups[segment.source, segment.conversation_id] for segment in kept], losses[0][domain], losses[1][domain]
         )
         for domain, kept in segments.items()
     }
@@ -148,19 +155,6 @@ def evaluate(
         "tokens": sum(sum(segment.marks) for kept in segments.values() for segment in kept),
     }
     return evaluation, graded[0], graded[1]
-
-
-def read_curve(paths: Sequence[Path]) -> list[dict[str, float]]:
-    """Return the losses that the train stage wrote, if it did, as one list of points in order of iteration."""
-    points: dict[int, dict[str, float]] = {}
-    for path in paths:
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    iteration = int(row["iteration"])
-                    losses = {name: float(row[name]) for name in ("loss", "validation_loss") if row.get(name)}
-                    points.setdefault(iteration, {"iteration": iteration}).update(losses)
-    return [points[iteration] for iteration in sorted(points)]
 
 
 def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -220,14 +214,14 @@ def main() -> None:
     metadata, lineage = find_inputs()
     template, settings = str(MODELS["after"] / "chat_template.jinja"), Settings(date=metadata.get("date"))
     chat = ChatTemplate.load(template, MODELS["after"], settings=settings)
-    segments, prompts, left_out = choose(metadata, params, chat)
+    segments, groups, prompts, left_out = choose(metadata, params, chat)
     all_segments = [segment for kept in segments.values() for segment in kept]
     measured = measure_models(MODELS["before"], MODELS["after"], all_segments, prompts, chat.stop_ids, params)
-    evaluation, before, after = evaluate(segments, prompts, measured, chat, params)
+    evaluation, before, after = evaluate(segments, groups, prompts, measured, chat, params)
     evaluation["prompts_left_out"] = dict(sorted(left_out.items()))
     rows = answer_rows(prompts, before, after)
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
-    page = report.page(evaluation, rows, read_curve(CURVES), lineage["lineage_key"], metadata["domains"])
+    page = report.page(evaluation, rows, report.read_curve(CURVES), lineage["lineage_key"], metadata["domains"])
     model_card = card.render(lineage, lambda path: read_json(Path(path)) if Path(path).exists() else {}, evaluation)
     for path, text in ((ANSWERS, "".join(lines)), (REPORT, page), (CARD, model_card)):
         with publish_file(path) as partial:
