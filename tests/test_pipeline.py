@@ -289,6 +289,7 @@ PARAMS = [
     ("filter.control_tokens", "escape", FILTER),
     ("prep.reasoning.strip", 0.5, PREP),
     ("pack.precedence", ["chats"], {"pack"}),
+    ("pack.unit", "samples", {"pack"}),
     ("pack.pack_size", 496, {"pack"}),
     ("pack.validation", 0.2, {"pack"}),
     ("optimizer.lr", 3e-3, {"train"}),

@@ -161,7 +161,7 @@ def test_shares_give_epochs_and_name_the_scarce_source(project: Path) -> None:
     }
     set_params(project, **{"fetch.sources": both})
     planned = make_plan(None, None)
-    assert planned.limited_by == ["few"]
+    assert planned.limits.startswith("limited by few (pack.max_epochs 1); used in part: many 0.")
     assert planned.sources["few"].epochs == 1
     assert 0 < planned.sources["many"].epochs < 0.2
     text = "\n".join(lines(planned))

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.cli import InputError
-from sft.packing.blend import check_shares, draw_part, mixture_by_domain, mixture_by_source, plan_copies, plan_epochs
+from sft.packing.blend import (
+    check_shares,
+    describe_limits,
+    draw_part,
+    mixture_by_domain,
+    mixture_by_source,
+    plan_copies,
+    plan_epochs,
+)
 
 NOTHING = {"a": None, "b": None}
 TOKENS, HASHES = np.full(100, 10), np.array(random.Random(1).sample(range(10**6), 100), np.uint64)
@@ -34,6 +42,30 @@ def test_shares_are_of_trained_tokens_and_the_scarcest_source_is_used_once_and_w
 def test_the_scarcest_source_is_repeated_as_often_as_allowed_and_shares_hold():
     repeated = plan_epochs({"a": 1000, "b": 30_000}, {"a": 0.5, "b": 0.5}, NOTHING, max_epochs=12.5)
     assert repeated == {"a": 12.5, "b": pytest.approx(12.5 / 30)}
+
+
+PUBLIC_ROWS = {
+    "chat": 437_000,  # by its bytes
+    "structured": 4_969,
+    "python": 1_821_200,
+    "mcq": 174_155,
+    "rqa": 52_179,
+    "swe": 51_029,
+    "interactive": 19_028,
+    "tool_calling": 316_094,
+}
+REPORT_SHARES = {
+    **{"chat": 0.3939, "structured": 0.02, "python": 0.3285, "mcq": 0.1425, "rqa": 0.0427, "swe": 0.0434},
+    **{"interactive": 0.0016, "tool_calling": 0.0274},
+}
+
+
+def test_the_shares_of_the_technical_report_use_nearly_all_rows_but_those_of_sources_that_are_named():
+    epochs = plan_epochs(PUBLIC_ROWS, REPORT_SHARES, dict.fromkeys(PUBLIC_ROWS), max_epochs=5)
+    left = {name for name, seen in epochs.items() if seen < 0.95}
+    assert left == {"python", "interactive", "tool_calling"}
+    text = describe_limits(epochs, 5)
+    assert text.startswith("limited by structured (pack.max_epochs 5); used in part: interactive 0.104, python 0.224,")
 
 
 def test_a_part_ends_at_the_conversation_that_comes_nearest():
@@ -84,14 +116,17 @@ def test_a_share_of_a_source_with_nothing_to_train_on_is_refused_by_name():
 def test_the_mixture_has_requested_and_achieved_shares_by_source_and_domain():
     rows = mixture_by_source(
         {"a": 100, "b": 300},
-        {"a": {"tokens": 500, "trained_tokens": 200}, "b": {"tokens": 900, "trained_tokens": 290}},
+        {
+            "a": {"samples": 5, "tokens": 500, "trained_tokens": 200},
+            "b": {"samples": 9, "tokens": 900, "trained_tokens": 290},
+        },
         {"a": "chat", "b": "chat"},
         {"a": 2.0, "b": 1.0},
     )
     assert [row["asked_share"] for row in rows] == [0.4, 0.6]
     assert [row["achieved_share"] for row in rows] == [0.408163, 0.591837]
     assert mixture_by_domain(rows) == {
-        "chat": {"asked_share": 1.0, "tokens": 1400, "trained_tokens": 490, "achieved_share": 1.0}
+        "chat": {"asked_share": 1.0, "samples": 14, "tokens": 1400, "trained_tokens": 490, "achieved_share": 1.0}
     }
 
 

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,7 @@ def test_without_shares_and_epochs_the_mixture_is_the_data(project):
             "domain",
             "epochs",
             "asked_share",
+            "samples",
             "tokens",
             "trained_tokens",
             "achieved_share",
@@ -304,9 +306,17 @@ def test_epochs_repeat_training_only_mark_the_copies_and_keep_them_in_different_
         assert report["splits"][split] == once["splits"][split]
 
 
-def test_shares_are_reached_without_repeating_and_what_is_not_drawn_is_counted(project):
-    set_params(project, **{"fetch.sources.calls.share": 0.75, "fetch.sources.chats.share": 0.25})
+@pytest.mark.parametrize(("unit", "count"), [("tokens", "trained_tokens"), ("samples", "samples")])
+def test_shares_are_reached_without_repeating_and_what_is_not_drawn_is_counted(project, capsys, unit, count):
+    shares = {"fetch.sources.calls.share": 0.75, "fetch.sources.chats.share": 0.25}
+    set_params(project, **shares, **{"pack.unit": unit})
     stage.main()
+    metadata = read_json(project / "data/packed/metadata.json")
+    limits, counted = metadata["mixture"]["limits"], metadata["splits"]["training"]["sources"]
+    assert re.match(r"limited by (calls|chats) \(pack.max_epochs 1\); used in part: \w+ 0\.\d+ epochs$", limits)
+    assert f"blend: {limits}" in " ".join(capsys.readouterr().out.split())
+    total = sum(source[count] for source in counted.values())
+    assert [counted[name][count] / total for name in ("calls", "chats")] == pytest.approx([0.75, 0.25], abs=0.02)
     report, rows = read_json(project / "reports/pack.json"), mixture(project)
     assert [rows[source]["asked_share"] for source in ("calls", "chats")] == ["0.75", "0.25"]
     assert [float(rows[source]["achieved_share"]) for source in ("calls", "chats")] == pytest.approx(

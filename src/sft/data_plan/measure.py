@@ -28,9 +28,12 @@ from sft.tokens.prepare import prepare_rows
 from sft.tokens.reasoning import Shares
 from sft.tokens.render import ChatTemplate, Settings
 
-FIGURES = ("rows", "kept", "tokens", "trained_tokens", "windows", "packed_tokens", "packed_trained_tokens")
+FIGURES = (
+    *("rows", "kept", "tokens", "trained_tokens", "windows"),
+    *("packed_tokens", "packed_trained_tokens", "packed_samples"),
+)
 """Rows; those that filter and prep keep; their tokens, and the trained ones; pack-size windows that hold all of them;
-tokens that pack keeps under `pack.over_length`, with padding; the trained ones of these."""
+tokens that pack keeps under `pack.over_length`, with padding; the trained ones of these; their samples."""
 BASE_FILES = "{*.json,*.jinja,*.txt,*.model}"
 
 
@@ -119,7 +122,7 @@ def _prepare(
         windows = -(-length // params.pack.pack_size)
         measured.lengths += length.tolist()
         owners = [kept[int(number)]["location"] for number in batch["conversation_id"].to_pylist()]
-        for owner, *values in zip(owners, length, trained, windows, packed, trained_kept, strict=True):
+        for owner, *values in zip(owners, length, trained, windows, packed, trained_kept, fits > 0, strict=True):
             measured.figures[owner][1] = 1
             measured.figures[owner][2:] += values
             measured.licenses[licenses.get(owner, "")] += int(values[1])

@@ -26,7 +26,7 @@ from sft.data_plan.row_sampling import DRAWS, Floats, exact_totals, interval
 from sft.data_plan.samples import NotSampledError, Sampled, names_to_read, sample_file
 from sft.formats.chat_forms import PACKAGES
 from sft.hashing import value_digest
-from sft.packing.blend import plan_epochs
+from sft.packing.blend import describe_limits, plan_epochs
 from sft.params.check import Params, read
 from sft.params.data import Download, Source
 from sft.params.read import PARAMS
@@ -88,8 +88,8 @@ class Plan:
     blend_trained_tokens: Figure
     packs: Figure
     """At least as many: blend_tokens / pack_size."""
-    limited_by: list[str]
-    """With shares: the scarcest sources. They are seen pack.max_epochs times, which limits the blend."""
+    limits: str
+    """With shares: the scarcest sources, which limit the blend, and those of which a part is left."""
     train_iters: int
     epochs_of_run: float
     """How often `train.train_iters` steps see the blend."""
@@ -210,10 +210,11 @@ def _totals(samples: list[Sampled], measured: Measured, seed: int) -> Floats:
 def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
     """Return the plan of sources that were looked at."""
     packed, trained = FIGURES.index("packed_tokens"), FIGURES.index("packed_trained_tokens")
+    unit = trained if params.pack.unit == "tokens" else FIGURES.index("packed_samples")
     training = 1 - params.pack.validation - params.pack.test
     sources = params.fetch.sources
     epochs = plan_epochs(
-        {name: round(each.draws[0, trained] * training) for name, each in seen.items()},
+        {name: round(each.draws[0, unit] * training) for name, each in seen.items()},
         {name: source.share for name, source in sources.items()},
         {name: source.epochs for name, source in sources.items()},
         params.pack.max_epochs,
@@ -232,9 +233,7 @@ def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
         blend_tokens=Figure(*interval(blend[:, packed])),
         blend_trained_tokens=Figure(*interval(blend[:, trained])),
         packs=Figure(*interval(packs)),
-        limited_by=sorted(
-            name for name in epochs if sources[name].share and math.isclose(epochs[name], params.pack.max_epochs)
-        ),
+        limits=describe_limits(epochs, params.pack.max_epochs) if any(s.share for s in sources.values()) else "",
         train_iters=train.train_iters,
         epochs_of_run=train.train_iters * train.global_batch_size / max(1.0, packs[0]),
         disk_bytes=bytes + TOKEN_BYTES * tokens,
@@ -281,11 +280,7 @@ def lines(plan: Plan) -> list[str]:
         f"windows    {with_interval(totals['windows'])} of {plan.pack_size:,} tokens hold all of it",
         f"blend      {with_interval(plan.blend_trained_tokens)} trained tokens in the training split",
         f"packs      at least {with_interval(plan.packs)}",
-        *(
-            [f"           limited by {', '.join(plan.limited_by)}: seen pack.max_epochs times"]
-            if plan.limited_by
-            else []
-        ),
+        *([f"           {plan.limits}"] if plan.limits else []),
         f"run        {plan.train_iters:,} steps see {plan.epochs_of_run:.3g} epochs of the blend",
         f"disk       {short(plan.disk_bytes)}B: downloads, prepared and packed tokens",
         "",

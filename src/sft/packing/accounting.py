@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sft.ledger import Ledger
 from sft.packing.bins import lower_bound
-from sft.packing.blend import mixture_by_domain, mixture_by_source
+from sft.packing.blend import COUNTS, describe_limits, mixture_by_domain, mixture_by_source
 from sft.packing.plan import BlendPlan, PackOrder
 from sft.packing.sample_table import (
     DUPLICATE,
@@ -229,13 +229,15 @@ def make_metadata(
     """Return metadata.json without fingerprints, digests and `npy`: counts by split, source and domain, the mixture."""
     splits = {split: count_split(plan.splits[split], samples, conversations, params.pack_size) for split in SPLITS}
     by_source, by_domain = count_sources(samples, conversations, plan, sources, prep_reports, filter_reports)
-    nothing = {"tokens": 0, "trained_tokens": 0}
+    nothing = dict.fromkeys(COUNTS, 0)
     mixture = mixture_by_source(
         plan.available,
         {name: splits["training"]["sources"].get(name, nothing) for name in sources},
         {name: source.domain for name, source in sources.items()},
         plan.epochs,
+        "trained_tokens" if params.unit == "tokens" else "samples",
     )
+    has_shares = any(source.share for source in sources.values())
     return {
         "pack_size": params.pack_size,
         "pad_segments_to": params.pad_segments_to,
@@ -245,7 +247,12 @@ def make_metadata(
         "split_groups": plan.groups,
         "sources": by_source,
         "domains": by_domain,
-        "mixture": {"sources": {row["source"]: row for row in mixture}, "domains": mixture_by_domain(mixture)},
+        "mixture": {
+            "unit": params.unit,
+            "limits": describe_limits(plan.epochs, params.max_epochs) if has_shares else None,
+            "sources": {row["source"]: row for row in mixture},
+            "domains": mixture_by_domain(mixture),
+        },
     }
 
 

@@ -1,15 +1,15 @@
 """Blend: how often each conversation of the training split is seen, so that the mixture is as requested.
 
-A source sets `share`, its part of the blend, or `epochs`. Both count trained tokens of the training split: the loss
-is an average over them. In the held-out splits every conversation is seen once.
+A source sets `share`, its part of the blend, or `epochs`. Both count, by `pack.unit`, trained tokens of the training
+split (the loss is an average over them) or its samples. In the held-out splits every conversation is seen once.
 
 epochs 2.5     every conversation twice, and a drawn half once more
-epochs 0.3     conversations with 0.3 of the trained tokens, drawn without replacement
+epochs 0.3     conversations with 0.3 of the trained tokens or samples, drawn without replacement
 share          for all sources or for none. The blend is the largest one in which no source is seen more than
                `pack.max_epochs` times, by default once: all of the scarcest source, and a drawn part of the others.
 
 Conversations are drawn by keyed hash, the same on every machine; a larger part of a source contains its smaller
-ones. A part ends at the conversation that gets it closest to the requested tokens.
+ones. A part ends at the conversation that gets it closest to the requested amount.
 """
 
 import math
@@ -26,6 +26,8 @@ Hashes = npt.NDArray[np.uint64]
 
 SHARES_TOLERANCE = 1e-6  # rounding errors of a sum of shares are smaller, typing errors larger
 SHARE_DIGITS = 6
+COUNTS = ("samples", "tokens", "trained_tokens")
+USED_IN_FULL = 0.95  # epochs; less is named as a source of which a part is left
 
 
 def check_shares(shares: Mapping[str, float | None], epochs: Mapping[str, float | None]) -> None:
@@ -47,12 +49,14 @@ def check_shares(shares: Mapping[str, float | None], epochs: Mapping[str, float 
 
 
 def plan_epochs(
-    trained_tokens: Mapping[str, int],
+    available: Mapping[str, int],
     shares: Mapping[str, float | None],
     epochs: Mapping[str, float | None],
     max_epochs: float = 1.0,
 ) -> dict[str, float]:
     """Return the epochs of each source; a share becomes epochs, at most `max_epochs`.
+
+    `available` has the trained tokens or samples of one epoch.
 
     >>> plan_epochs({"a": 100, "b": 300}, {"a": 0.5, "b": 0.5}, {"a": None, "b": None})["b"]
     0.3333333333333333
@@ -60,43 +64,53 @@ def plan_epochs(
     check_shares(shares, epochs)
     requested = {source: share for source, share in shares.items() if share is not None}
     if not requested:
-        return {source: 1.0 if (given := epochs[source]) is None else given for source in trained_tokens}
-    if empty := sorted(source for source in requested if not trained_tokens[source]):
+        return {source: 1.0 if (given := epochs[source]) is None else given for source in available}
+    if empty := sorted(source for source in requested if not available[source]):
         raise InputError(
             f"fetch.sources: share: no trained tokens are left of {', '.join(empty)}. "
             "Raise pack.pack_size if its samples are over-length, or remove the source."
         )
     whole = math.fsum(requested.values())
-    total = min(trained_tokens[source] * whole / share for source, share in requested.items()) * max_epochs
-    return {
-        source: min(max_epochs, share / whole * total / trained_tokens[source]) for source, share in requested.items()
-    }
+    total = min(available[source] * whole / share for source, share in requested.items()) * max_epochs
+    return {source: min(max_epochs, share / whole * total / available[source]) for source, share in requested.items()}
 
 
-def plan_copies(trained_tokens: Int64s, hashes: Hashes, epochs: float) -> Int32s:
+def describe_limits(epochs: Mapping[str, float], max_epochs: float) -> str:
+    """Return as text what limits a blend of shares, and of which sources a part is left.
+
+    >>> describe_limits({"a": 2.0, "b": 0.25, "c": 1.1}, 2.0)
+    'limited by a (pack.max_epochs 2); used in part: b 0.25 epochs'
+    """
+    scarcest = sorted(source for source, seen in epochs.items() if math.isclose(seen, max_epochs))
+    text = f"limited by {', '.join(scarcest)} (pack.max_epochs {max_epochs:g})"
+    parts = [f"{source} {seen:.3g}" for source, seen in sorted(epochs.items()) if seen < USED_IN_FULL]
+    return f"{text}; used in part: {', '.join(parts)} epochs" if parts else text
+
+
+def plan_copies(sizes: Int64s, hashes: Hashes, epochs: float) -> Int32s:
     """Return how many times each conversation of a source is seen, 0 for one that is not drawn.
 
-    Shapes:  trained_tokens, hashes, result: (conversations,), of the training split.
+    Shapes:  sizes (trained tokens or samples), hashes, result: (conversations,), of the training split.
 
     >>> plan_copies(np.array([10, 10]), np.array([1, 2], np.uint64), epochs=1.5).tolist()
     [2, 1]
     """
     whole = math.floor(epochs)
-    times = np.full(len(trained_tokens), whole, np.int32)
-    part = (epochs - whole) * int(trained_tokens.sum())
-    times[draw_part(trained_tokens, hashes, part, at_least_one=not whole)] += 1
+    times = np.full(len(sizes), whole, np.int32)
+    part = (epochs - whole) * int(sizes.sum())
+    times[draw_part(sizes, hashes, part, at_least_one=not whole)] += 1
     return times
 
 
-def draw_part(trained_tokens: Int64s, hashes: Hashes, part: float, at_least_one: bool) -> Int64s:
+def draw_part(sizes: Int64s, hashes: Hashes, part: float, at_least_one: bool) -> Int64s:
     """Return the numbers of drawn conversations, in the order of their hashes.
 
-    They have about `part` trained tokens, as close as whole conversations allow: none, if that is closest.
+    Their sizes add up to about `part`, as close as whole conversations allow: none, if that is closest.
     """
     if part <= 0:
         return np.empty(0, np.int64)
     order = np.argsort(hashes, kind="stable")
-    reached = np.cumsum(trained_tokens[order])
+    reached = np.cumsum(sizes[order])
     last = int(np.searchsorted(reached, part))  # the first that reaches the part
     if last == len(order):
         return order
@@ -110,23 +124,23 @@ def mixture_by_source(
     packed: Mapping[str, Mapping[str, int]],
     domains: Mapping[str, str],
     epochs: Mapping[str, float],
+    unit: str = "trained_tokens",
 ) -> list[dict[str, str | int | float]]:
-    """Return a row for each source: its requested and its achieved share of the training split.
+    """Return a row for each source: its requested and its achieved share of the training split, in units of COUNTS.
 
-    `available` has the trained tokens of one epoch, `packed` the tokens and trained tokens as written.
+    `available` has the amount of one epoch, `packed` the COUNTS as written.
     """
     requested = {source: available[source] * epochs[source] for source in available}
     requested_total = sum(requested.values())
-    packed_total = sum(counts["trained_tokens"] for counts in packed.values())
+    packed_total = sum(counts[unit] for counts in packed.values())
     return [
         {
             "source": source,
             "domain": domains[source],
             "epochs": round(epochs[source], SHARE_DIGITS),
             "asked_share": _share(requested[source], requested_total),
-            "tokens": packed[source]["tokens"],
-            "trained_tokens": packed[source]["trained_tokens"],
-            "achieved_share": _share(packed[source]["trained_tokens"], packed_total),
+            **{count: packed[source][count] for count in COUNTS},
+            "achieved_share": _share(packed[source][unit], packed_total),
         }
         for source in sorted(available)
     ]
@@ -137,7 +151,7 @@ def mixture_by_domain(rows: Sequence[Mapping[str, str | int | float]]) -> dict[s
     domains: dict[str, dict[str, int | float]] = {}
     for row in rows:
         total = domains.setdefault(str(row["domain"]), {})
-        for name in ("asked_share", "tokens", "trained_tokens", "achieved_share"):
+        for name in ("asked_share", *COUNTS, "achieved_share"):
             value = row[name]
             if not isinstance(value, str):
                 total[name] = round(total.get(name, 0) + value, SHARE_DIGITS)

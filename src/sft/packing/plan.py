@@ -44,7 +44,7 @@ class BlendPlan:
     similarity: npt.NDArray[np.float64]
     """(ids,) Of near-duplicates to the conversation that is kept."""
     available: dict[str, int]
-    """Trained tokens of the training split by source, every conversation once."""
+    """Trained tokens or samples (`pack.unit`) of the training split by source, every conversation once."""
     epochs: dict[str, float]
     """How often the training split of each source is seen."""
     groups: dict[str, dict[str, int]]
@@ -68,14 +68,15 @@ def plan_blend(
     """Choose what is packed, in which split and how often; set `samples.reason` of the rest."""
     kept_instead, kept_with = drop_duplicates(samples, conversations, near_duplicates)
     fits = samples.reason == FITS
-    trained = np.bincount(samples.conversation[fits], samples.trained_kept[fits], len(conversations)).astype(np.int64)
+    weights = samples.trained_kept[fits] if params.unit == "tokens" else None
+    sizes = np.bincount(samples.conversation[fits], weights, len(conversations)).astype(np.int64)
     kept = has_fitting_sample(samples, conversations)
     split, groups = split_conversations(conversations, kept, kept_with, params)
     training = {
         source: np.flatnonzero(kept & (split == 0) & (conversations.source == number))
         for number, source in enumerate(conversations.sources)
     }
-    available = {source: int(trained[members].sum()) for source, members in training.items()}
+    available = {source: int(sizes[members].sum()) for source, members in training.items()}
     epochs = plan_epochs(
         available,
         {name: source.share for name, source in sources.items()},
@@ -85,7 +86,7 @@ def plan_blend(
     times = np.ones(len(conversations), np.int32)
     for source, members in training.items():
         hashes = keyed_hashes(params.seed, (f"blend:{text}" for text in conversations.iter_ids(members)))
-        times[members] = plan_copies(trained[members], hashes, epochs[source])
+        times[members] = plan_copies(sizes[members], hashes, epochs[source])
     samples.reason[fits & (times[samples.conversation] == 0)] = NOT_DRAWN
     fits = samples.reason == FITS
     orders = {

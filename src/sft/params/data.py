@@ -86,7 +86,7 @@ class Source(Download):
     domain: str = "unspecified"
     """Data domain, shown in reports: one of the recipe's (sft.domains), or your own."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the blend, in trained tokens of the training split. Set it for all sources or for none."""
+    """Share of the blend, in trained tokens (or samples: pack.unit) of the training split. For all sources or none."""
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """How often the source is seen per epoch of the blend: 0.5 = half of it, 2.0 = twice; null = once."""
 
@@ -285,6 +285,8 @@ class Pack(Section):
     """Similarity from which conversations of two sources are duplicates; null = equal ones only."""
     max_epochs: Annotated[float, Field(ge=1, le=1000)] = 1.0
     """With shares: how often the scarcest source is seen per epoch of the blend. The others follow from shares."""
+    unit: Literal["tokens", "samples"] = "tokens"
+    """What `share` and `epochs` of a source count: trained tokens, or samples."""
     precedence: list[Name]
     """Sources that keep a duplicate, the first before the second; the others follow in the order of their names."""
     validation: Annotated[float, Field(ge=0, lt=1)]

@@ -241,6 +241,8 @@ def main() -> None:
         digests = {split: folder_digest(folder / split) for split in SPLITS}
         write_json(folder / "metadata.json", {**metadata, "digests": digests})
     write_mixture(metadata["mixture"]["sources"].values())
+    if limits := metadata["mixture"]["limits"]:
+        echo(f"[bold]blend[/]: {limits}")
     print_summary(ledger.write(Path("reports/pack.json"), **report), params.pack_size)
 
 
