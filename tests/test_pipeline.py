@@ -295,6 +295,7 @@ PARAMS = [
     ("optimizer.lr", 3e-3, {"train"}),
     ("rng.seed", 7, {"train"}),
     ("checkpoint.save_interval", 6, {"train"}),
+    ("bridge", {"ddp": {"bucket_size": 1000}}, {"train"}),
     ("eval.seed", 7, {"eval"}),
     ("eval.gate.max_loss_ratio", 0.5, {"eval"}),
 ]

@@ -88,6 +88,6 @@ def test_fields_of_bridge_are_part_of_the_recorded_params(tmp_path):
     assert params.training.model_dump()["bridge"] == {"ddp": {"overlap_grad_reduce": True}}
 
 
-@pytest.mark.parametrize("value", ["[]", "{ddp: true}", "{checkpoint: {save: x}}"])
+@pytest.mark.parametrize("value", ["[]", "{ddp: true}", "{ddp: {1: 2}}", "{checkpoint: {save: x}}"])
 def test_bridge_has_sections_with_fields_that_may_change(tmp_path, value):
     assert ": bridge: " in error_of(changed(tmp_path, r"^bridge: \{\}$", f"bridge: {value}"))

@@ -28,11 +28,21 @@ class Optimizer:
     eps: float = 1e-8
 
 
+@dataclasses.dataclass(frozen=True)
+class Graphs:
+    warmup: int = 3
+    scope: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass
 class BaseModel:
     backend: Backend = Backend.fused
     dispatcher: Literal["alltoall", "flex"] = "alltoall"
     windows: "list[int] | None" = None
+    window: tuple[int, int] | None = None
+    backends: "list[Backend | None]" = dataclasses.field(default_factory=list)
+    graphs: Graphs | None = None
+    other_graphs: Graphs = dataclasses.field(default_factory=lambda: Graphs(warmup=7))
 
 
 @dataclasses.dataclass
@@ -80,6 +90,22 @@ def test_fields_are_set_in_their_own_types() -> None:
     )
 
 
+def test_tuples_and_dataclasses_are_written_as_lists_and_their_fields() -> None:
+    model = {
+        "window": [128, 0],
+        "backends": ["flash", None],
+        "graphs": {"scope": ["attn", "mlp"]},
+        "other_graphs": {"scope": ["attn"]},
+    }
+    found = set_on({"model": model})
+    assert (found.model.window, found.model.backends) == ((128, 0), [Backend.flash, None])
+    assert found.model.graphs == Graphs(3, ("attn", "mlp"))
+    assert found.model.other_graphs == Graphs(7, ("attn",)), "the other fields keep their values"
+    assert overrides.ignored(found, {"model": model}) == []
+    found.model.other_graphs = Graphs(7, ())
+    assert len(overrides.ignored(found, {"model": model})) == 1
+
+
 @pytest.mark.parametrize(
     ("values", "place", "expected"),
     [
@@ -94,6 +120,14 @@ def test_fields_are_set_in_their_own_types() -> None:
         ({"model": {"backend": "flush"}}, "model.backend", "found 'flush' (str)"),
         ({"model": {"dispatcher": "flax"}}, "model.dispatcher", "'alltoall' or 'flex'"),
         ({"model": {"windows": [1, "2"]}}, "model.windows", "found [1, '2'] (list)"),
+        ({"model": {"backend": ["flash"]}}, "model.backend", "one of flash, fused; found ['flash'] (list)"),
+        ({"model": {"backend": {"flash": 1}}}, "model.backend", "one of flash, fused"),
+        ({"model": {"window": [1]}}, "model.window", "expected a list for tuple[int, int]"),
+        ({"model": {"window": [1, "2"]}}, "model.window", "valid integer"),
+        ({"model": {"backends": ["flush"]}}, "model.backends", "one of flash, fused"),
+        ({"model": {"graphs": {"warm": 1}}}, "model.graphs", "Graphs has no field 'warm', only scope, warmup"),
+        ({"model": {"graphs": {"warmup": "1"}}}, "model.graphs", "valid integer"),
+        ({"model": {"graphs": 3}}, "model.graphs", "expected the fields of Graphs"),
         ({"env_vars": {"A": [1]}}, "env_vars.A", "found [1] (list)"),
     ],
 )
@@ -122,3 +156,10 @@ def test_a_value_that_is_replaced_later_is_named() -> None:
     assert overrides.ignored(container, values) == []
     container.ddp.overlap_grad_reduce = False
     assert [line.split(":")[1] for line in overrides.ignored(container, values)] == [" bridge.ddp.overlap_grad_reduce"]
+
+
+def test_a_section_that_is_taken_away_later_is_named() -> None:
+    values = {"overlap": {"tensor": True}}
+    container = set_on(values)
+    container.overlap = None
+    assert len(overrides.ignored(container, values)) == 1

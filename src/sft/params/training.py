@@ -231,6 +231,10 @@ class Bridge(Section):
             if not isinstance(values, dict):
                 raise ValueError(f"{section}: expected its fields, as in {{ddp: {{overlap_grad_reduce: true}}}}")
             same = TrainParams.model_fields.get(section)
+            if unnamed := [field for field in values if not isinstance(field, str)]:
+                raise ValueError(
+                    f"{section}.{unnamed[0]}: expected the name of a field, found a {type(unnamed[0]).__name__}"
+                )
             for field in values:
                 key = f"{section}.{field}"
                 setter = SET_BY.get(key) or SET_BY.get(section)

@@ -4,10 +4,11 @@
     apply(container, values)    the same for a ConfigContainer, and set them
     ignored(container, values)  after Bridge completed the config: fields that no longer have their value
 
-A field of a section that is itself a dataclass takes its fields; a torch dtype is written by its name (bfloat16), an
-enum by the name of its member.
+A torch dtype is written by its name (bfloat16), an enum by the name of its member, a tuple as a list, a dataclass by
+those of its fields that change.
 """
 
+import copy
 import dataclasses
 import difflib
 import enum
@@ -15,7 +16,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +52,10 @@ def apply(container: Any, values: Values) -> None:
         if isinstance(current, dict):
             current.update(section)
             continue
-        converted = {field: convert(value, type_of(classes[name][0], field)) for field, value in section.items()}
+        converted = {
+            field: convert(value, type_of(classes[name][0], field), getattr(current, field, None))
+            for field, value in section.items()
+        }
         if current is None:
             try:
                 setattr(container, name, classes[name][0](**converted))
@@ -64,14 +68,16 @@ def apply(container: Any, values: Values) -> None:
 
 def ignored(container: Any, values: Values) -> list[str]:
     """Return the fields that have another value than was set: Bridge, the recipe or mixed_precision changed it."""
-    return [
-        f"{PLACE}.{name}.{field}: Megatron-Bridge replaces {value!r} by {found!r} for these params."
-        for name, section in values.items()
-        if not isinstance(getattr(container, name), dict)
-        for field, value in section.items()
-        if (found := getattr(getattr(container, name), field))
-        != convert(value, type_of(type(getattr(container, name)), field))
-    ]
+    messages = []
+    for name, section in values.items():
+        current = getattr(container, name)
+        if isinstance(current, dict):
+            continue
+        for field, value in section.items():
+            found = getattr(current, field, None)
+            if current is None or found != convert(value, type_of(type(current), field), found):
+                messages.append(f"{PLACE}.{name}.{field}: Megatron-Bridge replaces {value!r} by {found!r} here.")
+    return messages
 
 
 def _faults(values: Values, classes: Mapping[str, list[type]]) -> Iterator[str]:
@@ -141,16 +147,91 @@ def _mistake(value: Any, hint: Any) -> str:
     """Return what is wrong with a value for a type, "" if nothing."""
     try:
         convert(value, hint)
-    except ValidationError as error:
-        return "; ".join(dict.fromkeys(fault["msg"] for fault in error.errors()))
+    except ValueError as error:
+        return _message(error)
     return ""
 
 
-def convert(value: Any, hint: Any) -> Any:
-    """Return a value of YAML as a type has it. Raises ValidationError: it is none of that type."""
-    for part in (hint, *typing.get_args(hint)):
-        if part is torch.dtype and isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype):
-            return getattr(torch, value)
-        if isinstance(part, type) and issubclass(part, enum.Enum) and value in part.__members__:
-            return part[value]
-    return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+def convert(value: Any, hint: Any, current: Any = None) -> Any:
+    """Return a value of YAML as a type has it; a dataclass is `current` with other values in the fields that it names.
+
+    Raises ValueError: it is none of that type.
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if not _has_own_notation(hint):
+        return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+    if origin in (typing.Union, types.UnionType):
+        return _first_that_fits(value, parts, current)
+    if origin is list and isinstance(value, list):
+        return [convert(item, parts[0]) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {convert(key, parts[0]): convert(item, parts[1]) for key, item in value.items()}
+    if tuple in (hint, origin) and isinstance(value, list):
+        hints = [parts[0]] * len(value) if parts[1:] == (...,) else parts or [Any] * len(value)
+        if len(hints) == len(value):
+            return tuple(convert(item, each) for item, each in zip(value, hints, strict=True))
+    if hint is torch.dtype and isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype):
+        return getattr(torch, value)
+    if _is_a(hint, enum.Enum) and isinstance(value, str) and value in hint.__members__:
+        return hint[value]
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _dataclass(value, hint, current)
+    raise ValueError(f"expected {_written(hint)}")
+
+
+def _has_own_notation(hint: Any) -> bool:
+    """Whether YAML cannot hold a type as it is: convert does what pydantic does not."""
+    if hint in (tuple, torch.dtype) or typing.get_origin(hint) is tuple:
+        return True
+    if _is_a(hint, enum.Enum) or dataclasses.is_dataclass(hint):
+        return True
+    parts = () if typing.get_origin(hint) is typing.Literal else typing.get_args(hint)
+    return any(map(_has_own_notation, parts))
+
+
+def _is_a(hint: Any, kind: type) -> bool:
+    return isinstance(hint, type) and issubclass(hint, kind)
+
+
+def _first_that_fits(value: Any, hints: Iterable[Any], current: Any) -> Any:
+    messages = []
+    for hint in hints:
+        try:
+            return convert(value, hint, current)
+        except ValueError as error:
+            messages.append(_message(error))
+    raise ValueError("; ".join(dict.fromkeys(messages)))
+
+
+def _dataclass(values: dict[Any, Any], owner: Any, current: Any) -> Any:
+    known = {field.name for field in dataclasses.fields(owner)}
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{owner.__name__} has no field {unknown[0]!r}, only {', '.join(sorted(known))}")
+    old = current if isinstance(current, owner) else None
+    fields = {name: convert(item, type_of(owner, name), getattr(old, name, None)) for name, item in values.items()}
+    if old is None:
+        try:
+            return owner(**fields)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+    changed = copy.copy(old)
+    for name, item in fields.items():
+        object.__setattr__(changed, name, item)  # it may be frozen
+    return changed
+
+
+def _written(hint: Any) -> str:
+    """Return how YAML holds a type, in words."""
+    if hint is torch.dtype:
+        return "the name of a dtype, such as bfloat16"
+    if _is_a(hint, enum.Enum):
+        return f"one of {', '.join(hint.__members__)}"
+    if dataclasses.is_dataclass(hint):
+        return f"the fields of {hint.__name__}"  # type: ignore[union-attr]
+    return f"a list for {hint}" if tuple in (hint, typing.get_origin(hint)) else str(hint)
+
+
+def _message(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(dict.fromkeys(fault["msg"] for fault in error.errors()))
+    return str(error)
