@@ -207,6 +207,11 @@ MACRO = "{% macro f(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro
         LOOP.replace("BODY", "{% macro f() %}{{ m }}{% endmacro %}{{ f() }}"),
         "{% set d = {'items': 1, 'a': 2} %}{{ d.a }}{{ d.b is defined }}{{ d['items'] }}"
         "{% for k, v in d.items() %}{{ k }}{% endfor %}",
+        "{% set d = {'a': {'b': ' c '}} %}{{ d.a.b.strip() }}{{ d.get('z', 1) }}{{ d.a.b.c is defined }}{{ d._a }}",
+        LOOP.replace("BODY", "{{ ' a b'.split(' ') }}{{ 'ab'.replace('a', n | string) }}{{ '{0!r}'.format(m) }}"),
+        "{% set s = namespace(a=' x ', f=range, get=1) %}{{ s.a.strip() }}{{ s.f(2) | list }}{{ s.get }}{{ s.b }}"
+        "{% for k in 'ab' %}{% set s.a = s.a ~ k %}{% endfor %}{{ s.a }}",
+        "{{ {'a': [1]} | tojson }}{{ n | tojson }}{{ '' | tojson }}",
     ],
 )
 def test_shortcuts_give_what_jinja_s_own_sandbox_gives(tmp_path, source):
@@ -216,7 +221,9 @@ def test_shortcuts_give_what_jinja_s_own_sandbox_gives(tmp_path, source):
     assert render(tmp_path, source, n=[[1, 2], [2], [2]]) == expected
 
 
-@pytest.mark.parametrize("source", ["loop.__class__", "f.__class__", "f._func", "loop._iterator", "{}.__class__"])
+@pytest.mark.parametrize(
+    "source", ["loop.__class__", "f.__class__", "f._func", "loop._iterator", "{}.__class__", "''.__class__"]
+)
 def test_shortcuts_lead_nowhere_that_the_sandbox_forbids(tmp_path, source):
     assert (
         render(tmp_path, f"{{% macro f() %}}{{% endmacro %}}{{% for m in [1] %}}<{{{{ {source} }}}}>{{% endfor %}}")

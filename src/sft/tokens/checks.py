@@ -14,7 +14,7 @@ from sft.conversation import Message, Rejection
 from sft.tokens.fast_nano3 import FastNano3
 from sft.tokens.forms import ARGUMENTS, REASONING, Form
 from sft.tokens.segments import Segments
-from sft.tokens.spans import Header
+from sft.tokens.spans import Header, first_difference
 from sft.tokens.tokenizer import Rendered, iter_samples
 
 if TYPE_CHECKING:
@@ -219,8 +219,7 @@ def find_header(chat: "ChatTemplate") -> Header | None:
             starts = [match.start() for match in chat.tokenizer.pattern.finditer(prompt)]
             behind = prompt[starts[-1] :] if starts else ""
         prompts.append(behind)
-    shared = next((i for i, (a, b) in enumerate(zip(*prompts, strict=False)) if a != b), min(map(len, prompts)))
-    text = prompts[0][:shared]
+    text = prompts[0][: first_difference(*prompts)]
     return Header(text, (prompts[0], prompts[1])) if chat.tokenizer.pattern.match(text) else None
 
 

@@ -75,16 +75,22 @@ class Encoder:
         `places` maps the index of a text to a number of characters. The second value is the text of the token that
         spans the place, or "" if the place is at a token edge.
         """
-        ends, edges = np.cumsum(sizes), {}
-        for index, place in places.items():
-            text, text_ids = texts[index], ids[ends[index] - sizes[index] : ends[index]]
-            before, bound = self._bytes_before(text, text_ids), _utf8_size(text[:place])
-            number = int(np.searchsorted(before, bound)) if before is not None else 0
-            if before is not None and before[number] == bound:
-                edges[index] = number, ""
-            else:
-                edges[index] = self._edge_by_offsets(text, place)
-        return edges
+        if self._bytes is None:
+            return {index: self._edge_by_offsets(texts[index], place) for index, place in places.items()}
+        indices = list(places)
+        bytes_before = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(self._bytes[ids], out=bytes_before[1:])
+        ends = np.cumsum(sizes)[indices]
+        starts = ends - sizes[indices]
+        text_bytes = np.array([_utf8_size(texts[index]) for index in indices], np.int64)
+        bounds = bytes_before[starts] + np.array([_utf8_size(texts[index][: places[index]]) for index in indices])
+        edges = np.minimum(np.searchsorted(bytes_before, bounds), len(ids))
+        known = (bytes_before[ends] - bytes_before[starts] == text_bytes) & (bytes_before[edges] == bounds)
+        numbers = (edges - starts).tolist()
+        return {
+            index: (number, "") if is_known else self._edge_by_offsets(texts[index], places[index])
+            for index, number, is_known in zip(indices, numbers, known.tolist(), strict=True)
+        }
 
     def token_ranges(self, text: str, most: int | None = None) -> list[tuple[int, int]]:
         """Return the characters that each token of a text, or of its first `most`, covers; tokens may share one."""

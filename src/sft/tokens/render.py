@@ -11,6 +11,7 @@ same, which is asked for each shape of a conversation (sft.tokens.shapes). For t
 without Jinja (sft.tokens.fast_nano3).
 """
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -156,6 +157,10 @@ class ChatTemplate:
                     "tokens than for the whole text. Choose another base model."
                 )
 
+    def limited(self) -> contextlib.AbstractContextManager[None]:
+        """Limit memory and time of rendering until the block ends (sft.tokens.template); methods do so themselves."""
+        return limited(self._template.name)
+
     @property
     def is_fast(self) -> bool:
         """Whether it is rendered without Jinja."""
@@ -186,7 +191,7 @@ class ChatTemplate:
         self, messages: list[Message], tools: Tools, budget: int | None = None
     ) -> list[Rendered] | Rejection:
         """Render a conversation to its samples. Raises InputError: the template exceeded its limits."""
-        with limited(self._template.name):
+        with self.limited():
             support = self._support_of(shape_of(messages, tools))
             render, trained = self._prepare(messages, tools, budget)
             if support.by_headers and budget is None and not self._looks_for_text_of(messages):
@@ -326,7 +331,7 @@ class ChatTemplate:
     def prompt_ids(self, messages: list[Message], tools: Tools, *, thinking: bool) -> list[int]:
         """Return the ids of a prompt: the messages rendered up to and including the generation prompt."""
         render, _ = self._prepare(messages, tools, None)
-        with limited(self._template.name):
+        with self.limited():
             text = render.text(len(messages), thinking=thinking, budget=None, generation_prompt=True)
         (sample,) = self.encode([Rendered(text, [], render.turns.guard)])
         assert isinstance(sample, Sample)  # no trained range, so no token can cross one

@@ -212,6 +212,18 @@ def render_parts(render: Render, way: ByPrompts | ByHeaders, parts: list[Part]) 
     return samples
 
 
+def first_difference(first: str, second: str) -> int:
+    """Return how many characters two texts share at their start."""
+    same, end = 0, min(len(first), len(second))
+    while same < end:
+        middle = (same + end + 1) // 2
+        if first[same:middle] == second[same:middle]:
+            same = middle
+        else:
+            end = middle - 1
+    return same
+
+
 def _divergence(shorter: str, longer: str) -> str:
-    start = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
+    start = first_difference(shorter, longer)
     return f"{shorter[start : start + EVIDENCE_CHARS]!r} became {longer[start : start + EVIDENCE_CHARS]!r} later"

@@ -8,10 +8,10 @@ So ordinary text gets the ids of the plain tokenizer, and segments add up to the
 """
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Collection, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ class SafeTokenizer:
         tokenizer.no_padding()
         return tokenizer
 
-    @cached_property
+    @functools.cached_property
     def _plain(self) -> Tokenizer:
         return self.load_plain()
 
@@ -105,7 +105,9 @@ class SafeTokenizer:
     def _shield_text(self, text: str, guard: str) -> str:
         """Put the guard into control tokens, and at ends that could complete one with adjacent text."""
         parts, bare, longest = self._parts, text.strip(), self._parts.lengths.stop
-        if not any(bracket in bare for bracket in parts.brackets) and not (len(bare) < longest and bare in parts.inner):
+        if not any([bracket in bare for bracket in parts.brackets]) and not (
+            len(bare) < longest and bare in parts.inner
+        ):
             return text
         text = self.pattern.sub(lambda token: token[0][0] + guard + token[0][1:], text)
         bare = text.strip()
@@ -260,11 +262,10 @@ class _TokenParts(NamedTuple):
 
 def guard_for(value: Any) -> str:
     """Return a private-use character that a JSON-like value does not contain, neither as it is nor as an escape."""
-    first = chr(PRIVATE_USE[0])
     with contextlib.suppress(TypeError):  # large integers, lone surrogates
         data = orjson.dumps(value)
-        if first.encode() not in data and _escape(first).encode() not in data:
-            return first
+        if FIRST_GUARD.encode() not in data and FIRST_ESCAPE not in data:
+            return FIRST_GUARD
     text = json.dumps(value, ensure_ascii=False)
     for guard in map(chr, PRIVATE_USE):
         if guard not in text and _escape(guard) not in text:
@@ -285,9 +286,14 @@ def restore_guard(text: str, guard: str) -> str:
     return re.sub(r"(?<!\\)(\\++)" + escape, lambda found: found[1][: len(found[1]) & len(found[1]) - 1] + guard, text)
 
 
+@functools.cache
 def _escape(guard: str) -> str:
     """Return the escape of a character in JSON and Python, `ue000`, without its backslashes."""
     return f"u{ord(guard):04x}"
+
+
+FIRST_GUARD = chr(PRIVATE_USE[0])
+FIRST_ESCAPE = _escape(FIRST_GUARD).encode()
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
