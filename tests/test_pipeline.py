@@ -334,7 +334,7 @@ FILES = [
     ("requirements/tools.txt", set()),
     ("requirements/dev.txt", set()),
     ("slurm/train.sbatch", set()),
-    ("templates/nano3.jinja", PREP),
+    ("templates/nano3.jinja", {"fetch-model", *PREP}),
     ("filters/rubric.md", FILTER),
     ("dvc.yaml", set()),
     ("README.md", set()),

@@ -12,6 +12,7 @@ from sft.hashing import file_digest
 from sft.params import training as p
 from sft.planning import checks
 from sft.planning.estimate import Geometry
+from sft.planning.untrained_tokens import UntrainedTokens
 from tests.support import tiny_model as tiny
 from tests.training.test_bridge import STEPS, train_params
 
@@ -26,8 +27,8 @@ NANO = Geometry(
 )  # fmt: skip
 SMALL = checks.Facts(
     ranks=1, on_gpu=False, pack_size=128, pad_segments_to=1, training_packs=7, validation_packs=4,
-    data_tokenizer="a" * 64, model_tokenizer="a" * 64, zero_tokens=(), geometry=LLAMA, start_geometry=LLAMA,
-    free_disk=1e9,
+    data_tokenizer="a" * 64, model_tokenizer="a" * 64, untrained_tokens=UntrainedTokens((), ()), geometry=LLAMA,
+    start_geometry=LLAMA, free_disk=1e9,
 )  # fmt: skip
 CLUSTER = dataclasses.replace(
     SMALL, ranks=16, on_gpu=True, pack_size=4096, pad_segments_to=4, training_packs=900, validation_packs=90,
@@ -144,11 +145,11 @@ CASES: dict[str, tuple[p.TrainParams, checks.Facts, str, tuple[str, ...]]] = {
         "models/base:",
         ("is_hybrid_model",),
     ),
-    "zero-embeddings": (
+    "untrained-embeddings": (
         train_params(peft={"name": "lora"}),
-        facts(SMALL, zero_tokens=("<|im_end|>",)),
+        facts(SMALL, untrained_tokens=UntrainedTokens(("<|im_end|>",), ("<|im_start|>",))),
         "models/base:",
-        ("<|im_end|>", "peft.name"),
+        ("<|im_end|>", "<|im_start|>", "peft.name"),
     ),
     "warmup": (
         train_params(scheduler={"lr_warmup_iters": STEPS}),
@@ -275,8 +276,8 @@ def test_samples_are_padded_as_the_layout_needs(layout: dict[str, Any], multiple
 
 
 def test_a_zero_embedding_and_routed_padding_are_warnings_of_a_full_training() -> None:
-    assert checks.warnings(train_params(), SMALL) == []
-    (zero,) = checks.warnings(train_params(), facts(SMALL, zero_tokens=("<|im_end|>",)))
+    assert checks.warnings(train_params(), facts(SMALL, untrained_tokens=UntrainedTokens((), ("<|im_end|>",)))) == []
+    (zero,) = checks.warnings(train_params(), facts(SMALL, untrained_tokens=UntrainedTokens(("<|im_end|>",), ())))
     assert "<|im_end|>" in zero
     (fixed,) = checks.warnings(nano(), facts(CLUSTER, packing_efficiency=0.97))
     assert "3.00%" in fixed

@@ -211,6 +211,7 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
     base = {
         **_origin(fetched),
         "parameters": fetched.get("parameters"),
+        "added by fetch": fetched.get("added"),
         "checkpoint": lineage["params"].get("checkpoint", {}).get("pretrained_checkpoint"),
         "made by the run of": lineage.get("parent"),
     }

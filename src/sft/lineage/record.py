@@ -102,10 +102,10 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def base_model_from(folder: Path, base: "Download") -> dict[str, Any]:
-    """Return where the base model comes from: uri and pin of its report, license and origin of params.yaml."""
+    """Return where the base model comes from: uri, pin and `added` of its report, license and origin of params.yaml."""
     report = folder / "reports/fetch/model.json"
     known = {"license": base.license, "origin": base.origin} | (read_json(report) if report.exists() else {})
-    return {name: known[name] for name in ORIGIN if known.get(name)}
+    return {name: known[name] for name in (*ORIGIN, "added") if known.get(name)}
 
 
 def parent_key(params: dict[str, Any], folder: Path) -> str | None:

@@ -25,7 +25,7 @@ from sft.params import training as p
 from sft.params.check import too_few_packs
 from sft.planning import estimate
 from sft.planning.estimate import Geometry
-from sft.planning.zero_embeddings import zero_control_tokens
+from sft.planning.untrained_tokens import UntrainedTokens, untrained_control_tokens
 
 INT32 = 2**31
 """Mamba's kernels count positions in 32 bits (state-spaces/mamba #1015)."""
@@ -51,8 +51,8 @@ class Facts:
     """Digest of the tokenizer that prepared the packs."""
     model_tokenizer: str | None = None
     """Digest of the model's tokenizer."""
-    zero_tokens: tuple[str, ...] | None = None
-    """Control tokens of the chat template whose embedding in the model is zero."""
+    untrained_tokens: UntrainedTokens | None = None
+    """Control tokens of the chat template whose embedding in the model was never trained."""
     geometry: Geometry | None = None
     """Shapes of the model."""
     start_geometry: Geometry | None = None
@@ -131,7 +131,6 @@ def gather_facts(
     if (packed / "metadata.json").exists():
         metadata = read_json(packed / "metadata.json")
     tokenizer_file = base / "tokenizer.json"
-    zero_tokens = zero_control_tokens(base, packed / "chat_template.jinja")
     existing = next((folder for folder in (run, *run.absolute().parents) if folder.exists()), None)
     return Facts(
         ranks=ranks,
@@ -143,7 +142,7 @@ def gather_facts(
         validation_packs=count_packs(packed / "validation"),
         data_tokenizer=metadata.get("tokenizer_sha256"),
         model_tokenizer=file_digest(tokenizer_file) if tokenizer_file.exists() else None,
-        zero_tokens=None if zero_tokens is None else tuple(zero_tokens),
+        untrained_tokens=untrained_control_tokens(base, packed / "chat_template.jinja"),
         geometry=geometry,
         start_geometry=start_geometry,
         gpu_memory=gpu_memory,
@@ -394,14 +393,16 @@ def mamba_boundaries(params: p.TrainParams, facts: Facts) -> str:
     )
 
 
-@check("zero-embeddings", "zero_tokens")
-def zero_embeddings(params: p.TrainParams, facts: Facts) -> str:
-    """Adapters do not leave a control token of the template with an embedding of zero."""
-    tokens = _known(facts.zero_tokens)
-    if not tokens or params.peft.name is None:
+@check("untrained-embeddings", "untrained_tokens")
+def untrained_embeddings(params: p.TrainParams, facts: Facts) -> str:
+    """Adapters do not leave a control token of the template with an embedding that was never trained."""
+    zero, new = _known(facts.untrained_tokens)
+    if not (zero or new) or params.peft.name is None:
         return ""
+    how = [f"of {', '.join(zero)} is zero"] if zero else []
+    how += [f"of {', '.join(new)} is new (the model had no chat template)"] if new else []
     return (
-        f"models/base: the embedding of {', '.join(tokens)} is zero, the chat template writes it in every sample, and "
+        f"models/base: the embedding {' and '.join(how)}, the chat template writes it in every sample, and "
         "adapters do not train embeddings (docs/known-issues.md, zero-embedding). Set peft.name to null, or fetch a "
         "model that was trained with these tokens."
     )
@@ -524,11 +525,11 @@ def kept_checkpoints(params: p.TrainParams, facts: Facts) -> str:
 def warnings(params: p.TrainParams, facts: Facts) -> list[str]:
     """Return what is not wrong with a training, and still changes what it learns; a line each."""
     lines = []
-    if facts.zero_tokens and params.peft.name is None:
+    if facts.untrained_tokens and facts.untrained_tokens.zero and params.peft.name is None:
         lines.append(
-            f"models/base: the embedding of {', '.join(facts.zero_tokens)} is zero: pretraining never saw it, and the "
-            "chat template writes it in every sample. The first steps have large gradients (docs/known-issues.md, "
-            "zero-embedding)."
+            f"models/base: the embedding of {', '.join(facts.untrained_tokens.zero)} is zero: pretraining never saw "
+            "it, and the chat template writes it in every sample. The first steps have large gradients "
+            "(docs/known-issues.md, zero-embedding)."
         )
     if facts.geometry is not None and facts.geometry.experts and facts.packing_efficiency is not None:
         share = 1 - facts.packing_efficiency if has_fixed_length(params.model) else 0.0

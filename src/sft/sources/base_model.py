@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft.chat_files import write_missing
+from sft.chat_files import DEFAULT_FILE, FOLDER_OF_OTHERS, write_missing
 from sft.cli import InputError, echo
-from sft.sources.base_weights import check_weights, short_reason
+from sft.sources.add_template import add_template
+from sft.sources.base_weights import check_weights, embedding_rows, short_reason, tensor_shapes
 from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
@@ -33,10 +34,12 @@ SPLIT_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 LOADING_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash")
 
 
-def make_base(source_folder: Path, target: Path) -> None:
+def make_base(source_folder: Path, target: Path) -> dict[str, Any]:
     """Write the fetched model into `target`, an empty folder, in Hugging Face layout.
 
     Weights in this layout may be the same files in both folders, which is why nothing changes them.
+
+    Returns:  what a model without a chat template got (sft.sources.add_template); nothing for others.
 
     Raises:  InputError: unknown layout, pickled weights, or weights and tokenizer of different models.
     """
@@ -53,17 +56,34 @@ def make_base(source_folder: Path, target: Path) -> None:
             "fetch.model: expected one .gguf file, or config.json with *.safetensors; "
             f"found {names or 'nothing'}. Set fetch.model.uri to such a folder or file."
         )
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        if not (target / name).is_file():
-            raise InputError(f"fetch.model: {name} is missing; expected a model in Hugging Face layout")
+    _check_files(target)
     tokenizer = read_config(target / "tokenizer.json")
     with _naming_file("tokenizer.json"):
         tokenizer = isolate_markers(tokenizer)
     write_config(target / "tokenizer.json", tokenizer)
     check_base(target)
-    check_weights(target)
     eos = read_config(target / "config.json").get("eos_token_id")
     write_missing(target, eos if isinstance(eos, list) else [] if eos is None else [eos])
+    has_template = (target / DEFAULT_FILE).is_file() or (target / FOLDER_OF_OTHERS).is_dir()
+    added = {} if has_template else add_template(target)
+    check_weights(target)
+    return added
+
+
+def _check_files(folder: Path) -> None:
+    """Raise InputError unless config and tokenizer of a model are there; say how to convert another tokenizer."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            continue
+        message = f"fetch.model: {name} is missing; expected a model in Hugging Face layout."
+        for other in sorted(path.name for path in folder.iterdir() if path.suffix in (".model", ".tiktoken")):
+            message += (
+                f" {other} is not read. Convert it in a copy of the folder and set fetch.model.uri to file://FOLDER:\n"
+                '    python -c "from transformers import AutoTokenizer as T; '
+                "T.from_pretrained('FOLDER').save_pretrained('FOLDER')\""
+            )
+            break
+        raise InputError(message)
 
 
 def _copy_folder(source_folder: Path, target: Path) -> None:
@@ -151,7 +171,7 @@ def check_base(folder: Path) -> None:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with _naming_file("tokenizer.json with tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    rows = _embedding_rows(folder)
+    rows = embedding_rows(folder)
     eos = config.get_text_config().eos_token_id
     if len(tokenizer) > rows:
         raise InputError(
@@ -165,7 +185,7 @@ def check_base(folder: Path) -> None:
 
 def count_parameters(folder: Path) -> int:
     """Return the number of parameters in the weight files of a model folder; tied weights count once."""
-    return sum(math.prod(shape) for shape in _tensor_shapes(folder).values())
+    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
 
 
 @contextlib.contextmanager
@@ -224,26 +244,3 @@ def _from_gguf(file: Path, target: Path) -> None:
     settings = read_config(target / "tokenizer_config.json")
     settings["clean_up_tokenization_spaces"] = False  # true would remove spaces before punctuation from answers
     write_config(target / "tokenizer_config.json", {key: settings[key] for key in settings if key not in LOADING_KEYS})
-
-
-def _embedding_rows(folder: Path) -> int:
-    """Return the size of the vocabulary that the weights have."""
-    shapes = _tensor_shapes(folder)
-    names = [name for name in shapes if re.search(r"(embed_tokens|embeddings?|wte)\.weight$", name)]
-    if not names:
-        raise InputError(f"fetch.model: no embedding among the {len(shapes)} tensors of *.safetensors")
-    return max(shapes[name][0] for name in names)
-
-
-def _tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of every tensor by name; only the headers of the safetensors are read."""
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes.update({name: file.get_slice(name).get_shape() for name in file.keys()})
-        except SafetensorError as error:
-            raise InputError(f"fetch.model: {path.name}: damaged safetensors: {error}") from error
-    return shapes

@@ -92,7 +92,7 @@ def fetch_model(source: Download) -> None:
         fetched = folder / "fetched"  # inside, so that the next run removes what a killed one left
         fetched.mkdir()
         files = fetch_files(source, fetched, is_model=True)
-        make_base(fetched, folder)
+        added = make_base(fetched, folder)
         shutil.rmtree(fetched)
         parameters = count_parameters(folder)
     Ledger(rows_in=len(files), rows_out=len(files)).write(
@@ -101,6 +101,7 @@ def fetch_model(source: Download) -> None:
         files=[asdict(file) for file in files],
         digest=folder_digest(BASE),
         parameters=parameters,
+        **({"added": added} if added else {}),
         **origin(source),
     )
     echo(f"model: {parameters:,} parameters from {_total_size(files)} -> {BASE}")
