@@ -20,8 +20,8 @@ SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.s
 # Every variable that a target below takes, and old names of some. What is typed is checked before anything runs: a name
 # that is not here is an error, unless it is a param (with a dot: optimizer.lr=1e-5).
 VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON \
-    LIST MODEL NAME NODES NUMBER NVIDIA PACK PEERS PORT PROFILE REASON REMOTE ROWS RUN SOURCE STEP STORE TO UNTIL UPGRADE \
-    WAIT YES
+    LIST MODEL NAME NODES NUMBER NVIDIA PACK PEERS PORT PROFILE REASON REMOTE REPO ROWS RUN SOURCE STEP STORE TO UNTIL \
+    UPGRADE WAIT YES
 typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 params := $(sort $(foreach name,$(typed),$(if $(findstring .,$(name)),$(name))))
 # NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
@@ -88,8 +88,8 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
 .NOTPARALLEL:
-.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan show check-data rejected lineage reproduce compare export \
-    mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test test-layouts lint check format \
+.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan show check-data rejected lineage reproduce compare \
+    export publish mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test test-layouts lint check format \
     pins bench bench-peers
 
 help: ## List the targets; show the last run, what is up to date and what reruns
@@ -159,6 +159,9 @@ compare: setup ## Compare two runs: params, data, code, metrics, curves, answers
 
 export: setup ## Export a checkpoint of a run as a Hugging Face folder (RUN=<lineage key> STEP=50 TO=models/...)
 	python -m sft.training.export --run '$(RUN)'$(call option,STEP,step)$(call option,TO,to)
+
+publish: setup ## Upload models/final with its card to the Hugging Face hub, after a list and a question (REPO= MODEL=models/... YES=1)
+	@python -m sft.lineage.publish --repo $(call quote,$(REPO))$(call option,MODEL,model)$(if $(filter-out 0,$(YES)), --yes)
 
 mlflow: setup ## Browse runs and registered models (PORT=5000)
 	python -m sft.tracking.cli server --port $(PORT)

@@ -73,7 +73,7 @@ def list_files(place: Place) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def named_errors(source: Download) -> Iterator[None]:
+def named_errors(source: Download, action: str = "download from") -> Iterator[None]:
     """Turn errors of the hub and of the network into an InputError that names the uri."""
     import httpx
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -86,8 +86,10 @@ def named_errors(source: Download) -> Iterator[None]:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         httpx.HTTPError,
+        ConnectionError,  # of hf_xet
     ) as error:
+        place = f"{source.address} at {source.revision}" if source.revision else source.address
         raise InputError(
-            f"{redact(source.address)} at {source.revision}: cannot download from the hub: {redact(str(error))} "
+            f"{redact(place)}: cannot {action} the hub: {redact(str(error))} "
             "Check the name, the commit, the network, and HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."
         ) from error
