@@ -25,7 +25,9 @@ echo "clock: differs by $skew s"
 if ((SFT_GPUS_PER_NODE > 0)); then
     gpus=$(nvidia-smi --list-gpus | wc -l) || fail "nvidia-smi does not work"
     ((gpus >= SFT_GPUS_PER_NODE)) || fail "$gpus GPUs, expected $SFT_GPUS_PER_NODE"
-    busy=$(nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader | tr '\n' ';')
+    # The server of MPS holds a little memory on every GPU that it serves.
+    busy=$(nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv,noheader |
+        sed '/nvidia-cuda-mps-server/d' | tr '\n' ';')
     [[ -z "$busy" ]] || fail "GPUs in use: $busy"
     echo "GPUs: $gpus, idle"
 fi

@@ -70,6 +70,7 @@ WORDS = [
 NAMES = {"told", "tell", "say", "said", "one", "own", "came", "went", "gone", "what", "where", "thing", "things"}
 # (file, matched text): why it is right there.
 ALLOWED = {
+    ("src/sft/cluster/jobs.py", "profile"): "the file that login shells read",
     ("src/sft/filters/pipeline.py", "refuse"): "a key of the evidence of failed rollouts, whose bytes stay",
     ("src/sft/formats/spellings.py", "licence"): "the name of a column",
     ("Makefile", "sample="): "the message for the old variable",

@@ -56,6 +56,18 @@ def test_an_unknown_cluster_is_an_error_that_lists_the_known_ones(root):
         ({"gpus_per_node": 8, "ranks_per_node": 4}, "lab", "ranks_per_node is 4, gpus_per_node is 8"),
         ({"sbatch_options": ["--nodes=5"]}, "lab", "sbatch_options: '--nodes=5'"),
         ({"sbatch_options": ["exclusive"]}, "lab", "sbatch_options: 'exclusive'"),
+        ({"sbatch_options": ["--array=1-3"]}, "lab", "--array is not possible here: its tasks"),
+        ({"sbatch_options": ["--arr=1-3"]}, "lab", "--array is not possible here"),
+        ({"sbatch_options": ["--array 1-3"]}, "lab", "expected --name or --name=value"),
+        ({"sbatch_options": ["-a1-3"]}, "lab", "expected --name or --name=value"),
+        ({"sbatch_options": ["--wrap=true"]}, "lab", "--wrap is not possible here"),
+        ({"sbatch_options": ["--test-only"]}, "lab", "--test-only is not possible here"),
+        ({"sbatch_options": ["--clusters=other"]}, "lab", "--clusters is not possible here"),
+        ({"sbatch_options": ["--error=e.log"]}, "lab", "--error is not possible here"),
+        ({"sbatch_options": ["--part=gpu"]}, "lab", "sbatch_options: '--part=gpu'"),
+        ({"sbatch_options": ["--mem=0"], "memory_per_node": "9G"}, "lab", "'--mem=0' and memory_per_node"),
+        ({"gpus_per_node": "h100"}, "gpus_per_node", "found 'h100'"),
+        ({"gpus_per_node": "h100:8", "ranks_per_node": 4}, "lab", "ranks_per_node is 4, gpus_per_node is 8"),
         ({"environment": ["A=1"]}, "environment.0", "found 'A=1'"),
         ({"container": {"imag": "x"}}, "container.imag", "'container.image'"),
         ({"eval": {"nods": 1}}, "eval.nods", "'eval.nodes'"),
@@ -111,10 +123,17 @@ def test_a_stage_requests_what_its_section_says_and_otherwise_what_training_does
     assert cluster.for_stage("train") == cluster
     assert cluster.for_stage("prep") is None
     evaluation = cluster.for_stage("eval")
-    assert (evaluation.nodes, evaluation.gpus_per_node, evaluation.account) == (1, 8, "us")
+    assert (evaluation.nodes, evaluation.gpus, evaluation.account) == (1, 8, "us")
     write_cluster_file(root, "lab", gpus_per_node=8, ranks_per_node=None, prep={"gpus_per_node": 0, "partition": "cpu"})
     prep = read_cluster_file("lab").for_stage("prep")
     assert (prep.partition, prep.ranks_on_node) == ("cpu", 1)
+
+
+def test_processors_and_memory_of_training_are_not_requested_on_other_nodes(root):
+    write_cluster_file(root, "lab", cpus_per_node=64, memory_per_node=0, prep={"partition": "cpu"}, eval={"nodes": 1})
+    cluster = read_cluster_file("lab")
+    assert [cluster.for_stage(stage).cpus_per_node for stage in ("train", "prep", "eval")] == [64, None, 64]
+    assert [cluster.for_stage(stage).memory_per_node for stage in ("train", "prep", "eval")] == ["0", None, "0"]
 
 
 def test_an_image_that_is_a_file_must_exist(root):

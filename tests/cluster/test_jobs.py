@@ -12,6 +12,7 @@ import pytest
 
 from sft.cli import InputError
 from sft.cluster import jobs
+from sft.cluster.cluster_file import Cluster
 from sft.files import write_json
 from tests.support.slurm_loopback import Driver, Loopback, running_cluster, wait_for, write_cluster_file
 
@@ -378,6 +379,23 @@ def test_a_dry_run_counts_every_check_that_refuses(capsys):
             jobs.print_verdict(some)
     jobs.print_verdict(["slurm: ok: nothing FAILED: so far"])
     assert "Megatron-Bridge: FAILED: a" in capsys.readouterr().out
+
+
+def test_job_setup_lines_run_as_in_an_ordinary_batch_script(tmp_path, monkeypatch):
+    """`module` of a login shell, an unset variable, a line that fails; after them the script is strict again."""
+    (tmp_path / "login").write_text(
+        'PATH=/site/bin; [ -n "$BASH_VERSION" ] && module() { export LOADED="$2 $NEVER_SET"; false; }'
+    )
+    monkeypatch.setattr(jobs, "LOGIN_FILE", tmp_path / "login")
+    lines = ["module load cuda", "export SEEN=${PS1}x$LD_LIBRARY_PATH_OF_NOBODY", "false | true", "false"]
+    cluster = Cluster(partition="p", nodes=1, gpus_per_node=1, time="9", job_setup=lines)
+    (tmp_path / "job_setup.sh").write_text(jobs.job_setup_script(cluster))
+    script = f'set -euo pipefail; . {tmp_path}/job_setup.sh; echo "$LOADED|$SEEN|$PATH|$-|"; echo "$NEVER_SET"; echo no'
+    done = subprocess.run(["bash", "-c", script], env={"PATH": "/bin"}, capture_output=True, text=True)
+    loaded, seen, path, flags, rest = done.stdout.split("|")
+    assert (loaded, seen, path, rest) == ("cuda ", "x", "/bin:/site/bin", "\n")
+    assert {"e", "u"} <= set(flags)
+    assert jobs.job_setup_script(cluster.model_copy(update={"job_setup": []})) == ""
 
 
 def test_a_run_with_an_active_job_is_refused_on_this_machine(tmp_path):

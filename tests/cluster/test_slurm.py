@@ -1,12 +1,13 @@
 """slurm: exact submissions, and how answers are read. tests/cluster/test_jobs.py uses a real Slurm."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from sft.cli import InputError
 from sft.cluster import slurm
-from sft.cluster.cluster_file import Cluster
+from sft.cluster.cluster_file import Cluster, Container
 from tests.support.project import ROOT
 
 CLUSTER = Cluster(
@@ -49,6 +50,59 @@ def test_a_submission_is_this_command_line_and_this_environment(tmp_path, monkey
     environment = slurm.job_environment(CLUSTER, run=run, python="/p/.venv/bin/python")
     submission = "\n".join([*command, "", *(f"{name}={value}" for name, value in environment.items())]) + "\n"
     assert submission == golden(stage)
+
+
+def resources(stage: str = "train", **keys) -> list[str]:
+    """The options of a job that request something of a node."""
+    values = {"partition": "gpu", "nodes": 1, "gpus_per_node": 0, "time": "10", **keys}
+    command = slurm.submit_command(Cluster(**values), stage=stage, name="x", run=Path("/p/runs/x"))
+    return [word for word in command if word.startswith(("--gpus", "--gres", "--cpus", "--mem", "--excl"))]
+
+
+@pytest.mark.parametrize(
+    ("keys", "options"),
+    [
+        ({"gpus_per_node": 8}, ["--gpus-per-node=8", "--cpus-per-task=32"]),
+        ({"gpus_per_node": "h100:8"}, ["--gpus-per-node=h100:8", "--cpus-per-task=32"]),
+        ({"gpus_per_node": 4, "sbatch_options": ["--gres=gpu:a100:4"]}, ["--cpus-per-task=16", "--gres=gpu:a100:4"]),
+        ({"gpus_per_node": 8, "sbatch_options": ["--exclusive"]}, ["--gpus-per-node=8", "--exclusive"]),
+        ({"ranks_per_node": 2}, ["--cpus-per-task=2"]),
+        ({"ranks_per_node": 2, "cpus_per_node": 9, "memory_per_node": "5G"}, ["--cpus-per-task=9", "--mem=5G"]),
+    ],
+)
+def test_a_node_gives_what_all_its_ranks_need(keys, options):
+    assert resources(**keys) == options
+
+
+def test_the_environment_is_that_of_the_shell_without_secrets_and_without_what_submits_again(monkeypatch):
+    for name in slurm.os.environ:
+        monkeypatch.delenv(name)
+    passed = {
+        *("PATH", "HF_HOME", "LD_LIBRARY_PATH", "https_proxy", "SLURM_CONF", "SLURM_JWT", "TOKENIZERS_PARALLELISM"),
+        *("BASH_FUNC_module%%", "MLFLOW_TRACKING_PASSWORD", "LISTED_TOKEN", "KEYBOARD_LAYOUT", "WAITING"),
+    }
+    secret = {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "GITHUBTOKEN", "db_password", "MY_CREDENTIALS"}
+    others = {"CLUSTER", "DETACH", "DRY_RUN", "MAKEFLAGS", "DVC_STAGE", "SFT_PROCESSES", "SLURM_JOB_ID", "SBATCH_WAIT"}
+    for name in passed | secret | others:
+        monkeypatch.setenv(name, "1")
+    cluster = CLUSTER.model_copy(update={"environment": ["all", "LISTED_TOKEN"]})
+    environment = slurm.job_environment(cluster, run=Path("/p/runs/x"), python="python")
+    assert {name for name in environment if not name.startswith("SFT_")} == passed
+    assert "SFT_PROCESSES" not in environment
+    slurm.check_variables(cluster)
+
+
+def test_an_image_of_the_project_and_runs_on_another_disk_are_seen_on_the_nodes(tmp_path, monkeypatch):
+    """srun starts in the run's folder, and a container has only what is mounted."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    (tmp_path / "project").mkdir()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "project/runs").symlink_to(tmp_path / "disk")
+    cluster = CLUSTER.model_copy(update={"container": Container(image="images/a.sqsh", mounts=["/data:/data"])})
+    environment = slurm.job_environment(cluster, run=tmp_path / "project/runs/x", python="python")
+    assert environment["SFT_IMAGE"] == f"{tmp_path}/project/images/a.sqsh"
+    mounts = [f"{tmp_path}/project:{tmp_path}/project", f"{tmp_path}/disk:{tmp_path}/disk", "/data:/data"]
+    assert environment["SFT_MOUNTS"].split(",") == mounts
 
 
 def test_a_variable_of_the_cluster_file_must_be_set(monkeypatch):

@@ -39,6 +39,7 @@ TAIL_LINES = 20
 # Slurm writes this into the log if a step runs out of memory; the state of the job is then FAILED.
 OUT_OF_MEMORY = re.compile(r"Out Of Memory|oom[-_]kill", re.IGNORECASE)
 MARKER = "complete"
+LOGIN_FILE = Path("/etc/profile")  # of a login shell
 READY_FOR_DVC = 3  # exit status: the job has ended; the Makefile now runs the stage in DVC to collect its outputs
 # By Slurm's state or reason.
 ADVICE = {
@@ -172,9 +173,22 @@ def write_snapshot(run: Path, cluster: Cluster) -> None:
         (code / "slurm").mkdir()
         for script in sorted([*(REPOSITORY / "slurm").glob("*.sbatch"), *(REPOSITORY / "slurm").glob("node_*.sh")]):
             shutil.copy(script, code / "slurm" / script.name)
-        (code / "job_setup.sh").write_text("".join(f"{line}\n" for line in cluster.job_setup), encoding="utf-8")
+        (code / "job_setup.sh").write_text(job_setup_script(cluster), encoding="utf-8")
         pins = "".join(f"{package}=={version}\n" for package, version in package_versions().items())
         (code / "packages.txt").write_text(pins, encoding="utf-8")
+
+
+def job_setup_script(cluster: Cluster) -> str:
+    """Return the script that a job sources: the lines of job_setup, which run as in an ordinary batch script.
+
+    An error or an unset variable in them does not end the job, as `module load` and `conda activate` need it, and
+    `module` is defined as in a login shell. The PATH of the submitting shell comes first.
+    """
+    if not cluster.job_setup:
+        return ""
+    read_it = f"path=$PATH; . {LOGIN_FILE}; PATH=$path:$PATH"
+    login = f'if [[ "$(type -t module)" != function && -r {LOGIN_FILE} ]]; then {read_it}; fi'
+    return "\n".join(["set +euo pipefail", login, *cluster.job_setup, "set -euo pipefail", ""])
 
 
 def copy_input(source: Path, target: Path) -> None:
@@ -185,16 +199,17 @@ def copy_input(source: Path, target: Path) -> None:
     """
     if source.is_dir():
         with publish_folder(target) as partial:
-            shutil.copytree(source, partial, dirs_exist_ok=True, copy_function=_link)
+            shutil.copytree(source, partial, dirs_exist_ok=True, copy_function=link_or_copy)
     else:
         with publish_file(target) as partial:
             shutil.copyfile(source, partial)
 
 
-def _link(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
+    """Link a file, or copy it to another file system or one without hard links."""
     try:
         os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without hard links
+    except OSError:
         shutil.copyfile(source, target)
 
 
@@ -203,9 +218,9 @@ def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:
     environment = slurm.job_environment(cluster, run=run, python=sys.executable)
     command = slurm.submit_command(cluster, stage=stage, name=job_name(run), run=run)
     script = REPOSITORY / "slurm" / f"{stage}.sbatch"
-    variables = [
-        f"  {name}={value if name.startswith('SFT_') else '(as in this shell)'}" for name, value in environment.items()
-    ]
+    inherited = [name for name in environment if not name.startswith("SFT_")]
+    variables = [f"  inherited from this shell: {' '.join(inherited)}"]
+    variables += [f"  {name}={value}" for name, value in environment.items() if name not in inherited]
     setup = "".join(f"\n  {line}" for line in cluster.job_setup) or " empty"
     return [
         " \\\n    ".join(command),

@@ -107,7 +107,7 @@ def collect_outs(stage: DeclaredStage, run: Path) -> None:
         made = run / "work" / out
         if made.is_dir():
             with publish_folder(out) as partial:
-                shutil.copytree(made, partial, dirs_exist_ok=True, copy_function=os.link)
+                shutil.copytree(made, partial, dirs_exist_ok=True, copy_function=jobs.link_or_copy)
         else:
             with publish_file(out) as partial:
                 shutil.copyfile(made, partial)

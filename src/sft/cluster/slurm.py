@@ -14,14 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft.cli import InputError
-from sft.cluster.cluster_file import Cluster
+from sft.cluster.cluster_file import ALL, GPU_OPTIONS, WHOLE_NODE, Cluster, image_path
 from sft.files import project_root
 
 TIMEOUT_SECONDS = 60  # a busy controller can take this long
 PING_SECONDS = 20
 # Passed to every job if set: the basics of a shell, what Slurm's commands need, and the MLflow settings.
-ALWAYS_PASSED = ("HOME", "LANG", "OMP_NUM_THREADS", "PATH", "SLURM_JWT", "USER")
+ALWAYS_PASSED = ("HOME", "LANG", "OMP_NUM_THREADS", "PATH", "SLURM_CONF", "SLURM_JWT", "USER")
 ALWAYS_PASSED_PREFIX = "MLFLOW_"
+# Not passed by `environment: all`: of make, DVC and this project, which would submit again in the job; of an allocation
+# in which the command is typed; and sbatch's own, because the cluster file says what is requested.
+NEVER_PASSED = re.compile(
+    r"(CLUSTER|DETACH|DRY_RUN|WAIT|MAKE(FLAGS|LEVEL|OVERRIDES|FILES)|MFLAGS|GNUMAKEFLAGS|OLDPWD|PWD|_|SHLVL)$"
+    r"|(DVC|SFT|SBATCH|SLURM|SLURMD|PMI|PMIX)_"
+)
+SECRET = re.compile(
+    r"(TOKEN|KEY|SECRET|PASS|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|PWD|AUTH|COOKIE|JWT)S?([_\d]|$)", re.IGNORECASE
+)
+CPUS_PER_GPU = 4
 NO_ANSWER = re.compile(
     r"Unable to contact slurm controller|Unable to establish|Connection refused|timed out|is DOWN"
     r"|Could not establish a configuration source|Unable to process configuration file",
@@ -94,9 +104,8 @@ def submit_command(cluster: Cluster, *, stage: str, name: str, run: Path, comman
         *([f"--account={cluster.account}"] if cluster.account else []),
         f"--nodes={cluster.nodes}",
         "--ntasks-per-node=1",  # one launcher per node, which starts the ranks
-        *([f"--gpus-per-node={cluster.gpus_per_node}"] if cluster.gpus_per_node else []),
+        *_resources(cluster, stage),
         f"--time={cluster.time}",
-        *([f"--cpus-per-task={cluster.ranks_on_node}"] if stage == "prep" else []),
         *([f"--signal=B:USR1@{cluster.save_before_seconds}"] if stage == "train" else []),
         "--requeue",
         "--open-mode=append",
@@ -109,9 +118,29 @@ def submit_command(cluster: Cluster, *, stage: str, name: str, run: Path, comman
     ]
 
 
+def _resources(cluster: Cluster, stage: str) -> list[str]:
+    """Return the options for GPUs, processors and memory of a node.
+
+    Without --cpus-per-task Slurm gives the launcher one processor, and all its ranks would share it.
+    """
+    options = []
+    if cluster.gpus and not cluster.options_given(*GPU_OPTIONS):
+        options.append(f"--gpus-per-node={cluster.gpus_per_node}")
+    cpus = cluster.cpus_per_node
+    if cpus is None and stage == "prep":
+        cpus = cluster.ranks_on_node
+    elif cpus is None and not cluster.options_given(WHOLE_NODE):
+        cpus = cluster.gpus * CPUS_PER_GPU or cluster.ranks_on_node
+    if cpus is not None:
+        options.append(f"--cpus-per-task={cpus}")
+    if cluster.memory_per_node is not None:
+        options.append(f"--mem={cluster.memory_per_node}")
+    return options
+
+
 def check_variables(cluster: Cluster) -> None:
     """Check that every variable that the cluster file names is set. Raises InputError."""
-    missing = [name for name in cluster.environment if name not in os.environ]
+    missing = [name for name in cluster.environment if name not in (ALL, *os.environ)]
     if missing:
         raise InputError(
             f"environment: {', '.join(missing)}: not set in this shell; nothing was submitted. Export it, then rerun."
@@ -122,15 +151,15 @@ def job_environment(cluster: Cluster, *, run: Path, python: str) -> dict[str, st
     """Return the environment of a job: the variables that are passed on and set here, and those of the scripts."""
     root = project_root()
     container = cluster.container
-    passed = {*ALWAYS_PASSED, *cluster.environment}
-    names = [name for name in os.environ if name in passed or name.startswith(ALWAYS_PASSED_PREFIX)]
+    # A link in the project, such as runs/ on another disk, needs its target in the container.
+    mounts = dict.fromkeys(path for path in (root, run.parent.resolve()) if path == root or root not in path.parents)
     return {
-        **{name: os.environ[name] for name in sorted(names)},
+        **{name: os.environ[name] for name in sorted(os.environ) if is_passed(name, cluster.environment)},
         "SFT_CODE": f"{run}/code",
-        "SFT_GPUS_PER_NODE": str(cluster.gpus_per_node),
-        "SFT_IMAGE": container.image if container else "",
+        "SFT_GPUS_PER_NODE": str(cluster.gpus),
+        "SFT_IMAGE": image_path(container) if container else "",
         "SFT_MIN_FREE_GB": str(cluster.min_free_gb),
-        "SFT_MOUNTS": ",".join([f"{root}:{root}", *container.mounts]) if container else "",
+        "SFT_MOUNTS": ",".join([*(f"{path}:{path}" for path in mounts), *container.mounts]) if container else "",
         "SFT_PACKAGES": cluster.packages,
         "SFT_PYTHON": cluster.python or python,
         "SFT_RANKS_PER_NODE": str(cluster.ranks_on_node),
@@ -139,6 +168,18 @@ def job_environment(cluster: Cluster, *, run: Path, python: str) -> dict[str, st
         "SFT_RUN": str(run),
         "SFT_SAVE_BEFORE_SECONDS": str(cluster.save_before_seconds),
     }
+
+
+def is_passed(name: str, environment: list[str]) -> bool:
+    """Whether a job inherits a variable, by the `environment` of its cluster file.
+
+    >>> names = "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "TOKENIZERS_PARALLELISM"
+    >>> [is_passed(name, ["all", "HF_TOKEN"]) for name in names]
+    [True, False, True]
+    """
+    if name in environment or name in ALWAYS_PASSED or name.startswith(ALWAYS_PASSED_PREFIX):
+        return True
+    return ALL in environment and not NEVER_PASSED.match(name) and not SECRET.search(name)
 
 
 def submit(cluster: Cluster, command: list[str], environment: dict[str, str]) -> str:

@@ -34,7 +34,7 @@ def show(params: Params, cluster: Cluster, key: str | None, check_inputs: Callab
     `key` is the lineage key; None before data and model are there: then the plan of params.yaml stands in for the
     packs. Raises InputError: a check fails.
     """
-    on_gpu, has_inputs = cluster.gpus_per_node > 0, key is not None
+    on_gpu, has_inputs = cluster.gpus > 0, key is not None
     gpu = None
     if on_gpu:
         gpu = preflight.gpu_of(cluster.gpu) if cluster.gpu else preflight.Gpu("GPU", None, 0.0)

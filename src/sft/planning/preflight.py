@@ -353,7 +353,7 @@ def estimate_training(
 
     if cluster_name:
         cluster = read_cluster_file(cluster_name)
-        nodes, gpus, gpu_name = cluster.nodes, cluster.gpus_per_node, cluster.gpu or gpu_name
+        nodes, gpus, gpu_name = cluster.nodes, cluster.gpus, cluster.gpu or gpu_name
         if not gpus:
             raise InputError(
                 f"CLUSTER={cluster_name}: has no GPUs. See its dry run: make train DRY_RUN=1 CLUSTER={cluster_name}"

@@ -166,7 +166,7 @@ def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
     """Check params, data and model before a node is used. Raises InputError: all checks that fail."""
     from sft.training import bridge
 
-    ranks, on_gpu = (cluster.ranks, cluster.gpus_per_node > 0) if cluster else (count_ranks(), None)
+    ranks, on_gpu = (cluster.ranks, cluster.gpus > 0) if cluster else (count_ranks(), None)
     warnings = bridge.check(
         base=run.base, start=run.start, packed=run.packed, run=run.folder, params=params, ranks=ranks, on_gpu=on_gpu
     )
