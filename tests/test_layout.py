@@ -26,7 +26,8 @@ EXTRA = {"fetch-model", "fetch-benchmarks"}
 LINEAGE_PROGRAMS = ("compare", "graph", "reproduce", "resolve")
 # The parts of the package in the order of the data flow: imports point from later to earlier ones.
 ORDER = (
-    *("hashing", "cli", "files", "ledger", "chat_files", "strict_json", "domains", "params", "raw_folders", "sources"),
+    *("hashing", "cli", "files", "ledger", "chat_files", "strict_json", "domains", "params", "dataset_card"),
+    *("raw_folders", "sources"),
     *("conversation", "formats", "parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning"),
     *("data_plan", "mamba", "training"),
     *("evaluation", "lineage", "tracking", "cluster", "pages", "inspect", "experiments", "run_stage", "stages"),
@@ -39,7 +40,7 @@ ONLY_HERE = {
         f"sft.training.{name}" for name in ("config", "bridge", "cpu", "cpu_attention", "cpu_hybrid", "cpu_parallel")
     },
     "mlflow": {"sft.tracking.sync", "sft.tracking.store", "sft.tracking.upload"},
-    "ruamel": {f"sft.params.{name}" for name in ("read", "explain", "version_0_1", "reference")},
+    "ruamel": {"sft.dataset_card", *(f"sft.params.{name}" for name in ("read", "explain", "version_0_1", "reference"))},
     "yaml": set(),
 }
 # Code that a stage imports and that cannot change what it makes: where it runs, tracking, how it looks, and what

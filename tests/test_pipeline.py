@@ -315,6 +315,7 @@ FILES = [
     ("src/sft/params/evaluation.py", {"eval"}),
     ("src/sft/files.py", ALL),
     ("src/sft/sources", FETCH),
+    ("src/sft/dataset_card.py", {*FETCH, *FILTER}),
     ("src/sft/raw_folders.py", {*FETCH, *FILTER}),
     ("src/sft/chat_files.py", {"fetch-model", *PREP, "train", "eval"}),
     ("src/sft/formats", {"fetch-benchmarks", *FILTER}),

@@ -120,11 +120,8 @@ def test_what_is_not_read_is_one_line_with_an_example_each(made) -> None:
     }
 
 
-def test_splits_are_counted_by_files_with_rows() -> None:
-    assert count_splits(["train.jsonl", "dev.jsonl", "dev/b.csv", "test.md", "a.jsonl"]) == {
-        "train": 1,
-        "validation": 2,
-    }
+def test_splits_are_counted_by_files_with_rows(made) -> None:
+    assert count_splits(made("train.jsonl dev.jsonl dev/b.csv test.md a.jsonl")) == {"train": 1, "validation": 2}
 
 
 def test_hidden_files_are_no_rows(made) -> None:
@@ -132,4 +129,51 @@ def test_hidden_files_are_no_rows(made) -> None:
     chosen = select_files(folder)
     assert chosen.read == ["a.jsonl"]
     assert chosen.not_read == {"of other kinds": ["._a.jsonl", ".cache/train.jsonl", "data/.b.json"]}
-    assert count_splits([".cache/train.jsonl", "test.jsonl"]) == {"test": 1}
+    assert count_splits(made(".cache/train.jsonl test.jsonl")) == {"test": 1}
+
+
+CARD = """---
+configs:
+- config_name: en
+  data_files:
+  - {split: train, path: "en/*.jsonl"}
+  - {split: test_easy, path: [en/held/**, more/easy.jsonl]}
+- config_name: de
+  data_files: [{split: train, path: de.jsonl}]
+---
+"""
+FILES = "en/a.jsonl en/held/b.jsonl en/held/deep/test.jsonl more/easy.jsonl de.jsonl train.jsonl logo.png"
+
+
+@pytest.mark.parametrize(
+    ("split", "read"),
+    [
+        ("train", "en/a.jsonl"),
+        ("test_easy", "en/held/b.jsonl en/held/deep/test.jsonl more/easy.jsonl"),
+        ("all", "en/a.jsonl en/held/b.jsonl en/held/deep/test.jsonl more/easy.jsonl"),
+    ],
+)
+def test_the_card_of_a_data_set_says_the_splits(made, split: str, read: str) -> None:
+    folder = made(FILES)
+    write(folder, "README.md", CARD)
+    files = select_files(folder, split, "en")
+    assert (files.read, files.config) == (read.split(), "en")
+    assert files.not_read["of config de"] == ["de.jsonl"]
+    assert files.not_read["that README.md does not name"] == ["train.jsonl"]
+    assert files.not_read["of other kinds"] == ["README.md", "logo.png"]
+    assert sorted([*files.read, *itertools.chain(*files.not_read.values())]) == sorted([*FILES.split(), "README.md"])
+    assert select_files(folder, "all").config is None
+    assert len(select_files(folder, "all").read) == 6
+    assert count_splits(folder) == {"de/train": 1, "en/test_easy": 3, "en/train": 1}
+
+
+def test_several_configs_without_a_default_and_unknown_ones_are_refused_by_name(made) -> None:
+    folder = made(FILES)
+    write(folder, "README.md", CARD)
+    for config in (None, "fr"):
+        with pytest.raises(InputError, match=r"README\.md: .*en, de.*read\.config"):
+            select_files(folder, "train", config)
+    with pytest.raises(InputError, match=r"read\.split"):
+        select_files(folder, "test", "en")
+    write(folder, "README.md", CARD.replace("- config_name: de", "- config_name: de\n  default: true"))
+    assert select_files(folder, "train").read == ["de.jsonl"]

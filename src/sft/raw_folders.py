@@ -1,9 +1,11 @@
-"""Which files of a raw folder hold rows, and of which split they are: known by their names alone.
+"""Which files of a raw folder hold rows, and of which split they are: what its card says, or else their names.
 
 `data/train-00000-of-00002.parquet`, `train.jsonl`, `chat_test.jsonl.gz` and `validation/0.arrow` name a split; a file
-without such a name belongs to none. The names are those that Hugging Face's datasets knows, and held-out.
+without such a name belongs to none. The names are those that Hugging Face's datasets knows, and held-out. The card of
+a data set (sft.dataset_card) is asked first.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from sft.cli import InputError
+from sft.dataset_card import CARD, choose_config, files_by_config
 
 LINES, DOCUMENT, TABLES = {".jsonl", ".jsonlines", ".ndjson"}, {".json"}, {".parquet", ".arrow"}
 DELIMITED = {".csv": ",", ".tsv": "\t"}
@@ -44,13 +47,16 @@ class SelectedFiles(NamedTuple):
     """Relative to the folder, with slashes, sorted."""
     split: str | None
     """The split that they are of; None if their names say none, or all files are read."""
+    config: str | None
+    """The config of the card that they are of; None if no card names them."""
     not_read: dict[str, list[str]]
     """What they are ("of split test", "of other kinds") -> names."""
 
     def report(self) -> dict[str, Any]:
         """Return the counts as in `reports/`."""
         groups = {group: {"files": len(names), "first": names[0]} for group, names in self.not_read.items()}
-        return {"read": len(self.read), "split": self.split, "not_read": groups}
+        config = {} if self.config is None else {"config": self.config}
+        return {"read": len(self.read), "split": self.split, **config, "not_read": groups}
 
     def line(self) -> str:
         """Return what is not read, with an example each; empty if everything is read."""
@@ -89,32 +95,56 @@ def split_of(name: str) -> str | None:
     return None
 
 
-def count_splits(names: Iterable[str]) -> dict[str, int]:
-    """Return the number of files with rows of each split that names say, sorted."""
-    names = set(names)
-    return dict(
-        sorted(Counter(split for name in names if _has_rows(name, names) and (split := split_of(name))).items())
-    )
+def count_splits(folder: Path) -> dict[str, int]:
+    """Return the number of files with rows of each split, sorted; of several configs as config/split."""
+    names = _names(folder)
+    with_rows = [name for name in names if _has_rows(name, names)]
+    if configs := files_by_config(folder, with_rows):
+        named = [
+            (f"{config}/" * (len(configs) > 1) + split, files)
+            for config in configs
+            for split, files in configs[config].items()
+        ]
+        return dict(sorted((name, len(files)) for name, files in named))
+    return dict(sorted(Counter(split for name in with_rows if (split := split_of(name))).items()))
 
 
-def select_files(folder: Path, split: str = ALL) -> SelectedFiles:
+def select_files(folder: Path, split: str = ALL, config: str | None = None) -> SelectedFiles:
     """Return the files of a split below a folder, and those that are not read.
 
     `split`: all, or the name of a split. Without files of several splits, all are read. Files whose names say no split
-    are read for `train` if no file says train.
+    are read for `train` if no file says train. `config`: one of the card, if that names several.
 
-    Raises:  InputError: no file of this split; the message lists the splits.
+    Raises:  InputError: no file of this split, or no such config; the message lists the splits or configs.
     """
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = _names(folder)
     with_rows = sorted(name for name in names if _has_rows(name, names))
+    configs = files_by_config(folder, with_rows) if config is not None or split != ALL else {}
     groups: dict[str | None, list[str]] = {}
-    for name in with_rows:
-        groups.setdefault(None if split == ALL else split_of(name), []).append(name)
+    if configs or config is not None:
+        config = choose_config(folder, configs, config)
+        for name, files in configs[config].items():
+            groups.setdefault(None if split == ALL else WORDS.get(name, name), []).extend(files)
+    else:
+        for name in with_rows:
+            groups.setdefault(None if split == ALL else split_of(name), []).append(name)
     chosen = _choose(folder, groups, WORDS.get(split, split))
-    not_read = {NO_SPLIT if group is None else f"of split {group}": groups[group] for group in _sorted(groups, chosen)}
-    if others := sorted(names - set(with_rows)):
-        not_read[OTHER_KIND] = others
-    return SelectedFiles(groups.get(chosen, []), chosen, not_read)
+    read = sorted({*groups.get(chosen, [])})
+    others: list[tuple[str, Iterable[str]]] = [
+        (NO_SPLIT if group is None else f"of split {group}", groups[group]) for group in _sorted(groups, chosen)
+    ]
+    others += [(f"of config {other}", itertools.chain(*configs[other].values())) for other in sorted(configs)]
+    others += [(f"that {CARD} does not name", with_rows), (OTHER_KIND, names.difference(with_rows))]
+    left, not_read = names.difference(read), {}
+    for title, of in others:
+        if found := sorted(left.intersection(of)):
+            not_read[title] = found
+            left.difference_update(found)
+    return SelectedFiles(read, chosen, config, not_read)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def _has_rows(name: str, names: set[str]) -> bool:

@@ -13,6 +13,7 @@ from sft.cli import InputError
 from sft.data_plan import samples
 from sft.data_plan.ranges import LocalFile
 from sft.data_plan.samples import NotSampledError, Sampled, names_to_read, sample_file
+from sft.params.data import Read
 
 LINES = b"".join(b'{"n": %d}\n' % number for number in range(20_000))
 PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -72,9 +73,15 @@ def test_rows_belong_to_their_reads() -> None:
     assert totals[0].tolist() == [21, 100]
 
 
-def test_a_split_is_chosen_by_the_names_alone(tmp_path: Path) -> None:
-    files = [LocalFile(name, 1) for name in ("data/train-0.jsonl", "data/test.jsonl", "README.md")]
-    names, line = names_to_read(list(files), "train", tmp_path)
+@pytest.mark.parametrize("card", ["", "---\nconfigs:\n- data_files: data/train-0.jsonl\n---\n"])
+def test_a_split_is_chosen_by_the_card_or_the_names_alone(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, card: str
+) -> None:
+    readme = tmp_path_factory.mktemp("card") / "README.md"
+    readme.write_text(card)
+    files = [LocalFile(name, 1) for name in ("data/train-0.jsonl", "data/test.jsonl")]
+    files.append(LocalFile("README.md", len(card), path=readme))
+    names, line = names_to_read(list(files), Read(format="openai"), tmp_path)
     assert names == {"data/train-0.jsonl"}
-    assert "of split test" in line
+    assert ("README.md does not name" if card else "of split test") in line
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from sft.cli import InputError
 from sft.conversation import Conversation
 from sft.formats.chat_forms import AUTO, FORMATS, FieldCounts, select_rows
+from sft.formats.detect import decide_read
 from sft.formats.messages import normalize
 from sft.formats.raw_files import read_objects
 from sft.formats.records import ChatRow
+from sft.params.data import Read
 from tests.support.raw_rows import read_rows
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -342,3 +344,15 @@ def test_the_system_instruction_of_gemini_is_a_system_message(tmp_path: Path, na
     outcome = normalize(*records(tmp_path, "openai"))
     assert isinstance(outcome, Conversation)
     assert outcome.messages == [{"role": "system", "content": "Be kind."}, USER, ANSWER]
+
+
+@pytest.mark.parametrize("format", ["openai", "auto"])
+def test_rows_name_their_group_in_the_column_that_read_says(tmp_path: Path, format: str) -> None:
+    write(tmp_path, "a.jsonl", {**CHAT, "meta": {"book": "Emma"}, "group": 1}, {**CHAT, "group": 2})
+    read, _ = decide_read(tmp_path, Read(format=format, fields={"group": "meta.book"}))
+    assert (read.format, read.fields) == ("openai", {"group": "meta.book"})
+    rows = [row for row in read_rows(tmp_path, read.format, fields=read.fields) if isinstance(row, ChatRow)]
+    assert [row.group for row in rows] == ["Emma", None]
+    assert "meta.book" in rows[0].columns_read
+    with pytest.raises(InputError, match=r"read\.fields: group: no row has 'meta.bok'"):
+        list(read_rows(tmp_path, "openai", fields={"group": "meta.bok"}))

@@ -8,7 +8,10 @@ import pytest
 from sft.cli import InputError
 from sft.formats import detect as module
 from sft.formats.detect import detect
+from sft.params.data import Read
 from tests.support.raw_rows import write_lines
+
+AUTO = Read(format="auto")
 
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 TURNS = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
@@ -50,20 +53,20 @@ PAIR = {"instruction": "a", "input": "", "output": "b"}
 )
 def test_the_form_of_the_rows_is_found(tmp_path: Path, rows, format, fields) -> None:
     write_lines(tmp_path, "a.jsonl", *rows)
-    suggestion, decision = detect(tmp_path, {})
+    suggestion, decision = detect(tmp_path, AUTO)
     assert (suggestion.format, dict(suggestion.fields)) == (format, fields)
     assert decision == {"format": format, "fields": fields, "rows": len(rows), "rows_that_fit": len(rows)}
 
 
 def test_one_row_in_a_hundred_may_have_another_form(tmp_path: Path) -> None:
     write_lines(tmp_path, "a.jsonl", *[{"messages": MESSAGES}] * 99, PAIR)
-    assert detect(tmp_path, {})[1]["rows_that_fit"] == 99
+    assert detect(tmp_path, AUTO)[1]["rows_that_fit"] == 99
 
 
 def test_a_mixture_is_an_error_with_the_counts(tmp_path: Path) -> None:
     write_lines(tmp_path, "a.jsonl", *[{"messages": MESSAGES}] * 90, *[PAIR] * 10)
     with pytest.raises(InputError) as error:
-        detect(tmp_path, {})
+        detect(tmp_path, AUTO)
     assert "no form fits 99% of the first 100 rows" in str(error.value)
     assert "90 fit read: openai" in str(error.value)
     assert "10 fit read: alpaca" in str(error.value)
@@ -72,17 +75,17 @@ def test_a_mixture_is_an_error_with_the_counts(tmp_path: Path) -> None:
 def test_rows_of_speakers_that_nobody_knows_do_not_fit(tmp_path: Path) -> None:
     write_lines(tmp_path, "a.jsonl", {"messages": [{"role": "critic", "content": "a"}]})
     with pytest.raises(InputError, match="0 fit read: openai"):
-        detect(tmp_path, {})
+        detect(tmp_path, AUTO)
 
 
 def test_the_first_rows_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS", 3)
     write_lines(tmp_path, "a.jsonl", *[{"messages": MESSAGES}] * 3, *[PAIR] * 10)
-    assert detect(tmp_path, {})[1] == {"format": "openai", "fields": {}, "rows": 3, "rows_that_fit": 3}
+    assert detect(tmp_path, AUTO)[1] == {"format": "openai", "fields": {}, "rows": 3, "rows_that_fit": 3}
 
 
 def test_without_rows_or_with_fields_there_is_nothing_to_find(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no row"):
-        detect(tmp_path, {})
+        detect(tmp_path, AUTO)
     with pytest.raises(InputError, match=r"Remove read\.fields"):
-        detect(tmp_path, {"messages": "chat"})
+        detect(tmp_path, Read(format="auto", fields={"messages": "chat"}))

@@ -64,7 +64,7 @@ def load_chat(params: Params, base: Path) -> ChatTemplate:
 
 def measure(folder: Path, name: str, read: Read, params: Params, chat: ChatTemplate) -> Measured:
     """Return the figures of all rows below a folder. Raises InputError: no row has the fields of the format."""
-    read, _ = decide_read(folder, read.model_copy(update={"split": ALL}))
+    read, _ = decide_read(folder, read.model_copy(update={"split": ALL, "config": None}))
     check_read(read.format, read.fields, read.select)
     measured, fields, counts = Measured(read=read_line(read)), FieldCounts(unseen_select=set(read.select)), RowCounts()
     pipeline = load_pipeline(params.filter.model_dump_json(), None, "")

@@ -156,7 +156,7 @@ def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTempla
     source = params.fetch.sources[name]
     folder.mkdir()
     is_package = source.read.format in PACKAGES
-    chosen, line = names_to_read(files, source.read.split, folder)
+    chosen, line = names_to_read(files, source.read, folder)
     notes, samples = [f"not read: {line}"] if line and not is_package else [], list[Sampled]()
     for file in (file for file in files if is_package or file.name in chosen):
         try:

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from sft.cli import InputError
 from sft.data_plan.ranges import NOT_RANGED, RangeReader, RemoteFile
 from sft.data_plan.row_sampling import BUDGET_BYTES, Drawn, draw_rows, draw_totals, exact_totals, rows_of_prefix
+from sft.dataset_card import CARD
+from sft.params.data import Read
 from sft.raw_folders import LINES, file_kind, select_files
 
 WHOLE_BYTES, WHOLE_COMPRESSED_BYTES = 100_000_000, 16_000_000
@@ -59,15 +61,15 @@ class Sampled:
         return draw_totals(by_read, np.array(self.seen, np.float64), self.size, self.rows_factor, seed)
 
 
-def names_to_read(files: list[RemoteFile], split: str, folder: Path) -> tuple[set[str], str]:
-    """Return the names that a split takes, and a line about the others. `folder` must be empty, and is again.
+def names_to_read(files: list[RemoteFile], read: Read, folder: Path) -> tuple[set[str], str]:
+    """Return the names that split and config take, and a line about the others. `folder` must be empty, and is again.
 
-    Raises:  InputError: no file of this split.
+    Raises:  InputError: no file of this split, or no such config.
     """
     for file in files:
         (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file.name).touch()
-    selected = select_files(folder, split)
+        (folder / file.name).write_bytes(file.read(0, file.size) if file.name == CARD else b"")
+    selected = select_files(folder, read.split, read.config)
     for file in files:
         (folder / file.name).unlink()
     return set(selected.read), selected.line()

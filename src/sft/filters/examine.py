@@ -53,7 +53,7 @@ def examine_source(task: dict[str, Any], max_rows: int | None, add_folder: Calla
     """
     raw, read = Path(task["raw"]), Read.model_validate_json(task["read"])
     check_read(read.format, read.fields, read.select)
-    parts = [None] if read.format in PACKAGES else plan_parts(raw, read.split)
+    parts = [None] if read.format in PACKAGES else plan_parts(raw, read.split, read.config)
     tasks = [{**task, "part": part} for part in parts]
     counts, row_counts, ranked = FieldCounts(unseen_select=set(read.select)), RowCounts(), 0
     if max_rows is not None:

@@ -49,10 +49,10 @@ def check_read(format: str, fields: Fields, select: Selection) -> None:
     if format not in TO_RECORD:
         raise InputError(f"read: format {format!r} is unknown. {_nearest(format, FORMATS)}Known: {', '.join(FORMATS)}.")
     for name in fields:
-        if name not in FIELDS[format]:
+        if name not in (known := (*FIELDS[format], GROUP)):
             raise InputError(
-                f"read.fields: format {format!r} has no field {name!r}. {_nearest(name, FIELDS[format])}"
-                f"It has: {', '.join(FIELDS[format])}. Write {{our name: name in the source}}."
+                f"read.fields: format {format!r} has no field {name!r}. {_nearest(name, known)}"
+                f"It has: {', '.join(known)}. Write {{our name: name in the source}}."
             )
 
 
@@ -62,6 +62,8 @@ class FieldCounts:
 
     with_fields: int = 0
     """Selected rows with the fields of the format."""
+    with_group: int = 0
+    """Of them, rows with a value in the column of `fields: {group: ...}`."""
     not_selected: int = 0
     """Rows with other values than `select` accepts."""
     unseen_select: set[str] = field(default_factory=set)
@@ -72,6 +74,7 @@ class FieldCounts:
     def add(self, later: "FieldCounts") -> None:
         """Add the counts of the rows that follow."""
         self.with_fields += later.with_fields
+        self.with_group += later.with_group
         self.not_selected += later.not_selected
         self.unseen_select &= later.unseen_select
         self.without_fields = (self.without_fields + later.without_fields)[:KEPT_ROWS]
@@ -83,6 +86,8 @@ class FieldCounts:
             raise InputError(f"read.select: no row has the field {names}, so none is selected. Correct or remove it.")
         if self.without_fields and not self.with_fields:
             raise InputError(_no_row_fits(format, fields, self.without_fields))
+        if GROUP in fields and self.with_fields and not self.with_group:
+            raise InputError(f"read.fields: group: no row has {fields[GROUP]!r}. Correct or remove it.")
 
 
 def select_rows(rows: Iterable[Row], select: Selection, counts: FieldCounts) -> Iterator[Row]:
@@ -117,7 +122,11 @@ def _to_chat(row: Row, format: str, fields: Fields, select: Selection, counts: F
         record = TO_RECORD[format](columns)
     except SHAPE_ERRORS as error:
         return replace(row, record=None, fault=f"not of this format: {error}")
-    return ChatRow(row.location, record, columns=row.record, columns_read=columns.read)
+    group = fields.get(GROUP)
+    read = columns.read | ({group} if group else set())
+    chat = ChatRow(row.location, record, columns=row.record, columns_read=read, group_column=group)
+    counts.with_group += chat.group is not None
+    return chat
 
 
 def _no_row_fits(format: str, fields: Fields, rows: Sequence[Sequence[Any]]) -> str:
@@ -277,6 +286,7 @@ def _with_system(columns: Columns, messages: Any, num_context: int = 0, more_nam
 
 
 TO_RECORD: dict[str, Callable[[Columns], Json]] = {"openai": _openai, "sharegpt": _sharegpt, "alpaca": _alpaca}
+GROUP = "group"  # a field of all of them: rows with the same value are in one split
 # The fields that `fields` may name, and the groups of fields of which a row needs one.
 FIELDS = {
     "openai": ("messages", "system", "tools", "functions"),

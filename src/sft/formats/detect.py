@@ -12,13 +12,12 @@ from typing import Any
 
 from sft.cli import InputError
 from sft.conversation import Rejection
-from sft.formats.chat_forms import AUTO, FieldCounts, convert_chats
+from sft.formats.chat_forms import AUTO, GROUP, FieldCounts, convert_chats
 from sft.formats.fields import Suggestion, listed, merged, suggest_read
 from sft.formats.messages import normalize
 from sft.formats.raw_files import Row, read_objects
 from sft.formats.records import ChatRow
 from sft.params.data import Read
-from sft.raw_folders import ALL
 
 ROWS, MIN_SHARE = 1_000, 0.99
 MISFITS = {"malformed-row", "unknown-role", "no-messages"}  # reasons that say that a row has another form
@@ -29,8 +28,10 @@ def decide_read(folder: Path, read: Read) -> tuple[Read, dict[str, Any] | None]:
     """Return `read` with the format that the rows have, and the decision, if its format is auto. Raises as detect."""
     if read.format != AUTO:
         return read, None
-    suggestion, decision = detect(folder, read.fields, read.split)
-    return read.model_copy(update={"format": suggestion.format, "fields": dict(suggestion.fields)}), decision
+    suggestion, decision = detect(folder, read)
+    return read.model_copy(
+        update={"format": suggestion.format, "fields": read.fields | dict(suggestion.fields)}
+    ), decision
 
 
 def read_line(read: Read) -> str:
@@ -38,14 +39,18 @@ def read_line(read: Read) -> str:
     return Suggestion(read.format, tuple(read.fields.items())).line().strip()
 
 
-def detect(folder: Path, fields: Mapping[str, str], split: str = ALL) -> tuple[Suggestion, dict[str, Any]]:
+def detect(folder: Path, read: Read) -> tuple[Suggestion, dict[str, Any]]:
     """Return the way to read a raw folder, and the decision as in `reports/`: form, rows tried, rows that fit.
 
     Raises:  InputError: there are no rows, or no form fits enough of them; the message has the counts.
     """
-    if fields:
-        raise InputError(f"read: format {AUTO!r} finds the fields itself. Remove read.fields, or name the format.")
-    rows = [row for row in itertools.islice(read_objects(folder, split), ROWS) if row.record is not None]
+    if read.fields.keys() - {GROUP}:
+        raise InputError(
+            f"read: format {AUTO!r} finds the fields itself, but {GROUP}. Remove read.fields, or name the format."
+        )
+    rows = [
+        row for row in itertools.islice(read_objects(folder, read.split, read.config), ROWS) if row.record is not None
+    ]
     if not rows:
         raise InputError(f"{folder}: no row to find the format of. Check uri, or name the format under read.")
     fits = {suggestion: sum(map(_fits, itertools.repeat(suggestion), rows)) for suggestion in _suggestions(rows)}

@@ -60,19 +60,19 @@ class Part(NamedTuple):
     """Byte range of a file of lines, or row groups of a table; end None = to the end of the file."""
 
 
-def read_objects(folder: Path, split: str = ALL) -> Iterator[Row]:
-    """Yield a row for each object in the files of a split below a folder. Raises InputError: no such split."""
-    for name in select_files(folder, split).read:
+def read_objects(folder: Path, split: str = ALL, config: str | None = None) -> Iterator[Row]:
+    """Yield a row for each object in the files of a split below a folder. Raises InputError: as select_files."""
+    for name in select_files(folder, split, config).read:
         yield from read_part(folder, Part(name))
 
 
-def plan_parts(folder: Path, split: str = ALL) -> list[Part]:
+def plan_parts(folder: Path, split: str = ALL, config: str | None = None) -> list[Part]:
     """Divide the files of a split into parts of PART_BYTES or more. Lines and .parquet are divided, others are not.
 
-    Raises:  InputError: no such split.
+    Raises:  InputError: no such split or config.
     """
     parts: list[Part] = []
-    for name in select_files(folder, split).read:
+    for name in select_files(folder, split, config).read:
         path, (kind, packed) = folder / name, file_kind(name)
         if kind in LINES and path.suffix.lower() in DIVIDED and path.stat().st_size > PART_BYTES // COMPRESSED_PARTS:
             parts += _compressed_parts(path, name)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sft.formats.fields import lookup
 from sft.formats.not_read import says_something
 from sft.formats.raw_files import Json, Row
 from sft.formats.spellings import GROUP_COLUMNS, LICENSE_COLUMNS
@@ -25,6 +26,8 @@ class ChatRow(Row):
     """The object in the file."""
     columns_read: Set[str] = frozenset()
     """Names, or dotted paths, of the columns in the record."""
+    group_column: str | None = None
+    """Name, or dotted path, of the column that `read.fields` names for the group."""
 
     @property
     def license(self) -> Any:
@@ -34,7 +37,10 @@ class ChatRow(Row):
     @property
     def group(self) -> Any:
         """What the row says about the rows it belongs to; None if nothing."""
-        return self._first_of(GROUP_COLUMNS)
+        if self.group_column is None:
+            return self._first_of(GROUP_COLUMNS)
+        value = lookup(self.columns, self.group_column)
+        return value if says_something(value) else None
 
     def _first_of(self, names: Iterable[str]) -> Any:
         return next((self.columns[name] for name in names if says_something(self.columns.get(name))), None)

@@ -83,7 +83,7 @@ def check(source: str) -> Findings:
     """
     with raw_folder(source) as folder:
         read, decision = decide_read(folder, load_source(source, "read"))
-        files = None if read.format in PACKAGES else select_files(folder, read.split)
+        files = None if read.format in PACKAGES else select_files(folder, read.split, read.config)
         fields, counts = FieldCounts(unseen_select=set(read.select)), RowCounts()
         rows = list(first_rows(folder, read, fields))
         fields.check(read.format, read.fields)
@@ -148,7 +148,7 @@ def first_rows(folder: Path, read: Read, counts: FieldCounts) -> Iterator[Row]:
     check_read(read.format, read.fields, read.select)
     if read.format in PACKAGES:
         return itertools.islice(PACKAGES[read.format](folder), ROWS)
-    rows = select_rows(itertools.islice(read_objects(folder, read.split), ROWS), read.select, counts)
+    rows = select_rows(itertools.islice(read_objects(folder, read.split, read.config), ROWS), read.select, counts)
     return convert_chats(rows, read.format, read.fields, read.select, counts)
 
 

@@ -66,7 +66,10 @@ class Read(Section):
     select: dict[str, list[str]] = Field(default_factory=dict)
     """Field of the row -> accepted values. Rows with other values are not taken, and counted."""
     split: str = "train"
-    """Split to read, if the names of files or folders say one (data/train-*, test.jsonl); all = every file."""
+    """Split to read, if a card (README.md) or the names of files or folders say one (data/train-*, test.jsonl); all =
+    every file."""
+    config: str | None = None
+    """Config of a data set, as its card (README.md) names it; null = the only one, or the default one."""
     max_rows: Positive | None = None
     """Number of rows to take, drawn by the hash of their content; null = all."""
 

@@ -52,7 +52,7 @@ def fetch_source(name: str, source: Download) -> None:
     """Publish data/raw/<name>/ and its report. Raises InputError, as fetch_files."""
     with publish_folder(RAW / name) as folder, _prefix_errors(f"fetch.sources.{name}"):
         files = fetch_all(source, folder)
-    splits = count_splits(file.path for file in files)
+    splits = count_splits(RAW / name)
     more = {"splits": splits} if len(splits) > 1 else {}
     ledger = Ledger(rows_in=len(files), rows_out=len(files))
     listed = [asdict(file) for file in files]

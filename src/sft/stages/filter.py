@@ -106,7 +106,7 @@ def file_report(source: str, read: Read) -> dict[str, Any]:
     """Return which files are not read as in the report, and print a line if there are any."""
     if read.format in PACKAGES:
         return {}
-    files = select_files(RAW / source, read.split)
+    files = select_files(RAW / source, read.split, read.config)
     if line := files.line():
         echo(f"[bold]{source}[/]: not read: {escape(line)}")
     if files.split not in (None, WORDS.get(read.split, read.split)):

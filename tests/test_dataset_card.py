@@ -1,0 +1,43 @@
+"""The card of a data set: its forms of data_files, as the hub's documentation shows them."""
+
+from pathlib import Path
+
+import pytest
+
+from sft.cli import InputError
+from sft.dataset_card import files_by_config
+from tests.support.raw_rows import write
+
+FILES = ["a/x.jsonl", "a/deep/y.jsonl", "b.csv", "train-0.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("config", "splits"),
+    [
+        ("data_files: b.csv", {"train": ["b.csv"]}),
+        ("data_files: [b.csv, 'train-*']", {"train": ["b.csv", "train-0.parquet"]}),
+        ("data_files: {test: b.csv, train: ['a/*', b.csv]}", {"train": ["a/x.jsonl", "b.csv"], "test": ["b.csv"]}),
+        ("data_files: [{split: dev, path: 'a/**'}]", {"dev": ["a/deep/y.jsonl", "a/x.jsonl"]}),
+        ("data_files: [{split: dev, path: a/deep}]", {"dev": ["a/deep/y.jsonl"]}),
+        ("data_files: [{split: dev, path: ./b.csv}]", {"dev": ["b.csv"]}),
+        ("data_dir: a\n  data_files: [{split: dev, path: '*.jsonl'}]", {"dev": ["a/x.jsonl"]}),
+        ("data_files: [{split: dev, path: gone/*}]", None),
+        ("description: no files", None),
+    ],
+)
+def test_every_form_of_data_files_is_read(tmp_path: Path, config: str, splits: dict[str, list[str]] | None) -> None:
+    write(tmp_path, "README.md", f"---\nlicense: mit\nconfigs:\n- config_name: c\n  {config}\n---\n# Data\n")
+    assert files_by_config(tmp_path, FILES) == ({} if splits is None else {"c": splits})
+
+
+@pytest.mark.parametrize("text", ["", "# Data\n---\nx: 1\n---\n", "---\nlicense: mit\n---\n", "---\nconfigs: 1\n---\n"])
+def test_a_card_without_configs_names_no_files(tmp_path: Path, text: str) -> None:
+    write(tmp_path, "README.md", text)
+    assert files_by_config(tmp_path, FILES) == {}
+    assert files_by_config(tmp_path / "none", FILES) == {}
+
+
+def test_a_header_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "README.md", "---\nconfigs: [\n---\n")
+    with pytest.raises(InputError, match=r"README\.md: its header is not YAML"):
+        files_by_config(tmp_path, FILES)
