@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.filters.narrative import NarrativePatterns, check_narrative, flat_bytes
+from sft.filters.narrative import NarrativePatterns, Requests, check_narrative, flat_bytes
 
 ROOT = Path(__file__).parents[2]
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/narrative.jsonl").read_text("utf-8").splitlines()]
@@ -140,7 +140,7 @@ def test_examples_match_with_any_space_beside_accents_and_half_characters(space:
     file = tomllib.loads((ROOT / "filters/narrative.toml").read_text("utf-8"))
     for example in [example for entry in file["patterns"] for example in entry["matches"]]:
         text = f"A\u0301 \ud800{example.upper().replace(' ', space)}."
-        assert PATTERNS.find(text, []) is not None, example
+        assert PATTERNS.find(text, Requests()) is not None, example
 
 
 @pytest.mark.parametrize(
@@ -166,13 +166,13 @@ MATCHING = st.sampled_from(["Our great nation is proud.", "我们伟大的祖国
 
 @given(st.text(), MATCHING, st.text())
 def test_any_text_gets_a_verdict_with_the_words_in_the_evidence(before: str, words: str, after: str) -> None:
-    found = PATTERNS.find(f"{before}\n\n{words}\n\n{after}", [])
+    found = PATTERNS.find(f"{before}\n\n{words}\n\n{after}", Requests())
     assert found is None or found[1] in found[2]  # None: the text around it may make it a quotation
 
 
 @given(MATCHING, st.text(alphabet="abc .\n", max_size=300), st.text(alphabet="abc .\n", max_size=300))
 def test_other_text_hides_no_match(words: str, before: str, after: str) -> None:
-    assert PATTERNS.find(f"{before}\n{words}\n{after}", []) is not None
+    assert PATTERNS.find(f"{before}\n{words}\n{after}", Requests()) is not None
 
 
 EXAMPLES = [row["conversation"]["messages"][-1]["content"] for row in LABELLED]
@@ -208,7 +208,7 @@ def test_the_patterns_with_a_literal_in_a_text_are_found_in_one_pass(parts: list
 )
 def test_a_hostile_text_takes_no_more_than_seconds(text: str) -> None:
     start = time.process_time()
-    PATTERNS.find(text, [])
+    PATTERNS.find(text, Requests())
     assert time.process_time() - start < 5
 
 

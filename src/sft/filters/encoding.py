@@ -6,6 +6,7 @@ broken text.
 
 # ruff: noqa: RUF001 (characters that look like others are what this module looks for)
 import re
+import unicodedata
 from collections.abc import Iterable
 
 # Searched first: one character class is about five times faster than the patterns below.
@@ -34,6 +35,13 @@ MOJIBAKE = re.compile(
     f"|ðŸ[{SIGNS}]{{2}}"  # an emoji
     "|ï»¿|ï¿½"  # a byte order mark, a replacement character
 )
+# More marks on one letter than any language has. Normalizing text takes the square of such a run.
+MAX_MARKS = 64
+MARKS = re.compile(
+    "["
+    + "".join(re.escape(chr(code)) for code in range(0x300, 0x1F000) if unicodedata.combining(chr(code)))
+    + f"]{{{MAX_MARKS + 1}}}"
+)
 CONTEXT_CHARS = 100
 
 
@@ -46,7 +54,7 @@ def find_garbage(written: Iterable[tuple[str, str]], by_machines: Iterable[tuple
     written, by_machines = list(written), list(by_machines)
     joined = "".join([text for _, text in (*written, *by_machines)])
     others = joined.encode("utf-8", "surrogatepass").translate(None, PLAIN).decode("utf-8", "surrogatepass")
-    if not SUSPECT.search(others) and not MOJIBAKE_START.search(others):  # most conversations
+    if not SUSPECT.search(others) and not MOJIBAKE_START.search(others) and not MARKS.search(others):  # most
         return ""
     suspect = [(place, text, [HIDDEN, LOST]) for place, text in written if SUSPECT.search(text)]
     suspect += [(place, text, [HIDDEN]) for place, text in by_machines if SUSPECT.search(text)]
@@ -54,12 +62,19 @@ def find_garbage(written: Iterable[tuple[str, str]], by_machines: Iterable[tuple
         for pattern in patterns:
             if match := pattern.search(text):
                 return f"{place}: U+{ord(match[0][0]):04X} in {quote_match(text, match)}"
+    for place, text in (*written, *by_machines) if MARKS.search(others) else ():
+        if match := MARKS.search(text):
+            return f"{place}: more than {MAX_MARKS} marks on one letter in {quote_match(text, match)}"
+    spared: set[str] = set()
     for place, text in written:
         for match in MOJIBAKE.finditer(text) if MOJIBAKE_START.search(text) else ():
+            if match[0] in spared:
+                continue
             repaired = _repaired(match[0])
             # A conversation about broken text has the repaired text as well.
             if not any(repaired in other.replace(match[0], "") for _, other in written):
                 return f"{place}: {match[0]!r} for {repaired!r} in {quote_match(text, match)}"
+            spared.add(match[0])
     return ""
 
 

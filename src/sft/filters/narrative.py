@@ -13,6 +13,8 @@ Fast: RE2 finds in one pass which patterns have a literal in a text, and their r
 regex has unlimited repetition, a group is at most optional, and a match is within REACH characters of a literal.
 """
 
+import bisect
+import itertools
 import re
 import string
 import tomllib
@@ -164,55 +166,79 @@ class NarrativePatterns:
             _run_examples(path, entry, pattern)
         return loaded
 
-    def find(self, text: str, before: list[Message]) -> tuple[Pattern, str, str] | None:
+    def find(self, text: str, requests: "Requests") -> tuple[Pattern, str, str] | None:
         """Return the first pattern that a text matches without excuse, the match, and its surroundings.
 
-        `before` are the messages before that of the text, which may excuse it.
+        `requests` are those before the text, which may excuse it.
         """
         numbers = self.literals.Match(flat_bytes(text))
         if not numbers:
             return None
         shown, flat = _flatten(text)
-        quoted: list[tuple[int, int]] | None = None
+        quoted: Quoted | None = None
         for pattern in (self.patterns[number] for number in sorted(numbers)):
             for match in pattern.matches(flat):
                 if quoted is None:
                     regexes = (CODE_OR_BLOCK_QUOTE, *self.quotations)
-                    quoted = [quote.span() for regex in regexes for quote in regex.finditer(shown)]
-                if any(start <= match.start() and match.end() <= end for start, end in quoted):
-                    continue
-                if self._is_requested(pattern.theme, match[0], before):
+                    quoted = Quoted([quote.span() for regex in regexes for quote in regex.finditer(shown)])
+                if quoted.has(*match.span()) or requests.excuse(pattern.theme, match[0], self.tasks):
                     continue
                 start, end = match.span()
                 surroundings = shown[max(0, start - SURROUNDINGS) : end + SURROUNDINGS]
                 return pattern, shown[start:end], surroundings
         return None
 
-    def _is_requested(self, theme: str, words: str, before: list[Message]) -> bool:
+
+class Quoted:
+    """The quotations of a text, for the search for many places."""
+
+    def __init__(self, spans: list[tuple[int, int]]) -> None:
+        spans.sort()
+        self._starts = [start for start, _ in spans]
+        self._ends = list(itertools.accumulate((end for _, end in spans), max))
+
+    def has(self, start: int, end: int) -> bool:
+        """Return whether a quotation has all of a place."""
+        before = bisect.bisect_right(self._starts, start)
+        return before > 0 and end <= self._ends[before - 1]
+
+
+class Requests:
+    """What users and systems wrote before a text; a conversation has one, which grows. What excused once excuses."""
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []
+        self._texts: list[str] = []
+        self._excused: set[str] = set()
+
+    def add(self, message: Message) -> None:
+        """Add a message that comes before the texts to come."""
+        if message["role"] in ("user", "system"):
+            self._waiting.append(message["content"])
+
+    def excuse(self, theme: str, words: str, tasks: Sequence[Task]) -> bool:
         """Return whether the user asked for such a text, or wrote the same words."""
-        texts = [_flatten(message["content"])[1] for message in before if message["role"] in ("user", "system")]
-        if any(words in text for text in texts):
+        self._texts += [_flatten(text)[1] for text in self._waiting]
+        self._waiting.clear()
+        if theme in self._excused or any(words in text for text in self._texts):
             return True
-        requests = " | ".join(part for text in texts for part in (text[:REQUEST], text[REQUEST:][-REQUEST:]))
-        return any(regex.search(requests) for task in self.tasks if theme in task.spares for regex in task.regexes)
+        requests = " | ".join(part for text in self._texts for part in (text[:REQUEST], text[REQUEST:][-REQUEST:]))
+        if any(regex.search(requests) for task in tasks if theme in task.spares for regex in task.regexes):
+            self._excused.add(theme)
+        return theme in self._excused
 
 
 def check_narrative(conversation: Conversation, patterns: NarrativePatterns) -> Rejection | None:
     """Reject political or nationalistic speech in the assistant's own voice, in answers or reasoning."""
-    for index, field, text in _assistant_texts(conversation):
-        if hit := patterns.find(text, conversation.messages[:index]):
-            pattern, words, surroundings = hit
-            return Rejection("narrative", f"messages[{index}].{field}: {pattern.name}: {words!r} in {surroundings!r}")
-    return None
-
-
-def _assistant_texts(conversation: Conversation) -> Iterator[tuple[int, str, str]]:
-    """Yield (index, field, text) of the reasoning and the answer of each assistant turn."""
+    requests = Requests()
     for index, message in enumerate(conversation.messages):
-        if message["role"] == "assistant":
-            for field in ("reasoning_content", "content"):
-                if text := message.get(field):
-                    yield index, field, text
+        for field in ("reasoning_content", "content") if message["role"] == "assistant" else ():
+            if (text := message.get(field)) and (hit := patterns.find(text, requests)):
+                pattern, words, surroundings = hit
+                evidence = f"messages[{index}].{field}: {pattern.name}: {words!r} in {surroundings!r}"
+                return Rejection("narrative", evidence)
+        requests.add(message)
+    return None
 
 
 def _flatten(text: str) -> tuple[str, str]:
@@ -284,7 +310,7 @@ def _compile_quotation(path: Path, pair: str) -> re.Pattern[str]:
     if len(pair) != 2:
         raise InputError(f"{path}: quotation: expected an opening and a closing mark, found {pair!r}")
     start, end = re.escape(pair[0]), re.escape(pair[1])
-    return re.compile(rf"{start}(?:(?!\n\s*\n)[^{end}]){{1,{MAX_QUOTATION}}}{end}")
+    return re.compile(rf"{start}(?:(?!\n\s{{0,80}}\n)[^{end}]){{1,{MAX_QUOTATION}}}{end}")
 
 
 def _compile(place: str, regex: str, before: str, after: str) -> re.Pattern[str]:

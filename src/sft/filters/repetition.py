@@ -19,7 +19,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, pairwise
 from operator import sub
 
 from sft.conversation import Conversation, Message, Rejection
@@ -395,6 +395,7 @@ def _counting_run(text: str, min_numbers: int) -> str:
     """Return the evidence of consecutive numbers, no letter between, that grow or shrink by the same step."""
     numbers = [int(number[-18:]) for number in NUMBERS.findall(text)]
     steps = list(map(sub, numbers[1:], numbers))
+    spans: list[tuple[int, int]] = []
     end = 0
     for probe in range(0, len(steps), max(1, min_numbers // 2)):  # every long enough part has a probe
         if probe < end or not steps[probe]:
@@ -405,10 +406,10 @@ def _counting_run(text: str, min_numbers: int) -> str:
         while end < len(steps) and steps[end] == steps[probe]:
             end += 1
         if end - start + 1 >= min_numbers:
-            matches = list(islice(NUMBERS.finditer(text), start, end + 1))
-            begin, stop = matches[0].start(), matches[-1].end()
+            spans = spans or [match.span() for match in NUMBERS.finditer(text)]
+            begin, stop = spans[start][0], spans[end][1]
             if not LETTER.search(text, begin, stop):
-                return _evidence(text[begin : matches[:4][-1].end()], len(matches), begin, stop)
+                return _evidence(text[begin : spans[min(start + 3, end)][1]], end - start + 1, begin, stop)
     return ""
 
 

@@ -4,6 +4,7 @@ Each rule returns a rejection with one stable reason, or None. Whether calls and
 checked in sft.filters.structure.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from sft import strict_json
 from sft.conversation import Conversation, Message, Rejection
-from sft.filters.rules.replies import answers, quote, requests_before, straight_quotes
+from sft.filters.rules.replies import answers, first_request, quote, straight_quotes
 
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 # First words of tools that only read: calling them twice teaches only to call twice.
@@ -35,7 +36,8 @@ SUCCESS = re.compile(
     rf"(?:{DONE}|confirmed|created|updated|added|removed|set|saved|activated|enabled|disabled|placed)\b",
     re.I,
 )
-CLAIM = re.compile(rf"(?:\A|[.!\n]\s*)I(?:'ve| have) (?:now |just |successfully )*(?:{DONE})\b")
+# At the start of a sentence or a line. Each run of space is looked at from its first character only.
+CLAIM = re.compile(rf"(?:\A|[.!]\s*+|(?<!\s)[^\S\n]*+\n\s*+)I(?:'ve| have) (?:now |just |successfully )*(?:{DONE})\b")
 WRITING = re.compile(r"\b(?:draft|write|compose|letter|story|translat\w*|rephrase|role-?play|pretend|example)\b", re.I)
 ANNOUNCEMENT = re.compile(
     r"(?:\A|[.!?:\n]\s*)(?:(?:Sure|Okay|OK|Certainly|Of course|Great|Alright|Now|First|Next)[,!.]?\s+)?"
@@ -65,16 +67,17 @@ EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.I)
 NUMBERED = re.compile(r"(?=.*\d{3})[A-Za-z0-9#_/-]{4,40}")
 DATE = re.compile(r"\d{4}-\d\d-\d\d.*|\d{8}")
+NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 # Tools that create a record may name it.
 CREATING = frozenset("create add register new generate insert make open init start signup import upsert set".split())
 
 
 def check_repeated_call(conversation: Conversation) -> Rejection | None:
     """A reading call is made again at once, though the result was good and is the same."""
-    previous: list[tuple[str, str]] = []
+    previous: set[tuple[str, str]] = set()
     for index, calls, results in _steps(conversation.messages):
         if index is None:  # a user or assistant turn in between
-            previous = []
+            previous = set()
             continue
         current = [(_call(call), result) for call, result in zip(calls, results, strict=False)]
         for (call, result), made_call in zip(current, calls, strict=False):
@@ -82,7 +85,7 @@ def check_repeated_call(conversation: Conversation) -> Rejection | None:
             if is_reading and (call, result) in previous and not _is_error(result) and not PENDING.search(result):
                 if len(result.strip()) > 2:  # an empty list may be read twice
                     return Rejection("repeated-call", f"messages[{index}]: again {call}, again {quote(result)}")
-        previous = current
+        previous = set(current)
     return None
 
 
@@ -106,9 +109,10 @@ def check_claimed_action(conversation: Conversation) -> Rejection | None:
     """There are tools, none was called, and an answer claims that something was booked, sent or paid."""
     if not conversation.tools or any("tool_calls" in message for message in conversation.messages):
         return None
+    is_writing = functools.cache(lambda: first_request(conversation, WRITING))
     for index, answer in answers(conversation):
         claim = CLAIM.search(answer)
-        if claim and not DOUBT.search(answer) and not WRITING.search(requests_before(conversation, index)):
+        if claim and not DOUBT.search(answer) and index <= is_writing():
             return Rejection("claimed-action", f"messages[{index}]: {claim[0].strip()!r}, but nothing was called")
     return None
 
@@ -128,7 +132,7 @@ def check_announced_action(conversation: Conversation) -> Rejection | None:
 
 def check_invented_id(conversation: Conversation) -> Rejection | None:
     """An argument is an identifier or an address that no earlier message mentions, whole or in part."""
-    known: list[str] | None = None
+    known, num_known = Mentioned(), 0
     for index, message in enumerate(conversation.messages):
         for call in message.get("tool_calls", []):
             function = call["function"]
@@ -137,9 +141,12 @@ def check_invented_id(conversation: Conversation) -> Rejection | None:
             for name, value in _scalars("", function["arguments"]):
                 if not _is_identifier(name, value):
                     continue
-                known = known or [json.dumps(conversation.tools, ensure_ascii=False).lower()]
-                before = [*known, *(_visible_text(earlier) for earlier in conversation.messages[:index])]
-                if not _is_hinted(value, "\n".join(before).lower()):
+                if num_known == 0:
+                    known.add(json.dumps(conversation.tools, ensure_ascii=False))
+                for earlier in conversation.messages[num_known:index]:
+                    known.add(_visible_text(earlier))
+                num_known = index
+                if not known.hints_at(value):
                     return Rejection(
                         "invented-id", f"messages[{index}] {function['name']}: {name} = {value!r} occurs nowhere before"
                     )
@@ -231,18 +238,33 @@ def _is_identifier(name: str, value: str) -> bool:
     return bool(ID_NAME.fullmatch(name) and NUMBERED.fullmatch(value) and not DATE.fullmatch(value))
 
 
-def _is_hinted(value: str, before: str) -> bool:
-    """Return whether a text has a value, or a part of it: a name of an address, digits of a number."""
-    value = value.lower()
-    if value in before or re.sub(r"[\W_]", "", value) in re.sub(r"[\W_]", "", before):
-        return True
-    if UUID.fullmatch(value):
-        return False
-    if "@" in value:
-        parts = re.findall(r"[^\W\d_]{3,}", value.partition("@")[0])
-        return not parts or any(part in before for part in parts)
-    numbers = {digits.lstrip("0") for digits in re.findall(r"\d+", before)}
-    return any(digits.lstrip("0") in numbers for digits in re.findall(r"\d+", value))
+class Mentioned:
+    """Texts in lower case, prepared for the search for many values."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._numbers: set[str] = set()
+
+    def add(self, text: str) -> None:
+        """Add a text, also without spaces and signs."""
+        text = text.lower()
+        self._texts += [text, NOT_ALPHANUMERIC.sub("", text)]
+        self._numbers.update(digits.lstrip("0") for digits in re.findall(r"\d+", text))
+
+    def hints_at(self, value: str) -> bool:
+        """Return whether a text has a value, or a part of it: a name of an address, digits of a number."""
+        value = value.lower()
+        if self._has(value) or self._has(NOT_ALPHANUMERIC.sub("", value)):
+            return True
+        if UUID.fullmatch(value):
+            return False
+        if "@" in value:
+            parts = re.findall(r"[^\W\d_]{3,}", value.partition("@")[0])
+            return not parts or any(map(self._has, parts))
+        return any(digits.lstrip("0") in self._numbers for digits in re.findall(r"\d+", value))
+
+    def _has(self, part: str) -> bool:
+        return any(part in text for text in self._texts)
 
 
 def _visible_text(message: Message) -> str:

@@ -16,7 +16,7 @@ from sft.conversation import Conversation, Rejection
 
 EVIDENCE_CHARS = 160
 BOXED = re.compile(r"\\boxed\{\s*(-?\d{1,12}|[A-E])\s*\}")
-FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[ \t]*$", re.MULTILINE)
+FENCE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[ \t]*+$", re.MULTILINE)
 JSON_START = re.compile(r'\s*(?:\{\s*"|\[\s*[{"])')
 # Words that never end an English sentence.
 OPEN_ENDED = re.compile(r"[ \n](?:the|a|an|and|or|because|whose|their|my|your|its|our|every|than)\Z")
@@ -40,6 +40,7 @@ SCRIPTS = frozenset("LATIN CYRILLIC CJK HANGUL ARABIC DEVANAGARI GREEK HEBREW TH
 ASCII, ASCII_LETTERS = re.compile(r"[\x00-\x7f]+"), string.ascii_letters.encode()
 OTHERS = bytes(range(128, 256))  # the bytes of characters outside ASCII in UTF-8
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\$[^$\n]*\$|https?://\S+", re.DOTALL)
+ASKING = ("user", "system")
 MIN_LETTERS = 30  # fewer letters do not show a language; in Chinese, Japanese and Korean a third of them do
 SAME_SCRIPT = 0.95  # share of letters
 ENGLISH = re.compile(r"\b(?:the|is|are|what|how|why|of|in|to|and|for|with|does|do|you|can|my|please|explain)\b", re.I)
@@ -143,6 +144,7 @@ def check_placeholder_answer(conversation: Conversation) -> Rejection | None:
 
 def check_speaks_for_user(conversation: Conversation) -> Rejection | None:
     """After its answer the assistant writes the user's next turn, and nobody asked for a dialogue."""
+    asked_at = functools.cache(lambda: first_request(conversation, DIALOGUE))
     for index, answer in answers(conversation):
         if "User:" not in answer and "Human:" not in answer:
             continue
@@ -153,7 +155,7 @@ def check_speaks_for_user(conversation: Conversation) -> Rejection | None:
         before, after = text[: turn.start()], text[turn.end() :].strip()
         is_answered = ASSISTANT_TURN.search(after)
         is_question = before.endswith("\n\n") and after.endswith("?") and "\n" not in after
-        if (is_answered or is_question) and not DIALOGUE.search(requests_before(conversation, index)):
+        if (is_answered or is_question) and index <= asked_at():
             return Rejection("speaks-for-user", f"messages[{index}]: {quote(text[turn.start() :])}")
     return None
 
@@ -163,15 +165,11 @@ def check_wrong_language(conversation: Conversation) -> Rejection | None:
     # Scripts other than Latin have no letters in ASCII: without other letters all text is Latin or has no script.
     if not any(_is_foreign(message["content"]) for message in conversation.messages):
         return None
+    named_at = functools.cache(lambda: first_request(conversation, LANGUAGE_NAMED))
     for index, answer in answers(conversation):
         question = next((m["content"] for m in reversed(conversation.messages[:index]) if m["role"] == "user"), "")
         asked, answered = _script(question), _script(answer)
-        if (
-            not asked
-            or not answered
-            or asked == answered
-            or LANGUAGE_NAMED.search(requests_before(conversation, index))
-        ):
+        if not asked or not answered or asked == answered or named_at() < index:
             continue
         if asked == "LATIN" and len(ENGLISH.findall(question)) < 4:  # Hindi or Russian in Latin letters
             continue
@@ -196,7 +194,13 @@ def straight_quotes(text: str) -> str:
 
 def requests_before(conversation: Conversation, index: int) -> str:
     """Return all that users and systems wrote before a message."""
-    return "\n".join(m["content"] for m in conversation.messages[:index] if m["role"] in ("user", "system"))
+    return "\n".join(m["content"] for m in conversation.messages[:index] if m["role"] in ASKING)
+
+
+def first_request(conversation: Conversation, pattern: re.Pattern[str]) -> int:
+    """Return the index of the first message of users and systems with a match; after the last message if none has."""
+    requests = ((index, m["content"]) for index, m in enumerate(conversation.messages) if m["role"] in ASKING)
+    return next((index for index, text in requests if pattern.search(text)), len(conversation.messages))
 
 
 def quote(text: str) -> str:
