@@ -98,7 +98,7 @@ def train_a_step(run: Path) -> journal.Journal:
     """Log a step as training does."""
     run_journal = journal.open_run(run, {}, {}, [])
     with contextlib.closing(StepLog(run_journal.add, iterations=2)) as log:
-        log.log_step(Step(1, 0.5, lr=0.1, grad_norm=1.0, tokens=10, seconds=1.0))
+        log.log_step(Step(1, 0.5, lr=0.1, grad_norm=1.0, tokens=10, trained_tokens=4, seconds=1.0))
     return run_journal
 
 

@@ -7,6 +7,7 @@ import pytest
 from sft.params.check import Params, read
 from sft.params.explain import FOREIGN_NAMES, FOREIGN_NOTES, known_keys, suggest
 from tests.support.params_files import changed, error_of, line_of, with_source
+from tests.support.project import ROOT
 
 
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_right_one(tmp_path):
@@ -41,7 +42,7 @@ def test_an_unknown_key_of_a_source_gets_the_right_one_there(tmp_path):
         ("max_length", "pack.pack_size"),
         ("cutoff_len", "pack.pack_size"),
         ("sequence_len", "pack.pack_size"),
-        ("num_train_epochs", "train.train_iters"),
+        ("num_train_epochs", "train.epochs"),
         ("per_device_train_batch_size", "train.micro_batch_size"),
         ("output_dir", "checkpoint.save_interval"),
     ],
@@ -87,6 +88,31 @@ def test_a_wrong_value_is_shown_with_its_line_and_what_was_expected(tmp_path, ke
     assert message.startswith(f"{path}:{line_of(path, f'{name}:')}: {key}: ")
     assert expected in message
     assert found in message
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "expected"),
+    [("64", "0.5", "train_iters 64 and epochs 0.5 both"), ("null", "null", "train_iters and epochs are both null")],
+)
+def test_the_length_of_a_run_is_steps_or_epochs(tmp_path, steps, epochs, expected):
+    path = changed(tmp_path, r"^  train_iters: .*$", f"  train_iters: {steps}")
+    path.write_text(re.sub(r"(?m)^  epochs: .*$", f"  epochs: {epochs}", path.read_text()))
+    message = error_of(path)
+    assert message.startswith(f"{path}:{line_of(path, 'train:')}: train: ")
+    assert expected in message
+
+
+def test_epochs_become_steps_of_whole_batches_with_the_schedule():
+    training = read(ROOT / "params.yaml").training
+    assert training.with_steps(501) is training
+    by = {"train_iters": None, "global_batch_size": 2}
+    steps = [
+        training.model_copy(update={"train": training.train.model_copy(update={**by, "epochs": epochs})})
+        .with_steps(501)
+        .train.train_iters
+        for epochs in (0.0001, 0.5, 1.0, 2.5)
+    ]
+    assert steps == [1, 125, 250, 625]
 
 
 def test_a_missing_key_is_named(tmp_path):

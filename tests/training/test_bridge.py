@@ -171,6 +171,13 @@ def error_of(function: Callable[[], None]) -> str:
     return "accepted"
 
 
+def by_epochs() -> TrainParams:
+    """As train_params(), by epochs: one of 7 packs is 3 steps of 2."""
+    params = train_params(train={"train_iters": None, "epochs": STEPS / 3}).with_steps(PACKS)
+    assert params == train_params()
+    return params
+
+
 def killed(folder: Path) -> None:
     """Import the base, then train until the process is killed."""
     tiny.make_tiny_base(folder / "base")
@@ -183,7 +190,7 @@ def killed(folder: Path) -> None:
     run(
         folder,
         "killed",
-        train_params(),
+        by_epochs(),
         lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == KILLED_AT else None,
     )
 
@@ -204,7 +211,7 @@ def whole(folder: Path) -> None:
     (newest.parent / "iter_0000099").mkdir()  # killed while saving: no manifest
 
     for name in ("unbroken", "killed", "torn"):
-        run(folder, name, train_params())
+        run(folder, name, train_params() if name == "unbroken" else by_epochs())
     run(folder, "unbroken", train_params())  # complete: nothing more happens
 
     final = checkpoints.final_checkpoint(folder / "unbroken", STEPS)
@@ -445,6 +452,9 @@ def test_a_step_counts_the_tokens_of_its_packs_without_padding(lab: Path) -> Non
     inputs = [len(row["input_ids"]) - len(row["seq_start_id"]) for row in rows]
     epoch = sum(step["tokens"] for step in steps(lab, "unbroken")[:3])
     assert epoch in {sum(inputs) - left_out for left_out in inputs}
+    trained = [sum(row["loss_mask"]) for row in rows]
+    seen = sum(step["trained_tokens"] for step in steps(lab, "unbroken")[:3])
+    assert seen in {sum(trained) - left_out for left_out in trained}
 
 
 @pytest.mark.pipeline
@@ -618,7 +628,7 @@ def test_bridge_trains_exactly_the_marked_tokens(lab: Path) -> None:
 def test_two_ranks_train_as_one_does(lab: Path, name: str) -> None:
     one, two = steps(lab, "one"), steps(lab, name)
     assert len(two) == STEPS
-    for key, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3), ("tokens", 0), ("lr", 0)):
+    for key, tolerance in (("loss", 1e-4), ("grad_norm", 1e-3), ("tokens", 0), ("trained_tokens", 0), ("lr", 0)):
         assert [step[key] for step in two] == pytest.approx([step[key] for step in one], rel=tolerance)
     assert len(validations(lab, name)) == 2
 

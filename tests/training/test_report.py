@@ -11,6 +11,6 @@ def test_the_report_counts_packs_and_says_which_were_not_reached(tmp_path, monke
     assert written == read_json(tmp_path / "reports/train.json")
     assert (written["rows_in"], written["rows_out"], written["rejected"]) == (10, 6, {"not-reached": 4})
     assert (written["train_loss"], written["validation_loss"], written["tokens"]) == (2.0, 0.5, 20)
-    assert (written["epochs"], written["lineage_key"]) == (0.6, "key")
+    assert (written["epochs"], written["trained_tokens"], written["lineage_key"]) == (0.6, 8, "key")
     assert (tmp_path / "reports/train_loss.csv").read_text() == "iteration,loss,lr\n1,3.0,0.1\n2,2.0,0.1\n"
     assert (tmp_path / "reports/validation_loss.csv").read_text() == "iteration,validation_loss\n2,0.5\n"

@@ -12,6 +12,7 @@ from sft.training.steps import Step, StepLog, read_steps, write_csv
 def step(iteration: int, loss: float) -> dict[str, Any]:
     """Return the entry of a step."""
     values = {"iteration": iteration, "loss": loss, "lr": 0.1, "grad_norm": 1.0, "tokens": 10, "seconds": 1.0}
+    values |= {"trained_tokens": 4}
     return {"kind": "step", **values}
 
 
@@ -22,11 +23,20 @@ def validation(iteration: int, loss: float) -> dict[str, Any]:
 def test_a_step_and_a_validation_are_entries_and_output(capsys: pytest.CaptureFixture[str]) -> None:
     entries: list[dict[str, Any]] = []
     log = StepLog(lambda kind, **values: entries.append({"kind": kind, **values}), 2)
-    log.log_step(Step(iteration=1, loss=2.5, lr=0.1, grad_norm=3.0, tokens=200, seconds=0.5))
+    log.log_step(Step(iteration=1, loss=2.5, lr=0.1, grad_norm=3.0, tokens=200, trained_tokens=80, seconds=0.5))
     log.log_validation(1, 2.25)
     log.close()
     assert entries == [
-        {"kind": "step", "grad_norm": 3.0, "iteration": 1, "loss": 2.5, "lr": 0.1, "seconds": 0.5, "tokens": 200},
+        {
+            "kind": "step",
+            "grad_norm": 3.0,
+            "iteration": 1,
+            "loss": 2.5,
+            "lr": 0.1,
+            "seconds": 0.5,
+            "tokens": 200,
+            "trained_tokens": 80,
+        },
         {"kind": "validation", "iteration": 1, "validation_loss": 2.25},
     ]
     output = capsys.readouterr().out

@@ -91,8 +91,9 @@ class Plan:
     limits: str
     """With shares: the scarcest sources, which limit the blend, and those of which a part is left."""
     train_iters: int
+    """By `train.epochs`, if that is set."""
     epochs_of_run: float
-    """How often `train.train_iters` steps see the blend."""
+    """How often these steps see the blend."""
     disk_bytes: float
     """Downloads, prepared and packed tokens."""
     sources: dict[str, SourcePlan]
@@ -222,7 +223,10 @@ def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
     blend = sum((each.draws * epochs[name] * training for name, each in seen.items()), np.zeros(1))
     totals = sum((each.draws for each in seen.values()), np.zeros(1))
     packs = blend[:, packed] / params.pack.pack_size
-    train, bytes = params.training.train, sum(each.values["bytes"] for each in seen.values())
+    train, bytes = (
+        params.training.with_steps(round(packs[0])).train,
+        sum(each.values["bytes"] for each in seen.values()),
+    )
     tokens = totals[0, FIGURES.index("tokens")] + blend[0, packed]
     return Plan(
         params=path,
@@ -234,8 +238,8 @@ def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
         blend_trained_tokens=Figure(*interval(blend[:, trained])),
         packs=Figure(*interval(packs)),
         limits=describe_limits(epochs, params.pack.max_epochs) if any(s.share for s in sources.values()) else "",
-        train_iters=train.train_iters,
-        epochs_of_run=train.train_iters * train.global_batch_size / max(1.0, packs[0]),
+        train_iters=train.steps,
+        epochs_of_run=train.steps * train.global_batch_size / max(1.0, packs[0]),
         disk_bytes=bytes + TOKEN_BYTES * tokens,
         sources={
             name: SourcePlan(

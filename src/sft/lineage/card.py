@@ -26,6 +26,7 @@ PARAMS = {
     "warm-up steps": ("scheduler", "lr_warmup_iters"),
     "weight decay": ("optimizer", "weight_decay"),
     "steps": ("train", "train_iters"),
+    "epochs": ("train", "epochs"),
     "packs per step": ("train", "global_batch_size"),
     "precision": ("mixed_precision", "name"),
     "seed": ("rng", "seed"),
@@ -128,6 +129,8 @@ def _base(base: Facts) -> str:
 def _training(lineage: Facts, pack: Facts) -> Iterable[list[Any]]:
     for name, (section, key) in PARAMS.items():
         value = lineage["params"].get(section, {}).get(key)
+        if value is None and section == "train":  # of steps and epochs, the one that is not set
+            continue
         yield [name, str(value) if isinstance(value, int) else value]  # as in params.yaml: a seed is no count
     splits, hardware = pack.get("splits", {}), lineage.get("hardware", {})
     yield from ([f"packs: {split}", counts["packs"]] for split, counts in splits.items())

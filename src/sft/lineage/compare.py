@@ -125,7 +125,9 @@ def _code(records: Records) -> dict[str, Any]:
 def _metrics(records: Records) -> dict[str, Any]:
     training, evaluation = records.json("reports/train.json"), evaluation_of(records)
     numbers = {
-        key: training[key] for key in ("train_loss", "validation_loss", "iterations", "tokens") if key in training
+        key: training[key]
+        for key in ("train_loss", "validation_loss", "iterations", "tokens", "trained_tokens")
+        if key in training
     }
     return numbers | flatten({when: evaluation[when] for when in ("before", "after") if when in evaluation})
 

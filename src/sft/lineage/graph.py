@@ -281,7 +281,7 @@ def _run(records: Records) -> dict[str, Any]:
     run = {**(records.run or {"run": records.lineage["mlflow_run_id"], "store": "not available"})}
     metrics = {key: run.get("metrics", {}).get(key) for key in ("loss", "validation_loss")}
     run["metrics"] = {key: training.get(f"train_{key}", training.get(key, value)) for key, value in metrics.items()}
-    return run | {key: training.get(key) for key in ("iterations", "epochs", "tokens")}
+    return run | {key: training.get(key) for key in ("iterations", "epochs", "tokens", "trained_tokens")}
 
 
 def evaluation_of(records: Records) -> dict[str, Any]:

@@ -26,9 +26,9 @@ FOREIGN_NAMES = {
     "lr_scheduler_type": "scheduler.lr_decay_style",
     "lr_scheduler": "scheduler.lr_decay_style",
     "max_grad_norm": "optimizer.clip_grad",
-    "num_train_epochs": "train.train_iters",
-    "num_epochs": "train.train_iters",
-    "epochs": "train.train_iters",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "epochs": "train.epochs",
     "max_steps": "train.train_iters",
     "per_device_train_batch_size": "train.micro_batch_size",
     "micro_batch": "train.micro_batch_size",
@@ -77,9 +77,6 @@ FOREIGN_NAMES = {
 }
 # What differs, where the foreign name means something else.
 FOREIGN_NOTES = {
-    "num_train_epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
-    "num_epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
-    "epochs": "steps, not epochs: packs x epochs / train.global_batch_size",
     "warmup_ratio": "steps, not a ratio",
     "gradient_accumulation_steps": "packs per step over all GPUs; accumulation follows from it",
     "output_dir": "folders are not params: checkpoints are in runs/<lineage key>, the model in models/final",

@@ -122,18 +122,37 @@ class Scheduler(Section):
     lr_warmup_iters: Annotated[int, Field(ge=0)]
     """Steps of linear warm-up."""
     lr_decay_iters: Positive | None
-    """Steps until min_lr; null = train.train_iters."""
+    """Steps until min_lr; null = all steps of the run."""
 
 
 class Train(Section):
-    """Length of the run."""
+    """Length of the run: a number of steps, or of epochs."""
 
-    train_iters: Positive
-    """Optimizer steps."""
+    train_iters: Positive | None = None
+    """Optimizer steps; null = by epochs."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Instead of train_iters: how often the packs of the training split are seen, such as 0.5 or 3."""
     global_batch_size: Positive
     """Packs per step, over all GPUs."""
     micro_batch_size: Literal[1]
     """Packs at a time on a GPU. Bridge requires 1 for packed sequences."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Train":
+        if self.train_iters is not None and self.epochs is not None:
+            raise ValueError(
+                f"train_iters {self.train_iters} and epochs {self.epochs:g} both set the length of the run. Set one "
+                "of them to null"
+            )
+        if self.train_iters is None and self.epochs is None:
+            raise ValueError("train_iters and epochs are both null. Set one of them: train_iters: 1000, or epochs: 1")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """The optimizer steps of params that `TrainParams.with_steps` returned."""
+        assert self.train_iters is not None
+        return self.train_iters
 
 
 class Validation(Section):
@@ -262,3 +281,13 @@ class TrainParams(Section):
     checkpoint: Checkpoint
     rng: Rng
     bridge: Bridge
+
+    def with_steps(self, packs: int) -> "TrainParams":
+        """Return these params with `train.train_iters` instead of `train.epochs`, for a number of packs.
+
+        In each epoch Megatron-Bridge leaves out the last packs that do not fill a step.
+        """
+        if self.train.epochs is None:
+            return self
+        steps = max(1, round(self.train.epochs * (packs // self.train.global_batch_size)))
+        return self.model_copy(update={"train": self.train.model_copy(update={"train_iters": steps, "epochs": None})})

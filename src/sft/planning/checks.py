@@ -415,11 +415,11 @@ def untrained_embeddings(params: p.TrainParams, facts: Facts) -> str:
 def warmup(params: p.TrainParams, facts: Facts) -> str:
     """The warm-up ends before the schedule does."""
     decay = params.scheduler.lr_decay_iters or params.train.train_iters
-    if params.scheduler.lr_warmup_iters < decay:
+    if decay is None or params.scheduler.lr_warmup_iters < decay:  # None: train.epochs, and no packs yet
         return ""
     return (
         f"params.yaml: scheduler.lr_warmup_iters: {params.scheduler.lr_warmup_iters}, expected less than the {decay} "
-        "steps of the schedule (scheduler.lr_decay_iters or train.train_iters)."
+        "steps of the schedule (scheduler.lr_decay_iters, or all steps of the run)."
     )
 
 
@@ -450,7 +450,7 @@ def best_checkpoint(params: p.TrainParams, facts: Facts) -> str:
     if not v.eval_iters:
         return "params.yaml: checkpoint.export: best needs validation losses, but validation.eval_iters is 0. Raise it."
     step = math.lcm(c.save_interval, v.eval_interval)
-    if step <= params.train.train_iters:
+    if params.train.train_iters is None or step <= params.train.train_iters:
         return ""
     return (
         f"params.yaml: checkpoint.export: best, but the first step that is both saved and validated is {step} "

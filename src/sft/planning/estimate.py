@@ -331,8 +331,13 @@ def layout_of(model: p.Model, ranks: int) -> Layout:
     )
 
 
-def most_checkpoints(checkpoint: p.Checkpoint, iterations: int) -> int:
-    """Return the most checkpoints at a time: the newest, those kept for good, the best, one being written."""
+def most_checkpoints(checkpoint: p.Checkpoint, iterations: int | None) -> int:
+    """Return the most checkpoints at a time: the newest, those kept for good, the best, one being written.
+
+    Without a number of steps, those that are kept for good are not counted.
+    """
+    if iterations is None:
+        return checkpoint.most_recent_k + int(checkpoint.export == "best") + 1
     saved = -(-iterations // checkpoint.save_interval)
     retained = iterations // checkpoint.save_retain_interval if checkpoint.save_retain_interval else 0
     best = int(checkpoint.export == "best")

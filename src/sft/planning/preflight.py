@@ -85,6 +85,8 @@ def examine(params: Params, ranks: int, gpu: Gpu | None, *, has_inputs: bool = T
         start_geometry=None if training.checkpoint.pretrained_checkpoint else geometry,
         gpu_memory=gpu.memory if gpu else None,
     )
+    if facts.training_packs:
+        training = training.with_steps(facts.training_packs)
     if facts.pack_size is None:  # the pack stage has not run: take what it is going to do
         facts = dataclasses.replace(facts, pack_size=params.pack.pack_size, pad_segments_to=params.pack.pad_segments_to)
     return Preflight(
@@ -143,10 +145,13 @@ def layout_lines(report: Preflight) -> list[str]:
     lines = [f"model      {counts}; shapes from {report.model}"]
     if needs and needs.trained != needs.parameters:
         lines.append(f"trained    {needs.trained:,} parameters of adapters")
-    run = f"run        {train.train_iters:,} steps, at most {tokens * train.train_iters:,} tokens"
-    if report.facts.training_packs:
-        epochs = train.train_iters * train.global_batch_size / report.facts.training_packs
-        run += f", {epochs:.2f} epochs of {report.facts.training_packs:,} packs"
+    if train.train_iters is None:
+        run = f"run        {train.epochs:g} epochs: their steps follow from the packs. Run: dvc repro pack"
+    else:
+        run = f"run        {train.train_iters:,} steps, at most {tokens * train.train_iters:,} tokens"
+        if report.facts.training_packs:
+            epochs = train.train_iters * train.global_batch_size / report.facts.training_packs
+            run += f", {epochs:.2f} epochs of {report.facts.training_packs:,} packs"
     return [
         *lines,
         f"layout     {layout.ranks} x {report.gpu.name}: {sizes}",
@@ -192,9 +197,9 @@ def time_line(report: Preflight, least: float, most: float) -> str:
         basis = f"at {slow:.0%} to {fast:.0%} of {flops / 1e12:.0f} TFLOP/s, longer for small batches"
     else:
         basis = f"at this CPU's {flops / 1e9:.0f} GFLOP/s, just measured, or half of it"
+    whole = f", {duration(least * steps)} to {duration(most * steps)} in all" if steps else ""
     return (
-        f"time       {duration(least)} to {duration(most)} a step, {duration(least * steps)} to "
-        f"{duration(most * steps)} in all, {basis}; without validations and checkpoints"
+        f"time       {duration(least)} to {duration(most)} a step{whole}, {basis}; without validations and checkpoints"
     )
 
 
@@ -211,11 +216,17 @@ def check_lines(results: list[checks.Result]) -> list[str]:
 def resolve(params: Params, ranks: int, *, on_gpu: bool, has_inputs: bool = True) -> tuple[dict[str, Any], list[str]]:
     """Return every value that Bridge would train with, validated by Bridge, and the names that it cannot validate here.
 
-    Raises:  InputError: Bridge rejects a value, the recipe cannot be used, or the model's shapes are not known here.
+    Raises:  InputError: Bridge rejects a value, the recipe cannot be used, the model's shapes are not known here, or
+             `train.epochs` is set and there are no packs.
     """
     from sft.training import config
 
     training = params.training
+    if training.train.epochs is not None:
+        packs = checks.count_packs(PACKED / "training") if has_inputs else None
+        if not packs:
+            raise InputError("train.epochs: the steps follow from the packs. Run: dvc repro pack")
+        training = training.with_steps(packs)
     # Bridge requires that the folder of the weights exists.
     with tempfile.TemporaryDirectory() as scratch, config.quiet():
         container = config.build(
@@ -235,7 +246,9 @@ def values(report: Preflight) -> dict[str, Any]:
     """Return what --json prints: what the report has, in parameters, tokens, bytes and seconds."""
     needs, facts, train = report.estimate, report.facts, report.params.train
     layout = estimate.layout_of(report.params.model, facts.ranks)
-    epochs = train.train_iters * train.global_batch_size / facts.training_packs if facts.training_packs else None
+    steps, epochs = train.train_iters, train.epochs
+    if steps and facts.training_packs:
+        epochs = steps * train.global_batch_size / facts.training_packs
     memory = needs and {name: getattr(needs.memory, name) for name in ("total", *MEMORY_PARTS)}
     step = step_seconds(report)
     return {
@@ -254,8 +267,8 @@ def values(report: Preflight) -> dict[str, Any]:
             "flops": needs and needs.flops_per_step,
         },
         "run": {
-            "steps": train.train_iters,
-            "tokens": tokens_per_step(report) * train.train_iters,
+            "steps": steps,
+            "tokens": steps and tokens_per_step(report) * steps,
             "training_packs": facts.training_packs,
             "epochs": epochs,
         },
@@ -263,7 +276,7 @@ def values(report: Preflight) -> dict[str, Any]:
         "time": step
         and {
             "step_seconds": dict(zip(("least", "most"), step, strict=True)),
-            "run_seconds": {"least": step[0] * train.train_iters, "most": step[1] * train.train_iters},
+            "run_seconds": steps and {"least": step[0] * steps, "most": step[1] * steps},
         },
         "disk": needs
         and {

@@ -61,7 +61,9 @@ def main() -> None:
     metadata = check_inputs()
     lineage = find_lineage(params.model_dump())
     patch = dirty_patch(Path.cwd())
-    run, iterations = run_of(lineage, params), params.train.train_iters
+    run, packs = run_of(lineage, params), metadata["splits"]["training"]["packs"]
+    with_steps = params.with_steps(packs)
+    iterations = with_steps.train.steps
     echo(f"lineage key [bold]{lineage.key}[/]: checkpoints and logs in runs/{lineage.key}")
     lock = RunLock(run.folder)
 
@@ -84,7 +86,7 @@ def main() -> None:
             stack.enter_context(lock.held())
             if snapshot.code(Path.cwd()) != code or dirty_patch(Path.cwd()) != patch:  # read before it waited
                 raise InputError("code changed while this waited for the run. Start it again.")
-        check(run, params, cluster)
+        check(run, with_steps, cluster)
         if not params.checkpoint.pretrained_checkpoint:
             bridge.import_base(base=run.base, checkpoint=run.start)
         run_journal = journal.Journal(run.folder)
@@ -116,7 +118,7 @@ def main() -> None:
             chosen = checkpoints.checkpoint_to_export(run.folder, iterations, params.checkpoint)
             assert chosen is not None  # the run is complete
             export(run, lineage, chosen, params.peft, patch, sync.run_id(run.folder))
-            entries, packs = run_journal.entries("step", "validation"), metadata["splits"]["training"]["packs"]
+            entries = run_journal.entries("step", "validation")
             metrics = write_reports(entries, lineage.key, iterations, params.train.global_batch_size, packs)
             snapshot.check_unchanged(run.folder, Path.cwd(), recorded_params(load_training()))
             losses = {name: metrics[name] for name in ("train_loss", "validation_loss")}
@@ -126,7 +128,8 @@ def main() -> None:
             files = {**records(Path.cwd()), **begun, **{path.name: path for path in attached}}
             run_journal.attach(journal.RECORDS, files)
     echo(
-        f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps; {synced.text}"
+        f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps: the model saw "
+        f"{metrics['trained_tokens']:,} trained tokens, {metrics['epochs']:.2f} epochs of the packs; {synced.text}"
     )
 
 
@@ -190,15 +193,15 @@ def train(run: Run) -> None:
     from sft.tracking import sync
     from sft.training import bridge
 
-    params = load_training()
     metadata = read_json(run.packed / "metadata.json")
+    params = load_training().with_steps(metadata["splits"]["training"]["packs"])
     with contextlib.ExitStack() as stack:
         log = None
         if int(os.environ.get("RANK", "0")) == 0:
             if "SFT_RUN" in os.environ:  # in a job; an attempt before it may be ending
                 stack.enter_context(RunLock(run.folder).held(wait=True))
             add = journal.Journal(run.folder).add
-            log = stack.enter_context(contextlib.closing(StepLog(add, params.train.train_iters)))
+            log = stack.enter_context(contextlib.closing(StepLog(add, params.train.steps)))
             stack.enter_context(sync.sync_in_background(run.folder))
         bridge.train(
             base=run.base,

@@ -104,7 +104,7 @@ def train(
         start: Checkpoint of `import_base`, or another run's iter_* folder.
         packed: Folder with training/*.parquet and validation/*.parquet.
         run: Folder of the run; nothing happens if the run is complete.
-        params: The training sections of params.yaml.
+        params: The training sections of params.yaml, with a number of steps.
         pack_size: Longest pack, in tokens.
         on_step: Called after each step, on the first rank.
         on_validation: Called with the step and the loss over validation tokens, on the first rank.
@@ -116,7 +116,7 @@ def train(
     check(base=base, start=start, packed=packed, run=run, params=params, ranks=ranks)
     with _process_group():
         checkpoint = _broadcast(lambda: checkpoints.newest_intact(run))
-        if checkpoint == checkpoints.iteration_folder(run, params.train.train_iters):
+        if checkpoint == checkpoints.iteration_folder(run, params.train.steps):
             return
         if checkpoint is None or params.peft.name is not None:
             _broadcast(lambda: checkpoints.verify(start))
@@ -358,6 +358,7 @@ class _Callbacks:
     on_validation: Callable[[int, float], None]
     stop: Path | None = None
     tokens: int = 0
+    trained_tokens: int = 0
     packs: int = 0
     lr: float = 0.0
     started: float = 0.0
@@ -395,9 +396,10 @@ class _Callbacks:
         return forward_step(state, data_iterator, model, return_schedule_plan)
 
     def _count_tokens(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield batches unchanged and add up their tokens without padding."""
+        """Yield batches unchanged and add up their tokens without padding, and the trained ones."""
         for batch in batches:
             self.tokens += sum(batch["token_count"])
+            self.trained_tokens += int(batch["loss_mask"].sum())
             yield batch
 
     def on_train_start(self, context: Any) -> None:
@@ -409,7 +411,7 @@ class _Callbacks:
 
     def on_step_start(self, context: Any) -> None:
         """Record the time, and the learning rate before the scheduler changes it."""
-        self.tokens, self.packs, self.started = 0, 0, time.perf_counter()
+        self.tokens, self.trained_tokens, self.packs, self.started = 0, 0, 0, time.perf_counter()
         self.lr = context.optimizer.param_groups[0]["lr"]
 
     def on_step_end(self, context: Any) -> None:
@@ -417,15 +419,16 @@ class _Callbacks:
         from megatron.bridge.training.utils.pg_utils import get_pg_collection
 
         seconds = time.perf_counter() - self.started
-        tokens = torch.tensor(self.tokens, device=_device())
-        dist.all_reduce(tokens, group=get_pg_collection(context.model).dp)
+        counts = torch.tensor([self.tokens, self.trained_tokens], device=_device())
+        dist.all_reduce(counts, group=get_pg_collection(context.model).dp)
         loss = _loss_of_last_stage(context, context.loss_dict)
         done, steps = context.state.train_state.step + 1, context.state.cfg.train
         if self.stop is not None and done < steps.train_iters and _broadcast(self.stop.exists):
             steps.exit_interval = done  # Bridge saves and exits after a step that this divides
         if dist.get_rank() == 0:
             with contextlib.redirect_stdout(self.terminal):
-                self.on_step(Step(done, loss, self.lr, float(context.grad_norm), int(tokens), seconds))
+                tokens, trained = map(int, counts)
+                self.on_step(Step(done, loss, self.lr, float(context.grad_norm), tokens, trained, seconds))
 
     def on_validation_end(self, context: Any) -> None:
         """Record and report the loss of a validation."""

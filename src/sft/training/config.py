@@ -229,7 +229,7 @@ def build(
         comm_overlap=recipe.comm_overlap if recipe and on_gpu else None,
         env_vars=recipe.env_vars if recipe and on_gpu else {},
         train=c.TrainingConfig(
-            train_iters=steps.train_iters,
+            train_iters=steps.steps,
             global_batch_size=steps.global_batch_size,
             micro_batch_size=steps.micro_batch_size,
         ),
@@ -239,7 +239,7 @@ def build(
         scheduler=c.SchedulerConfig(
             lr_decay_style=params.scheduler.lr_decay_style,
             lr_warmup_iters=params.scheduler.lr_warmup_iters,
-            lr_decay_iters=params.scheduler.lr_decay_iters or steps.train_iters,
+            lr_decay_iters=params.scheduler.lr_decay_iters or steps.steps,
             start_weight_decay=params.optimizer.weight_decay,
             end_weight_decay=params.optimizer.weight_decay,
             weight_decay_incr_style="constant",

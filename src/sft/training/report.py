@@ -32,5 +32,6 @@ def write_reports(
         iterations=iterations,
         epochs=round(iterations * batch / packs, 4),
         tokens=sum(entry["tokens"] for entry in steps),
+        trained_tokens=sum(entry["trained_tokens"] for entry in steps),
         lineage_key=lineage_key,
     )

@@ -27,6 +27,8 @@ class Step:
     """Of all gradients, before clipping."""
     tokens: int
     """Tokens that went through the model, over all ranks, without padding."""
+    trained_tokens: int
+    """Those of them that the loss is a mean over."""
     seconds: float
 
 
