@@ -79,7 +79,7 @@ def _has_arguments(call: dict[str, Any], text: str, guard: str) -> bool:
 
     Arguments that are given as JSON text have the guard at other places.
     """
-    return all(_has_scalar(each, text, guard) for each in _scalars(call["function"]["arguments"]))
+    return all([_has_scalar(each, text, guard) for each in _scalars(call["function"]["arguments"])])
 
 
 def _scalars(value: Any) -> Iterator[Any]:
@@ -99,8 +99,7 @@ def _has_scalar(value: Any, text: str, guard: str) -> bool:
     """Return whether a text contains a scalar as it is, as in JSON (also JSON text in JSON), or as Python writes it."""
     if not isinstance(value, str):  # `true` or `True`, `null` or `None`
         return any(_has_word(form, text) for form in dict.fromkeys((json.dumps(value), str(value))))
-    value = value.replace(guard, "").strip()
-    if value in text:
+    if value in text or (value := value.replace(guard, "").strip()) in text:
         return True
     once = {json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)}
     twice = {json.dumps(each, ensure_ascii=ascii_only)[1:-1] for each in once for ascii_only in (False, True)}

@@ -76,6 +76,8 @@ class SafeTokenizer:
         """Encodes content; knows no control tokens."""
         self.pattern = re.compile(any_of(self.control))
         """Finds control tokens in rendered text."""
+        self._splitter = re.compile(f"({self.pattern.pattern})")
+        self._control_ids = {token: (number,) for token, number in self.control.items()}
         self._parts = _TokenParts.of(self.control)
 
     def load_plain(self) -> Tokenizer:
@@ -142,11 +144,16 @@ class SafeTokenizer:
         guarded = guard in text
         spans, behind_text = iter(rendered.spans), (len(text) + 1, len(text) + 1)
         start, end = next(spans, behind_text)
-        matches = [(match.start(), match.end()) for match in self.pattern.finditer(text)]
-        for before, behind in [*matches, (len(text), len(text))]:
-            plain, trained_from = text[position:before], UNTRAINED
+        parts = self._splitter.split(text)  # text, control token, text, ...
+        for plain, token in zip(parts[::2], [*parts[1::2], ""], strict=True):
+            before, trained_from = position + len(plain), UNTRAINED
+            behind = before + len(token)
             if guarded:
                 plain = plain.replace(guard, "")
+            if behind <= start and token:
+                segments.add(plain, UNTRAINED, self._control_ids[token])
+                position = behind
+                continue
             if start < before and position < end:
                 if end < before:
                     segments.truncate(len(segments.sizes))
@@ -157,10 +164,10 @@ class SafeTokenizer:
                     plain, trained_from = "", UNTRAINED
                     start, end = next(spans, behind_text)
             if before < behind:
-                control_ids, trained = (self.control[text[before:behind]],), start < behind and before < end
+                control_ids, trained = self._control_ids[token], start < behind and before < end
                 if trained and not (start <= before and behind <= end):
                     segments.truncate(len(segments.sizes))
-                    return _crossing(text[before:behind])
+                    return _crossing(token)
                 ends = trained and end == behind
                 segments.add(plain, trained_from, control_ids, int(trained), end=2 if ends else 0)
                 if ends:
