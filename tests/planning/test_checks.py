@@ -28,7 +28,7 @@ NANO = Geometry(
 SMALL = checks.Facts(
     ranks=1, on_gpu=False, pack_size=128, pad_segments_to=1, training_packs=7, validation_packs=4,
     data_tokenizer="a" * 64, model_tokenizer="a" * 64, untrained_tokens=UntrainedTokens((), ()), geometry=LLAMA,
-    start_geometry=LLAMA, free_disk=1e9,
+    start_geometry=LLAMA, free_disk=1e9, missing_packages={},
 )  # fmt: skip
 CLUSTER = dataclasses.replace(
     SMALL, ranks=16, on_gpu=True, pack_size=4096, pad_segments_to=4, training_packs=900, validation_packs=90,
@@ -61,6 +61,12 @@ CASES: dict[str, tuple[p.TrainParams, checks.Facts, str, tuple[str, ...]]] = {
         facts(SMALL, geometry=NANO, start_geometry=NANO, free_disk=1e13),
         "params.yaml: model.moe_permute_fusion: true",
         ("false",),
+    ),
+    "gpu-packages": (
+        nano(),
+        facts(CLUSTER, missing_packages={"Mamba's kernels": "Mamba layers"}),
+        "models/base: training needs Mamba's kernels (for Mamba layers)",
+        ("docs/gpu-machine.md",),
     ),
     "world-size": (
         train_params(model={"tensor_model_parallel_size": 2}),

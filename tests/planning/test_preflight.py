@@ -127,5 +127,5 @@ def test_make_estimate_reports_a_profile_without_its_model_data_or_gpu(tmp_path:
     assert f"{estimate.count(NANO).total:,} parameters" in done.stdout
     assert "memory     66.0 GB on the GPU that needs most" in done.stdout
     assert "ok       padding" in done.stdout
-    assert re.search(r"\d+ ok, 4 not known here, \d failed\n$", done.stdout)
+    assert re.search(r"\d+ ok, 5 not known here, \d failed\n$", done.stdout)
     assert done.stderr == "", "Bridge prints nothing"

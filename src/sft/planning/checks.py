@@ -11,7 +11,7 @@ message, or "" where it passes. Numbers with a # are issues of the projects name
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Facts:
     """Shapes of the checkpoint that training starts from, unless that is imported from the model."""
     gpu_memory: float | None = None
     """Bytes."""
+    missing_packages: Mapping[str, str] | None = None
+    """What the training needs on GPUs and this machine lacks, and for what."""
     free_disk: float | None = None
     """Free bytes on the disk of runs/."""
     done_disk: float = 0.0
@@ -113,6 +115,7 @@ def gather_facts(
     geometry: Geometry | None = None,
     start_geometry: Geometry | None = None,
     gpu_memory: float | None = None,
+    missing_packages: Mapping[str, str] | None = None,
 ) -> Facts:
     """Return the facts that this machine's files give; the facts of missing files stay unknown.
 
@@ -126,6 +129,7 @@ def gather_facts(
         geometry: Shapes of the model.
         start_geometry: Shapes of the checkpoint to start from.
         gpu_memory: Bytes of a GPU.
+        missing_packages: What the training needs on GPUs and this machine lacks, and for what.
     """
     metadata: dict[str, Any] = {}
     if (packed / "metadata.json").exists():
@@ -146,6 +150,7 @@ def gather_facts(
         geometry=geometry,
         start_geometry=start_geometry,
         gpu_memory=gpu_memory,
+        missing_packages=missing_packages if on_gpu else {},
         free_disk=None if existing is None else float(shutil.disk_usage(existing).free),
         done_disk=sum(_bytes_below(folder) for folder in (run / "checkpoints", start) if folder is not None),
     )
@@ -206,6 +211,19 @@ def cpu_experts(params: p.TrainParams, facts: Facts) -> str:
         return ""
     key, instead = ("moe_permute_fusion: true", "false") if fused else ("moe_token_dispatcher_type: flex", "alltoall")
     return f"params.yaml: model.{key} needs a GPU, and this machine has none. Set it to {instead}."
+
+
+@check("gpu-packages", "missing_packages")
+def gpu_packages(params: p.TrainParams, facts: Facts) -> str:
+    """The packages that this model needs on GPUs are installed."""
+    lacking = _known(facts.missing_packages)
+    if not lacking:
+        return ""
+    reasons = ", ".join(f"{package} (for {reason})" for package, reason in lacking.items())
+    return (
+        f"models/base: training needs {reasons}, which this machine lacks. Train in a container that has it: "
+        "docs/gpu-machine.md."
+    )
 
 
 @check("world-size")

@@ -114,6 +114,10 @@ def train(
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     check(base=base, start=start, packed=packed, run=run, params=params, ranks=ranks)
+    if params.model.recipe and not on_cpu():  # Bridge sets them when NCCL is open already, which reads its own then
+        with quiet():
+            for name, value in config.load_recipe(params.model.recipe, base).env_vars.items():
+                os.environ.setdefault(name, str(value))
     with _process_group():
         checkpoint = _broadcast(lambda: checkpoints.newest_intact(run))
         if checkpoint == checkpoints.iteration_folder(run, params.train.steps):
@@ -158,6 +162,8 @@ def check(
 
     `start`: its shapes are checked if params name it. `on_gpu`: whether GPUs train, if that is another machine.
     """
+    from sft.training import gpu
+
     is_elsewhere = on_gpu is not None and on_gpu == on_cpu()
     on_gpu = not on_cpu() if on_gpu is None else on_gpu
     with quiet():
@@ -187,6 +193,7 @@ def check(
         geometry=geometry,
         start_geometry=start_geometry,
         gpu_memory=None if is_elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
+        missing_packages=None if is_elsewhere or not on_gpu else gpu.missing(provider, params),
     )
     checks.check_training(params, facts)
     with quiet():

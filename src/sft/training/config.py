@@ -59,6 +59,10 @@ def prepare_imports() -> None:
         from sft.training import cpu
 
         cpu.install()
+    else:
+        from sft.training import gpu
+
+        gpu.install()
     _skip_helper_build()
 
 
@@ -114,6 +118,10 @@ def model_of(base: Path, *, weights: bool, on_gpu: bool | None = None) -> tuple[
         from sft.training import cpu
 
         cpu.configure(provider)
+    elif not on_cpu():  # not for a cluster, whose nodes may have other packages
+        from sft.training import gpu
+
+        gpu.configure(provider)
     return bridge, provider
 
 
@@ -348,6 +356,10 @@ def _provider(params: p.TrainParams, base: Path, recipe: Any, pack_size: int, on
             from sft.training import cpu
 
             cpu.configure(provider)
+        elif not on_cpu():
+            from sft.training import gpu
+
+            gpu.configure(provider)
     for name, value in params.model:
         if name not in NOT_PROVIDER_FIELDS and value is not None:
             setattr(provider, name, value)

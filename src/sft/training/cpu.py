@@ -8,13 +8,13 @@ and export as a cluster:
 2. the device: tensors for "cuda" are created on the CPU (`_redirect_cuda`),
 3. two checks for a GPU that compute nothing (`_allow_no_cuda`),
 4. attention within packed samples (sft.training.cpu_attention), which Megatron leaves to Transformer Engine,
-5. adapters on Megatron's own linear layers (`_adapters_without_te`),
+5. adapters on Megatron's own linear layers (`adapters_without_te`),
 6. speed: no logits for tokens that are not trained (`trained_loss`), a fused optimizer (`use_fused_adamw`),
 7. Mamba layers and experts (sft.training.cpu_hybrid), sequence and context parallel (sft.training.cpu_parallel).
 
 `unsupported` names what a model has that still needs a GPU.
 
-Process-wide and irreversible, so `sft.training.config` imports it only on machines without a GPU.
+`install()` is process-wide and irreversible: `sft.training.config` calls it only on machines without a GPU.
 """
 
 import builtins
@@ -77,7 +77,7 @@ def install() -> None:
     _redirect_cuda()
     _allow_no_cuda()
     _skip_untrained()
-    _adapters_without_te()
+    adapters_without_te()
     cpu_parallel.install()
     cpu_hybrid.install(cpu_parallel.norm, _NoStream)
 
@@ -264,7 +264,7 @@ def _skip_untrained() -> None:
     GPTModel.forward = forward_trained
 
 
-def _adapters_without_te() -> None:
+def adapters_without_te() -> None:
     """Let Bridge add adapters to Megatron's own linear layers.
 
     Without Transformer Engine its classes are None in megatron.core; Bridge's peft/utils.py then assumes it installed.
