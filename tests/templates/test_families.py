@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sft.cli import InputError
 from sft.conversation import Rejection
-from sft.tokens.render import ChatTemplate
-from tests.support.families import FAMILIES, TEMPLATES, load_family
+from sft.tokens.render import ChatTemplate, Settings
+from tests.support.families import FAMILIES, TEMPLATES, load_family, write_family
 from tests.support.project import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "chat-templates.md"
@@ -134,6 +135,33 @@ def test_plain_conversations_are_one_exact_sample_each_answer_trained_with_its_s
                 start -= 1
             turns.append(chat.decode(sample.ids[start : end - 1]).rpartition(">")[2].strip())
     assert turns == ["Twelve.", "More.", "Again."]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("gpt-oss", "2026-01-31"),
+        ("granite", "January 31, 2026"),
+        ("smollm3", "31 January 2026"),
+        ("llama3", "31 Jan 2026"),
+    ],
+)
+def test_a_template_that_writes_the_date_writes_that_of_the_params(tmp_path, name, written):
+    folder = write_family(name, tmp_path)
+    template = str(folder / "chat_template.jinja")
+    texts = []
+    for date in ("2026-01-31", "2026-02-01"):
+        chat = ChatTemplate.load(template, folder, settings=Settings(date=date))
+        rendered = chat.render_samples(*SHAPES["one turn"])
+        assert not isinstance(rendered, Rejection)
+        texts.append([sample.text for sample in rendered])
+    assert all(written in text for text in texts[0])
+    assert not any(written in text for text in texts[1])
+    if name == "llama3":  # it has a date of its own for when it gets none
+        assert written not in str(ChatTemplate.load(template, folder).render_samples(*SHAPES["one turn"]))
+        return
+    with pytest.raises(InputError, match=r"set prep\.date"):
+        ChatTemplate.load(template, folder)
 
 
 TEXT = st.lists(
