@@ -120,7 +120,8 @@ def test_conversations_with_one_question_are_in_one_split_whatever_the_order_and
         groups = {split: {int(name[1:]) // 4 for name in names} for split, names in splits.items()}
         assert sum(map(len, groups.values())) == 10, "each group in one split"
         assert len(splits["validation"]) == len(splits["test"]) == 4
-        assert plan.groups == {"a": {"groups": 10, "largest": 4, "too_large": 0}}
+        held = {"conversations": 40, "validation": 4, "test": 4, "validation_asked": 4, "test_asked": 4}
+        assert plan.groups == {"a": {"groups": 10, "largest": 4, "too_large": 0, **held}}
         seen.append(splits)
     assert seen[0] == seen[1]
 
@@ -128,4 +129,5 @@ def test_conversations_with_one_question_are_in_one_split_whatever_the_order_and
 def test_a_group_too_large_to_be_held_out_is_counted_and_trained():
     more = {"over_length": "cut-at-turn", "pad_segments_to": 1, "group_size": 20}
     _, _, plan = planned({"a": list(range(24))}, {"a": None}, **more)
-    assert plan.groups == {"a": {"groups": 2, "largest": 20, "too_large": 2}}
+    held = {"conversations": 24, "validation": 0, "test": 0, "validation_asked": 2, "test_asked": 2}
+    assert plan.groups == {"a": {"groups": 2, "largest": 20, "too_large": 2, **held}}

@@ -48,7 +48,8 @@ class BlendPlan:
     epochs: dict[str, float]
     """How often the training split of each source is seen."""
     groups: dict[str, dict[str, int]]
-    """Of each source: `groups` that stay in one split; conversations in the `largest`; `too_large` to be held out."""
+    """Of each source: `groups` that stay in one split; conversations in the `largest`; `too_large` to be held out;
+    conversations held out for `validation` and `test`, and those asked for."""
 
 
 def has_fitting_sample(samples: SampleTable, conversations: ConversationTable) -> npt.NDArray[np.bool_]:
@@ -133,11 +134,15 @@ def split_conversations(
         of_first = np.zeros(len(members), np.uint8)
         of_first[firsts] = split_groups(sizes[firsts].astype(np.int32), hashes, params.validation, params.test)
         split[members] = of_first[joined]
-        most = max(held_out_counts(len(members), params.validation, params.test).values())
+        asked = held_out_counts(len(members), params.validation, params.test)
+        most, held = max(asked.values()), np.bincount(split[members], minlength=len(SPLITS))
         groups[source] = {
             "groups": len(firsts),
             "largest": int(sizes.max(initial=0)),
             "too_large": int((sizes > max(most, 1)).sum()),
+            "conversations": len(members),
+            **{name: int(held[SPLITS.index(name)]) for name in asked},
+            **{f"{name}_asked": count for name, count in asked.items()},
         }
     return split, groups
 

@@ -26,12 +26,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft.cli import InputError, echo
+from sft.cli import InputError
 from sft.files import publish_file, publish_folder, write_json
 from sft.hashing import file_digest, folder_digest
 from sft.ledger import Ledger, read_report
 from sft.packing.blend import check_shares
 from sft.packing.splits import SPLITS, NearDuplicates, by_precedence
+from sft.packing.summary import print_summary
 from sft.packing.write import read_lists, write_npy
 from sft.params.check import check_packs
 from sft.params.data import Pack, Source
@@ -194,31 +195,6 @@ def write_mixture(rows: Iterable[Mapping[str, Any]]) -> None:
         table.writerows(rows)
 
 
-def print_summary(report: Mapping[str, Any], pack_size: int) -> None:
-    """Print how full the packs are and what was lost."""
-    for split, counts in report["splits"].items():
-        efficiency = counts["packing_efficiency"]
-        echo(
-            f"[bold]{split}[/]: {counts['conversations']} conversations, {counts['packs']} packs of "
-            f"{pack_size}, {'-' if efficiency is None else format(efficiency, '.2%')} full"
-        )
-    for source, groups in report["split_groups"].items():
-        if groups["too_large"]:
-            echo(
-                f"{source}: conversations with the same first user message or group are in one split: "
-                f"{groups['too_large']} groups exceed the held-out share, the largest with {groups['largest']} of them"
-            )
-    by_reason: dict[str, list[str]] = {}
-    for source, lost in report["lost"]["sources"].items():
-        for reason, counts in lost.items():
-            by_reason.setdefault(reason, []).append(f"{counts['samples']} {source}")
-    for reason, sources in sorted(by_reason.items()):
-        tokens = report["tokens_rejected"][reason]
-        echo(f"[yellow]{reason}[/]: {tokens:,} tokens, samples by source: {', '.join(sources)}")
-    if report["repeated"]["samples"]:
-        echo(f"repeated: {report['repeated']['samples']} samples, {report['repeated']['tokens']:,} tokens")
-
-
 def main() -> None:
     """Pack the blend."""
     from sft.packing.external_sort import write_packs
@@ -241,9 +217,7 @@ def main() -> None:
         digests = {split: folder_digest(folder / split) for split in SPLITS}
         write_json(folder / "metadata.json", {**metadata, "digests": digests})
     write_mixture(metadata["mixture"]["sources"].values())
-    if limits := metadata["mixture"]["limits"]:
-        echo(f"[bold]blend[/]: {limits}")
-    print_summary(ledger.write(Path("reports/pack.json"), **report), params.pack_size)
+    print_summary(ledger.write(Path("reports/pack.json"), **report), metadata)
 
 
 if __name__ == "__main__":
