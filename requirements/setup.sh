@@ -53,7 +53,8 @@ check_repository() {
 check_repository
 if up_to_date; then exit 0; fi
 [[ -w . && -w requirements ]] || fail "$PWD: you cannot write here, and .venv must be created or updated. Copy the project."
-exec {lock}<requirements && flock "$lock" # a second make waits here
+exec {lock}<requirements
+flock "$lock" || echo "setup: this file system has no locks: do not run make twice at once" # a second make waits here
 if up_to_date; then exit 0; fi
 
 [[ ! -L .venv ]] || fail ".venv is a link to $(readlink -m .venv), which has other packages. Run 'make setup' there."

@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import random
@@ -194,3 +195,19 @@ def test_one_process_holds_a_lock_and_it_ends_with_that_process(tmp_path):
     holder.communicate()
     with files.file_lock(lock, 0) as held:
         assert held
+
+
+def test_without_flock_a_file_is_the_lock_until_its_process_ends(tmp_path, monkeypatch):
+    def no_flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    lock, created = tmp_path / "lock", tmp_path / "lock.held"
+    with files.file_lock(lock, 0) as first, files.file_lock(lock, 0.1) as second:
+        assert (first, second) == (True, False)
+        assert created.exists()
+    assert not created.exists()
+    for owner, is_free in ((f"{os.uname().nodename} 4194305", True), ("another 4194305", False)):  # above any pid
+        created.write_text(owner)
+        with files.file_lock(lock, 0.2) as held:
+            assert held is is_free

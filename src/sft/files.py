@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 # renameat2(2), which the os module lacks.
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
+NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
@@ -122,22 +123,58 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def file_lock(lock: Path, seconds: float) -> Iterator[bool]:
     """Lock a file, waiting up to some seconds for another process; yield whether it is locked.
 
-    The lock ends with the block, or with the process, even when it is killed.
+    The lock ends with the block, or with the process, even when it is killed. Where the file system has no flock (some
+    mounts of Lustre and NFS), the file `<lock>.held` is the lock, and one that a killed process of another machine left
+    must be removed by hand.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
+    created = lock.with_name(f"{lock.name}.held")
     with lock.open("a") as file:
-        while not (held := _try_lock(file.fileno())) and time.monotonic() < deadline:
+        has_flock = flock(file.fileno()) is not None
+        while not (held := flock(file.fileno()) if has_flock else _create_lock(created)):
+            if time.monotonic() >= deadline:
+                break
             time.sleep(0.05)
-        yield held
+        try:
+            yield bool(held)
+        finally:
+            if held and not has_flock:
+                created.unlink(missing_ok=True)
 
 
-def _try_lock(file: int) -> bool:
+def flock(file: int) -> bool | None:
+    """Lock an open file and return whether it is locked now; None: its file system has no such locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_FLOCK:
+            raise
+        return None
     return True
+
+
+def _create_lock(path: Path) -> bool:
+    """Create the file of a lock; return False if another process has it. Removes that of a process that has ended."""
+    host, pid = os.uname().nodename, os.getpid()
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(f"{host} {pid}")
+        return True
+    except FileExistsError:
+        pass
+    with contextlib.suppress(FileNotFoundError):  # just released
+        owner = path.read_text(encoding="utf-8")
+        if owner.startswith(f"{host} ") and not Path("/proc", owner.split()[1]).exists():
+            aside = path.with_name(f"{path.name}-{pid}")
+            os.rename(path, aside)
+            if aside.read_text(encoding="utf-8") != owner:  # another process was faster, and has it now
+                os.rename(aside, path)
+            else:
+                aside.unlink()
+    return False
 
 
 def _partial_path(target: Path) -> Path:

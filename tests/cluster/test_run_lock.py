@@ -42,8 +42,15 @@ def train(run: Path) -> None:
             time.sleep(random.random() / 200)
 
 
-def test_of_20_races_no_step_is_trained_twice(tmp_path):
-    """Three processes at once, one of which is killed at some time."""
+def no_flock(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("has_flock", [True, False])
+def test_of_20_races_no_step_is_trained_twice(tmp_path, monkeypatch, has_flock):
+    """Three processes at once, one of which is killed at some time; also on a file system without flock."""
+    if not has_flock:
+        monkeypatch.setattr(fcntl, "flock", no_flock)
     for number in range(20):
         run = tmp_path / str(number)
         processes = [FORK.Process(target=train, args=(run,)) for _ in range(3)]
@@ -51,6 +58,7 @@ def test_of_20_races_no_step_is_trained_twice(tmp_path):
             process.start()
         time.sleep(random.random() / 50)
         processes[0].kill()
+        processes[0].join()
         for process in processes:
             process.join(30)
         steps = [entry["iteration"] for entry in Journal(run).entries("step")]
@@ -167,14 +175,12 @@ def test_another_machine_holds_it_as_long_as_it_shows_signs_of_life(tmp_path):
     assert (tmp_path / "key/owner").read_bytes() == b""
 
 
-def test_a_file_system_without_flock_goes_by_the_file(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+def test_a_file_system_without_flock_goes_by_the_file_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fcntl, "flock", no_flock)
     write_owner(tmp_path / "key", seconds_ago=5, host=socket.gethostname(), pid=os.getppid())
     with pytest.raises(InputError, match=f"process {os.getppid()}"):
         RunLock(tmp_path / "key").acquire()
+    assert "has no flock" in capsys.readouterr().out
     write_owner(tmp_path / "key", seconds_ago=5, host=socket.gethostname(), pid=4194305)  # above any pid
     with RunLock(tmp_path / "key").held():
         pass

@@ -123,6 +123,16 @@ def test_an_attempt_whose_process_is_gone_is_ended_and_one_that_lives_is_not(tmp
     assert journal.end_dead_attempts(run_journal) == []
 
 
+def test_the_attempt_of_a_job_does_not_end_with_the_process_that_submitted_it(tmp_path):
+    run_journal = begin(tmp_path)
+    text = run_journal.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305')
+    on_cluster = [json.loads(line) for line in text.splitlines()]
+    on_cluster[-1]["tags"] = {"cluster": "lab"}
+    run_journal.file.write_text("".join(json.dumps(entry) + "\n" for entry in on_cluster))
+    assert on_cluster[-1]["kind"] == "attempt"
+    assert journal.end_dead_attempts(run_journal) == []
+
+
 def test_attached_files_are_kept_as_they_were(tmp_path):
     run_journal = Journal(tmp_path / "key")
     report = tmp_path / "pack.json"

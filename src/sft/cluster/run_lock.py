@@ -3,14 +3,12 @@
 runs/<lineage key>/owner    host, pid and since when; locked with flock, touched every BEAT_SECONDS
 
 The kernel releases a flock when its process ends, even by SIGKILL; processes that the owner starts with `descriptor` in
-`pass_fds` keep it. Some network file systems have no flock, or one that other machines do not see: there the file
-`owner` counts, as long as it is touched. A second start is an error that names the owner, or with WAIT=1 it waits; an
-experiment of DVC always waits, because a queue has no one who starts it again.
+`pass_fds` keep it. Some network file systems have no flock, which this says, or one that other machines do not see:
+there the file `owner` counts, as long as it is touched. A second start is an error that names the owner, or with WAIT=1
+it waits; an experiment of DVC always waits, because a queue has no one who starts it again.
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shlex
@@ -26,12 +24,13 @@ import psutil  # type: ignore[import-untyped]
 
 from sft.cli import InputError, echo
 from sft.cluster.cluster_file import is_on
+from sft.files import file_lock, flock
 
 OWNER = "owner"
 BEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0  # without a beat, as the file system's clock has it
 POLL_SECONDS = 1.0
-NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+TAKE_SECONDS = 60.0
 
 
 class RunLock:
@@ -41,6 +40,7 @@ class RunLock:
         self.run, self.file = run, run / OWNER
         self._descriptor: int | None = None
         self._released = threading.Event()
+        self._has_said = False
 
     @property
     def descriptor(self) -> int:
@@ -90,34 +90,25 @@ class RunLock:
         """Take the lock, or return its owner in words."""
         self.run.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
-        has_flock = True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return describe(self.file)
-        except OSError as error:
-            if error.errno not in NO_FLOCK:
-                raise
-            has_flock = False
-        owner = _read(self.file)
-        if owner and self._is_alive(owner, has_flock=has_flock):
-            os.close(descriptor)
-            return describe(self.file)
-        record = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-            "in_dvc": "DVC_STAGE" in os.environ,
-        }
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(record).encode() + b"\n", 0)
-        os.fsync(descriptor)
-        if not has_flock:  # two starts at once: the last that wrote has it
-            time.sleep(POLL_SECONDS)
-            if _read(self.file) != record:
+        is_locked = flock(descriptor)
+        if is_locked is None and not self._has_said:
+            echo(f"runs/{self.run.name}: the file system has no flock: the file {OWNER} is the lock")
+            self._has_said = True
+        without_flock = file_lock(self.run / f"{OWNER}.lock", TAKE_SECONDS) if is_locked is None else None
+        with without_flock or contextlib.nullcontext(is_locked) as may_write:
+            owner = _read(self.file)
+            if not may_write or (owner and self._is_alive(owner, has_flock=is_locked is not None)):
                 os.close(descriptor)
                 return describe(self.file)
+            record = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+                "in_dvc": "DVC_STAGE" in os.environ,
+            }
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(record).encode() + b"\n", 0)
+            os.fsync(descriptor)
         self._descriptor, self._released = descriptor, threading.Event()
         threading.Thread(target=_beat, args=(self.file, self._released), name="owner", daemon=True).start()
         return None

@@ -33,6 +33,7 @@ from sft.hashing import file_digest
 MAX_PARAM_CHARS = 6000
 DIGEST_DIGITS = 12
 RECORDS = "records"  # the artifact folder of a run that holds its params, reports and locks
+LOCAL = "local"  # the tag `cluster` of an attempt on this machine
 KILLED, FAILED, FINISHED = "KILLED", "FAILED", "FINISHED"
 # Names in older versions, and those of today.
 RENAMED = {
@@ -186,10 +187,14 @@ def add_data(
 
 
 def end_dead_attempts(journal: Journal) -> list[int]:
-    """End the attempts whose process on this machine no longer runs; return their numbers."""
+    """End the attempts whose process on this machine no longer runs; return their numbers.
+
+    The attempt of a job ends with the job, not with the process that submitted it.
+    """
     ended = []
     for number, began in journal.attempts().items():
-        process = began["process"] if began else {}
+        in_job = began and began["tags"].get("cluster", LOCAL) != LOCAL
+        process = began["process"] if began and not in_job else {}
         if process.get("host") == socket.gethostname() and not Path("/proc", str(process["pid"])).exists():
             journal.add("end", attempt=number, status=KILLED)
             ended.append(number)

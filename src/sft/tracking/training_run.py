@@ -69,6 +69,6 @@ def attempt_tags(metadata: dict[str, Any]) -> dict[str, str]:
         "mlflow.source.git.commit": str(commit),
         "dvc.lock.sha256": file_digest(lock) if lock.exists() else "none",
         "data.sampled": str(metadata["sampled"]).lower(),
-        "cluster": os.environ.get("CLUSTER") or "local",
+        "cluster": os.environ.get("CLUSTER") or journal.LOCAL,
         **{tag: os.environ[name] for tag, name in TAGS_FROM_ENVIRONMENT.items() if os.environ.get(name)},
     }
