@@ -88,8 +88,9 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
 .NOTPARALLEL:
-.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan show check-data rejected lineage reproduce compare \
-    export publish mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down test test-layouts lint check format \
+.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected lineage \
+    reproduce compare export publish mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down \
+    test test-layouts lint check format \
     pins bench bench-peers
 
 help: ## List the targets; show the last run, what is up to date and what reruns
@@ -134,6 +135,9 @@ estimate: setup ## Estimate memory, disk and time, and check the params (PROFILE
 
 plan: setup ## Show tokens, packs, epochs and disk of a blend before its download, from range reads (PROFILE= PACK=8192)
 	python -m sft.data_plan.plan$(call option,PROFILE,profile)$(call option,PACK,pack)$(json)
+
+rehearse: setup ## Rehearse a profile with a tiny model: every stage, a kill and a resume, on a CPU (PROFILE= CLUSTER=)
+	python -m sft.rehearse.cli$(call option,PROFILE,profile)$(call option,CLUSTER,cluster)
 
 ##@ Results (JSON=1: as JSON, also for estimate, plan and status)
 show: setup ## List experiments; with PACK=3 (or validation:3, or an id): show a pack and its loss mask (HTML=page.html)
@@ -209,8 +213,8 @@ setup: ## Create or update .venv from the pinned requirements
 test: setup ## Run the tests
 	pytest
 
-test-layouts: setup ## Train every tiny model in every layout and compare the losses with those of one process
-	pytest -m layouts -n 0 -s tests/training/test_layouts.py
+test-layouts: setup ## Train every tiny model in every layout, compare the losses with those of one process; rehearse
+	pytest -m layouts -n 0 -s tests/training/test_layouts.py tests/rehearse
 
 lint: setup ## Check format, lint, types and shell scripts
 	ruff format --check

@@ -31,6 +31,7 @@ ORDER = (
     *("conversation", "formats", "parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning"),
     *("data_plan", "mamba", "training"),
     *("evaluation", "lineage", "tracking", "cluster", "pages", "inspect", "experiments", "run_stage", "stages"),
+    "rehearse",
 )
 # Programs for people that look at all of it.
 PROGRAMS = {"sft.planning.preflight", "sft.tracking.cli", *(f"sft.lineage.{name}" for name in LINEAGE_PROGRAMS)}

@@ -24,19 +24,9 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(vocabulary: int = VOCABULARY, added: tuple[str, ...] = ADDED_TOKENS) -> Any:
     """Train a byte-level BPE `tokenizers.Tokenizer` on STORY: without torch, the same each time."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from sft.rehearse import tiny_model
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(added),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([STORY], trainer)
-    return tokenizer
+    return tiny_model.train_tokenizer([STORY], vocabulary, added)
 
 
 def save_tokenizer(folder: Path) -> None:

@@ -28,6 +28,7 @@ from sft.files import read_json, write_json
 from sft.mamba.load import load_folder
 from sft.packing.write import padded as padded_length
 from sft.planning import checks
+from sft.rehearse import tiny_model as names
 from sft.training import bridge, checkpoints, config, conversion
 from sft.training.steps import Step
 from tests.support import tiny_architectures as architectures
@@ -71,7 +72,7 @@ WAYS = {
     "one": Way(),
     "recompute": Way(model=RECOMPUTE),
     "tp2-sp": layout(2, tensor=2),
-    "ep2": layout(2, expert=2),
+    "ep2-recompute": Way(2, {"expert_model_parallel_size": 2, **RECOMPUTE}),
     "ep2-allgather": Way(2, {"expert_model_parallel_size": 2, "moe_token_dispatcher_type": "allgather"}),
     "pp2": layout(2, pipeline=2),
     "dp2": layout(2),
@@ -91,7 +92,7 @@ EXPERTS_ONLY = {name for name, way in WAYS.items() if way.model.get("expert_mode
 }
 """Ways that a model without experts cannot train."""
 SHORT = [
-    "one", "recompute", "tp2-sp", "ep2", "pp2", "dp2-distributed-optimizer", "tp2-sp-ep2", "cp2",
+    "one", "recompute", "tp2-sp", "ep2-recompute", "pp2", "dp2-distributed-optimizer", "tp2-sp-ep2", "cp2",
 ]  # fmt: skip
 
 
@@ -266,10 +267,8 @@ def planted(folder: Path, model: str) -> None:
             messages[name] = str(error)
 
     base = shutil.copytree(folder / "base", folder / "base-planted")
-    embedding = architectures.EMBEDDING_OF_NVIDIA
-    renamed = {
-        architectures.EMBEDDING_OF_TRANSFORMERS if name == embedding else name: weights[name] for name in weights
-    }
+    embedding = names.EMBEDDING_OF_NVIDIA
+    renamed = {names.EMBEDDING_OF_TRANSFORMERS if name == embedding else name: weights[name] for name in weights}
     save_file(renamed, base / "model.safetensors", metadata={"format": "pt"})
     attempt("renamed")
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
@@ -431,8 +430,8 @@ def test_each_tensor_keeps_its_bits_and_its_format_through_import_and_export(sho
 @pytest.mark.pipeline
 def test_a_tensor_that_is_not_found_and_weights_at_the_wrong_place_stop_the_import(short: Path) -> None:
     messages = read_json(short / "planted.json")
-    assert architectures.EMBEDDING_OF_NVIDIA in messages["renamed"]
-    assert architectures.EMBEDDING_OF_TRANSFORMERS in messages["renamed"]
+    assert names.EMBEDDING_OF_NVIDIA in messages["renamed"]
+    assert names.EMBEDDING_OF_TRANSFORMERS in messages["renamed"]
     for fault in ("swapped experts", "lost norm"):
         assert "base-planted: Megatron and transformers differ: logits by" in messages[fault]
     assert not (short / "start-planted").exists()

@@ -219,6 +219,7 @@ def _redirect_cuda() -> None:
     tensor_parallel/random.py keeps a random state per GPU, here that of the CPU.
     """
     _CudaToCpu().__enter__()
+    torch.autograd._engine_run_backward = _run_backward  # type: ignore[attr-defined]
     torch.Tensor.cuda = torch.nn.Module.cuda = _return_self  # type: ignore[assignment, method-assign]
     replaced: dict[str, Any] = {
         "current_device": lambda: 0,
@@ -272,6 +273,12 @@ def adapters_without_te() -> None:
     from megatron.bridge.peft import utils
 
     utils.HAVE_TE = False
+
+
+def _run_backward(*args: Any, **kwargs: Any) -> Any:
+    """Run a backward pass with the mode that torch.autograd.backward ends: recomputed layers make tensors in it."""
+    with _CudaToCpu():
+        return torch.autograd.graph._engine_run_backward(*args, **kwargs)
 
 
 class _CudaToCpu(TorchFunctionMode):

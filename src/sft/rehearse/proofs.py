@@ -1,0 +1,142 @@
+"""What a rehearsal proves: each function reads the outputs of stages and returns a line with numbers.
+
+Raises InputError: it is not proven, with what was found and what was expected.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sft.cli import InputError
+from sft.files import read_json
+from sft.tracking.journal import Journal
+
+Json = dict[str, Any]
+RELATIVE = 1e-6
+"""Largest relative difference of a loss of the same step, trained again from a checkpoint."""
+
+
+def run_folder(project: Path) -> Path | None:
+    """Return the folder of the training run, or None before it has begun."""
+    return next((path.parent for path in sorted(project.glob("runs/*/journal.jsonl"))), None)
+
+
+def steps_of(project: Path) -> list[Json]:
+    """Return the entries of the run's steps, in the order in which they were trained."""
+    folder = run_folder(project)
+    return list(Journal(folder).entries("step")) if folder else []
+
+
+def data(project: Path) -> str:
+    """Rows became packs, and every row is accounted for."""
+    rows = {path.stem: read_json(path) for path in sorted(project.glob("reports/filter/*.json"))}
+    found, kept = (sum(report[name] for report in rows.values()) for name in ("rows_found", "rows_out"))
+    prepared = [read_json(path) for path in sorted(project.glob("reports/prep/*.json"))]
+    samples = sum(report["samples"] for report in prepared)
+    splits = read_json(project / "reports/pack.json")["splits"]
+    packs = ", ".join(f"{splits[name]['packs']} {name}" for name in ("training", "validation", "test"))
+    if not kept or not samples:
+        raise InputError(f"{kept} of {found} rows kept, {samples} samples, expected some")
+    trained = sum(report["trained_tokens"] for report in prepared)
+    return f"{kept} of {found} rows kept, {samples} samples, {trained:,} trained tokens; packs: {packs}"
+
+
+def imported(project: Path) -> str:
+    """Every tensor of the base is a parameter of Megatron's model, and both compute the same."""
+    tensors = tensor_shapes(project / "models/base")
+    parameters = sum(math.prod(shape) for shape, _ in tensors.values())
+    agrees = parity_line(parity(project).get("import"))
+    architecture = read_json(project / "models/base/config.json")["architectures"][0]
+    return f"{architecture}: {len(tensors)} tensors, {parameters:,} parameters; {agrees}"
+
+
+def trained(project: Path) -> str:
+    """The loss fell."""
+    losses = {entry["iteration"]: entry["loss"] for entry in steps_of(project)}
+    first, last = losses[min(losses)], losses[max(losses)]
+    if not last < first:
+        raise InputError(f"loss {first:.4f} became {last:.4f} in {len(losses)} steps, expected less")
+    return f"{len(losses)} steps, loss {first:.4f} to {last:.4f}"
+
+
+def resumed(steps: Iterable[Json], before: int, saved: int) -> str:
+    """Training resumed at the last checkpoint and repeated the losses of the steps behind it.
+
+    Args:
+        steps: Entries of all steps, in the order in which they were trained.
+        before: How many of them were there when training was killed.
+        saved: Step of the last checkpoint then.
+    """
+    entries = [(entry["iteration"], entry["loss"]) for entry in steps]
+    killed, again = entries[:before], entries[before:]
+    if not again or again[0][0] != saved + 1:
+        raise InputError(
+            f"killed after step {killed[-1][0]} with a checkpoint of step {saved}; resumed at step "
+            f"{again[0][0] if again else 'none'}, expected {saved + 1}"
+        )
+    losses, repeated = dict(killed), dict(again)
+    both = sorted(losses.keys() & repeated.keys())
+    if not both:
+        raise InputError(f"no step behind the checkpoint of step {saved} was trained twice, expected one or more")
+    difference = max(abs(losses[step] - repeated[step]) / abs(losses[step]) for step in both)
+    if not difference <= RELATIVE:
+        raise InputError(
+            f"losses of steps {both[0]} to {both[-1]} differ by {difference:.1e} when they are trained again from "
+            f"step {saved}, expected at most {RELATIVE:.0e}"
+        )
+    return (
+        f"killed after step {killed[-1][0]}, resumed from step {saved}; losses of {len(both)} steps trained twice "
+        f"differ by {difference:.0e}"
+    )
+
+
+def exported(project: Path) -> str:
+    """models/final has the tensors of the base: names, shapes and number formats; both engines compute the same."""
+    base, final = (tensor_shapes(project / folder) for folder in ("models/base", "models/final"))
+    different = sorted(name for name in base.keys() | final.keys() if base.get(name) != final.get(name))
+    if different:
+        name = different[0]
+        raise InputError(
+            f"models/final: {len(different)} tensors differ from the base's, such as {name}: {final.get(name)}, "
+            f"expected {base.get(name)}"
+        )
+    return f"{len(final)} tensors with the base's names, shapes and formats; {parity_line(parity(project)['export'])}"
+
+
+def evaluated(project: Path) -> str:
+    """The trained model is better than the base on held-out conversations."""
+    report = read_json(project / "reports/eval.json")
+    before, after = report["before"]["loss"], report["after"]["loss"]
+    answers = (project / "reports/answers.jsonl").read_text(encoding="utf-8").count("\n")
+    if not after < before:
+        raise InputError(f"held-out loss {before:.4f} became {after:.4f}, expected less")
+    return f"held-out loss {before:.4f} to {after:.4f}, {answers} prompts answered by both models"
+
+
+def parity(project: Path) -> Json:
+    """Return the certificates of parity in lineage.json, by when they were measured."""
+    return dict(read_json(project / "models/final/lineage.json")["parity"])
+
+
+def parity_line(certificate: Json | None) -> str:
+    """Return a certificate of parity in words. Raises InputError: it was not measured."""
+    if not certificate or "logits" not in certificate:
+        raise InputError(f"parity of Megatron and transformers was not measured: {certificate}")
+    return (
+        f"logits of Megatron and transformers differ by {certificate['logits']:.0e} of the largest "
+        f"(prompts of {' and '.join(map(str, certificate['tokens']))} tokens, at most {certificate['tolerance']:.0e})"
+    )
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and number format of every tensor of a Hugging Face folder, by name."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                stored = file.get_slice(name)
+                shapes[name] = (tuple(stored.get_shape()), str(stored.get_dtype()))
+    return shapes
