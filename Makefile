@@ -206,9 +206,9 @@ slurm-down: ## Stop it
 	slurm/loopback.sh down
 
 ##@ Development
-setup: ## Create or update .venv from the pinned requirements
+setup: ## Create or update .venv from the pinned requirements (GPU=full: with packages for GPUs only, compiled here)
 	@install -d -m 700 "$(DVC_SITE_CACHE_DIR)"
-	@requirements/setup.sh
+	@requirements/setup.sh $(if $(filter setup,$(MAKECMDGOALS)),$(call quote,$(GPU)))
 
 test: setup ## Run the tests
 	pytest
@@ -248,4 +248,6 @@ pins: setup ## Compile requirements/*.in to pinned .txt files (UPGRADE=1: to the
 	    $(COMPILE) "$${earlier[@]}" --constraint "$$all" --output-file "$$part" >/dev/null; \
 	    others=(); for other in $(PINS); do [[ $$other == "$$name" ]] && break; others+=("requirements/$$other.txt"); done; \
 	    cat /dev/null "$${others[@]}" | grep -vxFf - "$$part" >"requirements/$$name.txt"; rm "$$part"; \
-	done
+	done; \
+	$(COMPILE) requirements/gpu.in $(PINS:%=--constraint requirements/%.txt) --output-file "$$all" >/dev/null; \
+	cat $(PINS:%=requirements/%.txt) | grep -vxFf - "$$all" >requirements/gpu.txt

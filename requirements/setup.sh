@@ -4,20 +4,26 @@
 #
 # .venv/.pins is a digest of everything that determines .venv, written last. If it is missing, .venv is incomplete or not
 # ours, and is created again; if it differs, the changed packages are installed.
+#
+#   setup.sh [full | none]    full: also gpu.txt, compiled here (`make setup GPU=full`); later calls keep it, none ends it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec >&2 # messages: `make ... JSON=1` prints facts on stdout
 : "${HOME:=$(unset HOME && echo ~)}" && export HOME # cron and systemd do not set it
 
-pins=(requirements/{data,train,tools,dev}.txt)
-digest="$(cat "${pins[@]}" pyproject.toml requirements/{setup.sh,pip_settings.py} <(readlink -m .venv) | sha256sum)"
-
-up_to_date() { [[ -x .venv/bin/python && "$(cat .venv/.pins 2>/dev/null)" == "$digest" ]]; }
-
 fail() {
     printf 'error: %s\n' "$@" >&2
     exit 1
 }
+
+gpu="${1:-$([[ -e .venv/.gpu ]] && echo full || echo none)}"
+[[ "$gpu" == full || "$gpu" == none ]] || fail "GPU=$gpu: expected GPU=full (with packages for GPUs only) or GPU=none"
+pins=(requirements/{data,train,tools,dev}.txt)
+gpu_pins=()
+[[ "$gpu" == none ]] || gpu_pins=(requirements/gpu.txt)
+digest="$(cat "${pins[@]}" "${gpu_pins[@]}" pyproject.toml requirements/{setup.sh,pip_settings.py} <(readlink -m .venv) | sha256sum)"
+
+up_to_date() { [[ -x .venv/bin/python && "$(cat .venv/.pins 2>/dev/null)" == "$digest" ]]; }
 
 # Try each candidate: a pyenv shim may exist and fail, Debian's python3 may lack venv.
 find_python() {
@@ -50,8 +56,28 @@ check_repository() {
         "    git add -A && git commit -m 'Downloaded'"
 }
 
+# What compiling gpu.txt needs, all of it in one message, before anything is installed.
+check_compilers() {
+    local missing=() cuda nvcc
+    cuda="$(sed -n 's/^nvidia-cuda-runtime==\([0-9]*\).*/\1/p' requirements/train.txt)" # that of the pinned torch
+    if [[ -n "${CUDA_HOME:-}" ]]; then
+        nvcc="$(type -P "$CUDA_HOME/bin/nvcc" || true)"
+    else
+        nvcc="$(type -P nvcc || type -P /usr/local/cuda/bin/nvcc || true)"
+    fi
+    if [[ -z "$nvcc" ]]; then
+        missing+=("nvcc of CUDA $cuda (CUDA_HOME=${CUDA_HOME:-not set})")
+    elif ! "$nvcc" --version | grep -q "release $cuda\."; then
+        missing+=("nvcc of CUDA $cuda, found $nvcc of $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')")
+    fi
+    type -P "${CXX:-g++}" >/dev/null || missing+=("a C++ compiler (CXX=${CXX:-g++})")
+    ((!${#missing[@]})) || fail "make setup GPU=full compiles packages, which needs: $(printf '%s; ' "${missing[@]}")" \
+        "install that, or train in a container that has the packages: docs/gpu-machine.md"
+}
+
 check_repository
 if up_to_date; then exit 0; fi
+[[ "$gpu" == none ]] || check_compilers
 [[ -w . && -w requirements ]] || fail "$PWD: you cannot write here, and .venv must be created or updated. Copy the project."
 exec {lock}<requirements
 flock "$lock" || echo "setup: this file system has no locks: do not run make twice at once" # a second make waits here
@@ -66,7 +92,7 @@ if [[ ! -f .venv/.pins || ! -x .venv/bin/python ]] || ! grep -qsF "$(readlink -m
     echo "setup: creating .venv with $("$python" -c 'import sys; print(sys.executable)')"
     "$python" -m venv .venv
 fi
-rm -f .venv/.pins
+rm -f .venv/.pins .venv/.gpu
 unset PYTHONDONTWRITEBYTECODE # without .pyc files every dvc command takes twice as long
 
 if ! uv="$(command -v uv)"; then
@@ -82,6 +108,11 @@ export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" # seconds; some packages have s
 echo "setup: installing $(cat "${pins[@]}" | wc -l) packages (about 3 GB to download if they are not cached)"
 "$uv" pip sync --quiet --python .venv/bin/python --build-constraints requirements/tools.txt "${pins[@]}"
 "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+if [[ "$gpu" == full ]]; then
+    echo "setup: compiling the packages of requirements/gpu.txt for this machine's GPUs (up to an hour)"
+    "$uv" pip install --python .venv/bin/python --no-deps --no-build-isolation --requirement requirements/gpu.txt
+    touch .venv/.gpu
+fi
 # What activation does: the stages of `.venv/bin/dvc repro` find this python first, whatever PATH has.
 cat >.venv/lib/python3.12/site-packages/nano3_sft_path.pth <<'PTH'
 import os, sys; _bin, _path = os.path.join(sys.prefix, "bin"), os.environ.get("PATH", os.defpath); os.environ["PATH"] = _path if _path.split(os.pathsep)[0] == _bin else _bin + os.pathsep + _path

@@ -66,7 +66,7 @@ CASES: dict[str, tuple[p.TrainParams, checks.Facts, str, tuple[str, ...]]] = {
         nano(),
         facts(CLUSTER, missing_packages={"Mamba's kernels": "Mamba layers"}),
         "models/base: training needs Mamba's kernels (for Mamba layers)",
-        ("docs/gpu-machine.md",),
+        ("make setup GPU=full", "docs/gpu-machine.md"),
     ),
     "world-size": (
         train_params(model={"tensor_model_parallel_size": 2}),

@@ -221,8 +221,8 @@ def gpu_packages(params: p.TrainParams, facts: Facts) -> str:
         return ""
     reasons = ", ".join(f"{package} (for {reason})" for package, reason in lacking.items())
     return (
-        f"models/base: training needs {reasons}, which this machine lacks. Train in a container that has it: "
-        "docs/gpu-machine.md."
+        f"models/base: training needs {reasons}, which this machine lacks. Run make setup GPU=full, or train "
+        "in a container: docs/gpu-machine.md."
     )
 
 
