@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
-from sft.raw_folders import count_splits, select_files, split_of
+from sft.raw_folders import RawPaths, count_splits, select_files, split_of
 from tests.support.raw_rows import write
 
 
@@ -118,6 +118,15 @@ def test_what_is_not_read_is_one_line_with_an_example_each(made) -> None:
             "of other kinds": {"files": 1, "first": "README.md"},
         },
     }
+
+
+def test_files_of_several_addresses_get_paths_of_their_own() -> None:
+    paths = RawPaths()
+    added = [paths.add(path, number, "uri") for number, path in enumerate(("a.jsonl", "b/c.jsonl", "a.jsonl", "b"), 1)]
+    assert added == ["a.jsonl", "b/c.jsonl", "3/a.jsonl", "4/b"]
+    assert paths.add("a.jsonl.gz", 5, "uri") == "a.jsonl.gz"
+    with pytest.raises(InputError, match=r"uri: a\.jsonl"):
+        paths.add("a.jsonl", 3, "uri")
 
 
 def test_splits_are_counted_by_files_with_rows(made) -> None:

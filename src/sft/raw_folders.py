@@ -66,6 +66,26 @@ class SelectedFiles(NamedTuple):
         )
 
 
+class RawPaths:
+    """The paths of the files of a source, whose addresses may have files of the same name."""
+
+    def __init__(self) -> None:
+        self._files, self._folders = set[str](), set[str]()
+
+    def add(self, path: str, number: int, address: str) -> str:
+        """Return the path of a file of the `number`th address: its own, or in a folder with that number.
+
+        Raises:  InputError: both are taken by other addresses.
+        """
+        for free in (path, f"{number}/{path}"):
+            above = {folder.as_posix() for folder in PurePosixPath(free).parents}
+            if free not in self._files and free not in self._folders and not above & self._files:
+                self._files.add(free)
+                self._folders |= above
+                return free
+        raise InputError(f"{address}: {path} is a file of another address. Make it a source.")
+
+
 def file_kind(name: str) -> tuple[str, str]:
     """Return what the rows of a file are written in, and its compression ("" = none), as suffixes.
 

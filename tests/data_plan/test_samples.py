@@ -16,6 +16,12 @@ from sft.data_plan.samples import NotSampledError, Sampled, names_to_read, sampl
 from sft.params.data import Read
 
 LINES = b"".join(b'{"n": %d}\n' % number for number in range(20_000))
+UNPACKED = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
+}
 PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
 
@@ -52,8 +58,9 @@ def test_the_start_of_a_compressed_file_is_read(small: Path, suffix: str, monkey
     content = PACKED[suffix](LINES[:100_000]) + PACKED[suffix](LINES[100_000:])
     monkeypatch.setattr(samples, "COMPRESSED_PREFIX", len(content) * 3 // 4)
     sampled = sample_file(local(small.parent, f"a.jsonl{suffix}", content), small, 1)
-    rows = (small / "a.jsonl").read_bytes()
+    rows = UNPACKED[suffix]((small / f"a.jsonl{suffix}").read_bytes())
     assert LINES.startswith(rows)
+    assert sampled.name == f"a.jsonl{suffix}"  # a.jsonl may be another file
     assert len(rows) > 90_000
     assert samples.AT_ITS_START in sampled.note
     assert sampled.bytes_read == len(content) * 3 // 4

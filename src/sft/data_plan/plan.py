@@ -30,7 +30,9 @@ from sft.packing.blend import describe_limits, plan_epochs
 from sft.params.check import Params, read
 from sft.params.data import Download, Source
 from sft.params.read import PARAMS
+from sft.raw_folders import RawPaths
 from sft.sources.download import fetch_files
+from sft.sources.redact import redact
 from sft.tokens.render import ChatTemplate
 
 BASE = Path("models/base")
@@ -126,18 +128,17 @@ def make_plan(profile: str | None, pack_size: int | None) -> Plan:
 
 
 def _list(name: str, source: Source, folder: Path) -> list[RemoteFile]:
-    found = dict[str, RemoteFile]()
+    paths, found = RawPaths(), list[RemoteFile]()
     try:
         for number, each in enumerate(source.each, 1):
             wheel = folder / "wheels" / name / str(number)
             wheel.mkdir(parents=True)
             for file in list_source(each, wheel):
-                if file.name in found:  # as fetch names them
-                    file.name = f"{number}/{file.name}"
-                found[file.name] = file
+                file.name = paths.add(file.name, number, redact(each.address))
+                found.append(file)
     except InputError as error:
         raise InputError(f"fetch.sources.{name}: {error}") from error
-    return list(found.values())
+    return found
 
 
 def _base(params: Params, folder: Path) -> Path:

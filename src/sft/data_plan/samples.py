@@ -6,6 +6,7 @@ note. Other large files (JSON arrays, .csv, .arrow) cannot be read in part: thei
 """
 
 import bz2
+import gzip
 import lzma
 import random
 import zlib
@@ -92,13 +93,12 @@ def sample_file(file: RemoteFile, folder: Path, seed: int) -> Sampled:
         raise NotSampledError(f"{file.name}: {file.size:,} bytes: only whole files, lines and Parquet can be planned")
     if packed or not file.has_ranges:
         drawn = _prefix(file)
-        name = file.name.removesuffix(file.name[-len(packed) :]) if packed else file.name
     else:
-        drawn, name = draw_rows(file.size, file.read, seed, BUDGET_BYTES), file.name
+        drawn = draw_rows(file.size, file.read, seed, BUDGET_BYTES)
     reads = [[row.rstrip(b"\r\n") for row in rows if row.strip()] for rows in drawn.reads]
-    (folder / name).write_bytes(b"".join(row + b"\n" for rows in reads for row in rows))
+    path.write_bytes(_compressed(b"".join(row + b"\n" for rows in reads for row in rows), packed))
     return Sampled(
-        name=name,
+        name=file.name,
         bytes_read=drawn.bytes_read,
         rows_of_read=[len(rows) for rows in reads],
         seen=[float(sum(map(len, rows))) for rows in drawn.reads],
@@ -118,6 +118,19 @@ def _prefix(file: RemoteFile) -> Drawn:
     text = _decompressed(content, packed)
     drawn = rows_of_prefix(text, round(file.size * len(text) / length), False, f"{AT_ITS_START} (it is compressed)")
     return Drawn(drawn.reads, drawn.size, None, length, drawn.note)
+
+
+def _compressed(data: bytes, packed: str) -> bytes:
+    """Return data compressed as the suffix says, so that the sample of a file has its name, which no other file has."""
+    import zstandard
+
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".zst": zstandard.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+    }
+    return compress[packed](data) if packed else data
 
 
 def _decompressed(prefix: bytes, packed: str) -> bytes:

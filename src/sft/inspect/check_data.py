@@ -30,7 +30,7 @@ from sft.inspect.sample import show_sample
 from sft.inspect.terminal import paged, visible
 from sft.params.data import Download, Read
 from sft.params.read import load, load_source
-from sft.raw_folders import select_files
+from sft.raw_folders import RawPaths, select_files
 from sft.sources.download import local_files
 
 RAW, BASE, BENCHMARK_ITEMS = Path("data/raw"), Path("models/base"), Path("data/benchmarks/items.jsonl")
@@ -134,10 +134,10 @@ def raw_folder(source: str) -> Iterator[Path]:
     if not all(each.address.startswith("file://") for each in download.each):
         raise InputError(f"{folder}: not found. Run the fetch stage first: dvc repro fetch@{source}")
     with tempfile.TemporaryDirectory() as links:
+        paths = RawPaths()
         for number, each in enumerate(download.each, 1):
             for file, inner in local_files(each).items():
-                link = Path(links) / inner
-                link = Path(links) / str(number) / inner if link.exists() else link
+                link = Path(links) / paths.add(inner, number, each.address)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(file.resolve())
         yield Path(links)

@@ -27,7 +27,7 @@ from sft.hashing import folder_digest, folder_digests
 from sft.ledger import Ledger
 from sft.params.data import Benchmark, Download
 from sft.params.read import load, load_source
-from sft.raw_folders import KINDS, count_splits
+from sft.raw_folders import KINDS, RawPaths, count_splits
 from sft.run_stage import run_source_stage
 from sft.sources.download import FetchedFile, fetch_files
 from sft.sources.redact import redact
@@ -71,17 +71,15 @@ def fetch_all(source: Download, folder: Path) -> list[FetchedFile]:
     """
     if len(source.each) == 1:
         return fetch_files(source, folder)
-    found: dict[str, FetchedFile] = {}
+    paths, found = RawPaths(), list[FetchedFile]()
     for number, each in enumerate(source.each, 1):
         with scratch_folder(folder) as scratch:
             for file in fetch_files(each, scratch):
-                path = f"{number}/{file.path}" if (folder / file.path).exists() else file.path
-                if path in found or any(str(above) in found for above in Path(path).parents):
-                    raise InputError(f"{redact(each.address)}: {path} is a file of another address. Make it a source.")
+                path = paths.add(file.path, number, redact(each.address))
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / file.path).rename(folder / path)
-                found[path] = replace(file, path=path)
-    return [found[path] for path in sorted(found)]
+                found.append(replace(file, path=path))
+    return sorted(found, key=lambda file: file.path)
 
 
 def fetch_model(source: Download) -> None:
