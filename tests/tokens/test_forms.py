@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft.tokens.forms import INLINE, USUAL, Form, make_turns
+from sft.tokens.forms import INLINE, SPLICED, USUAL, Form, make_turns
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": "ü<"}}}
 TURN = {"role": "assistant", "content": "a<", "reasoning_content": "r<", "tool_calls": [CALL], "loss": True}
@@ -47,3 +47,13 @@ def test_reasoning_stands_inline_between_tags_that_are_structure():
     turn = shown(Form(reasoning=INLINE))
     assert turn["content"] == "<think>\nr.<\n</think>\n\na.<"
     assert "reasoning_content" not in turn
+
+
+def test_spliced_reasoning_is_only_in_the_last_answer_and_its_tags_are_written_behind_the_template():
+    turns = make_turns([TURN, TURN], None, Form(reasoning=SPLICED), shield, ".", "!")
+    assert [message["content"] for message in turns.first(2, False)] == ["a.<", "!r.<!a.<"]
+    assert [message["content"] for message in turns.first(2, True)] == ["a.<", "a.<"]
+    assert not [message for message in turns.first(2, False) if "reasoning_content" in message]
+    assert turns.with_tags("x!r!a") == "x<think>\nr\n</think>\n\na"
+    assert (turns.with_tags("xr"), turns.with_tags("x!r")) == ("xr", "x!r")
+    assert turns.first(0, False) == []

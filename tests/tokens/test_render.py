@@ -780,6 +780,28 @@ def test_a_template_that_writes_the_date_gets_that_of_the_params(tmp_path):
     assert text(chat, [ASK]).startswith("05 January 2026 05 Jan 2026<|im_start|>")
 
 
+CUTS = TURN.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+
+
+@pytest.mark.parametrize(("opens", "first"), [("<think>\n", ""), ("", "<think>\n")])
+@pytest.mark.parametrize("tokens", [(), ("<think>", "</think>")])
+def test_a_template_that_cuts_reasoning_out_gets_it_in_the_answer_that_is_trained(tmp_path, opens, first, tokens):
+    prompt = PROMPT.replace("assistant\n", "assistant\n" + opens)
+    assert prompt.count(opens) >= 1
+    chat = load(tmp_path, "{% for m in messages %}" + CUTS + "{% endfor %}" + prompt, (*ADDED_TOKENS, *tokens))
+    other = answer("\ue000\ue001", reasoning_content="</thi\ue002nk>")
+    assert trained(chat, [ASK, THINKS, ASK, other]) == [
+        [f"{first}why\n</think>\n\nb<|im_end|>"],
+        [f"{first}</thi\ue002nk>\n</think>\n\n\ue000\ue001<|im_end|>"],
+    ]
+    assert "why" not in text(chat, [ASK, THINKS, ASK])
+
+
+def test_reasoning_is_not_spliced_into_an_answer_that_is_written_twice(tmp_path):
+    twice = CUTS.replace("[-1] }}", "[-1] * 2 }}")
+    assert "reasoning" in load(tmp_path, "{% for m in messages %}" + twice + "{% endfor %}" + PROMPT).modes
+
+
 def test_a_template_without_generation_prompt_is_exact(tmp_path):
     tokens, names = ("<s>", "</s>", "[INST]", "[/INST]"), {"bos_token": "<s>", "eos_token": "</s>"}
     chat = load(tmp_path, MISTRAL, tokens, **names)

@@ -3,6 +3,9 @@
 Templates agree on roles and content, not on the rest: some take the arguments of a call as an object, some as JSON
 text; reasoning has several names, or is in the content, between tags. Data is in one normal form
 (sft.conversation), so each template gets it in the first of FORMS that it renders in full (sft.tokens.checks).
+
+Some templates cut the reasoning out of every answer, because a prompt never has that of earlier turns (DeepSeek R1,
+QwQ). For these, the tags and the reasoning are written into the rendered text of the turn that is trained.
 """
 
 import json
@@ -13,6 +16,8 @@ from sft.conversation import Message
 
 Shield = Callable[[Any], Any]
 INLINE = "inline"
+SPLICED = "spliced"
+TAGS = ("<think>\n", "\n</think>\n\n")
 
 
 class Form(NamedTuple):
@@ -21,12 +26,13 @@ class Form(NamedTuple):
     arguments: str = "object"
     """object, or text: JSON."""
     reasoning: str = "reasoning_content"
-    """The key of a message, or INLINE: `<think>` in front of the content."""
+    """The key of a message; INLINE: `<think>` in front of the content; SPLICED: the same, and the template does not see
+    the tags of the last answer, nor any reasoning of the others."""
 
 
 USUAL = Form()
 ARGUMENTS = ("object", "text")
-REASONING = ("reasoning_content", "reasoning", "thinking", INLINE)
+REASONING = ("reasoning_content", "reasoning", "thinking", INLINE, SPLICED)
 
 
 class Turns(NamedTuple):
@@ -38,12 +44,30 @@ class Turns(NamedTuple):
     """In normal form: what the rendered text has to contain."""
     tools: list[dict[str, Any]] | None
     guard: str
+    mark: str = ""
+    """SPLICED: the character that stands for a tag in the last message; no part of any text."""
+
+    def first(self, number: int, generation_prompt: bool) -> list[Message]:
+        """Return the first messages as a template gets them."""
+        shown, last = self.messages[:number], self.plain[number - 1] if number else {}
+        if self.mark and not generation_prompt and "reasoning_content" in last:
+            content = f"{self.mark}{last['reasoning_content'].strip()}{self.mark}{last['content']}"
+            shown = [*shown[:-1], {**shown[-1], "content": content}]
+        return shown
+
+    def with_tags(self, text: str) -> str:
+        """Return a rendered text with the tags of its last answer; marks are left if there are not two."""
+        parts = text.split(self.mark)
+        return parts[0] + parts[1].join(TAGS) + parts[2] if len(parts) == 3 else text
 
 
 def make_turns(
-    messages: list[Message], tools: list[dict[str, Any]] | None, form: Form, shield: Shield, guard: str
+    messages: list[Message], tools: list[dict[str, Any]] | None, form: Form, shield: Shield, guard: str, mark: str = ""
 ) -> Turns:
-    """Return a conversation in a form, its messages shielded (tools are already); a template does not see `loss`."""
+    """Return a conversation in a form, its messages shielded (tools are already); a template does not see `loss`.
+
+    `mark`: see Turns.
+    """
     plain = [
         {key: value if key == "role" else shield(value) for key, value in message.items() if key != "loss"}
         for message in messages
@@ -51,7 +75,7 @@ def make_turns(
     shown = plain
     if form != USUAL:
         shown = [_in_form(turn, message, form, shield) for turn, message in zip(plain, messages, strict=True)]
-    return Turns(shown, plain, tools, guard)
+    return Turns(shown, plain, tools, guard, mark)
 
 
 def _in_form(turn: Message, message: Message, form: Form, shield: Shield) -> Message:
@@ -70,7 +94,7 @@ def _in_form(turn: Message, message: Message, form: Form, shield: Shield) -> Mes
         reasoning = turn["reasoning_content"]
         turn = {key: value for key, value in turn.items() if key != "reasoning_content"}
         if form.reasoning == INLINE:
-            turn["content"] = f"<think>\n{reasoning.strip()}\n</think>\n\n{turn['content']}"
-        else:
+            turn["content"] = f"{reasoning.strip().join(TAGS)}{turn['content']}"
+        elif form.reasoning != SPLICED:
             turn[form.reasoning] = reasoning
     return turn

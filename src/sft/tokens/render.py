@@ -27,7 +27,7 @@ from sft.conversation import Message, Rejection
 from sft.tokens import checks
 from sft.tokens.completeness import missing_in_tool
 from sft.tokens.fast_nano3 import MAX_CACHED_TOOLS, PROBES, SHA256, FastNano3
-from sft.tokens.forms import USUAL, Form, make_turns
+from sft.tokens.forms import SPLICED, USUAL, Form, make_turns
 from sft.tokens.partition import Part, partition
 from sft.tokens.segments import Segments
 from sft.tokens.shapes import Shape, example_of, shape_of
@@ -267,17 +267,22 @@ class ChatTemplate:
         trained = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
         guard = guard_for([messages, tools])
         shield = functools.partial(self.tokenizer.shield, guard=guard)
-        turns = make_turns(messages, self._shield_tools(tools, guard), self.form, shield, guard)
+        mark = guard_for([messages, tools, guard]) if self.form.reasoning == SPLICED else ""
+        turns = make_turns(messages, self._shield_tools(tools, guard), self.form, shield, guard, mark)
         texts: dict[tuple[Any, ...], str] = {}
 
         def text(number: int, *, thinking: bool, budget: int | None, generation_prompt: bool = False) -> str:
             key = number, thinking, budget, generation_prompt
             if key not in texts:
-                shown = turns.messages[:number]
+                shown = turns.first(number, generation_prompt)
                 rendered = self._render(
                     shown, turns.tools, thinking=thinking, budget=budget, generation_prompt=generation_prompt
                 )
                 rendered = restore_guard(rendered, guard)
+                if mark:
+                    rendered = turns.with_tags(restore_guard(rendered, mark))
+                    if mark in rendered:
+                        raise jinja2.TemplateError("the template writes reasoning in an answer not once")
                 if not generation_prompt and shown and shown[-1]["role"] == "assistant":
                     rendered += self._behind_last["tool_calls" in shown[-1]]
                 texts[key] = rendered
