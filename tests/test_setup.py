@@ -615,3 +615,14 @@ def test_a_clone_with_autocrlf_has_the_same_bytes_and_scripts_that_run(tmp_path)
     commit(checkout, "no attributes")
     run(tmp_path, "git", "clone", "-q", "--config", "core.autocrlf=true", str(checkout), str(tmp_path / "crlf"))
     assert b"\r\n" in (tmp_path / "crlf" / ".ci/run").read_bytes()
+
+
+def test_the_images_copy_files_that_are_there_and_install_no_other_torch():
+    text = (ROOT / "image/Dockerfile").read_text()
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()]
+    assert len(copied) > 4
+    assert [name for name in copied if not (ROOT / name).is_file()] == []
+    assert re.findall(r"^FROM --platform=linux/amd64 \S+ AS (\w+)$", text, re.M) == ["gpu", "cpu"]
+    _, gpu, cpu = re.split(r"^FROM ", text, flags=re.M)
+    assert "train" not in gpu, "its packages are the container's"
+    assert all(f"requirements/{name}.txt" in cpu for name in PIN_FILES)
