@@ -162,6 +162,17 @@ def other_start(folder: Path) -> Path:
     return folder / "other-start"
 
 
+def import_another_head(folder: Path) -> None:
+    """Import the base, which is tied, with an output layer that is not its embedding."""
+    from safetensors.torch import load_file, save_file
+
+    base = shutil.copytree(folder / "base", folder / "base-head")
+    weights = load_file(base / "model.safetensors")
+    other = {"lm_head.weight": weights["model.embed_tokens.weight"] + 1}
+    save_file({**weights, **other}, base / "model.safetensors", metadata={"format": "pt"})
+    bridge.import_base(base=base, checkpoint=folder / "start-head")
+
+
 def error_of(function: Callable[[], None]) -> str:
     """Return the message of the InputError that a function raises, "accepted" if none."""
     try:
@@ -244,6 +255,7 @@ def whole(folder: Path) -> None:
     ):
         params = train_params(checkpoint={"pretrained_checkpoint": str(start)})
         report[name] = error_of(lambda params=params, start=start: run(folder, "never", params, start=start))
+    report["another head"] = error_of(lambda: import_another_head(folder))
     half_base(folder / "base-bf16", folder / "base")
     bridge.import_base(base=folder / "base-bf16", checkpoint=folder / "start-bf16")
     export(folder, folder / "start-bf16", "round-trip-bf16", base="base-bf16")
@@ -556,6 +568,7 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_before_it_is_loaded(lab: Pat
     assert "layers 3 instead of 2" in report["another start"]
     assert "lora/checkpoints/iter_0000008: has adapters only" in report["adapters"]
     assert "/nothing: not found" in report["no start"]
+    assert "lm_head.weight differs from model.embed_tokens.weight" in report["another head"]
 
 
 @pytest.mark.pipeline

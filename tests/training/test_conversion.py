@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from sft.cli import InputError
 from sft.training import conversion
 
 BIAS = "backbone.layers.1.mixer.gate.e_score_correction_bias"
@@ -25,3 +27,10 @@ def test_a_tensor_has_the_format_of_the_base_and_a_router_bias_is_fp32(tmp_path:
         "ids": torch.int64,
     }
     assert torch.equal(written[BIAS], exact)
+
+
+def test_an_output_layer_that_a_tied_model_would_lose_is_refused() -> None:
+    tensors = {"embed": torch.ones(2, 2), "lm_head": torch.ones(2, 2)}
+    conversion.check_tied(tensors, "embed", "lm_head")
+    with pytest.raises(InputError, match="lm_head differs from embed"):
+        conversion.check_tied({**tensors, "lm_head": torch.zeros(2, 2)}, "embed", "lm_head")

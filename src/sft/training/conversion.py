@@ -5,7 +5,7 @@ tensors in one format (docs/known-issues.md: missing-tensor, one-format).
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,13 @@ def check_complete(bridge: Any, model: Any) -> None:
         taken.update(names)
         if task.megatron_module is None:
             without += [name for name in names if name not in tensors]
-    output = converter.mapping_registry().megatron_to_hf_lookup("output_layer.weight")
-    if output is not None and converter._share_embeddings_and_output_weights(model[0].config):
-        taken.add(output.hf_param)
+    if converter._share_embeddings_and_output_weights(model[0].config):
+        lookup = converter.mapping_registry().megatron_to_hf_lookup
+        embedding, output = (lookup(name) for name in ("embedding.word_embeddings.weight", "output_layer.weight"))
+        if output is not None:
+            taken.add(output.hf_param)
+            if embedding is not None and {embedding.hf_param, output.hf_param} <= tensors:
+                check_tied(source, embedding.hf_param, output.hf_param)
     unused = sorted(name for name in tensors - taken if not NOT_PARAMETERS.search(name))
     if without or unused:
         faults = [f"{kind} {_some(names)}" for kind, names in (("has no", without), ("has unknown", unused)) if names]
@@ -77,6 +81,16 @@ def check_complete(bridge: Any, model: Any) -> None:
             f"models/base/*.safetensors: {', and '.join(faults)}: Megatron-Bridge expects each tensor of a model under "
             "its name and no other, or weights stay random (docs/known-issues.md, missing-tensor). Fetch a folder with "
             "the names that the model's publisher uses."
+        )
+
+
+def check_tied(source: Mapping[str, torch.Tensor], embedding: str, output: str) -> None:
+    """Raise InputError if a model that shares its embeddings with the output layer has another output layer."""
+    if not torch.equal(source[embedding], source[output]):
+        raise InputError(
+            f"models/base/*.safetensors: {output} differs from {embedding}, but config.json says that they are one "
+            "(tie_word_embeddings): the first would be lost. If the model was trained with both, set "
+            "tie_word_embeddings to false in its config.json; or else remove the tensor."
         )
 
 
