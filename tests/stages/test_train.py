@@ -24,7 +24,8 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "inputs/model").rename(tmp_path / "models/base")
     (tmp_path / "data/packed").mkdir(parents=True)
     tokenizer = file_digest(tmp_path / "models/base/tokenizer.json")
-    write_json(tmp_path / "data/packed/metadata.json", {"tokenizer_sha256": tokenizer})
+    metadata = {"tokenizer_sha256": tokenizer, "splits": {"training": {"packs": 20}}}
+    write_json(tmp_path / "data/packed/metadata.json", metadata)
     return tmp_path
 
 

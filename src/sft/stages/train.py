@@ -7,9 +7,10 @@ data/packed, models/base  ->  models/final/             Hugging Face folder, cha
 Outside DVC: runs/<lineage key>/ (checkpoints, logs, journal.jsonl), and a run and a model version in MLflow.
 
 One process trains on a CPU or on one GPU. With more GPUs (or SFT_PROCESSES=N) the stage starts torchrun, and each rank
-runs this module with `--rank-of FOLDER`. With CLUSTER=<name> a Slurm job trains and this process follows it
-(slurm/README.md); DETACH=1 submits without following, DRY_RUN=1 only shows the job. To resume a killed run from its
-last checkpoint, run the stage again. A complete run is exported again without training.
+runs this module with `--rank-of FOLDER`. With CLUSTER=<name> a Slurm job imports, trains and exports (slurm/README.md);
+this process follows it, reads configs only, and publishes what it exported. DETACH=1 submits without following,
+DRY_RUN=1 only shows the job. To resume a killed run from its last checkpoint, run the stage again. A complete run is
+exported again without training.
 """
 
 import argparse
@@ -33,11 +34,11 @@ from sft.lineage.key import Lineage, code_digest, package_versions
 from sft.lineage.patch import dirty_patch, keep_patch
 from sft.lineage.record import lineage_json, records, write_environment
 from sft.params.read import load, load_training
-from sft.params.training import Peft, TrainParams
+from sft.params.training import TrainParams
 from sft.run_stage import run_stage
 from sft.tracking import journal
-from sft.training import checkpoints
-from sft.training.launch import RANK_OPTION, Run, count_ranks, launch, read_run
+from sft.training import checkpoints, convert
+from sft.training.launch import RANK_OPTION, Run, check_in_child, check_run, count_ranks, launch, read_run
 from sft.training.report import write_reports
 from sft.training.steps import StepLog
 
@@ -50,7 +51,6 @@ def main() -> None:
     """Train a model, or complete its training; export and report it."""
     from sft.cluster import train_job
     from sft.tracking import sync, training_run
-    from sft.training import bridge
 
     cluster_name = requested_cluster()
     cluster = read_cluster_file(cluster_name) if cluster_name else None
@@ -76,27 +76,29 @@ def main() -> None:
         with lock.held():  # then the job holds it
             begin()
 
-    def final_checkpoint() -> Path | None:
-        return checkpoints.final_checkpoint(run.folder, iterations)
+    def is_complete() -> bool:
+        return (
+            convert.is_exported(run, with_steps) if cluster else convert.chosen_checkpoint(run, with_steps) is not None
+        )
 
     with contextlib.ExitStack() as stack:
         if not cluster:
-            if final_checkpoint() is None:
+            if not is_complete():
                 jobs.refuse_if_active(run.folder)
             stack.enter_context(lock.held())
             if snapshot.code(Path.cwd()) != code or dirty_patch(Path.cwd()) != patch:  # read before it waited
                 raise InputError("code changed while this waited for the run. Start it again.")
         check(run, with_steps, cluster)
-        if not params.checkpoint.pretrained_checkpoint:
-            bridge.import_base(base=run.base, checkpoint=run.start)
+        if not cluster:
+            convert.import_start(run, params)
         run_journal = journal.Journal(run.folder)
         attached = [keep_patch(patch, run.folder)] if patch else []
         job: jobs.Job | None = None
         state: slurm.State | None = None
-        checkpoint = final_checkpoint()
-        if checkpoint is not None:
+        was_complete = is_complete()
+        if was_complete:
             jobs.exit_for_dvc()
-        if checkpoint is None and cluster:  # until the job ends, its attempt has no end to log
+        if not was_complete and cluster:  # until the job ends, its attempt has no end to log
             job = train_job.submit(run, cluster_name, cluster, begin_job)
             state = jobs.wait_or_detach(job, cluster)
         elif not jobs.active_job(run.folder):
@@ -104,29 +106,30 @@ def main() -> None:
         if cluster:
             stack.enter_context(lock.held(wait=True))
         with sync.sync_at_exit(run.folder) as synced, journal.record_status(run_journal):
-            if checkpoint is not None:
+            if was_complete:
                 echo(f"this run is complete: step {iterations} is exported again without training")
                 jobs.record_outcome(run.folder, "complete")
             elif job:
-                jobs.finish(job, state, lambda: final_checkpoint() is not None)
+                jobs.finish(job, state, is_complete)
             else:
                 launch(run, count_ranks(), train, lock.descriptor)
-            checkpoint = final_checkpoint()
-            if checkpoint is None:
+            chosen = convert.chosen_checkpoint(run, with_steps)
+            if chosen is None:
                 raise InputError(f"{run.folder}: training ended before step {iterations}. See logs/ there, then rerun.")
             snapshot.check_unchanged(run.folder, Path.cwd(), recorded_params(load_training()))
-            chosen = checkpoints.checkpoint_to_export(run.folder, iterations, params.checkpoint)
-            assert chosen is not None  # the run is complete
-            export(run, lineage, chosen, params.peft, patch, sync.run_id(run.folder))
+            if not cluster:
+                convert.export(run, with_steps)
+            publish(run, lineage, chosen, patch, sync.run_id(run.folder))
             entries = run_journal.entries("step", "validation")
             metrics = write_reports(entries, lineage.key, iterations, params.train.global_batch_size, packs)
             snapshot.check_unchanged(run.folder, Path.cwd(), recorded_params(load_training()))
             losses = {name: metrics[name] for name in ("train_loss", "validation_loss")}
             journal.add_model(run_journal, FINAL, losses, iterations)
-            attached += write_environment(run.folder, checkpoint)
+            attached += write_environment(run.folder, checkpoints.iteration_folder(run.folder, iterations))
             begun = records(run.folder / snapshot.BEGUN)
             files = {**records(Path.cwd()), **begun, **{path.name: path for path in attached}}
             run_journal.attach(journal.RECORDS, files)
+    convert.remove_exported(run.folder)
     echo(
         f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps: the model saw "
         f"{metrics['trained_tokens']:,} trained tokens, {metrics['epochs']:.2f} epochs of the packs; {synced.text}"
@@ -167,12 +170,10 @@ def run_of(lineage: Lineage, params: TrainParams) -> Run:
 
 def check(run: Run, params: TrainParams, cluster: Cluster | None) -> None:
     """Check params, data and model before a node is used. Raises InputError: all checks that fail."""
-    from sft.training import bridge
-
-    ranks, on_gpu = (cluster.ranks, cluster.gpus > 0) if cluster else (count_ranks(), None)
-    warnings = bridge.check(
-        base=run.base, start=run.start, packed=run.packed, run=run.folder, params=params, ranks=ranks, on_gpu=on_gpu
-    )
+    if cluster:
+        warnings = check_in_child(run, params, cluster.ranks, cluster.gpus > 0)
+    else:
+        warnings = check_run(run, params, count_ranks())
     for warning in warnings:
         echo(f"[yellow]{escape(warning)}[/]")
 
@@ -220,17 +221,15 @@ def _ignore(*values: object) -> None:
     """Log nothing, on all ranks but the first."""
 
 
-def export(run: Run, lineage: Lineage, checkpoint: Path, peft: Peft, patch: bytes | None, run_id: str | None) -> None:
-    """Publish models/final: weights, tokenizer, the chat template of the data, README.md, lineage.json."""
+def publish(run: Run, lineage: Lineage, checkpoint: Path, patch: bytes | None, run_id: str | None) -> None:
+    """Publish models/final: the exported model, the chat template of the data, README.md, lineage.json."""
     from sft.lineage import card
-    from sft.training import bridge
 
     with publish_folder(FINAL) as folder:
-        parity = bridge.export(checkpoint=checkpoint, base=run.base, target=folder, start=run.start, peft=peft)
+        exported = convert.copy_exported(run.folder, checkpoint, folder)
         copy_chat_files(run.packed, folder)
-        begun = run.folder / snapshot.BEGUN
-        git = snapshot.begun_at(run.folder)
-        facts = {**lineage_json(lineage, run_id, begun, load("fetch.model"), patch, git), "parity": parity}
+        begun, git = run.folder / snapshot.BEGUN, snapshot.begun_at(run.folder)
+        facts = {**lineage_json(lineage, run_id, begun, load("fetch.model"), patch, git), "parity": exported["parity"]}
         if of_nodes := node_packages.recorded(run.folder):
             facts["node_packages"] = of_nodes
         text = card.render(facts, lambda path: read_json(begun / path) if (begun / path).exists() else {})

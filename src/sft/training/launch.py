@@ -1,14 +1,18 @@
-"""Starts the ranks of a run on this machine: this process, or several processes under torchrun."""
+"""Checks a run, and starts its ranks on this machine: this process, or several processes under torchrun."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sft.cli import InputError
+from sft.cli import InputError, end_with_parent
 from sft.files import read_json, write_json
+from sft.params.training import TrainParams
 
 RANK_MODULE = "sft.stages.train"
 RANK_OPTION = "--rank-of"  # not --run: torchrun reads that as an abbreviation of its own --run-path
@@ -54,6 +58,30 @@ def count_ranks() -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def check_run(run: Run, params: TrainParams, ranks: int, on_gpu: bool | None = None) -> list[str]:
+    """Check a run as `bridge.check` does; return its warnings."""
+    from sft.training import bridge
+
+    return bridge.check(
+        base=run.base, start=run.start, packed=run.packed, run=run.folder, params=params, ranks=ranks, on_gpu=on_gpu
+    )
+
+
+def check_in_child(run: Run, params: TrainParams, ranks: int, on_gpu: bool) -> list[str]:
+    """Check a run that a job will train, in a process that ends: Megatron takes 1 GB, and a job is followed for days.
+
+    It reads configs only, no weights but the embeddings of the template's control tokens.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as child:
+        try:
+            return child.submit(check_run, run, params, ranks, on_gpu).result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "the process that checks the params was killed. It needs 1.5 GB of memory on this machine."
+            ) from error
 
 
 def launch(run: Run, ranks: int, train: Callable[[Run], None], lock: int) -> None:
