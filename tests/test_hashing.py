@@ -1,6 +1,7 @@
 """Digests and keyed hashes: the same on every machine, and as they always were."""
 
 import hashlib
+import time
 
 import numpy as np
 import pytest
@@ -82,3 +83,24 @@ def test_numbers_of_keyed_hashes_have_the_order_of_their_texts(seed, texts):
     numbers = keyed_hashes(seed, texts)
     assert numbers.dtype == np.uint64
     assert [f"{number:016x}" for number in numbers] == [keyed_hash(seed, text)[:16] for text in texts]
+
+
+def test_a_large_file_is_read_again_only_if_it_changed(tmp_path, monkeypatch):
+    path, read = tmp_path / "file", []
+    sha256 = hashlib.sha256
+    monkeypatch.setattr("sft.hashing.hashlib.sha256", lambda: read.append(1) or sha256())
+    monkeypatch.setattr("sft.hashing.SETTLED_NS", 0)
+    path.write_bytes(b"a" * (BLOCK_BYTES + 1))
+    first = file_digest(path)
+    assert (file_digest(path), len(read)) == (first, 1)
+    time.sleep(0.02)  # a tick of the clock of the file system
+    path.write_bytes(b"b" * (BLOCK_BYTES + 1))
+    assert file_digest(path) == sha256(path.read_bytes()).hexdigest() != first
+    assert len(read) == 2
+
+
+def test_a_file_that_has_just_changed_is_read_again(tmp_path):
+    path = tmp_path / "file"
+    for letter in (b"a", b"b"):
+        path.write_bytes(letter * (BLOCK_BYTES + 1))
+        assert file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,29 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK_BYTES = 1 << 20
+SETTLED_NS = 2_000_000_000
+"""A file that changed less than this ago could change again within one tick of its file system's clock."""
+_known_digests: dict[tuple[int, ...], str] = {}
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file, as 64 hex digits."""
+    """Return the sha256 of a file, as 64 hex digits. A large file that has not changed is read once by a process."""
+    before = _stamp(path.stat())
+    if before in _known_digests:
+        return _known_digests[before]
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
-    return digest.hexdigest()
+    result = digest.hexdigest()
+    after = path.stat()
+    if after.st_size > BLOCK_BYTES and _stamp(after) == before and time.time_ns() - after.st_ctime_ns > SETTLED_NS:
+        _known_digests[before] = result
+    return result
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
