@@ -1,5 +1,6 @@
 """launch: one rank trains in this process, several under torchrun. tests/training/test_bridge.py trains with both."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,13 @@ def test_a_rank_of_another_launcher_is_an_error_and_does_not_wait(monkeypatch: p
         monkeypatch.setenv(name, "2")
     with pytest.raises(InputError, match=rf"^{names.replace(' ', '=2 ')}=2: .*unset RANK WORLD_SIZE"):
         launch.count_ranks()
+
+
+def test_a_launcher_of_one_rank_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("SFT_PROCESSES", "2")):
+        monkeypatch.setenv(name, value)
+    assert launch.count_ranks() == 2
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(os.environ)
 
 
 @pytest.mark.parametrize("number", ["0", "two", "-1", "1.5"])

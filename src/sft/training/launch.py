@@ -15,6 +15,8 @@ from sft.files import read_json, write_json
 from sft.params.training import TrainParams
 
 RANK_MODULE = "sft.stages.train"
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+"""Variables that torchrun, a container or a cluster's operator sets for each rank."""
 RANK_OPTION = "--rank-of"  # not --run: torchrun reads that as an abbreviation of its own --run-path
 
 
@@ -44,8 +46,13 @@ def read_run(folder: Path) -> Run:
 def count_ranks() -> int:
     """Return how many ranks train on this machine: SFT_PROCESSES, or one for each GPU, or one on a CPU.
 
+    Removes the variables of a launcher that started one rank alone (RANK=0 WORLD_SIZE=1): there is nothing to join.
+
     Raises:  InputError: SFT_PROCESSES is no number, or variables say that this process is a rank of another launcher.
     """
+    if os.environ.get("WORLD_SIZE") == "1" and os.environ.get("RANK", "0") == "0":
+        for name in LAUNCHER:
+            os.environ.pop(name, None)
     if others := [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE") if name in os.environ]:
         raise InputError(
             f"{' '.join(others)}: set, as by torchrun, but this stage starts its ranks itself (SFT_PROCESSES, or "
