@@ -21,7 +21,7 @@ import pytest
 
 from sft import files
 from sft.cli import InputError
-from sft.hashing import folder_digests
+from sft.hashing import folder_digest, folder_digests
 from sft.packing.write import build_packs, write_npy
 from sft.params.training import TrainParams
 from sft.training import bridge, checkpoints, config
@@ -247,6 +247,15 @@ def whole(folder: Path) -> None:
         model=NO_DROPOUT, train={"train_iters": 4}, checkpoint={"pretrained_checkpoint": str(second)}
     )
     run(folder, "further", further, start=second)
+    copy = shutil.copytree(second, folder / "elsewhere" / second.name)
+    adopted = train_params(model=NO_DROPOUT, train={"train_iters": 4}, checkpoint={"pretrained_checkpoint": str(copy)})
+    report["foreign start"] = error_of(lambda: run(folder, "adopted", adopted, start=copy))
+    digest = folder_digest(copy)
+    for name, sha256 in (("another digest", "0" * 64), ("adopted", digest)):
+        given = adopted.checkpoint.model_copy(update={"pretrained_sha256": sha256})
+        params = adopted.model_copy(update={"checkpoint": given})
+        report[name] = error_of(lambda params=params: run(folder, "adopted", params, start=copy))
+    report["foreign digest"] = digest
     adapters = checkpoints.iteration_folder(folder / "lora", STEPS)
     for name, start in (
         ("another start", other_start(folder)),
@@ -516,6 +525,7 @@ def test_a_run_from_another_s_weights_has_its_own_steps_and_schedule(lab: Path) 
     assert [step[0] for step in further] == [1, 2, 3, 4]
     assert [step[2] for step in further[:2]] == [0.0, pytest.approx(3e-3)]
     assert further[0][1] < first[0][1] - 0.5
+    assert shown(lab, "adopted") == further
 
 
 @pytest.mark.pipeline
@@ -568,6 +578,10 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_before_it_is_loaded(lab: Pat
     assert "layers 3 instead of 2" in report["another start"]
     assert "lora/checkpoints/iter_0000008: has adapters only" in report["adapters"]
     assert "/nothing: not found" in report["no start"]
+    assert report["foreign start"].startswith(place)
+    assert report["foreign start"].endswith(f"set checkpoint.pretrained_sha256: {report['foreign digest']}")
+    assert report["another digest"].endswith(f"set checkpoint.pretrained_sha256: {report['foreign digest']}")
+    assert report["adopted"] == "accepted"
     assert "lm_head.weight differs from model.embed_tokens.weight" in report["another head"]
 
 

@@ -33,7 +33,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for iteration in (2, 4):
         save(run, iteration, checkpoint_params(), loss=1.0 / iteration)
 
-    def written(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: object) -> dict[str, object]:
+    def written(
+        *, checkpoint: Path, base: Path, target: Path, start: Path, peft: object, start_sha256: str | None
+    ) -> dict[str, object]:
         (target / "model.safetensors").write_text(checkpoint.name)
         return {"import": None, "export": {"logits": 1e-6}}
 

@@ -179,6 +179,14 @@ class Checkpoint(Section):
     """Checkpoint that becomes models/final: the last one, or the best by validation loss."""
     pretrained_checkpoint: str | None
     """Megatron checkpoint to start from; null = import models/base."""
+    pretrained_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of its files, if another program made it: the training prints it. Loading a checkpoint can run code."""
+
+    @model_validator(mode="after")
+    def _a_digest_has_its_checkpoint(self) -> "Checkpoint":
+        if self.pretrained_sha256 and not self.pretrained_checkpoint:
+            raise ValueError("pretrained_sha256 goes with pretrained_checkpoint")
+        return self
 
     @model_validator(mode="after")
     def _retained_are_saved(self) -> "Checkpoint":

@@ -4,7 +4,8 @@ Hugging Face folder -> `import_base` -> Megatron checkpoint -> `train` (Bridge's
 run -> `export` -> Hugging Face folder. One process, or N under torchrun; on GPUs, or on a CPU by `sft.training.cpu`.
 
 Guarantees:
-- A Megatron checkpoint is loaded only if its files match their manifest (sft.training.checkpoints).
+- A Megatron checkpoint is loaded only if its files match their manifest, or the digest in params.yaml
+  (sft.training.checkpoints).
 - A killed run resumes from its newest intact checkpoint, and sees the packs of an unbroken run in the same order with
   the same dropout, also across the end of an epoch.
 - The loss is the mean over the trained tokens of a step, however they are distributed over packs and ranks.
@@ -101,7 +102,7 @@ def train(
 
     Args:
         base: Hugging Face folder with the model's config and tokenizer.
-        start: Checkpoint of `import_base`, or another run's iter_* folder.
+        start: Checkpoint of `import_base`, or an iter_* folder of another run or of another program.
         packed: Folder with training/*.parquet and validation/*.parquet.
         run: Folder of the run; nothing happens if the run is complete.
         params: The training sections of params.yaml, with a number of steps.
@@ -123,7 +124,7 @@ def train(
         if checkpoint == checkpoints.iteration_folder(run, params.train.steps):
             return
         if checkpoint is None or params.peft.name is not None:
-            _broadcast(lambda: checkpoints.verify(start))
+            _broadcast(lambda: checkpoints.verify(start, params.checkpoint.pretrained_sha256))
         callbacks = _Callbacks(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop)
         with quiet(run / "logs" / "bridge.log"):
             _broadcast(lambda: write_json(run / PARAMS, params.model_dump()))
@@ -170,12 +171,7 @@ def check(
         _, provider = config.model_of(base, weights=False, on_gpu=on_gpu)
         geometry = start_geometry = config.geometry_of(provider)
     if params.checkpoint.pretrained_checkpoint and start is not None:
-        if fault := checkpoints.fault_of(start):
-            raise InputError(
-                f"params.yaml: checkpoint.pretrained_checkpoint: {start}: {fault}. Expected a checkpoint of this "
-                "project with its manifest: runs/<lineage key>/checkpoints/iter_<step>. Others could run code when "
-                "they are loaded: export them where they were made, and name the Hugging Face folder in fetch.model."
-            )
+        check_start(start, params.checkpoint.pretrained_sha256)
         start_params = start.parent.parent / PARAMS
         if start_params.exists() and read_json(start_params)["peft"]["name"] is not None:
             raise InputError(
@@ -201,18 +197,35 @@ def check(
     return checks.warnings(params, facts)
 
 
-def export(*, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft) -> dict[str, Any]:
+def check_start(start: Path, sha256: str | None) -> None:
+    """Raise InputError unless a run may start from a Megatron checkpoint: one of this project, or an adopted one."""
+    fault = checkpoints.fault_of(start, sha256)
+    if fault is None:
+        return
+    advice = "Expected a step of a run: runs/<lineage key>/checkpoints/iter_<step>."
+    if start.name.startswith("iter_") and start.is_dir() and (sha256 or not checkpoints.manifest_of(start).exists()):
+        advice = (
+            "Another program made it, and loading a Megatron checkpoint can run code. If you trust these files, set "
+            f"checkpoint.pretrained_sha256: {folder_digest(start)}"
+        )
+    raise InputError(f"params.yaml: checkpoint.pretrained_checkpoint: {start}: {fault}. {advice}")
+
+
+def export(
+    *, checkpoint: Path, base: Path, target: Path, start: Path, peft: p.Peft, start_sha256: str | None = None
+) -> dict[str, Any]:
     """Write a trained checkpoint as a Hugging Face folder; return the certificates of parity at import and export.
 
     Weights come from the checkpoint, each tensor in the number format that it has in `base`, router biases in fp32;
     every other file comes from `base`, byte for byte. Adapters (`peft`) are merged into the weights of `start`, on
-    which they were trained, or written as the package peft reads them, or both (`peft.export`).
+    which they were trained, or written as the package peft reads them, or both (`peft.export`). `start_sha256`: digest
+    of a `start` that another program made.
 
     Raises:  InputError: the checkpoint's files do not match its manifest, or the logits differ from transformers'.
     """
     checkpoints.verify(checkpoint)
     if peft.name is not None:
-        checkpoints.verify(start)
+        checkpoints.verify(start, start_sha256)
     with publish_folder(target) as partial, quiet():
         bridge, provider = config.model_of(base, weights=False)
 

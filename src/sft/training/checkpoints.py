@@ -1,7 +1,7 @@
 """Checkpoints of Megatron: manifests that protect them, and which ones of a run are kept.
 
 Loading torch_dist unpickles, so a foreign or changed checkpoint could run code. A checkpoint is loaded only if its
-files match the manifest that this program wrote outside of it.
+files match the manifest that this program wrote outside of it, or the digest that params.yaml gives.
 
 A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validation_losses.json.
 """
@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from sft.cli import InputError, echo
 from sft.files import read_json, write_json
-from sft.hashing import folder_digests
+from sft.hashing import folder_digest, folder_digests
 from sft.params import training as p
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -38,11 +38,14 @@ def manifest_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.manifest.json")
 
 
-def fault_of(checkpoint: Path) -> str | None:
-    """Return how a checkpoint differs from its manifest, or None."""
+def fault_of(checkpoint: Path, sha256: str | None = None) -> str | None:
+    """Return how a checkpoint differs from its manifest, or from the digest of a foreign one; None if it does not."""
     manifest = manifest_of(checkpoint)
     if not checkpoint.is_dir():
         return "not found"
+    if sha256 is not None:
+        digest = folder_digest(checkpoint)
+        return None if digest == sha256 else f"its files have the digest {digest}, expected {sha256}"
     if not manifest.exists():
         return f"no manifest {manifest}"
     expected, found = read_json(manifest), folder_digests(checkpoint)
@@ -54,9 +57,9 @@ def fault_of(checkpoint: Path) -> str | None:
     return f"{name} is {state}" + (f", and {len(different) - 1} more files differ" if different[1:] else "")
 
 
-def verify(checkpoint: Path) -> None:
-    """Raise InputError unless a checkpoint's files match its manifest."""
-    fault = fault_of(checkpoint)
+def verify(checkpoint: Path, sha256: str | None = None) -> None:
+    """Raise InputError unless a checkpoint's files match its manifest, or the digest of a foreign one."""
+    fault = fault_of(checkpoint, sha256)
     if fault is not None:
         raise InputError(
             f"{checkpoint}: {fault}. A Megatron checkpoint can run code when it is loaded, so its files must match "

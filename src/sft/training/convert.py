@@ -61,7 +61,14 @@ def export(run: Run, params: TrainParams) -> None:
         return
     remove_exported(run.folder)
     target = run.folder / EXPORTED
-    parity = bridge.export(checkpoint=checkpoint, base=run.base, target=target, start=run.start, peft=params.peft)
+    parity = bridge.export(
+        checkpoint=checkpoint,
+        base=run.base,
+        target=target,
+        start=run.start,
+        peft=params.peft,
+        start_sha256=params.checkpoint.pretrained_sha256,
+    )
     record = {"checkpoint": checkpoint.name, "parity": parity, "files": folder_digests(target)}
     write_json(_record(run.folder), record)
 

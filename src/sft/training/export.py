@@ -40,11 +40,18 @@ def export(run: Path, step: int | None, target: Path) -> Path:
     checkpoint = checkpoints.find_checkpoint(run, step)
     if not (run / bridge.PARAMS).exists():
         raise InputError(f"{run / bridge.PARAMS}: not found: this run has not trained a step yet.")
-    trained, peft = read_run(run), Peft.model_validate(read_json(run / bridge.PARAMS)["peft"])
+    trained, params = read_run(run), read_json(run / bridge.PARAMS)
     if (trained.start / bridge.BASE_DIGEST).exists():
         bridge.check_origin(trained.base, trained.start)
     with publish_folder(target) as folder:
-        parity = bridge.export(checkpoint=checkpoint, base=trained.base, target=folder, start=trained.start, peft=peft)
+        parity = bridge.export(
+            checkpoint=checkpoint,
+            base=trained.base,
+            target=folder,
+            start=trained.start,
+            peft=Peft.model_validate(params["peft"]),
+            start_sha256=params.get("checkpoint", {}).get("pretrained_sha256"),
+        )
         if (trained.packed / "chat_template.jinja").exists():
             copy_chat_files(trained.packed, folder)
         number = checkpoints.step_of(checkpoint)
