@@ -132,6 +132,14 @@ def test_the_model_is_published_with_its_digest_and_size(here: Path) -> None:
     assert report["parameters"] == 99_648
     assert report["rows_in"] == report["rows_out"] == len(report["files"]) == len(list((here / "model").iterdir()))
     assert [path.name for path in (here / "models").iterdir()] == ["base"]
+    assert "added" not in report
+    for file in (here / "model").glob("chat_template*"):
+        file.unlink()
+    fetch.main("model")
+    assert read_json(here / "reports/fetch/model.json")["added"] == {
+        "template": "templates/nano3.jinja",
+        "stop_token": "<|im_end|>",  # its tokenizer has the tokens
+    }
 
 
 def test_a_model_that_cannot_be_read_publishes_nothing(here: Path) -> None:

@@ -1,0 +1,63 @@
+# ruff: noqa: RUF001 (control tokens of DeepSeek have a bar of their own)
+"""The turns of family templates against an independent renderer, `renderers` (PyPI, Apache-2.0), where it knows one.
+
+Our templates have system texts of their own, so what is compared begins with the first question.
+"""
+
+import pytest
+from renderers.configs import (
+    DeepSeekR1RendererConfig,
+    DeepSeekV3RendererConfig,
+    KimiK2RendererConfig,
+    Llama3RendererConfig,
+    Qwen3RendererConfig,
+)
+from renderers.deepseek_r1 import DeepSeekR1Renderer
+from renderers.deepseek_v3 import DeepSeekV3Renderer
+from renderers.kimi_k2 import KimiK2Renderer
+from renderers.llama_3 import Llama3Renderer
+from renderers.qwen3 import Qwen3Renderer
+
+from tests.support.families import DEEPSEEK, FAMILIES, TOOLS_OF_DEEPSEEK, load_family
+from tests.support.tokenizers import write_tokenizer
+from tests.templates.test_families import SHAPES
+from tests.tokens.test_renderers import TheirTokenizer
+
+OUTPUTS = ("<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>")
+# Our family -> their renderer, and the control tokens that it asks for beside those of the family.
+THEIRS = {
+    "qwen3": (Qwen3Renderer, Qwen3RendererConfig, ("<tool_response>", "</tool_response>")),
+    "deepseek-v3": (DeepSeekV3Renderer, DeepSeekV3RendererConfig, OUTPUTS),
+    "deepseek-r1": (DeepSeekR1Renderer, DeepSeekR1RendererConfig, (*TOOLS_OF_DEEPSEEK, *OUTPUTS)),
+    "kimi-k2": (KimiK2Renderer, KimiK2RendererConfig, ()),
+    "llama3": (Llama3Renderer, Llama3RendererConfig, ()),
+}
+ALIKE = ("one turn", "system", "several turns", "empty answer", "blank ends")
+MORE = {"qwen3": ("tool", "parallel calls", "reasoning last", "reasoning each"), "deepseek-r1": ("reasoning each",)}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_turns_and_prompts_are_theirs(tmp_path, name):
+    renderer, config, more = THEIRS[name]
+    chat = load_family(name, tmp_path / "ours")
+    theirs = renderer(TheirTokenizer(write_tokenizer(tmp_path / "theirs", (*FAMILIES[name].tokens, *more))), config())
+    for shape in (*ALIKE, *MORE.get(name, ())):
+        messages, tools = SHAPES[shape]
+        question = next(message["content"].strip() for message in messages if message["role"] == "user")
+        for shown, prompted in ((messages, False), (messages[:-1], True)):
+            ids = theirs.render_ids(shown, tools=tools, add_generation_prompt=prompted)
+            ours = chat.render(shown, tools, thinking=True, generation_prompt=prompted)
+            expected = theirs._tokenizer.decode(ids).partition(question)[2]
+            assert ours.partition(question)[2] == expected, (shape, prompted)
+
+
+def test_a_spliced_answer_follows_their_prompt(tmp_path):
+    renderer, config, more = THEIRS["deepseek-r1"]
+    chat = load_family("deepseek-r1", tmp_path / "ours")
+    folder = write_tokenizer(tmp_path / "theirs", (*DEEPSEEK, *more))
+    theirs = renderer(TheirTokenizer(folder), config())
+    messages, _ = SHAPES["reasoning each"]
+    for sample, end in zip(chat.render_samples(messages, None), (1, 3), strict=True):
+        ((start, behind),) = sample.spans
+        prompt = theirs._tokenizer.decode(theirs.render_ids(messages[:end], add_generation_prompt=True))
+        assert (sample.text[:start], behind) == (prompt, len(sample.text))
