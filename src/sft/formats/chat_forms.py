@@ -27,9 +27,11 @@ from sft.formats.demo.nemo_gym import nemo_gym
 from sft.formats.fields import PREFERENCE, SHOWN_CHARS, has_speaker, is_selected, listed, lookup, merged, suggest_read
 from sft.formats.json_text import parse_text, parsed_or_same
 from sft.formats.not_read import says_something
+from sft.formats.other_shapes import other_shape
 from sft.formats.raw_files import Json, Row
 from sft.formats.records import ChatRow, as_messages, question_and_answer
 from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS, role_of
+from sft.formats.turn_lists import messages_of_turns
 
 SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of an object of another shape
 MESSAGE_TEXT = re.compile("""["']role["']""")
@@ -116,7 +118,8 @@ def _to_chat(row: Row, format: str, fields: Fields, select: Selection, counts: F
     if not any([columns.has(*names) for names in REQUIRED[format]]):
         if len(counts.without_fields) < KEPT_ROWS:
             counts.without_fields.append((row.location, row.record))
-        return replace(row, record=None, fault=f"no field {_required(format)}; the row has {listed(row.record)}")
+        fault = other_shape(row.record) or f"no field {_required(format)}; the row has {listed(row.record)}"
+        return replace(row, record=None, fault=fault)
     counts.with_fields += 1
     try:
         record = TO_RECORD[format](columns)
@@ -145,6 +148,8 @@ def _no_row_fits(format: str, fields: Fields, rows: Sequence[Sequence[Any]]) -> 
 
 def _advice(record: Json) -> str:
     """Return what to write in params.yaml to read a record, and which of its columns are not read then."""
+    if shape := other_shape(record):
+        return f"A row is {shape}."
     suggestion = suggest_read(record)
     preference = ""
     if all(name in record for name in PREFERENCE):
@@ -212,12 +217,12 @@ class Columns:
 
 def _openai(columns: Columns) -> Json:
     """`messages` in any form that sft.formats.messages reads, and `tools`."""
-    return _with_system(columns, columns.decoded("messages"))
+    return _with_system(columns, messages_of_turns(columns.decoded("messages")))
 
 
 def _sharegpt(columns: Columns) -> Json:
     """The same under its ShareGPT name, `conversations`."""
-    return _with_system(columns, columns.decoded("conversations"))
+    return _with_system(columns, messages_of_turns(columns.decoded("conversations")))
 
 
 def _alpaca(columns: Columns) -> Json:

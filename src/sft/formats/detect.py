@@ -15,6 +15,7 @@ from sft.conversation import Rejection
 from sft.formats.chat_forms import AUTO, GROUP, FieldCounts, convert_chats
 from sft.formats.fields import Suggestion, listed, merged, suggest_read
 from sft.formats.messages import normalize
+from sft.formats.other_shapes import other_shape
 from sft.formats.raw_files import Row, read_objects
 from sft.formats.records import ChatRow
 from sft.params.data import Read
@@ -82,6 +83,8 @@ def _undecided(folder: Path, rows: Sequence[Row], fits: Mapping[Suggestion, int]
     ranked = sorted(fits, key=lambda suggestion: -fits[suggestion])[:SHOWN_FORMS]
     forms = "".join(f"\n{fits[suggestion]:6} fit {suggestion.line().strip()}" for suggestion in ranked)
     found = listed(dict(sorted(merged(row.record for row in rows if row.record is not None).items())))
+    shapes = Counter(filter(None, (other_shape(row.record) for row in rows if row.record is not None)))
+    forms += "".join(f"\n{count:6} are {shape}." for shape, count in shapes.most_common(SHOWN_FORMS))
     return (
         f"{folder}: read: {AUTO}: no form fits {MIN_SHARE:.0%} of the first {len(rows)} rows.{forms}\n"
         f"Fields found: {found}. Name the format under read, or split the source."

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import says_something
+from sft.formats.other_shapes import other_shape
 from sft.formats.spellings import ROLES, SYSTEM_COLUMNS
+from sft.formats.turn_lists import has_turns
 
 Json = dict[str, Any]
 
@@ -30,6 +32,8 @@ THOUGHTS = (
     *("thoughts", "deepseek_thinking_trajectory", "chain_of_thought", "complex_cot", "cot"),
 )
 CONVERSATIONS = {"messages": "openai", "conversations": "sharegpt"}
+# Names for a conversation that may be a list of pairs or of texts.
+TURN_LISTS = (*CONVERSATIONS, "conversation", "data", "dialog", "dialogue")
 # Names for a text that belongs to an instruction; it is empty in many rows.
 CONTEXTS = ("input", "context")
 MAX_LEVELS = 4  # of nested fields
@@ -110,6 +114,8 @@ def merged(records: Iterable[Json]) -> Json:
 
 def suggest_read(record: Json) -> Suggestion | None:
     """Return how a record can be read; None if no field holds messages, or a question and its answer."""
+    if other_shape(record):
+        return None
     paths = list(_paths(record))
     for name, format in CONVERSATIONS.items():
         value = record.get(name)
@@ -124,6 +130,8 @@ def suggest_read(record: Json) -> Suggestion | None:
         if not isinstance(value, dict) and _is_conversation(value, "role"):
             return _suggestion("openai", {"messages": path, **_system(record), "tools": _tools(paths)})
         if _is_list_with(value, "from", "value"):
+            return _suggestion("sharegpt", {"conversations": path, **_system(record), "tools": _tools(paths)})
+        if path.rpartition(".")[2] in TURN_LISTS and has_turns(parsed_or_same(value, "[")):
             return _suggestion("sharegpt", {"conversations": path, **_system(record), "tools": _tools(paths)})
     return None
 

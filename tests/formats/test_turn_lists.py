@@ -1,0 +1,54 @@
+"""Conversations without roles: found by `read: auto`, and read exactly."""
+
+import json
+
+import pytest
+
+from sft.conversation import Conversation
+from sft.formats.chat_forms import FieldCounts, convert_chats
+from sft.formats.detect import detect
+from sft.formats.messages import normalize
+from sft.formats.not_read import NotRead
+from sft.formats.raw_files import Row
+from sft.formats.records import ChatRow
+from sft.params.data import Read
+from tests.support.raw_rows import write_lines
+
+USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+SYSTEM = {"role": "system", "content": "S"}
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "not_read"),
+    [
+        ({"conversation": [{"input": "a", "output": "b"}] * 2, "source": "x"}, [USER, ANSWER] * 2, ["source"]),
+        ({"conversation": json.dumps([{"input": "a", "output": "b"}])}, [USER, ANSWER], []),
+        ({"conversation": [{"system": "S", "input": "a", "output": "b"}]}, [SYSTEM, USER, ANSWER], []),
+        (
+            {
+                "conversation": [
+                    {"input": "a", "output": "b", "output_with_loss": False},
+                    {"input": "a", "output": "b", "id": 7},
+                ]
+            },
+            [USER, {**ANSWER, "loss": False}, USER, ANSWER],
+            ["messages[].id"],
+        ),
+        ({"conversation": [{"human": "a", "assistant": "b"}]}, [USER, ANSWER], []),
+        ({"conversations": [["a", "b"], ["a", "b"]]}, [USER, ANSWER] * 2, []),
+        ({"id": "1", "data": ["a", "b", "a", "b"]}, [USER, ANSWER] * 2, ["id"]),
+        ({"data": ["a", "b", "a"]}, [USER, ANSWER, USER], []),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_list_without_roles_is_found_and_read(tmp_path, row, messages, not_read):
+    write_lines(tmp_path, "a.jsonl", row)
+    suggestion, _ = detect(tmp_path, Read(format="auto"))
+    (chat,) = convert_chats([Row("a:1", row)], suggestion.format, dict(suggestion.fields), {}, FieldCounts())
+    assert isinstance(chat, ChatRow)
+    assert chat.record is not None, chat.fault
+    counts = NotRead()
+    outcome = normalize(chat.record, chat.columns, chat.columns_read, counts)
+    counts.end_row("a:1", True)
+    assert outcome == Conversation(messages, None)
+    assert sorted(counts.counts) == not_read
