@@ -18,6 +18,7 @@ def rows(number: int) -> list[dict]:
             "mask": [0, 1],
             "turn_ends": [2],
             "group": None,
+            "license": "MIT",
         }
         for n in range(number)
     ]

@@ -290,6 +290,7 @@ PARAMS = [
     ("prep.reasoning.strip", 0.5, PREP),
     ("pack.precedence", ["chats"], {"pack"}),
     ("pack.unit", "samples", {"pack"}),
+    ("pack.exclude_licenses", ["MIT"], {"pack"}),
     ("pack.pack_size", 496, {"pack"}),
     ("pack.validation", 0.2, {"pack"}),
     ("optimizer.lr", 3e-3, {"train"}),

@@ -46,6 +46,7 @@ SAMPLES = pa.schema(
         ("mask", pa.list_(pa.uint8())),
         ("turn_ends", pa.list_(pa.int32())),
         ("group", pa.uint64()),
+        ("license", pa.string()),
     ]
 )
 PACKS = pa.schema(
@@ -60,7 +61,7 @@ PACKS = pa.schema(
     ]
 )
 # Columns that may be missing, or null in some rows.
-OPTIONAL = {"tools", "turn_ends", "group"}
+OPTIONAL = {"tools", "turn_ends", "group", "license"}
 # How every shard is written, packs too. Nobody reads column statistics; checksums find damage.
 WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
 

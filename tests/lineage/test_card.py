@@ -1,5 +1,7 @@
 """card: a model card that a hub reads, with the licenses of all data, and only what the reports say."""
 
+import re
+
 import pytest
 from huggingface_hub import ModelCard
 from ruamel.yaml import YAML
@@ -40,6 +42,13 @@ def test_the_front_matter_is_what_a_hub_reads():
     assert fields["datasets"] == ["owner/chats", "owner/more"]
     assert fields["library_name"] == "transformers"
     assert {"sft", "chat", "lineage-0123456789abcdef"} <= set(fields["tags"])
+
+
+def test_trained_tokens_are_listed_by_license_and_only_those_licenses_apply():
+    packed = {**PACK, "licenses": {"CC0-1.0": {"trained_tokens": 1234}}}
+    text = render(LINEAGE, lambda path: {"reports/fetch/model.json": BASE, "reports/pack.json": packed}.get(path, {}))
+    assert front_matter(text)["license_name"] == "Apache-2.0 and CC0-1.0"
+    assert re.search(r"\| trained tokens under CC0-1\.0 +\| 1,234 +\|", text)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,13 @@ def test_shares_may_miss_1_by_what_floating_point_loses():
     assert plan_epochs({"a": 5, "b": 5}, {"a": 0.5, "b": 0.5 + 9e-7}, NOTHING)["b"] == 1.0
 
 
+def test_the_share_of_an_excluded_source_goes_to_the_others():
+    shares, epochs = {"a": 0.5, "b": 0.25, "c": 0.25}, dict.fromkeys("abc")
+    seen = plan_epochs({"a": 0, "b": 10, "c": 20}, shares, epochs, without={"a"})
+    assert seen == {"a": 0.0, "b": 1.0, "c": 0.5}
+    assert describe_limits(seen, 1.0) == "limited by b (pack.max_epochs 1); used in part: c 0.5 epochs"
+
+
 def test_a_share_of_a_source_with_nothing_to_train_on_is_refused_by_name():
     with pytest.raises(InputError, match=r"fetch\.sources: share: .* b\."):
         plan_epochs({"a": 5, "b": 0}, {"a": 0.5, "b": 0.5}, NOTHING)

@@ -22,7 +22,9 @@ def conversations(tmp_path):
     (tmp_path / "spool").mkdir()
     ids, id_number = number_ids(lambda: [pa.array(["a", "c", "d", "b", "c"])])
     groups = np.arange(5, dtype=np.uint64)
-    return ConversationTable(np.array([0, 0, 0, 1, 1], np.int32), id_number, groups, ids, ["x", "y"])
+    return ConversationTable(
+        np.array([0, 0, 0, 1, 1], np.int32), id_number, groups, ids, ["x", "y"], np.zeros(5, np.int32), [""]
+    )
 
 
 def find(conversations, chosen, folder):

@@ -331,6 +331,27 @@ def test_shares_are_reached_without_repeating_and_what_is_not_drawn_is_counted(p
     assert {name: domain["asked_share"] for name, domain in domains.items()} == {"tool-use": 0.75, "chat": 0.25}
 
 
+def test_an_excluded_license_is_counted_and_every_trained_token_has_a_license(project, capsys):
+    sources = {"fetch.sources.calls.license": "MIT and GPL-3.0", "fetch.sources.chats.license": "CC0-1.0"}
+    set_params(project, **sources, **{"fetch.sources.calls.share": 0.75, "fetch.sources.chats.share": 0.25})
+    stage.main()
+    metadata = read_json(project / "data/packed/metadata.json")
+    by_license = {name: counts["trained_tokens"] for name, counts in metadata["licenses"].items()}
+    assert sum(by_license.values()) == metadata["splits"]["training"]["trained_tokens"]
+    assert list(by_license) == ["CC0-1.0", "MIT and GPL-3.0"]
+    assert by_license["MIT and GPL-3.0"] == metadata["splits"]["training"]["sources"]["calls"]["trained_tokens"]
+    set_params(project, **{"pack.exclude_licenses": ["gpl-3.0"]})
+    stage.main()
+    report = read_json(project / "reports/pack.json")
+    assert list(report["licenses"]) == ["CC0-1.0"]
+    assert list(report["lost"]["sources"]["calls"]) == ["excluded-license"]
+    assert report["rejected"]["excluded-license"] == sum(line["source"] == "calls" for line in rejected(project))
+    assert "licenses of the trained tokens: CC0-1.0 100.0%" in " ".join(capsys.readouterr().out.split())
+    set_params(project, **{"pack.exclude_licenses": ["gpl-3.0", "CC0-1.0"]})
+    with pytest.raises(InputError, match=r"^pack\.exclude_licenses"):
+        stage.main()
+
+
 def test_shares_of_some_sources_only_stop_before_anything_is_read(project):
     set_params(project, **{"fetch.sources.calls.share": 1.0})
     with pytest.raises(InputError, match=r"fetch\.sources: share: .*calls, .*chats"):
@@ -343,7 +364,7 @@ def bare(project, monkeypatch):
     (project / "data/prepared").unlink()
     for name in ("filter", "prep"):
         (project / "reports" / name).unlink()
-    monkeypatch.setattr(stage, "echo", lambda *parts: None)
+    monkeypatch.setattr("sft.packing.summary.echo", lambda *parts: None)
     set_params(project, **{"pack.pack_size": 64, "pack.npy_max_tokens": 0})
     return project
 

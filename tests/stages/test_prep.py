@@ -67,7 +67,7 @@ def test_samples_tokens_and_trained_tokens_are_counted_as_they_are_written(proje
     assert report["samples"] == len(rows) == 3 + 3 * 2, "three plain conversations, three of two reasoning turns"
     assert report["tokens"] == sum(len(row["ids"]) for row in rows)
     assert report["trained_tokens"] == sum(sum(row["mask"]) for row in rows) > 0
-    assert list(rows[0]) == ["conversation_id", "sample", "ids", "mask", "turn_ends", "group"]
+    assert list(rows[0]) == ["conversation_id", "sample", "ids", "mask", "turn_ends", "group", "license"]
     assert report["reasoning"] == {"none": 3, "kept": 3, "stripped": 0, "truncated": 0, "tokens_removed": 0}
     by_conversation: dict[str, list[int]] = {}
     for row in rows:

@@ -14,6 +14,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sft.params.base import license_names
+
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 # Identifiers of licenses on the hub; a license with another name is "other" there.
 HUB_LICENSES = {
@@ -63,9 +65,9 @@ def render(lineage: Facts, read: Callable[[str], Any], evaluation: Facts | None 
     reports/eval.json, known only after training.
     """
     sources: dict[str, dict[str, Any]] = lineage.get("sources", {})
-    base, licenses = read("reports/fetch/model.json"), set[str]()
-    for text in (source.get("license") for source in (*sources.values(), base)):  # "A, B and C" names three
-        licenses |= {name.strip() for name in re.split(r",| and ", str(text or "unknown")) if name.strip()}
+    base, packed = read("reports/fetch/model.json"), read("reports/pack.json")
+    of_data = packed.get("licenses") or [source.get("license") for source in sources.values()]
+    licenses = {name for text in (*of_data, base.get("license")) for name in license_names(str(text or "unknown"))}
     on_benchmarks = [name for name, source in sources.items() if "benchmark" in str(source.get("origin", "")).lower()]
     rows = [
         {**source, "name": name, "pin": source.get("revision") or source.get("sha256")}
@@ -78,7 +80,7 @@ def render(lineage: Facts, read: Callable[[str], Any], evaluation: Facts | None 
         sources=len(sources),
         licenses=", ".join(sorted(licenses)),
         data=_table(SOURCE_COLUMNS, ([row.get(key) for key in SOURCE_COLUMNS.values()] for row in rows)),
-        training=_table(("what", "value"), _training(lineage, read("reports/pack.json"))),
+        training=_table(("what", "value"), _training(lineage, packed)),
         evaluation=evaluation and _table(("measure", "before", "after"), _measured(evaluation)),
         benchmarks=", ".join(f"`{_cell(name)}`" for name in on_benchmarks),
         lineage=_table(("what", "digest"), _digests(lineage)),
@@ -136,6 +138,8 @@ def _training(lineage: Facts, pack: Facts) -> Iterable[list[Any]]:
     yield from ([f"packs: {split}", counts["packs"]] for split, counts in splits.items())
     if "training" in splits:
         yield ["trained tokens in them", splits["training"]["trained_tokens"]]
+    for name, counts in pack.get("licenses", {}).items():
+        yield [f"trained tokens under {name}", counts["trained_tokens"]]
     for when, certificate in (lineage.get("parity") or {}).items():
         if certificate and "tolerance" in certificate:
             yield [f"Megatron = transformers at {when}", f"logits within {certificate['tolerance']:g} of the largest"]

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from sft.ledger import Ledger
 from sft.packing.bins import lower_bound
 from sft.packing.blend import COUNTS, describe_limits, mixture_by_domain, mixture_by_source
+from sft.packing.licenses import count_licenses, licenses_of
 from sft.packing.plan import BlendPlan, PackOrder
 from sft.packing.sample_table import (
     DUPLICATE,
+    EXCLUDED,
     FITS,
     NEAR_DUPLICATE,
     NOT_DRAWN,
@@ -57,7 +59,7 @@ def count_by_source(samples: SampleTable, conversations: ConversationTable, memb
 def count_losses(samples: SampleTable, rows: slice) -> Losses:
     """Return lost samples, tokens and trained tokens by reason; `cut` is what kept samples lost at their end."""
     reason = samples.reason[rows]
-    before_plan = (reason == OVER_LENGTH) | (reason == UNTRAINED)
+    before_plan = np.isin(reason, (OVER_LENGTH, UNTRAINED, EXCLUDED))
     units = {"tokens": (samples.length[rows], samples.kept[rows])}
     units["trained_tokens"] = samples.trained[rows], samples.trained_kept[rows]
     losses = {}
@@ -174,6 +176,9 @@ def rejected_lines(
                 evidence = f"sample {samples.number[row]}: {length} tokens of {pack_size}"
             elif reason == UNTRAINED:
                 evidence = f"sample {samples.number[row]}: none of {length} tokens is trained"
+            elif reason == EXCLUDED:
+                stated = conversations.licenses[conversations.license[samples.conversation[row]]]
+                evidence = f"sample {samples.number[row]}: license {stated or 'of the source'}"
             else:
                 conversation = samples.conversation[row]
                 kept = plan.kept_instead[conversation : conversation + 1]
@@ -245,6 +250,7 @@ def make_metadata(
         "sampled": any(report["sampled"] for report in filter_reports.values()),
         "splits": splits,
         "split_groups": plan.groups,
+        "licenses": count_licenses(samples, licenses_of(conversations, sources), plan.splits["training"].samples),
         "sources": by_source,
         "domains": by_domain,
         "mixture": {
@@ -273,6 +279,7 @@ def make_report(
             for split in SPLITS
         },
         "split_groups": metadata["split_groups"],
+        "licenses": metadata["licenses"],
         "lost": {
             group: {name: counts["lost"] for name, counts in metadata[group].items()}
             for group in ("sources", "domains")

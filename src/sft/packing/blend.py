@@ -13,7 +13,7 @@ ones. A part ends at the conversation that gets it closest to the requested amou
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -53,16 +53,17 @@ def plan_epochs(
     shares: Mapping[str, float | None],
     epochs: Mapping[str, float | None],
     max_epochs: float = 1.0,
+    without: Collection[str] = (),
 ) -> dict[str, float]:
     """Return the epochs of each source; a share becomes epochs, at most `max_epochs`.
 
-    `available` has the trained tokens or samples of one epoch.
+    `available` has the trained tokens or samples of one epoch. The shares of sources in `without` go to the others.
 
     >>> plan_epochs({"a": 100, "b": 300}, {"a": 0.5, "b": 0.5}, {"a": None, "b": None})["b"]
     0.3333333333333333
     """
     check_shares(shares, epochs)
-    requested = {source: share for source, share in shares.items() if share is not None}
+    requested = {source: share for source, share in shares.items() if share is not None and source not in without}
     if not requested:
         return {source: 1.0 if (given := epochs[source]) is None else given for source in available}
     if empty := sorted(source for source in requested if not available[source]):
@@ -72,7 +73,8 @@ def plan_epochs(
         )
     whole = math.fsum(requested.values())
     total = min(available[source] * whole / share for source, share in requested.items()) * max_epochs
-    return {source: min(max_epochs, share / whole * total / available[source]) for source, share in requested.items()}
+    seen = {source: min(max_epochs, share / whole * total / available[source]) for source, share in requested.items()}
+    return {source: seen.get(source, 0.0) for source in available}
 
 
 def describe_limits(epochs: Mapping[str, float], max_epochs: float) -> str:
@@ -83,7 +85,7 @@ def describe_limits(epochs: Mapping[str, float], max_epochs: float) -> str:
     """
     scarcest = sorted(source for source, seen in epochs.items() if math.isclose(seen, max_epochs))
     text = f"limited by {', '.join(scarcest)} (pack.max_epochs {max_epochs:g})"
-    parts = [f"{source} {seen:.3g}" for source, seen in sorted(epochs.items()) if seen < USED_IN_FULL]
+    parts = [f"{source} {seen:.3g}" for source, seen in sorted(epochs.items()) if 0 < seen < USED_IN_FULL]
     return f"{text}; used in part: {', '.join(parts)} epochs" if parts else text
 
 

@@ -13,7 +13,15 @@ import numpy.typing as npt
 from sft.hashing import keyed_hashes
 from sft.packing.bins import plan_bins
 from sft.packing.blend import plan_copies, plan_epochs
-from sft.packing.sample_table import DUPLICATE, FITS, NEAR_DUPLICATE, NOT_DRAWN, ConversationTable, SampleTable
+from sft.packing.sample_table import (
+    DUPLICATE,
+    EXCLUDED,
+    FITS,
+    NEAR_DUPLICATE,
+    NOT_DRAWN,
+    ConversationTable,
+    SampleTable,
+)
 from sft.packing.splits import SPLITS, NearDuplicates, held_out_counts, join_groups, resolve_duplicates, split_groups
 from sft.packing.write import offsets_of, padded
 from sft.params.data import Pack, Source
@@ -83,6 +91,7 @@ def plan_blend(
         {name: source.share for name, source in sources.items()},
         {name: source.epochs for name, source in sources.items()},
         params.max_epochs,
+        {source for number, source in enumerate(conversations.sources) if _is_excluded(samples, conversations, number)},
     )
     times = np.ones(len(conversations), np.int32)
     for source, members in training.items():
@@ -95,6 +104,12 @@ def plan_blend(
         for number, name in enumerate(SPLITS)
     }
     return BlendPlan(orders, kept_instead, near_duplicates.similarity, available, epochs, groups)
+
+
+def _is_excluded(samples: SampleTable, conversations: ConversationTable, source: int) -> bool:
+    """Whether `pack.exclude_licenses` leaves nothing of a source."""
+    reasons = samples.reason[conversations.source[samples.conversation] == source]
+    return len(reasons) > 0 and bool((reasons == EXCLUDED).all())
 
 
 def drop_duplicates(

@@ -27,8 +27,8 @@ Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
 # Values of SampleTable.reason, and their names in reports. A sample that fits may have been cut at a turn.
-FITS, OVER_LENGTH, UNTRAINED, DUPLICATE, NEAR_DUPLICATE, NOT_DRAWN = range(6)
-REASONS = ("cut", "over-length", "untrained", "duplicate", "near-duplicate", "not-drawn")
+FITS, OVER_LENGTH, UNTRAINED, EXCLUDED, DUPLICATE, NEAR_DUPLICATE, NOT_DRAWN = range(7)
+REASONS = ("cut", "over-length", "untrained", "excluded-license", "duplicate", "near-duplicate", "not-drawn")
 MEASURES = pa.schema(
     [
         ("conversation_id", pa.string()),
@@ -39,6 +39,7 @@ MEASURES = pa.schema(
         ("trained_kept", pa.int32()),
         ("key", pa.uint64()),
         ("group", pa.uint64()),
+        ("license", pa.string()),
     ]
 )
 # Tokens that one task reads, and tokens in memory at once.
@@ -95,6 +96,10 @@ class ConversationTable:
     """The distinct ids."""
     sources: list[str]
     """Names of the sources."""
+    license: Int32s
+    """Index into `licenses`."""
+    licenses: list[str]
+    """Licenses that rows state; "" is that of the source."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -158,7 +163,7 @@ def measure_row_groups(task: dict[str, Any]) -> str:
     batches = []
     for values in task["groups"]:
         group = RowGroup(*values)
-        for rows in read_row_group(group, ["conversation_id", "sample", "mask", "turn_ends", "group"]):
+        for rows in read_row_group(group, ["conversation_id", "sample", "mask", "turn_ends", "group", "license"]):
             batches.append(measure_rows(rows, group.source, params))
     return write_arrow(pa.Table.from_batches(batches, MEASURES), Path(task["spool"]))
 
@@ -198,7 +203,9 @@ def measure_rows(rows: pa.RecordBatch, source: str, params: Pack) -> pa.RecordBa
     groups = rows.column("group") if "group" in rows.schema.names else pa.nulls(len(rows), pa.uint64())
     if groups.null_count:  # prepared elsewhere: each conversation is a group
         groups = pc.coalesce(groups, pa.array(keyed_hashes(0, ids.to_pylist())))
-    columns = ids, numbers, length, kept, trained, trained_kept, keyed_hashes(params.seed, keys), groups
+    licenses = rows.column("license") if "license" in rows.schema.names else pa.nulls(len(rows), pa.string())
+    licenses = licenses.fill_null("")  # prepared elsewhere: that of the source
+    columns = ids, numbers, length, kept, trained, trained_kept, keyed_hashes(params.seed, keys), groups, licenses
     typed = [pa.array(values, field.type) for values, field in zip(columns, MEASURES, strict=True)]
     return pa.RecordBatch.from_arrays(typed, schema=MEASURES)
 
@@ -241,7 +248,8 @@ def build_tables(
     ids, id_number = number_ids(lambda: column("conversation_id"))
     conversation = np.empty(len(id_number), np.int32)
     first = np.empty(len(ids), np.int32)  # id -> the first sample of the current source that has it
-    sources, id_numbers, groups = [], [], []
+    sources, id_numbers, groups, licenses = [], [], [], []
+    license, license_names = _number_texts(column("license"), len(id_number))
     group = _concatenate(column("group"), "uint64", len(id_number))
     begin = known = 0
     for source, number in enumerate(rows.values()):
@@ -252,16 +260,32 @@ def build_tables(
         conversation[begin : begin + number] = numbers[first[of_source]]
         id_numbers.append(of_source[is_first])
         groups.append(group[begin : begin + number][is_first])
+        licenses.append(license[begin : begin + number][is_first])
         sources.append(np.full(len(id_numbers[-1]), source, np.int32))
         begin += number
         known += len(id_numbers[-1])
-    columns = {field.name: _concatenate(column(field.name), str(field.type), begin) for field in list(MEASURES)[1:-1]}
+    columns = {field.name: _concatenate(column(field.name), str(field.type), begin) for field in list(MEASURES)[1:-2]}
     reason = np.full(begin, FITS, np.uint8)
     reason[columns["trained_kept"] == 0] = UNTRAINED
     reason[columns["kept"] == 0] = OVER_LENGTH
     samples = SampleTable(conversation=conversation, **columns, reason=reason)
-    of_source, numbers_of_ids, of_group = (np.concatenate(each) for each in (sources, id_numbers, groups))
-    return samples, ConversationTable(of_source, numbers_of_ids, of_group, ids, list(rows))
+    of_source, numbers_of_ids, of_group, of_license = map(np.concatenate, (sources, id_numbers, groups, licenses))
+    return samples, ConversationTable(
+        of_source, numbers_of_ids, of_group, ids, list(rows), of_license, list(license_names)
+    )
+
+
+def _number_texts(chunks: Iterable[pa.Array], number: int) -> tuple[Int32s, dict[str, int]]:
+    """Return the numbers of `number` texts, and the number of each text, in order of appearance."""
+    names: dict[str, int] = {}
+    numbers = np.empty(number, np.int32)
+    begin = 0
+    for chunk in chunks:
+        encoded = chunk.dictionary_encode()
+        known = [names.setdefault(text, len(names)) for text in encoded.dictionary.to_pylist()]
+        numbers[begin : begin + len(chunk)] = np.array(known, np.int32)[encoded.indices.to_numpy()]
+        begin += len(chunk)
+    return numbers, names
 
 
 def _concatenate(chunks: Iterable[pa.Array], kind: str, number: int) -> npt.NDArray[Any]:
@@ -276,7 +300,8 @@ def _concatenate(chunks: Iterable[pa.Array], kind: str, number: int) -> npt.NDAr
 
 def check_lengths(samples: SampleTable, conversations: ConversationTable, params: Pack) -> None:
     """Raise InputError if a sample is longer than a pack; the message names the first."""
-    over = np.flatnonzero(padded(samples.length, params.pad_segments_to) > params.pack_size)
+    is_over = padded(samples.length, params.pad_segments_to) > params.pack_size
+    over = np.flatnonzero(is_over & (samples.reason != EXCLUDED))
     if len(over):
         owner = samples.conversation[over[:1]]
         raise InputError(

@@ -6,6 +6,8 @@ reports/pack.json, data/packed/metadata.json  ->  the terminal
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
+
 from sft.cli import echo
 from sft.packing.splits import SPLITS
 
@@ -22,6 +24,9 @@ def print_summary(report: Mapping[str, Any], metadata: Mapping[str, Any]) -> Non
             f"[bold]{split}[/]: {counts['conversations']} conversations, {counts['packs']} packs of "
             f"{metadata['pack_size']}, {'-' if efficiency is None else format(efficiency, '.2%')} full"
         )
+    trained = max(1, sum(counts["trained_tokens"] for counts in report["licenses"].values()))
+    shares = (f"{name} {counts['trained_tokens'] / trained:.1%}" for name, counts in report["licenses"].items())
+    echo(f"[bold]licenses[/] of the trained tokens: {'; '.join(map(escape, shares))}")
     for source, groups in report["split_groups"].items():
         print_held_out(source, groups)
     by_reason: dict[str, list[str]] = {}

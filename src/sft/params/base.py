@@ -1,5 +1,6 @@
 """The base class of all sections of params.yaml, and types of their values."""
 
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,3 +15,12 @@ class Section(BaseModel):
     """A section of params.yaml: unknown keys, missing keys and other types are errors; values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def license_names(text: str) -> set[str]:
+    """Return the licenses that a text names.
+
+    >>> sorted(license_names("Apache-2.0, MIT and CC-BY-4.0"))
+    ['Apache-2.0', 'CC-BY-4.0', 'MIT']
+    """
+    return {name.strip() for name in re.split(r",| and ", text) if name.strip()}

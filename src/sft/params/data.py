@@ -290,6 +290,8 @@ class Pack(Section):
     """With shares: how often the scarcest source is seen per epoch of the blend. The others follow from shares."""
     unit: Literal["tokens", "samples"] = "tokens"
     """What `share` and `epochs` of a source count: trained tokens, or samples."""
+    exclude_licenses: list[str] = Field(default_factory=list)
+    """Licenses whose conversations are not packed; that of a row, or else of its source, in any case of letters."""
     precedence: list[Name]
     """Sources that keep a duplicate, the first before the second; the others follow in the order of their names."""
     validation: Annotated[float, Field(ge=0, lt=1)]

@@ -137,8 +137,9 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
     """Plan the packs. Writes rejected.jsonl to a folder, and the plan of the sort to files of the spool."""
     from sft.packing.accounting import balance_ledgers, make_metadata, make_report, rejected_lines
     from sft.packing.external_sort import Layout, plan_sort
+    from sft.packing.licenses import exclude, licenses_of
     from sft.packing.plan import plan_blend
-    from sft.packing.sample_table import FITS, check_lengths
+    from sft.packing.sample_table import EXCLUDED, FITS, check_lengths
     from sft.parquet import release_memory
 
     prep_reports = read_prep_reports(sources)
@@ -146,8 +147,11 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
     fingerprints = check_fingerprints(prep_reports)
     groups, samples, conversations = read_samples(prep_reports, params, spool)
     release_memory()
+    exclude(samples, licenses_of(conversations, sources), params.exclude_licenses)
     if params.over_length == "error":
         check_lengths(samples, conversations, params)
+    if len(samples) and (samples.reason == EXCLUDED).all():
+        raise InputError("pack.exclude_licenses: no conversation has another license. Remove one of them.")
     if not (samples.reason == FITS).any():
         raise InputError(
             f"{PREPARED}: no sample with a trained token fits pack.pack_size {params.pack_size}. Raise pack.pack_size."

@@ -92,7 +92,9 @@ def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, co
         {"id": names[index], "reason": rejections[index].reason, "evidence": rejections[index].evidence}
         for index in sorted(rejections)
     ]
-    table = _table([names[index] for index in row_of], np.array(groups, np.uint64)[row_of], row_of, columns)
+    licenses = [license_in(meta) for meta in rows["meta"].to_pylist()]
+    of_rows = [names[index] for index in row_of], [licenses[index] for index in row_of]
+    table = _table(*of_rows, np.array(groups, np.uint64)[row_of], row_of, columns)
     return PreparedRows(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
 
 
@@ -121,6 +123,17 @@ def _add_row(
         ) from error
 
 
+def license_in(meta: str) -> str:
+    """Return the license that a filtered row states in `meta`, its JSON text; "" without one.
+
+    >>> license_in('{"license": "MIT"}'), license_in('{"license": ["MIT", "CC0-1.0"]}'), license_in('{}')
+    ('MIT', 'MIT, CC0-1.0', '')
+    """
+    value = json.loads(meta).get("license") if '"license":' in meta else None
+    values = value if isinstance(value, list) else [value or ""]
+    return ", ".join(each if isinstance(each, str) else json.dumps(each, sort_keys=True) for each in values).strip()
+
+
 def group_number(name: str, messages: list[Message], meta: str) -> int:
     """Return a hash of what the conversations of one split group share; `meta` is the JSON text of a filtered row.
 
@@ -140,7 +153,11 @@ def group_number(name: str, messages: list[Message], meta: str) -> int:
 
 
 def _table(
-    names: list[str], groups: npt.NDArray[np.uint64], row_of: npt.NDArray[np.int64], columns: SampleColumns
+    names: list[str],
+    licenses: list[str],
+    groups: npt.NDArray[np.uint64],
+    row_of: npt.NDArray[np.int64],
+    columns: SampleColumns,
 ) -> pa.Table:
     """Return columns as a table of SAMPLES."""
     first = np.searchsorted(row_of, row_of)  # index of the first sample of its row
@@ -151,6 +168,7 @@ def _table(
         "mask": _lists(columns.mask, columns.sizes, "mask"),
         "turn_ends": _lists(columns.turn_ends, columns.turns, "turn_ends"),
         "group": _array(groups),
+        "license": _texts(licenses),
     }
     return pa.table([values[name] for name in SAMPLES.names], schema=SAMPLES)
 
