@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -270,6 +271,8 @@ def whole(folder: Path) -> None:
     export(folder, folder / "start-bf16", "round-trip-bf16", base="base-bf16")
     report["logits"] = packed_logits(folder)
     report["batches"] = batches(folder)
+    diverging = train_params(optimizer={"lr": 1e30, "clip_grad": 0.0})
+    report["diverged"] = error_of(lambda: run(folder, "diverged", diverging))  # last: it leaves a process group
     files.write_json(folder / "whole.json", report)
 
 
@@ -495,6 +498,16 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(lab: Path) -> No
     assert [step[0] for step in torn] == [3, 4, 5, 6, 7, 8]
     assert torn == shown(lab, "unbroken")[2:]
     assert not (lab / "torn" / "checkpoints" / "iter_0000099").exists()
+
+
+@pytest.mark.pipeline
+def test_a_gradient_that_is_no_number_ends_the_run_before_a_save_and_names_the_packs(lab: Path) -> None:
+    message = files.read_json(lab / "whole.json")["diverged"]
+    last = steps(lab, "diverged")[-1]
+    assert message.startswith(f"step {last['iteration']}: the loss is ")
+    assert np.isnan(last["grad_norm"])
+    assert f"of step {last['iteration'] - 1}, before it" in message
+    assert len(re.findall(r"^  pack \d$", message, re.MULTILINE)) == 2
 
 
 @pytest.mark.pipeline

@@ -40,7 +40,7 @@ from sft.files import publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests, value_digest
 from sft.params import training as p
 from sft.planning import checks
-from sft.training import checkpoints, config, conversion, parity
+from sft.training import checkpoints, config, conversion, divergence, parity
 from sft.training.config import on_cpu, quiet
 from sft.training.steps import Step
 
@@ -125,7 +125,9 @@ def train(
             return
         if checkpoint is None or params.peft.name is not None:
             _broadcast(lambda: checkpoints.verify(start, params.checkpoint.pretrained_sha256))
-        callbacks = _Callbacks(run, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop)
+        callbacks = _Callbacks(
+            run, packed, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop
+        )
         with quiet(run / "logs" / "bridge.log"):
             _broadcast(lambda: write_json(run / PARAMS, params.model_dump()))
             _end_writers_with_this_process(params.checkpoint.async_save)
@@ -143,6 +145,9 @@ def train(
                 eval_iters=eval_iters,
                 on_gpu=not on_cpu(),
             )
+
+            callbacks.watch = divergence.Watch(container.rerun_state_machine)
+            container.ddp.check_for_nan_in_grad = False  # the watch sees the norm of the gradient
 
             from megatron.bridge.training.finetune import finetune
 
@@ -371,12 +376,14 @@ class _Callbacks:
     """Bridge calls these on every rank; the first rank reports to the caller of `train`."""
 
     run: Path
+    packed: Path
     params: p.Checkpoint
     seed: int
     terminal: TextIO
     on_step: Callable[[Step], None]
     on_validation: Callable[[int, float], None]
     stop: Path | None = None
+    watch: divergence.Watch | None = None
     tokens: int = 0
     trained_tokens: int = 0
     packs: int = 0
@@ -420,6 +427,8 @@ class _Callbacks:
         for batch in batches:
             self.tokens += sum(batch["token_count"])
             self.trained_tokens += int(batch["loss_mask"].sum())
+            if self.watch is not None:
+                self.watch.see(batch)
             yield batch
 
     def on_train_start(self, context: Any) -> None:
@@ -432,6 +441,8 @@ class _Callbacks:
     def on_step_start(self, context: Any) -> None:
         """Record the time, and the learning rate before the scheduler changes it."""
         self.tokens, self.trained_tokens, self.packs, self.started = 0, 0, 0, time.perf_counter()
+        if self.watch is not None:
+            self.watch.begin_step()
         self.lr = context.optimizer.param_groups[0]["lr"]
 
     def on_step_end(self, context: Any) -> None:
@@ -441,14 +452,30 @@ class _Callbacks:
         seconds = time.perf_counter() - self.started
         counts = torch.tensor([self.tokens, self.trained_tokens], device=_device())
         dist.all_reduce(counts, group=get_pg_collection(context.model).dp)
-        loss = _loss_of_last_stage(context, context.loss_dict)
+        loss, grad_norm = _loss_of_last_stage(context, context.loss_dict), float(context.grad_norm)
         done, steps = context.state.train_state.step + 1, context.state.cfg.train
         if self.stop is not None and done < steps.train_iters and _broadcast(self.stop.exists):
             steps.exit_interval = done  # Bridge saves and exits after a step that this divides
         if dist.get_rank() == 0:
             with contextlib.redirect_stdout(self.terminal):
                 tokens, trained = map(int, counts)
-                self.on_step(Step(done, loss, self.lr, float(context.grad_norm), tokens, trained, seconds))
+                self.on_step(Step(done, loss, self.lr, grad_norm, tokens, trained, seconds))
+        if self.watch is not None and (fault := self.watch.fault(loss, grad_norm)):
+            raise InputError(self._divergence(done, fault))
+
+    def _divergence(self, step: int, fault: str) -> str:
+        """Return the message of a step that diverged, the same on every rank."""
+        assert self.watch is not None
+        seen: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(seen, self.watch.seen())
+        return _broadcast(
+            lambda: divergence.message(
+                step,
+                fault,
+                divergence.find_packs(self.packed, list(itertools.chain.from_iterable(seen))),
+                checkpoints.last_saved_step(self.run) if checkpoints.newest_intact(self.run) else None,
+            )
+        )
 
     def on_validation_end(self, context: Any) -> None:
         """Record and report the loss of a validation."""

@@ -294,6 +294,7 @@ def build(
         ),
         dist=c.DistributedInitConfig(distributed_backend="nccl" if on_gpu else "gloo", disable_jit_fuser=not on_gpu),
         rng=c.RNGConfig(seed=params.rng.seed),
+        rerun_state_machine=c.RerunStateMachineConfig(check_for_spiky_loss=True),  # read by sft.training.divergence
     )
     if params.bridge.fields:
         _refuse_shapes(params.bridge, base)
