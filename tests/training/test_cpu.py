@@ -93,3 +93,30 @@ from megatron.core.extensions.transformer_engine import HAVE_TE
 assert not HAVE_TE
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+FREED = """
+import ctypes
+from sft.training import cpu
+
+NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+class Blocks(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes, libc.mallinfo2.restype = ctypes.c_void_p, [ctypes.c_void_p], Blocks
+libc.free(libc.malloc(16 << 20))  # from now on, glibc keeps blocks of this size in its heap
+mapped = [libc.mallinfo2().hblks]
+libc.malloc(8 << 20)
+mapped.append(libc.mallinfo2().hblks)
+cpu.return_freed_memory()
+libc.malloc(8 << 20)
+mapped.append(libc.mallinfo2().hblks)
+print(mapped[1] - mapped[0], mapped[2] - mapped[1])
+"""
+
+
+def test_large_blocks_are_mapped_also_after_larger_ones_were_freed() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1"]
