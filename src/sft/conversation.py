@@ -22,6 +22,7 @@ import orjson
 from sft.hashing import canonical_json
 
 Message = dict[str, Any]
+Tools = list[dict[str, Any]] | None
 
 # The keys that a message of each role may have.
 KEYS = {
@@ -49,7 +50,7 @@ class Conversation:
     """Messages, and the tools that they can call, in normal form."""
 
     messages: list[Message]
-    tools: list[dict[str, Any]] | None
+    tools: Tools
 
     @functools.cached_property
     def canonical(self) -> bytes:

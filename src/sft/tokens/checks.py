@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 
 from sft.cli import InputError
-from sft.conversation import Message, Rejection
+from sft.conversation import Message, Rejection, Tools
 from sft.tokens.fast_nano3 import FastNano3
 from sft.tokens.forms import ARGUMENTS, REASONING, Form
 from sft.tokens.segments import Segments
@@ -63,7 +63,7 @@ TOOLS: list[dict[str, Any]] = [
 PLAIN: list[Message] = [ASK, ANSWER, ASK, ANSWER]
 REASONED: list[Message] = [ASK, THOUGHT]
 CALLING: list[Message] = [ASK, CALL, _result(1), ANSWER]
-KINDS: dict[str, tuple[list[Message], list[dict[str, Any]] | None]] = {
+KINDS: dict[str, tuple[list[Message], Tools]] = {
     "plain": (PLAIN, None),
     "system": ([SYSTEM, ASK, ANSWER], None),
     "system-in-the-middle": ([ASK, ANSWER, SYSTEM, ASK, ANSWER], None),
@@ -103,9 +103,7 @@ def find_ending(chat: "ChatTemplate") -> Ending:
     return Ending("", (_stop_of_next(chat, [ASK, ANSWER], ASK), behind_calls))
 
 
-def _ends_without_stop(
-    chat: "ChatTemplate", messages: list[Message], last: str, tools: list[dict[str, Any]] | None = None
-) -> str | None:
+def _ends_without_stop(chat: "ChatTemplate", messages: list[Message], last: str, tools: Tools = None) -> str | None:
     """Return the text of messages if no stop token follows the text `last` in it."""
     try:
         text = chat.render(messages, tools, thinking=False)
@@ -115,9 +113,7 @@ def _ends_without_stop(
     return text if found and not (chat.stop_ids and chat.stops.pattern.search(behind)) else None
 
 
-def _stop_of_next(
-    chat: "ChatTemplate", messages: list[Message], following: Message, tools: list[dict[str, Any]] | None = None
-) -> str:
+def _stop_of_next(chat: "ChatTemplate", messages: list[Message], following: Message, tools: Tools = None) -> str:
     """Return the stop token that begins the message behind some messages, or ""."""
     try:
         before = chat.render(messages, tools, thinking=False)
@@ -182,9 +178,7 @@ def _renders_calls(chat: "ChatTemplate", form: Form) -> bool:
     return False
 
 
-def _outcome(
-    chat: "ChatTemplate", form: Form, messages: list[Message], tools: list[dict[str, Any]] | None = None
-) -> list[Rendered] | None:
+def _outcome(chat: "ChatTemplate", form: Form, messages: list[Message], tools: Tools = None) -> list[Rendered] | None:
     chat.form = form
     rendered = chat.render_by_prompts(messages, tools)
     return None if isinstance(rendered, Rejection) else rendered
@@ -227,7 +221,7 @@ def is_same(
     chat: "ChatTemplate",
     fast: FastNano3,
     messages: list[Message],
-    tools: list[dict[str, Any]] | None,
+    tools: Tools,
     budget: int | None,
 ) -> bool:
     """Return whether the way without Jinja gives the samples of the template, or leaves them to it."""

@@ -9,9 +9,8 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sft.conversation import Message
+from sft.conversation import Message, Tools
 
-Tools = list[dict[str, Any]] | None
 HEAD_CHARS = 32
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 from typing import Any
 
-from sft.conversation import Message
+from sft.conversation import Message, Tools
 from sft.tokens.partition import partition
 from sft.tokens.segments import UNTRAINED, Segments
 from sft.tokens.tokenizer import SafeTokenizer, TemplateText
@@ -23,7 +23,6 @@ STOP = "<|im_end|>"
 MAX_CHARS = 1 << 22
 MAX_CACHED_TOOLS = 256
 
-Tools = list[dict[str, Any]] | None
 
 START, CLOSE = "<|im_start|>", "<|im_end|>\n"
 OPENS, CLOSED = "<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think></think>"

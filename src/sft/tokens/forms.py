@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sft.conversation import Message
+from sft.conversation import Message, Tools
 
 Shield = Callable[[Any], Any]
 INLINE = "inline"
@@ -42,7 +42,7 @@ class Turns(NamedTuple):
     """In the form of the template."""
     plain: list[Message]
     """In normal form: what the rendered text has to contain."""
-    tools: list[dict[str, Any]] | None
+    tools: Tools
     guard: str
     mark: str = ""
     """SPLICED: the character that stands for a tag in the last message; no part of any text."""
@@ -61,9 +61,7 @@ class Turns(NamedTuple):
         return parts[0] + parts[1].join(TAGS) + parts[2] if len(parts) == 3 else text
 
 
-def make_turns(
-    messages: list[Message], tools: list[dict[str, Any]] | None, form: Form, shield: Shield, guard: str, mark: str = ""
-) -> Turns:
+def make_turns(messages: list[Message], tools: Tools, form: Form, shield: Shield, guard: str, mark: str = "") -> Turns:
     """Return a conversation in a form, its messages shielded (tools are already); a template does not see `loss`.
 
     `mark`: see Turns.

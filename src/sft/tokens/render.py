@@ -23,7 +23,7 @@ import jinja2
 
 from sft import chat_files
 from sft.cli import InputError
-from sft.conversation import Message, Rejection
+from sft.conversation import Message, Rejection, Tools
 from sft.tokens import checks
 from sft.tokens.completeness import missing_in_tool
 from sft.tokens.fast_nano3 import MAX_CACHED_TOOLS, PROBES, SHA256, FastNano3
@@ -45,8 +45,6 @@ from sft.tokens.spans import (
 )
 from sft.tokens.template import Template, limited
 from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, any_of, guard_for, restore_guard
-
-Tools = list[dict[str, Any]] | None
 
 
 class Settings(NamedTuple):

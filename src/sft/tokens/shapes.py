@@ -6,13 +6,11 @@ order, and no text is taken for that of another message.
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2.nodes
 
-from sft.conversation import Message
-
-Tools = list[dict[str, Any]] | None
+from sft.conversation import Message, Tools
 
 # Longer conversations are asked about with a few of their repeated turns only.
 MAX_MESSAGES, MAX_BLOCK, KEPT_BLOCKS = 8, 8, 2
