@@ -17,6 +17,7 @@ from typing import Any
 
 from sft import strict_json
 from sft.conversation import THINK_TAGS, Conversation, Message, Rejection, excerpt
+from sft.formats.bracket_calls import split_bracket_calls
 from sft.formats.columns import (
     NO_ROW,
     RowFacts,
@@ -613,8 +614,8 @@ def _hermes_turns(turns: list[Message], not_read: NotRead) -> list[Message]:
 
 
 def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -> None:
-    """Make calls of answers that are nothing but calls: JSON with the name of a tool (Llama 3), or after a mark
-    (Mistral, Glaive).
+    """Make calls of answers that are nothing but calls: JSON with the name of a tool (Llama 3), as Python writes
+    them (ToolACE), or after a mark (Mistral, Glaive).
 
     Raises:  UnfitRowError: a mark with a call after it that cannot be read.
     """
@@ -625,7 +626,7 @@ def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -
         if mark is None and not turn["content"].lstrip().startswith(("{", "[")):
             continue
         text = turn["content"][mark.end() :] if mark else turn["content"]
-        calls = _bare_calls(CALL_END.sub("", text))
+        calls = _bare_calls(CALL_END.sub("", text)) or split_bracket_calls(text, names)
         if calls and all(call["name"] in names for call in calls):
             turn["content"] = turn["content"][: mark.start()].rstrip() if mark else ""
             turn["tool_calls"] = [_call(call, not_read) for call in calls]

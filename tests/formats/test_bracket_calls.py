@@ -1,0 +1,69 @@
+"""Calls as Python writes them: read if the whole text is calls of known tools, left alone otherwise."""
+
+import pytest
+
+from sft.conversation import Conversation
+from sft.formats.bracket_calls import split_bracket_calls
+from sft.formats.messages import normalize
+
+NAMES = {"f", "Market Trends API", "a.b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("[f()]", [("f", {})]),
+        (" [f(a=1)]\n", [("f", {"a": 1})]),
+        (
+            '[f(a="x, (y)]", b=[1, {"c": \'d\'}]), a.b(x=True, y=null)]',
+            [("f", {"a": "x, (y)]", "b": [1, {"c": "d"}]}), ("a.b", {"x": True, "y": None})],
+        ),
+        (
+            "[f(a=\"x, (y)]\", b=[1, {'c': 'd'}]), a.b(x=True)]",
+            [("f", {"a": "x, (y)]", "b": [1, {"c": "d"}]}), ("a.b", {"x": True})],
+        ),
+        (
+            '[Market Trends API(trend_type="MARKET", country=None)]',
+            [("Market Trends API", {"trend_type": "MARKET", "country": None})],
+        ),
+        ("[f(a=-1.5), f(a=2)]", [("f", {"a": -1.5}), ("f", {"a": 2})]),
+    ],
+)
+def test_calls_are_read_exactly(text, calls):
+    found = [(call["name"], call["arguments"]) for call in split_bracket_calls(text, NAMES)]
+    assert found == calls
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[g(a=1)]",
+        "[f(1)]",
+        "[f(a=1)",
+        "f(a=1)",
+        "[f(a=1) f(a=2)]",
+        "[f(a=1,)]",
+        "[f(a=1, a=2)]",
+        "[f(a=x)]",
+        "So: [f()]",
+        "[f()] So.",
+        "[]",
+        "[f(a=)]",
+        "[f(a=1 2)]",
+        "[f(a='x' 'y')]",
+        "[f(" + "a=[" * 50_000 + ")]",
+        "[" + "f()," * 50_000 + ")]",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_other_text_is_left_alone(text):
+    assert split_bracket_calls(text, NAMES) == []
+
+
+def test_an_answer_of_nothing_but_calls_calls_the_tools_of_its_row():
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "[f(a=1)]"}]
+    record = {"messages": [*messages, {"role": "tool", "content": "2"}], "tools": [{"name": "f"}]}
+    outcome = normalize(record)
+    assert isinstance(outcome, Conversation)
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    assert outcome.messages[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
