@@ -57,6 +57,22 @@ def test_a_run_that_a_job_trains_is_not_trained_here_too(project, monkeypatch):
     assert Journal(run).attempts() == {}, "the job's attempt is not touched"
 
 
+@pytest.mark.parametrize("name", ["load_training", "dirty_patch"])
+def test_params_that_change_while_it_waits_for_the_run_stop_it_before_a_step(project, monkeypatch, name):
+    """They are read before anything slow: an edit afterwards is not what the user started."""
+    original = getattr(stage, name)
+
+    def edit_after_the_first_call(*arguments):
+        found = original(*arguments)
+        set_params(project, **{"optimizer.lr": 0.0077})
+        return found
+
+    monkeypatch.setattr(stage, name, edit_after_the_first_call)
+    with pytest.raises(InputError, match=r"params\.yaml changed while this waited"):
+        stage.main()
+    assert not list(project.glob("runs/*/begun"))
+
+
 def test_the_lineage_changes_with_data_model_and_params(project):
     keys = set()
     for number in range(2):

@@ -49,15 +49,16 @@ FINAL = Path("models/final")
 
 def main() -> None:
     """Train a model, or complete its training; export and report it."""
-    from sft.cluster import train_job
-    from sft.tracking import sync, training_run
-
     cluster_name = requested_cluster()
     cluster = read_cluster_file(cluster_name) if cluster_name else None
     if cluster and jobs.is_dry_run():
         show_job(cluster)
         return
-    code, params = snapshot.code(Path.cwd()), load_training()
+    code, params = snapshot.code(Path.cwd()), load_training()  # before slow imports and the lock
+    begun_params = recorded_params(params)
+    from sft.cluster import train_job
+    from sft.tracking import sync, training_run
+
     metadata = check_inputs()
     lineage = find_lineage(params.model_dump())
     patch = dirty_patch(Path.cwd())
@@ -69,7 +70,7 @@ def main() -> None:
 
     def begin() -> None:
         digests = {PACKED.as_posix(): lineage.data, BASE.as_posix(): folder_digest(BASE)}
-        snapshot.take(run.folder, Path.cwd(), recorded_params(params), digests)
+        snapshot.take(run.folder, Path.cwd(), begun_params, digests)
         training_run.begin_attempt(lineage, metadata, run.folder, PACKED)
 
     def begin_job() -> None:
@@ -86,8 +87,9 @@ def main() -> None:
             if not is_complete():
                 jobs.refuse_if_active(run.folder)
             stack.enter_context(lock.held())
-            if snapshot.code(Path.cwd()) != code or dirty_patch(Path.cwd()) != patch:  # read before it waited
-                raise InputError("code changed while this waited for the run. Start it again.")
+            now = snapshot.code(Path.cwd()), dirty_patch(Path.cwd()), recorded_params(load_training())
+            if now != (code, patch, begun_params):
+                raise InputError("code or params.yaml changed while this waited for the run. Start it again.")
         check(run, with_steps, cluster)
         if not cluster:
             convert.import_start(run, params)
