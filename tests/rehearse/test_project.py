@@ -73,5 +73,6 @@ def test_a_cluster_file_gets_the_ranks_of_the_layout_and_no_gpus(tmp_path: Path)
     values = read_text(tmp_path / "slurm/clusters/example.yaml")[1]
     assert values["nodes"] * values["ranks_per_node"] == 4
     assert values["gpus_per_node"] == 0
+    assert (tmp_path / "dvc.yaml").samefile(ROOT / "dvc.yaml")
     with pytest.raises(InputError, match=r"^CLUSTER=none: "):
         project.write_cluster_file(tmp_path, "none", 4)

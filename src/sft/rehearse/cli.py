@@ -23,6 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cluster import jobs, slurm
+from sft.cluster.cluster_file import read_cluster_file
 from sft.files import REPOSITORY
 from sft.params.check import Params
 from sft.rehearse import project, proofs
@@ -78,7 +80,7 @@ class Stages:
         return "\n".join([f"{path}:", *lines])
 
     def kill_training(self) -> tuple[int, int]:
-        """Train and kill every process some steps behind the first checkpoint.
+        """Train and kill every process, or cancel the job, some steps behind the first checkpoint.
 
         Returns:  steps in the journal, and the step of the newest checkpoint.
         """
@@ -89,11 +91,17 @@ class Stages:
             if training.poll() is not None:
                 raise InputError(f"train: ended with status {training.returncode}\n{self.last_lines(log)}")
             time.sleep(POLL_SECONDS)
-        for process in [*psutil.Process(training.pid).children(recursive=True), psutil.Process(training.pid)]:
-            process.kill()
-        training.wait()
         run = proofs.run_folder(self.folder)
         assert run is not None  # its journal has steps
+        if self.cluster:
+            job = jobs.active_job(run)
+            if job is None:
+                raise InputError(f"train: no active job after {behind} steps\n{self.last_lines(log)}")
+            slurm.cancel(read_cluster_file(self.cluster), job.id)  # the process that follows it ends then
+        else:
+            for process in [*psutil.Process(training.pid).children(recursive=True), psutil.Process(training.pid)]:
+                process.kill()
+        training.wait()
         newest = checkpoints.newest_intact(run)
         if newest is None:
             raise InputError(f"{run}: no intact checkpoint after {behind} steps, expected one of step 5")

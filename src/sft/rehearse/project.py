@@ -209,3 +209,7 @@ def write_cluster_file(folder: Path, name: str, ranks: int) -> None:
     file = folder / f"slurm/clusters/{name}.yaml"
     file.parent.mkdir(parents=True)
     write_json(file, values)
+    (folder / ".dvc").mkdir()  # prep and eval as jobs read their inputs and outputs from dvc.yaml
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
+    for needed in ("dvc.yaml", "src", "requirements", "templates", "filters"):
+        (folder / needed).symlink_to(REPOSITORY / needed)
