@@ -256,9 +256,10 @@ def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
 def short(number: float) -> str:
     """Return a number with three digits.
 
-    >>> short(1_234_567), short(950), short(12_345), short(2.5e10)
-    ('1.23 M', '950', '12.3 k', '25.0 G')
+    >>> short(1_234_567), short(950), short(12_345), short(2.5e10), short(999_999)
+    ('1.23 M', '950', '12.3 k', '25.0 G', '1.00 M')
     """
+    number = float(f"{number:.3g}")
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= unit:
             return f"{number / unit:.{max(0, 2 - int(math.log10(number / unit)))}f}{name}"
