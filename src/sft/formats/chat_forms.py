@@ -217,11 +217,11 @@ class Columns:
 
 def _openai(columns: Columns) -> Json:
     """`messages` in any form that sft.formats.messages reads, and `tools`."""
-    return _with_system(columns, messages_of_turns(columns.decoded("messages")))
+    return _with_system(columns, columns.decoded("messages"))
 
 
 def _sharegpt(columns: Columns) -> Json:
-    """The same under its ShareGPT name, `conversations`."""
+    """The same under its ShareGPT name, `conversations`, or a list without roles (sft.formats.turn_lists)."""
     return _with_system(columns, messages_of_turns(columns.decoded("conversations")))
 
 
