@@ -2,7 +2,7 @@
 
 import pytest
 
-from sft.conversation import Conversation
+from sft.conversation import Conversation, Rejection
 from sft.formats.bracket_calls import split_bracket_calls
 from sft.formats.messages import normalize
 
@@ -67,3 +67,19 @@ def test_an_answer_of_nothing_but_calls_calls_the_tools_of_its_row():
     assert isinstance(outcome, Conversation)
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
     assert outcome.messages[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+@pytest.mark.parametrize("text", ["[f(1)]", "[f(a=1,)]", "[f(a='it's')]", "[f(a=1)]\n[f(a=2)]"])
+def test_an_answer_of_calls_that_cannot_be_read_is_rejected(text):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]
+    outcome = normalize({"messages": messages, "tools": [{"name": "f"}]})
+    assert isinstance(outcome, Rejection)
+    assert outcome.reason == "call-as-text"
+
+
+def test_a_call_in_json_without_arguments_stays_beside_one_with_them():
+    content = '[{"name": "f", "arguments": {}}, {"name": "g"}]'
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
+    outcome = normalize({"messages": messages, "tools": [{"name": "f"}, {"name": "g"}]})
+    assert isinstance(outcome, Conversation)
+    assert [call["function"]["name"] for call in outcome.messages[1]["tool_calls"]] == ["f", "g"]

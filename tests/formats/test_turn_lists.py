@@ -11,6 +11,7 @@ from sft.formats.messages import normalize
 from sft.formats.not_read import NotRead
 from sft.formats.raw_files import Row
 from sft.formats.records import ChatRow
+from sft.formats.turn_lists import has_turns
 from sft.params.data import Read
 from tests.support.raw_rows import write_lines
 
@@ -37,6 +38,8 @@ SYSTEM = {"role": "system", "content": "S"}
         ({"conversation": [{"human": "a", "assistant": "b"}]}, [USER, ANSWER], []),
         ({"conversations": [["a", "b"], ["a", "b"]]}, [USER, ANSWER] * 2, []),
         ({"id": "1", "data": ["a", "b", "a", "b"]}, [USER, ANSWER] * 2, ["id"]),
+        ({"messages": [["system", "S"], ["Human", "a"], ["gpt", "b"]]}, [SYSTEM, USER, ANSWER], []),
+        ({"data": ["User: a", "Assistant: b"]}, [USER, ANSWER], []),
         ({"data": ["a", "b", "a"]}, [USER, ANSWER, USER], []),
     ],
     ids=lambda value: str(value)[:60],
@@ -52,3 +55,8 @@ def test_a_list_without_roles_is_found_and_read(tmp_path, row, messages, not_rea
     counts.end_row("a:1", True)
     assert outcome == Conversation(messages, None)
     assert sorted(counts.counts) == not_read
+
+
+def test_a_pair_that_says_two_things_is_none():
+    assert not has_turns([{"instruction": "a", "input": "b", "output": "c"}])
+    assert has_turns([{"instruction": "", "input": "b", "output": "c"}])

@@ -37,6 +37,16 @@ def split_bracket_calls(text: str, names: Set[str]) -> list[Json]:
     return calls
 
 
+def begins_as_calls(text: str, names: Set[str]) -> bool:
+    """Return whether a text in brackets begins with a call of one of `names`, whether it can be read or not.
+
+    >>> begins_as_calls("[f(1)]", {"f"}), begins_as_calls("[f] (1)", {"f"})
+    (True, False)
+    """
+    text = text.strip()
+    return text.startswith("[") and text.endswith("]") and text[1:].partition("(")[0].strip() in names
+
+
 def _arguments(text: str, place: int) -> tuple[Json, int]:
     """Return the arguments that begin at a place, and where their call ends. Raises ValueError: it is other text."""
     arguments: Json = {}

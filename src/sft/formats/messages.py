@@ -17,7 +17,7 @@ from typing import Any
 
 from sft import strict_json
 from sft.conversation import THINK_TAGS, Conversation, Message, Rejection, excerpt
-from sft.formats.bracket_calls import split_bracket_calls
+from sft.formats.bracket_calls import begins_as_calls, split_bracket_calls
 from sft.formats.columns import (
     NO_ROW,
     RowFacts,
@@ -617,7 +617,7 @@ def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -
     """Make calls of answers that are nothing but calls: JSON with the name of a tool (Llama 3), as Python writes
     them (ToolACE), or after a mark (Mistral, Glaive).
 
-    Raises:  UnfitRowError: a mark with a call after it that cannot be read.
+    Raises:  UnfitRowError: a mark, or a bracket and the name of a tool, with a call after it that cannot be read.
     """
     for index, turn in enumerate(turns):
         if turn["role"] != "assistant" or "tool_calls" in turn:
@@ -630,8 +630,9 @@ def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -
         if calls and all(call["name"] in names for call in calls):
             turn["content"] = turn["content"][: mark.start()].rstrip() if mark else ""
             turn["tool_calls"] = [_call(call, not_read) for call in calls]
-        elif mark:
-            raise UnfitRowError("call-as-text", f"messages[{index}]: {excerpt(turn['content'][mark.start() :])}")
+        elif mark or begins_as_calls(text, names):
+            start = mark.start() if mark else 0
+            raise UnfitRowError("call-as-text", f"messages[{index}]: {excerpt(turn['content'][start:])}")
 
 
 def _bare_calls(text: str) -> list[Json]:
@@ -639,7 +640,8 @@ def _bare_calls(text: str) -> list[Json]:
     with contextlib.suppress(ValueError):
         calls = _as_list(parse_text(text))
         if all(type(call) is dict and type(call.get("name")) is str and call.keys() <= BARE_KEYS for call in calls):
-            return [call for call in calls if not ARGUMENT_KEYS.isdisjoint(call)]
+            has_arguments = any(not ARGUMENT_KEYS.isdisjoint(call) for call in calls)
+            return calls if has_arguments else []  # a name alone may be any object
     return []
 
 

@@ -1,10 +1,15 @@
 """Conversations that are lists without roles, as messages: pairs of a question and its answer, or texts by turns.
 
 Capybara and XTuner: [{"input": "Hi", "output": "Hello"}, ...]; other data sets name the two differently, or have lists
-[["Hi", "Hello"], ...]. UltraChat: ["Hi", "Hello", ...], the user first.
+[["Hi", "Hello"], ...]. UltraChat: ["Hi", "Hello", ...], the user first. Lists [["user", "Hi"], ...] and texts
+["User: Hi", ...] have roles, which are read.
 """
 
+import itertools
+import re
 from typing import Any
+
+from sft.formats.spellings import SPEAKER_KEYS, role_of
 
 Json = dict[str, Any]
 # The names of a question and of its answer.
@@ -16,7 +21,9 @@ PAIRS = (
     ("prompt", "response"),
 )
 ANSWER_FLAG = "output_with_loss"  # XTuner's: false = the answer is not trained
-SPEAKER_KEYS = ("role", "from", "type")
+# A pair with two of these says two things.
+ALTERNATIVES = {"instruction", *itertools.chain(*PAIRS)}
+LABEL = re.compile(r"\s*(\w+):\s*")
 
 
 def has_turns(value: Any) -> bool:
@@ -43,7 +50,12 @@ def messages_of_turns(value: Any) -> Any:
     if not has_turns(value):
         return value
     if type(value[0]) is str:
+        labels = [LABEL.match(text) for text in value]
+        if all(label and role_of(label[1]) for label in labels):
+            return [_message(label[1], text[label.end() :]) for label, text in zip(labels, value, strict=True) if label]
         return [_message(("user", "assistant")[index % 2], text) for index, text in enumerate(value)]
+    if type(value[0]) is list and role_of(value[0][0]):
+        return [_message(*item) for item in value]
     messages: list[Json] = []
     for item in value:
         question, answer, others = _pair(item) or ("", "", {})
@@ -68,5 +80,7 @@ def _pair(item: Any) -> tuple[str, str, Json] | None:
     for names in PAIRS:
         if all(type(item.get(name)) is str for name in names):
             others = {key: value for key, value in item.items() if key not in names}
+            if any(others[key] for key in ALTERNATIVES & others.keys()):
+                return None
             return item[names[0]], item[names[1]], others
     return None
