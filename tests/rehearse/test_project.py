@@ -9,7 +9,7 @@ from sft.cli import InputError
 from sft.params.check import Params, read
 from sft.params.read import read_text
 from sft.planning.checks import segment_multiple
-from sft.rehearse import project
+from sft.rehearse import cli, project
 
 ROOT = Path(__file__).parents[2]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
@@ -18,6 +18,26 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 def test_a_profile_that_is_not_there_is_an_error_with_those_that_are(tmp_path: Path):
     with pytest.raises(InputError, match=r"^PROFILE=nano: .* not found. Profiles: nemotron3-nano, "):
         project.write_project(tmp_path, "nano")
+
+
+def test_a_path_is_no_profile_and_its_folder_stays(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine.yaml").write_text((ROOT / "profiles/nemotron3-nano.yaml").read_text(encoding="utf-8"))
+    with pytest.raises(InputError, match="not found"):
+        cli.rehearse(str(tmp_path / "mine"), None)
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_profile_with_epochs_a_digest_and_excluded_licenses_becomes_a_rehearsal():
+    path = ROOT / "profiles/nemotron3-nano.yaml"
+    values = read_text(path)[1]
+    values["train"] |= {"train_iters": None, "epochs": 1.5}
+    values["checkpoint"] |= {"pretrained_checkpoint": "x", "pretrained_sha256": "0" * 64}
+    values["pack"]["exclude_licenses"] = ["unspecified"]
+    real = Params.model_validate(values)
+    tiny = Params.model_validate(project.scaled(values, real))
+    assert (tiny.train.steps, tiny.pack.exclude_licenses) == (project.STEPS, [])
+    assert any("1.5 epochs" in line for line in cli.only_on_gpus(real))
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -179,11 +179,12 @@ def axes(params: Params) -> str:
 
 def only_on_gpus(params: Params) -> list[str]:
     """Return what a rehearsal of a profile leaves open."""
-    training = params.training
+    training, train = params.training, params.training.train
+    length = f"{train.epochs:g} epochs" if train.train_iters is None else f"{train.train_iters:,} steps"
     return [
         f"{training.mixed_precision.name}: the rehearsal trains in fp32",
         f"the layout at full size ({axes(params)}) over NCCL: the rehearsal has at most 2 of each axis, over gloo",
-        f"packs of {params.pack.pack_size:,} tokens, {training.train.train_iters:,} steps, memory and speed",
+        f"packs of {params.pack.pack_size:,} tokens, {length}, memory and speed",
         "kernels: Transformer Engine, Triton scans of Mamba layers, grouped GEMM, fused permutation and DeepEP",
     ]
 

@@ -44,6 +44,7 @@ SIZES: Json = {
     "pack.validation": 0.1,
     "pack.test": 0.1,
     "pack.precedence": [],
+    "pack.exclude_licenses": [],
     "model.moe_token_dispatcher_type": "alltoall",
     "model.moe_permute_fusion": False,
     "mixed_precision.name": "fp32",
@@ -51,11 +52,13 @@ SIZES: Json = {
     "scheduler.lr_warmup_iters": 1,
     "scheduler.lr_decay_iters": None,
     "train.train_iters": STEPS,
+    "train.epochs": None,
     "validation.eval_interval": SAVE_EVERY,
     "validation.eval_iters": 1,
     "checkpoint.save_interval": SAVE_EVERY,
     "checkpoint.save_retain_interval": None,
     "checkpoint.pretrained_checkpoint": None,
+    "checkpoint.pretrained_sha256": None,
     "bridge": {},
     "eval.samples_per_domain": 8,
     "eval.tool_prompts": 3,
@@ -78,7 +81,7 @@ WEATHER = {
 def read_profile(profile: str) -> Params:
     """Return the params of a profile. Raises InputError: there is none of this name."""
     path = PROFILES / f"{profile}.yaml"
-    if not path.is_file():
+    if Path(profile).name != profile or not path.is_file():  # the name is also that of a folder that is removed
         names = ", ".join(sorted(each.stem for each in PROFILES.glob("*.yaml")))
         raise InputError(f"PROFILE={profile}: {path} not found. Profiles: {names}")
     return read(path)
