@@ -6,6 +6,7 @@ import pytest
 
 from sft.cli import InputError
 from sft.dataset_card import files_by_config
+from sft.raw_folders import ALL, count_splits, select_files
 from tests.support.raw_rows import write
 
 FILES = ["a/x.jsonl", "a/deep/y.jsonl", "b.csv", "train-0.parquet"]
@@ -22,6 +23,8 @@ FILES = ["a/x.jsonl", "a/deep/y.jsonl", "b.csv", "train-0.parquet"]
         ("data_files: [{split: dev, path: ./b.csv}]", {"dev": ["b.csv"]}),
         ("data_dir: a\n  data_files: [{split: dev, path: '*.jsonl'}]", {"dev": ["a/x.jsonl"]}),
         ("data_files: [{split: dev, path: gone/*}]", None),
+        ("data_dir: a", {"train": ["a/deep/y.jsonl", "a/x.jsonl"]}),
+        ("data_dir: gone", None),
         ("description: no files", None),
     ],
 )
@@ -37,7 +40,21 @@ def test_a_card_without_configs_names_no_files(tmp_path: Path, text: str) -> Non
     assert files_by_config(tmp_path / "none", FILES) == {}
 
 
-def test_a_header_that_is_not_yaml_is_named(tmp_path: Path) -> None:
-    write(tmp_path, "README.md", "---\nconfigs: [\n---\n")
-    with pytest.raises(InputError, match=r"README\.md: its header is not YAML"):
+@pytest.mark.parametrize("header", ["configs: [", "date: 2024-13-45", "configs:\n- data_files: '**a'"])
+def test_a_card_that_cannot_be_read_is_named_where_it_is_needed(tmp_path: Path, header: str) -> None:
+    write(tmp_path, "README.md", f"---\n{header}\n---\n")
+    write(tmp_path, "train.jsonl", "{}")
+    with pytest.raises(InputError, match=r"README\.md: .*read\.split: all"):
         files_by_config(tmp_path, FILES)
+    assert count_splits(tmp_path) == {"train": 1}
+    assert select_files(tmp_path, ALL).read == ["train.jsonl"]
+
+
+def test_files_of_a_data_dir_have_the_splits_of_their_names(tmp_path: Path) -> None:
+    write(
+        tmp_path, "README.md", "---\nconfigs:\n- {config_name: a, data_dir: a}\n- {config_name: b, data_dir: b}\n---\n"
+    )
+    for name in ("a/train.jsonl", "a/test.jsonl", "a/more.jsonl", "b/train.jsonl"):
+        write(tmp_path, name, "{}")
+    assert select_files(tmp_path, "train", "a").read == ["a/train.jsonl"]
+    assert count_splits(tmp_path) == {"a/test": 1, "a/train": 1, "b/train": 1}

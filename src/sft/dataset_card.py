@@ -9,7 +9,7 @@ configs:
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,28 @@ DEFAULT, TRAIN = "default", "train"
 Splits = dict[str, list[str]]
 
 
-def files_by_config(folder: Path, names: Iterable[str]) -> dict[str, Splits]:
+def files_by_config(
+    folder: Path, names: Iterable[str], split_of: Callable[[str], str | None] = lambda _: None
+) -> dict[str, Splits]:
     """Return which of some files each config of the card names, by split; a config without any is left out.
 
-    Raises:  InputError: the header of the card is not YAML.
+    `split_of` returns the split that a path names: of a config with a `data_dir` alone, the files below it.
+
+    Raises:  InputError: the header of the card is not YAML, or has a pattern that is none.
     """
     listed, configs = sorted(names), {}
     for config in _read(folder / CARD):
         splits: Splits = {}
         below = str(config.get("data_dir") or "").strip("/")
         for split, patterns in _patterns(config.get("data_files")):
-            matches = [_compiled(f"{below}/{pattern}" if below else pattern) for pattern in patterns]
+            try:
+                matches = [_compiled(f"{below}/{pattern}" if below else pattern) for pattern in patterns]
+            except ValueError as error:
+                raise InputError(f"{folder / CARD}: data_files: {patterns}: {error}. Set read.split: all.") from error
             found = [name for name in listed if any(match.fullmatch(name) for match in matches)]
             splits[split] = sorted({*splits.get(split, []), *found})
+        if below and config.get("data_files") is None:
+            splits = _by_name([name for name in listed if name.startswith(f"{below}/")], below, split_of)
         splits = {split: found for split, found in splits.items() if found}
         if splits:
             configs[str(config.get("config_name", DEFAULT))] = splits
@@ -58,6 +67,17 @@ def choose_config(folder: Path, found: dict[str, Splits], config: str | None) ->
     )
 
 
+def _by_name(names: list[str], below: str, split_of: Callable[[str], str | None]) -> Splits:
+    """Return files by the split that their paths below a folder name; without one, `train` if no file names that."""
+    named = {name: split_of(name.removeprefix(f"{below}/")) for name in names}
+    others = None if TRAIN in named.values() else TRAIN
+    splits: Splits = {}
+    for name, split in named.items():
+        if split := split or others:
+            splits.setdefault(split, []).append(name)
+    return splits
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """Return the configs of a card; none if there is no card, or it has no header."""
     if not path.is_file():
@@ -68,7 +88,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     header = HEADER.match(path.read_text(encoding="utf-8-sig", errors="replace"))
     try:
         value = YAML(typ="safe").load(header[1]) if header else None
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(
             f"{path}: its header is not YAML: {' '.join(str(error).split())[:200]}. Correct or remove the file, or set "
             "read.split: all."

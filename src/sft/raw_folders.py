@@ -5,6 +5,7 @@ without such a name belongs to none. The names are those that Hugging Face's dat
 a data set (sft.dataset_card) is asked first.
 """
 
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from sft.cli import InputError
-from sft.dataset_card import CARD, choose_config, files_by_config
+from sft.dataset_card import CARD, Splits, choose_config, files_by_config
 
 LINES, DOCUMENT, TABLES = {".jsonl", ".jsonlines", ".ndjson"}, {".json"}, {".parquet", ".arrow"}
 DELIMITED = {".csv": ",", ".tsv": "\t"}
@@ -116,10 +117,15 @@ def split_of(name: str) -> str | None:
 
 
 def count_splits(folder: Path) -> dict[str, int]:
-    """Return the number of files with rows of each split, sorted; of several configs as config/split."""
-    names = _names(folder)
+    """Return the number of files with rows of each split, sorted; of several configs as config/split.
+
+    A card that cannot be read is left to `select_files`, which does not need it for `all`.
+    """
+    names, configs = _names(folder), dict[str, Splits]()
     with_rows = [name for name in names if _has_rows(name, names)]
-    if configs := files_by_config(folder, with_rows):
+    with contextlib.suppress(InputError):
+        configs = files_by_config(folder, with_rows, split_of)
+    if configs:
         named = [
             (f"{config}/" * (len(configs) > 1) + split, files)
             for config in configs
@@ -139,7 +145,7 @@ def select_files(folder: Path, split: str = ALL, config: str | None = None) -> S
     """
     names = _names(folder)
     with_rows = sorted(name for name in names if _has_rows(name, names))
-    configs = files_by_config(folder, with_rows) if config is not None or split != ALL else {}
+    configs = files_by_config(folder, with_rows, split_of) if config is not None or split != ALL else {}
     groups: dict[str | None, list[str]] = {}
     if configs or config is not None:
         config = choose_config(folder, configs, config)
