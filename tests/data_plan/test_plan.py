@@ -15,6 +15,8 @@ import pytest
 from sft.cli import InputError
 from sft.data_plan import samples
 from sft.data_plan.plan import Plan, lines, make_plan
+from sft.files import write_json
+from sft.params.check import read
 from tests.support.loopback_hub import COMMIT, Web, web
 from tests.support.project import ROOT, set_params
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
@@ -57,6 +59,8 @@ def make_project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     write_tokenizer(tmp_path / "models/base", (*REASONING_AND_TOOLS, "<|im_start|>", "<|im_end|>", "<|endoftext|>"))
     (tmp_path / "rows.jsonl").write_bytes(CONTENT)
+    model = read(tmp_path / "params.yaml").fetch.model
+    write_json(tmp_path / "reports/fetch/model.json", {"uri": model.address, "sha256": model.sha256})
     return tmp_path
 
 
@@ -173,8 +177,29 @@ def test_a_tokenizer_of_another_model_is_not_used(project: Path) -> None:
     (project / "profiles").mkdir()
     shutil.copy(project / "params.yaml", project / "profiles/mine.yaml")
     set_params(project, **{"fetch.model": {"uri": "file://another"}})
+    assert make_plan("mine", None).totals["rows"].estimate > 0, "models/base is that of the profile"
+    write_json(project / "reports/fetch/model.json", {"uri": "file://another"})
     with pytest.raises(InputError, match=r"^models/base: .*dvc repro fetch-model"):
         make_plan("mine", None)
+
+
+def test_a_base_model_that_was_fetched_for_other_params_is_not_used(project: Path) -> None:
+    set_params(project, **{"fetch.sources": {"mine": {"uri": "file://rows.jsonl", "read": READ}}})
+    set_params(project, **{"fetch.model": {"uri": "file://another"}})  # and not fetched since
+    with pytest.raises(InputError, match=r"^models/base: .*dvc repro fetch-model"):
+        make_plan(None, None)
+
+
+def test_a_file_that_no_figure_counts_is_named_first_and_a_missing_digest_is_said(
+    project: Path, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.files = {"/rows.json": b"[" + b",".join(CONTENT.splitlines()) + b"]"}
+    planned = plan_of(project, f"{web.url}/rows.json", monkeypatch)
+    assert planned.sources["mine"].bytes_left_out == len(web.files["/rows.json"])
+    page = lines(planned)
+    assert page[1].startswith("LEFT OUT ")
+    assert next(line for line in page if line.startswith("mine ")).split().count("unknown") == 2
+    assert any(f"fetch needs a digest: {web.url}/rows.json#sha256=" in note for note in planned.sources["mine"].notes)
 
 
 def test_a_list_of_addresses_is_one_source(project: Path) -> None:

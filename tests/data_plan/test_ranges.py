@@ -41,6 +41,23 @@ def test_a_missing_file_and_an_unsafe_url(web: Web, tmp_path: Path) -> None:
         list_source(Download(uri="http://example.org/b.bin"), tmp_path)
 
 
+def test_a_busy_server_is_asked_again(web: Web, tmp_path: Path) -> None:
+    web.busy = 2
+    (file,) = list_source(Download(uri=f"{web.url}/a.bin"), tmp_path)
+    web.busy = 1
+    assert file.read(7, 9) == BODY[7:9]
+
+
+def test_an_object_without_credentials_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"s3://bucket/a\.jsonl: cannot download: .*credentials"):
+        list_source(Download(uri="s3://bucket/a.jsonl"), tmp_path)
+
+
 def test_local_files_and_a_file_object(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"0123456789")
     (file,) = list_source(Download(uri=f"file://{tmp_path}/a"), tmp_path)

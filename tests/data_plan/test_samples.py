@@ -66,6 +66,16 @@ def test_the_start_of_a_compressed_file_is_read(small: Path, suffix: str, monkey
     assert sampled.bytes_read == len(content) * 3 // 4
 
 
+@pytest.mark.parametrize("suffix", PACKED)
+def test_what_a_compressed_file_unpacks_to_is_bounded(
+    small: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "BUDGET_BYTES", 2 << 20)
+    text, used = samples._decompressed(PACKED[suffix](b"x" * 99 + b"\n" + b"a row\n" * (3 << 20)), suffix)
+    assert 2 << 20 <= len(text) < 8 << 20
+    assert used > 0
+
+
 def test_a_large_file_that_has_no_parts_is_named(small: Path) -> None:
     with pytest.raises(NotSampledError, match=r"a\.csv: 20 bytes"):
         sample_file(local(small.parent, "a.csv", b"x" * 20), small, 1)

@@ -29,6 +29,8 @@ class Web(http.server.ThreadingHTTPServer):
         self.cut_at: int | None = None
         self.ranges: list[str | None] = []
         self.has_ranges = True
+        self.busy = 0
+        """Requests that are answered with 503 before the next one is served."""
         self.hub: dict[str, bytes] = {}
         self.card: dict[str, Any] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -45,7 +47,10 @@ class Page(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
-        if path in self.server.redirects:
+        if self.server.busy:
+            self.server.busy -= 1
+            self.answer(503, b"busy")
+        elif path in self.server.redirects:
             self.answer(302, b"", Location=self.server.redirects[path])
         elif path in self.server.files:
             self.send_file(self.server.files[path])

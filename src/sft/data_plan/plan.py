@@ -21,9 +21,10 @@ import numpy as np
 
 from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
 from sft.data_plan.measure import BASE_FILES, FIGURES, Measured, load_chat, measure
-from sft.data_plan.ranges import RemoteFile, list_source
+from sft.data_plan.ranges import RemoteFile, lacks_digest, list_source
 from sft.data_plan.row_sampling import DRAWS, Floats, exact_totals, interval
 from sft.data_plan.samples import NotSampledError, Sampled, names_to_read, sample_file
+from sft.files import read_json
 from sft.formats.chat_forms import PACKAGES
 from sft.hashing import value_digest
 from sft.packing.blend import describe_limits, plan_epochs
@@ -36,6 +37,7 @@ from sft.sources.redact import redact
 from sft.tokens.render import ChatTemplate
 
 BASE = Path("models/base")
+FETCHED = Path("reports/fetch/model.json")
 TOKEN_BYTES = 5  # an id and its mask, in data/prepared and in data/packed
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 SHOWN_REASONS = 4
@@ -57,6 +59,8 @@ class SourcePlan:
     files: int
     bytes: int
     bytes_read: int
+    bytes_left_out: int
+    """Of large files that cannot be read in part: no figure counts them."""
     figures: dict[str, Figure]
     epochs: float
     """How often it is seen in an epoch of the blend."""
@@ -143,14 +147,22 @@ def _list(name: str, source: Source, folder: Path) -> list[RemoteFile]:
 
 def _base(params: Params, folder: Path) -> Path:
     """Return a folder with the tokenizer of the base model. Raises InputError: there is none."""
-    if BASE.is_dir() and PARAMS.exists() and read(PARAMS).fetch.model == params.fetch.model:
-        return BASE
     model = params.fetch.model
+    if BASE.is_dir() and _fetched_base() == (redact(model.address), model.revision or model.sha256):
+        return BASE
     if not model.address.startswith("hf://") or model.address.count("/") > 4:
         raise InputError(f"{BASE}: not found, or of another model than {model.address}. Run: dvc repro fetch-model")
     folder.mkdir()
     fetch_files(Download(uri=f"{model.uri}/{BASE_FILES}"), folder, is_model=True)
     return folder
+
+
+def _fetched_base() -> tuple[str, str | None] | None:
+    """Return address and pin of the model that models/base was fetched from; None if nothing says it."""
+    if not FETCHED.exists():
+        return None
+    report = read_json(FETCHED)
+    return report["uri"], report.get("revision") or report.get("sha256")
 
 
 def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTemplate, folder: Path) -> _Seen:
@@ -159,14 +171,16 @@ def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTempla
     folder.mkdir()
     is_package = source.read.format in PACKAGES
     chosen, line = names_to_read(files, source.read, folder)
-    notes, samples = [f"not read: {line}"] if line and not is_package else [], list[Sampled]()
+    notes, samples, left_out = [f"not read: {line}"] if line and not is_package else [], list[Sampled](), 0
     for file in (file for file in files if is_package or file.name in chosen):
         try:
             samples.append(sample_file(file, folder, int(value_digest([name, file.name])[:8], 16)))
         except NotSampledError as error:
             notes.append(f"not in the figures: {error}")
+            left_out += file.size
     notes += [f"{sample.name}: {sample.note}" for sample in samples if sample.note]
     measured = measure(folder, name, source.read, params, chat)
+    notes += [f"fetch needs a digest: {redact(each.address)}#sha256=" for each in source.each if lacks_digest(each)]
     seen = _Seen(_totals(samples, measured, params.pack.seed))
     limits = [limit for limit in (source.read.max_rows, params.filter.max_rows) if limit is not None]
     if limits and (rows := seen.draws[0, 0] * (1 - measured.not_selected / max(1, len(measured.figures)))) > min(
@@ -179,6 +193,7 @@ def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTempla
         "files": len(samples),
         "bytes": sum(file.size for file in files),
         "bytes_read": sum(sample.bytes_read for sample in samples),
+        "bytes_left_out": left_out,
         "license": source.license,
         "row_licenses": {name: count for name, count in measured.licenses.most_common() if name},
         "rows_seen": len(measured.figures),
@@ -205,7 +220,7 @@ def _totals(samples: list[Sampled], measured: Measured, seed: int) -> Floats:
         by_read = np.zeros((len(sample.rows_of_read or [0]), len(FIGURES)))
         for row, figures in rows.get(sample.name, []):
             by_read[sample.read_of(row)] += figures
-        draws += sample.totals(by_read, seed)
+        draws += sample.totals(by_read, int(value_digest([seed, sample.name])[:8], 16))  # files are independent
     return draws
 
 
@@ -276,9 +291,15 @@ def with_interval(figure: Figure) -> str:
 def lines(plan: Plan) -> list[str]:
     """Return the page of a plan, line by line."""
     totals, share = plan.totals, plan.bytes_read / max(1, plan.bytes)
+    left_out = {name: source.bytes_left_out for name, source in plan.sources.items() if source.bytes_left_out}
     page = [
         f"plan       {plan.params}: {short(plan.bytes)}B, of which {short(plan.bytes_read)}B ({share:.1%}) were read; "
         "99 % intervals",
+        *(
+            [f"LEFT OUT   {short(sum(left_out.values()))}B of {', '.join(left_out)}: no figure counts them, see below"]
+            if left_out
+            else []
+        ),
         f"tokens     {with_interval(totals['tokens'])} in {with_interval(totals['kept'])} kept rows of "
         f"{with_interval(totals['rows'])}",
         f"trained    {with_interval(totals['trained_tokens'])}",
@@ -295,10 +316,12 @@ def lines(plan: Plan) -> list[str]:
     for name, source in plan.sources.items():
         figures = source.figures
         kept = figures["packed_trained_tokens"].estimate / max(1.0, figures["trained_tokens"].estimate)
+        shown_rows, shown_tokens = (
+            with_interval(figures[figure]) if source.files else "unknown" for figure in ("rows", "tokens")
+        )
         page.append(
-            f"{name:22} {short(source.bytes) + 'B':>8} {with_interval(figures['rows']):>26} "
-            f"{with_interval(figures['tokens']):>26} {kept:>9.0%} {source.epochs:>7.3g}  "
-            f"{source.lengths['p50']:,}, {source.lengths['p99']:,}"
+            f"{name:22} {short(source.bytes) + 'B':>8} {shown_rows:>26} {shown_tokens:>26} {kept:>9.0%} "
+            f"{source.epochs:>7.3g}  {source.lengths['p50']:,}, {source.lengths['p99']:,}"
         )
     page.append("")
     licenses = Counter[str]()

@@ -15,10 +15,21 @@ from sft.cli import InputError
 from sft.hashing import BLOCK_BYTES
 from sft.params.data import Download
 from sft.sources import hub
-from sft.sources.download import TIMEOUT_SECONDS, check_url, fetch_files, https_session, hub_files, local_files
+from sft.sources.download import (
+    TIMEOUT_SECONDS,
+    check_url,
+    fetch_files,
+    https_session,
+    hub_files,
+    local_files,
+    s3_errors,
+)
 from sft.sources.redact import redact
 
 NOT_RANGED = "the server does not serve ranges"
+ATTEMPTS = 5
+BUSY = (429, 500, 502, 503, 504)
+"""Answers of a server that may be another in a few seconds."""
 
 
 @dataclass
@@ -87,10 +98,11 @@ class StoreFile(RemoteFile):
     url: str = ""
 
     def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop)."""
+        """Return the bytes [start, stop). Raises InputError: no answer, or no right to read."""
         import fsspec
 
-        content: bytes = fsspec.filesystem("s3").cat_file(self.url, start=start, end=stop)
+        with s3_errors(self.url):
+            content: bytes = fsspec.filesystem("s3").cat_file(self.url, start=start, end=stop)
         return content
 
 
@@ -133,17 +145,38 @@ def list_source(source: Download, scratch: Path) -> list[RemoteFile]:
         return list(_hub_files(source))
     if scheme in ("https", "http"):
         check_url(source.address)
-        return [_web_file(PurePosixPath(unquote(urlsplit(source.address).path)).name, source.address, https_session())]
+        return [
+            _web_file(
+                PurePosixPath(unquote(urlsplit(source.address).path)).name, source.address, patient(https_session())
+            )
+        ]
     if scheme == "s3":
         import fsspec
 
-        info = fsspec.filesystem("s3").info(source.address)
+        with s3_errors(source.address):
+            info = fsspec.filesystem("s3").info(source.address)
         return [StoreFile(PurePosixPath(source.address).name, int(info["size"]), url=source.address)]
     if scheme == "file":
         found = {inner: path for path, inner in local_files(source).items()}
     else:
         found = {file.path: scratch / file.path for file in fetch_files(source, scratch)}
     return [LocalFile(inner, path.stat().st_size, path=path) for inner, path in sorted(found.items())]
+
+
+def lacks_digest(source: Download) -> bool:
+    """Return whether fetch would refuse an address that plan can read."""
+    return source.sha256 is None and source.address.startswith(("https://", "http://", "s3://"))
+
+
+def patient(session: Any) -> Any:
+    """Make a session of requests ask again, later each time, when a server is busy."""
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    retry = Retry(ATTEMPTS, backoff_factor=0.5, status_forcelist=BUSY, raise_on_status=False)
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
 
 
 def _hub_files(source: Download) -> Iterator[RemoteFile]:
@@ -155,7 +188,7 @@ def _hub_files(source: Download) -> Iterator[RemoteFile]:
     place.check_commit(source)
     with hub.named_errors(source):
         files = hub_files(source, place)
-    session = requests.Session()  # requests drops the token when a redirect leaves the hub
+    session = patient(requests.Session())  # requests drops the token when a redirect leaves the hub
     session.headers.update({**build_hf_headers(), "Accept-Encoding": "identity"})
     for inner, entry in files.items():
         url = huggingface_hub.hf_hub_url(filename=entry.path, **place.remote)

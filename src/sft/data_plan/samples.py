@@ -7,6 +7,7 @@ note. Other large files (JSON arrays, .csv, .arrow) cannot be read in part: thei
 
 import bz2
 import gzip
+import io
 import lzma
 import random
 import zlib
@@ -22,6 +23,7 @@ from sft.cli import InputError
 from sft.data_plan.ranges import NOT_RANGED, RangeReader, RemoteFile
 from sft.data_plan.row_sampling import BUDGET_BYTES, Drawn, draw_rows, draw_totals, exact_totals, rows_of_prefix
 from sft.dataset_card import CARD
+from sft.hashing import BLOCK_BYTES
 from sft.params.data import Read
 from sft.raw_folders import LINES, file_kind, select_files
 
@@ -115,8 +117,8 @@ def _prefix(file: RemoteFile) -> Drawn:
     content = file.read(0, length)
     if not packed:
         return rows_of_prefix(content, file.size, length == file.size, f"{AT_ITS_START} ({NOT_RANGED})")
-    text = _decompressed(content, packed)
-    drawn = rows_of_prefix(text, round(file.size * len(text) / length), False, f"{AT_ITS_START} (it is compressed)")
+    text, used = _decompressed(content, packed)
+    drawn = rows_of_prefix(text, round(file.size * len(text) / used), False, f"{AT_ITS_START} (it is compressed)")
     return Drawn(drawn.reads, drawn.size, None, length, drawn.note)
 
 
@@ -133,25 +135,35 @@ def _compressed(data: bytes, packed: str) -> bytes:
     return compress[packed](data) if packed else data
 
 
-def _decompressed(prefix: bytes, packed: str) -> bytes:
-    """Return what the start of a compressed file holds; it may have several members. Raises InputError: damaged."""
+def _decompressed(prefix: bytes, packed: str) -> tuple[bytes, int]:
+    """Return what the start of a compressed file holds, BUDGET_BYTES at most, and how many bytes of it that took.
+
+    It may have several members. Raises InputError: damaged.
+    """
     import zstandard
 
-    makers: dict[str, Callable[[], Any]] = {
-        ".gz": lambda: zlib.decompressobj(wbits=31),
-        ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
-        ".bz2": bz2.BZ2Decompressor,
-        ".xz": lzma.LZMADecompressor,
+    openers: dict[str, Callable[[Any], Any]] = {
+        ".gz": lambda file: gzip.GzipFile(fileobj=file),
+        ".zst": lambda file: zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True),
+        ".bz2": bz2.BZ2File,
+        ".xz": lzma.LZMAFile,
     }
-    text = bytearray()
+
+    def read_some(decoder: Any) -> bytes:
+        """Return what the next bytes unpack to; `read` would lose it where the prefix ends within a member."""
+        block: bytes = decoder.read1(BLOCK_BYTES) if hasattr(decoder, "read1") else decoder.read(BLOCK_BYTES)
+        return block
+
+    file, text = io.BytesIO(prefix), bytearray()
     try:
-        while prefix:
-            decoder = makers[packed]()
-            text += decoder.decompress(prefix)
-            prefix = decoder.unused_data
-    except (zlib.error, zstandard.ZstdError, lzma.LZMAError, EOFError, OSError) as error:
+        with openers[packed](file) as decoder:
+            while len(text) < BUDGET_BYTES and (block := read_some(decoder)):
+                text += block
+            return bytes(text), max(1, file.tell())
+    except EOFError:  # the prefix ends within a member
+        return bytes(text), len(prefix)
+    except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError) as error:
         raise InputError(f"damaged compressed file: {error}") from error
-    return bytes(text)
 
 
 def _sample_groups(file: RemoteFile, path: Path, seed: int) -> Sampled:

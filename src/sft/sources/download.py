@@ -349,18 +349,27 @@ def _open_https(url: str, offset: int) -> RemoteFile:
     return start, start + int(length) if length.isdecimal() else None, blocks()
 
 
+@contextlib.contextmanager
+def s3_errors(url: str) -> Iterator[None]:
+    """Turn errors of an S3 store into an InputError that names the object."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield
+    except (OSError, BotoCoreError) as error:
+        raise InputError(
+            f"{redact(url)}: cannot download: {_reason(error)}. Check bucket, key, credentials and AWS_ENDPOINT_URL."
+        ) from error
+
+
 def _open_s3(url: str, offset: int) -> RemoteFile:
     """Open an object at an offset, or at its start if it is shorter."""
     import fsspec
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
-    try:
+    with s3_errors(url):
         file = fsspec.filesystem("s3").open(url, "rb", block_size=8 * BLOCK_BYTES, cache_type="readahead")
         size = int(file.size)
-    except (OSError, BotoCoreError) as error:
-        raise InputError(
-            f"{redact(url)}: cannot download: {_reason(error)}. Check bucket, key, credentials and AWS_ENDPOINT_URL."
-        ) from error
     start = offset if offset < size else 0
 
     def blocks() -> Iterator[bytes]:
