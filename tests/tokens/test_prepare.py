@@ -1,6 +1,7 @@
 """Prepare: a batch of rows gives what each row gives alone; rejected rows are named and counted."""
 
 import json
+import time
 
 import pyarrow as pa
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from sft.cli import InputError
 from sft.formats.messages import normalize
 from sft.parquet import SAMPLES
+from sft.tokens import template
 from sft.tokens.prepare import _parse, group_number, prepare_rows
 from sft.tokens.reasoning import Shares
 from sft.tokens.render import ChatTemplate
@@ -70,6 +72,19 @@ def test_a_rejected_row_loses_all_its_samples_and_no_others(chat):
     assert [(line["id"], line["reason"]) for line in rejected] == [(name, "nothing-trained")]
     assert (counts["rows"]["out"], counts["rejected"]) == (3, {"nothing-trained": 1})
     assert prepare_rows(chat, rows.slice(1, 1), KEPT).samples.to_pylist() == []
+
+
+def test_time_of_reasoning_is_not_time_of_the_template(chat, monkeypatch):
+    monkeypatch.setattr(template, "CPU_SECONDS", 0.1)
+    monkeypatch.setattr(chat.tokenizer.encoder, "count", lambda text: _spend(0.1) or 1)
+    samples, _, counts = prepare_rows(chat, filtered(chat_records(4)), KEPT._replace(strip=1.0))
+    assert (len(samples), counts["reasoning"]) == (4, {"none": 2, "stripped": 2})
+
+
+def _spend(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
 
 
 def test_a_row_that_is_not_json_is_named(chat):

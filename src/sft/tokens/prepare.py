@@ -4,6 +4,7 @@ Works on columns: the conversations of a batch become segments (sft.tokens.rende
 call, and ids, masks and turn ends go to Arrow columns without ever being Python lists.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -11,7 +12,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import orjson
 import pyarrow as pa
 
 from sft.cli import InputError
-from sft.conversation import Message, Rejection, is_normal
+from sft.conversation import Message, Rejection, Tools, is_normal
 from sft.parquet import SAMPLES
 from sft.tokens.reasoning import Controlled, Shares, control_reasoning
 from sft.tokens.render import ChatTemplate
@@ -55,14 +56,15 @@ def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, co
     segments, rejections = Segments(), dict[int, Rejection]()
     controlled, samples, groups, names = list[Controlled](), list[int](), list[int](), rows["id"].to_pylist()
     columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist(), rows["meta"].to_pylist()
-    for limited_rows in itertools.batched(zip(*columns_read, strict=True), ROWS_AT_ONCE):
+    for at_once in itertools.batched(zip(*columns_read, strict=True), ROWS_AT_ONCE):
+        read = [_read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits, which are the template's
         with chat.limited():
-            for row in limited_rows:
-                group, each, outcome = _add_row(chat, segments, reasoning, *row)
+            for row in read:
+                outcome = _add_row(chat, segments, row)
                 if isinstance(outcome, Rejection):
                     rejections[len(samples)], outcome = outcome, 0
-                groups.append(group)
-                controlled.append(each)
+                groups.append(row.group)
+                controlled.append(row.controlled)
                 samples.append(outcome)
     if compared and not chat.tokenizer.encoder.matches_reference(_first_texts(segments.texts(), compared)):
         raise InputError(
@@ -98,23 +100,38 @@ def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, co
     return PreparedRows(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
 
 
-def _add_row(
-    chat: ChatTemplate,
-    segments: Segments,
-    reasoning: Shares,
-    name: str,
-    messages_json: memoryview,
-    tools_json: str | None,
-    meta: str,
-) -> tuple[int, Controlled, int | Rejection]:
-    """Add the samples of a row to `segments`; return its group, what is trained, and the number of samples."""
+class _Row(NamedTuple):
+    name: str
+    group: int
+    controlled: Controlled
+    tools: Tools
+
+
+def _read_row(
+    chat: ChatTemplate, reasoning: Shares, name: str, messages_json: memoryview, tools_json: str | None, meta: str
+) -> _Row:
+    """Return a row as it is trained."""
     report_row(name)
     messages, tools = _parse(name, messages_json), _parse_tools(tools_json) if tools_json else None
-    try:
+    with _naming_row(name, messages, tools):
         group = group_number(name, messages, meta)
         ranges, count = chat.tokenizer.token_ranges, chat.tokenizer.encoder.count
-        controlled = control_reasoning(name, messages, reasoning, ranges, count)
-        return group, controlled, chat.add_samples(segments, controlled.messages, tools, controlled.budget)
+        return _Row(name, group, control_reasoning(name, messages, reasoning, ranges, count), tools)
+
+
+def _add_row(chat: ChatTemplate, segments: Segments, row: _Row) -> int | Rejection:
+    """Add the samples of a row to `segments`; return their number, or why there are none."""
+    report_row(row.name)
+    messages, budget = row.controlled.messages, row.controlled.budget
+    with _naming_row(row.name, messages, row.tools):
+        return chat.add_samples(segments, messages, row.tools, budget)
+
+
+@contextlib.contextmanager
+def _naming_row(name: str, messages: Any, tools: Any) -> Iterator[None]:
+    """Raise InputError for what fails because a row is not in normal form."""
+    try:
+        yield
     except (AttributeError, LookupError, TypeError) as error:
         if is_normal(messages, tools):
             raise
