@@ -66,6 +66,7 @@ def resources(stage: str = "train", **keys) -> list[str]:
         ({"gpus_per_node": "h100:8"}, ["--gpus-per-node=h100:8", "--cpus-per-task=32"]),
         ({"gpus_per_node": 4, "sbatch_options": ["--gres=gpu:a100:4"]}, ["--cpus-per-task=16", "--gres=gpu:a100:4"]),
         ({"gpus_per_node": 8, "sbatch_options": ["--exclusive"]}, ["--gpus-per-node=8", "--exclusive"]),
+        ({"gpus_per_node": 8, "sbatch_options": ["--cpus-per-gpu=8"]}, ["--gpus-per-node=8", "--cpus-per-gpu=8"]),
         ({"ranks_per_node": 2}, ["--cpus-per-task=2"]),
         ({"ranks_per_node": 2, "cpus_per_node": 9, "memory_per_node": "5G"}, ["--cpus-per-task=9", "--mem=5G"]),
     ],

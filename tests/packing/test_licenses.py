@@ -35,17 +35,19 @@ def test_the_license_of_a_row_is_its_own_or_that_of_its_source(tables):
 
 
 @pytest.mark.parametrize(
-    ("excluded", "reasons"),
+    ("excluded", "reasons", "unused"),
     [
-        ([], [FITS, FITS, FITS, OVER_LENGTH, FITS]),
-        (["gpl-3.0", "unused"], [EXCLUDED, FITS, FITS, EXCLUDED, FITS]),
-        (["GPL"], [FITS, FITS, FITS, OVER_LENGTH, FITS]),
-        (["MIT"], [FITS, EXCLUDED, EXCLUDED, EXCLUDED, FITS]),
+        ([], [FITS, FITS, FITS, OVER_LENGTH, FITS], []),
+        (["gpl-3.0", "unused"], [EXCLUDED, FITS, FITS, EXCLUDED, FITS], ["unused"]),
+        (["GPL"], [FITS, FITS, FITS, OVER_LENGTH, FITS], ["GPL"]),
+        (["MIT"], [FITS, EXCLUDED, EXCLUDED, EXCLUDED, FITS], []),
+        ([""], [FITS, FITS, FITS, OVER_LENGTH, FITS], [""]),
+        (["MIT, GPL-3.0"], [FITS, FITS, FITS, EXCLUDED, FITS], []),
     ],
 )
-def test_samples_under_an_excluded_license_have_that_reason(tables, excluded, reasons):
+def test_samples_under_an_excluded_license_have_that_reason(tables, excluded, reasons, unused):
     samples, licenses = tables
-    exclude(samples, licenses, excluded)
+    assert exclude(samples, licenses, excluded) == unused
     assert samples.reason.tolist() == reasons
 
 

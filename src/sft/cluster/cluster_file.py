@@ -37,8 +37,9 @@ BREAKING_OPTIONS = {
     "version": "it submits nothing",
     "wrap": "it replaces the job's script",
 }
-# Options of sbatch that request GPUs instead of --gpus-per-node, memory instead of --mem, all processors of a node.
+# Options of sbatch that request GPUs instead of --gpus-per-node, processors instead of --cpus-per-task, or all of them.
 GPU_OPTIONS = ("gres", "gpus", "gpus-per-socket", "gpus-per-task", "tres-per-task")
+CPUS_OPTION = "cpus-per-gpu"
 WHOLE_NODE = "exclusive"
 ALL = "all"  # in `environment`
 Gpus = Annotated[

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft.cli import InputError
-from sft.cluster.cluster_file import ALL, GPU_OPTIONS, WHOLE_NODE, Cluster, image_path
+from sft.cluster.cluster_file import ALL, CPUS_OPTION, GPU_OPTIONS, WHOLE_NODE, Cluster, image_path
 from sft.files import project_root
 
 TIMEOUT_SECONDS = 60  # a busy controller can take this long
@@ -121,16 +121,18 @@ def submit_command(cluster: Cluster, *, stage: str, name: str, run: Path, comman
 def _resources(cluster: Cluster, stage: str) -> list[str]:
     """Return the options for GPUs, processors and memory of a node.
 
-    Without --cpus-per-task Slurm gives the launcher one processor, and all its ranks would share it.
+    Without --cpus-per-task Slurm gives the launcher one processor, and all its ranks would share it. It cannot be given
+    with --cpus-per-gpu.
     """
     options = []
     if cluster.gpus and not cluster.options_given(*GPU_OPTIONS):
         options.append(f"--gpus-per-node={cluster.gpus_per_node}")
     cpus = cluster.cpus_per_node
-    if cpus is None and stage == "prep":
-        cpus = cluster.ranks_on_node
-    elif cpus is None and not cluster.options_given(WHOLE_NODE):
-        cpus = cluster.gpus * CPUS_PER_GPU or cluster.ranks_on_node
+    if cpus is None and not cluster.options_given(CPUS_OPTION):
+        if stage == "prep":
+            cpus = cluster.ranks_on_node
+        elif not cluster.options_given(WHOLE_NODE):
+            cpus = cluster.gpus * CPUS_PER_GPU or cluster.ranks_on_node
     if cpus is not None:
         options.append(f"--cpus-per-task={cpus}")
     if cluster.memory_per_node is not None:

@@ -41,11 +41,21 @@ def licenses_of(conversations: ConversationTable, sources: Mapping[str, Source])
     return Licenses(list(names), np.array(of_pair, np.int32)[place])
 
 
-def exclude(samples: SampleTable, licenses: Licenses, excluded: Iterable[str]) -> None:
-    """Set the reason of all samples under the licenses in `excluded`."""
-    folded = {name.strip().casefold() for name in excluded}
-    is_excluded = [not folded.isdisjoint(license_names(name.casefold())) for name in licenses.names]
-    samples.reason[np.array(is_excluded, np.bool_)[licenses.of_conversation[samples.conversation]]] = EXCLUDED
+def exclude(samples: SampleTable, licenses: Licenses, excluded: Iterable[str]) -> list[str]:
+    """Set the reason of all samples under the licenses in `excluded`; return those that no conversation has.
+
+    One that names several, as reports write it, is the license of conversations under all of them.
+    """
+    stated = [license_names(name.casefold()) for name in licenses.names]
+    is_excluded, unused = np.zeros(len(stated), np.bool_), []
+    for name in excluded:
+        names = license_names(name.casefold())
+        found = [bool(names) and names <= each for each in stated]
+        is_excluded |= found
+        if not any(found):
+            unused.append(name)
+    samples.reason[is_excluded[licenses.of_conversation[samples.conversation]]] = EXCLUDED
+    return unused
 
 
 def count_licenses(samples: SampleTable, licenses: Licenses, members: Int32s) -> dict[str, dict[str, int]]:

@@ -26,7 +26,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sft.cli import InputError
+from rich.markup import escape
+
+from sft.cli import InputError, echo
 from sft.files import publish_file, publish_folder, write_json
 from sft.hashing import file_digest, folder_digest
 from sft.ledger import Ledger, read_report
@@ -147,7 +149,8 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
     fingerprints = check_fingerprints(prep_reports)
     groups, samples, conversations = read_samples(prep_reports, params, spool)
     release_memory()
-    exclude(samples, licenses_of(conversations, sources), params.exclude_licenses)
+    if unused := exclude(samples, licenses_of(conversations, sources), params.exclude_licenses):
+        echo(f"[yellow]pack.exclude_licenses: no conversation has {escape('; '.join(unused))}[/]")
     if params.over_length == "error":
         check_lengths(samples, conversations, params)
     if len(samples) and (samples.reason == EXCLUDED).all():
