@@ -31,7 +31,12 @@ RUNS = [  # (what is before it, repeated, after it)
         ("[TOOL_CALLS]", " ", "a"),
     ],
     *[("", "our country ", ""), ("", "`our country` ", ""), ("", "> our country\n", "")],
-    *[("é ", "Ã© ", ""), ("a", "\u0301\u0316", ""), ("", "".join(f"{number} a " for number in range(60)), "")],
+    *[
+        ("é ", "Ã© ", ""),
+        ("a", "\u0301\u0316", ""),
+        ("a", "\uff9e\u0338", ""),
+        ("", "".join(f"{number} a " for number in range(60)), ""),
+    ],
     *[("1", " ", "2"), ("\\boxed{", " ", "1"), ("User:", " ", ""), ("<tools>", "{'a': 1}, ", "</tools>")],
 ]
 TOOL = {"type": "function", "function": {"name": "get_order", "parameters": {"type": "object"}}}

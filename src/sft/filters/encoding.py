@@ -37,8 +37,10 @@ MOJIBAKE = re.compile(
 )
 # More marks on one letter than any language has. Normalizing text takes the square of such a run.
 MAX_MARKS = 64
+BECOME_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # when text is normalized; none before
 MARKS = re.compile(
     "["
+    + BECOME_MARKS
     + "".join(re.escape(chr(code)) for code in range(0x300, 0x1F000) if unicodedata.combining(chr(code)))
     + f"]{{{MAX_MARKS + 1}}}"
 )
