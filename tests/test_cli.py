@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,21 @@ def test_an_interruption_ends_with_130(tmp_path):
     done = call(tmp_path, "raise KeyboardInterrupt")
     assert done.returncode == 130
     assert done.stderr == "error: interrupted. Rerun to continue: nothing was half-written.\n"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_program_and_what_it_started_as_ctrl_c_does(tmp_path, name):
+    child = f"import os, signal, time; time.sleep(0.2); os.kill(os.getppid(), signal.{name}); time.sleep(30)"
+    started = time.monotonic()
+    done = call(tmp_path, f"import sys; from sft.cli import run_child; run_child([sys.executable, '-c', {child!r}])")
+    assert done.returncode == 128 + signal.Signals[name]
+    assert done.stderr == f"error: ended by {name}. Rerun to continue: nothing was half-written.\n"
+    assert time.monotonic() - started < 29, "the program that it started was asked to end too"
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); run_stage(main, __doc__)"
+    assert call(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGHUP)", call=ignoring).returncode == 0
 
 
 def test_a_fault_of_the_program_shows_its_traceback(tmp_path):

@@ -16,8 +16,10 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NoReturn
 
@@ -35,8 +37,23 @@ class InputError(ValueError):
     """A problem with your data, params or machine. The message says where, what was found, and what to do."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that asks the program to end, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def run_or_exit(main: Callable[[], object]) -> None:
-    """Run a program; print what is wrong with its input or its machine, and exit with 1 (Ctrl-C: 130)."""
+    """Run a program; print what is wrong with its input or its machine, and exit with 1.
+
+    Ctrl-C, SIGTERM and SIGHUP end it alike, with status 128 + the signal; one that is ignored (nohup) stays so.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _stop)
     try:
         main()
     except InputError as error:
@@ -44,8 +61,25 @@ def run_or_exit(main: Callable[[], object]) -> None:
     except OSError as error:
         advice = " Free some space and rerun: nothing was half-written." if error.errno in DISK_FULL else ""
         exit_with(f"{error.strerror or type(error).__name__}: {error.filename or error}.{advice}")
+    except Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        exit_with(f"ended by {name}. Rerun to continue: nothing was half-written.", status=128 + stopped.number)
     except KeyboardInterrupt:
-        exit_with("interrupted. Rerun to continue: nothing was half-written.", status=130)
+        exit_with("interrupted. Rerun to continue: nothing was half-written.", status=128 + signal.SIGINT)
+
+
+def run_child(command: Sequence[str], **options: Any) -> int:
+    """Run a program and return its status. If this one is asked to end, it asks the other one and waits for it."""
+    with subprocess.Popen(command, **options) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.terminate()
+            raise
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise Stopped(number)
 
 
 def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:

@@ -1,7 +1,6 @@
 """launch: one rank trains in this process, several under torchrun. tests/training/test_bridge.py trains with both."""
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
     """Commands that were started, with their environments; none runs."""
     commands: list[tuple[list[str], dict[str, str]]] = []
 
-    def start(command: list[str], *, env: dict[str, str], check: bool, pass_fds: tuple[int, ...]) -> Any:
+    def start(command: list[str], *, env: dict[str, str], pass_fds: tuple[int, ...]) -> int:
         commands.append((command, env))
-        return subprocess.CompletedProcess(command, returncode=0)
+        return 0
 
-    monkeypatch.setattr(launch.subprocess, "run", start)
+    monkeypatch.setattr(launch, "run_child", start)
     return commands
 
 
@@ -67,8 +66,7 @@ def test_ranks_share_the_cores_of_this_machine(
 
 
 def test_ranks_that_fail_are_an_error_with_the_run_s_folder(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    failed = subprocess.CompletedProcess([], returncode=3)
-    monkeypatch.setattr(launch.subprocess, "run", lambda command, **options: failed)
+    monkeypatch.setattr(launch, "run_child", lambda command, **options: 3)
     with pytest.raises(InputError, match=r"runs/key: .* status 3"):
         launch.launch(run, 2, lambda run: None, 0)
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sft.cli import echo, make_parser, run_or_exit
+from sft.cli import echo, make_parser, run_child, run_or_exit
 from sft.experiments.check import require_no_problem
 from sft.params.check import check_settings
 from sft.params.read import MISSING, PARAMS, parse_setting
@@ -55,7 +55,7 @@ def main(settings: Sequence[str], stages: Sequence[str], *, force: bool) -> None
     for setting in settings:
         is_new = old[setting.partition("=")[0]] == MISSING
         command += ["--set-param", hydra_override(setting, is_new=is_new)]
-    status = subprocess.run([*command, *(["--force"] if force else []), *stages], check=False).returncode
+    status = run_child([*command, *(["--force"] if force else []), *stages])
     for line in describe(settings, old, is_committed=is_committed):
         echo(line)
     if status:

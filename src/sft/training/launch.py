@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -10,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sft.cli import InputError, end_with_parent
+from sft.cli import InputError, end_with_parent, run_child
 from sft.files import read_json, write_json
 from sft.params.training import TrainParams
 
@@ -104,6 +103,5 @@ def launch(run: Run, ranks: int, train: Callable[[Run], None], lock: int) -> Non
     command += ["-m", RANK_MODULE, RANK_OPTION, str(run.folder)]
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)  # torchrun's default is 1, with a warning
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads)}
-    done = subprocess.run(command, env=environment, check=False, pass_fds=(lock,))
-    if done.returncode:
-        raise InputError(f"{run.folder}: torchrun ended with status {done.returncode}. Its messages are above.")
+    if status := run_child(command, env=environment, pass_fds=(lock,)):
+        raise InputError(f"{run.folder}: torchrun ended with status {status}. Its messages are above.")
