@@ -87,6 +87,13 @@ def _spend(seconds):
         pass
 
 
+def test_a_license_with_half_a_surrogate_pair_is_text(chat):
+    rows = filtered(chat_records(1))
+    meta = pa.array([json.dumps({"license": "MIT\ud800"})])
+    rows = pa.RecordBatch.from_arrays([*rows.columns[:3], meta], names=rows.schema.names)
+    assert prepare_rows(chat, rows, KEPT).samples["license"].to_pylist() == ["MIT\\ud800"]
+
+
 def test_a_row_that_is_not_json_is_named(chat):
     rows = filtered(chat_records(2), row_1="[{")
     with pytest.raises(InputError, match=f"data/filtered: conversation {rows['id'][1]}: .*JSON"):

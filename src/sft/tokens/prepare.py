@@ -194,7 +194,7 @@ def _table(
 
 
 def _texts(values: list[str]) -> pa.Array:
-    encoded = [value.encode() for value in values]
+    encoded = [value.encode("utf-8", "backslashreplace") for value in values]  # a license may have a lone surrogate
     return pa.StringArray.from_buffers(
         len(values), pa.py_buffer(_offsets(map(len, encoded))), pa.py_buffer(b"".join(encoded))
     )
