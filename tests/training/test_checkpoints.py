@@ -113,6 +113,7 @@ def test_a_checkpoint_that_is_being_written_is_not_removed(tmp_path: Path) -> No
     checkpoints.iteration_folder(tmp_path, 9).mkdir(parents=True)
     for iteration in (2, 4):
         save(tmp_path, iteration, checkpoint_params(most_recent_k=1))
+    assert checkpoints.last_finished_step(tmp_path) == 4
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000004", "iter_0000009"]
 
 

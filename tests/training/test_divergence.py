@@ -41,6 +41,11 @@ def test_there_is_no_spike_before_there_is_a_mean():
     assert not any(faults(Watch(settings()), 0.1, 50.0))
 
 
+def test_a_resumed_training_has_the_losses_before_it():
+    assert faults(Watch(settings(), [0.5] * HISTORY), 5.1) == [True]
+    assert faults(Watch(settings(), [9.0] + [0.5] * HISTORY), 5.1) == [False], "it was that high before"
+
+
 def test_packs_are_found_by_their_first_sample(tmp_path):
     packs = make_packs(5, 64, seed=3)
     named = [{**pack, "source": ["chats"], "conversation_id": [f"id-{place}"]} for place, pack in enumerate(packs)]

@@ -40,7 +40,7 @@ from sft.tracking import journal
 from sft.training import checkpoints, convert
 from sft.training.launch import RANK_OPTION, Run, check_in_child, check_run, count_ranks, launch, read_run
 from sft.training.report import write_reports
-from sft.training.steps import StepLog
+from sft.training.steps import StepLog, last_by_step
 
 BASE = Path("models/base")
 PACKED = Path("data/packed")
@@ -199,12 +199,14 @@ def train(run: Run) -> None:
     metadata = read_json(run.packed / "metadata.json")
     params = load_training().with_steps(metadata["splits"]["training"]["packs"])
     with contextlib.ExitStack() as stack:
-        log = None
+        log, losses = None, None
         if int(os.environ.get("RANK", "0")) == 0:
             if "SFT_RUN" in os.environ:  # in a job; an attempt before it may be ending
                 stack.enter_context(RunLock(run.folder).held(wait=True))
-            add = journal.Journal(run.folder).add
-            log = stack.enter_context(contextlib.closing(StepLog(add, params.train.steps)))
+            run_journal = journal.Journal(run.folder)
+            steps = last_by_step(run_journal.entries("step"), "step")
+            losses = {step: entry["loss"] for step, entry in steps.items()}
+            log = stack.enter_context(contextlib.closing(StepLog(run_journal.add, params.train.steps)))
             stack.enter_context(sync.sync_in_background(run.folder))
         bridge.train(
             base=run.base,
@@ -213,14 +215,11 @@ def train(run: Run) -> None:
             run=run.folder,
             params=params,
             pack_size=metadata["pack_size"],
-            on_step=log.log_step if log else _ignore,
-            on_validation=log.log_validation if log else _ignore,
+            on_step=log.log_step if log else lambda step: None,
+            on_validation=log.log_validation if log else lambda step, loss: None,
             stop=Path(stop) if (stop := os.environ.get("SFT_STOP_FILE")) else None,
+            losses=losses,
         )
-
-
-def _ignore(*values: object) -> None:
-    """Log nothing, on all ranks but the first."""
 
 
 def publish(run: Run, lineage: Lineage, checkpoint: Path, patch: bytes | None, run_id: str | None) -> None:

@@ -21,7 +21,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.managers import SyncManager
 from pathlib import Path
@@ -97,6 +97,7 @@ def train(
     on_step: Callable[[Step], None],
     on_validation: Callable[[int, float], None],
     stop: Path | None = None,
+    losses: Mapping[int, float] | None = None,
 ) -> None:
     """Train from `start`, or from the newest intact checkpoint of `run`, to the last step.
 
@@ -110,6 +111,7 @@ def train(
         on_step: Called after each step, on the first rank.
         on_validation: Called with the step and the loss over validation tokens, on the first rank.
         stop: Once this file exists, all ranks save a checkpoint and exit with status 0 (SystemExit).
+        losses: Of the steps that the run has, on the first rank.
 
     Raises:  InputError: a check fails (sft.planning.checks); raised before the model is built.
     """
@@ -146,7 +148,9 @@ def train(
                 on_gpu=not on_cpu(),
             )
 
-            callbacks.watch = divergence.Watch(container.rerun_state_machine)
+            done = checkpoints.step_of(checkpoint) if checkpoint else 0
+            earlier = _broadcast(lambda: [loss for step, loss in sorted((losses or {}).items()) if step <= done])
+            callbacks.watch = divergence.Watch(container.rerun_state_machine, earlier)
             container.ddp.check_for_nan_in_grad = False  # the watch sees the norm of the gradient
 
             from megatron.bridge.training.finetune import finetune
@@ -473,7 +477,7 @@ class _Callbacks:
                 step,
                 fault,
                 divergence.find_packs(self.packed, list(itertools.chain.from_iterable(seen))),
-                checkpoints.last_saved_step(self.run) if checkpoints.newest_intact(self.run) else None,
+                checkpoints.last_finished_step(self.run),
             )
         )
 

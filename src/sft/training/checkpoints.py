@@ -89,6 +89,12 @@ def last_saved_step(run: Path) -> int:
     return int((run / "checkpoints" / TRACKER).read_text(encoding="utf-8"))
 
 
+def last_finished_step(run: Path) -> int | None:
+    """Return the newest step whose checkpoint has a manifest, or None; reads no checkpoint, removes none."""
+    saved = (run / "checkpoints").glob("iter_*")
+    return max((step_of(path) for path in saved if manifest_of(path).exists()), default=None)
+
+
 def finish_save(run: Path, iteration: int, params: p.Checkpoint) -> None:
     """Write the manifest of a step's new checkpoint, then remove the checkpoints that are not kept."""
     checkpoint = iteration_folder(run, iteration)

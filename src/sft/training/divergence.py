@@ -7,7 +7,7 @@ rank alike, before a checkpoint is saved. The last checkpoint is thus from befor
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,19 @@ SHOWN_CONVERSATIONS = 6  # of each pack
 class Watch:
     """Looks at each step's loss and norm of the gradient, and keeps how its packs begin."""
 
-    def __init__(self, settings: Any) -> None:
-        """Take over from Bridge: read its RerunStateMachineConfig, and turn its checks off."""
+    def __init__(self, settings: Any, earlier: Iterable[float] = ()) -> None:
+        """Take over from Bridge: read its RerunStateMachineConfig, and turn its checks off.
+
+        `earlier`: losses of the steps before a resume, so that it ends where an unbroken run does.
+        """
         self._finite = bool(settings.check_for_nan_in_loss)
         self._factor = float(settings.spiky_loss_factor) if settings.check_for_spiky_loss else math.inf
         settings.check_for_nan_in_loss = settings.check_for_spiky_loss = False
         self._recent: deque[float] = deque(maxlen=HISTORY)
         self._largest = 0.0
         self._seen: list[npt.NDArray[np.int32]] = []
+        for loss in earlier:
+            self._add(loss)
 
     def begin_step(self) -> None:
         """Forget the packs of the step before."""
@@ -53,9 +58,12 @@ class Watch:
                     f"the loss is {loss:.4g}, more than {self._factor:g} times its mean over the last {HISTORY} steps, "
                     f"{mean:.4g}, and more than in any step before"
                 )
+        self._add(loss)
+        return None
+
+    def _add(self, loss: float) -> None:
         self._recent.append(loss)
         self._largest = max(self._largest, loss)
-        return None
 
     def seen(self) -> list[npt.NDArray[np.int32]]:
         """Return how the packs begin that this rank saw in the step."""
