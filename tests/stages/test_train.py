@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
+from sft.cluster.cluster_file import Cluster
 from sft.files import write_json
 from sft.hashing import file_digest
 from sft.params.read import load_training
@@ -57,9 +58,16 @@ def test_a_run_that_a_job_trains_is_not_trained_here_too(project, monkeypatch):
     assert Journal(run).attempts() == {}, "the job's attempt is not touched"
 
 
-@pytest.mark.parametrize("name", ["load_training", "dirty_patch"])
-def test_params_that_change_while_it_waits_for_the_run_stop_it_before_a_step(project, monkeypatch, name):
-    """They are read before anything slow: an edit afterwards is not what the user started."""
+@pytest.mark.parametrize("cluster", [None, "big"])
+@pytest.mark.parametrize("name", ["load_training", "dirty_patch", "check"])
+def test_params_that_change_while_it_waits_for_the_run_stop_it_before_a_step(project, monkeypatch, name, cluster):
+    """They are read before anything slow: an edit afterwards is not what the user started, and a job would train it."""
+    monkeypatch.setattr(stage, "check", lambda *_: None)
+    monkeypatch.setattr(stage.convert, "import_start", lambda *_: None)
+    monkeypatch.setattr(stage, "read_cluster_file", lambda _: Cluster.model_construct())
+    monkeypatch.setattr(stage.jobs, "submit", lambda run, stage, name, cluster, prepare: prepare())
+    if cluster:
+        monkeypatch.setenv("CLUSTER", cluster)
     original = getattr(stage, name)
 
     def edit_after_the_first_call(*arguments):

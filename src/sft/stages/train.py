@@ -69,6 +69,9 @@ def main() -> None:
     lock = RunLock(run.folder)
 
     def begin() -> None:
+        now = snapshot.code(Path.cwd()), dirty_patch(Path.cwd()), recorded_params(load_training())
+        if now != (code, patch, begun_params):  # checks and the import take minutes, and a job copies what is there now
+            raise InputError("code or params.yaml changed while this waited for the run. Start it again.")
         digests = {PACKED.as_posix(): lineage.data, BASE.as_posix(): folder_digest(BASE)}
         snapshot.take(run.folder, Path.cwd(), begun_params, digests)
         training_run.begin_attempt(lineage, metadata, run.folder, PACKED)
@@ -87,9 +90,6 @@ def main() -> None:
             if not is_complete():
                 jobs.refuse_if_active(run.folder)
             stack.enter_context(lock.held())
-            now = snapshot.code(Path.cwd()), dirty_patch(Path.cwd()), recorded_params(load_training())
-            if now != (code, patch, begun_params):
-                raise InputError("code or params.yaml changed while this waited for the run. Start it again.")
         check(run, with_steps, cluster)
         if not cluster:
             convert.import_start(run, params)
