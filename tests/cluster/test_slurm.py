@@ -80,9 +80,9 @@ def test_the_environment_is_that_of_the_shell_without_secrets_and_without_what_s
         monkeypatch.delenv(name)
     passed = {
         *("PATH", "HF_HOME", "LD_LIBRARY_PATH", "https_proxy", "SLURM_CONF", "SLURM_JWT", "TOKENIZERS_PARALLELISM"),
-        *("BASH_FUNC_module%%", "MLFLOW_TRACKING_PASSWORD", "LISTED_TOKEN", "KEYBOARD_LAYOUT", "WAITING"),
+        *("BASH_FUNC_module%%", "MLFLOW_TRACKING_PASSWORD", "LISTED_TOKEN", "KEYBOARD_LAYOUT", "BASH_COMPAT"),
     }
-    secret = {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "GITHUBTOKEN", "db_password", "MY_CREDENTIALS"}
+    secret = {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "NGC_API_KEY", "GHTOKEN", "GH_PAT", "db_password", "MY_CREDENTIALS"}
     others = {"CLUSTER", "DETACH", "DRY_RUN", "MAKEFLAGS", "DVC_STAGE", "SFT_PROCESSES", "SLURM_JOB_ID", "SBATCH_WAIT"}
     for name in passed | secret | others:
         monkeypatch.setenv(name, "1")

@@ -18,6 +18,7 @@ from typing import Any
 
 from sft.chat_files import DEFAULT_FILE, read_template
 from sft.cli import InputError
+from sft.cluster.cluster_file import read_cluster_file
 from sft.files import REPOSITORY, read_json, resolve_repo_file, write_json
 from sft.params.check import Params, read
 from sft.params.read import read_text
@@ -199,15 +200,14 @@ def made_up_rows(seed: int, select: dict[str, list[str]]) -> Iterator[Json]:
 def write_cluster_file(folder: Path, name: str, ranks: int) -> None:
     """Write slurm/clusters/<name>.yaml of this repository with the ranks of the rehearsal, without GPUs.
 
-    Raises:  InputError: there is no such cluster file.
+    Raises:  InputError: there is no such cluster file, or it has a fault.
     """
     path = REPOSITORY / f"slurm/clusters/{name}.yaml"
-    if not path.is_file():
-        raise InputError(f"CLUSTER={name}: {path} not found")
+    read_cluster_file(name)
     values = read_text(path)[1]
     nodes = math.gcd(values["nodes"], ranks)
     values |= {"nodes": nodes, "ranks_per_node": ranks // nodes, "gpus_per_node": 0}
-    if "slurm_conf" in values:
+    if values.get("slurm_conf"):
         values["slurm_conf"] = str(REPOSITORY / values["slurm_conf"])
     file = folder / f"slurm/clusters/{name}.yaml"
     file.parent.mkdir(parents=True)
