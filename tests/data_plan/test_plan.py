@@ -170,6 +170,12 @@ def test_shares_give_epochs_and_name_the_scarce_source(project: Path) -> None:
     assert 0 < planned.sources["many"].epochs < 0.2
     text = "\n".join(lines(planned))
     assert "CC-BY-4.0: 5" in text or "CC-BY-4.0: 4" in text
+    few = (project / "few.jsonl").read_bytes()
+    (project / "few.jsonl").write_bytes(few.replace(b'"license": "MIT"', b'"license": null'))
+    set_params(project, **{"pack.exclude_licenses": ["cc-by-4.0"]})
+    planned = make_plan(None, None)
+    assert (planned.sources["few"].epochs, planned.sources["many"].epochs) == (0, 1)
+    assert planned.sources["few"].figures["packed_tokens"].estimate == 0
 
 
 def test_a_tokenizer_of_another_model_is_not_used(project: Path) -> None:

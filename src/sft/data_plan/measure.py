@@ -18,6 +18,7 @@ from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_ch
 from sft.formats.detect import decide_read, read_line
 from sft.formats.raw_files import Row, read_objects
 from sft.formats.records import ChatRow
+from sft.packing.licenses import is_under
 from sft.packing.sample_table import measure_rows
 from sft.packing.write import padded
 from sft.params.data import Read
@@ -114,6 +115,7 @@ def _prepare(
     rows = pa.RecordBatch.from_pylist(columns, schema=schema)
     prepared = prepare_rows(chat, rows, Shares(**params.prep.reasoning.model_dump()))
     measured.rejected.update(row["reason"] for row in prepared.rejected)
+    of_source = params.fetch.sources[name].license
     for batch in prepared.samples.combine_chunks().to_batches():
         sizes = measure_rows(batch, name, params.pack)
         length, fits = sizes["length"].to_numpy(), sizes["kept"].to_numpy()
@@ -123,6 +125,9 @@ def _prepare(
         measured.lengths += length.tolist()
         owners = [kept[int(number)]["location"] for number in batch["conversation_id"].to_pylist()]
         for owner, *values in zip(owners, length, trained, windows, packed, trained_kept, fits > 0, strict=True):
+            license = licenses.get(owner, "")
             measured.figures[owner][1] = 1
+            if any(is_under(license or of_source, each) for each in params.pack.exclude_licenses):
+                values[3:] = [0] * len(values[3:])
             measured.figures[owner][2:] += values
-            measured.licenses[licenses.get(owner, "")] += int(values[1])
+            measured.licenses[license] += int(values[1])

@@ -235,6 +235,7 @@ def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
         {name: source.share for name, source in sources.items()},
         {name: source.epochs for name, source in sources.items()},
         params.pack.max_epochs,
+        {name for name, each in seen.items() if params.pack.exclude_licenses and not each.draws[0, unit]},
     )
     blend = sum((each.draws * epochs[name] * training for name, each in seen.items()), np.zeros(1))
     totals = sum((each.draws for each in seen.values()), np.zeros(1))

@@ -41,16 +41,24 @@ def licenses_of(conversations: ConversationTable, sources: Mapping[str, Source])
     return Licenses(list(names), np.array(of_pair, np.int32)[place])
 
 
+def is_under(license: str, excluded: str) -> bool:
+    """Whether a license names all of those that an excluded one names, in any case of letters.
+
+    >>> is_under("MIT and GPL-3.0", "gpl-3.0"), is_under("MIT", "MIT, GPL-3.0")
+    (True, False)
+    """
+    names = license_names(excluded.casefold())
+    return bool(names) and names <= license_names(license.casefold())
+
+
 def exclude(samples: SampleTable, licenses: Licenses, excluded: Iterable[str]) -> list[str]:
     """Set the reason of all samples under the licenses in `excluded`; return those that no conversation has.
 
     One that names several, as reports write it, is the license of conversations under all of them.
     """
-    stated = [license_names(name.casefold()) for name in licenses.names]
-    is_excluded, unused = np.zeros(len(stated), np.bool_), []
+    is_excluded, unused = np.zeros(len(licenses.names), np.bool_), []
     for name in excluded:
-        names = license_names(name.casefold())
-        found = [bool(names) and names <= each for each in stated]
+        found = [is_under(each, name) for each in licenses.names]
         is_excluded |= found
         if not any(found):
             unused.append(name)
