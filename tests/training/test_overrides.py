@@ -33,6 +33,9 @@ class Graphs:
     warmup: int = 3
     scope: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        assert self.warmup >= 0, "warmup is negative"
+
 
 @dataclasses.dataclass
 class BaseModel:
@@ -127,6 +130,7 @@ def test_tuples_and_dataclasses_are_written_as_lists_and_their_fields() -> None:
         ({"model": {"backends": ["flush"]}}, "model.backends", "one of flash, fused"),
         ({"model": {"graphs": {"warm": 1}}}, "model.graphs", "Graphs has no field 'warm', only scope, warmup"),
         ({"model": {"graphs": {"warmup": "1"}}}, "model.graphs", "valid integer"),
+        ({"model": {"graphs": {"warmup": -1}}}, "model.graphs", "Graphs: warmup is negative"),
         ({"model": {"graphs": 3}}, "model.graphs", "expected the fields of Graphs"),
         ({"env_vars": {"A": [1]}}, "env_vars.A", "found [1] (list)"),
     ],

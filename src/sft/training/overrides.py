@@ -59,7 +59,7 @@ def apply(container: Any, values: Values) -> None:
         if current is None:
             try:
                 setattr(container, name, classes[name][0](**converted))
-            except TypeError as error:
+            except (TypeError, AssertionError) as error:
                 raise InputError(f"{PLACE}.{name}: {error}") from error
         else:
             for field, value in converted.items():
@@ -212,8 +212,8 @@ def _dataclass(values: dict[Any, Any], owner: Any, current: Any) -> Any:
     if old is None:
         try:
             return owner(**fields)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        except (TypeError, AssertionError) as error:  # a class of Bridge asserts what it wants
+            raise ValueError(f"{owner.__name__}: {str(error) or 'it refuses these values'}") from error
     changed = copy.copy(old)
     for name, item in fields.items():
         object.__setattr__(changed, name, item)  # it may be frozen
