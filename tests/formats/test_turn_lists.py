@@ -57,6 +57,8 @@ def test_a_list_without_roles_is_found_and_read(tmp_path, row, messages, not_rea
     assert sorted(counts.counts) == not_read
 
 
-def test_a_pair_that_says_two_things_is_none():
+def test_a_pair_that_says_two_things_is_none_and_messages_as_json_text_are_no_turns():
     assert not has_turns([{"instruction": "a", "input": "b", "output": "c"}])
+    assert not has_turns(["User: a", '{"role": "user", "content": "a"}'])
+    assert has_turns(["a", '{"x": 1}'])
     assert has_turns([{"instruction": "", "input": "b", "output": "c"}])

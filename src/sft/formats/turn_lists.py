@@ -23,6 +23,7 @@ PAIRS = (
 ANSWER_FLAG = "output_with_loss"  # XTuner's: false = the answer is not trained
 # A pair with two of these says two things.
 ALTERNATIVES = {"instruction", *itertools.chain(*PAIRS)}
+MESSAGE = re.compile(r"""\s*\{.*?["'](?:role|from|type)["']\s*:""", re.DOTALL)  # as JSON text
 LABEL = re.compile(r"\s*(\w+):\s*")
 
 
@@ -34,8 +35,8 @@ def has_turns(value: Any) -> bool:
     """
     if type(value) is not list or not value:
         return False
-    if all(type(item) is str and not item.lstrip().startswith("{") for item in value):
-        return len(value) > 1
+    if all(type(item) is str for item in value):
+        return len(value) > 1 and not any(MESSAGE.match(text) for text in value)
     return all(_pair(item) is not None for item in value)
 
 
