@@ -45,6 +45,7 @@ def test_a_row_that_is_no_conversation_is_rejected_by_name(tmp_path, row, shape)
         {"messages": [USER, ANSWER]},
         {"question": "a", "function": [], "answer": "b"},
         {"question_id": 1, "turns": [USER, ANSWER]},
+        {"messages": [USER, ANSWER], "timestamp": "t", "type": "x", "payload": {"a": 1}},
     ],
     ids=str,
 )

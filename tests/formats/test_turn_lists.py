@@ -7,6 +7,7 @@ import pytest
 from sft.conversation import Conversation
 from sft.formats.chat_forms import FieldCounts, convert_chats
 from sft.formats.detect import detect
+from sft.formats.fields import suggest_read
 from sft.formats.messages import normalize
 from sft.formats.not_read import NotRead
 from sft.formats.raw_files import Row
@@ -62,3 +63,8 @@ def test_a_pair_that_says_two_things_is_none_and_messages_as_json_text_are_no_tu
     assert not has_turns(["User: a", '{"role": "user", "content": "a"}'])
     assert has_turns(["a", '{"x": 1}'])
     assert has_turns([{"instruction": "", "input": "b", "output": "c"}])
+
+
+def test_texts_under_data_are_turns_only_where_a_row_has_nothing_else():
+    assert suggest_read({"id": "0", "data": ["Hi", "Hello"]}).format == "sharegpt"
+    assert suggest_read({"id": "0", "data": ["red", "blue"], "topic": "colours"}) is None

@@ -131,9 +131,20 @@ def suggest_read(record: Json) -> Suggestion | None:
             return _suggestion("openai", {"messages": path, **_system(record), "tools": _tools(paths)})
         if _is_list_with(value, "from", "value"):
             return _suggestion("sharegpt", {"conversations": path, **_system(record), "tools": _tools(paths)})
-        if path.rpartition(".")[2] in TURN_LISTS and has_turns(parsed_or_same(value, "[")):
+        if _is_turn_list(path, value, record):
             return _suggestion("sharegpt", {"conversations": path, **_system(record), "tools": _tools(paths)})
     return None
+
+
+def _is_turn_list(path: str, value: Any, record: Json) -> bool:
+    """Return whether a field holds turns without roles.
+
+    `data` is a name of many things: texts in it are turns only in a row of UltraChat, which has nothing else.
+    """
+    name, turns = path.rpartition(".")[2], parsed_or_same(value, "[")
+    if name not in TURN_LISTS or not has_turns(turns):
+        return False
+    return name != "data" or type(turns[0]) is not str or record.keys() <= {"id", "data"}
 
 
 def _suggest_question(record: Json, paths: list[tuple[str, Any]]) -> Suggestion | None:

@@ -83,6 +83,8 @@ def other_shape(record: Mapping[str, Any]) -> str:
     >>> other_shape({"segments": [{"label": True, "text": "a"}]})[:16], other_shape({"segments": []})
     ('segments of text', '')
     """
+    if type(record.get("messages")) is list and record["messages"]:
+        return ""
     for shape in SHAPES:
         if shape.names <= record.keys():
             value = record[shape.field]
