@@ -89,7 +89,7 @@ def test_a_dry_run_whose_checks_refuse_ends_with_an_error(project):
     output = run(project, "make", "train", "CLUSTER=example", "DRY_RUN=1", fails=True)
     for shown in (
         "variables: FAILED: environment: HF_TOKEN: not set",
-        "image: FAILED: container.image: /images/megatron-bridge.sqsh: not found",
+        "image: FAILED: container.image: images/nemo.sqsh: not found",
         "FAILED   global-batch-size",
         "nothing was submitted",
         "of the checks above failed",
@@ -193,7 +193,7 @@ def test_a_sweep_survives_a_kill_and_a_cancelled_member(cluster, project, traine
     with subprocess.Popen(
         line, cwd=project, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
     ) as sweep:
-        wait_for(lambda: len(cluster.jobs()) == 2, describe=lambda: cluster.ask("squeue", "--long"))
+        wait_for(lambda: len(cluster.jobs()) == 2, 300, lambda: cluster.ask("squeue", "--long"))
         os.killpg(sweep.pid, signal.SIGKILL)
     cancelled = cluster.jobs()[0]
     (key,) = (key for key, job in jobs_of_runs(project, "one").items() if job == cancelled)
