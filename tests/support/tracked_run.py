@@ -12,6 +12,12 @@ KEY = "0123456789abcdef"
 PARAMS = {"optimizer": {"lr": 1e-5}, "train": {"train_iters": 6}}
 DATA = Dataset("packed", "f" * 64, "file:///data/packed", "training", {"tokens": "12"})
 SOURCE = Dataset("calls", "e" * 64, "file:///data/calls", "source", {"license": "MIT", "rows": "9", "tokens": "12"})
+# Names with what MLflow refuses: licenses as rows state them.
+COUNTS = {
+    "filter/rows_in": 10.0,
+    "pack/licenses.Apache-2.0, MIT.samples": 3.0,
+    f"pack/licenses.{'text ' * 99}.tokens": 4.0,
+}
 HELD_OUT = Dataset("held-out", "d" * 64, "file:///data/packed", "evaluation", {"chat": "4"})
 
 
@@ -20,7 +26,7 @@ def made(folder, key=KEY, digest=DATA.digest, sampled=False, **params):
     report = folder / "filter.json"
     report.write_text("{}")
     journal.add_data(
-        folder / "runs" / key, digest, {"filter": params}, {"filter/rows_in": 10.0}, [SOURCE, DATA],
+        folder / "runs" / key, digest, {"filter": params}, COUNTS, [SOURCE, DATA],
         {"reports/filter.json": report}, sampled=sampled,
     )  # fmt: skip
 

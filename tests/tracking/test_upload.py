@@ -16,9 +16,10 @@ from sft.tracking import store as store_of_runs
 from sft.tracking.journal import Dataset, Journal, record_status
 from sft.tracking.store import LOCAL_NAME, look_up
 from sft.tracking.sync import sync_run
-from sft.tracking.upload import CANDIDATE, CHAMPION
+from sft.tracking.upload import CANDIDATE, CHAMPION, metric_name
 from tests.support.servers import mlflow_server, postgres_server
 from tests.support.tracked_run import (
+    COUNTS,
     DATA,
     KEY,
     SOURCE,
@@ -128,7 +129,8 @@ def test_packed_data_has_one_run_and_every_training_on_it_leads_there(tmp_path, 
     second = sync_run(begin(tmp_path, key="f" * 16).folder.parent)
     (run,) = data_runs()
     assert (run.info.run_name, run.info.status) == ("data-" + "f" * 12, "FINISHED")
-    assert (run.data.params, run.data.metrics) == ({"filter.seed": "1"}, {"filter/rows_in": 10.0})
+    counted = {metric_name(name): count for name, count in COUNTS.items()}
+    assert (run.data.params, run.data.metrics) == ({"filter.seed": "1"}, counted)
     assert run.data.tags["packed_data"] == DATA.digest
     assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"calls", "packed"}
     client = store_of_runs.connect()

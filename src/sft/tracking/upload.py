@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ MAX_METRICS = 1000  # in a request
 DESCRIPTION = "mlflow.note.content"  # of a run, in Markdown
 UPLOADED = "journal"  # tag of a run: the part of the journal that it has
 DATA_LOCK_SECONDS = 2.0  # wait for another process that uploads the same data
+NOT_IN_METRIC = re.compile(r"[^\w./ :-]", re.ASCII)
+MAX_METRIC_CHARS = 250
 METRICS = {"step", "validation", "system", "metrics"}  # kinds of entries; `metrics` is that of 0.1.0
 
 
@@ -151,7 +154,7 @@ class Uploader:
         run_id, when = str(run.info.run_id), run.info.start_time
         self._params(run_id, entry["params"])
         self._inputs(run_id, entry["datasets"])
-        metrics = [entities.Metric(name, value, when, 0) for name, value in entry["counts"].items()]
+        metrics = [entities.Metric(metric_name(name), value, when, 0) for name, value in entry["counts"].items()]
         for some in itertools.batched(metrics, MAX_METRICS):
             self.client.log_batch(run_id, metrics=list(some))
         self.client.log_artifacts(run_id, str(self.journal.folder / entry["files"]), RECORDS)
@@ -199,7 +202,7 @@ class Uploader:
             attempt = entry.get("attempt")
             run_id = self.state["run_id"] if attempt is None else self.state["attempts"][str(attempt)]
             step, values = _values(entry)
-            for name, value in values.items():
+            for name, value in ((metric_name(name), value) for name, value in values.items()):
                 if step > self._last_step(run_id, name):
                     self.state["last"][f"{run_id} {name}"] = step
                     by_run.setdefault(run_id, []).append(entities.Metric(name, value, entry["time"], step))
@@ -294,7 +297,7 @@ class Uploader:
         A metric that the run has at that step keeps its value, as the validation loss of the last step.
         """
         step, metrics = entry.get("step", 0), []
-        for name, value in entry["metrics"].items():
+        for name, value in ((metric_name(name), value) for name, value in entry["metrics"].items()):
             history = self.client.get_metric_history(run_id, name)
             metric = next((metric for metric in history if metric.step == step), None)
             value, when = (metric.value, metric.timestamp) if metric else (value, entry["time"])
@@ -362,6 +365,19 @@ class Uploader:
             tags = {**dataset["tags"], "mlflow.data.context": dataset["context"]}
             inputs.append(entities.DatasetInput(entity, [entities.InputTag(name, str(tags[name])) for name in tags]))
         self.client.log_inputs(run_id, inputs, list(models))
+
+
+def metric_name(name: str) -> str:
+    """Return a name that MLflow takes: a license in it has commas, or is a text of any length.
+
+    >>> metric_name("pack/licenses.Apache-2.0, MIT.samples")
+    'pack/licenses.Apache-2.0_ MIT.samples'
+    """
+    text = NOT_IN_METRIC.sub("_", name)
+    if len(text) <= MAX_METRIC_CHARS:
+        return text
+    digest = value_digest(name)[:DIGEST_DIGITS]
+    return f"{text[: MAX_METRIC_CHARS - len(digest) - 1]}_{digest}"
 
 
 def user_name() -> str:
