@@ -33,7 +33,7 @@ from sft.lineage.patch import dirty_patch
 from sft.params.check import check_settings
 
 POLL_SECONDS = 5.0
-LOOKS = 4  # in a row: DVC has no lock on its queue, so one look can miss a worker
+LOOKS = 6  # in a row: DVC has no lock on its queue, and a worker of a loaded machine answers late
 SWEEPS = Path("runs/sweeps")  # what each sweep was made from
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 TASK = re.compile(r"^[0-9a-f]{7,} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
