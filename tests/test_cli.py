@@ -53,9 +53,12 @@ def test_an_interruption_ends_with_130(tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_program_and_what_it_started_as_ctrl_c_does(tmp_path, name):
+    asked = f"import signal; signal.signal(signal.{name}, signal.SIG_DFL); run_stage(main, __doc__)"  # nohup ignores it
     child = f"import os, signal, time; time.sleep(0.2); os.kill(os.getppid(), signal.{name}); time.sleep(30)"
     started = time.monotonic()
-    done = call(tmp_path, f"import sys; from sft.cli import run_child; run_child([sys.executable, '-c', {child!r}])")
+    done = call(
+        tmp_path, f"import sys; from sft.cli import run_child; run_child([sys.executable, '-c', {child!r}])", call=asked
+    )
     assert done.returncode == 128 + signal.Signals[name]
     assert done.stderr == f"error: ended by {name}. Rerun to continue: nothing was half-written.\n"
     assert time.monotonic() - started < 29, "the program that it started was asked to end too"

@@ -26,7 +26,7 @@ def test_figures_of_kept_cut_rejected_and_unselected_rows(tmp_path: Path, monkey
     params = read(ROOT / "params.yaml")
     changed = {"pack_size": 256, "over_length": "cut-at-turn", "pad_segments_to": 1}
     params = params.model_copy(update={"pack": params.pack.model_copy(update=changed)})
-    measured = measure(raw, "mine", Read(format="auto", select={"kind": ["a"]}), params, load_chat(params, base))
+    measured = measure(raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), params, load_chat(params, base))
     kept, cut, rejected, unselected = (
         dict(zip(FIGURES, values.tolist(), strict=True)) for values in measured.figures.values()
     )
