@@ -302,8 +302,11 @@ def _dask_pool(address: str) -> Iterator[Pool]:
         _wait_for_workers(client, address)
         echo(f"Dask: {len(client.nthreads())} workers, dashboard {client.dashboard_link}")
         executor = client.get_executor(pure=False)
+        # A worker that dies just after its task: Dask unpacks the reply as if it were an exception, a ValueError
+        # (distributed/cfexecutor.py, `_cascade_future`, 2026.8). run_in_child itself raises none.
+        lost_errors = LostWorkerError, distributed.KilledWorker, ValueError
         try:
-            yield Pool(executor, _Capacity(client, address), (LostWorkerError, distributed.KilledWorker))
+            yield Pool(executor, _Capacity(client, address), lost_errors)
         finally:
             executor.shutdown(wait=False)
 

@@ -216,9 +216,9 @@ def test_detached_returns_while_the_job_runs(root):
 
 
 def test_a_controller_that_is_restarted_is_waited_for(cluster, root):
-    driver = Driver(root, "restarted", "one", "sleep", "8")
+    driver = Driver(root, "restarted", "one", "bash", "-c", 'touch "$SFT_RUN/begun"; sleep 8')
     driver.job()
-    wait_for(lambda: "RUNNING" in driver.text())
+    wait_for((driver.run / "begun").exists)  # srun asks the controller for a step: before it stops
     controller = cluster.pid("slurmctld")
     os.kill(controller, 15)
     wait_for(lambda: "state unknown: " in driver.text())
