@@ -62,13 +62,6 @@ def test_cancel_needs_exactly_one_active_job(runs):
         cli.the_active_job(cli.jobs_on("big", "cccc"), "big")
 
 
-def test_a_record_of_version_0_1_0_is_read(runs):
-    write_json(runs / "ffff/job.json", {"cluster": "old", "stage": "train", "job": "7", "fate": None})
-    assert cli.the_active_job(cli.jobs_on("old"), "old").id == "7"
-    write_json(runs / "ffff/job.json", {"cluster": "old", "stage": "train", "job": "7", "fate": "FAILED"})
-    assert cli.jobs.outcome(runs / "ffff") == "FAILED"
-
-
 def test_the_status_counts_each_step_once(runs):
     for iteration in (1, 2, 2, 3):  # resumed from the checkpoint of step 1
         log_step(Journal(runs / "cccc"), iteration, 1.0)

@@ -79,24 +79,6 @@ def test_an_error_names_the_key_its_line_and_the_right_key_or_value(root, keys, 
         read_cluster_file("lab")
 
 
-@pytest.mark.parametrize(
-    ("old", "value", "new"),
-    [
-        ("stop_seconds", 60, "save_before_seconds"),
-        ("free_gb", 1, "min_free_gb"),
-        ("options", ["--exclusive"], "sbatch_options"),
-        ("setup", ["true"], "job_setup"),
-        ("eval", {"options": []}, "eval.sbatch_options"),
-        ("prep", {"options": []}, "prep.sbatch_options"),
-    ],
-)
-def test_a_key_of_version_0_1_0_is_an_error_that_shows_the_new_one(root, old, value, new):
-    write_cluster_file(root, "lab", **{old: value})
-    location = f"{old}.options" if isinstance(value, dict) else old
-    with pytest.raises(InputError, match=rf"lab\.yaml:\d+: {location}: .*\b{new}\b"):
-        read_cluster_file("lab")
-
-
 def test_a_missing_key_and_a_file_without_keys_are_errors(root):
     path = write_cluster_file(root, "lab")
     path.write_text("nodes: 1\n")

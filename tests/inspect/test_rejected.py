@@ -24,13 +24,13 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name":
 TOOLS = [{"type": "function", "function": {"name": "get_weather"}}]
 
 
-def filtered(number, messages, reason=None, evidence="", tools=None, key="location"):
+def filtered(number, messages, reason=None, evidence="", tools=None):
     location = f"calls.jsonl:{number}"
     row = {
         "id": f"{number:032x}",
         "messages": json.dumps(messages),
         "tools": None if tools is None else json.dumps(tools),
-        "meta": json.dumps({"source": "calls", key: location}),
+        "meta": json.dumps({"source": "calls", "location": location}),
     }
     return row if reason is None else {**row, "reason": reason, "evidence": f"{location}: {evidence}"}
 
@@ -145,13 +145,6 @@ def test_a_stage_that_did_not_run_is_null_in_json(project):
     filtered, prepared, _ = printed_json(project, "sft.inspect.rejected")
     assert (filtered["read"], filtered["rejected"]) == (None, 3)
     assert (prepared["read"], prepared["rejected"], prepared["reasons"]) == (7, None, {})
-
-
-def test_an_example_of_version_0_1_0_has_its_location(project, capsys):
-    with ShardWriter(project / "data/filtered/calls", "rejected", REJECTED) as rejected:
-        rejected.write(filtered(3, [ASK], "role-order", "messages[0]", key="where"))
-    lines = [line.strip() for line in seen(capsys, "role-order").splitlines()]
-    assert lines[1:4] == ["location data/raw/calls/calls.jsonl:3", f"id {3:032x}", "evidence messages[0]"]
 
 
 def test_pages_follow_one_another_through_all_stages_and_miss_nothing(project, capsys):

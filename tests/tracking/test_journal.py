@@ -167,16 +167,3 @@ def test_a_model_that_was_trained_elsewhere_gets_its_run_from_lineage_json(tmp_p
     assert entries(run_journal, "model")[0]["parent"] == "p"
     journal.open_model(tmp_path / "runs/k", model)
     assert len(list(run_journal.read())) == 2, "added once"
-
-
-def test_a_journal_of_0_1_0_continues_under_its_new_name(tmp_path):
-    old = tmp_path / "key/mlflow"
-    old.mkdir(parents=True)
-    (old / "outbox.jsonl").write_text('{"kind": "x", "number": 1}\n')
-    (old / "delivered.json").write_text('{"runs/mlflow.db": {"bytes": 27, "run_id": "1"}}')
-    run_journal = Journal(tmp_path / "key")
-    run_journal.add("x", number=2)
-    assert [entry["number"] for _, entry in run_journal.read()] == [1, 2]
-    assert (run_journal.synced("runs/mlflow.db")["run_id"], run_journal.pending("runs/mlflow.db")) == ("1", 1)
-    assert [path.name for path in old.iterdir()] == ["synced.json"]
-    assert [path.name for path in (tmp_path / "key").iterdir() if path.is_file()] == ["journal.jsonl"]

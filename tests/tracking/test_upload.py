@@ -306,7 +306,7 @@ def test_steps_that_another_copy_of_the_run_uploaded_are_not_uploaded_again(tmp_
 
 
 def test_a_journal_without_its_run_is_an_error(tmp_path, store):
-    Journal(tmp_path / "runs/key").add("metrics", step=1, values={"loss": 1.0})
+    Journal(tmp_path / "runs/key").add("system", attempt=1, step=1, values={"loss": 1.0})
     with pytest.raises(KeyError):
         sync_run(tmp_path / "runs/key")
 

@@ -7,7 +7,7 @@ it reruns nothing.
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -80,16 +80,6 @@ class StageResources(Section):
 
 class Cluster(Section):
     """A cluster file. Its top level is what training requests."""
-
-    renamed: ClassVar[dict[str, str]] = {
-        "stop_seconds": "save_before_seconds",
-        "free_gb": "min_free_gb",
-        "options": "sbatch_options",
-        "prep.options": "prep.sbatch_options",
-        "eval.options": "eval.sbatch_options",
-        "setup": "job_setup",
-    }
-    """Keys of version 0.1.0 and their new names."""
 
     partition: str
     account: str | None = None

@@ -102,9 +102,8 @@ def last_job(run: Path) -> Job | None:
 
 def outcome(run: Path) -> str | None:
     """Return how the run's last job ended: complete, or Slurm's state. None: not known yet."""
-    record = read_json(run / "job.json")
-    recorded = record["outcome"] if "outcome" in record else record["fate"]  # version 0.1.0
-    return str(recorded) if recorded else None
+    recorded: str | None = read_json(run / "job.json")["outcome"]
+    return recorded
 
 
 def active_job(run: Path) -> Job | None:

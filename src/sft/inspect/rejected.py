@@ -247,9 +247,8 @@ class Examples:
 
 def row_location(row: dict[str, Any]) -> str | None:
     """Return the location of a row in data/raw/<source>, as file:line."""
-    meta = json.loads(row.get("meta") or "{}")
-    location = meta.get("location") or meta.get("where")  # `where` in data of version 0.1.0
-    return str(location) if location else None
+    location: str | None = json.loads(row.get("meta") or "{}").get("location")
+    return location
 
 
 def _loaded(text: str | None) -> Any:

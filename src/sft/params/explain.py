@@ -1,7 +1,7 @@
 """Explain mistakes in params.yaml: the line, what was found, the right name.
 
-For an unknown key the message suggests the most similar key, the key for a name of another tool
-(learning_rate -> optimizer.lr), or, for a key of version 0.1.0, the lines to write now.
+For an unknown key the message suggests the most similar key, or the key for a name of another tool
+(learning_rate -> optimizer.lr).
 """
 
 import difflib
@@ -15,7 +15,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
 from sft.params.schema import Params
-from sft.params.version_0_1 import RENAMED, entry_of, is_moved, new_entry, renamed_line
 
 # Names in Hugging Face, axolotl, LLaMA-Factory, ms-swift and open-instruct for the same thing.
 FOREIGN_NAMES = {
@@ -74,9 +73,13 @@ FOREIGN_NAMES = {
     "hidden_size": "fetch.model",
     "num_layers": "fetch.model",
     "load": "checkpoint.pretrained_checkpoint",
+    "revision": "fetch.sources.<name>.uri",
+    "sha256": "fetch.sources.<name>.uri",
 }
 # What differs, where the foreign name means something else.
 FOREIGN_NOTES = {
+    "revision": "in it: hf://owner/name@<commit>",
+    "sha256": "at its end: #sha256=<hex>",
     "warmup_ratio": "steps, not a ratio",
     "gradient_accumulation_steps": "packs per step over all GPUs; accumulation follows from it",
     "output_dir": "folders are not params: checkpoints are in runs/<lineage key>, the model in models/final",
@@ -129,40 +132,13 @@ def explain(
     `section`: the schema is that of this section of the file.
     """
     schema = Params if _is_of_params(model) else model
-    renamed = RENAMED if schema is Params else getattr(schema, "renamed", {})
-    yaml = YAML(typ="safe", pure=True)
-    tree, values = yaml.compose(text), yaml.load(text)
-    faults: list[dict[str, Any]] = [{**fault, "loc": _location(section, fault)} for fault in error.errors()]
-    unknown = [fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"]
-    replaced = {renamed[key] for loc in unknown if (key := ".".join(loc)) in renamed}
-    replaced |= {".".join([*entry_of(loc), "read"]) for loc in unknown if schema is Params and is_moved(loc)}
+    tree = YAML(typ="safe", pure=True).compose(text)
     messages = []
-    for fault in faults:
-        location, key = fault["loc"], ".".join(fault["loc"])
-        if fault["type"] == "missing" and key in replaced:
-            continue
-        entry = entry_of(location)
-        if location in unknown and schema is Params and is_moved(location) and "uri" in _value(values, entry):
-            lines = new_entry(entry, _value(values, entry))
-            place = f"{path}:{_line(tree, entry)}: {'.'.join(entry)}"
-            messages.append(f"{place}: written as in version 0.1.0. Replace it by:\n{lines}")
-        elif location in unknown and key in renamed:
-            line = renamed_line(location, fault["input"], renamed)
-            place = f"{path}:{_line(tree, location)}: {key}"
-            messages.append(f"{place}: is {renamed[key]} since version 0.2.0. Replace it by:\n{line}")
-        else:
-            messages.append(f"{path}:{_line(tree, location)}: {key or path.stem}{_explain(fault, schema)}")
+    for fault in error.errors():
+        location = [str(part) for part in (*section, *fault["loc"]) if part != "[key]"]
+        shown = _explain({**fault, "loc": location}, schema)
+        messages.append(f"{path}:{_line(tree, location)}: {'.'.join(location) or path.stem}{shown}")
     return "\n".join(dict.fromkeys(messages))
-
-
-def _location(section: tuple[str, ...], fault: Any) -> list[str]:
-    return [str(part) for part in (*section, *fault["loc"]) if part != "[key]"]
-
-
-def _value(values: Any, location: list[str]) -> Any:
-    for part in location:
-        values = values[part]
-    return values
 
 
 def _explain(fault: Any, schema: type[BaseModel]) -> str:

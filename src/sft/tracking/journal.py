@@ -35,12 +35,6 @@ DIGEST_DIGITS = 12
 RECORDS = "records"  # the artifact folder of a run that holds its params, reports and locks
 LOCAL = "local"  # the tag `cluster` of an attempt on this machine
 KILLED, FAILED, FINISHED = "KILLED", "FAILED", "FINISHED"
-# Names in older versions, and those of today.
-RENAMED = {
-    "mlflow/outbox.jsonl": "journal.jsonl",
-    "mlflow/journal.jsonl": "journal.jsonl",
-    "mlflow/delivered.json": "mlflow/synced.json",
-}
 
 
 @dataclass(frozen=True)
@@ -64,9 +58,6 @@ class Journal:
         self.file = run / "journal.jsonl"
         self.folder = run / "mlflow"
         self._writing = threading.Lock()
-        for before, now in RENAMED.items():
-            if (run / before).exists() and not (run / now).exists():
-                (run / before).rename(run / now)
 
     def add(self, kind: str, **values: Any) -> None:
         """Append an entry, with the time of now. It is on disk when this returns. Raises OSError: the disk is full."""

@@ -51,7 +51,7 @@ UPLOADED = "journal"  # tag of a run: the part of the journal that it has
 DATA_LOCK_SECONDS = 2.0  # wait for another process that uploads the same data
 NOT_IN_METRIC = re.compile(r"[^\w./ :-]", re.ASCII)
 MAX_METRIC_CHARS = 250
-METRICS = {"step", "validation", "system", "metrics"}  # kinds of entries; `metrics` is that of 0.1.0
+METRICS = {"step", "validation", "system"}  # kinds of entries
 
 
 def upload(journal: Journal, store: str, *, confirm: bool = True) -> list[str]:
