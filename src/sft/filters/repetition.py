@@ -23,9 +23,14 @@ from itertools import accumulate, pairwise
 from operator import sub
 
 from sft.conversation import Conversation, Message, Rejection
-from sft.filters.repetition_screen import MAX_WORD_CHARS, MIN_LINE_CHARS, OTHER_SENTENCE_ENDS, SENTENCE_ENDS, screen
 from sft.params.data import Repetition
 
+# A longer word outside ASCII is text without spaces (Chinese, Thai): each of its characters counts as a word.
+MAX_WORD_CHARS = 20
+# Shorter lines ("}", "return x", "yes") are no evidence of a loop; their words may be.
+MIN_LINE_CHARS = 16
+SENTENCE_ENDS = (". ", "! ", "? ")
+OTHER_SENTENCE_ENDS = ("。", "！", "？", "।")  # noqa: RUF001
 # A window of SCREEN_WORDS words is checked closely if at most half of the words are distinct, and at most this share of
 # its sequences of three.
 SCREEN_WORDS, SCREEN_SEQUENCES = 60, 0.6
@@ -40,8 +45,6 @@ PROBE_CHARS = 32
 EVIDENCE_CHARS = 160
 # In a loop over all turns, a line must occur this many times as often.
 TOGETHER = 2
-# Texts of this size are screened together: intermediate results stay in the processor's cache.
-BLOCK_CHARS = 1 << 18
 
 DIGITS = b"0123456789"
 # Of the same length: letters in lower case and digits stay, punctuation becomes a space. Bytes above 127 stay.
@@ -49,30 +52,6 @@ WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in byte
 NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
 NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The text of a conversation that is trained."""
-
-    turns: list[int]
-    """Indices of its messages."""
-    texts: list[tuple[int, str, str]]
-    """(index, kind, text)"""
-    in_a_row: list[str] | None
-    """The texts of several turns. A call is one line, which counts as text between repeated lines, never as one."""
-
-    @classmethod
-    def of(cls, conversation: Conversation) -> "Trained":
-        """Return the trained texts of a conversation."""
-        turns = [
-            (index, message)
-            for index, message in enumerate(conversation.messages)
-            if message["role"] == "assistant" and message.get("loss") is not False
-        ]
-        texts = [(index, kind, text) for index, message in turns for kind, text in trained_texts(message)]
-        lines = [text if kind != "call" else f"{index}: {text.replace('\n', ' ')}" for index, kind, text in texts]
-        return cls([index for index, _ in turns], texts, lines if len(turns) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -89,61 +68,24 @@ class Span:
 
 def check_repetition(conversation: Conversation, limits: Repetition) -> Rejection | None:
     """Return the first loop of a conversation, or None."""
-    return check_repetitions([conversation], limits)[0]
-
-
-def check_repetitions(conversations: Sequence[Conversation], limits: Repetition) -> list[Rejection | None]:
-    """Check many conversations: a fast screen of all texts at once first, as few need a close check."""
-    rejections: list[Rejection | None] = []
-    block: list[tuple[Conversation, Trained]] = []
-    size = 0
-    for place, conversation in enumerate(conversations):
-        trained = Trained.of(conversation)
-        block.append((conversation, trained))
-        size += sum(len(text) for _, _, text in trained.texts)
-        if size >= BLOCK_CHARS or place == len(conversations) - 1:
-            rejections += _check_block(block, limits)
-            block, size = [], 0
-    return rejections
-
-
-def _check_block(block: Sequence[tuple[Conversation, Trained]], limits: Repetition) -> Iterator[Rejection | None]:
-    """Yield the first loop of each conversation, or None."""
-    texts: list[str] = []
-    groups: list[int] = []
-    begins: list[int] = []
-    for group, (_, trained) in enumerate(block):
-        begins.append(len(texts))
-        texts += [text for _, _, text in trained.texts]
-        groups += [group if kind != "call" else len(block) for _, kind, _ in trained.texts]
-        if trained.in_a_row is not None:  # calls are other lines there
-            calls = [line for line, (_, kind, _) in zip(trained.in_a_row, trained.texts, strict=True) if kind == "call"]
-            texts += calls
-            groups += [group] * len(calls)
-    screened = screen(texts, groups, len(block) + 1, limits, TOGETHER)
-    for (conversation, trained), begin, together in zip(block, begins, screened.together.tolist(), strict=False):
-        texts_of_one = slice(begin, begin + len(trained.texts))
-        flags = list(zip(screened.lines[texts_of_one].tolist(), screened.words[texts_of_one].tolist(), strict=True))
-        yield _first_loop(conversation, trained, limits, flags, together)
-
-
-def _first_loop(
-    conversation: Conversation,
-    trained: Trained,
-    limits: Repetition,
-    flags: Sequence[tuple[bool, bool]],
-    together: bool,
-) -> Rejection | None:
-    """Return the first loop; `flags` says for each text whether it may have loops of lines and of words."""
+    turns = [
+        (index, message)
+        for index, message in enumerate(conversation.messages)
+        if message["role"] == "assistant" and message.get("loss") is not False
+    ]
+    texts = [(index, kind, text) for index, message in turns for kind, text in trained_texts(message)]
     shortest = min(limits.min_letters, limits.max_char_run, limits.max_counting_run)
-    for (index, kind, text), (lines, words) in zip(trained.texts, flags, strict=True):
-        if len(text.encode("utf-8", "surrogatepass")) >= shortest and (loop := find_loop(text, limits, lines, words)):
+    for index, kind, text in texts:
+        is_short = len(text) < shortest and len(text.encode("utf-8", "surrogatepass")) < shortest
+        if not is_short and (loop := find_loop(text, limits)):
             reason = "repetition-reasoning" if kind == "reasoning" else "repetition-answer"
             return Rejection(reason, f"messages[{index}] {kind}, {loop}")
-    if together and trained.in_a_row is not None:
-        if loop := find_line_loop("\n".join(trained.in_a_row), limits, TOGETHER):
+    if len(turns) > 1:
+        # A call is one line, which counts as text between repeated lines, never as one.
+        lines = [text if kind != "call" else f"{index}: {text.replace('\n', ' ')}" for index, kind, text in texts]
+        if loop := find_line_loop("\n".join(lines), limits, TOGETHER):
             return Rejection("repetition-trajectory", f"all turns in a row, {loop}")
-    if loop := find_turn_loop(conversation.messages, trained.turns, limits):
+    if loop := find_turn_loop(conversation.messages, [index for index, _ in turns], limits):
         return Rejection("repetition-trajectory", loop)
     return None
 
@@ -158,13 +100,9 @@ def trained_texts(message: Message) -> Iterator[tuple[str, str]]:
         yield "call", json.dumps(call["function"]["arguments"], ensure_ascii=False).replace("\\n", "\n")
 
 
-def find_loop(text: str, limits: Repetition, lines: bool = True, words: bool = True) -> str:
-    """Return the evidence of the first loop in a text; empty if there is none. `lines` and `words` turn checks off."""
-    return (
-        (lines and find_line_loop(text, limits))
-        or (words and find_word_loop(text, limits))
-        or find_char_run(text, limits)
-    )
+def find_loop(text: str, limits: Repetition) -> str:
+    """Return the evidence of the first loop in a text; empty if there is none."""
+    return find_line_loop(text, limits) or find_word_loop(text, limits) or find_char_run(text, limits)
 
 
 def find_line_loop(text: str, limits: Repetition, times: int = 1) -> str:
