@@ -41,7 +41,7 @@ ONLY_HERE = {
         f"sft.training.{name}" for name in ("config", "bridge", "cpu", "cpu_attention", "cpu_hybrid", "cpu_parallel")
     },
     "mlflow": {"sft.tracking.sync", "sft.tracking.store", "sft.tracking.upload"},
-    "ruamel": {"sft.dataset_card", *(f"sft.params.{name}" for name in ("read", "explain", "reference"))},
+    "ruamel": {"sft.dataset_card", "sft.experiments.pin", *(f"sft.params.{name}" for name in ("read", "explain"))},
     "yaml": set(),
 }
 # Code that a stage imports and that cannot change what it makes: where it runs, tracking, how it looks, and what

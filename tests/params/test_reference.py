@@ -5,9 +5,9 @@ from ruamel.yaml import YAML
 
 from sft.files import REPOSITORY
 from sft.params.explain import known_keys
-from sft.params.reference import PAGE, Key, field_docs, first_stage, section_keys, type_text, write_page
 from sft.params.schema import Params
 from sft.params.training import Checkpoint
+from tests.support.params_page import PAGE, Key, field_docs, first_stage, section_keys, type_text, write_page
 
 DECLARED = {
     "fetch": ["fetch.sources.${key}.uri"],
@@ -23,7 +23,7 @@ def rows() -> dict[str, list[str]]:
 
 
 def test_the_committed_page_is_what_the_program_writes():
-    assert (REPOSITORY / PAGE).read_text() == write_page(REPOSITORY), "run: python -m sft.params.reference"
+    assert (REPOSITORY / PAGE).read_text() == write_page(REPOSITORY), "run: python -m tests.support.params_page"
 
 
 def test_every_key_has_a_type_and_a_meaning():

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import publish_file
 from sft.params.check import read
@@ -85,35 +87,21 @@ def write_pin(text: str, entry: tuple[str, ...], source: Download, pin: Pin) -> 
         wanted["bytes"] = pin.bytes
     if pin.license and pin.license.lower() != source.license.lower():
         wanted["license"] = pin.license
+    values = YAML().load(text)["fetch"]
+    for key in entry:
+        values = values[key]
+    if values.fa.flow_style():
+        raise InputError(f"fetch.{'.'.join(entry)}: expected one line for each key. Write the entry so, and run again")
     lines = text.splitlines(keepends=True)
-    first, last, indent = _lines_of(lines, ("fetch", *entry))
-    for key, value in wanted.items():
-        found = [at for at in range(first, last) if lines[at].startswith(f"{indent}{key}:")]
-        if found:
-            name, _, rest = lines[found[0]].partition(":")
-            written = re.sub(r"^\s+\S.*?(?=\s+#|\s*$)", lambda _, new=value: f" {new}", rest, count=1)  # type: ignore[misc]
-            lines[found[0]] = f"{name}:{written}"  # a comment stays
-        else:
-            lines.insert(first + 1, f"{indent}{key}: {value}\n")
-            last += 1
+    first, indent = values.lc.key("uri")
+    for key in [key for key in wanted if key in values]:
+        line = values.lc.key(key)[0]
+        name, _, rest = lines[line].partition(":")
+        new = re.sub(r"^\s+\S.*?(?=\s+#|\s*$)", lambda _, key=key: f" {wanted[key]}", rest, count=1)  # type: ignore[misc]
+        lines[line] = f"{name}:{new}"  # a comment stays
+    for key in [key for key in wanted if key not in values]:
+        lines.insert(first + 1, f"{' ' * indent}{key}: {wanted[key]}\n")
     return "".join(lines)
-
-
-def _lines_of(lines: list[str], path: tuple[str, ...]) -> tuple[int, int, str]:
-    """Return the first line below a key, the line behind its last one, and their indentation."""
-    first, last, indent = 0, len(lines), ""
-    for key in path:
-        at = next(
-            (at for at in range(first, last) if re.match(rf"{indent}{re.escape(key)}:\s*(#.*)?$", lines[at])), None
-        )
-        inner = None if at is None else re.match(r" +", next((x for x in lines[at + 1 :] if x.strip(" \n#")), ""))
-        if at is None or inner is None or len(inner[0]) <= len(indent):
-            raise InputError(f"{'.'.join(path)}: expected one line for each key. Write the entry so, and run again")
-        first = at + 1
-        outside = re.compile(rf" {{0,{len(indent)}}}[^ \n#]")
-        last = next((at for at in range(first, last) if outside.match(lines[at])), last)
-        indent = inner[0]
-    return first, last, indent
 
 
 def pin_params(path: Path) -> list[str]:
@@ -121,10 +109,7 @@ def pin_params(path: Path) -> list[str]:
 
     Raises:  InputError: the hub does not answer for an entry, or its lines cannot be edited. The file stays then.
     """
-    fetch = read(path).fetch
-    entries: dict[tuple[str, ...], Download] = {("model",): fetch.model}
-    entries |= {("benchmarks", name): benchmark for name, benchmark in fetch.benchmarks.items()}
-    entries |= {("sources", name): source for name, source in fetch.sources.items()}
+    entries = _entries(path)
     text, _ = read_text(path)
     report, pins = [], dict[tuple[str, ...], Pin]()
     for entry, source in entries.items():
@@ -140,27 +125,22 @@ def pin_params(path: Path) -> list[str]:
         report.append(f"{'.'.join(entry)}: {commit}, {pin.bytes:,} bytes, {pin.license or 'no license stated'}{moved}")
     with publish_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        written = read(partial).fetch
-        if written.sources.keys() != fetch.sources.keys() or written.benchmarks.keys() != fetch.benchmarks.keys():
-            raise InputError(f"{path}: cannot be edited. Write one line for each key, and run again")
+        written = _entries(partial)
         for entry, source in entries.items():
-            _check_written(written, entry, source, pins.get(entry))
+            if written[entry].uri != (pins[entry].uri if entry in pins else source.uri):
+                raise InputError(
+                    f"fetch.{'.'.join(entry)}: cannot be edited. Write one line for each key, and run again"
+                )
     return report
 
 
-def _check_written(fetch: Any, entry: tuple[str, ...], before: Download, pin: Pin | None) -> None:
-    """Raise InputError unless an entry has its pin, and is in all else what it was."""
-    after = getattr(fetch, entry[0]) if len(entry) == 1 else getattr(fetch, entry[0])[entry[1]]
-    pins = {"uri": before.uri, "license": before.license} | (
-        {"bytes": before.bytes} if isinstance(before, Source) else {}
-    )
-    is_pinned = pin is None or (
-        after.uri == pin.uri
-        and (not isinstance(after, Source) or after.bytes == pin.bytes)
-        and (pin.license is None or after.license.lower() == pin.license.lower())
-    )
-    if not is_pinned or after.model_copy(update=pins) != before or after.address != before.address:
-        raise InputError(f"fetch.{'.'.join(entry)}: cannot be edited. Write one line for each key, and run again")
+def _entries(path: Path) -> dict[tuple[str, ...], Download]:
+    fetch = read(path).fetch
+    return {
+        ("model",): fetch.model,
+        **{("benchmarks", name): benchmark for name, benchmark in fetch.benchmarks.items()},
+        **{("sources", name): source for name, source in fetch.sources.items()},
+    }
 
 
 def main(profile: str | None) -> None:

@@ -1,6 +1,6 @@
 """Write docs/reference/params.md: every key of params.yaml with its type, default, meaning and the stage it reruns.
 
-python -m sft.params.reference
+python -m tests.support.params_page
 """
 
 import ast
@@ -27,7 +27,7 @@ LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "ma
 INTRODUCTION = """\
 # Reference of params
 
-<!-- Written by `python -m sft.params.reference` from the schema in src/sft/params/. Do not edit. -->
+<!-- Written by `python -m tests.support.params_page` from the schema in src/sft/params/. Do not edit. -->
 
 `params.yaml` is the only configuration: it determines the data and the model. Where things run is set in the
 environment (`CLUSTER`, `MLFLOW_TRACKING_URI`, `SFT_PROCESSES`) and never changes a result.
