@@ -45,8 +45,6 @@ ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests/labelled"
 HALVES = ("choose", "prove")
 CONVERSATIONS, CHARS, ITEMS, CUT_CHARS, SEED = 500, 4096, 2_000, 260, 1234
-# Limits for the labelled rows of structure: small, to keep the rows small.
-MAX_CHARS, MAX_MESSAGE_CHARS = 20_000, 15_000
 # A valid row in front of the tested one, so that the file as a whole has the fields of its format.
 SOUND = {
     "openai": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
@@ -144,8 +142,7 @@ def read_fixture(fixture: Json, folder: Path) -> Conversation | Rejection:
     outcome = normalize(row.record, *read_columns)
     if isinstance(outcome, Rejection):
         return outcome
-    limits = (fixture.get("max_chars", MAX_CHARS), fixture.get("max_chars", MAX_MESSAGE_CHARS))
-    return check_structure(outcome, *limits) or outcome
+    return check_structure(outcome) or outcome
 
 
 def _line(fixture: Json) -> bytes:

@@ -1,7 +1,7 @@
 """Every labelled conversation, read from a file as a source would be, gets the verdict it must get.
 
 tests/labelled/conversations.jsonl: id, why, format; the row as `record`, `line` (text, perhaps in another
-`encoding`) or `parts` ([text, times] joined); perhaps `fields`, `select`, `max_chars`; `expect`, a reason or
+`encoding`) or `parts` ([text, times] joined); perhaps `fields`, `select`; `expect`, a reason or
 "kept"; perhaps `kept_as`, the normal form; `near`, the reason that a kept row almost deserves.
 """
 

@@ -402,7 +402,7 @@ def test_the_table_names_every_dependency_in_dvc_yaml(project):
         ("optimizer.lr=abc", "optimizer.lr", "number"),
         ("+optimizer.learning_rate=1", "optimizer.learning_rate", "'optimizer.lr'"),
         ("+checkpoint.load=/x", "checkpoint.load", "'checkpoint.pretrained_checkpoint'"),
-        ("filter.max_chars=abc", "filter.max_chars", "integer"),
+        ("prep.max_tokens=abc", "prep.max_tokens", "integer"),
         ("fetch.model.uri=file://nowhere", "fetch.model.uri", "does not exist"),
         ("pack.validation=0.0", "pack.validation", "validation.eval_iters"),
         ("train.global_batch_size=500", "data/packed/validation", "train.global_batch_size"),
@@ -420,7 +420,7 @@ def test_what_dvc_sets_itself_is_refused_before_it_removes_an_output(project, fi
 
 def test_one_source_changed_reruns_that_source_and_what_follows(project, first_run):
     params = (project / "params.yaml").read_bytes()
-    set_params(project, **{"filter.max_chars": 300})
+    set_params(project, **{"filter.consistency": False})
     try:
         output = run(project, "dvc", "repro", "pack")
         ran = stages_run(output)

@@ -55,7 +55,7 @@ def alone(row):
     params = filters.params()
     conversation = apply_ends(conversation, params.ends).conversation
     checks = (
-        lambda conversation: check_structure(conversation, params.max_chars, params.max_message_chars),
+        check_structure,
         lambda conversation: check_repetition(conversation, filters.params().repetition),
         lambda conversation: check_narrative(conversation, filters._narrative_patterns()),
         check_consistency,
@@ -91,5 +91,5 @@ def test_a_filter_that_is_off_rejects_nothing(rows):
         conversation = normalize(row.record) if row.record and "refuse" not in (row.record.get("meta") or {}) else None
         if isinstance(conversation, Conversation):
             conversation = apply_ends(conversation, filters.params().ends).conversation
-            rejected = check_structure(conversation, filters.params().max_chars)
+            rejected = check_structure(conversation)
             assert outcome == (rejected or Kept(conversation, conversation.id, signature(conversation), 0))

@@ -1,13 +1,14 @@
-"""Structure: the order of checks, and the limits. All else: tests/labelled/conversations.jsonl."""
+"""Structure: the order of checks, and the limit. All else: tests/labelled/conversations.jsonl."""
 
 from sft.conversation import Conversation
+from sft.filters import structure
 from sft.filters.structure import CHECKS, check_structure
 
 USER, ANSWER = {"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}
 
 
-def reason(*messages, tools=None, max_chars=1000, **limits):
-    rejection = check_structure(Conversation(list(messages), tools), max_chars, **limits)
+def reason(*messages, tools=None):
+    rejection = check_structure(Conversation(list(messages), tools))
     return rejection.reason if rejection else ""
 
 
@@ -17,19 +18,13 @@ def test_a_sound_conversation_passes_every_check():
     assert reason(USER, ANSWER) == ""
 
 
-def test_a_length_of_exactly_the_limit_passes():
-    assert reason(USER, ANSWER, max_chars=15) == ""
-    assert reason(USER, ANSWER, max_chars=14) == "too-long"
-    assert reason(USER, ANSWER, max_message_chars=14) == ""
-    assert reason(USER, ANSWER, max_message_chars=13) == "message-too-long"
-
-
-def test_reasoning_and_arguments_count_as_length():
-    called = {"type": "function", "function": {"name": "f", "arguments": {"a": "xx"}}}
-    message = {"role": "assistant", "content": "2", "reasoning_content": "abc", "tool_calls": [called]}
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    assert reason(USER, message, tools=tools, max_chars=14 + 1 + 3 + len('{"a": "xx"}')) == ""
-    assert reason(USER, message, tools=tools, max_chars=14 + 3 + len('{"a": "xx"}')) == "too-long"
+def test_a_length_of_exactly_the_limit_passes(monkeypatch):
+    size = len(Conversation([USER, ANSWER], None).canonical)
+    monkeypatch.setattr(structure, "MAX_CHARS", size)
+    assert reason(USER, ANSWER) == ""
+    assert reason(USER, {**ANSWER, "reasoning_content": "abc"}) == "too-long"
+    monkeypatch.setattr(structure, "MAX_CHARS", size - 1)
+    assert reason(USER, ANSWER) == "too-long"
 
 
 def test_garbage_is_the_reason_before_the_order_of_roles():
@@ -40,7 +35,7 @@ def test_garbage_is_the_reason_before_the_order_of_roles():
 
 def test_evidence_names_the_message_and_quotes_the_match():
     text = "x" * 500 + "<|im_end|>" + "y" * 500
-    rejection = check_structure(Conversation([{"role": "user", "content": text}, ANSWER], None), 10_000)
+    rejection = check_structure(Conversation([{"role": "user", "content": text}, ANSWER], None))
     assert rejection is not None
     assert rejection.evidence == f"messages[0]: {'x' * 100 + '<|im_end|>' + 'y' * 100!r}"
 

@@ -38,7 +38,7 @@ def run_stages(folder, lines, monkeypatch, **params):
     settings = {
         "fetch.sources": sources,
         "filter.max_rejected": 0.9,
-        "filter.max_chars": 20_000,
+        "prep.max_tokens": 5_000,
         "pack.pack_size": 2048,
         "pack.over_length": "drop",
         "prep.reasoning.strip": 0.3,

@@ -74,6 +74,20 @@ def test_a_rejected_row_loses_all_its_samples_and_no_others(chat):
     assert prepare_rows(chat, rows.slice(1, 1), KEPT).samples.to_pylist() == []
 
 
+def test_a_row_with_a_sample_longer_than_the_limit_is_rejected(chat):
+    rows = filtered(chat_records(4))
+    samples, _, _ = prepare_rows(chat, rows, KEPT)
+    sizes = [len(ids) for ids in samples["ids"].to_pylist()]
+    kept, rejected, counts = prepare_rows(chat, rows, KEPT, max_tokens=max(sizes) - 1)
+    longest = {
+        name for name, size in zip(samples["conversation_id"].to_pylist(), sizes, strict=True) if size == max(sizes)
+    }
+    assert {line["id"] for line in rejected} == longest
+    assert {line["reason"] for line in rejected} == {"too-long"}
+    assert (len(kept) < len(samples), counts["rejected"]["too-long"]) == (True, len(longest))
+    assert prepare_rows(chat, rows, KEPT, max_tokens=max(sizes)).samples == samples
+
+
 def test_time_of_reasoning_is_not_time_of_the_template(chat, monkeypatch):
     monkeypatch.setattr(template, "CPU_SECONDS", 0.1)
     monkeypatch.setattr(chat.tokenizer.encoder, "count", lambda text: _spend(0.1) or 1)

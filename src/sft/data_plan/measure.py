@@ -113,7 +113,7 @@ def _prepare(
         return
     schema = pa.schema([CONVERSATIONS.field(column) for column in ("id", "messages", "tools", "meta")])
     rows = pa.RecordBatch.from_pylist(columns, schema=schema)
-    prepared = prepare_rows(chat, rows, Shares(**params.prep.reasoning.model_dump()))
+    prepared = prepare_rows(chat, rows, Shares(**params.prep.reasoning.model_dump()), params.prep.max_tokens)
     measured.rejected.update(row["reason"] for row in prepared.rejected)
     of_source = params.fetch.sources[name].license
     for batch in prepared.samples.combine_chunks().to_batches():

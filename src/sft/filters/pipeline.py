@@ -123,8 +123,7 @@ class Pipeline:
 
 def _load_filters(params: Filter) -> Iterator[Check]:
     """Yield the filters that are on, in their order; contamination comes last, with the signatures."""
-    limits = params.max_chars, params.max_message_chars, params.control_tokens
-    yield _each(lambda conversation: check_structure(conversation, *limits))
+    yield _each(lambda conversation: check_structure(conversation, params.control_tokens))
     if (repetition := params.repetition) is not None:
         yield _each(lambda conversation: check_repetition(conversation, repetition))
     if params.narrative is not None:

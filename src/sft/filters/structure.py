@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from sft.conversation import THINK_TAGS, Conversation, Rejection
-from sft.filters.control_tokens import check_control_tokens, readable_json
+from sft.filters.control_tokens import check_control_tokens
 from sft.filters.encoding import find_garbage, quote_match
 from sft.tool_schemas import ToolSchemas
 
+# About 2 million tokens. What is too long to train is said in tokens (prep.max_tokens).
+MAX_CHARS = 1 << 23
 # The roles that may come before a role; "" is the start.
 PREVIOUS_ROLES = {
     "system": {"", "system", "user", "assistant", "tool"},
@@ -21,20 +23,24 @@ PREVIOUS_ROLES = {
 }
 
 
-def check_structure(
-    conversation: Conversation, max_chars: int, max_message_chars: int | None = None, control_tokens: str = "reject"
-) -> Rejection | None:
+def check_structure(conversation: Conversation, control_tokens: str = "reject") -> Rejection | None:
     """Return the first structural fault of a conversation, or None.
 
-    Args:  max_chars, max_message_chars: limits of the conversation and of a message. control_tokens: a policy of
-    sft.filters.control_tokens.
+    Args:  control_tokens: a policy of sft.filters.control_tokens.
     """
+    if rejection := check_length(conversation):
+        return rejection
     for check in CHECKS:
         if rejection := check(conversation):
             return rejection
-    if rejection := check_control_tokens(conversation, control_tokens):
-        return rejection
-    return check_length(conversation, max_chars, max_message_chars)
+    return check_control_tokens(conversation, control_tokens)
+
+
+def check_length(conversation: Conversation) -> Rejection | None:
+    """The conversation is no longer than any context, so that its row costs bounded time and memory."""
+    if len(conversation.canonical) <= MAX_CHARS:
+        return None
+    return Rejection("too-long", f"{len(conversation.canonical)} characters of JSON; the limit is {MAX_CHARS}")
 
 
 def check_encoding(conversation: Conversation) -> Rejection | None:
@@ -139,24 +145,6 @@ def check_think_tags(conversation: Conversation) -> Rejection | None:
             for text in (message["content"], message.get("reasoning_content", "")):
                 if match := THINK_TAGS.search(text):
                     return Rejection("think-tags", f"messages[{index}]: {quote_match(text, match)}")
-    return None
-
-
-def check_length(conversation: Conversation, max_chars: int, max_message_chars: int | None) -> Rejection | None:
-    """Neither the conversation nor one of its messages is too long."""
-    limit = max_chars if max_message_chars is None else min(max_chars, max_message_chars)
-    if 2 * len(conversation.canonical) <= limit:  # spaces in the arguments do not double it
-        return None
-    total = 0
-    for index, message in enumerate(conversation.messages):
-        length = len(message["content"]) + len(message.get("reasoning_content", ""))
-        length += sum(len(readable_json(call["function"]["arguments"])) for call in message.get("tool_calls", []))
-        total += length
-        if max_message_chars is not None and length > max_message_chars:
-            evidence = f"messages[{index}]: {length} characters; filter.max_message_chars is {max_message_chars}"
-            return Rejection("message-too-long", evidence)
-    if total > max_chars:
-        return Rejection("too-long", f"{total} characters; filter.max_chars is {max_chars}")
     return None
 
 

@@ -178,7 +178,7 @@ def measure(source: str, kept: list[dict[str, Any]]) -> Lengths:
     rows = pa.RecordBatch.from_pylist([{name: row[name] for name in schema.names} for row in kept], schema=schema)
     settings = Settings(tuple(params.stop_tokens), params.date)
     chat = ChatTemplate.load(str(resolve_repo_file(params.template)), BASE, settings=settings)
-    prepared = prepare_rows(chat, rows, Shares(**params.reasoning.model_dump()))
+    prepared = prepare_rows(chat, rows, Shares(**params.reasoning.model_dump()), params.max_tokens)
     samples = prepared.samples.to_pylist()
     sizes = np.array([len(sample["ids"]) for sample in samples], np.int32)
     order = np.argsort(sizes, kind="stable")

@@ -204,10 +204,6 @@ class Filter(Section):
     """Seed of the draw."""
     max_rejected: Share
     """Largest share of rejected rows per source. Above it the stage stops."""
-    max_chars: Positive
-    """Longest conversation, in characters of all messages."""
-    max_message_chars: Positive | None
-    """Longest message, in characters; null = no limit of its own."""
     ends: Literal["context", "trim", "reject"]
     """Turns before the first user message and after the last answer: the first are kept as context, or both are cut, or
     the conversation is rejected."""
@@ -259,6 +255,9 @@ class Prep(Section):
     """What the template writes as today's date, such as "2026-01-31"; null = a template that needs it is an error."""
     max_rejected: Share
     """Share of a source's conversations that may be rejected; if more are, the stage stops."""
+    max_tokens: Positive | None = None
+    """Longest sample, in tokens: a conversation with a longer one is rejected. null = no limit; those longer than a
+    pack follow pack.over_length."""
     reasoning: Reasoning
     """How much of the reasoning is trained."""
 

@@ -84,7 +84,9 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
     ):
         for rows in read_row_range(row_range, CONVERSATIONS_PER_BATCH, ["id", "messages", "tools", "meta"]):
             report_position(f"{row_range.path}, rows {row} to {row + len(rows) - 1}")
-            prepared = prepare_rows(chat, rows, reasoning, compared if row == row_range.first_row else 0)
+            prepared = prepare_rows(
+                chat, rows, reasoning, task["max_tokens"], compared if row == row_range.first_row else 0
+            )
             shards.write_table(prepared.samples)
             rejected.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in prepared.rejected)
             for name, counter in prepared.counts.items():
@@ -164,6 +166,7 @@ def main(source: str) -> None:
             "stop_tokens": params.stop_tokens,
             "date": params.date,
             "reasoning": params.reasoning.model_dump(),
+            "max_tokens": params.max_tokens,
             "fast": sum(row_range.rows for row_range in ranges) >= MIN_ROWS_FOR_FASTOKENS,
             "scratch": str(scratch),
         }

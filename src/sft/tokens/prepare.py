@@ -46,10 +46,13 @@ class PreparedRows(NamedTuple):
     """rows: out, trained (tokens), untrained_turns, reasoning_removed (tokens); rejected; reasoning; lengths."""
 
 
-def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, compared: int = 0) -> PreparedRows:
+def prepare_rows(
+    chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, max_tokens: int | None = None, compared: int = 0
+) -> PreparedRows:
     """Return the samples of rows (columns id, messages, tools, meta of a filtered shard), in order.
 
-    Compares the ids of the first `compared` characters of text with those of the reference tokenizer.
+    A row with a sample of more than `max_tokens` is rejected. Compares the ids of the first `compared` characters of
+    text with those of the reference tokenizer.
 
     Raises:  InputError: a row is not JSON, the template exceeds its limits, or the ids differ.
     """
@@ -75,6 +78,9 @@ def prepare_rows(chat: ChatTemplate, rows: pa.RecordBatch, reasoning: Shares, co
     row_of = np.repeat(np.arange(len(samples)), samples)
     for sample in sorted(columns.rejected):
         rejections.setdefault(int(row_of[sample]), columns.rejected[sample])
+    for sample in np.flatnonzero(columns.sizes > max_tokens).tolist() if max_tokens else []:
+        evidence = f"a sample of {columns.sizes[sample]} tokens; prep.max_tokens is {max_tokens}"
+        rejections.setdefault(int(row_of[sample]), Rejection("too-long", evidence))
     keep = ~np.isin(row_of, list(rejections))
 
     counts: Counts = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths")}
