@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
+from sft.cluster import slurm
+from sft.cluster.cluster_file import Cluster
+from sft.files import write_json
 from sft.params.check import Params, read
-from sft.params.read import read_text
+from sft.params.read import read_text, read_yaml
 from sft.planning.checks import segment_multiple
 from sft.rehearse import cli, project
 
@@ -96,3 +99,18 @@ def test_a_cluster_file_gets_the_ranks_of_the_layout_and_no_gpus(tmp_path: Path)
     assert (tmp_path / "dvc.yaml").samefile(ROOT / "dvc.yaml")
     with pytest.raises(InputError, match=r"^CLUSTER=none: "):
         project.write_cluster_file(tmp_path, "none", 4)
+
+
+def test_what_a_cluster_file_requests_for_gpus_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ["--gres=gpu:h100:8", "--mem-per-gpu=80G", "--qos=gpu", "--exclusive"]
+    file = tmp_path / "slurm/clusters/mine.yaml"
+    cluster = {"partition": "gpu", "nodes": 2, "gpus_per_node": 8, "time": 60, "sbatch_options": options}
+    write_json(file, {**cluster, "eval": {"nodes": 1, "gpus_per_node": 8, "sbatch_options": ["--gpus=8"]}})
+    monkeypatch.setattr(project, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(project, "read_cluster_file", lambda name: None)
+    project.write_cluster_file(tmp_path / "scratch", "mine", 4)
+    cluster = read_yaml(tmp_path / "scratch/slurm/clusters/mine.yaml", Cluster)
+    for stage in ("train", "eval"):
+        command = slurm.submit_command(cluster.for_stage(stage), stage=stage, name="x", run=tmp_path)
+        assert not [each for each in command if "gpu" in each and not each.startswith(("--qos", "--partition"))]
+    assert cluster.sbatch_options == ["--qos=gpu", "--exclusive"]

@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 
 from sft.cli import InputError
 from sft.files import write_json
+from sft.hashing import folder_digests
 from sft.rehearse import proofs
+from sft.training import checkpoints
 
 CERTIFICATE = {"logits": 8e-7, "tolerance": 1e-4, "tokens": [50, 104]}
 
@@ -57,7 +59,9 @@ def make_models(folder: Path, **final: torch.Tensor) -> Path:
         (folder / "models" / name).mkdir(parents=True)
         save_file(tensors, folder / f"models/{name}/model.safetensors")
     write_json(folder / "models/base/config.json", {"architectures": ["A"]})
-    write_json(folder / "models/final/lineage.json", {"parity": {"import": CERTIFICATE, "export": CERTIFICATE}})
+    write_json(folder / "runs/imports/base/parity.json", CERTIFICATE)
+    write_json(folder / "runs/imports/base.manifest.json", {})
+    write_json(folder / "models/final/lineage.json", {"parity": {"export": CERTIFICATE}})
     return folder
 
 
@@ -86,3 +90,23 @@ def test_a_loss_that_did_not_fall_is_not_proven(tmp_path: Path):
     (run / "journal.jsonl").write_text("".join(json.dumps({**entry, "loss": 1.0}) + "\n" for entry in entries))
     with pytest.raises(InputError, match=r"loss 1\.0000 became 1\.0000 in 2 steps"):
         proofs.trained(tmp_path)
+
+
+def test_a_checkpoint_that_lost_a_shard_is_named(tmp_path: Path):
+    run = tmp_path / "runs/key"
+    for step in (5, 10):
+        checkpoint = checkpoints.iteration_folder(run, step)
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "__0_0.distcp").write_bytes(b"weights")
+        write_json(checkpoints.manifest_of(checkpoint), folder_digests(checkpoint))
+    (run / "journal.jsonl").touch()
+    assert proofs.saved_step(tmp_path) == 10
+    (checkpoint / "__0_0.distcp").unlink()
+    with pytest.raises(InputError, match=r"iter_0000010: __0_0.distcp is missing"):
+        proofs.saved_step(tmp_path)
+
+
+def test_a_model_in_memory_where_a_job_is_submitted_is_not_proven():
+    assert proofs.submitted(900_000_000) == "submitted without a model, in 0.9 GB"
+    with pytest.raises(InputError, match=r"submitting took 126\.0 GB, expected at most 2 GB"):
+        proofs.submitted(126_000_000_000)

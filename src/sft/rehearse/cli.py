@@ -4,16 +4,17 @@
     make rehearse PROFILE=nemotron3-nano CLUSTER=loopback     prep, train and eval as jobs of a cluster
 
 Model class, kinds of layers, template, packing and layout are the profile's; sizes are not (sft.rehearse.project). The
-scratch project is runs/rehearsal/<profile>, and each stage logs to logs/ there. The exit status is not 0 at the first
-step that is not proven.
+scratch project is runs/rehearsal/<profile>, and each stage logs to logs/ there. The first step that is not proven is
+the last line of the table, with the reason, and the exit status is 1.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -25,12 +26,13 @@ from rich.table import Table
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import read_cluster_file
-from sft.files import REPOSITORY
+from sft.files import REPOSITORY, file_lock
 from sft.params.check import Params
 from sft.rehearse import project, proofs
-from sft.training import checkpoints
 
 FOLDER = Path("runs/rehearsal")
+STEPS = ("data", "import", "train, kill", "resume", "loss", "export", "eval")
+KILLED_LOG = "train-killed.log"
 OUTER = ("DVC_", "MLFLOW_", "SFT_", "MAKE", "CLUSTER", "DETACH", "DRY_RUN", "WAIT")
 """Beginnings of variables that would send the stages elsewhere than to the scratch project."""
 KILL_BEHIND = 3
@@ -54,11 +56,16 @@ class Stages:
         }
         (folder / "logs").mkdir()
 
-    def start(self, module: str, *arguments: str, log: str) -> subprocess.Popen[bytes]:
-        """Start a program of this repository in the scratch project."""
+    def command(self, stage: str) -> list[str]:
+        """Return the command of a stage; one that submits training must not read a model."""
+        submit = ["sft.rehearse.submit"] if self.cluster and stage == "train" else []
+        return [sys.executable, "-m", *submit, f"sft.stages.{stage}"]
+
+    def start(self, stage: str, *arguments: str, log: str) -> subprocess.Popen[bytes]:
+        """Start a stage in the scratch project."""
         with (self.folder / "logs" / log).open("wb") as file:
             return subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*self.command(stage), *arguments],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -66,12 +73,18 @@ class Stages:
                 stderr=subprocess.STDOUT,
             )
 
-    def run(self, stage: str, *arguments: str, log: str | None = None) -> None:
-        """Run a stage to its end. Raises InputError: it failed, with its last lines."""
-        log = log or f"{'-'.join([stage, *arguments[1:]])}.log"
-        status = self.start(f"sft.stages.{stage}", *arguments, log=log).wait()
-        if status:
-            raise InputError(f"{stage}: exit status {status}\n{self.last_lines(log)}")
+    def run(self, stage: str, *arguments: str) -> int:
+        """Run a stage to its end; return the most bytes that one of its processes on this machine took.
+
+        Raises:  InputError: it failed, with its last lines.
+        """
+        log = f"{'-'.join([stage, *arguments[1:]])}.log"
+        process = self.start(stage, *arguments, log=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise InputError(f"{stage}: exit status {process.returncode}\n{self.last_lines(log)}")
+        return usage.ru_maxrss * 1024
 
     def last_lines(self, log: str) -> str:
         """Return the end of a log, after its path."""
@@ -79,33 +92,25 @@ class Stages:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         return "\n".join([f"{path}:", *lines])
 
-    def kill_training(self) -> tuple[int, int]:
-        """Train and kill every process, or cancel the job, some steps behind the first checkpoint.
-
-        Returns:  steps in the journal, and the step of the newest checkpoint.
-        """
-        log = "train-killed.log"
-        training = self.start("sft.stages.train", log=log)
-        behind = project.SAVE_EVERY + KILL_BEHIND
-        while not (steps := proofs.steps_of(self.folder)) or steps[-1]["iteration"] < behind:
+    def wait_until(self, is_reached: Callable[[], bool], training: subprocess.Popen[bytes]) -> None:
+        """Wait until training has reached a point. Raises InputError: it ended before, with its last lines."""
+        while not is_reached():
             if training.poll() is not None:
-                raise InputError(f"train: ended with status {training.returncode}\n{self.last_lines(log)}")
+                raise InputError(f"train: exit status {training.returncode}\n{self.last_lines(KILLED_LOG)}")
             time.sleep(POLL_SECONDS)
+
+    def kill(self, training: subprocess.Popen[bytes]) -> None:
+        """Kill every process of a training, or cancel its job: then the process that follows the job ends."""
+        if training.poll() is not None:
+            return
         run = proofs.run_folder(self.folder)
-        assert run is not None  # its journal has steps
-        if self.cluster:
-            job = jobs.active_job(run)
-            if job is None:
-                raise InputError(f"train: no active job after {behind} steps\n{self.last_lines(log)}")
-            slurm.cancel(read_cluster_file(self.cluster), job.id)  # the process that follows it ends then
+        job = jobs.active_job(run) if self.cluster and run else None
+        if self.cluster and job:
+            slurm.cancel(read_cluster_file(self.cluster), job.id)
         else:
             for process in [*psutil.Process(training.pid).children(recursive=True), psutil.Process(training.pid)]:
                 process.kill()
         training.wait()
-        newest = checkpoints.newest_intact(run)
-        if newest is None:
-            raise InputError(f"{run}: no intact checkpoint after {behind} steps, expected one of step 5")
-        return len(proofs.steps_of(self.folder)), checkpoints.step_of(newest)
 
 
 def rehearse(profile: str, cluster: str | None) -> int:
@@ -113,47 +118,62 @@ def rehearse(profile: str, cluster: str | None) -> int:
     begin = time.monotonic()
     real = project.read_profile(profile)
     folder = FOLDER.absolute() / profile
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    params = project.write_project(folder, profile)
-    ranks = project.ranks_of(params)
-    if cluster:
-        project.write_cluster_file(folder, cluster, ranks)
-    stages = Stages(folder, ranks, cluster)
-    table = Table("step", "proven", "seconds", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[2].justify = "right"
-
-    def prove(step: str, run: Callable[[], object], proof: Callable[[], str]) -> None:
-        start = time.monotonic()
-        echo(f"{step} ...")
-        try:
-            run()
-            line = proof()
-        except InputError as error:
-            raise InputError(f"{step}: {error}") from error
-        table.add_row(step, escape(line), f"{time.monotonic() - start:.0f}")
-
-    killed: list[int] = []
-    status = 0
-    try:
-        prove("data", lambda: prepare(stages, params), lambda: proofs.data(folder))
-        prove("train, kill", lambda: killed.extend(stages.kill_training()), lambda: layout_line(params, ranks, cluster))
-        prove(
-            "resume",
-            lambda: stages.run("train"),
-            lambda: proofs.resumed(proofs.steps_of(folder), killed[0], killed[1]),
-        )
-        for step, proof in (("import", proofs.imported), ("loss", proofs.trained), ("export", proofs.exported)):
-            prove(step, lambda: None, lambda proof=proof: proof(folder))  # type: ignore[misc]
-        prove("eval", lambda: stages.run("eval"), lambda: proofs.evaluated(folder))
-    except InputError as error:
-        table.add_row("NOT PROVEN", escape(str(error)), "")
-        status = 1
+    with file_lock(folder.with_name(f"{profile}.lock"), 0) as is_held:
+        if not is_held:
+            raise InputError(f"{folder}: another process rehearses this profile. Wait until it has ended.")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        params = project.write_project(folder, profile)
+        ranks = project.ranks_of(params)
+        if cluster:
+            project.write_cluster_file(folder, cluster, ranks)
+        table = Table("step", "proven", "seconds", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.columns[2].justify = "right"
+        status = 0
+        with contextlib.closing(proven(Stages(folder, ranks, cluster), params, ranks)) as lines:
+            for step in STEPS:
+                start = time.monotonic()
+                echo(f"{step} ...")
+                try:
+                    line = next(lines)
+                except InputError as error:
+                    line, status = f"NOT PROVEN: {error}", 1
+                table.add_row(step, escape(line), f"{time.monotonic() - start:.0f}")
+                if status:
+                    break
     Console(highlight=False, emoji=False).print(table)
     echo(f"{profile}, {folder}: {time.monotonic() - begin:.0f} s. Only GPUs can show:")
     for line in only_on_gpus(real):
         echo(f"  {escape(line)}")
     return status
+
+
+def proven(stages: Stages, params: Params, ranks: int) -> Generator[str, None, None]:
+    """Run the stages; yield what each of STEPS proves. Raises InputError: the next one is not proven."""
+    folder = stages.folder
+    prepare(stages, params)
+    yield proofs.data(folder)
+
+    training = stages.start("train", log=KILLED_LOG)
+    try:
+        stages.wait_until(lambda: proofs.start_of(folder) is not None, training)
+        yield proofs.imported(folder)
+
+        behind = project.SAVE_EVERY + KILL_BEHIND
+        stages.wait_until(lambda: proofs.last_step(folder) >= behind, training)
+    finally:
+        stages.kill(training)
+    trained, saved = len(proofs.steps_of(folder)), proofs.saved_step(folder)
+    yield layout_line(params, ranks, stages.cluster)
+
+    peak = stages.run("train")
+    resumed = proofs.resumed(proofs.steps_of(folder), trained, saved)
+    yield resumed if stages.cluster is None else f"{resumed}; {proofs.submitted(peak)}"
+    yield proofs.trained(folder)
+    yield proofs.exported(folder)
+
+    stages.run("eval")
+    yield proofs.evaluated(folder)
 
 
 def prepare(stages: Stages, params: Params) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sft.chat_files import DEFAULT_FILE, read_template
 from sft.cli import InputError
-from sft.cluster.cluster_file import read_cluster_file
+from sft.cluster.cluster_file import GPU_OPTIONS, option_name, read_cluster_file
 from sft.files import REPOSITORY, read_json, resolve_repo_file, write_json
 from sft.params.check import Params, read
 from sft.params.read import read_text
@@ -197,6 +197,16 @@ def made_up_rows(seed: int, select: dict[str, list[str]]) -> Iterator[Json]:
         yield {**row, **{field: values[:1] for field, values in select.items()}}
 
 
+def requests_gpus(option: str) -> bool:
+    """Whether an sbatch option requests GPUs, or is about requested ones.
+
+    >>> [requests_gpus(each) for each in ("--gres=gpu:8", "--mem-per-gpu=80G", "--gres=nvme:1", "--qos=gpu")]
+    [True, True, False, False]
+    """
+    name = option_name(option)
+    return "gpu" in name or (name in (*GPU_OPTIONS, "tres-bind") and "gpu" in option)
+
+
 def write_cluster_file(folder: Path, name: str, ranks: int) -> None:
     """Write slurm/clusters/<name>.yaml of this repository with the ranks of the rehearsal, without GPUs.
 
@@ -207,6 +217,11 @@ def write_cluster_file(folder: Path, name: str, ranks: int) -> None:
     values = read_text(path)[1]
     nodes = math.gcd(values["nodes"], ranks)
     values |= {"nodes": nodes, "ranks_per_node": ranks // nodes, "gpus_per_node": 0}
+    for section in (values, values.get("prep") or {}, values.get("eval") or {}):
+        if "sbatch_options" in section:
+            section["sbatch_options"] = [each for each in section["sbatch_options"] if not requests_gpus(each)]
+        if section is not values:
+            section.pop("gpus_per_node", None)
     if values.get("slurm_conf"):
         values["slurm_conf"] = str(REPOSITORY / values["slurm_conf"])
     file = folder / f"slurm/clusters/{name}.yaml"

@@ -11,10 +11,13 @@ from typing import Any
 from sft.cli import InputError
 from sft.files import read_json
 from sft.tracking.journal import Journal
+from sft.training import checkpoints
 
 Json = dict[str, Any]
 RELATIVE = 1e-6
 """Largest relative difference of a loss of the same step, trained again from a checkpoint."""
+SUBMITTER_BYTES = 2_000_000_000
+"""Most memory of a process that submits training: it reads configs of any model, and no weights."""
 
 
 def run_folder(project: Path) -> Path | None:
@@ -26,6 +29,29 @@ def steps_of(project: Path) -> list[Json]:
     """Return the entries of the run's steps, in the order in which they were trained."""
     folder = run_folder(project)
     return list(Journal(folder).entries("step")) if folder else []
+
+
+def last_step(project: Path) -> int:
+    """Return the step that the run trained last, 0 before the first."""
+    return max((entry["iteration"] for entry in steps_of(project)), default=0)
+
+
+def start_of(project: Path) -> Path | None:
+    """Return the Megatron checkpoint that was imported from the base model, or None before it is there."""
+    manifest = next(project.glob("runs/imports/*.manifest.json"), None)
+    return manifest.with_name(manifest.name.removesuffix(".manifest.json")) if manifest else None
+
+
+def saved_step(project: Path) -> int:
+    """Return the step of the run's newest checkpoint. Raises InputError: there is none, or it is damaged."""
+    run = run_folder(project)
+    step = checkpoints.last_finished_step(run) if run else None
+    if run is None or step is None:
+        raise InputError(f"{run}: no checkpoint, expected one")
+    checkpoint = checkpoints.iteration_folder(run, step)
+    if fault := checkpoints.fault_of(checkpoint):
+        raise InputError(f"{checkpoint}: {fault}")
+    return step
 
 
 def data(project: Path) -> str:
@@ -46,7 +72,8 @@ def imported(project: Path) -> str:
     """Every tensor of the base is a parameter of Megatron's model, and both compute the same."""
     tensors = tensor_shapes(project / "models/base")
     parameters = sum(math.prod(shape) for shape, _ in tensors.values())
-    agrees = parity_line(parity(project).get("import"))
+    start = start_of(project)
+    agrees = parity_line(read_json(start / "parity.json") if start else None)
     architecture = read_json(project / "models/base/config.json")["architectures"][0]
     return f"{architecture}: {len(tensors)} tensors, {parameters:,} parameters; {agrees}"
 
@@ -91,6 +118,13 @@ def resumed(steps: Iterable[Json], before: int, saved: int) -> str:
     )
 
 
+def submitted(peak: int) -> str:
+    """The process that submitted training, and those it started, held no model. Args: peak: bytes of the largest."""
+    if peak > SUBMITTER_BYTES:
+        raise InputError(f"submitting took {peak / 1e9:.1f} GB, expected at most {SUBMITTER_BYTES / 1e9:.0f} GB")
+    return f"submitted without a model, in {peak / 1e9:.1f} GB"
+
+
 def exported(project: Path) -> str:
     """models/final has the tensors of the base: names, shapes and number formats; both engines compute the same."""
     base, final = (tensor_shapes(project / folder) for folder in ("models/base", "models/final"))
@@ -101,7 +135,8 @@ def exported(project: Path) -> str:
             f"models/final: {len(different)} tensors differ from the base's, such as {name}: {final.get(name)}, "
             f"expected {base.get(name)}"
         )
-    return f"{len(final)} tensors with the base's names, shapes and formats; {parity_line(parity(project)['export'])}"
+    certificate = read_json(project / "models/final/lineage.json")["parity"]["export"]
+    return f"{len(final)} tensors with the base's names, shapes and formats; {parity_line(certificate)}"
 
 
 def evaluated(project: Path) -> str:
@@ -112,11 +147,6 @@ def evaluated(project: Path) -> str:
     if not after < before:
         raise InputError(f"held-out loss {before:.4f} became {after:.4f}, expected less")
     return f"held-out loss {before:.4f} to {after:.4f}, {answers} prompts answered by both models"
-
-
-def parity(project: Path) -> Json:
-    """Return the certificates of parity in lineage.json, by when they were measured."""
-    return dict(read_json(project / "models/final/lineage.json")["parity"])
 
 
 def parity_line(certificate: Json | None) -> str:
