@@ -41,15 +41,26 @@ def root(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(cluster, root):
-    write_cluster_file(root, "minute", cluster, time=1, save_before_seconds=20, sbatch_options=["--nodelist=n1"])
+    keys = {"time": 1, "save_before_seconds": 20, "sbatch_options": ["--nodelist=n1"]}
+    write_cluster_file(root, "minute", cluster, **keys)
     saves = (
         "if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then "
         'until [[ -e "$SFT_STOP_FILE" ]]; do sleep 0.2; done; echo saved >"$SFT_RUN/checkpoint"; '
         'else echo "resumed from: $(cat "$SFT_RUN/checkpoint")"; fi'
     )
+    last_step = 'until [[ -e "$SFT_STOP_FILE" ]]; do sleep 0.2; done; touch "${SFT_STOP_FILE%/*}/trained"'
+    fake = root / "fake-python"  # trains at once; its first export would take minutes
+    fake.write_text(
+        '#!/bin/bash\ncase "$*" in *"convert export"*) ((${SLURM_RESTART_COUNT:-0})) || sleep 300 ;;'
+        ' *distributed.run*) touch "${SFT_STOP_FILE%/*}/trained" ;; esac\n'
+    )
+    fake.chmod(0o755)
+    write_cluster_file(root, "export", cluster, python=str(fake), **keys)
     drivers = {
+        "exports": Driver(root, "exports", "export"),
         "saves": Driver(root, "saves", "minute", "bash", "-c", saves),
         "hangs": Driver(root, "hangs", "minute", *SLEEP, stage="eval"),
+        "last": Driver(root, "last", "minute", "bash", "-c", last_step),
     }
     yield drivers
     for driver in drivers.values():
@@ -427,9 +438,22 @@ def test_near_its_time_limit_a_job_saves_and_is_requeued(cluster, slow):
     driver = slow["saves"]
     output = driver.end(0, timeout=180)
     assert "requeued: attempt 2 resumes from the newest checkpoint" in output
-    assert "the time limit is near: saving a checkpoint" in output
+    assert "the time limit is near" in output
     assert "resumed from: saved" in output
     assert "attempt 2" in output
+
+
+def test_near_its_time_limit_a_job_that_has_trained_its_last_step_is_not_requeued(cluster, slow):
+    output = slow["last"].end(0, timeout=180)
+    assert "the time limit is near" in output
+    assert "requeued" not in output
+    assert ": COMPLETED, complete" in output
+
+
+def test_an_export_that_its_time_limit_would_end_is_made_by_the_next_attempt(cluster, slow):
+    output = slow["exports"].end(0, timeout=180)
+    assert output.index("export") < output.index("not done in time") < output.index("requeued: attempt 2")
+    assert ": COMPLETED, complete" in output
 
 
 def test_a_job_that_does_not_stop_times_out(slow):

@@ -81,9 +81,8 @@ def main() -> None:
             begin()
 
     def is_complete() -> bool:
-        return (
-            convert.is_exported(run, with_steps) if cluster else convert.chosen_checkpoint(run, with_steps) is not None
-        )
+        find = convert.is_exported if cluster else convert.chosen_checkpoint
+        return bool(find(run, with_steps))
 
     with contextlib.ExitStack() as stack:
         if not cluster:
@@ -199,7 +198,7 @@ def train(run: Run) -> None:
     metadata = read_json(run.packed / "metadata.json")
     params = load_training().with_steps(metadata["splits"]["training"]["packs"])
     with contextlib.ExitStack() as stack:
-        log, losses = None, None
+        log, losses, stop = None, None, os.environ.get("SFT_STOP_FILE")
         if int(os.environ.get("RANK", "0")) == 0:
             if "SFT_RUN" in os.environ:  # in a job; an attempt before it may be ending
                 stack.enter_context(RunLock(run.folder).held(wait=True))
@@ -217,9 +216,11 @@ def train(run: Run) -> None:
             pack_size=metadata["pack_size"],
             on_step=log.log_step if log else lambda step: None,
             on_validation=log.log_validation if log else lambda step, loss: None,
-            stop=Path(stop) if (stop := os.environ.get("SFT_STOP_FILE")) else None,
+            stop=Path(stop) if stop else None,
             losses=losses,
         )
+        if log and stop:  # slurm/train.sbatch does not requeue the job: not reached if training stopped for it
+            Path(stop).with_name("trained").touch()
 
 
 def publish(run: Run, lineage: Lineage, checkpoint: Path, patch: bytes | None, run_id: str | None) -> None:
