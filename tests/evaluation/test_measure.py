@@ -69,6 +69,6 @@ def test_both_models_can_run_side_by_side(models, monkeypatch):
     monkeypatch.setattr(measure, "PARAMETERS_SIDE_BY_SIDE", 0)
     side_by_side = run(base, final)
     monkeypatch.setattr(measure, "_fit_side_by_side", lambda *_: False)
-    for known in (base.parents[1] / "runs/base-evaluation").iterdir():
+    for known in (base.parents[1] / "runs/measured").iterdir():
         known.unlink()
     assert run(base, final) == side_by_side

@@ -72,6 +72,7 @@ def test_packs_are_split_at_their_starts_and_the_choice_ignores_how_they_were_pa
         "seq_start_id": [0],
         "conversation_id": ["a"],
         "source": ["s"],
+        "repeat": [0],
     }
     two = {
         "input_ids": [4, 5],
@@ -79,6 +80,7 @@ def test_packs_are_split_at_their_starts_and_the_choice_ignores_how_they_were_pa
         "seq_start_id": [0],
         "conversation_id": ["b"],
         "source": ["s"],
+        "repeat": [0],
     }
     both = {
         "input_ids": [1, 2, 3, 4, 5],
@@ -86,8 +88,10 @@ def test_packs_are_split_at_their_starts_and_the_choice_ignores_how_they_were_pa
         "seq_start_id": [0, 3],
         "conversation_id": ["a", "b"],
         "source": ["s", "s"],
+        "repeat": [0, 0],
     }
     assert [segment.ids for segment in split_packs([both], seed=1)] == [[1, 2, 3], [4, 5]]
+    assert [segment.ids for segment in split_packs([both | {"repeat": [0, 1]}], seed=1)] == [[1, 2, 3]]
     choices = [choose_segments(split_packs(packs, seed=1), {"s": "d"}, 1) for packs in ([one, two], [both], [two, one])]
     assert choices[0] == choices[1] == choices[2]
     assert len(choices[0]["d"]) == 1

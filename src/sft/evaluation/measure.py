@@ -1,11 +1,11 @@
 """Measure models: held-out loss of samples, greedy answers to prompts.
 
-model folder, token ids  ->  runs/base-evaluation/<digest>.json for the base model, else a temporary file:
-                             {"losses": [[sum, tokens], ...], "answers": [[token id, ...], ...]}
+model folder, token ids
+    ->  runs/measured/<digest>.json: {"losses": [[sum, tokens], ...], "answers": [[token id, ...], ...]}
 
 The base model is measured once for the same weights, token ids, limits and packages, however many experiments are
-evaluated. On a CPU the models run side by side, each in a process of its own, if memory holds both; else one after the
-other.
+evaluated; the trained model each time, unless the caller keeps it too. On a CPU the models run side by side, each in a
+process of its own, if memory holds both; else one after the other.
 """
 
 import os
@@ -49,8 +49,12 @@ def measure_models(
     prompts: Sequence[Prompt],
     stop_ids: Sequence[int],
     params: Eval,
+    *,
+    keep_final: bool = False,
 ) -> tuple[Measured, Measured]:
     """Return what the base model and the trained one do with the same token ids.
+
+    With `keep_final` the trained model is not measured again either.
 
     Raises:  InputError: a model has no safetensors, or no embedding for a token id.
     """
@@ -61,15 +65,17 @@ def measure_models(
         "max_new_tokens": params.max_new_tokens,
         "batch_size": params.batch_size,
     }
-    known = project_root() / "runs" / "base-evaluation" / f"{_key(base, inputs)}.json"
-    known.parent.mkdir(parents=True, exist_ok=True)
+    kept = project_root() / "runs" / "measured"
+    kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        given, target = Path(folder, "inputs.json"), Path(folder, "final.json")
+        given = Path(folder, "inputs.json")
+        known = kept / f"{_key(base, inputs)}.json"
+        target = kept / f"{_key(final, inputs)}.json" if keep_final else Path(folder, "final.json")
         write_json(given, inputs)
-        missing = [] if known.is_file() else [(base, known)]
         tasks = [
             {"model": str(model), "inputs": str(given), "target": str(path)}
-            for model, path in [*missing, (final, target)]
+            for path, model in {known: base, target: final}.items()
+            if not path.is_file()
         ]
         if len(tasks) == 2 and worker_count() > 1 and _fit_side_by_side(base, final):
             map_shards(measure_model, tasks, "measuring both models")
@@ -88,13 +94,15 @@ def measure_model(task: dict[str, str]) -> None:
     every_id = [inputs["stop_ids"], *inputs["prompts"], *(ids for ids, _ in inputs["segments"])]
     generate.check_ids(model, (number for ids in every_id for number in ids), task["model"])
     losses = generate.held_out_loss(model, inputs["segments"])
-    answers = generate.generate(
-        model,
-        inputs["prompts"],
-        stop_ids=inputs["stop_ids"],
-        max_new_tokens=inputs["max_new_tokens"],
-        batch_size=inputs["batch_size"],
-    )
+    answers = []
+    if inputs["prompts"]:
+        answers = generate.generate(
+            model,
+            inputs["prompts"],
+            stop_ids=inputs["stop_ids"],
+            max_new_tokens=inputs["max_new_tokens"],
+            batch_size=inputs["batch_size"],
+        )
     del model
     generate.release_memory()
     write_json(Path(task["target"]), {"losses": losses, "answers": answers})
@@ -105,11 +113,11 @@ def _read(path: Path) -> Measured:
     return Measured([(total, count) for total, count in found["losses"]], found["answers"])
 
 
-def _key(base: Path, inputs: dict[str, Any]) -> str:
-    """Return a digest of everything that determines what the base model does."""
+def _key(folder: Path, inputs: dict[str, Any]) -> str:
+    """Return a digest of everything that determines what a model does."""
     return value_digest(
         {
-            "model": folder_digest(base),
+            "model": folder_digest(folder),
             "inputs": inputs,
             "code": [file_digest(path) for path in CODE],
             "packages": {name: version(name) for name in PACKAGES},

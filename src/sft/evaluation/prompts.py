@@ -51,11 +51,13 @@ def rank(seed: int, conversation_id: str) -> str:
 
 
 def split_packs(packs: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Segment]:
-    """Yield the samples of packs."""
+    """Yield the samples of packs; of copies, which `epochs` makes, the first one."""
     for pack in packs:
         ends = [*pack["seq_start_id"][1:], len(pack["input_ids"])]
-        samples = zip(pack["seq_start_id"], ends, pack["source"], pack["conversation_id"], strict=True)
-        for start, end, source, identity in samples:
+        columns = (pack[name] for name in ("source", "conversation_id", "repeat"))
+        for start, end, source, identity, copy in zip(pack["seq_start_id"], ends, *columns, strict=True):
+            if copy:
+                continue
             ids, marks = pack["input_ids"][start:end], pack["loss_mask"][start:end]
             yield Segment(rank(seed, identity), source, identity, ids, marks)
 

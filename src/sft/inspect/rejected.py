@@ -22,7 +22,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
-from sft.inspect.rejections import FILTERED, STAGES, UNITS, count_reasons, examples, num_read, rejected_path, sources
+from sft.inspect.rejections import (
+    FILTERED,
+    STAGES,
+    UNITS,
+    count_reasons,
+    examples,
+    num_read,
+    rejected_path,
+    row_location,
+    sources,
+)
 from sft.inspect.terminal import MARKED, aside, paged, visible
 
 WHOLE_CHARS = 500  # longer texts are shortened
@@ -245,12 +255,6 @@ class Examples:
         return {"reason": self.reason, "total": self.total, "from": self.start, "examples": rows}
 
 
-def row_location(row: dict[str, Any]) -> str | None:
-    """Return the location of a row in data/raw/<source>, as file:line."""
-    location: str | None = json.loads(row.get("meta") or "{}").get("location")
-    return location
-
-
 def _loaded(text: str | None) -> Any:
     return json.loads(text) if text else None
 
@@ -357,7 +361,9 @@ def main(source: str | None, reason: str | None, number: int, start: int, *, as_
     print_facts(find, show_examples, as_json=as_json, values=Examples.values)
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type of argparse: a whole number of at least `least`."""
+
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r}: expected a number, at least {least}")
@@ -370,9 +376,9 @@ if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--source", metavar="NAME", help="a source of the blend; default: all")
     parser.add_argument("--reason", metavar="REASON", help="show examples of this reason")
-    parser.add_argument("--number", type=_at_least(1), default=5, metavar="N", help="how many examples; default: 5")
+    parser.add_argument("--number", type=at_least(1), default=5, metavar="N", help="how many examples; default: 5")
     parser.add_argument(
-        "--from", type=_at_least(0), default=0, dest="start", metavar="N", help="the first of them; default: 0"
+        "--from", type=at_least(0), default=0, dest="start", metavar="N", help="the first of them; default: 0"
     )
     add_json_option(parser)
     given = parser.parse_args()

@@ -82,11 +82,17 @@ def examples(names: Sequence[str], reason: str, start: int, number: int) -> Iter
     chosen = itertools.islice(rows, start, start + number)
     for (stage, source), group in itertools.groupby(chosen, key=lambda item: item[:2]):
         group_rows = [row for _, _, row in group]
-        kept = {} if stage == "filter" else _kept_rows(source, {row["id"] for row in group_rows})
+        kept = {} if stage == "filter" else kept_rows(source, {row["id"] for row in group_rows})
         yield from ((stage, source, {**kept.get(row["id"], {}), **row}) for row in group_rows)
 
 
-def _kept_rows(source: str, ids: set[str]) -> dict[str, dict[str, Any]]:
+def row_location(row: dict[str, Any]) -> str | None:
+    """Return the location of a row in data/raw/<source>, as file:line."""
+    location: str | None = json.loads(row.get("meta") or "{}").get("location")
+    return location
+
+
+def kept_rows(source: str, ids: set[str]) -> dict[str, dict[str, Any]]:
     """Return the conversations of data/filtered with these ids: later stages do not write what they reject."""
     import pyarrow.parquet as pq
 
