@@ -40,6 +40,17 @@ def test_a_card_without_configs_names_no_files(tmp_path: Path, text: str) -> Non
     assert files_by_config(tmp_path / "none", FILES) == {}
 
 
+def test_two_configs_of_one_name_with_other_files_are_an_error(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "README.md",
+        "---\nconfigs:\n- {config_name: en, data_files: a.jsonl}\n- {config_name: en, data_files: b.jsonl}\n---\n",
+    )
+    with pytest.raises(InputError, match=r"README\.md.*'en'"):
+        files_by_config(tmp_path, ["a.jsonl", "b.jsonl"])
+    assert files_by_config(tmp_path, ["a.jsonl"]) == {"en": {"train": ["a.jsonl"]}}
+
+
 @pytest.mark.parametrize("header", ["configs: [", "date: 2024-13-45", "configs:\n- data_files: '**a'"])
 def test_a_card_that_cannot_be_read_is_named_where_it_is_needed(tmp_path: Path, header: str) -> None:
     write(tmp_path, "README.md", f"---\n{header}\n---\n")

@@ -28,9 +28,9 @@ def files_by_config(
 
     `split_of` returns the split that a path names: of a config with a `data_dir` alone, the files below it.
 
-    Raises:  InputError: the header of the card is not YAML, or has a pattern that is none.
+    Raises:  InputError: the header of the card is not YAML, has a pattern that is none, or a config twice.
     """
-    listed, configs = sorted(names), {}
+    listed, configs = sorted(names), dict[str, Splits]()
     for config in _read(folder / CARD):
         splits: Splits = {}
         below = str(config.get("data_dir") or "").strip("/")
@@ -44,8 +44,12 @@ def files_by_config(
         if below and config.get("data_files") is None:
             splits = _by_name([name for name in listed if name.startswith(f"{below}/")], below, split_of)
         splits = {split: found for split, found in splits.items() if found}
-        if splits:
-            configs[str(config.get("config_name", DEFAULT))] = splits
+        name = str(config.get("config_name", DEFAULT))
+        if splits and configs.setdefault(name, splits) != splits:
+            raise InputError(
+                f"{folder / CARD}: configs: two are named {name!r}, with other files. Rename one in the card, or "
+                "set read.split: all."
+            )
     return configs
 
 

@@ -18,6 +18,7 @@ def test_rows_from_the_first_new_id_on_are_the_mean(tmp_path: Path, dtype: torch
     embedding = torch.full((rows, 2), 9.0, dtype=dtype)
     embedding[:4] = torch.tensor([[1.0, 2.0], [0.0, 0.0], [3.0, 5.0], [5.0, 8.0]], dtype=dtype)  # one never trained
     others = {"bias": torch.arange(3.0), "model.layers.0.output.weight": torch.ones(2, 2, dtype=dtype)}
+    others["position_embeddings.weight"] = torch.ones(rows, 2, dtype=dtype)  # as many positions as tokens
     first, second = tmp_path / "model-1.safetensors", tmp_path / "model-2.safetensors"
     save_file({"wte.weight": embedding, **others}, first, metadata={"format": "pt"})
     save_file({"lm_head.bias": embedding[:, 0].clone(), "norm.weight": torch.ones(2)}, second)

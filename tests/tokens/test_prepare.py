@@ -10,7 +10,7 @@ from sft.cli import InputError
 from sft.formats.messages import normalize
 from sft.parquet import SAMPLES
 from sft.tokens import template
-from sft.tokens.prepare import _parse, group_number, prepare_rows
+from sft.tokens.prepare import BYTES_AT_ONCE, ROWS_AT_ONCE, _at_once, _parse, group_number, prepare_rows
 from sft.tokens.reasoning import Shares
 from sft.tokens.render import ChatTemplate
 from tests.support.project import ROOT, chat_records, tool_records
@@ -99,6 +99,23 @@ def _spend(seconds):
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
+
+
+def test_few_long_rows_share_a_limit_of_memory():
+    sizes = [1, BYTES_AT_ONCE, BYTES_AT_ONCE // 2, BYTES_AT_ONCE // 2, 2 * BYTES_AT_ONCE, *[1] * (ROWS_AT_ONCE + 1)]
+    rows = [(str(number), range(size)) for number, size in enumerate(sizes)]
+    batches = list(_at_once(rows))
+    assert [len(batch) for batch in batches] == [1, 1, 2, 1, ROWS_AT_ONCE, 1]
+    assert [row for batch in batches for row in batch] == rows
+
+
+def test_the_text_of_a_license_is_cut_and_has_a_hash(chat):
+    texts = [f"Permission is granted, {'and granted again, ' * 100}{year}" for year in (2024, 2025, 2024)]
+    rows = filtered(chat_records(3)).set_column(3, "meta", pa.array([json.dumps({"license": text}) for text in texts]))
+    names = dict.fromkeys(prepare_rows(chat, rows, KEPT).samples["license"].to_pylist())
+    assert len(names) == 2
+    assert all(name.startswith("Permission is granted, and") for name in names)
+    assert max(map(len, names)) < 150
 
 
 def test_a_license_with_half_a_surrogate_pair_is_text(chat):

@@ -21,6 +21,7 @@ from sft.formats.records import ChatRow
 from sft.packing.licenses import is_under
 from sft.packing.sample_table import measure_rows
 from sft.packing.write import padded
+from sft.params.base import license_name
 from sft.params.data import Read
 from sft.params.schema import Params
 from sft.parquet import CONVERSATIONS
@@ -70,7 +71,7 @@ def measure(folder: Path, name: str, read: Read, params: Params, chat: ChatTempl
     measured, fields, counts = Measured(read=read_line(read)), FieldCounts(unseen_select=set(read.select)), RowCounts()
     pipeline = load_pipeline(params.filter.model_dump_json(), None, "")
     for batch in itertools.batched(_rows(folder, read, fields, measured), ROWS_AT_ONCE):
-        licenses = {row.location: str(row.license) for row in batch if isinstance(row, ChatRow) and row.license}
+        licenses = {row.location: license_name(row.license) for row in batch if isinstance(row, ChatRow)}
         examined = [
             examined_row(row, outcome, name) for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True)
         ]

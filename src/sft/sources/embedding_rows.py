@@ -15,7 +15,8 @@ from sft.sources.base_weights import embedding_rows, tensor_shapes
 from sft.sources.model_files import read_config, write_config
 
 VOCABULARY = re.compile(
-    r"(embed_tokens|embeddings?|wte|word_embeddings|embed_in|lm_head|embed_out|output_layer|output)\.(weight|bias)$"
+    r"(?:^|\.)(embed_tokens|embeddings?|tok_embeddings|wte|word_embeddings|embed_in|lm_head|embed_out|output_layer|output)"
+    r"\.(weight|bias)$"
 )
 """Tensors with a row for each token, if they have as many rows as the embedding."""
 MULTIPLE = 128

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from sft.cli import InputError
 from sft.conversation import Message, Rejection, Tools, is_normal
+from sft.params.base import license_name
 from sft.parquet import SAMPLES
 from sft.tokens.reasoning import Controlled, Shares, control_reasoning
 from sft.tokens.render import ChatTemplate
@@ -31,7 +32,7 @@ from sft.workers import report_row
 # Integers of more than 64 bits: orjson reads them as floats, json exactly. (Starts with a class: faster to search.)
 LARGE = re.compile(rb"[0-9][0-9]{18}")
 # Rows that are rendered within the same limits of memory: setting them for each would take a tenth of the time.
-ROWS_AT_ONCE = 32
+ROWS_AT_ONCE, BYTES_AT_ONCE = 32, 1 << 22  # few of long rows: the limit is for the text of one
 Counts = dict[str, Counter[Any]]
 
 
@@ -59,7 +60,7 @@ def prepare_rows(
     segments, rejections = Segments(), dict[int, Rejection]()
     controlled, samples, groups, names = list[Controlled](), list[int](), list[int](), rows["id"].to_pylist()
     columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist(), rows["meta"].to_pylist()
-    for at_once in itertools.batched(zip(*columns_read, strict=True), ROWS_AT_ONCE):
+    for at_once in _at_once(zip(*columns_read, strict=True)):
         read = [_read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits, which are the template's
         with chat.limited():
             for row in read:
@@ -104,6 +105,19 @@ def prepare_rows(
     of_rows = [names[index] for index in row_of], [licenses[index] for index in row_of]
     table = _table(*of_rows, np.array(groups, np.uint64)[row_of], row_of, columns)
     return PreparedRows(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
+
+
+def _at_once(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield rows, whose messages are at [1], by ROWS_AT_ONCE; by fewer if they have more than BYTES_AT_ONCE."""
+    batch, size = list[tuple[Any, ...]](), 0
+    for row in rows:
+        size += len(row[1])
+        if batch and (len(batch) == ROWS_AT_ONCE or size > BYTES_AT_ONCE):
+            yield batch
+            batch, size = [], len(row[1])
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 class _Row(NamedTuple):
@@ -152,9 +166,7 @@ def license_in(meta: str) -> str:
     >>> license_in('{"license": "MIT"}'), license_in('{"license": ["MIT", "CC0-1.0"]}'), license_in('{}')
     ('MIT', 'MIT, CC0-1.0', '')
     """
-    value = json.loads(meta).get("license") if '"license":' in meta else None
-    values = value if isinstance(value, list) else [value or ""]
-    return ", ".join(each if isinstance(each, str) else json.dumps(each, sort_keys=True) for each in values).strip()
+    return license_name(json.loads(meta).get("license")) if '"license":' in meta else ""
 
 
 def group_number(name: str, messages: list[Message], meta: str) -> int:
