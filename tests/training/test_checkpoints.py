@@ -11,7 +11,7 @@ from sft import files
 from sft.cli import InputError
 from sft.hashing import folder_digests
 from sft.params import training as p
-from sft.training import checkpoints
+from sft.training import checkpoints, manifests
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -74,7 +74,7 @@ def save(run: Path, iteration: int, params: p.Checkpoint, loss: float | None = N
     folder = checkpoints.iteration_folder(run, iteration)
     folder.mkdir(parents=True)
     (folder / "weights").write_bytes(b"w")
-    checkpoints.finish_save(run, iteration, params)
+    checkpoints.finish_save(folder, folder_digests(folder), params)
 
 
 def saved_steps(run: Path) -> list[int]:
@@ -89,6 +89,36 @@ def test_keeping_a_checkpoint_removes_the_oldest_with_its_manifest(tmp_path: Pat
         save(tmp_path, iteration, checkpoint_params())
     assert saved_steps(tmp_path) == [2, 3]
     assert checkpoints.newest_intact(tmp_path) == checkpoints.iteration_folder(tmp_path, 3)
+
+
+def write_shards(run: Path, iteration: int, ranks: int) -> Path:
+    """Write a checkpoint as torch_dist lays it out: shards of each rank, and files of the first one."""
+    folder = checkpoints.iteration_folder(run, iteration)
+    folder.mkdir(parents=True)
+    for rank in range(ranks):
+        (folder / f"__{rank}_0.distcp").write_bytes(b"w" * rank)
+    (folder / "metadata.json").write_bytes(b"{}")
+    return folder
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_checkpoint_whose_hashing_was_interrupted_is_resumed_from_unless_it_changed(
+    tmp_path: Path, is_changed: bool
+) -> None:
+    save(tmp_path, 2, checkpoint_params())
+    folder = write_shards(tmp_path, 4, ranks=2)
+    manifest = checkpoints.manifest_of(folder)
+    files.write_json(manifests.record_of_save(manifest), manifests.stamps(folder))
+    files.write_json(manifest.with_suffix(".rank-1.json"), {})
+    write_shards(tmp_path, 6, ranks=2)  # killed inside the save
+    if is_changed:
+        (folder / "__1_0.distcp").write_bytes(b"evil")
+    assert checkpoints.last_finished_step(tmp_path) == 4
+    newest = checkpoints.newest_intact(tmp_path)
+    assert newest == checkpoints.iteration_folder(tmp_path, 2 if is_changed else 4)
+    assert newest is not None
+    checkpoints.verify(newest)
+    assert saved_steps(tmp_path) == ([2] if is_changed else [2, 4])
 
 
 def test_checkpoints_at_the_retain_interval_are_kept_for_good(tmp_path: Path) -> None:

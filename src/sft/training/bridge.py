@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,7 +40,7 @@ from sft.files import publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests, value_digest
 from sft.params import training as p
 from sft.planning import checks
-from sft.training import checkpoints, config, conversion, divergence, parity
+from sft.training import checkpoints, config, conversion, divergence, manifests, parity
 from sft.training.config import on_cpu, quiet
 from sft.training.steps import Step
 
@@ -122,11 +122,12 @@ def train(
             for name, value in config.load_recipe(params.model.recipe, base).env_vars.items():
                 os.environ.setdefault(name, str(value))
     with _process_group():
-        checkpoint = _broadcast(lambda: checkpoints.newest_intact(run))
+        checkpoint = checkpoints.newest_intact(run, _digests, _broadcast)
         if checkpoint == checkpoints.iteration_folder(run, params.train.steps):
             return
         if checkpoint is None or params.peft.name is not None:
-            _broadcast(lambda: checkpoints.verify(start, params.checkpoint.pretrained_sha256))
+            digests = _digests(start)
+            _broadcast(lambda: checkpoints.verify(start, params.checkpoint.pretrained_sha256, digests))
         callbacks = _Callbacks(
             run, packed, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop
         )
@@ -155,7 +156,12 @@ def train(
 
             from megatron.bridge.training.finetune import finetune
 
-            finetune(container, callbacks.forward_step, callbacks=callbacks.register())
+            try:
+                finetune(container, callbacks.forward_step, callbacks=callbacks.register())
+            except SystemExit:  # Bridge has saved and ends early
+                callbacks.hashing.wait()
+                raise
+            callbacks.hashing.wait()
 
 
 def check(
@@ -375,6 +381,13 @@ def _broadcast[T](decide: Callable[[], T]) -> T:
     return decision[0]  # type: ignore[return-value]
 
 
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """Return on every rank the sha256 of each file of a checkpoint; each rank hashes a part of them."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, manifests.digests_of_rank(checkpoint, dist.get_rank(), len(parts)))
+    return dict(sorted((name, digest) for part in parts for name, digest in part.items()))
+
+
 @dataclass
 class _Callbacks:
     """Bridge calls these on every rank; the first rank reports to the caller of `train`."""
@@ -388,6 +401,9 @@ class _Callbacks:
     on_validation: Callable[[int, float], None]
     stop: Path | None = None
     watch: divergence.Watch | None = None
+    hashing: manifests.Background = field(
+        default_factory=lambda: manifests.Background(dist.get_rank(), dist.get_world_size())
+    )
     tokens: int = 0
     trained_tokens: int = 0
     packs: int = 0
@@ -496,9 +512,13 @@ class _Callbacks:
             context.state.train_state.do_valid = False
 
     def on_checkpoint_save(self, context: Any) -> None:
-        """Write the manifest of the new checkpoint, and remove those that are not kept."""
-        if dist.get_rank() == 0:
-            checkpoints.finish_save(self.run, checkpoints.last_saved_step(self.run), self.params)
+        """Hash the new checkpoint in the background; then the first rank removes those that are not kept."""
+        step = _broadcast(lambda: checkpoints.last_saved_step(self.run))
+        checkpoint = checkpoints.iteration_folder(self.run, step)
+        manifest = checkpoints.manifest_of(checkpoint)
+        self.hashing.begin(
+            checkpoint, manifest, lambda digests: checkpoints.finish_save(checkpoint, digests, self.params)
+        )
 
 
 def _loss_of_last_stage(context: Any, losses: dict[str, Any]) -> float:

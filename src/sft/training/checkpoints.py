@@ -6,15 +6,19 @@ files match the manifest that this program wrote outside of it, or the digest th
 A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validation_losses.json.
 """
 
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from sft.cli import InputError, echo
 from sft.files import read_json, write_json
-from sft.hashing import folder_digest, folder_digests
+from sft.hashing import folder_digests, value_digest
 from sft.params import training as p
+from sft.training import manifests
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """Megatron's file in checkpoints/ with the step of the newest checkpoint that is fully on disk."""
@@ -38,17 +42,21 @@ def manifest_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.manifest.json")
 
 
-def fault_of(checkpoint: Path, sha256: str | None = None) -> str | None:
-    """Return how a checkpoint differs from its manifest, or from the digest of a foreign one; None if it does not."""
+def fault_of(checkpoint: Path, sha256: str | None = None, digests: dict[str, str] | None = None) -> str | None:
+    """Return how a checkpoint differs from its manifest, or from the digest of a foreign one; None if it does not.
+
+    `digests`: those of its files, if they are known.
+    """
     manifest = manifest_of(checkpoint)
     if not checkpoint.is_dir():
         return "not found"
-    if sha256 is not None:
-        digest = folder_digest(checkpoint)
-        return None if digest == sha256 else f"its files have the digest {digest}, expected {sha256}"
-    if not manifest.exists():
+    if sha256 is None and not manifest.exists():
         return f"no manifest {manifest}"
-    expected, found = read_json(manifest), folder_digests(checkpoint)
+    found = folder_digests(checkpoint) if digests is None else digests
+    if sha256 is not None:
+        digest = value_digest(found)
+        return None if digest == sha256 else f"its files have the digest {digest}, expected {sha256}"
+    expected = read_json(manifest)
     different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if not different:
         return None
@@ -57,9 +65,9 @@ def fault_of(checkpoint: Path, sha256: str | None = None) -> str | None:
     return f"{name} is {state}" + (f", and {len(different) - 1} more files differ" if different[1:] else "")
 
 
-def verify(checkpoint: Path, sha256: str | None = None) -> None:
+def verify(checkpoint: Path, sha256: str | None = None, digests: dict[str, str] | None = None) -> None:
     """Raise InputError unless a checkpoint's files match its manifest, or the digest of a foreign one."""
-    fault = fault_of(checkpoint, sha256)
+    fault = fault_of(checkpoint, sha256, digests)
     if fault is not None:
         raise InputError(
             f"{checkpoint}: {fault}. A Megatron checkpoint can run code when it is loaded, so its files must match "
@@ -73,15 +81,51 @@ def final_checkpoint(run: Path, iterations: int) -> Path | None:
     return checkpoint if fault_of(checkpoint) is None else None
 
 
-def newest_intact(run: Path) -> Path | None:
-    """Return the checkpoint to resume from, or None. Removes newer damaged ones (killed while saving)."""
-    for checkpoint in sorted((run / "checkpoints").glob("iter_*"), reverse=True):
-        fault = fault_of(checkpoint)
-        if fault is None:
-            return checkpoint
-        echo(f"{checkpoint}: damaged ({fault}). Removed; training resumes from the checkpoint before it.")
-        remove(checkpoint)
+def newest_intact(
+    run: Path,
+    digests_of: Callable[[Path], dict[str, str]] = folder_digests,
+    decide: Callable[[Callable[[], Any]], Any] = lambda function: function(),
+) -> Path | None:
+    """Return the checkpoint to resume from, or None. Removes newer damaged ones (killed while saving).
+
+    Under torchrun every rank calls it: `digests_of` returns on all of them what they hash together, `decide` what the
+    first one decides.
+    """
+    while (checkpoint := decide(lambda: _newest_whole(run))) is not None:
+        digests = digests_of(checkpoint)
+        if decide(functools.partial(_is_intact, checkpoint, digests)):
+            return Path(checkpoint)
     return None
+
+
+def _newest_whole(run: Path) -> Path | None:
+    """Return the newest checkpoint whose save ended; remove newer ones."""
+    for checkpoint in sorted((run / "checkpoints").glob("iter_*"), reverse=True):
+        if _is_whole(checkpoint):
+            return checkpoint
+        _remove_damaged(checkpoint, f"no manifest {manifest_of(checkpoint)}")
+    return None
+
+
+def _is_intact(checkpoint: Path, digests: dict[str, str]) -> bool:
+    """Whether a checkpoint is as it was saved; write its manifest if the end of the process came first. Else remove it.
+
+    `digests`: of its files.
+    """
+    manifest = manifest_of(checkpoint)
+    if not manifest.exists() and read_json(manifests.record_of_save(manifest)) == manifests.stamps(checkpoint):
+        write_json(manifest, digests)
+    for file in _unfinished(manifest):
+        file.unlink()
+    fault = fault_of(checkpoint, digests=digests)
+    if fault is not None:
+        _remove_damaged(checkpoint, fault)
+    return fault is None
+
+
+def _remove_damaged(checkpoint: Path, fault: str) -> None:
+    echo(f"{checkpoint}: damaged ({fault}). Removed; training resumes from the checkpoint before it.")
+    remove(checkpoint)
 
 
 def last_saved_step(run: Path) -> int:
@@ -90,15 +134,22 @@ def last_saved_step(run: Path) -> int:
 
 
 def last_finished_step(run: Path) -> int | None:
-    """Return the newest step whose checkpoint has a manifest, or None; reads no checkpoint, removes none."""
-    saved = (run / "checkpoints").glob("iter_*")
-    return max((step_of(path) for path in saved if manifest_of(path).exists()), default=None)
+    """Return the newest step whose save ended, or None; reads no checkpoint, removes none."""
+    return max((step_of(path) for path in (run / "checkpoints").glob("iter_*") if _is_whole(path)), default=None)
 
 
-def finish_save(run: Path, iteration: int, params: p.Checkpoint) -> None:
-    """Write the manifest of a step's new checkpoint, then remove the checkpoints that are not kept."""
-    checkpoint = iteration_folder(run, iteration)
-    write_json(manifest_of(checkpoint), folder_digests(checkpoint))
+def _is_whole(checkpoint: Path) -> bool:
+    manifest = manifest_of(checkpoint)
+    return manifest.exists() or manifests.record_of_save(manifest).exists()
+
+
+def finish_save(checkpoint: Path, digests: dict[str, str], params: p.Checkpoint) -> None:
+    """Write the manifest of a new checkpoint of a run, then remove the checkpoints that are not kept.
+
+    `digests`: of its files.
+    """
+    run = checkpoint.parent.parent
+    write_json(manifest_of(checkpoint), digests)
     saved = {step_of(path): path for path in checkpoint.parent.glob("iter_*")}
     finished = [step for step in sorted(saved) if manifest_of(saved[step]).exists()]
     for step in finished:
@@ -177,5 +228,12 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
 
 def remove(checkpoint: Path) -> None:
     """Remove a checkpoint, its manifest first: if this is killed half-way, the rest counts as damaged."""
-    manifest_of(checkpoint).unlink(missing_ok=True)
+    manifest = manifest_of(checkpoint)
+    for file in (manifest, *_unfinished(manifest)):
+        file.unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
+
+
+def _unfinished(manifest: Path) -> list[Path]:
+    """Return what a hashing that was interrupted left beside a manifest."""
+    return list(manifest.parent.glob(f"{manifest.stem}.*.json"))
