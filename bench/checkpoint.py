@@ -3,7 +3,7 @@
     PYTHONPATH=src:. python -m bench.checkpoint [--gigabytes 20] [--ranks 8] [--folder FOLDER]
 
 Writes a made-up checkpoint, one shard for each rank, then has all ranks begin to hash it as a training does. Prints the
-seconds until they may go on (`held`), until the manifest is written (`hashed`), and of hashing it in one process while
+seconds until they continue (`held`), until the manifest is written (`hashed`), and of hashing it in one process while
 all wait (`in the save`, as versions before did). The ranks are threads of one process here.
 """
 

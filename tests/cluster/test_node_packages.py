@@ -1,11 +1,14 @@
 """node_packages: which versions a node may have, and what is written about them."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from sft.cluster import node_packages
 from tests.support.project import ROOT
 
 PINS = {
@@ -39,6 +42,9 @@ def node(tmp_path):
 
     def check(packages: dict[str, str], policy: str, attempt: str = "7-0") -> tuple[int, str]:
         site = tmp_path / f"site-{len(list(tmp_path.iterdir()))}"
+        site.mkdir()
+        (site / "nvidia-smi").write_text("#!/bin/sh\nprintf 'NVIDIA H100, 580.65\\nNVIDIA H100, 580.65\\n'\n")
+        (site / "nvidia-smi").chmod(0o755)
         for name, version in packages.items():
             info = site / f"{name.replace('-', '_')}-{version}.dist-info"
             info.mkdir(parents=True)
@@ -49,6 +55,7 @@ def node(tmp_path):
         done = subprocess.run(
             [sys.executable, "-S", "-m", "sft.cluster.node_packages"],  # -S: none of this environment's packages
             env={
+                "PATH": f"{site}:{os.environ['PATH']}",
                 "PYTHONPATH": f"{ROOT / 'src'}:{site}",
                 "SFT_RUN": str(run),
                 "SFT_CODE": str(run / "code"),
@@ -109,3 +116,16 @@ def test_the_nodes_of_an_attempt_have_the_same_packages(node, policy):
     assert status == 1
     assert "triton: found 3.5.0, earlier none" in output
     assert "another node of this attempt" in output
+
+
+def test_the_record_of_a_model_has_the_hardware_of_every_node_and_that_of_the_newest_attempt(node):
+    assert node_packages.recorded(node.run) == {}
+    for attempt in ("9-0", "10-0"):
+        assert node(PINNED, "exact", attempt)[0] == 0
+    other = node.run / "logs/10-0/hardware-zz.json"
+    other.write_text(json.dumps({"gpus": ["NVIDIA H200"]}))
+    facts = node_packages.recorded(node.run)
+    assert list(facts["node_packages"]) == list(facts["node_hardware"]) == ["9-0", "10-0"]
+    assert facts["node_hardware"]["9-0"][socket.gethostname()]["driver"] == "580.65"
+    assert facts["hardware"]["gpus"] == ["NVIDIA H100", "NVIDIA H100", "NVIDIA H200"]
+    assert facts["hardware"]["processor"]

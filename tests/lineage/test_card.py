@@ -80,6 +80,8 @@ def test_data_params_and_lineage_are_in_tables():
     assert "| learning rate | 1e-05 |" in text
     assert "| steps | 7 |" in text
     assert "| trained on | a processor |" in text
+    of_nodes = {**LINEAGE, "hardware": {"gpus": ["NVIDIA H100", "NVIDIA H100"], "driver": "580.65"}}
+    assert "| trained on | 2 NVIDIA H100, driver 580.65 |" in render(of_nodes, lambda path: {})
     assert "| lineage key | 0123456789abcdef |" in text
 
 

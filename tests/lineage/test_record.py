@@ -64,7 +64,7 @@ def test_lineage_json_leads_from_the_model_back(tmp_path):
     assert written["sources"]["chats"]["uri"] == "file://x"
     assert written["sources"]["chats"]["rows"] == 3
     assert written["sources"]["chats"]["rejected"] == {"no-answer": 1}
-    assert written["hardware"].keys() == {"machine", "processor", "threads", "gpus"}
+    assert written["hardware"].keys() == {"machine", "processor", "threads", "gpus", "driver"}
     assert json.loads(json.dumps(written)) == written
 
 

@@ -48,7 +48,7 @@ ADVICE = {
     "on a file system that all nodes share",
     "DEADLINE": "it could not finish before its deadline",
     "NODE_FAIL": "a node failed, and Slurm did not requeue the job",
-    "OUT_OF_MEMORY": "a node ran out of memory. Request more (sbatch_options: [--mem=0]) or change the parallel layout",
+    "OUT_OF_MEMORY": "a node ran out of memory. Raise memory_per_node (0: all of it) or change the parallel layout",
     "PREEMPTED": "another job took its nodes, and this partition does not requeue preempted jobs",
     "TIMEOUT": "it reached the time limit before it saved a checkpoint. Raise `time` or `save_before_seconds`",
 }

@@ -1,7 +1,8 @@
-"""Check and record the packages of a node, in the node check of a job. Needs the standard library only.
+"""Check and record the packages and the hardware of a node, in the node check of a job. Standard library only.
 
 code/packages.txt: the pins of the lineage key  ->  logs/<job>-<restart>/packages.json: what computes this attempt
                                                     packages.json: what computed the first attempt of the run
+                                                    logs/<job>-<restart>/hardware-<node>.json
 
     SFT_RUN=... SFT_CODE=... SFT_PACKAGES=exact python -m sft.cluster.node_packages
 
@@ -16,6 +17,9 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
+
+from sft.lineage.hardware import machine
 
 # Kernels and libraries that compute where they are installed; the lineage key has none of them.
 KERNELS = ("transformer-engine", "mamba-ssm", "causal-conv1d", "flash-attn", "deep-ep", "triton", "nvidia-nccl-cu13")
@@ -63,10 +67,28 @@ def compare_or_write(file: Path, versions: dict[str, str]) -> list[str]:
     ]
 
 
-def recorded(run: Path) -> dict[str, dict[str, str]]:
-    """Return the packages of each attempt of a run's jobs, by <job>-<restart>."""
-    files = sorted((run / "logs").glob("*-*/packages.json"))
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+def recorded(run: Path) -> dict[str, Any]:
+    """Return what computed a run's jobs, as lineage.json has it; {} of a run without a job.
+
+    `node_packages`: by attempt, <job>-<restart>; `node_hardware`: by attempt and node; `hardware`: that of the newest
+    attempt, with the GPUs of all its nodes.
+    """
+    packages, nodes = {}, {}
+    folders = [file.parent for file in (run / "logs").glob("*-*/packages.json")]
+    for folder in sorted(folders, key=lambda folder: [int(number) for number in folder.name.split("-")]):
+        packages[folder.name] = _read(folder / "packages.json")
+        of_attempt = {file.stem.removeprefix("hardware-"): _read(file) for file in folder.glob("hardware-*.json")}
+        nodes[folder.name] = dict(sorted(of_attempt.items()))
+    if not packages:
+        return {}
+    facts: dict[str, Any] = {"node_packages": packages, "node_hardware": nodes}
+    if newest := list(list(nodes.values())[-1].values()):
+        facts["hardware"] = {**newest[0], "gpus": [gpu for node in newest for gpu in node["gpus"]]}
+    return facts
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -86,6 +108,8 @@ def main() -> None:
         refuse(different, f"packages differ from those of the first attempt of {run.name}; {advice}")
     for line in different:
         sys.stdout.write(f"note: {line}\n")
+    facts = json.dumps(machine(), indent=2) + "\n"
+    (run / f"logs/latest/hardware-{socket.gethostname()}.json").write_text(facts, encoding="utf-8")
     sys.stdout.write(f"packages: {policy}; written to {(run / 'logs/latest').resolve()}/packages.json\n")
 
 

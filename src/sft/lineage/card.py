@@ -8,6 +8,7 @@ none. Same values, same bytes.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ def _training(lineage: Facts, pack: Facts) -> Iterable[list[Any]]:
             yield [f"Megatron = transformers at {when}", f"logits within {certificate['tolerance']:g} of the largest"]
         elif certificate:
             yield [f"Megatron = transformers at {when}", f"not measured: {certificate['skipped']}"]
-    yield ["trained on", ", ".join(hardware.get("gpus", [])) or hardware.get("processor")]
+    gpus = [f"{count} {name}" for name, count in Counter(hardware.get("gpus", [])).items()]
+    driver = [f"driver {hardware['driver']}"] if hardware.get("driver") else []
+    yield ["trained on", ", ".join([*gpus, *driver]) or hardware.get("processor")]
 
 
 def _measured(evaluation: Facts) -> Iterable[list[Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.files import publish_file, read_json
 from sft.hashing import file_digest
+from sft.lineage.hardware import machine
 from sft.lineage.key import Lineage
 from sft.lineage.work_tree import OWN_OUTPUTS, git, index_of_head, new_files
 
@@ -146,23 +147,7 @@ def hardware() -> dict[str, Any]:
     """Return what of this machine can change the last bits of a sum: processor, threads, GPUs. Not part of the key."""
     import torch
 
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
-    return {
-        "machine": platform.machine(),
-        "processor": match[1].strip() if match else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "gpus": _gpus(),
-    }
-
-
-def _gpus() -> list[str]:
-    """Return the names of the GPUs as the driver lists them: torch lists one on a CPU once training has run there."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        return []
+    return {**machine(), "threads": torch.get_num_threads()}
 
 
 def sources(folder: Path) -> dict[str, dict[str, Any]]:

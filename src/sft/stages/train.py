@@ -232,8 +232,7 @@ def publish(run: Run, lineage: Lineage, checkpoint: Path, patch: bytes | None, r
         copy_chat_files(run.packed, folder)
         begun, git = run.folder / snapshot.BEGUN, snapshot.begun_at(run.folder)
         facts = {**lineage_json(lineage, run_id, begun, load("fetch.model"), patch, git), "parity": exported["parity"]}
-        if of_nodes := node_packages.recorded(run.folder):
-            facts["node_packages"] = of_nodes
+        facts |= node_packages.recorded(run.folder)
         text = card.render(facts, lambda path: read_json(begun / path) if (begun / path).exists() else {})
         (folder / "README.md").write_text(text, encoding="utf-8")
         write_json(folder / "lineage.json", {**facts, "files": folder_digests(folder)})

@@ -1,4 +1,4 @@
-"""The manifest of a new checkpoint, written in the background: every rank hashes its own shards while training goes on.
+"""The manifest of a new checkpoint, written in the background: each rank hashes its shards while training continues.
 
 checkpoints/iter_0000012/  ->  manifests/iter_0000012.saved.json     sizes and times of its files, once it is whole
                                manifests/iter_0000012.rank-3.json    digests by one rank, until all have theirs
