@@ -49,6 +49,9 @@ SAMPLES = pa.schema(
         ("license", pa.string()),
     ]
 )
+# Parts of samples that are longer than a pack (sft.packing.over_length): `window` counts from 1, `whole` is the length
+# of the sample, `covered` how many of its tokens no earlier window has.
+WINDOWS = pa.schema([*SAMPLES, ("window", pa.int32()), ("covered", pa.int32()), ("whole", pa.int32())])
 PACKS = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -61,7 +64,7 @@ PACKS = pa.schema(
     ]
 )
 # Columns that may be missing, or null in some rows.
-OPTIONAL = {"tools", "turn_ends", "group", "license"}
+OPTIONAL = {"tools", "turn_ends", "group", "license", "window", "covered", "whole"}
 # How every shard is written, packs too. Nobody reads column statistics; checksums find damage.
 WRITE_OPTIONS: dict[str, Any] = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
 

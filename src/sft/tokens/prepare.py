@@ -61,7 +61,7 @@ def prepare_rows(
     controlled, samples, groups, names = list[Controlled](), list[int](), list[int](), rows["id"].to_pylist()
     columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist(), rows["meta"].to_pylist()
     for at_once in _at_once(zip(*columns_read, strict=True)):
-        read = [_read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits, which are the template's
+        read = [read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits, which are the template's
         with chat.limited():
             for row in read:
                 outcome = _add_row(chat, segments, row)
@@ -120,26 +120,28 @@ def _at_once(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]
         yield batch
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A filtered row as it is trained."""
+
     name: str
     group: int
     controlled: Controlled
     tools: Tools
 
 
-def _read_row(
+def read_row(
     chat: ChatTemplate, reasoning: Shares, name: str, messages_json: memoryview, tools_json: str | None, meta: str
-) -> _Row:
+) -> Row:
     """Return a row as it is trained."""
     report_row(name)
     messages, tools = _parse(name, messages_json), _parse_tools(tools_json) if tools_json else None
     with _naming_row(name, messages, tools):
         group = group_number(name, messages, meta)
         ranges, count = chat.tokenizer.token_ranges, chat.tokenizer.encoder.count
-        return _Row(name, group, control_reasoning(name, messages, reasoning, ranges, count), tools)
+        return Row(name, group, control_reasoning(name, messages, reasoning, ranges, count), tools)
 
 
-def _add_row(chat: ChatTemplate, segments: Segments, row: _Row) -> int | Rejection:
+def _add_row(chat: ChatTemplate, segments: Segments, row: Row) -> int | Rejection:
     """Add the samples of a row to `segments`; return their number, or why there are none."""
     report_row(row.name)
     messages, budget = row.controlled.messages, row.controlled.budget

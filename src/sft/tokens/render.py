@@ -44,7 +44,7 @@ from sft.tokens.spans import (
     render_parts,
 )
 from sft.tokens.template import Template, limited
-from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, any_of, guard_for, restore_guard
+from sft.tokens.tokenizer import FIRST_GUARD, Rendered, SafeTokenizer, Sample, any_of, guard_for, restore_guard
 
 
 class Settings(NamedTuple):
@@ -158,6 +158,20 @@ class ChatTemplate:
     def limited(self) -> contextlib.AbstractContextManager[None]:
         """Limit memory and time of rendering until the block ends (sft.tokens.template); methods do so themselves."""
         return limited(self._template.name)
+
+    @property
+    def opener(self) -> int | None:
+        """The control token that opens an assistant turn, if the template has one."""
+        found = self.tokenizer.pattern.match(self._header.text) if self._header else None
+        return self.tokenizer.control[found[0]] if found else None
+
+    def header_ids(self, *, thinking: bool) -> list[int]:
+        """Return the ids of the header of an assistant turn, inside its reasoning or not; [] if that is not known."""
+        if self._header is None:
+            return []
+        (sample,) = self.encode([Rendered(self._header.prompts[thinking], [], FIRST_GUARD)])
+        assert isinstance(sample, Sample)  # no trained range, so no token can cross one
+        return sample.ids
 
     @property
     def is_fast(self) -> bool:

@@ -208,7 +208,7 @@ def render_parts(render: Render, way: ByPrompts | ByHeaders, parts: list[Part]) 
         messages: list[Message] = render.turns.plain[: part.end]
         if missing := missing_context(messages, render.turns.tools, text, part.turns, render.turns.guard):
             return Rejection(DROPS_CONTEXT, f"{missing} is not in the rendered text")
-        samples.append(Rendered(text, way.spans(part), render.turns.guard))
+        samples.append(Rendered(text, way.spans(part), render.turns.guard, tuple(part.turns)))
     return samples
 
 

@@ -38,6 +38,8 @@ class Rendered(NamedTuple):
     """Trained character ranges, one for each trained turn, in order; each ends with a stop token."""
     guard: str
     """The character inside control-token look-alikes of the content; no part of the text."""
+    turns: tuple[int, ...] = ()
+    """The message that each of `spans` belongs to."""
 
 
 class Sample(NamedTuple):
