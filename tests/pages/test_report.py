@@ -40,7 +40,8 @@ def evaluation(share=0.5):
 def answer(kind, text):
     graded = {"text": text, "stopped": True, "think_balanced": True}
     if kind == "tool":
-        graded["verdict"] = {"fault": "no-call"}
+        claims = ("well_formed", "known_function", "fits", "exact")
+        graded["verdict"] = {**dict.fromkeys(claims, False), "fault": "no-call"}
     calls = [{"function": {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}}}]
     reference = {"role": "assistant", "content": text, "tool_calls": calls}
     return {
@@ -76,7 +77,7 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.seen.add(tag)
         self.references += [value for name, value in attrs if name in ("src", "href") or name.startswith("on")]
-        if tag not in ("meta", "rect", "line", "path"):
+        if tag not in ("meta", "rect", "line", "path", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -161,7 +162,25 @@ def test_all_fourteen_domains_have_a_row_and_other_domains_follow():
     assert all(described for _, described, _ in rows)
     assert list(cells)[-1].startswith("&lt;script&gt;")
     bars = re.findall(r'text-anchor="end">([^<]*)</text>', text.partition("Held-out loss by domain")[2])
-    assert bars[0] == "General chat"
+    assert bars[0].startswith("&lt;script&gt;"), "its loss did not change; that of chat fell"
+    assert bars[1] == "General chat"
+
+
+def test_failures_are_first_and_each_filter_shows_what_it_counts():
+    fits = {"verdict": {**dict.fromkeys(("well_formed", "known_function", "fits"), True), "exact": False, "fault": "x"}}
+    good, bad = answer("tool", "good one"), answer("tool", "bad one")
+    good["after"] = {**good["before"], **fits}
+    text = page(evaluation(), [good, bad, answer("chat", "cut one")], [], "key", {})
+    shown = re.findall(r'<details class="([^"]*)".*?</span> (\w+) one', text, re.DOTALL)
+    assert shown == [("all failed worse tool", "bad"), ("all failed worse chat", "cut"), ("all better tool", "good")]
+    counts = {name: int(n) for name, n in re.findall(r'id="show-(\w+)"[^>]*>[^(]*\((\d+)\)', text)}
+    assert counts == {"all": 3, "failed": 2, "worse": 2, "better": 1, "tool": 2, "chat": 1}
+
+
+def test_answers_that_the_page_has_no_room_for_are_counted():
+    text = page(evaluation(), [answer("chat", "a")] * 201, [], "key", {})
+    assert text.count("<details") == 200
+    assert "200 of 201 answers" in text
 
 
 def test_the_table_shows_intervals_and_says_where_there_are_too_few():

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sft.domains import BY_SLUG, domain_of, in_order
+from sft.evaluation.answers import TOOL_CALL_SHARES
 from sft.pages.charts import Bar, Line, Point, bar_chart, line_chart
 from sft.pages.render import number, render
 
@@ -31,7 +32,17 @@ SHARES = {
     "stopped": "stopped by itself",
     "think_balanced": "think tags balanced",
 }
-EXAMPLES = 6
+MAX_ANSWERS = 200
+"""Answers on the page; reports/answers.jsonl has them all."""
+FILTERS = {
+    "all": "all",
+    "failed": "failed",
+    "worse": "worse than before",
+    "better": "better than before",
+    "tool": "tool calls",
+    "chat": "other prompts",
+}
+"""What each filter of the answers is called, by the CSS class of what it shows."""
 ANSWER_CHARS = 1_200
 QUESTION_CHARS = 110
 MEAN_SHARE = 12
@@ -72,8 +83,9 @@ def page(
             Bar(was := before["loss_by_domain"][domain]),
             Bar(after["loss_by_domain"][domain], _bounds(changes[domain], was)),
         )
-        for domain in in_order(after["loss_by_domain"])
+        for domain in sorted(after["loss_by_domain"], key=lambda name: (-changes[name]["change"], name))
     ]
+    marked = sorted(((_marks(row), row) for row in answers), key=lambda pair: _failures_first(pair[0]))
     shares = [(label, _share_bar(before, name), _share_bar(after, name)) for name, label in SHARES.items()]
     return render(
         "report.html.j2",
@@ -89,7 +101,9 @@ def page(
         gate=evaluation["gate"],
         counts=_counts(evaluation),
         domains=_domains(domains),
-        answers=[_example(answer) for answer in _first_of_each_kind(answers)],
+        filters=[(name, label, sum(name in marks for marks, _ in marked)) for name, label in FILTERS.items()],
+        answers=[_example(row, marks) for marks, row in marked[:MAX_ANSWERS]],
+        num_answers=len(answers),
     )
 
 
@@ -181,18 +195,32 @@ def _domains(packed: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Any, Map
         yield domain_of(slug), counts, f"{counts['trained_tokens'] / total:.1%}" if counts else "-"
 
 
-def _first_of_each_kind(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the first answers of each kind, tool calls first; how good they are plays no part."""
-    tool = [answer for answer in answers if answer["kind"] == "tool"]
-    chat = [answer for answer in answers if answer["kind"] != "tool"]
-    num_tool = min(len(tool), max(EXAMPLES - len(chat), EXAMPLES * 2 // 3))
-    return tool[:num_tool] + chat[: EXAMPLES - num_tool]
+def _marks(row: Mapping[str, Any]) -> set[str]:
+    """Return the filters that show a row of answers.jsonl. A tool call fails if it does not fit; another answer, if
+    it does not stop."""
+    before, after = (_claims(row[name]) for name in ("before", "after"))
+    verdict = row["after"].get("verdict")
+    failed = not (verdict["fits"] if verdict else row["after"]["stopped"])
+    shown = {"failed": failed, "worse": after < before, "better": after > before}
+    return {"all", row["kind"], *(name for name, holds in shown.items() if holds)}
 
 
-def _example(row: Mapping[str, Any]) -> dict[str, Any]:
+def _claims(answer: Mapping[str, Any]) -> int:
+    """Return how much of what an answer should be it is: claims of its verdict, and that it stops."""
+    verdict = answer.get("verdict", {})
+    return sum(bool(verdict.get(name)) for name in TOOL_CALL_SHARES) + bool(answer["stopped"])
+
+
+def _failures_first(marks: set[str]) -> tuple[bool, ...]:
+    return tuple(name not in marks for name in ("failed", "worse", "better"))
+
+
+def _example(row: Mapping[str, Any], marks: set[str]) -> dict[str, Any]:
     """Return what the page shows of a row of answers.jsonl."""
     question = row["question"].strip()
     return {
+        "classes": " ".join(name for name in FILTERS if name in marks),
+        "note": _notes(row["after"]),
         "source": row["source"],
         "kind": row["kind"],
         "question": question if len(question) <= QUESTION_CHARS else question[: QUESTION_CHARS - 3] + "...",
