@@ -1,15 +1,14 @@
 """Rows of the embedding for new tokens: the mean of the rows that the model was trained with.
 
-A shard of the weights that changes is written as a new file, tensor by tensor; the file that it was, which may also be
-in the cache of downloads, stays as it is. Every other shard stays the same file.
+A shard of the weights that changes is written as a new file; the file that it was, which may also be in the cache of
+downloads, stays as it is. Every other shard stays the same file.
 """
 
-import json
 import math
 import os
 import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sft.sources.base_weights import embedding_rows, tensor_shapes
 from sft.sources.model_files import read_config, write_config
@@ -23,7 +22,6 @@ MULTIPLE = 128
 """Rows of an embedding that grows; tensor parallelism divides them, and Megatron pads to the same."""
 ROWS_AT_ONCE = 4096
 INDEX = "model.safetensors.index.json"
-COPIED_AT_ONCE = 1 << 24  # bytes
 
 
 def add_rows(folder: Path, first: int, tokens: int) -> int:
@@ -47,64 +45,35 @@ def add_rows(folder: Path, first: int, tokens: int) -> int:
 
 def _rewrite(path: Path, first: int, before: int, after: int) -> None:
     """Replace a shard by a new file with changed rows; leave it alone if it has no tensor of the vocabulary."""
-    with path.open("rb") as old:
-        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
-        start, metadata = old.tell(), header.pop("__metadata__", None)
-        changed = {name for name, of in header.items() if VOCABULARY.search(name) and of["shape"][0] == before}
-        if not changed:
-            return
-        order = sorted(header, key=lambda name: header[name]["data_offsets"])
-        layout: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-        end = 0
-        for name in order:
-            of = header[name]
-            size = of["data_offsets"][1] - of["data_offsets"][0]
-            shape = of["shape"]
-            if name in changed:
-                size, shape = size // before * after, [after, *shape[1:]]
-            layout[name] = {**of, "shape": shape, "data_offsets": [end, end + size]}
-            end += size
-        text = json.dumps(layout, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        new = path.with_name(f"{path.name}.new")
-        with new.open("wb") as target:
-            target.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                offset, end = header[name]["data_offsets"]
-                old.seek(start + offset)
-                if name not in changed:
-                    _copy(old, target, end - offset)
-                else:
-                    _copy(old, target, (end - offset) // before * first)
-                    target.write(_mean_row(path, name, first) * (after - first))
-    os.replace(new, path)
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, framework="pt") as file:  # tensors are mapped, not read
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        changed = [name for name in tensors if VOCABULARY.search(name) and len(tensors[name]) == before]
+        for name in changed:
+            kept = tensors[name][:first]
+            row = _mean_row(kept).expand(after - first, *kept.shape[1:])
+            tensors[name] = kept.new_empty(after, *kept.shape[1:])
+            tensors[name][:first], tensors[name][first:] = kept, row
+        if changed:
+            new = path.with_name(f"{path.name}.new")
+            save_file(tensors, new, metadata)
+            os.replace(new, path)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
-    """Copy bytes from the position of one file to that of another."""
-    while size:
-        data = source.read(min(size, COPIED_AT_ONCE))
-        target.write(data)
-        size -= len(data)
-
-
-def _mean_row(path: Path, name: str, rows: int) -> bytes:
-    """Return the mean of the first rows of a tensor, in its number format; the same on every machine."""
+def _mean_row(rows: Any) -> Any:
+    """Return the mean of the rows of a tensor, in its number format; the same on every machine."""
     import numpy as np
     import torch
-    from safetensors import safe_open
 
     total, count = np.float64(0), 0
-    with safe_open(path, framework="pt") as file:
-        tensor = file.get_slice(name)
-        for start in range(0, rows, ROWS_AT_ONCE):
-            part = tensor[start : min(start + ROWS_AT_ONCE, rows)]
-            values = part.to(torch.float64).numpy().reshape(len(part), -1)
-            trained = values[values.any(axis=1)]
-            total = total + trained.sum(axis=0)
-            count += len(trained)
-    mean = torch.from_numpy(np.atleast_1d(total / max(1, count))).to(part.dtype)
-    return bytes(mean.view(torch.uint8).numpy().tobytes())
+    for part in rows.split(ROWS_AT_ONCE):
+        values = part.to(torch.float64).numpy().reshape(len(part), -1)
+        trained = values[values.any(axis=1)]
+        total = total + trained.sum(axis=0)
+        count += len(trained)
+    return torch.from_numpy(np.atleast_1d(total / max(1, count))).to(rows.dtype).reshape(rows.shape[1:])
 
 
 def _set_vocabulary(config: dict[str, Any], before: int, after: int) -> None:
