@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from sft.conversation import Conversation, Rejection
-from sft.filters.contamination import BenchmarkItems, check_contamination
+from sft.filters.contamination import BenchmarkItems
 from sft.filters.dedup.signatures import signature, similarity
 from sft.filters.dedup.within_source import SourceDuplicates
 from sft.filters.narrative import NarrativePatterns, check_narrative
@@ -39,6 +39,7 @@ from sft.formats.raw_files import Row
 from sft.formats.records import ChatRow
 from sft.params.data import Filter
 from sft.params.read import load
+from tests.support.contamination import check_contamination
 from tests.support.raw_rows import read_rows
 
 ROOT = Path(__file__).parents[1]

@@ -148,6 +148,13 @@ def json_values(value: Any) -> Any:
     return value.as_posix() if isinstance(value, PurePath) else value
 
 
+def confirm(question: str, otherwise: str) -> bool:
+    """Ask on the terminal; return whether the answer is yes. Raises InputError: nobody can be asked; `otherwise`."""
+    if not sys.stdin.isatty():
+        raise InputError(f"this is not a terminal, so nobody can be asked. {otherwise}")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
 def num_threads(default: int) -> int:
     """Return the threads of a process: OMP_NUM_THREADS, of a list such as "4,2" the first; `default` if it is empty.
 

@@ -119,6 +119,14 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, which takes no space; copy it to another file system or one without hard links."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextlib.contextmanager
 def file_lock(lock: Path, seconds: float) -> Iterator[bool]:
     """Lock a file, waiting up to some seconds for another process; yield whether it is locked.

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.filters.contamination import MAX_ITEMS, MIN_WORDS, QUOTED_CHARS, BenchmarkItems, check_contamination, quote
+from sft.filters.contamination import MAX_ITEMS, MIN_WORDS, QUOTED_CHARS, BenchmarkItems, quote
 from sft.filters.dedup.words import words
 from sft.formats.messages import normalize
+from tests.support.contamination import check_contamination
 from tests.support.project import ROOT, printed_by_processes
 
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/contamination.jsonl").read_text("utf-8").splitlines()]
@@ -152,6 +153,7 @@ def test_an_item_is_always_found_in_itself(item, n):
 def test_a_verdict_does_not_depend_on_the_process():
     code = (
         "from sft.filters.contamination import *; from sft.conversation import Conversation as C\n"
+        "from tests.support.contamination import check_contamination\n"
         f"print(check_contamination(C([{{'role': 'user', 'content': {TWENTY!r}}}], None), "
         f"BenchmarkItems([('a', str(i), {TWENTY!r}[i * 3:]) for i in range(3)], 13), 0.5))"
     )

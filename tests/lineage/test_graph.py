@@ -154,8 +154,6 @@ def test_every_node_is_a_box_and_every_edge_a_line():
     for name in graph.nodes:
         assert f'href="#{name}"' in text
         assert f'id="{name}"' in text
-    loss = Node("e", "evaluation", "e", {"loss": {"before": 2.0, "after": 1.5}}, None, "dvc repro eval", "")
-    assert "loss 2.000 to 1.500" in page(drawn(nodes={"e": loss}, edges=[]))
 
 
 def test_boxes_do_not_overlap():

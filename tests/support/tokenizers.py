@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sft.tokens.tokenizer import SafeTokenizer
 from tests.support.tiny_model import ADDED_TOKENS, VOCABULARY, train_tokenizer
 
 # What the tokenizers of Qwen3 and Nemotron 3 add to theirs.
@@ -25,3 +26,9 @@ def write_tokenizer(folder: Path, added: tuple[str, ...] = ADDED_TOKENS, **named
     config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | named
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+def plain_ids(tokenizer: SafeTokenizer, text: str) -> list[int]:
+    """Return the ids of the plain tokenizer, which reads control tokens from any text."""
+    ids: list[int] = tokenizer.plain.encode(text, add_special_tokens=False).ids
+    return ids

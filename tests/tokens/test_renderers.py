@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from sft.tokens.render import ChatTemplate
 from tests.support.tiny_model import ADDED_TOKENS
-from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
+from tests.support.tokenizers import REASONING_AND_TOOLS, plain_ids, write_tokenizer
 
 NANO3 = Path(__file__).parents[2] / "templates" / "nano3.jinja"
 CITY = {"type": "string", "description": " Where ", "enum": ["Paris", "Bern"]}
@@ -218,7 +218,7 @@ def test_ids_are_theirs_and_so_is_the_mask_but_for_what_the_generation_prompt_gi
     (sample,) = chat.encode(chat.render_samples(messages, None))
     their = theirs[True].render(messages)
     assert sample.ids == their.token_ids
-    openings = [chat.tokenizer.plain_ids(text) for text in ("<think>\n", "<think></think>")]
+    openings = [plain_ids(chat.tokenizer, text) for text in ("<think>\n", "<think></think>")]
     expected = [int(kept) for kept in their.sampled_mask]
     for start in [i for i, kept in enumerate(expected) if kept and not expected[i - 1]]:
         (given,) = [opening for opening in openings if sample.ids[start : start + len(opening)] == opening]

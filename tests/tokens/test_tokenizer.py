@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sft.tokens.tokenizer import Rendered, SafeTokenizer, Sample, guard_for, restore_guard
 from tests.support.tiny_model import ADDED_TOKENS
-from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
+from tests.support.tokenizers import REASONING_AND_TOOLS, plain_ids, write_tokenizer
 
 GUARD = "\ue000"
 
@@ -77,7 +77,7 @@ def test_only_what_the_template_wrote_is_structure(tokenizer, pairs):
 def test_ordinary_text_gets_the_ids_of_the_plain_tokenizer(tokenizer, texts):
     texts = [text for text in texts if not any(token in text for token in tokenizer.control)]
     written = "".join(f"<|im_start|>user\n {text}\n<|im_end|>" for text in texts)
-    assert encode(tokenizer, written).ids == tokenizer.plain_ids(written)
+    assert encode(tokenizer, written).ids == plain_ids(tokenizer, written)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_keys_that_templates_look_up_are_unchanged_and_all_others_are_shielded(t
 def test_blanks_that_are_added_tokens_stay_text_with_their_own_id(tmp_path):
     tokenizer = SafeTokenizer(write_tokenizer(tmp_path, (*ADDED_TOKENS, "    ")))
     ids = encode(tokenizer, "a" + tokenizer.shield("    ", GUARD) + "b").ids
-    assert ids == tokenizer.plain_ids("a    b")
-    assert tokenizer.plain_ids("    ")[0] in ids
+    assert ids == plain_ids(tokenizer, "a    b")
+    assert plain_ids(tokenizer, "    ")[0] in ids
     assert "    " not in tokenizer.control
 
 

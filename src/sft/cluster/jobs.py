@@ -27,7 +27,7 @@ from typing import NoReturn
 from sft.cli import InputError, echo
 from sft.cluster import slurm
 from sft.cluster.cluster_file import Cluster, check_image, is_on
-from sft.files import REPOSITORY, file_lock, publish_file, publish_folder, read_json, write_json
+from sft.files import REPOSITORY, file_lock, link_or_copy, publish_file, publish_folder, read_json, write_json
 from sft.lineage.key import package_versions
 from sft.params.read import PARAMS
 
@@ -202,14 +202,6 @@ def copy_input(source: Path, target: Path) -> None:
     else:
         with publish_file(target) as partial:
             shutil.copyfile(source, partial)
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """Link a file, or copy it to another file system or one without hard links."""
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:

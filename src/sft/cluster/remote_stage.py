@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster import jobs
 from sft.cluster.cluster_file import CLUSTER_FILES, Cluster, is_on, read_cluster_file, requested_cluster
-from sft.files import project_root, publish_file, publish_folder
+from sft.files import link_or_copy, project_root, publish_file, publish_folder
 from sft.hashing import file_digest, value_digest
 from sft.lineage.key import KEY_DIGITS, package_versions
 from sft.params.check import read
@@ -107,7 +107,7 @@ def collect_outs(stage: DeclaredStage, run: Path) -> None:
         made = run / "work" / out
         if made.is_dir():
             with publish_folder(out) as partial:
-                shutil.copytree(made, partial, dirs_exist_ok=True, copy_function=jobs.link_or_copy)
+                shutil.copytree(made, partial, dirs_exist_ok=True, copy_function=link_or_copy)
         else:
             with publish_file(out) as partial:
                 shutil.copyfile(made, partial)

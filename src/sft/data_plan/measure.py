@@ -9,24 +9,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from sft.files import resolve_repo_file
-from sft.filters.examine import examined_row, load_pipeline
+from sft.filters.examine import examine_rows, load_pipeline
 from sft.filters.pipeline import ROWS_AT_ONCE, RowCounts
 from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
 from sft.formats.detect import decide_read, read_line
 from sft.formats.raw_files import Row, read_objects
-from sft.formats.records import ChatRow
 from sft.packing.licenses import is_under
 from sft.packing.sample_table import measure_rows
 from sft.packing.write import padded
-from sft.params.base import license_name
 from sft.params.data import Read
 from sft.params.schema import Params
-from sft.parquet import CONVERSATIONS
 from sft.raw_folders import ALL
-from sft.tokens.prepare import prepare_rows
+from sft.tokens.prepare import prepare_examined
 from sft.tokens.reasoning import Shares
 from sft.tokens.render import ChatTemplate, Settings
 
@@ -70,13 +66,10 @@ def measure(folder: Path, name: str, read: Read, params: Params, chat: ChatTempl
     check_read(read.format, read.fields, read.select)
     measured, fields, counts = Measured(read=read_line(read)), FieldCounts(unseen_select=set(read.select)), RowCounts()
     pipeline = load_pipeline(params.filter.model_dump_json(), None, "")
-    for batch in itertools.batched(_rows(folder, read, fields, measured), ROWS_AT_ONCE):
-        licenses = {row.location: license_name(row.license) for row in batch if isinstance(row, ChatRow)}
-        examined = [
-            examined_row(row, outcome, name) for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True)
-        ]
-        measured.rejected.update(row["reason"] for row in examined if "reason" in row)
-        _prepare([row for row in examined if "reason" not in row], name, params, chat, licenses, measured)
+    examined = examine_rows(_rows(folder, read, fields, measured), pipeline, name, counts, str(folder))
+    for batch in itertools.batched(examined, ROWS_AT_ONCE):
+        measured.rejected.update(row["reason"] for row in batch if "reason" in row)
+        _prepare([row for row in batch if "reason" not in row], name, params, chat, measured)
     fields.check(read.format, read.fields)
     measured.not_selected = fields.not_selected
     measured.not_read = counts.not_read.line()
@@ -97,24 +90,12 @@ def _rows(folder: Path, read: Read, fields: FieldCounts, measured: Measured) -> 
     return convert_chats(rows, read.format, read.fields, read.select, fields)
 
 
-def _prepare(
-    kept: list[dict[str, Any]],
-    name: str,
-    params: Params,
-    chat: ChatTemplate,
-    licenses: dict[str, str],
-    measured: Measured,
-) -> None:
+def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTemplate, measured: Measured) -> None:
     """Add the samples of kept rows to the figures of their rows."""
-    columns = [
-        {"id": str(number), "messages": row["messages"], "tools": row["tools"], "meta": row["meta"]}
-        for number, row in enumerate(kept)
-    ]
     if not kept:
         return
-    schema = pa.schema([CONVERSATIONS.field(column) for column in ("id", "messages", "tools", "meta")])
-    rows = pa.RecordBatch.from_pylist(columns, schema=schema)
-    prepared = prepare_rows(chat, rows, Shares(**params.prep.reasoning.model_dump()), params.prep.max_tokens)
+    rows = [{**row, "id": str(number)} for number, row in enumerate(kept)]
+    prepared = prepare_examined(chat, rows, Shares(**params.prep.reasoning.model_dump()), params.prep.max_tokens)
     measured.rejected.update(row["reason"] for row in prepared.rejected)
     of_source = params.fetch.sources[name].license
     for batch in prepared.samples.combine_chunks().to_batches():
@@ -125,8 +106,10 @@ def _prepare(
         windows = -(-length // params.pack.pack_size)
         measured.lengths += length.tolist()
         owners = [kept[int(number)]["location"] for number in batch["conversation_id"].to_pylist()]
-        for owner, *values in zip(owners, length, trained, windows, packed, trained_kept, fits > 0, strict=True):
-            license = licenses.get(owner, "")
+        figures = zip(
+            owners, batch["license"].to_pylist(), length, trained, windows, packed, trained_kept, fits > 0, strict=True
+        )
+        for owner, license, *values in figures:
             measured.figures[owner][1] = 1
             if any(is_under(license or of_source, each) for each in params.pack.exclude_licenses):
                 values[3:] = [0] * len(values[3:])

@@ -7,10 +7,9 @@ The DVC cache stays: `dvc checkout` restores the outputs. Checkpoints and the lo
 """
 
 import shutil
-import sys
 from pathlib import Path
 
-from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cli import confirm, echo, make_parser, run_or_exit
 
 RUNS = Path("runs")
 
@@ -47,12 +46,9 @@ def main(*, yes: bool) -> None:
         return
     for path in outputs:
         echo(f"{size_of(path) / 1e6:10,.1f} MB  {path}")
-    if not yes:
-        if not sys.stdin.isatty():
-            raise InputError("make clean: this is not a terminal, so nobody can be asked. Run: make clean YES=1")
-        if input(f"Remove these {len(outputs)}? [y/N] ").strip().lower() not in ("y", "yes"):
-            echo("nothing was removed")
-            return
+    if not (yes or confirm(f"Remove these {len(outputs)}?", "Run: make clean YES=1")):
+        echo("nothing was removed")
+        return
     for path in outputs:
         remove(path)
     echo(f"removed {len(outputs)}. The DVC cache stays; to get the outputs back: dvc checkout")

@@ -1,6 +1,6 @@
 """Contamination: conversations that contain items of the evaluation sets that measure the model.
 
-`BenchmarkItems` indexes the texts of the items (sft.formats.benchmarks extracts them). `check_contamination` rejects a
+`BenchmarkItems` indexes the texts of the items (sft.formats.benchmarks extracts them). `reject_contaminated` rejects a
 conversation that contains enough of an item.
 
 How much of an item a conversation contains is the share of the item's word n-grams that one of its messages has. An
@@ -156,16 +156,6 @@ class BenchmarkItems:
         return matches
 
 
-def check_contamination(conversation: Conversation, items: BenchmarkItems, ratio: float) -> Rejection | None:
-    """Reject a conversation with a message that contains at least `ratio` of the n-grams of an item.
-
-    The evidence names the item with the largest share and quotes the longest part in common.
-    """
-    parts = list(conversation.parts())
-    matches = items.matches(hash_words([text for _, text in parts]))
-    return reject_contaminated(conversation, parts, matches, items, ratio) if matches else None
-
-
 def reject_contaminated(
     conversation: Conversation,
     parts: Sequence[tuple[int, str]],
@@ -173,7 +163,11 @@ def reject_contaminated(
     items: BenchmarkItems,
     ratio: float,
 ) -> Rejection | None:
-    """Reject a conversation by the matches of its parts; `matches` are by the number of the part."""
+    """Reject a conversation with a message that contains at least `ratio` of the n-grams of an item.
+
+    `matches` are by the number of the part. The evidence names the item with the largest share and quotes the longest
+    part in common.
+    """
     users = {index for index, message in enumerate(conversation.messages) if message["role"] == "user"}
     enough = [
         (match, part)

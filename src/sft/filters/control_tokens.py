@@ -18,7 +18,6 @@ from typing import Any
 from sft.conversation import Conversation, Message, Rejection
 from sft.filters.encoding import quote_match
 
-POLICIES = ("reject", "as_text", "escape")
 # Control tokens of the common chat templates.
 CONTROL_TOKEN = re.compile(
     r"<(?:\|(?:im_start|im_end|im_sep|endoftext|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id"

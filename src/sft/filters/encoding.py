@@ -44,7 +44,7 @@ MARKS = re.compile(
     + "".join(re.escape(chr(code)) for code in range(0x300, 0x1F000) if unicodedata.combining(chr(code)))
     + f"]{{{MAX_MARKS + 1}}}"
 )
-CONTEXT_CHARS = 100
+CONTEXT_CHARS, QUOTED_CHARS = 100, 160
 
 
 def find_garbage(written: Iterable[tuple[str, str]], by_machines: Iterable[tuple[str, str]]) -> str:
@@ -78,6 +78,11 @@ def find_garbage(written: Iterable[tuple[str, str]], by_machines: Iterable[tuple
                 return f"{place}: {match[0]!r} for {repaired!r} in {quote_match(text, match)}"
             spared.add(match[0])
     return ""
+
+
+def quote(text: str) -> str:
+    """Return a text as evidence, cut to QUOTED_CHARS."""
+    return repr(text if len(text) <= QUOTED_CHARS else text[: QUOTED_CHARS - 3] + "...")
 
 
 def quote_match(text: str, match: re.Match[str]) -> str:

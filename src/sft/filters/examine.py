@@ -181,12 +181,20 @@ def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int,
     pipeline = load_pipeline(task["params"], task["benchmark_items"], task["digest"])
     folder, num_rows, counts = Path(tempfile.mkdtemp(dir=task["scratch"])), 0, RowCounts()
     with ShardWriter(folder, "examined", EXAMINED) as shards:
-        for batch in itertools.batched(rows, ROWS_AT_ONCE):
-            report_position(f"{task['raw']}: {batch[0].location} to {batch[-1].location}")
-            for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True):
-                shards.write(examined_row(row, outcome, task["source"]))
-            num_rows += len(batch)
+        for examined in examine_rows(rows, pipeline, task["source"], counts, task["raw"]):
+            shards.write(examined)
+            num_rows += 1
     return folder.name, num_rows, counts
+
+
+def examine_rows(
+    rows: Iterable[Row], pipeline: Pipeline, source: str, counts: RowCounts, folder: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns of EXAMINED of each row of a source; `folder` is where its files are. Updates `counts`."""
+    for batch in itertools.batched(rows, ROWS_AT_ONCE):
+        report_position(f"{folder}: {batch[0].location} to {batch[-1].location}")
+        for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True):
+            yield examined_row(row, outcome, source)
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ from itertools import accumulate, pairwise
 from operator import sub
 
 from sft.conversation import Conversation, Message, Rejection
+from sft.filters.encoding import quote
 from sft.params.data import Repetition
 
 # A longer word outside ASCII is text without spaces (Chinese, Thai): each of its characters counts as a word.
@@ -42,7 +43,6 @@ CODE_SYMBOLS, MIN_CODE_SYMBOLS, CODE_TIMES = "()[]{}<>=_;/\\", 0.05, 4
 # Periods of a loop of characters: the divisors of COMMON_PERIOD up to 12, so that one comparison finds them all.
 COMMON_PERIOD, PERIODS = 60, (1, 2, 3, 4, 5, 6, 10, 12)
 PROBE_CHARS = 32
-EVIDENCE_CHARS = 160
 # In a loop over all turns, a line must occur this many times as often.
 TOGETHER = 2
 
@@ -222,7 +222,7 @@ def find_turn_loop(messages: Sequence[Message], turns: Sequence[int], limits: Re
     if span is None:
         return ""
     first, last = places[span.start], places[span.end - 1]
-    return f"messages[{first}] to messages[{last}]: {span.repeats} times {_quote(actions[span.first][1])}"
+    return f"messages[{first}] to messages[{last}]: {span.repeats} times {quote(actions[span.first][1])}"
 
 
 def find_span(
@@ -360,8 +360,4 @@ def _actions(message: Message) -> list[str]:
 
 
 def _evidence(unit: str, repeats: int, start: int, end: int) -> str:
-    return f"characters {start} to {end}: {repeats} times {_quote(unit.strip() or unit)}"
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "...")
+    return f"characters {start} to {end}: {repeats} times {quote(unit.strip() or unit)}"

@@ -20,8 +20,8 @@ from rich.text import Text
 
 from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
 from sft.files import resolve_repo_file
-from sft.filters.examine import examined_row, load_pipeline
-from sft.filters.pipeline import ROWS_AT_ONCE, RowCounts
+from sft.filters.examine import examine_rows, load_pipeline
+from sft.filters.pipeline import RowCounts
 from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
 from sft.formats.detect import decide_read, read_line
 from sft.formats.raw_files import Row, read_objects
@@ -94,11 +94,7 @@ def check(source: str) -> Findings:
     params = load("filter")
     items = BENCHMARK_ITEMS if params.contamination is not None and BENCHMARK_ITEMS.exists() else None
     pipeline = load_pipeline(params.model_dump_json(), items and str(items), "")
-    examined = [
-        examined_row(row, outcome, source)
-        for batch in itertools.batched(rows, ROWS_AT_ONCE)
-        for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True)
-    ]
+    examined = list(examine_rows(rows, pipeline, source, counts, str(folder)))
     kept = [row for row in examined if "reason" not in row]
     notes = (
         [] if items or params.contamination is None else [f"{BENCHMARK_ITEMS} not found: contamination is not checked"]
@@ -164,21 +160,17 @@ def by_reason(rejected: Any) -> dict[str, dict[str, Any]]:
 def measure(source: str, kept: list[dict[str, Any]]) -> Lengths:
     """Return the samples of kept rows, as prep makes them."""
     import numpy as np
-    import pyarrow as pa
     from tokenizers import Tokenizer
 
     from sft.packing.accounting import length_quantiles
-    from sft.parquet import CONVERSATIONS
-    from sft.tokens.prepare import prepare_rows
+    from sft.tokens.prepare import prepare_examined
     from sft.tokens.reasoning import Shares
     from sft.tokens.render import ChatTemplate, Settings
 
     params = load("prep")
-    schema = pa.schema([CONVERSATIONS.field(name) for name in ("id", "messages", "tools", "meta")])
-    rows = pa.RecordBatch.from_pylist([{name: row[name] for name in schema.names} for row in kept], schema=schema)
     settings = Settings(tuple(params.stop_tokens), params.date)
     chat = ChatTemplate.load(str(resolve_repo_file(params.template)), BASE, settings=settings)
-    prepared = prepare_rows(chat, rows, Shares(**params.reasoning.model_dump()), params.max_tokens)
+    prepared = prepare_examined(chat, kept, Shares(**params.reasoning.model_dump()), params.max_tokens)
     samples = prepared.samples.to_pylist()
     sizes = np.array([len(sample["ids"]) for sample in samples], np.int32)
     order = np.argsort(sizes, kind="stable")

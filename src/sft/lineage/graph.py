@@ -43,18 +43,6 @@ COLUMNS = {
 }
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN, HEAD = 148, 46, 42, 16, 8, 26  # pixels of a box, between boxes, of the head
 LABEL_CHARS = 19
-# The fact in the box of a node, and its unit.
-BOX_FACT = {
-    "source": ("rows", "rows"),
-    "benchmarks": ("texts", "texts"),
-    "filtered": ("kept", "kept"),
-    "prepared": ("tokens", "tokens"),
-    "packed": ("trained tokens", "trained"),
-    "base": ("parameters", ""),
-    "packages": ("installed", "installed"),
-    "run": ("iterations", "steps"),
-    "model": ("versions", ""),
-}
 
 
 @dataclass(frozen=True)
@@ -364,7 +352,7 @@ def page(graph: Graph) -> str:
              for source, made in graph.edges]  # fmt: skip
     boxes, sections = [], []
     for node in graph.nodes.values():
-        label = {"title": _short(node.title), "fact": _short(_box_fact(node)), "heading": _heading(node)}
+        label = {"title": _short(node.title), "heading": _heading(node)}
         boxes.append({"id": node.id, "state": node.state, "x": at[node.id][0], "y": at[node.id][1], **label})
         rows = {"digest": node.digest, "on this disk": node.state, **node.facts, "get": node.get}
         shown = {name: as_text(value) for name, value in rows.items() if value}
@@ -393,18 +381,6 @@ def corners(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
         for row, name in enumerate(column):
             at[name] = (MARGIN + index * (WIDTH + GAP_X), top + row * (HEIGHT + GAP_Y))
     return at
-
-
-def _box_fact(node: Node) -> str:
-    """Return the second line of a box."""
-    name, unit = BOX_FACT.get(node.kind, ("", ""))
-    if node.kind == "code":
-        return str(node.facts.get("commit", ""))[:12]
-    if node.kind == "evaluation" and "loss" in node.facts:
-        return "loss {before:.3f} to {after:.3f}".format(**node.facts["loss"])
-    if name in node.facts:
-        return f"{as_text(node.facts[name])} {unit}".strip()
-    return (node.digest or "").partition(":")[2][:12]
 
 
 def _short(text: str) -> str:

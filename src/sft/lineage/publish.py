@@ -10,12 +10,11 @@ it. The repository is private if it is new; it is one commit. HF_ENDPOINT and HF
 """
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cli import InputError, confirm, echo, make_parser, run_or_exit
 from sft.files import read_json
 from sft.hashing import file_digest
 from sft.params.data import Download
@@ -87,14 +86,9 @@ def main(repository: str, folder: Path, *, yes: bool) -> None:
     files, lineage = find_files(folder)
     for line in describe(files, lineage, repository):
         echo(line)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise InputError(
-                f"make publish: this is no terminal, so nobody can be asked. Add YES=1 to upload to {repository}."
-            )
-        if input(f"Upload {len(files)} files to {repository}? [y/N] ").strip().lower() not in ("y", "yes"):
-            echo("nothing was uploaded")
-            return
+    if not (yes or confirm(f"Upload {len(files)} files to {repository}?", f"Add YES=1 to upload to {repository}.")):
+        echo("nothing was uploaded")
+        return
     echo(f"uploaded: {upload(files, repository, f'Trained by run {lineage["lineage_key"]}')}")
 
 

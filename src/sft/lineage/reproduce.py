@@ -28,7 +28,7 @@ from sft.inspect.terminal import Screen, visible
 from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.patch import patch_name
 from sft.lineage.record import all_packages, hardware
-from sft.lineage.resolve import FINAL, LINEAGE, LOCK, Records, find, listing, of_folder
+from sft.lineage.resolve import FINAL, LINEAGE, LOCK, Records, find, of_folder
 from sft.lineage.work_tree import data_files
 from sft.params.recorded import STAGES, stage_of
 
@@ -191,15 +191,6 @@ def _stage(name: str, recorded: Records, rebuilt: Records) -> Iterator[Compared]
 def _model_files(stage: str, recorded: Records, rebuilt: Records) -> Iterator[Compared]:
     """Compare the model file by file: the folders always differ, because lineage.json names its run."""
     before, after = (records.lineage.get("files", {}) for records in (recorded, rebuilt))
-    if not before or not after:  # of a time when lineage.json had no digests of files: by DVC's cache
-        before, after = (
-            listing(
-                records.root,
-                {out["path"]: out["md5"] for out in records.lock.get(stage, {}).get("outs", [])}.get(FINAL, ""),
-            )
-            or {}
-            for records in (recorded, rebuilt)
-        )
     before, after = ({f"{FINAL}/{name}": digest for name, digest in files.items()} for files in (before, after))
     if not before and not after:
         yield Compared(stage, FINAL, MISSING, None, None)

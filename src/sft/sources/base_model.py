@@ -22,6 +22,7 @@ from typing import Any
 
 from sft.chat_files import DEFAULT_FILE, FOLDER_OF_OTHERS, write_missing
 from sft.cli import InputError, echo
+from sft.files import link_or_copy
 from sft.sources.add_template import add_template
 from sft.sources.base_weights import check_weights, embedding_rows, short_reason, tensor_shapes
 from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
@@ -93,7 +94,7 @@ def _copy_folder(source_folder: Path, target: Path) -> None:
         copy = target / path.relative_to(source_folder)
         copy.parent.mkdir(exist_ok=True)
         if path.suffix == ".safetensors":
-            _link_or_copy(path, copy)
+            link_or_copy(path, copy)
         else:
             shutil.copyfile(path, copy)
         if path.suffix == ".json" and remove_code_keys(copy):
@@ -106,15 +107,6 @@ def _copy_folder(source_folder: Path, target: Path) -> None:
             "fetch.model: config.json: quantization_config: quantized weights cannot be trained here: Megatron-Bridge "
             "0.6.2 neither imports them nor trains adapters on them (QLoRA). Fetch the model in BF16 or FP32."
         )
-
-
-def _link_or_copy(path: Path, copy: Path) -> None:
-    """Give a file a second name, which takes no space; copy it where that is not possible."""
-    if not path.is_symlink():
-        with contextlib.suppress(OSError):  # another file system, or one without links
-            os.link(path, copy)
-            return
-    shutil.copyfile(path, copy)
 
 
 def isolate_markers(tokenizer: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from sft.cli import InputError
 from sft.conversation import Message, Rejection, Tools, is_normal
 from sft.params.base import license_name
-from sft.parquet import SAMPLES
+from sft.parquet import CONVERSATIONS, SAMPLES
 from sft.tokens.reasoning import Controlled, Shares, control_reasoning
 from sft.tokens.render import ChatTemplate
 from sft.tokens.segments import SampleColumns, Segments
@@ -118,6 +118,15 @@ def _at_once(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]
         batch.append(row)
     if batch:
         yield batch
+
+
+def prepare_examined(
+    chat: ChatTemplate, kept: list[dict[str, Any]], reasoning: Shares, max_tokens: int | None = None
+) -> PreparedRows:
+    """Return the samples of rows that the filter keeps, before they are in a shard."""
+    schema = pa.schema([CONVERSATIONS.field(name) for name in ("id", "messages", "tools", "meta")])
+    columns = [{name: row[name] for name in schema.names} for row in kept]
+    return prepare_rows(chat, pa.RecordBatch.from_pylist(columns, schema=schema), reasoning, max_tokens)
 
 
 class Row(NamedTuple):

@@ -90,7 +90,8 @@ class SafeTokenizer:
         return tokenizer
 
     @functools.cached_property
-    def _plain(self) -> Tokenizer:
+    def plain(self) -> Tokenizer:
+        """The plain tokenizer, kept."""
         return self.load_plain()
 
     def shield(self, value: Any, guard: str) -> Any:
@@ -192,18 +193,13 @@ class SafeTokenizer:
                 ids += self.encoder.encode([text[match.end() : following.start()]])[0].tolist()
         return TemplateText(text[: matches[0].start()], tuple(ids), text[matches[-1].end() :])
 
-    def plain_ids(self, text: str) -> list[int]:
-        """Return the ids of the plain tokenizer, which reads control tokens from any text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
-
     def token_ranges(self, text: str, most: int | None = None) -> list[tuple[int, int]]:
         """Return the characters that each token of a content covers; tokens may share one."""
         return self.encoder.token_ranges(text, most)
 
     def decode(self, ids: list[int]) -> str:
         """Return ids as text, control tokens included."""
-        return str(self._plain.decode(ids, skip_special_tokens=False))
+        return str(self.plain.decode(ids, skip_special_tokens=False))
 
 
 class TemplateText(NamedTuple):

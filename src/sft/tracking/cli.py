@@ -45,8 +45,7 @@ def sync_all() -> None:
 
     attach_lock(Path.cwd())
     folder = project_root() / "runs"
-    of_0_1_0 = [path.parent for path in folder.glob("*/mlflow/*.jsonl")]
-    runs = sorted({path.parent for path in [*folder.glob("*/journal.jsonl"), *of_0_1_0]})
+    runs = sorted(path.parent for path in folder.glob("*/journal.jsonl"))
     for run in runs:
         journal = Journal(run)
         if not is_trained(run, journal):

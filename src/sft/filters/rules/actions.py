@@ -12,7 +12,8 @@ from typing import Any
 
 from sft import strict_json
 from sft.conversation import Conversation, Message, Rejection
-from sft.filters.rules.replies import answers, first_request, quote, straight_quotes
+from sft.filters.encoding import quote
+from sft.filters.rules.replies import answers, first_request, straight_quotes
 
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 # First words of tools that only read: calling them twice teaches only to call twice.

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 from sft import strict_json
 from sft.conversation import Conversation, Rejection
+from sft.filters.encoding import quote
 
-EVIDENCE_CHARS = 160
 BOXED = re.compile(r"\\boxed\{\s*(-?\d{1,12}|[A-E])\s*\}")
 FENCE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[ \t]*+$", re.MULTILINE)
 JSON_START = re.compile(r'\s*(?:\{\s*"|\[\s*[{"])')
@@ -201,11 +201,6 @@ def first_request(conversation: Conversation, pattern: re.Pattern[str]) -> int:
     """Return the index of the first message of users and systems with a match; after the last message if none has."""
     requests = ((index, m["content"]) for index, m in enumerate(conversation.messages) if m["role"] in ASKING)
     return next((index for index, text in requests if pattern.search(text)), len(conversation.messages))
-
-
-def quote(text: str) -> str:
-    """Return a text as evidence, cut to EVIDENCE_CHARS."""
-    return repr(text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "...")
 
 
 def _is_foreign(text: str) -> bool:
