@@ -3,8 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.project import ROOT, clone_project
+
+# The same examples each time, however slow the machine is; `make fuzz` draws others.
+unchecked = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=unchecked)
+settings.load_profile("suite")
 
 # Files of several minutes, longest first. The workers of pytest-xdist take whole files in this order, so that no long
 # one begins when the others are done.

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from sft.cli import InputError, num_threads
+from tests.support.dask_cluster import alive, wait_until
 from tests.support.project import ROOT
 from tests.support.stub_stage import call
 
@@ -54,14 +54,14 @@ def test_an_interruption_ends_with_130(tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_program_and_what_it_started_as_ctrl_c_does(tmp_path, name):
     asked = f"import signal; signal.signal(signal.{name}, signal.SIG_DFL); run_stage(main, __doc__)"  # nohup ignores it
-    child = f"import os, signal, time; time.sleep(0.2); os.kill(os.getppid(), signal.{name}); time.sleep(30)"
+    child = f"import os, signal, time; time.sleep(0.5); os.kill(os.getppid(), signal.{name}); time.sleep(900)"
     started = time.monotonic()
     done = call(
         tmp_path, f"import sys; from sft.cli import run_child; run_child([sys.executable, '-c', {child!r}])", call=asked
     )
     assert done.returncode == 128 + signal.Signals[name]
     assert done.stderr == f"error: ended by {name}. Rerun to continue: nothing was half-written.\n"
-    assert time.monotonic() - started < 29, "the program that it started was asked to end too"
+    assert time.monotonic() - started < 800, "the program that it started was asked to end too"
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
@@ -132,7 +132,8 @@ def test_under_torchrun_a_rank_leaves_at_once(tmp_path, body):
 
 def test_a_process_tied_to_its_parent_does_not_outlive_a_kill(tmp_path):
     child = (
-        "import time; from sft.cli import end_with_parent; end_with_parent()\nprint('tied', flush=True); time.sleep(60)"
+        "import time; from sft.cli import end_with_parent; end_with_parent()\n"
+        "print('tied', flush=True); time.sleep(900)"
     )
     parent = (
         "import os, signal, subprocess, sys\n"
@@ -140,15 +141,7 @@ def test_a_process_tied_to_its_parent_does_not_outlive_a_kill(tmp_path):
         "print(child.stdout.readline().strip(), child.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=False, timeout=600)
     tied, pid = done.stdout.split()
     assert (tied, done.returncode) == ("tied", -9)
-    deadline = time.monotonic() + 10
-    while (
-        Path(f"/proc/{pid}/cmdline").exists()
-        and Path(f"/proc/{pid}/cmdline").read_bytes()
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    cmdline = Path(f"/proc/{pid}/cmdline")
-    assert not cmdline.exists() or not cmdline.read_bytes(), "gone, or a zombie that init will fetch"
+    wait_until(lambda: not alive(pid))

@@ -184,7 +184,7 @@ def test_one_process_holds_a_lock_and_it_ends_with_that_process(tmp_path):
     lock = tmp_path / "new" / "lock"
     code = (
         "import sys, time; from pathlib import Path; from sft.files import file_lock\n"
-        "with file_lock(Path(sys.argv[1]), 0) as held:\n    print(held, flush=True); time.sleep(60)"
+        "with file_lock(Path(sys.argv[1]), 0) as held:\n    print(held, flush=True); time.sleep(900)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
     holder = subprocess.Popen([sys.executable, "-c", code, lock], env=environment, stdout=subprocess.PIPE, text=True)

@@ -23,7 +23,7 @@ HAS_NO_NAME = not subprocess.run([*NO_NAME, "true"], capture_output=True, check=
 def bare(folder: Path, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command with an environment that has PATH and what is given, as cron and systemd do."""
     environment = {"PATH": "/usr/bin:/bin", **environ}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

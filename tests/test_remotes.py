@@ -167,7 +167,7 @@ def test_wrong_keys_and_a_missing_bucket_are_said_and_a_rerun_completes(pushed, 
 
 def post(url, body):
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "text/plain"})
-    urllib.request.urlopen(request, timeout=10).close()
+    urllib.request.urlopen(request, timeout=120).close()
 
 
 def test_an_object_that_was_changed_in_the_store_is_not_checked_out(pushed, environ, s3, tmp_path):

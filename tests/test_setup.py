@@ -72,7 +72,7 @@ class Sandbox:
         """Exit status, messages, and what the stand-ins were asked."""
         self.log.write_text("")
         environment = self.environment()
-        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=600)
         return done.returncode, done.stdout + done.stderr, self.log.read_text().splitlines()
 
 

@@ -19,7 +19,7 @@ from sft.tracking.journal import Journal
 from tests.support.project import clone_project, environment, run
 from tests.support.slurm_loopback import Loopback, running_cluster, wait_for, write_cluster_file
 
-pytestmark = [pytest.mark.slurm, pytest.mark.pipeline, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.pipeline, pytest.mark.timeout(1800)]
 OUTPUTS = ("reports/train_loss.csv", "reports/validation_loss.csv", "models/final/model.safetensors")
 
 
@@ -193,7 +193,7 @@ def test_a_sweep_survives_a_kill_and_a_cancelled_member(cluster, project, traine
     with subprocess.Popen(
         line, cwd=project, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
     ) as sweep:
-        wait_for(lambda: len(cluster.jobs()) == 2, 300, lambda: cluster.ask("squeue", "--long"))
+        wait_for(lambda: len(cluster.jobs()) == 2, describe=lambda: cluster.ask("squeue", "--long"))
         os.killpg(sweep.pid, signal.SIGKILL)
     cancelled = cluster.jobs()[0]
     (key,) = (key for key, job in jobs_of_runs(project, "one").items() if job == cancelled)

@@ -231,7 +231,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(VALUES, st.dictionaries(NAMES, VALUES, max_size=3))
 def test_no_schema_makes_the_check_raise(schema, arguments):
     assert isinstance(schema_fault(schema, arguments), str)

@@ -16,8 +16,9 @@ from sft.cluster.cluster_file import Cluster
 from sft.files import write_json
 from tests.support.slurm_loopback import Driver, Loopback, running_cluster, wait_for, write_cluster_file
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-SLEEP = ("bash", "-c", "echo begun; sleep 300")
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
+SLEEP = ("bash", "-c", "echo begun; sleep 1800")
+UNTIL_GO = ("bash", "-c", 'echo begun; until [[ -e "$SFT_RUN/go" ]]; do sleep 0.2; done; echo done')
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +37,13 @@ def root(cluster, tmp_path_factory):
     return root
 
 
-# A job that reaches its time limit takes a minute: started here, checked last.
+# A job that reaches its time limit takes two minutes: started here, checked last.
 
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(cluster, root):
-    keys = {"time": 1, "save_before_seconds": 20, "sbatch_options": ["--nodelist=n1"]}
-    write_cluster_file(root, "minute", cluster, **keys)
+    keys = {"time": 2, "save_before_seconds": 80, "sbatch_options": ["--nodelist=n1"]}
+    write_cluster_file(root, "minutes", cluster, **keys)
     saves = (
         "if [[ ${SLURM_RESTART_COUNT:-0} == 0 ]]; then "
         'until [[ -e "$SFT_STOP_FILE" ]]; do sleep 0.2; done; echo saved >"$SFT_RUN/checkpoint"; '
@@ -51,16 +52,16 @@ def slow(cluster, root):
     last_step = 'until [[ -e "$SFT_STOP_FILE" ]]; do sleep 0.2; done; touch "${SFT_STOP_FILE%/*}/trained"'
     fake = root / "fake-python"  # trains at once; its first export would take minutes
     fake.write_text(
-        '#!/bin/bash\ncase "$*" in *"convert export"*) ((${SLURM_RESTART_COUNT:-0})) || sleep 300 ;;'
+        '#!/bin/bash\ncase "$*" in *"convert export"*) ((${SLURM_RESTART_COUNT:-0})) || sleep 1800 ;;'
         ' *distributed.run*) touch "${SFT_STOP_FILE%/*}/trained" ;; esac\n'
     )
     fake.chmod(0o755)
     write_cluster_file(root, "export", cluster, python=str(fake), **keys)
     drivers = {
         "exports": Driver(root, "exports", "export"),
-        "saves": Driver(root, "saves", "minute", "bash", "-c", saves),
-        "hangs": Driver(root, "hangs", "minute", *SLEEP, stage="eval"),
-        "last": Driver(root, "last", "minute", "bash", "-c", last_step),
+        "saves": Driver(root, "saves", "minutes", "bash", "-c", saves),
+        "hangs": Driver(root, "hangs", "minutes", *SLEEP, stage="eval"),
+        "last": Driver(root, "last", "minutes", "bash", "-c", last_step),
     }
     yield drivers
     for driver in drivers.values():
@@ -82,7 +83,7 @@ def test_completed_with_its_marker_is_complete(root):
 
 def test_failed_shows_the_log_of_the_task_that_failed_first(cluster, root):
     write_cluster_file(root, "two", cluster, nodes=2)
-    program = "if [[ $SLURM_PROCID == 1 ]]; then echo the reason; exit 42; else sleep 60; fi"
+    program = "if [[ $SLURM_PROCID == 1 ]]; then echo the reason; exit 42; else sleep 1800; fi"
     output = Driver(root, "bad", "two", "bash", "-c", program).end(1)
     assert ": FAILED (NonZeroExitCode): " in output
     assert "node-1.log ends:\n    the reason" in output
@@ -184,7 +185,7 @@ def test_a_job_restarts_after_a_node_failure(cluster, root):
 
 def hangs_once(word: str) -> tuple[str, ...]:
     """A program that hangs in its first attempt and succeeds in its second."""
-    return ("bash", "-c", f"echo {word}; ((${{SLURM_RESTART_COUNT:-0}})) || sleep 300; echo again")
+    return ("bash", "-c", f"echo {word}; ((${{SLURM_RESTART_COUNT:-0}})) || sleep 1800; echo again")
 
 
 def check_restart(driver: Driver) -> None:
@@ -209,20 +210,20 @@ def test_a_job_is_requeued_at_most_as_often_as_the_cluster_file_allows(cluster, 
 
 
 def test_two_shells_at_once_submit_one_job(cluster, root):
-    drivers = [Driver(root, "race", "one", "sleep", "5") for _ in range(3)]
+    drivers = [Driver(root, "race", "one", *UNTIL_GO) for _ in range(3)]
     assert len({driver.job() for driver in drivers}) == 1
     assert cluster.jobs("sft-race") == [drivers[0].job()]
+    (drivers[0].run / "go").touch()
     assert sorted(driver.end(0).split()[0] for driver in drivers) == ["found", "found", "submitted"]
 
 
 def test_the_job_of_a_killed_shell_is_found_again(cluster, root):
-    program = ("bash", "-c", 'echo begun; until [[ -e "$SFT_RUN/go" ]]; do sleep 0.2; done; echo done')
-    first = Driver(root, "killed", "one", *program)
+    first = Driver(root, "killed", "one", *UNTIL_GO)
     wait_for(lambda: "begun" in first.text())
     first.kill()
     assert cluster.state_of(first.job()) == "RUNNING"
-    second = Driver(root, "killed", "one", *program)
-    wait_for(lambda: "begun" in second.text(), 30)
+    second = Driver(root, "killed", "one", *UNTIL_GO)
+    wait_for(lambda: "begun" in second.text())
     (first.run / "go").touch()
     output = second.end(0)
     assert output.startswith(f"found {first.job()}\n")
@@ -231,46 +232,47 @@ def test_the_job_of_a_killed_shell_is_found_again(cluster, root):
 
 
 def test_a_job_without_a_record_is_found_by_its_name(root):
-    first = Driver(root, "unrecorded", "one", "sleep", "5")
+    first = Driver(root, "unrecorded", "one", *UNTIL_GO)
     first.job()
     first.kill()
     (first.run / "job.json").unlink()
-    second = Driver(root, "unrecorded", "one", "sleep", "5")
+    second = Driver(root, "unrecorded", "one", *UNTIL_GO)
     assert second.job() == first.job()
+    (first.run / "go").touch()
     second.end(0)
 
 
 def test_detached_returns_while_the_job_runs(root):
-    program = ("bash", "-c", 'until [[ -e "$SFT_RUN/go" ]]; do sleep 0.2; done')
-    first = Driver(root, "detached", "one", *program, DETACH="1")
+    first = Driver(root, "detached", "one", *UNTIL_GO, DETACH="1")
     output = first.end(0)
     assert f"job {first.job()} on one: detached (DETACH=1)" in output
-    assert "detached (DETACH=1)" in Driver(root, "detached", "one", *program, DETACH="1").end(0)
-    assert "detached (DETACH=1)" in Driver(root, "detached", "one", *program, DETACH="1", DVC_STAGE="train").end(1)
+    assert "detached (DETACH=1)" in Driver(root, "detached", "one", *UNTIL_GO, DETACH="1").end(0)
+    assert "detached (DETACH=1)" in Driver(root, "detached", "one", *UNTIL_GO, DETACH="1", DVC_STAGE="train").end(1)
     (first.run / "go").touch()
     wait_for(lambda: jobs.has_marker(first.run))
-    Driver(root, "detached", "one", *program, DVC_STAGE="train").end(0)
+    Driver(root, "detached", "one", *UNTIL_GO, DVC_STAGE="train").end(0)
     assert jobs.outcome(first.run) == "complete"
 
 
 def test_a_controller_that_is_restarted_is_waited_for(cluster, root):
-    driver = Driver(root, "restarted", "one", "bash", "-c", 'touch "$SFT_RUN/begun"; sleep 8')
-    driver.job()
-    wait_for((driver.run / "begun").exists)  # srun asks the controller for a step: before it stops
+    driver = Driver(root, "restarted", "one", *UNTIL_GO, SFT_TEST_SLURM_SECONDS="5")
+    wait_for(lambda: "begun" in driver.text())  # srun asks the controller for a step: before it stops
     controller = cluster.pid("slurmctld")
     os.kill(controller, 15)
     wait_for(lambda: "state unknown: " in driver.text())
     wait_for(lambda: not Path(f"/proc/{controller}").exists())
     cluster.script("up")
+    (driver.run / "go").touch()
     output = driver.end(0)
     assert output.rindex("COMPLETED") > output.rindex("state unknown")
 
 
 def test_a_run_with_an_active_job_is_refused_on_another_cluster(cluster, root):
-    first = Driver(root, "elsewhere", "one", "sleep", "5")
+    first = Driver(root, "elsewhere", "one", *UNTIL_GO)
     first.job()
     output = Driver(root, "elsewhere", "here", "true").end(1)
     assert f"job {first.job()} on one computes this run" in output
+    (first.run / "go").touch()
     first.end(0)
 
 
@@ -313,9 +315,8 @@ def test_a_controller_that_does_not_answer_is_one_message(cluster, root, tmp_pat
     conf = tmp_path / "slurm.conf"
     conf.write_text(cluster.conf.read_text().replace(f"SlurmctldPort={cluster.port}", "SlurmctldPort=9"))
     write_cluster_file(root, "silent-controller", slurm_conf=str(conf))
-    assert re.search(
-        "the Slurm controller does not answer|no answer from Slurm", refused(cluster, root, "silent-controller")
-    )
+    message = refused(cluster, root, "silent-controller", SFT_TEST_SLURM_SECONDS="5")
+    assert re.search("the Slurm controller does not answer|no answer from Slurm", message)
 
 
 def test_a_cluster_that_is_not_up_is_one_message(cluster, root):
@@ -382,7 +383,7 @@ def test_a_node_without_the_shared_folder_is_named(cluster, root):
     enter = ["nsenter", f"--target={cluster.pid('slurmd-n2')}", "--mount"]
     subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(root)], check=True)
     try:
-        output = Driver(root, "shared", "shared").end(1, timeout=200)
+        output = Driver(root, "shared", "shared").end(1)
     finally:
         subprocess.run([*enter, "umount", str(root)], check=True)
     either = "Slurm could not start it on every node|is not visible, on: .*n2"
@@ -463,7 +464,7 @@ def test_copied_inputs_do_not_change_with_their_source(tmp_path):
 
 def test_near_its_time_limit_a_job_saves_and_is_requeued(cluster, slow):
     driver = slow["saves"]
-    output = driver.end(0, timeout=180)
+    output = driver.end(0)
     assert "requeued: attempt 2 resumes from the newest checkpoint" in output
     assert "the time limit is near" in output
     assert "resumed from: saved" in output
@@ -471,19 +472,19 @@ def test_near_its_time_limit_a_job_saves_and_is_requeued(cluster, slow):
 
 
 def test_near_its_time_limit_a_job_that_has_trained_its_last_step_is_not_requeued(cluster, slow):
-    output = slow["last"].end(0, timeout=180)
+    output = slow["last"].end(0)
     assert "the time limit is near" in output
     assert "requeued" not in output
     assert ": COMPLETED, complete" in output
 
 
 def test_an_export_that_its_time_limit_would_end_is_made_by_the_next_attempt(cluster, slow):
-    output = slow["exports"].end(0, timeout=180)
+    output = slow["exports"].end(0)
     assert output.index("export") < output.index("not done in time") < output.index("requeued: attempt 2")
     assert ": COMPLETED, complete" in output
 
 
 def test_a_job_that_does_not_stop_times_out(slow):
-    output = slow["hangs"].end(1, timeout=180)
+    output = slow["hangs"].end(1)
     assert ": TIMEOUT" in output
     assert "Raise `time`" in output

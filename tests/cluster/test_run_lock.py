@@ -19,6 +19,7 @@ from sft.cli import InputError
 from sft.cluster import run_lock
 from sft.cluster.run_lock import RunLock
 from sft.tracking.journal import Journal
+from tests.support.dask_cluster import alive, wait_until
 from tests.support.project import ROOT
 
 FORK = multiprocessing.get_context("fork")
@@ -60,7 +61,7 @@ def test_of_20_races_no_step_is_trained_twice(tmp_path, monkeypatch, has_flock):
         processes[0].kill()
         processes[0].join()
         for process in processes:
-            process.join(30)
+            process.join(600)
         steps = [entry["iteration"] for entry in Journal(run).entries("step")]
         assert steps == list(range(1, STEPS + 1)), number
 
@@ -101,7 +102,7 @@ from sft.cluster.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.acquire()
 print(os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(900)
 """
 
 
@@ -126,9 +127,7 @@ def test_an_orphan_is_named_with_the_command_that_ends_it(tmp_path, is_killed):
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.wait()
-    deadline = time.monotonic() + 10
-    while Path("/proc", str(pid)).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: not alive(pid))
     with RunLock(tmp_path / "key").held():
         pass
 
@@ -141,7 +140,7 @@ def test_a_process_that_outlives_the_owner_keeps_the_lock_and_is_named(tmp_path)
     program = (
         "import subprocess, sys; from pathlib import Path; from sft.cluster.run_lock import RunLock\n"
         "lock = RunLock(Path(sys.argv[1])); lock.acquire()\n"
-        "child = subprocess.Popen(['sleep', '60'], pass_fds=(lock.descriptor,)); print(child.pid, flush=True)\n"
+        "child = subprocess.Popen(['sleep', '900'], pass_fds=(lock.descriptor,)); print(child.pid, flush=True)\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -190,7 +189,4 @@ def test_a_beat_is_written_while_it_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "BEAT_SECONDS", 0.01)
     with RunLock(tmp_path / "key").held() as lock:
         os.utime(lock.file, (0, 0))
-        deadline = time.monotonic() + 5
-        while lock.file.stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert lock.file.stat().st_mtime > 0
+        wait_until(lambda: lock.file.stat().st_mtime > 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.cli import InputError
@@ -179,7 +179,6 @@ EXAMPLES = [row["conversation"]["messages"][-1]["content"] for row in LABELLED]
 LITERALS = sorted({literal for pattern in PATTERNS.patterns for literal in pattern.literals})
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from([*LITERALS, *EXAMPLES, "our ", "\n", "\u00e9", "\ud800", "\u00ad"]) | st.text(), max_size=9

@@ -226,14 +226,14 @@ def test_a_span_covers_all_dense_occurrences_and_no_other_text():
 SENTENCES = st.lists(st.sampled_from(PROSE.lower().split()), min_size=6, max_size=20, unique=True).map(" ".join)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SENTENCES, st.integers(0, len(PROSE)), st.sampled_from([" ", ". ", ".\n", "\n\n"]))
 def test_any_sentence_repeated_thirty_times_is_found_anywhere(sentence, at, between):
     text = PROSE[:at] + "\n" + (sentence + between) * 30 + PROSE[at:]
     assert find_loop(text, LIMITS)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.text(max_size=200), st.integers(1, 40), st.text(max_size=200))
 def test_any_text_gets_a_verdict_and_always_the_same(unit, times, rest):
     text = rest + unit * times + rest

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.cli import InputError
@@ -51,7 +51,7 @@ def test_an_unknown_format_is_refused_and_the_nearest_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("format", [format for format in FORMATS if format != AUTO])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(value=NEAR_MISS | ANY_JSON)
 def test_no_object_whatever_makes_a_format_raise(tmp_path: Path, format: str, value: Any) -> None:
     write(tmp_path, "a.jsonl", value)

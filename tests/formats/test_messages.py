@@ -207,7 +207,7 @@ TOOLS = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.fixed_dictionaries({"messages": st.lists(MESSAGES | JSON, max_size=4) | JSON, "tools": TOOLS}))
 def test_no_record_crashes_and_normalizing_is_idempotent(record):
     outcome = normalize(record)
@@ -220,7 +220,7 @@ def test_no_record_crashes_and_normalizing_is_idempotent(record):
     assert normalize({"messages": outcome.messages, "tools": outcome.tools}) == outcome
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(MESSAGES, min_size=1, max_size=4))
 def test_normal_form_is_what_it_says(messages):
     outcome = normalize({"messages": messages})

@@ -96,7 +96,7 @@ def test_a_row_of_known_keys_is_read_to_the_last(form):
 
 
 @pytest.mark.parametrize("form", ROWS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_key_that_nobody_reads_is_counted_wherever_it_is_and_changes_no_byte(form, data):
     row = copy.deepcopy(ROWS[form])

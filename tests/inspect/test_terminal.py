@@ -68,5 +68,5 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
     code = "from sft.inspect.terminal import Screen\nfor _ in range(100_000): Screen().print('line')"
     command = f'set -o pipefail; {sys.executable} -c "{code}" | head -1'
     environment = {**os.environ, "PYTHONPATH": str(SRC)}
-    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout, done.stderr) == (0, "line\n", "")

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.packing.conversation_ids import number_ids
@@ -17,7 +17,6 @@ def numbered(*arrays):
     return number_ids(lambda: [pa.array(texts, pa.string()) for texts in arrays])
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(HEXADECIMAL | st.just(ZEROS))) | st.lists(st.lists(HEXADECIMAL | TEXT)))
 def test_ids_come_back_as_text_and_are_numbered_in_sorted_order(arrays):
     ids, numbers = numbered(*arrays)
@@ -26,7 +25,6 @@ def test_ids_come_back_as_text_and_are_numbered_in_sorted_order(arrays):
     assert ids.texts(np.arange(len(ids))).to_pylist() == sorted(set(texts))
 
 
-@settings(deadline=None)
 @given(st.lists(HEXADECIMAL, max_size=20), st.lists(HEXADECIMAL | TEXT, max_size=20), st.booleans())
 def test_known_ids_are_found_and_no_others(known, others, hexadecimal):
     ids, _ = numbered(known if hexadecimal else [*known, "c1"])

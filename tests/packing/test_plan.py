@@ -39,7 +39,6 @@ def planned(sources: dict[str, list[int]], epochs: dict[str, float | None], pair
     return samples, conversations, plan_blend(samples, conversations, near_duplicates, described, params)
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "c"]), NUMBERS, min_size=1),
     st.sampled_from(["drop", "cut-at-turn"]),
@@ -70,7 +69,6 @@ def test_every_sample_is_packed_or_has_a_reason_and_is_in_one_split(sources, pol
     assert sorted(packed) == np.flatnonzero(samples.reason == FITS).tolist()
 
 
-@settings(deadline=None)
 @given(st.permutations(range(40)), st.permutations("abc"))
 def test_the_order_of_rows_and_sources_changes_nothing_without_duplicates(numbers, names):
     epochs, policy = {"a": None, "b": 1.5, "c": 0.5}, {"over_length": "cut-at-turn", "pad_segments_to": 1}
@@ -106,7 +104,7 @@ def test_duplicates_are_dropped_from_later_sources_and_near_duplicates_stay_in_o
     assert {REASONS[reason] for reason in samples.reason} == {"cut", "duplicate"}, "cut: what fits, cut or not"
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.permutations(range(40)))
 def test_conversations_with_one_question_are_in_one_split_whatever_the_order_and_shares_are_within_a_group(numbers):
     more = {"over_length": "cut-at-turn", "pad_segments_to": 1, "group_size": 4}

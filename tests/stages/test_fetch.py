@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +199,6 @@ def test_help_needs_no_heavy_import() -> None:
         "heavy = {'torch', 'transformers', 'pyarrow', 'requests', 'huggingface_hub'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else status)\n"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--source" in done.stdout
-    assert time.monotonic() - started < 30

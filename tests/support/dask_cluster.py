@@ -18,11 +18,39 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=300):
+    """Wait for a state; the time is one that a loaded machine keeps, too."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not true within {seconds} s"
         time.sleep(0.02)
+
+
+def stopped_when(start, condition, tries=10):
+    """Return a driver, stopped by SIGSTOP while a condition of it holds. SIGCONT lets it continue.
+
+    A driver that ends before the condition is seen is started again: a loaded machine may look late.
+    """
+    for _ in range(tries):
+        driver = start()
+        while driver.poll() is None:
+            if condition(driver):
+                driver.send_signal(signal.SIGSTOP)
+                if condition(driver):
+                    return driver
+                driver.send_signal(signal.SIGCONT)
+            time.sleep(0.005)
+        output, _ = driver.communicate()
+        assert driver.returncode == 0, output
+    raise AssertionError(f"{tries} drivers ended before the condition was seen")
+
+
+def finish(driver, seconds=600):
+    """Let a driver continue; return what it printed. It must end with 0."""
+    driver.send_signal(signal.SIGCONT)
+    output, _ = driver.communicate(timeout=seconds)
+    assert driver.returncode == 0, output
+    return output
 
 
 def start_driver(folder, *command, **environment):
@@ -50,15 +78,20 @@ class Cluster:
     """A real scheduler and workers on loopback."""
 
     def __init__(self, folder):
-        self.folder, self.file, self.processes = folder, folder / "scheduler.json", []
+        self.folder, self.file, self.processes, self.workers = folder, folder / "scheduler.json", [], 0
         self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(self.file), "--no-dashboard")
         wait_until(lambda: self.file.exists() and self.file.stat().st_size)  # it is created before it is written
         self.address = json.loads(self.file.read_text())["address"].replace("tcp://", "dask://")
 
     def add_worker(self, *options):
+        self.workers += 1
         return self._start(
             "worker", self.address.replace("dask://", "tcp://"), "--nthreads", "1", "--no-dashboard", *options
         )
+
+    def wait_for_workers(self):
+        """Wait until the scheduler knows every worker."""
+        wait_until(lambda: (self.folder / "dask.log").read_text().count("Registered to:") >= self.workers)
 
     def _start(self, command, *options):
         local = ["--host", "127.0.0.1"] + (["--local-directory", str(self.folder)] if command == "worker" else [])

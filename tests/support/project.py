@@ -221,7 +221,7 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def run(folder: Path, *command: str, fails: bool = False, timeout: float = 900, **environ: str) -> str:
+def run(folder: Path, *command: str, fails: bool = False, timeout: float = 1800, **environ: str) -> str:
     """Run a command in a folder and return its output. An unexpected exit status fails the test with the output."""
     done = subprocess.run(
         command,

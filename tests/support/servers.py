@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -18,13 +19,19 @@ from typing import Any
 
 from tests.support.project import environment
 
-START_SECONDS = 120  # MLflow's first start makes its tables
+START_SECONDS = 300  # MLflow's first start makes its tables
+# Below the ports that the system gives to connections, so that none takes the port of a server before it listens.
+PORTS = range(10_000, 32_000)
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def free_port(*offsets: int) -> int:
+    """Return a port p of which all p + offset are free, by default p itself; drawn, because tests run at once."""
+    while True:
+        port = secrets.choice(PORTS)
+        with contextlib.ExitStack() as bound, contextlib.suppress(OSError):
+            for offset in offsets or (0,):
+                bound.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            return port
 
 
 def answers(url: str) -> bool:

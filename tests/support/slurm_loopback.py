@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.support.project import ROOT, environment
+from tests.support.servers import free_port
 
 # Submits a job with a command of its own, then follows and finishes it as the train stage does.
 DRIVER = """
+import os
 import sys
 from pathlib import Path
 from sft.cli import run_or_exit
@@ -28,7 +29,7 @@ from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import read_cluster_file
 jobs.SHARED_FILES_SECONDS = 1.0
 jobs.LONGEST_PAUSE_SECONDS = 1.0
-slurm.TIMEOUT_SECONDS = 5
+slurm.TIMEOUT_SECONDS = float(os.environ.get("SFT_TEST_SLURM_SECONDS", slurm.TIMEOUT_SECONDS))
 def main():
     run, stage, name, *command = sys.argv[1:]
     cluster = read_cluster_file(name)
@@ -71,7 +72,7 @@ class Loopback:
             env={**environment(), "SLURM_CONF": str(self.conf)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert may_fail or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -108,29 +109,13 @@ def running_cluster() -> Iterator[Loopback]:
     if os.geteuid() or subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True).returncode:
         pytest.skip("a cluster on one machine needs root and private host names (unshare --mount --uts)")
     folder = Path(tempfile.mkdtemp(prefix="sft-slurm-"))
-    cluster = Loopback(folder / "s", free_port())
+    cluster = Loopback(folder / "s", free_port(0, 101, 102))  # the controller and two nodes
     try:
         cluster.script("up")
         yield cluster
     finally:
         cluster.script("purge")
         shutil.rmtree(folder)
-
-
-def free_port() -> int:
-    """Return a port p where p, p + 101 and p + 102 are free: the controller and two nodes.
-
-    Processes that ask at the same time have neighbouring pids, and get ports that are far apart.
-    """
-    for port in range(10_000 + os.getpid() % 25 * 200, 20_000):
-        try:
-            for wanted in (port, port + 101, port + 102):
-                with socket.socket() as trial:
-                    trial.bind(("127.0.0.1", wanted))
-            return port
-        except OSError:
-            continue
-    raise AssertionError("no free ports")
 
 
 def write_cluster_file(root: Path, name: str, cluster: Loopback | None = None, **keys: Any) -> Path:
@@ -171,7 +156,7 @@ class Driver:
         wait_for(lambda: "submitted " in self.text() or "found " in self.text() or self.process.poll() is not None)
         return next(line.split()[1] for line in self.text().splitlines() if line.startswith(("submitted", "found")))
 
-    def end(self, status: int, timeout: float = 120) -> str:
+    def end(self, status: int, timeout: float = 600) -> str:
         """Wait until it ends, check its exit status, and return what it printed."""
         try:
             actual = self.process.wait(timeout)
@@ -187,7 +172,7 @@ class Driver:
         self.process.wait()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90, describe: Callable[[], str] = str) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 300, describe: Callable[[], str] = str) -> None:
     """Wait until a condition holds; `describe` returns the text of the failure."""
     end = time.monotonic() + seconds
     while not condition():

@@ -28,5 +28,5 @@ def call(tmp_path: Path, body: str = "pass", *arguments: str, call: str = "run_s
         env={**os.environ, "PYTHONPATH": str(SRC), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )

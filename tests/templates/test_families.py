@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.cli import InputError
@@ -209,7 +209,7 @@ CONVERSATIONS = st.tuples(
 ).map(lambda parts: [*parts[0], *(message for turn in parts[1] for message in turn), *parts[2]])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400)
 @given(st.sampled_from(list(FAMILIES)), CONVERSATIONS, st.booleans())
 def test_one_render_gives_the_samples_of_the_reference(chats, name, messages, has_tools):
     """The reference renders the prompt and the end of each turn; where it is used, both are the same anyway."""

@@ -46,7 +46,7 @@ def offsets(encoder, text):
     return encoder.reference.encode(text, add_special_tokens=False).offsets
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS)
 def test_ranges_are_those_of_the_reference(byte_level, normalizing, text):
     for encoder in (byte_level, normalizing):
@@ -57,7 +57,7 @@ def test_ranges_are_those_of_the_reference(byte_level, normalizing, text):
         assert encoder.count(text) == len(offsets(encoder, text))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.data())
 def test_an_edge_is_that_of_the_reference_or_names_the_token_that_spans_it(byte_level, normalizing, texts, data):
     wanted = {

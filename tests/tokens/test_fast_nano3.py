@@ -116,7 +116,7 @@ TOOL = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(
     st.sampled_from(["plain", "reasoning", "brackets"]),
     st.lists(st.one_of(ANSWER, OTHER), min_size=1, max_size=6),

@@ -133,7 +133,7 @@ def test_reasoning_of_which_nothing_fits_is_removed(ranges):
     assert controlled.messages == [{"role": "assistant", "content": "a"}]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(min_size=1), st.text(alphabet="👩é 한a\n", min_size=1)), st.integers(1, 12))
 def test_a_cut_is_clean_within_the_budget_and_near_it(ranges, text, budget):
     short = truncate(text, budget, ranges)

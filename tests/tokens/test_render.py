@@ -422,7 +422,7 @@ nasty = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(nasty.filter(str.strip), min_size=2, max_size=4), st.booleans())
 def test_tokens_are_those_of_the_whole_text_and_decode_to_it(chat, texts, reasoned):
     more = {"reasoning_content": texts[1]} if reasoned else {}

@@ -71,7 +71,7 @@ segment = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(segment, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_a_batch_gives_what_its_samples_give_alone(encoder, samples):
     def add(segments, sample):

@@ -59,7 +59,7 @@ BRACKETS = [("", ""), ("<", ">"), ("</", ">"), ("<|", "|>"), ("<parameter=", ">"
 around = st.sampled_from([*BRACKETS, ("<|im_start|>user\n", "<|im_end|>")])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(around, nasty), min_size=1, max_size=4))
 def test_only_what_the_template_wrote_is_structure(tokenizer, pairs):
     guard = guard_for([text for _, text in pairs])
@@ -72,7 +72,7 @@ def test_only_what_the_template_wrote_is_structure(tokenizer, pairs):
     assert tokenizer.decode(ids) == "".join(before + text + after for (before, after), text in pairs)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(nasty, min_size=1, max_size=4))
 def test_ordinary_text_gets_the_ids_of_the_plain_tokenizer(tokenizer, texts):
     texts = [text for text in texts if not any(token in text for token in tokenizer.control)]

@@ -59,11 +59,11 @@ def slow(handler):
     handler.send(200, Content_Length="1000")
     for _ in range(1000):
         handler.wfile.write(b" ")
-        time.sleep(0.05)
+        time.sleep(1)
 
 
 def silent(handler):
-    time.sleep(30)
+    time.sleep(900)
 
 
 def closed(handler):
@@ -101,10 +101,14 @@ REFUSALS = {
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(sync, "LONGEST_SYNC", 2.0)
+def small(monkeypatch):
     monkeypatch.setattr(sync, "PATIENCE", 0.0)
     monkeypatch.setattr(answers, "MAX_BYTES", 4 << 20)
+
+
+@pytest.fixture
+def quick(small, monkeypatch):
+    monkeypatch.setattr(sync, "LONGEST_SYNC", 2.0)
     monkeypatch.setattr(answers, "MAX_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
 
@@ -121,7 +125,7 @@ def test_training_begins_and_ends_whatever_the_server_answers(tmp_path, quick, m
         time.sleep(0.3)
     server.shutdown()
     assert server.requests > 0
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 200, "a tenth of what the slowest answer takes"
     output = capsys.readouterr()
     assert server.url in output.out
     assert "Traceback" not in output.err
@@ -131,7 +135,7 @@ def test_training_begins_and_ends_whatever_the_server_answers(tmp_path, quick, m
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refused_user_stops_training_at_its_beginning_only(tmp_path, quick, monkeypatch, name):
+def test_a_refused_user_stops_training_at_its_beginning_only(tmp_path, small, monkeypatch, name):
     server = Server(REFUSALS[name])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     run_journal = begin(tmp_path)
@@ -142,18 +146,18 @@ def test_a_refused_user_stops_training_at_its_beginning_only(tmp_path, quick, mo
     assert "refuses" in message.text
 
 
-def test_an_endless_answer_is_not_read_into_memory(quick):
+def test_an_endless_answer_is_not_read_into_memory(small):
     bound_answers()
     server = Server(endless)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(AnswerError, match="4 MiB"):
-        requests.get(server.url, timeout=5)
+        requests.get(server.url, timeout=60)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
     server.shutdown()
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_an_ordinary_answer_is_read_as_before(quick, chunked):
+def test_an_ordinary_answer_is_read_as_before(small, chunked):
     def answer(handler):
         if chunked:
             handler.protocol_version = "HTTP/1.1"
@@ -167,5 +171,5 @@ def test_an_ordinary_answer_is_read_as_before(quick, chunked):
     bound_answers()
     bound_answers()
     server = Server(answer)
-    assert requests.get(server.url, timeout=5).text == "abcde"
+    assert requests.get(server.url, timeout=60).text == "abcde"
     server.shutdown()

@@ -95,16 +95,20 @@ def test_entries_added_during_a_sync_have_no_reason_to_be_pending(tmp_path, stor
 
 
 def test_a_slow_server_does_not_hold_up_a_step(tmp_path, store, monkeypatch):
-    answered = threading.Event()
-    monkeypatch.setattr(sync, "upload", lambda run_journal, name, **options: [answered.wait(30)][:0])
+    asked, answer = threading.Event(), threading.Event()
+
+    def upload(run_journal, name, **options):
+        asked.set()
+        assert answer.wait(900), "the steps wait for it"
+        return []
+
+    monkeypatch.setattr(sync, "upload", upload)
     run_journal = begin(tmp_path)
     with sync.sync_in_background(run_journal.folder.parent):
-        wait_until(lambda: any(thread.name == "mlflow" for thread in threading.enumerate()))
-        time.sleep(0.3)
+        asked.wait(300)
         for step in range(100):
             log_step(run_journal, step, 1.0)
-        assert not answered.is_set(), "the steps did not wait for it"
-    answered.set()
+        answer.set()
 
 
 def test_the_machine_is_sampled_while_a_block_runs(tmp_path, store, monkeypatch):

@@ -385,7 +385,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
 
     def start(*command: str) -> int:
-        return subprocess.run([sys.executable, *command, str(folder)], env=environment, timeout=600).returncode
+        return subprocess.run([sys.executable, *command, str(folder)], env=environment, timeout=1200).returncode
 
     assert start(program, "killed") == -signal.SIGKILL
     assert start(program, "whole") == 0

@@ -161,7 +161,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Values:
     folder = tmp_path_factory.mktemp("config")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
     program = [sys.executable, str(Path(__file__).resolve()), str(folder)]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-5000:]
     seen: Values = read_json(folder / "seen.json")
     return seen

@@ -329,7 +329,7 @@ def run(folder: Path, model: str, names: list[str]) -> Path:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
         command = [sys.executable, *torchrun, str(Path(__file__).resolve()), str(folder), model, *chosen]
         if chosen:
-            assert subprocess.run(command, env=environment, timeout=900).returncode == 0
+            assert subprocess.run(command, env=environment, timeout=1800).returncode == 0
     return folder
 
 

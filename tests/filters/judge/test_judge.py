@@ -172,7 +172,8 @@ def test_no_more_requests_at_a_time_than_the_environment_allows(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SFT_JUDGE_CONCURRENCY", "2")
-    model.answer = lambda asked, number: (time.sleep(0.01), completion(GOOD))[1]
+    both = threading.Barrier(2, timeout=300)
+    model.answer = lambda asked, number: (both.wait(), time.sleep(0.01), completion(GOOD))[-1]
     judged(tmp_path, *map(str, range(12)))
     assert model.most_busy == 2
 
@@ -274,7 +275,7 @@ def test_two_processes_share_the_cache(model: Model, tmp_path: Path):
     # Each answer is another one: only the cache can make both processes say the same.
     model.answer = lambda asked, number: completion(f'{{"faults": [], "consistent": true, "score": {number % 5 + 1}}}')
     processes = [judging(tmp_path) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0] == outputs[1]
     asked = len(model.bodies)
@@ -292,7 +293,7 @@ def test_a_killed_run_continues_from_its_verdicts(model: Model, tmp_path: Path):
 
     model.answer = answer
     process = judging(tmp_path)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     model.answer = lambda asked, number: completion(GOOD)
     first = len(model.bodies)
     outcomes, judge = judged(tmp_path, *map(str, range(40)))
@@ -371,18 +372,18 @@ def test_failures_are_not_cached(model: Model, tmp_path: Path):
     assert judged(tmp_path, "a")[0] == [VERDICT]
 
 
-@pytest.mark.parametrize("drip_s", [0.0, 0.05])
+@pytest.mark.parametrize("drip_s", [0.0, 0.1])
 def test_an_answer_that_takes_too_long_is_a_failure(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drip_s: float
 ):
     monkeypatch.setenv("SFT_JUDGE_TIMEOUT", "0.2")
     model.drip_s = drip_s  # a byte now and then keeps the connection alive, but not the request
-    model.answer = lambda asked, number: (time.sleep(0 if drip_s else 1), completion(GOOD))[1]
+    model.answer = lambda asked, number: (time.sleep(0 if drip_s else 900), completion(GOOD + " " * 50_000))[1]
     start = time.monotonic()
     [failure], _ = judged(tmp_path, "a")
     assert failure.kind == "no-answer"
     assert "ReadTimeout" in failure.evidence or "no whole answer in 0.2 s" in failure.evidence
-    assert time.monotonic() - start < 0.5 * ATTEMPTS["no-answer"]
+    assert time.monotonic() - start < 10 * ATTEMPTS["no-answer"]
 
 
 def test_an_answer_without_end_is_cut_off(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
