@@ -38,6 +38,13 @@ class Graphs:
 
 
 @dataclasses.dataclass
+class Window:
+    size: int
+    sink: int
+    graphs: Graphs | None = None
+
+
+@dataclasses.dataclass
 class BaseModel:
     backend: Backend = Backend.fused
     dispatcher: Literal["alltoall", "flex"] = "alltoall"
@@ -46,6 +53,7 @@ class BaseModel:
     backends: "list[Backend | None]" = dataclasses.field(default_factory=list)
     graphs: Graphs | None = None
     other_graphs: Graphs = dataclasses.field(default_factory=lambda: Graphs(warmup=7))
+    sliding: Window | None = None
 
 
 @dataclasses.dataclass
@@ -107,6 +115,20 @@ def test_tuples_and_dataclasses_are_written_as_lists_and_their_fields() -> None:
     assert overrides.ignored(found, {"model": model}) == []
     found.model.other_graphs = Graphs(7, ())
     assert len(overrides.ignored(found, {"model": model})) == 1
+
+
+def test_a_dataclass_with_required_fields_keeps_those_that_are_not_named() -> None:
+    container, values = Container(), {"model": {"sliding": {"sink": 4, "graphs": {"warmup": 1}}}}
+    container.model.sliding = Window(128, 0)
+    overrides.check(values, overrides.section_classes(Container))
+    overrides.apply(container, values)
+    assert container.model.sliding == Window(128, 4, Graphs(1))
+    assert overrides.ignored(container, values) == []
+    with pytest.raises(InputError, match=r"bridge\.model\.sliding: .*'size'"):
+        set_on(values)
+    for wrong in ({"sink": "4"}, {"sinks": 4}, {"graphs": {"warmup": "1"}}):
+        with pytest.raises(InputError, match=r"bridge\.model\.sliding: "):
+            overrides.check({"model": {"sliding": wrong}}, overrides.section_classes(Container))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sft.cli import InputError
 
 PLACE = "params.yaml: bridge"
+UNKNOWN = object()
+"""The value that a field has before it is set, where no ConfigContainer is there."""
 Values = Mapping[str, Mapping[str, Any]]
 
 
@@ -34,9 +36,12 @@ def section_classes(container: type) -> dict[str, list[type]]:
     return {name: found for name in names if (found := _classes(type_of(container, name)))}
 
 
-def check(values: Values, classes: Mapping[str, list[type]]) -> None:
-    """Raise InputError with every unknown section, unknown field, and value of another type."""
-    if messages := list(_faults(values, classes)):
+def check(values: Values, classes: Mapping[str, list[type]], container: Any = None) -> None:
+    """Raise InputError with every unknown section, unknown field, and value of another type.
+
+    With a ConfigContainer, also where a dataclass that it does not have yet lacks a field.
+    """
+    if messages := list(_faults(values, classes, container)):
         raise InputError("\n".join(messages))
 
 
@@ -46,7 +51,7 @@ def apply(container: Any, values: Values) -> None:
     for name in values:
         if name in classes and getattr(container, name) is not None:
             classes[name] = [type(getattr(container, name))]
-    check(values, classes)
+    check(values, classes, container)
     for name, section in values.items():
         current = getattr(container, name)
         if isinstance(current, dict):
@@ -80,7 +85,7 @@ def ignored(container: Any, values: Values) -> list[str]:
     return messages
 
 
-def _faults(values: Values, classes: Mapping[str, list[type]]) -> Iterator[str]:
+def _faults(values: Values, classes: Mapping[str, list[type]], container: Any) -> Iterator[str]:
     for name, section in values.items():
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)
@@ -90,14 +95,17 @@ def _faults(values: Values, classes: Mapping[str, list[type]]) -> Iterator[str]:
             continue
         fields = _fields(classes[name])
         for field, value in section.items():
+            current = UNKNOWN if container is None else getattr(getattr(container, name), field, None)
             if fields is not None and field not in fields:
                 owner = classes[name][0].__name__
                 yield f"{PLACE}.{name}.{field}: {owner} has no such field. {_nearest(field, name, classes)}"
-            elif fields is not None and all(_mistake(value, type_of(owner, field)) for owner in fields[field]):
-                expected = type_of(fields[field][0], field)
-                yield f"{PLACE}.{name}.{field}: {_mistake(value, expected)}; found {value!r} ({type(value).__name__})."
-            elif fields is None and not isinstance(value, str | int | float | bool):
-                yield f"{PLACE}.{name}.{field}: expected a text or a number; found {value!r} ({type(value).__name__})."
+                continue
+            if fields is not None:
+                mistakes = [_mistake(value, type_of(owner, field), current) for owner in fields[field]]
+            else:
+                mistakes = ["" if isinstance(value, str | int | float | bool) else "expected a text or a number"]
+            if all(mistakes):
+                yield f"{PLACE}.{name}.{field}: {mistakes[0]}; found {value!r} ({type(value).__name__})."
 
 
 def _nearest(field: str, section: str, classes: Mapping[str, list[type]]) -> str:
@@ -143,10 +151,10 @@ def _classes(hint: Any) -> list[type]:
     return [part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)]
 
 
-def _mistake(value: Any, hint: Any) -> str:
+def _mistake(value: Any, hint: Any, current: Any) -> str:
     """Return what is wrong with a value for a type, "" if nothing."""
     try:
-        convert(value, hint)
+        convert(value, hint, current)
     except ValueError as error:
         return _message(error)
     return ""
@@ -154,6 +162,8 @@ def _mistake(value: Any, hint: Any) -> str:
 
 def convert(value: Any, hint: Any, current: Any = None) -> Any:
     """Return a value of YAML as a type has it; a dataclass is `current` with other values in the fields that it names.
+
+    If `current` is UNKNOWN, a dataclass is checked and returned as a dict of its fields.
 
     Raises ValueError: it is none of that type.
     """
@@ -208,7 +218,10 @@ def _dataclass(values: dict[Any, Any], owner: Any, current: Any) -> Any:
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"{owner.__name__} has no field {unknown[0]!r}, only {', '.join(sorted(known))}")
     old = current if isinstance(current, owner) else None
-    fields = {name: convert(item, type_of(owner, name), getattr(old, name, None)) for name, item in values.items()}
+    inner = UNKNOWN if current is UNKNOWN else None
+    fields = {name: convert(item, type_of(owner, name), getattr(old, name, inner)) for name, item in values.items()}
+    if current is UNKNOWN:
+        return fields
     if old is None:
         try:
             return owner(**fields)
