@@ -697,3 +697,28 @@ def test_the_tiny_base_always_has_the_same_bytes(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     {"killed": killed, "whole": whole, "ranks": ranks, "stages": stages}[sys.argv[1]](Path(sys.argv[2]))
+
+
+@pytest.mark.parametrize(("rank", "reads"), [(None, True), ("0", True), ("1", False)])
+def test_a_foreign_checkpoint_is_read_for_its_digest_by_the_first_rank_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: str | None, reads: bool
+) -> None:
+    class GeometryError(Exception):
+        pass
+
+    def geometry_of_checkpoint(folder: Path) -> None:
+        raise GeometryError
+
+    read: list[Path] = []
+    monkeypatch.setattr(bridge, "check_start", lambda start, sha256: read.append(start))
+    monkeypatch.setattr(config, "model_of", lambda *_, **__: (None, None))
+    monkeypatch.setattr(config, "geometry_of", lambda provider: None)
+    monkeypatch.setattr(config, "geometry_of_checkpoint", geometry_of_checkpoint)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    start = tmp_path / "iter_0000001"
+    params = train_params(checkpoint={"pretrained_checkpoint": str(start)})
+    with pytest.raises(GeometryError):
+        bridge.check(base=tmp_path, start=start, packed=tmp_path, run=tmp_path, params=params, ranks=2)
+    assert read == [start] * reads

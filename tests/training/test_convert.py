@@ -51,6 +51,16 @@ def test_an_export_counts_for_its_checkpoint_and_while_its_files_are_intact(run)
     assert not (run.folder / "exported").exists()
 
 
+def test_parity_that_was_not_measured_is_said(run, monkeypatch, capsys):
+    def unmeasured(*, target, **_):
+        target.mkdir()
+        return {"import": None, "export": {"skipped": "a second copy needs 126 GB", "needed_bytes": 126}}
+
+    monkeypatch.setattr(bridge, "export", unmeasured)
+    convert.export(run, load_training())
+    assert "at export: not measured: a second copy needs 126 GB" in capsys.readouterr().out
+
+
 def test_what_is_written_into_a_copy_does_not_reach_the_export(run, tmp_path):
     convert.export(run, load_training())
     checkpoint = checkpoints.iteration_folder(run.folder, load_training().train.steps)

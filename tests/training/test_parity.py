@@ -44,14 +44,36 @@ def test_one_other_logit_of_the_last_token_is_an_error(value: float) -> None:
         parity.compare(IDS, moved, logits(), 1e-4, Path("models/base"))
 
 
-def test_the_memory_of_a_control_group_is_a_limit_without_what_its_files_hold(tmp_path: Path) -> None:
-    assert parity.free_memory(tmp_path) > 5_000
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("600\n")
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
-    assert parity.free_memory(tmp_path) == 500
-    (tmp_path / "memory.max").write_text("max\n")
-    assert parity.free_memory(tmp_path) > 5_000
+@pytest.mark.parametrize(
+    ("entry", "folder", "limit", "used", "unlimited"),
+    [
+        ("0::/job/step", "", "memory.max", "memory.current", "max"),
+        ("9:cpu,memory:/job/step", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", str(2**63 - 4096)),
+    ],
+)
+def test_the_memory_of_a_control_group_is_a_limit_without_what_its_files_hold(
+    tmp_path: Path, entry: str, folder: str, limit: str, used: str, unlimited: str
+) -> None:
+    own, job = tmp_path / "own", tmp_path / folder / "job"
+    own.write_text(f"4:pids:/\n{entry}\n")
+    assert parity.free_memory(tmp_path, own) > 5_000
+    job.mkdir(parents=True)
+    (job / limit).write_text("1000\n")
+    (job / used).write_text("600\n")
+    (job / "memory.stat").write_text("anon 500\ninactive_file 100\ntotal_inactive_file 100\n")
+    assert parity.free_memory(tmp_path, own) == 500
+    (job / limit).write_text(f"{unlimited}\n")
+    assert parity.free_memory(tmp_path, own) > 5_000
+
+
+def test_without_memory_for_a_second_copy_the_certificate_says_how_much_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parity, "free_memory", lambda: 1000)
+    model = torch.nn.Linear(10, 100, bias=False)
+    certificate = parity.certify(model, SimpleNamespace(), Path("models/base"), exact=True)
+    assert certificate["needed_bytes"] == 5000
+    assert "less was free" in certificate["skipped"]
 
 
 @pytest.mark.parametrize(("on_gpu", "tolerance"), [(False, 1e-4), (True, 5e-3)])

@@ -186,7 +186,8 @@ def check(
         _, provider = config.model_of(base, weights=False, on_gpu=on_gpu)
         geometry = start_geometry = config.geometry_of(provider)
     if params.checkpoint.pretrained_checkpoint and start is not None:
-        check_start(start, params.checkpoint.pretrained_sha256)
+        if os.environ.get("RANK", "0") == "0":  # it reads every byte: once for all ranks
+            check_start(start, params.checkpoint.pretrained_sha256)
         start_params = start.parent.parent / PARAMS
         if start_params.exists() and read_json(start_params)["peft"]["name"] is not None:
             raise InputError(

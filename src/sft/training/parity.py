@@ -5,11 +5,12 @@ A Megatron model and a Hugging Face folder -> a certificate, which lineage.json 
     {"logits": 8e-07, "losses": {"megatron": 6.1374, "transformers": 6.1374}, "tolerance": 0.0001, "tokens": [50, 200]}
 
 `logits` is the largest difference, relative to the largest logit. The prompts are fixed token ids; the longer one is
-longer than a chunk of a Mamba layer, at whose borders implementations differ. Both compute in fp32. Without memory for
-a second copy of the model, the certificate is {"skipped": the reason}.
+longer than a chunk of a Mamba layer, at whose borders implementations differ. Both compute in fp32. Where less memory
+is free than a second copy of the model needs, the certificate is {"skipped": the reason, "needed_bytes": how much}.
 """
 
 import gc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference by the format of the folder's weights: rounding to 16 bits at export is part of it."""
 GPU_TOLERANCE = TOLERANCES[torch.float16]
 """Least tolerance on a GPU: Transformer Engine multiplies fp32 matrices as TF32, which has fp16's 10 bits."""
+CONTROL_GROUPS = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Files with the limit and the use of a control group, and the line of memory.stat with what it caches of files, by the
+controller that /proc/self/cgroup names: version 2, and version 1."""
 MARGIN = 1.25
 """Memory that must be free, in copies of the model in fp32: the second copy, and what it computes."""
 STEP = 1_000_003
@@ -65,7 +72,8 @@ def certify(model: Any, provider: Any, folder: Path, *, exact: bool, base: Path 
     if device == "cuda":
         free = min(free, torch.cuda.mem_get_info()[0])
     if needed > free:
-        return {"skipped": f"fewer than the {needed / 1e9:.1f} GB are free that a second copy of the model needs"}
+        reason = f"a second copy of the model needs {needed / 1e9:.1f} GB, and less was free on the machine"
+        return {"skipped": reason, "needed_bytes": int(needed)}
     ids = prompts(provider.vocab_size, getattr(provider, "mamba_chunk_size", None) or CHUNK)
     found = megatron_logits(model.to(device), ids, provider.vocab_size)
     model.to("cpu")
@@ -78,19 +86,28 @@ def certify(model: Any, provider: Any, folder: Path, *, exact: bool, base: Path 
     return compare(ids, found, expected, max(tolerance, GPU_TOLERANCE) if device == "cuda" else tolerance, folder)
 
 
-def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that this process can still take: of the machine, and of its control groups (version 2)."""
+def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the bytes that this process can still take: of the machine, and of its control groups of both versions."""
     free: int = psutil.virtual_memory().available
-    entries = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    path = next((entry[3:] for entry in entries if entry.startswith("0::")), "")
-    folder = groups / path.strip("/")  # in a container, groups itself may be the group
-    for group in (folder, *folder.parents):
-        limit = group / "memory.max"
-        if limit.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
-            stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-            used = int((group / "memory.current").read_text(encoding="ascii")) - int(stat["inactive_file"])
-            free = min(free, max(0, int(most) - used))
+    for entry in own.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = entry.split(":", 2)
+        for controller, (limit, used, files) in CONTROL_GROUPS.items():
+            if controller in controllers.split(","):
+                root = groups / controller
+                folder = root / path.strip("/")  # in a container, root itself may be the group
+                for group in (folder, *folder.parents):
+                    if root in (group, *group.parents) and (group / limit).exists():
+                        free = min(free, _left(group, limit, used, files))
     return free
+
+
+def _left(group: Path, limit: str, used: str, files: str) -> int:
+    """Return the bytes that a control group may still take; what it only caches of files can be taken."""
+    most = (group / limit).read_text(encoding="ascii").strip()
+    if most == "max":
+        return sys.maxsize
+    stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    return max(0, int(most) - int((group / used).read_text(encoding="ascii")) + int(stat[files]))
 
 
 def compare(
