@@ -188,3 +188,16 @@ def test_the_reference_of_commands_has_every_environment_variable_that_people_se
     read = set(re.findall(r'environ\.get\("(SFT_[A-Z_]+)"', code)) - {"SFT_STOP_FILE"}  # the job sets that one
     assert {"SFT_WORKERS", "SFT_PROCESSES"} & read
     assert {name for name in read if f"`{name}`" not in page} == set()
+
+
+def test_the_list_of_known_issues_is_that_of_the_pins_and_the_code_names_each_issue():
+    page = (ROOT / "docs/known-issues.md").read_text(encoding="utf-8")
+    pins = (ROOT / "requirements/train.txt").read_text(encoding="utf-8")
+    assert re.search(r"^Written \d{4}-\d\d-\d\d for torch", page, re.M)
+    for package in ("torch", "megatron-core", "megatron-bridge", "transformers"):
+        (version,) = re.findall(rf"^{package}==(\S+)", pins, re.M)
+        assert f"{package} {version}" in page.split("|")[0]
+    listed = set(re.findall(r"^\| ([a-z-]+) \|", page, re.M)) - {"id"}
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+    named = re.findall(r"known-issues\.md[,:] ([a-z-]+(?:, [a-z-]+)*)", source)
+    assert {each for names in named for each in names.split(", ")} - {"or"} == listed

@@ -120,13 +120,13 @@ CASES: dict[str, tuple[p.TrainParams, checks.Facts, str, tuple[str, ...]]] = {
         nano(),
         facts(CLUSTER, pad_segments_to=1),
         "data/packed:",
-        ("a multiple of 1,", "needs 4:", "pack.pad_segments_to to 4", "#5080"),
+        ("a multiple of 1,", "needs 4:", "pack.pad_segments_to to 4", "split-sample"),
     ),
     "mamba-positions": (
         train_params(**BF16, train={"global_batch_size": 16}, model={"expert_model_parallel_size": 8}),
         facts(CLUSTER, pack_size=262144, gpu_memory=200e9),
         "data/packed: packs of 262144 tokens",
-        ("208412 tokens", "mamba #1015"),
+        ("208412 tokens", "positions"),
     ),
     "training-packs": (
         train_params(train={"global_batch_size": 10}, validation={"eval_iters": 0}),

@@ -5,9 +5,11 @@ writes its results for the tests. `python test_config.py FOLDER golden` updates 
 golden/nemotron3-nano.json has every value, those of the other profiles what differs from it.
 """
 
+import importlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +133,10 @@ def collect_results(folder: Path) -> Values:
     }.items():
         params = train_params(model={"recipe": recipe})
         seen[name] = error_of(lambda params=params: config.resolve(built(folder, params, small, on_gpu=False), 1))
+    page = (ROOT / "docs/production-recipe.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(nemotron_3_\w+)\.(\w+)`", page):
+        module = importlib.import_module(f"{RECIPES}.nemotronh.{name[0]}")
+        seen.setdefault("documented recipes", {})[name[1]] = callable(getattr(module, name[1], None))
     seen["trained"] = {name: losses(folder, name, recipe) for name, recipe in (("plain", None), ("recipe", RECIPE))}
     lora = train_params(peft={"name": "lora", "dim": 4, "target_modules": ["linear_proj"]})
     seen["lora"] = config.resolve(built(folder, lora, small, on_gpu=False), 1)[0]["peft"]
@@ -169,6 +175,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Values:
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("name", PROFILES)
+def test_the_recipes_that_the_page_names_are_bridge_s(seen: Values) -> None:
+    assert len(seen["documented recipes"]) == 4
+    assert all(seen["documented recipes"].values())
+
+
 def test_a_profile_passes_bridge_s_validation_with_the_values_of_its_golden(seen: Values, name: str) -> None:
     """To accept a change: `python tests/training/test_config.py FOLDER golden`, then check the diff."""
     ground = read_json(GOLDEN / "nemotron3-nano.json")

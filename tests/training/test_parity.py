@@ -54,16 +54,16 @@ def test_one_other_logit_of_the_last_token_is_an_error(value: float) -> None:
 def test_the_memory_of_a_control_group_is_a_limit_without_what_its_files_hold(
     tmp_path: Path, entry: str, folder: str, limit: str, used: str, unlimited: str
 ) -> None:
-    own, job = tmp_path / "own", tmp_path / folder / "job"
-    own.write_text(f"4:pids:/\n{entry}\n")
-    assert parity.free_memory(tmp_path, own) > 5_000
+    membership, job = tmp_path / "membership", tmp_path / folder / "job"
+    membership.write_text(f"4:pids:/\n{entry}\n")
+    assert parity.free_memory(tmp_path, membership) > 5_000
     job.mkdir(parents=True)
     (job / limit).write_text("1000\n")
     (job / used).write_text("600\n")
     (job / "memory.stat").write_text("anon 500\ninactive_file 100\ntotal_inactive_file 100\n")
-    assert parity.free_memory(tmp_path, own) == 500
+    assert parity.free_memory(tmp_path, membership) == 500
     (job / limit).write_text(f"{unlimited}\n")
-    assert parity.free_memory(tmp_path, own) > 5_000
+    assert parity.free_memory(tmp_path, membership) > 5_000
 
 
 def test_without_memory_for_a_second_copy_the_certificate_says_how_much_it_needs(

@@ -4,8 +4,8 @@ transformers 5.6.0 to 5.13.0 (Megatron-Bridge 0.6.2 allows no newer one) compute
 in `torch_forward`, which it uses on a CPU, and on a GPU without mamba-ssm and causal-conv1d:
 
 1. It sums over the wrong axis, so that no state passes from one chunk of 128 tokens to the next, and later tokens
-   change earlier ones (huggingface/transformers #47246, #47475).
-2. It raises time steps to 0.001, whatever the config's time_step_limit says (#48989).
+   change earlier ones (docs/known-issues.md, wrong-scan).
+2. It raises time steps to 0.001, whatever the config's time_step_limit says (docs/known-issues.md, clamped-step).
 
 `repair` replaces that method by the scan of sft.mamba.scan. The step of one token that follows a prompt stays the
 library's, with the limit of the config.

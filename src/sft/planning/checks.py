@@ -28,7 +28,7 @@ from sft.planning.estimate import Geometry
 from sft.planning.untrained_tokens import UntrainedTokens, untrained_control_tokens
 
 INT32 = 2**31
-"""Mamba's kernels count positions in 32 bits (state-spaces/mamba #1015)."""
+"""Mamba's kernels count positions in 32 bits (docs/known-issues.md, positions)."""
 COLLATED_TO = 16
 """Bridge pads a pack to a multiple of this, or to the pack size if that is smaller."""
 
@@ -356,8 +356,8 @@ def padding(params: p.TrainParams, facts: Facts) -> str:
     return (
         f"data/packed: samples are padded to a multiple of {found}, but this layout needs {expected}: lcm(2 x context "
         "parallel size if > 1, context x tensor parallel size if sequence parallel). Otherwise parts of a sample reach "
-        f"the wrong GPUs without an error (Megatron-Bridge #5080). Set pack.pad_segments_to to {expected} and run: "
-        "dvc repro pack"
+        f"the wrong GPUs without an error (docs/known-issues.md, split-sample). Set pack.pad_segments_to to {expected} "
+        "and run: dvc repro pack"
     )
 
 
@@ -371,8 +371,8 @@ def mamba_positions(params: p.TrainParams, facts: Facts) -> str:
     most = INT32 * share // g.mamba_projection
     return (
         f"data/packed: packs of {facts.pack_size} tokens, but Mamba's kernels count in 32 bits: beyond {most} tokens "
-        "they compute wrong numbers with this layout (state-spaces/mamba #1015). Raise the context or tensor parallel "
-        "size, or lower pack.pack_size."
+        "they compute wrong numbers with this layout (docs/known-issues.md, positions). Raise the context or tensor "
+        "parallel size, or lower pack.pack_size."
     )
 
 

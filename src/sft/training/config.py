@@ -371,10 +371,10 @@ def _provider(params: p.TrainParams, base: Path, recipe: Any, pack_size: int, on
         cpu.check_window(provider)
     provider.calculate_per_token_loss = True
     if getattr(provider, "num_moe_experts", None):
-        provider.expert_tensor_parallel_size = 1  # as in all recipes; with more, adapters of experts are wrong (#5634)
+        provider.expert_tensor_parallel_size = 1  # as in all recipes (docs/known-issues.md, expert-adapters)
         if params.peft.name is not None:
             provider.moe_shared_expert_overlap = False  # the same issue for the shared expert
-            provider.moe_router_bias_update_rate = 0.0  # it is not in the checkpoints of adapters
+            provider.moe_router_bias_update_rate = 0.0  # docs/known-issues.md, frozen-bias
     if params.model.moe_token_dispatcher_type not in (None, "flex"):
         provider.moe_flex_dispatcher_backend = None
     return provider

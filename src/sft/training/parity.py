@@ -86,10 +86,10 @@ def certify(model: Any, provider: Any, folder: Path, *, exact: bool, base: Path 
     return compare(ids, found, expected, max(tolerance, GPU_TOLERANCE) if device == "cuda" else tolerance, folder)
 
 
-def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+def free_memory(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
     """Return the bytes that this process can still take: of the machine, and of its control groups of both versions."""
     free: int = psutil.virtual_memory().available
-    for entry in own.read_text(encoding="utf-8").splitlines():
+    for entry in membership.read_text(encoding="utf-8").splitlines():
         _, controllers, path = entry.split(":", 2)
         for controller, (limit, used, files) in CONTROL_GROUPS.items():
             if controller in controllers.split(","):
