@@ -20,14 +20,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sft.cli import InputError
 from sft.conversation import Conversation, Rejection
-from sft.filters.dedup.words import LETTERS, MULTIPLIERS, WordHashes, hash_words
-
-if TYPE_CHECKING:
-    from sft.filters.dedup.words import Hashes
+from sft.filters.dedup.words import LETTERS, MULTIPLIERS, Hashes, WordHashes, hash_words
 
 CONTAMINATED = "contaminated"
 # Fewer words are in a text by chance.
@@ -48,8 +46,6 @@ def read_benchmark_items(path: Path) -> list[tuple[str, str, str]]:
 
 def count_short_items(items: Iterable[tuple[str, str, str]]) -> int:
     """Return how many items have fewer than MIN_WORDS words, and so are not found inside a longer message."""
-    import numpy as np
-
     batches = (hash_words([text for _, _, text in batch]) for batch in itertools.batched(items, ITEMS_AT_ONCE))
     return sum(int((np.diff(words.starts) < MIN_WORDS).sum()) for words in batches)
 
@@ -77,8 +73,6 @@ class BenchmarkItems:
     """
 
     def __init__(self, items: Iterable[tuple[str, str, str]], n: int) -> None:
-        import numpy as np
-
         if n < MIN_WORDS:
             raise InputError(f"filter.contamination.n: {n} words are in texts by chance: use {MIN_WORDS} or more")
         self.names: list[tuple[str, str]] = []
@@ -119,8 +113,6 @@ class BenchmarkItems:
 
     def _drop_common(self) -> None:
         """Keep the n-grams of each item that at most MAX_ITEMS items have; all of them if it has no such n-gram."""
-        import numpy as np
-
         _, number, holders = np.unique(self._hashes, return_inverse=True, return_counts=True)
         rare = holders[number] <= MAX_ITEMS
         kept = rare | (np.bincount(self._items[rare], minlength=len(self.names))[self._items] == 0)
@@ -128,8 +120,6 @@ class BenchmarkItems:
 
     def matches(self, words: WordHashes) -> dict[int, list[ItemMatch]]:
         """Return the items of which a text contains an n-gram, by the number of the text."""
-        import numpy as np
-
         matches: dict[int, list[ItemMatch]] = {}
         if self._short:
             for text in np.flatnonzero(np.diff(words.starts) < MIN_WORDS).tolist():
@@ -214,10 +204,8 @@ def _longest(spans: list[tuple[int, int]]) -> tuple[int, int]:
     return max(covered, key=lambda span: span[1] - span[0])
 
 
-def _rolling(hashes: "Hashes", lengths: list[int]) -> "Iterator[tuple[int, Hashes]]":
+def _rolling(hashes: Hashes, lengths: list[int]) -> Iterator[tuple[int, Hashes]]:
     """Yield each of the ascending lengths with the hashes of all sequences of that many words, in order."""
-    import numpy as np
-
     total = hashes
     for length in range(1, min(lengths[-1], len(hashes)) + 1):
         if length > 1:

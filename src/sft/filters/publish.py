@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sft.conversation import Conversation, Rejection
 from sft.filters.contamination import CONTAMINATED
 from sft.filters.encoding import valid_text
@@ -49,8 +51,6 @@ class ExaminedFiles:
 
     def add(self, folder: Path) -> None:
         """Add the files of a folder."""
-        import numpy as np
-
         from sft.parquet import read_tables, shard_paths
 
         for path in shard_paths(folder):

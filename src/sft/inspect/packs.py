@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
+
 from sft.cli import InputError
 from sft.files import read_json
 from sft.hashing import file_digest
 from sft.inspect.rejections import why_rejected
 from sft.packing.splits import SPLITS
+from sft.parquet import read_rows, shard_paths
 
 BASE = Path("models/base")
 PACKED = Path("data/packed")
@@ -132,17 +135,11 @@ def locate(name: str) -> tuple[Place, list[Place]]:
 
 
 def _count_packs(split: str) -> int:
-    import pyarrow.parquet as pq
-
-    from sft.parquet import shard_paths
-
     return sum(int(pq.read_metadata(path).num_rows) for path in shard_paths(PACKED / split))
 
 
 def _find_conversations(start: str) -> dict[str, list[tuple[int, Place]]]:
     """Return (number in the conversation, place) of each sample, for every conversation whose id starts so."""
-    from sft.parquet import read_rows
-
     conversations: dict[str, list[tuple[int, Place]]] = {}
     for split in SPLITS:
         for pack, row in enumerate(read_rows(PACKED / split, columns=["conversation_id", "sample"])):
@@ -154,10 +151,6 @@ def _find_conversations(start: str) -> dict[str, list[tuple[int, Place]]]:
 
 def read_pack(place: Place) -> dict[str, Any]:
     """Return one pack; at most its row group is decoded."""
-    import pyarrow.parquet as pq
-
-    from sft.parquet import shard_paths
-
     remaining = place.pack
     for path in shard_paths(PACKED / place.split):
         with pq.ParquetFile(path) as file:

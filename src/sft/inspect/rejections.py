@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from sft.files import read_json
+from sft.parquet import read_rows, shard_paths
 
 FILTERED = Path("data/filtered")
 PREPARED = Path("data/prepared")
@@ -33,8 +36,6 @@ def rejected_path(stage: str, source: str) -> Path:
 
 def rejected_rows(stage: str, source: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield what a stage rejected of a source, in the order of its files; nothing if the stage did not run."""
-    from sft.parquet import read_rows
-
     path = rejected_path(stage, source)
     if not path.exists():
         return
@@ -94,10 +95,6 @@ def row_location(row: dict[str, Any]) -> str | None:
 
 def kept_rows(source: str, ids: set[str]) -> dict[str, dict[str, Any]]:
     """Return the conversations of data/filtered with these ids: later stages do not write what they reject."""
-    import pyarrow.parquet as pq
-
-    from sft.parquet import shard_paths
-
     paths = shard_paths(FILTERED / source, "kept")
     tables = (pq.read_table(path, filters=[("id", "in", sorted(ids))]) for path in paths)
     return {row["id"]: row for table in tables for row in table.to_pylist()}

@@ -17,18 +17,14 @@ The same conversation gives the same bytes on every machine, in every process an
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from sft.conversation import Conversation
-from sft.filters.dedup.words import MULTIPLIERS, WordHashes, hash_words, mix64
+from sft.filters.dedup.words import MULTIPLIERS, Hashes, WordHashes, hash_words, mix64
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from sft.filters.dedup.words import Hashes
-
-    Shingles = npt.NDArray[np.uint32]
+Shingles = npt.NDArray[np.uint32]
 
 # Chosen on the half "choose" of tests/labelled/duplicates.jsonl for a threshold of 0.8: of 2 to 5 words, 2 and 3
 # find most, and 3 keeps more conversations that differ.
@@ -52,8 +48,6 @@ def signatures(
 
     Args:  parts: Conversation.parts of each. words: the words of all these parts, in order.
     """
-    import numpy as np
-
     if not conversations:
         return []
     starts, lengths = words.starts.tolist(), np.diff(words.starts).tolist()
@@ -92,8 +86,6 @@ def signatures(
 
 def similarity(left: bytes, right: bytes) -> float:
     """Return the similarity of two conversations by their signatures, from 0 to 1."""
-    import numpy as np
-
     if left[:8] != right[:8]:
         return 0.0
     shares = []
@@ -103,7 +95,7 @@ def similarity(left: bytes, right: bytes) -> float:
     return min(shares)
 
 
-def _sides(numbers: "Shingles") -> "tuple[Shingles, Shingles]":
+def _sides(numbers: Shingles) -> tuple[Shingles, Shingles]:
     asked = HEADER + int(numbers[2])
     return numbers[HEADER:asked], numbers[asked:]
 
@@ -114,17 +106,13 @@ def _text_digest(texts: list[str]) -> bytes:
     return hashlib.blake2b(normalized.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def _distinct_shingles(
-    hashes: "Hashes", sizes: list[int], short: list[bytes]
-) -> "tuple[Shingles, npt.NDArray[np.int64]]":
+def _distinct_shingles(hashes: Hashes, sizes: list[int], short: list[bytes]) -> tuple[Shingles, npt.NDArray[np.int64]]:
     """Return the distinct shingles of all sides, each side in order, and how many each side has.
 
     Args:  hashes: the words of all sides. sizes: words of each side. short: a digest for each side with fewer than
     MIN_WORDS words, which is its only shingle.
     Shapes:  the counts: (conversations, 2).
     """
-    import numpy as np
-
     mixed = hashes[: max(0, len(hashes) - SHINGLE_WORDS + 1)].copy()
     for word in range(1, SHINGLE_WORDS):
         mixed *= np.uint64(MULTIPLIERS[0])

@@ -8,13 +8,12 @@ import functools
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+import numpy as np
+import numpy.typing as npt
 
-    Hashes = npt.NDArray[np.uint64]
+Hashes = npt.NDArray[np.uint64]
 
 # Scripts without spaces between words, by the ranges of their letters: each letter is a word.
 SPACELESS = (
@@ -67,11 +66,11 @@ ASCII = "".join(LETTERS[code] for code in range(128)).encode() + bytes(range(128
 class WordHashes(NamedTuple):
     """The words of texts, text after text."""
 
-    hashes: "Hashes"
+    hashes: Hashes
     """(words,) The hash of each word."""
-    numbers: "npt.NDArray[np.bool_]"
+    numbers: npt.NDArray[np.bool_]
     """(words,) Whether it has a digit."""
-    starts: "npt.NDArray[np.int64]"
+    starts: npt.NDArray[np.int64]
     """(texts + 1,) Where the words of each text begin; the last entry is the number of words."""
 
 
@@ -90,8 +89,6 @@ def words(text: str) -> list[str]:
 
 def hash_words(texts: Sequence[str]) -> WordHashes:
     """Return the words of texts as hashes. Equal words have equal hashes in all texts."""
-    import numpy as np
-
     blocks: list[WordHashes] = []
     block: list[bytes] = []
     size = 0
@@ -111,10 +108,8 @@ def hash_words(texts: Sequence[str]) -> WordHashes:
     )
 
 
-def mix64(numbers: "Hashes") -> "Hashes":
+def mix64(numbers: Hashes) -> Hashes:
     """Spread numbers over 64 bits in place (splitmix64); return them."""
-    import numpy as np
-
     for shift, multiplier in zip((30, 27), MULTIPLIERS[1:], strict=True):
         numbers ^= numbers >> np.uint64(shift)
         numbers *= np.uint64(multiplier)
@@ -143,8 +138,6 @@ def _normalized(raw: bytes) -> bytes:
 
 def _hash_block(texts: list[bytes]) -> WordHashes:
     """Return the words of a few texts; the hash of a word is a polynomial of its bytes, modulo 2**64."""
-    import numpy as np
-
     ends = np.cumsum(np.array([1, *(len(text) + 1 for text in texts)]))
     letters = np.frombuffer(END.join([b"", *texts, b""]), np.uint8)
     is_gap = letters <= SPACE[0]  # SPACE and END
@@ -163,8 +156,6 @@ def _hash_block(texts: list[bytes]) -> WordHashes:
 
 @functools.cache
 def _polynomial_of(size: int) -> "tuple[Hashes, Hashes, Hashes]":
-    import numpy as np
-
     base = MULTIPLIERS[0]
     byte_values = mix64(np.arange(1, 257, dtype=np.uint64) * np.uint64(base))
     powers, inverses = (
