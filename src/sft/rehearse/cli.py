@@ -159,8 +159,8 @@ def proven(stages: Stages, params: Params, ranks: int) -> Generator[str, None, N
         stages.wait_until(lambda: proofs.start_of(folder) is not None, training)
         yield proofs.imported(folder)
 
-        behind = project.SAVE_EVERY + KILL_BEHIND
-        stages.wait_until(lambda: proofs.last_step(folder) >= behind, training)
+        save, kill = project.SAVE_EVERY, project.SAVE_EVERY + KILL_BEHIND
+        stages.wait_until(lambda: proofs.last_step(folder) >= kill and proofs.is_hashed(folder, save), training)
     finally:
         stages.kill(training)
     trained, saved = len(proofs.steps_of(folder)), proofs.saved_step(folder)

@@ -36,6 +36,12 @@ def last_step(project: Path) -> int:
     return max((entry["iteration"] for entry in steps_of(project)), default=0)
 
 
+def is_hashed(project: Path, step: int) -> bool:
+    """Whether the run's checkpoint of a step has its manifest."""
+    run = run_folder(project)
+    return run is not None and checkpoints.manifest_of(checkpoints.iteration_folder(run, step)).exists()
+
+
 def start_of(project: Path) -> Path | None:
     """Return the Megatron checkpoint that was imported from the base model, or None before it is there."""
     manifest = next(project.glob("runs/imports/*.manifest.json"), None)
@@ -49,7 +55,7 @@ def saved_step(project: Path) -> int:
     if run is None or step is None:
         raise InputError(f"{run}: no checkpoint, expected one")
     checkpoint = checkpoints.iteration_folder(run, step)
-    if fault := checkpoints.fault_of(checkpoint):
+    if is_hashed(project, step) and (fault := checkpoints.fault_of(checkpoint)):
         raise InputError(f"{checkpoint}: {fault}")
     return step
 
