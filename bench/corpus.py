@@ -123,10 +123,13 @@ def _unique(texts: Iterator[str], most_bytes: int) -> list[str]:
 
 
 class Conversations:
-    """Makes conversations one by one; the n-th is the same in every corpus."""
+    """Makes conversations one by one; the n-th is the same in every corpus.
 
-    def __init__(self) -> None:
-        text = collect_text()
+    `longest`: draw lengths evenly up to this many tokens, instead of those of post-training data.
+    """
+
+    def __init__(self, longest: int | None = None) -> None:
+        text, self._longest = collect_text(), longest
         self._draw = random.Random(SEED)
         self._prose, self._code = text["prose"], text["code"]
         self._next_index = {"prose": 0, "code": 0}
@@ -134,7 +137,10 @@ class Conversations:
     def make(self, number: int) -> dict[str, Any]:
         """Return the next conversation as an OpenAI record."""
         draw = self._draw
-        tokens = min(MOST_TOKENS, max(FEWEST_TOKENS, draw.lognormvariate(math.log(MEDIAN_TOKENS), SIGMA)))
+        if self._longest is None:
+            tokens = min(MOST_TOKENS, max(FEWEST_TOKENS, draw.lognormvariate(math.log(MEDIAN_TOKENS), SIGMA)))
+        else:
+            tokens = draw.uniform(self._longest / 2, self._longest)
         chars, kind, messages = tokens * CHARS_PER_TOKEN, draw.random(), []
         if draw.random() < 0.5:
             system = min(chars * 0.1, 600) * draw.random() + 20
@@ -216,9 +222,9 @@ def _schema(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
-def write_corpus(path: Path, rows: int) -> None:
+def write_corpus(path: Path, rows: int, longest: int | None = None) -> None:
     """Write `rows` conversations as JSON lines."""
-    conversations = Conversations()
+    conversations = Conversations(longest)
     with publish_file(path) as partial, partial.open("wb") as file:
         for number in range(rows):
             file.write(orjson.dumps(conversations.make(number)) + b"\n")

@@ -5,6 +5,7 @@
 
 --sizes    conversations of bench/corpus.py through filter, prep and pack, each in a process as `dvc repro` starts it:
            CPU seconds, and peak memory with all child processes (sampled every 20 ms, shared pages counted once)
+--longest  conversations of half this many tokens to this many: --sizes 50 200 --longest 250000 --pack-size 262144
 --pack     samples through pack alone, with tokens cut from those that prep made of the largest corpus
 --lengths  sample lengths through the bin packing alone, at 4,096 and 262,144 tokens
 
@@ -157,15 +158,16 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
 
 def changes(pack_size: int) -> dict[str, dict[str, Any]]:
     """Return the changed params: all filters that need no network, and the pack size."""
-    return {"filter": {"contamination": None, "max_rejected": 1.0}, "pack": {"pack_size": pack_size}}
+    few = {"validation": {"eval_iters": 0}}  # a few long conversations fill no step of validation
+    return {"filter": {"contamination": None, "max_rejected": 1.0}, "pack": {"pack_size": pack_size}, **few}
 
 
-def measure_stages(folder: Path, size: int, pack_size: int) -> dict[str, Measure]:
+def measure_stages(folder: Path, size: int, pack_size: int, longest: int | None) -> dict[str, Measure]:
     """Measure all stages on a corpus of `size` conversations."""
     shutil.rmtree(folder, ignore_errors=True)
     make_project(folder, changes(pack_size))
     (folder / "data/raw/bench").mkdir(parents=True)
-    write_corpus(folder / "data/raw/bench/corpus.jsonl", size)
+    write_corpus(folder / "data/raw/bench/corpus.jsonl", size, longest)
     measures = {}
     for stage, kind in (("filter", "kept"), ("prep", "samples"), ("pack", "")):
         measures[stage] = run_stage(folder, stage, *(() if stage == "pack" else ("--source", "bench")))
@@ -297,6 +299,7 @@ def main() -> None:
     parser.add_argument("--pack", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--lengths", type=int, nargs="*", default=[10_000, 100_000, 1_000_000, 18_000_000])
     parser.add_argument("--pack-size", type=int, default=4096)
+    parser.add_argument("--longest", type=int)
     parser.add_argument("--json", type=Path, default=BENCH_RUNS / "scaling.json")
     args = parser.parse_args()
     if not (BENCH_RUNS / "tokenizer").exists():
@@ -304,7 +307,7 @@ def main() -> None:
     measures: dict[str, list[Measure]] = {}
     folder = BENCH_RUNS / "scaling"
     for size in sorted(args.sizes):
-        for stage, measure in measure_stages(folder, size, args.pack_size).items():
+        for stage, measure in measure_stages(folder, size, args.pack_size, args.longest).items():
             measures.setdefault(stage, []).append(measure)
     for stage, seconds in measure_limits(folder).items():
         measures[stage][-1]["limit_cpu"] = seconds

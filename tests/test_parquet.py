@@ -1,12 +1,14 @@
 """Shards: rows come back unchanged and in order, whatever their number."""
 
+import random
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sft import parquet
 from sft.cli import InputError
-from sft.parquet import SAMPLES, ShardWriter, read_rows, read_tables
+from sft.parquet import CONVERSATIONS, SAMPLES, ShardWriter, read_rows, read_tables
 
 
 def rows(number: int) -> list[dict]:
@@ -43,6 +45,22 @@ def test_long_data_is_split_into_shards_and_read_in_batches(tmp_path, monkeypatc
     assert names == ["samples-00000.parquet", "samples-00001.parquet", "samples-00002.parquet"]
     assert max(len(table) for table in read_tables(tmp_path)) == parquet.ROWS_PER_GROUP
     assert list(read_rows(tmp_path)) == rows(4500)
+
+
+def test_long_rows_are_written_and_read_few_at_a_time(tmp_path, monkeypatch):
+    long = [
+        {"id": str(n), "messages": random.Random(n).randbytes(500).hex(), "tools": "", "meta": ""} for n in range(50)
+    ]
+    monkeypatch.setattr(parquet, "BYTES_PER_GROUP", 4000)
+    with ShardWriter(tmp_path, "kept", CONVERSATIONS) as writer:
+        for row in long:
+            writer.write(row)
+    (shard,) = parquet.shard_paths(tmp_path)
+    footer = parquet.read_metadata(shard)
+    assert {footer.row_group(number).num_rows for number in range(footer.num_row_groups)} == {4, 2}
+    monkeypatch.setattr(parquet, "BYTES_PER_GROUP", 2000)
+    assert max(len(batch) for batch in parquet.read_batches(shard)) < 4
+    assert list(read_rows(tmp_path)) == long
 
 
 def test_same_rows_same_bytes(tmp_path):

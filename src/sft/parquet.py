@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from sft.cli import InputError
 
-ROWS_PER_GROUP = 1_000
+# The most rows of a row group and of a batch that is read, and the bytes from which on it takes no further row.
+ROWS_PER_GROUP, BYTES_PER_GROUP = 1_000, 8 << 20
 ROWS_PER_SHARD = 100_000
 # A folder is split into about ROW_RANGES ranges, of at most ROWS_PER_RANGE rows each.
 ROW_RANGES, ROWS_PER_RANGE = 32, 50_000
@@ -76,19 +77,21 @@ class ShardWriter:
         self._folder, self._name, self._schema = folder, name, schema
         self._rows: list[dict[str, Any]] = []
         self._tables: list[pa.Table] = []
-        self._shards = self._rows_in_shard = 0
+        self._shards = self._rows_in_shard = self._bytes = 0
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one row."""
         self._rows.append(row)
-        if len(self._rows) == ROWS_PER_GROUP:
+        self._bytes += sum([len(value) for value in row.values() if isinstance(value, str | bytes)])
+        if len(self._rows) == ROWS_PER_GROUP or self._bytes >= BYTES_PER_GROUP:
             self._flush()
 
     def write_table(self, table: pa.Table) -> None:
         """Add the rows of a table; a row group holds whole tables. Do not mix with `write`."""
         self._tables.append(table)
-        if sum(map(len, self._tables)) >= ROWS_PER_GROUP:
+        self._bytes += table.nbytes
+        if sum(map(len, self._tables)) >= ROWS_PER_GROUP or self._bytes >= BYTES_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:
@@ -103,7 +106,7 @@ class ShardWriter:
             group = pa.concat_tables(self._tables)
             self._writer.write_table(group, row_group_size=max(1, len(group)))
             self._rows_in_shard += len(group)
-        self._rows, self._tables = [], []
+        self._rows, self._tables, self._bytes = [], [], 0
         if self._rows_in_shard >= ROWS_PER_SHARD:
             self._finish_shard()
 
@@ -207,11 +210,22 @@ def read_batches(
             chosen = [name for name in chosen if name in present]
         numbers = list(groups if groups is not None else range(file.num_row_groups))
         missing_rows = sum(file.metadata.row_group(number).num_rows for number in numbers)
-        for batch in file.iter_batches(batch_size=rows, row_groups=numbers, columns=chosen, use_threads=threads):
-            missing_rows -= len(batch)
-            yield batch if schema is None else _typed(batch, schema)
+        for number in numbers:
+            size = rows_at_once(file.metadata.row_group(number), rows)
+            for batch in file.iter_batches(batch_size=size, row_groups=[number], columns=chosen, use_threads=threads):
+                missing_rows -= len(batch)
+                yield batch if schema is None else _typed(batch, schema)
         if missing_rows:  # the footer has no checksum
             raise pa.ArrowInvalid(f"{missing_rows} rows fewer than its footer says")
+
+
+def rows_at_once(group: pq.RowGroupMetaData, most: int) -> int:
+    """Return how many rows of a row group to read at once: `most`, or what has about BYTES_PER_GROUP, but one at least.
+
+    The bytes are those of all columns, as they are encoded: those of a repeated text count once.
+    """
+    fitting: int = BYTES_PER_GROUP * group.num_rows // max(1, group.total_byte_size)
+    return max(1, min(most, fitting))
 
 
 def read_metadata(path: Path | str) -> pq.FileMetaData:

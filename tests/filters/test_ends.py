@@ -42,12 +42,12 @@ def test_each_policy(messages, trimmed, as_context):
 @pytest.mark.parametrize("policy", ["context", "trim"])
 def test_what_is_left_has_a_sound_order(policy):
     conversation = Conversation([SYSTEM, ANSWER, USER, ANSWER, USER], None)
-    assert check_structure(conversation, 1000) is not None
-    assert check_structure(apply_ends(conversation, policy).conversation, 1000) is None
+    assert check_structure(conversation) is not None
+    assert check_structure(apply_ends(conversation, policy).conversation) is None
 
 
 def test_an_answer_before_the_question_is_context_only_if_it_is_not_trained():
-    assert check_structure(Conversation([UNTRAINED, USER, ANSWER], None), 1000) is None
-    rejection = check_structure(Conversation([ANSWER, USER, ANSWER], None), 1000)
+    assert check_structure(Conversation([UNTRAINED, USER, ANSWER], None)) is None
+    rejection = check_structure(Conversation([ANSWER, USER, ANSWER], None))
     assert rejection is not None
     assert rejection.reason == "role-order"

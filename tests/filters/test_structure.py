@@ -46,8 +46,8 @@ def test_a_user_may_speak_after_the_results_of_all_calls():
     asked = {"role": "user", "content": "Q"}
     calling, result = {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "2"}
     end = {"role": "assistant", "content": "A"}
-    assert check_structure(Conversation([asked, calling, result, asked, end], tools), 1000) is None
+    assert check_structure(Conversation([asked, calling, result, asked, end], tools)) is None
     calling["tool_calls"] = [call, call]
-    rejection = check_structure(Conversation([asked, calling, result, asked, end], tools), 1000)
+    rejection = check_structure(Conversation([asked, calling, result, asked, end], tools))
     assert rejection is not None
     assert rejection.reason == "tool-call-without-result"

@@ -216,7 +216,7 @@ def test_no_record_crashes_and_normalizing_is_idempotent(record):
         assert outcome.evidence
         return
     event("normalized")
-    check_structure(outcome, 1000)
+    check_structure(outcome)
     assert normalize({"messages": outcome.messages, "tools": outcome.tools}) == outcome
 
 

@@ -7,7 +7,6 @@ others are taken, workers read the parts twice: to find the rows with the smalle
 
 import dataclasses
 import functools
-import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ import orjson
 from sft.cli import InputError
 from sft.filters.contamination import read_benchmark_items
 from sft.filters.encoding import valid_text
-from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Outcome, Pipeline, RowCounts
+from sft.filters.pipeline import Kept, Outcome, Pipeline, RowCounts, batches
 from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
 from sft.formats.raw_files import Part, Row, plan_parts, read_part
 from sft.formats.records import ChatRow
@@ -191,7 +190,7 @@ def examine_rows(
     rows: Iterable[Row], pipeline: Pipeline, source: str, counts: RowCounts, folder: str
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of EXAMINED of each row of a source; `folder` is where its files are. Updates `counts`."""
-    for batch in itertools.batched(rows, ROWS_AT_ONCE):
+    for batch in batches(rows):
         report_position(f"{folder}: {batch[0].location} to {batch[-1].location}")
         for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True):
             yield examined_row(row, outcome, source)

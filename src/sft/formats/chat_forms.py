@@ -127,7 +127,7 @@ def _to_chat(row: Row, format: str, fields: Fields, select: Selection, counts: F
         return replace(row, record=None, fault=f"not of this format: {error}")
     group = fields.get(GROUP)
     read = columns.read | ({group} if group else set())
-    chat = ChatRow(row.location, record, columns=row.record, columns_read=read, group_column=group)
+    chat = ChatRow(row.location, record, columns=row.record, columns_read=read, group_column=group, size=row.size)
     counts.with_group += chat.group is not None
     return chat
 

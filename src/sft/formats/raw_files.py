@@ -26,7 +26,7 @@ PART_BYTES = 16 << 20
 # Compressed files that have parts, at most COMPRESSED_PARTS: a worker decompresses what comes before its part too. That
 # takes a sixth of the time of the filter stage; .bz2 and .xz are too slow for it.
 DIVIDED, COMPRESSED_PARTS = {".gz", ".zst"}, 16
-TABLE_ROWS = 256  # read together
+TABLE_ROWS, TABLE_BYTES = 256, 8 << 20  # read together
 CELL_CHARS = 1 << 30  # longest cell of a .csv
 ARROW_FILE, ARROW_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"  # how a file begins, and how a stream ends
 Json = dict[str, Any]
@@ -46,6 +46,8 @@ class Row:
     """The first RAW_CHARS characters of a faulty row."""
     is_end: bool = False
     """Whether the file cannot be read from here on, so that the number of lost rows is unknown."""
+    size: int = 0
+    """Bytes of its JSON; 0 for an item of an array, which is in memory anyway."""
 
 
 class Part(NamedTuple):
@@ -214,7 +216,10 @@ def _batches(path: Path, part: Part) -> Iterator[Any]:
     if kind == ".parquet":
         table = pq.ParquetFile(source)
         groups = range(part.start, table.num_row_groups if part.end is None else part.end)
-        yield from table.iter_batches(TABLE_ROWS, row_groups=list(groups))
+        for number in groups:
+            group = table.metadata.row_group(number)
+            fitting = TABLE_BYTES * group.num_rows // max(1, group.total_byte_size)
+            yield from table.iter_batches(max(1, min(TABLE_ROWS, fitting)), row_groups=[number])
     else:
         for batch in _arrow_batches(source):
             for first in range(0, len(batch), TABLE_ROWS):
@@ -308,7 +313,7 @@ def parse_row(text: bytes, location: str) -> Row:
         return Row(location, None, f"not valid UTF-8: byte {text[error.start]:#04x} at {error.start}", raw)
     except ValueError as error:
         return Row(location, None, f"not valid JSON: {error}", raw)
-    return _row(value, location, raw)
+    return _row(value, location, raw, len(text))
 
 
 def object_row(value: Any, location: str) -> Row:
@@ -316,7 +321,7 @@ def object_row(value: Any, location: str) -> Row:
     return _row(value, location, json.dumps(value, ensure_ascii=False)[:RAW_CHARS])
 
 
-def _row(value: Any, location: str, raw: str) -> Row:
+def _row(value: Any, location: str, raw: str, size: int = 0) -> Row:
     if not isinstance(value, dict):
         return Row(location, None, f"expected an object, found {type(value).__name__}", raw)
-    return Row(location, value, "", raw)
+    return Row(location, value, "", raw, size=size)
