@@ -92,6 +92,11 @@ def _has_floats(value: Any) -> bool:
     return False
 
 
+def trained_turns(messages: list[Message]) -> list[int]:
+    """Return the indices of the turns that are trained: those of the assistant, unless they say `loss: false`."""
+    return [index for index, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
+
+
 def is_normal(messages: Any, tools: Any) -> bool:
     """Return whether messages and tools are of normal form."""
     if not isinstance(messages, list) or not messages or not all(_is_normal_message(message) for message in messages):

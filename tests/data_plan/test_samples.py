@@ -1,6 +1,7 @@
 """samples: which files are read whole, in part or not at all, and where each row of a small file came from."""
 
 import bz2
+import functools
 import gzip
 import lzma
 from pathlib import Path
@@ -11,7 +12,7 @@ import zstandard
 
 from sft.cli import InputError
 from sft.data_plan import samples
-from sft.data_plan.ranges import LocalFile
+from sft.data_plan.ranges import RemoteFile, read_local
 from sft.data_plan.samples import NotSampledError, Sampled, names_to_read, sample_file
 from sft.params.data import Read
 
@@ -25,9 +26,9 @@ UNPACKED = {
 PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
 
-def local(folder: Path, name: str, content: bytes) -> LocalFile:
+def local(folder: Path, name: str, content: bytes) -> RemoteFile:
     (folder / name).write_bytes(content)
-    return LocalFile(name, len(content), path=folder / name)
+    return RemoteFile(name, len(content), functools.partial(read_local, folder / name))
 
 
 @pytest.fixture
@@ -96,8 +97,10 @@ def test_a_split_is_chosen_by_the_card_or_the_names_alone(
 ) -> None:
     readme = tmp_path_factory.mktemp("card") / "README.md"
     readme.write_text(card)
-    files = [LocalFile(name, 1) for name in ("data/train-0.jsonl", "data/test.jsonl")]
-    files.append(LocalFile("README.md", len(card), path=readme))
+    files = [
+        RemoteFile(name, 1, functools.partial(read_local, Path())) for name in ("data/train-0.jsonl", "data/test.jsonl")
+    ]
+    files.append(RemoteFile("README.md", len(card), functools.partial(read_local, readme)))
     names, line = names_to_read(list(files), Read(format="openai"), tmp_path)
     assert names == {"data/train-0.jsonl"}
     assert ("README.md does not name" if card else "of split test") in line

@@ -3,9 +3,9 @@
 https (and http on loopback), hf, s3 and file. A server that ignores ranges is read from the start only.
 """
 
-import abc
+import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,77 +33,56 @@ BUSY = (429, 500, 502, 503, 504)
 
 
 @dataclass
-class RemoteFile(abc.ABC):
-    """A file of a source. Subclasses read it."""
+class RemoteFile:
+    """A file of a source."""
 
     name: str
     """Path in the folder of the source."""
     size: int
+    read: Callable[[int, int], bytes]
+    """(start, stop) -> those bytes; without ranges, start must be 0. Raises InputError: no answer, or another one."""
     has_ranges: bool = True
 
-    @abc.abstractmethod
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop)."""
+
+def read_local(path: Path, start: int, stop: int) -> bytes:
+    """Return bytes of a file of this machine."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
 
 
-@dataclass
-class LocalFile(RemoteFile):
-    """A file of this machine."""
+def read_url(url: str, session: Any, has_ranges: bool, start: int, stop: int) -> bytes:
+    """Return bytes of a file behind a URL. Raises InputError: no answer, or another one."""
+    import requests
 
-    path: Path = Path()
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop)."""
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-
-
-@dataclass
-class WebFile(RemoteFile):
-    """A file behind a URL."""
-
-    url: str = ""
-    session: Any = None
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop); without ranges, start must be 0. Raises InputError: another answer."""
-        import requests
-
-        if start >= stop:
-            return b""
-        headers = {"Range": f"bytes={start}-{stop - 1}"} if self.has_ranges else {}
-        try:
-            with self.session.get(self.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-                expected = 206 if self.has_ranges else 200
-                if response.status_code != expected:
-                    answer = f"the server answers {response.status_code}, expected {expected}"
-                    raise InputError(f"{redact(self.url)}: {answer}. Run again, or check the address.")
-                content = bytearray()
-                for block in response.iter_content(BLOCK_BYTES):
-                    content += block[: stop - start - len(content)]
-                    if len(content) == stop - start:
-                        break
-        except requests.RequestException as error:
-            raise InputError(f"{redact(self.url)}: no answer: {type(error).__name__}. Check the network.") from error
-        if len(content) != stop - start:
-            raise InputError(f"{redact(self.url)}: bytes {start} to {stop}: found {len(content)}. Run again.")
-        return bytes(content)
+    if start >= stop:
+        return b""
+    headers = {"Range": f"bytes={start}-{stop - 1}"} if has_ranges else {}
+    try:
+        with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            expected = 206 if has_ranges else 200
+            if response.status_code != expected:
+                answer = f"the server answers {response.status_code}, expected {expected}"
+                raise InputError(f"{redact(url)}: {answer}. Run again, or check the address.")
+            content = bytearray()
+            for block in response.iter_content(BLOCK_BYTES):
+                content += block[: stop - start - len(content)]
+                if len(content) == stop - start:
+                    break
+    except requests.RequestException as error:
+        raise InputError(f"{redact(url)}: no answer: {type(error).__name__}. Check the network.") from error
+    if len(content) != stop - start:
+        raise InputError(f"{redact(url)}: bytes {start} to {stop}: found {len(content)}. Run again.")
+    return bytes(content)
 
 
-@dataclass
-class StoreFile(RemoteFile):
-    """An object of an S3 store."""
+def read_object(url: str, start: int, stop: int) -> bytes:
+    """Return bytes of an object of an S3 store. Raises InputError: no answer, or no right to read."""
+    import fsspec
 
-    url: str = ""
-
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop). Raises InputError: no answer, or no right to read."""
-        import fsspec
-
-        with s3_errors(self.url):
-            content: bytes = fsspec.filesystem("s3").cat_file(self.url, start=start, end=stop)
-        return content
+    with s3_errors(url):
+        content: bytes = fsspec.filesystem("s3").cat_file(url, start=start, end=stop)
+    return content
 
 
 class RangeReader(io.RawIOBase):
@@ -155,12 +134,16 @@ def list_source(source: Download, scratch: Path) -> list[RemoteFile]:
 
         with s3_errors(source.address):
             info = fsspec.filesystem("s3").info(source.address)
-        return [StoreFile(PurePosixPath(source.address).name, int(info["size"]), url=source.address)]
+        read = functools.partial(read_object, source.address)
+        return [RemoteFile(PurePosixPath(source.address).name, int(info["size"]), read)]
     if scheme == "file":
         found = {inner: path for path, inner in local_files(source).items()}
     else:
         found = {file.path: scratch / file.path for file in fetch_files(source, scratch)}
-    return [LocalFile(inner, path.stat().st_size, path=path) for inner, path in sorted(found.items())]
+    return [
+        RemoteFile(inner, path.stat().st_size, functools.partial(read_local, path))
+        for inner, path in sorted(found.items())
+    ]
 
 
 def lacks_digest(source: Download) -> bool:
@@ -192,10 +175,10 @@ def _hub_files(source: Download) -> Iterator[RemoteFile]:
     session.headers.update({**build_hf_headers(), "Accept-Encoding": "identity"})
     for inner, entry in files.items():
         url = huggingface_hub.hf_hub_url(filename=entry.path, **place.remote)
-        yield WebFile(inner, entry.size, url=url, session=session)
+        yield RemoteFile(inner, entry.size, functools.partial(read_url, url, session, True))
 
 
-def _web_file(name: str, url: str, session: Any) -> WebFile:
+def _web_file(name: str, url: str, session: Any) -> RemoteFile:
     """Return a file behind a URL, after one request for its size. Raises InputError: no answer, or no size."""
     import requests
 
@@ -209,4 +192,5 @@ def _web_file(name: str, url: str, session: Any) -> WebFile:
     size = ranges.rpartition("/")[2] if status == 206 else length
     if status not in (200, 206) or not size.isdecimal():
         raise InputError(f"{redact(url)}: the server answers {status}, size {size or 'not stated'}.")
-    return WebFile(name, int(size), has_ranges=status == 206, url=url, session=session)
+    has_ranges = status == 206
+    return RemoteFile(name, int(size), functools.partial(read_url, url, session, has_ranges), has_ranges)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import sub
 
-from sft.conversation import Conversation, Message, Rejection
+from sft.conversation import Conversation, Message, Rejection, trained_turns
 from sft.filters.encoding import quote
 from sft.params.data import Repetition
 
@@ -68,12 +68,8 @@ class Span:
 
 def check_repetition(conversation: Conversation, limits: Repetition) -> Rejection | None:
     """Return the first loop of a conversation, or None."""
-    turns = [
-        (index, message)
-        for index, message in enumerate(conversation.messages)
-        if message["role"] == "assistant" and message.get("loss") is not False
-    ]
-    texts = [(index, kind, text) for index, message in turns for kind, text in trained_texts(message)]
+    messages, turns = conversation.messages, trained_turns(conversation.messages)
+    texts = [(index, kind, text) for index in turns for kind, text in trained_texts(messages[index])]
     shortest = min(limits.min_letters, limits.max_char_run, limits.max_counting_run)
     for index, kind, text in texts:
         is_short = len(text) < shortest and len(text.encode("utf-8", "surrogatepass")) < shortest
@@ -85,7 +81,7 @@ def check_repetition(conversation: Conversation, limits: Repetition) -> Rejectio
         lines = [text if kind != "call" else f"{index}: {text.replace('\n', ' ')}" for index, kind, text in texts]
         if loop := find_line_loop("\n".join(lines), limits, TOGETHER):
             return Rejection("repetition-trajectory", f"all turns in a row, {loop}")
-    if loop := find_turn_loop(conversation.messages, [index for index, _ in turns], limits):
+    if loop := find_turn_loop(messages, turns, limits):
         return Rejection("repetition-trajectory", loop)
     return None
 

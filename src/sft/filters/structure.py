@@ -7,7 +7,7 @@ and gives what it found as evidence.
 from collections.abc import Callable
 from typing import Any
 
-from sft.conversation import THINK_TAGS, Conversation, Rejection
+from sft.conversation import THINK_TAGS, Conversation, Rejection, trained_turns
 from sft.filters.control_tokens import check_control_tokens
 from sft.filters.encoding import find_garbage, quote_match
 from sft.tool_schemas import ToolSchemas
@@ -81,7 +81,7 @@ def check_turns(conversation: Conversation) -> Rejection | None:
                 return Rejection("empty-answer", f"messages[{index}]: neither content nor tool calls")
             if message["role"] == "user":
                 return Rejection("empty-question", f"messages[{index}]: no content")
-    if not any(message["role"] == "assistant" and message.get("loss", True) for message in conversation.messages):
+    if not trained_turns(conversation.messages):
         return Rejection("nothing-trained", "every assistant turn has loss: false")
     return None
 

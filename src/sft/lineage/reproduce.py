@@ -28,7 +28,7 @@ from sft.inspect.terminal import Screen, visible
 from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.patch import patch_name
 from sft.lineage.record import all_packages, hardware
-from sft.lineage.resolve import FINAL, LINEAGE, LOCK, Records, find, of_folder
+from sft.lineage.resolve import FINAL, LINEAGE, LOCK, Records, cache_folder, find, of_folder
 from sft.lineage.work_tree import data_files
 from sft.params.recorded import STAGES, stage_of
 
@@ -156,9 +156,7 @@ def _share_cache(root: Path, place: Path) -> None:
     if local.exists():
         shutil.copyfile(local, place / ".dvc/config.local")
         (place / ".dvc/config.local").chmod(0o600)
-    command = [sys.executable, "-m", "dvc", "cache", "dir"]
-    cache = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.strip()
-    _dvc(place, "cache", "dir", "--quiet", "--local", cache)
+    _dvc(place, "cache", "dir", "--quiet", "--local", str(cache_folder(root)))
 
 
 def compare(recorded: Records, rebuilt: Records, until: str = STAGES[-1]) -> list[Compared]:

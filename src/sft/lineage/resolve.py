@@ -219,11 +219,12 @@ def listing(root: Path, md5: str) -> dict[str, str] | None:
 
 def cached(root: Path, md5: str) -> Path:
     """Return the path of an object in DVC's cache."""
-    return _cache_folder(root) / "files/md5" / md5[:2] / md5[2:]
+    return cache_folder(root) / "files/md5" / md5[:2] / md5[2:]
 
 
 @functools.cache
-def _cache_folder(root: Path) -> Path:
+def cache_folder(root: Path) -> Path:
+    """Return the folder of DVC's cache."""
     command = [sys.executable, "-m", "dvc", "cache", "dir"]
     done = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
     return Path(done.stdout.strip()) if done.returncode == 0 else root / ".dvc/cache"

@@ -16,12 +16,12 @@ from ruamel.yaml.nodes import MappingNode, Node
 
 from sft.params.schema import Params
 
-# Names in Hugging Face, axolotl, LLaMA-Factory, ms-swift and open-instruct for the same thing.
+# Names in Hugging Face, axolotl, LLaMA-Factory, ms-swift and open-instruct for the same thing, and what differs.
 FOREIGN_NAMES = {
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
     "warmup_steps": "scheduler.lr_warmup_iters",
-    "warmup_ratio": "scheduler.lr_warmup_iters",
+    "warmup_ratio": "scheduler.lr_warmup_iters (steps, not a ratio)",
     "lr_scheduler_type": "scheduler.lr_decay_style",
     "lr_scheduler": "scheduler.lr_decay_style",
     "max_grad_norm": "optimizer.clip_grad",
@@ -32,11 +32,11 @@ FOREIGN_NAMES = {
     "per_device_train_batch_size": "train.micro_batch_size",
     "micro_batch": "train.micro_batch_size",
     "batch_size": "train.global_batch_size",
-    "gradient_accumulation_steps": "train.global_batch_size",
-    "output_dir": "checkpoint.save_interval",
+    "gradient_accumulation_steps": "train.global_batch_size (packs per step over all GPUs; accumulation follows)",
+    "output_dir": "checkpoint.save_interval (no folder: checkpoints are in runs/, the model in models/final)",
     "save_steps": "checkpoint.save_interval",
     "save_total_limit": "checkpoint.most_recent_k",
-    "resume_from_checkpoint": "checkpoint.pretrained_checkpoint",
+    "resume_from_checkpoint": "checkpoint.pretrained_checkpoint (a killed run resumes; this names weights)",
     "eval_steps": "validation.eval_interval",
     "evaluation_strategy": "validation.eval_interval",
     "max_length": "pack.pack_size",
@@ -46,8 +46,8 @@ FOREIGN_NAMES = {
     "sequence_len": "pack.pack_size",
     "cutoff_len": "pack.pack_size",
     "model_max_length": "pack.pack_size",
-    "packing": "pack.pack_size",
-    "sample_packing": "pack.pack_size",
+    "packing": "pack.pack_size (samples are always packed; this is the length)",
+    "sample_packing": "pack.pack_size (samples are always packed; this is the length)",
     "val_size": "pack.validation",
     "val_set_size": "pack.validation",
     "chat_template": "prep.template",
@@ -56,8 +56,8 @@ FOREIGN_NAMES = {
     "datasets": "fetch.sources",
     "model_name_or_path": "fetch.model",
     "base_model": "fetch.model",
-    "max_chars": "prep.max_tokens",
-    "max_message_chars": "prep.max_tokens",
+    "max_chars": "prep.max_tokens (in tokens of a sample)",
+    "max_message_chars": "prep.max_tokens (in tokens of a sample)",
     "max_samples": "filter.max_rows",
     "limit": "filter.max_rows",
     "bf16": "mixed_precision.name",
@@ -72,26 +72,11 @@ FOREIGN_NAMES = {
     "lora_alpha": "peft.alpha",
     "lora_dropout": "peft.dropout",
     "lora_target_modules": "peft.target_modules",
-    "hidden_size": "fetch.model",
-    "num_layers": "fetch.model",
+    "hidden_size": "fetch.model (the weights determine the geometry: choose another model)",
+    "num_layers": "fetch.model (the weights determine the geometry: choose another model)",
     "load": "checkpoint.pretrained_checkpoint",
-    "revision": "fetch.sources.<name>.uri",
-    "sha256": "fetch.sources.<name>.uri",
-}
-# What differs, where the foreign name means something else.
-FOREIGN_NOTES = {
-    "revision": "in it: hf://owner/name@<commit>",
-    "sha256": "at its end: #sha256=<hex>",
-    "warmup_ratio": "steps, not a ratio",
-    "gradient_accumulation_steps": "packs per step over all GPUs; accumulation follows from it",
-    "output_dir": "folders are not params: checkpoints are in runs/<lineage key>, the model in models/final",
-    "max_chars": "in tokens of a sample",
-    "max_message_chars": "in tokens of a sample",
-    "packing": "samples are always packed; this is the length",
-    "sample_packing": "samples are always packed; this is the length",
-    "hidden_size": "the weights determine the geometry: choose another model",
-    "num_layers": "the weights determine the geometry: choose another model",
-    "resume_from_checkpoint": "an interrupted run resumes automatically; this names weights to start from",
+    "revision": "fetch.sources.<name>.uri (in it: hf://owner/name@<commit>)",
+    "sha256": "fetch.sources.<name>.uri (at its end: #sha256=<hex>)",
 }
 
 
@@ -118,8 +103,8 @@ def suggest(key: str, model: type[BaseModel] = Params) -> str:
     last = key.rpartition(".")[2]
     known = known_keys(model)
     if model is Params and last in FOREIGN_NAMES and key not in known:
-        note = f" ({FOREIGN_NOTES[last]})" if last in FOREIGN_NOTES else ""
-        return f"Did you mean '{FOREIGN_NAMES[last]}'{note}?"
+        name, space, note = FOREIGN_NAMES[last].partition(" ")
+        return f"Did you mean '{name}'{space}{note}?"
     same_name = [name for name in known if name.rpartition(".")[2] == last]
     near = same_name or difflib.get_close_matches(".".join(_as_known(key.split("."))), known, n=1, cutoff=0.75)
     near = near or [

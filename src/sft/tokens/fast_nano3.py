@@ -12,7 +12,7 @@ import itertools
 import json
 from typing import Any
 
-from sft.conversation import Message, Tools
+from sft.conversation import Message, Tools, trained_turns
 from sft.tokens.partition import partition
 from sft.tokens.segments import UNTRAINED, Segments
 from sft.tokens.tokenizer import SafeTokenizer, TemplateText
@@ -78,7 +78,7 @@ class FastNano3:
     def add_samples(self, segments: Segments, messages: list[Message], tools: Tools, budget: int | None) -> bool:
         """Add the samples of a conversation; return False, and add none, if the template has to render it."""
         before = len(segments.sizes)
-        trained = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
+        trained = trained_turns(messages)
         try:
             if sum([len(message["content"]) for message in messages]) > MAX_CHARS:
                 return False

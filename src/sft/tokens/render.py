@@ -23,7 +23,7 @@ import jinja2
 
 from sft import chat_files
 from sft.cli import InputError
-from sft.conversation import Message, Rejection, Tools
+from sft.conversation import Message, Rejection, Tools, trained_turns
 from sft.tokens import checks
 from sft.tokens.completeness import missing_in_tool
 from sft.tokens.fast_nano3 import MAX_CACHED_TOOLS, PROBES, SHA256, FastNano3
@@ -276,7 +276,7 @@ class ChatTemplate:
 
     def _prepare(self, messages: list[Message], tools: Tools, budget: int | None) -> tuple[Render, list[int]]:
         """Return a conversation ready to render, and which of its turns are trained."""
-        trained = [i for i, turn in enumerate(messages) if turn["role"] == "assistant" and turn.get("loss", True)]
+        trained = trained_turns(messages)
         guard = guard_for([messages, tools])
         shield = functools.partial(self.tokenizer.shield, guard=guard)
         mark = guard_for([messages, tools, guard]) if self.form.reasoning == SPLICED else ""
