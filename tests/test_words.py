@@ -62,7 +62,7 @@ WORDS = [
     Word("stands?(?! for| in for| alone)|stood|standing", "is, is stored"),
     Word("lies (in|on|here|there)", "is, is stored"),
     Word("spoil(s|t|ed)?", "damaged"),
-    Word("house|rooms?|door", "(no metaphors)", ("src", "docs")),
+    Word("house|(?<!no-)rooms?|door", "(no metaphors)", ("src", "docs")),
     # American spelling.
     Word("(normal|token|organ|recogn|optim|initial|serial|summar|minim|maxim|quant)is(e[drs]?|ing|ation)", "-ize"),
     Word("colours?|licences?|behaviours?|neighbours?|judgements?|artefacts?", "American spelling"),

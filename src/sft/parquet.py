@@ -62,6 +62,7 @@ PACKS = pa.schema(
         ("sample", pa.list_(pa.int32())),
         ("source", pa.list_(pa.string())),
         ("repeat", pa.list_(pa.int32())),
+        ("window", pa.list_(pa.int32())),
     ]
 )
 # Columns that may be missing, or null in some rows.

@@ -73,6 +73,7 @@ def test_packs_are_split_at_their_starts_and_the_choice_ignores_how_they_were_pa
         "conversation_id": ["a"],
         "source": ["s"],
         "repeat": [0],
+        "window": [0],
     }
     two = {
         "input_ids": [4, 5],
@@ -81,6 +82,7 @@ def test_packs_are_split_at_their_starts_and_the_choice_ignores_how_they_were_pa
         "conversation_id": ["b"],
         "source": ["s"],
         "repeat": [0],
+        "window": [0],
     }
     both = {
         "input_ids": [1, 2, 3, 4, 5],
@@ -89,6 +91,7 @@ def test_packs_are_split_at_their_starts_and_the_choice_ignores_how_they_were_pa
         "conversation_id": ["a", "b"],
         "source": ["s", "s"],
         "repeat": [0, 0],
+        "window": [0, 0],
     }
     assert [segment.ids for segment in split_packs([both], seed=1)] == [[1, 2, 3], [4, 5]]
     assert [segment.ids for segment in split_packs([both | {"repeat": [0, 1]}], seed=1)] == [[1, 2, 3]]

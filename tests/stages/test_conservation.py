@@ -40,7 +40,7 @@ def run_stages(folder, lines, monkeypatch, **params):
         "filter.max_rejected": 0.9,
         "prep.max_tokens": 5_000,
         "pack.pack_size": 2048,
-        "pack.over_length": "drop",
+        "pack.over_length": "window",
         "prep.reasoning.strip": 0.3,
         "prep.reasoning.truncate": 0.3,
         "train.global_batch_size": 1,
@@ -98,8 +98,12 @@ def test_every_row_is_packed_or_rejected_with_a_reason_and_no_token_is_lost(done
     assert len(reasons) >= 40
     pack = read_json(done / "reports/pack.json")
     assert pack["rows_in"] == conversations == pack["rows_out"] + sum(pack["rejected"].values())
-    assert pack["tokens_in"] == prepared_tokens == pack["tokens"] + sum(pack["tokens_rejected"].values())
-    assert {"near-duplicate", "over-length"} & set(pack["rejected"])
+    assert pack["tokens_in"] == prepared_tokens
+    left = pack["tokens"] - pack["windows"]["context_tokens"] + sum(pack["tokens_rejected"].values())
+    assert left == prepared_tokens
+    assert pack["trained_tokens_in"] == pack["trained_tokens"] + sum(pack["trained_tokens_rejected"].values())
+    assert pack["windows"]["windows"] > pack["windows"]["samples"] > 10
+    assert "near-duplicate" in pack["rejected"]
 
 
 def test_the_order_of_rows_changes_no_pack(tmp_path, monkeypatch):

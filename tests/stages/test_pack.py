@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,43 @@ def test_samples_longer_than_a_pack_can_be_cut_behind_their_last_whole_turn(proj
         assert report[f"{unit}_in"] == report[unit] + sum(report[f"{unit}_rejected"].values())
     assert "cut" not in report["rejected"]
     assert "cut" not in {line["reason"] for line in rejected(project)}
+
+
+def test_samples_longer_than_a_pack_are_packed_in_windows_that_train_each_token_once(project, prepared):
+    (project / "data/filtered").symlink_to(prepared / "data/filtered")
+    set_params(project, **{"pack.pack_size": 400, "pack.over_length": "window", "pack.max_windows": 2})
+    stage.main()
+    report, metadata = read_json(project / "reports/pack.json"), read_json(project / "data/packed/metadata.json")
+    whole = prepared_samples(project)
+    trained: dict[tuple, list[int]] = {}
+    numbers: dict[tuple, list[int]] = {}
+    for split in SPLITS:
+        for pack in packs(project, split):
+            assert len(pack["input_ids"]) <= 400
+            in_windows = [
+                name
+                for name, window in zip(
+                    zip(pack["source"], pack["conversation_id"], strict=True), pack["window"], strict=True
+                )
+                if window
+            ]
+            assert len(in_windows) == len(set(in_windows)), "windows of a conversation are in different packs"
+            for (key, ids, mask), window in zip(segments(pack), pack["window"], strict=True):
+                numbers.setdefault(key, []).append(window)
+                trained.setdefault(key, []).extend(
+                    token for token, is_trained in zip(ids[1:], mask, strict=False) if is_trained
+                )
+    assert max(map(len, numbers.values())) == 2 == report["windows"]["most_windows"]
+    for key, row in whole.items():
+        expected = [token for token, is_trained in zip(row["ids"], row["mask"], strict=True) if is_trained]
+        if len(row["ids"]) <= 400:
+            assert (trained[key], numbers[key]) == (expected, [0])
+        else:
+            assert 0 not in numbers.get(key, [])
+            assert Counter(trained.get(key, [])) <= Counter(expected)
+    lost = report["trained_tokens_rejected"]
+    assert sum(map(len, trained.values())) + sum(lost.values()) == report["trained_tokens_in"]
+    assert metadata["windows"] == report["windows"]
 
 
 def test_a_pack_size_that_no_sample_fits_stops(project):

@@ -117,7 +117,7 @@ def make_packs(count: int, size: int, seed: int) -> list[dict[str, list[int]]]:
 
 
 def pack_samples(samples: Sequence[dict[str, Any]], multiple: int, pad_id: int) -> dict[str, Any]:
-    """Join samples (ids, mask, conversation_id, sample, source, repeat) into one pack, as a row of data/packed."""
+    """Join samples (ids, mask, and columns of their own) into one pack, as a row of data/packed."""
     import numpy as np
 
     from sft.packing.write import build_packs
@@ -130,7 +130,8 @@ def pack_samples(samples: Sequence[dict[str, Any]], multiple: int, pad_id: int) 
     columns = build_packs(parts, lengths, np.array([0, len(samples)]), multiple, pad_id).columns()
     row = {name: column.to_pylist()[0] for name, column in columns.items()}
     names = ("conversation_id", "sample", "source", "repeat")
-    return row | {name: [sample[name] for sample in samples] for name in names}
+    row |= {name: [sample[name] for sample in samples] for name in names}
+    return row | {"window": [sample.get("window", 0) for sample in samples]}
 
 
 def made_up(number: int) -> list[dict[str, Any]]:

@@ -54,12 +54,13 @@ def split_packs(packs: Iterable[Mapping[str, Any]], seed: int) -> Iterator[Segme
     """Yield the samples of packs; of copies, which `epochs` makes, the first one."""
     for pack in packs:
         ends = [*pack["seq_start_id"][1:], len(pack["input_ids"])]
-        columns = (pack[name] for name in ("source", "conversation_id", "repeat"))
-        for start, end, source, identity, copy in zip(pack["seq_start_id"], ends, *columns, strict=True):
+        columns = (pack[name] for name in ("source", "conversation_id", "repeat", "window"))
+        for start, end, source, identity, copy, window in zip(pack["seq_start_id"], ends, *columns, strict=True):
             if copy:
                 continue
             ids, marks = pack["input_ids"][start:end], pack["loss_mask"][start:end]
-            yield Segment(rank(seed, identity), source, identity, ids, marks)
+            name = f"{identity} {window}" if window else identity  # not all windows of a conversation in a row
+            yield Segment(rank(seed, name), source, identity, ids, marks)
 
 
 def choose_segments(

@@ -58,7 +58,7 @@ class PackedSample:
 
     source: str
     name: str
-    """Conversation id, number of the sample in its conversation, and which copy if there are several."""
+    """Conversation id, number of the sample in its conversation, and which window and copy, if there are several."""
     start: int
     """Position of its first token in the pack."""
     tokens: int
@@ -195,7 +195,8 @@ def samples(pack: dict[str, Any], selected: int | None, tokenizer: Any, multiple
         if last < end:
             parts.append(Piece(last, ids[last:end], f"padding, {_plural(end - last, 'token')}", False, True))
         copy = pack["repeat"][index] if "repeat" in pack else 0
-        name = f"{pack['conversation_id'][index]}:{pack['sample'][index]}"
+        window = pack["window"][index] if "window" in pack else 0
+        name = f"{pack['conversation_id'][index]}:{pack['sample'][index]}" + (f", window {window}" if window else "")
         packed_samples.append(
             PackedSample(
                 source=pack["source"][index],

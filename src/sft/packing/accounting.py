@@ -1,6 +1,7 @@
 """Accounting: what is packed, what is lost and why, by split, source and domain; metadata.json and reports/pack.json.
 
-Nothing is lost without a number: tokens in + tokens repeated = tokens packed + tokens rejected.
+Nothing is lost without a number: tokens in + tokens repeated + tokens that windows add = tokens packed + tokens
+rejected. Windows add no trained tokens.
 """
 
 from collections import Counter
@@ -19,8 +20,11 @@ from sft.packing.sample_table import (
     DUPLICATE,
     EXCLUDED,
     FITS,
+    IN_WINDOWS,
     NEAR_DUPLICATE,
+    NO_SPACE,
     NOT_DRAWN,
+    OVER_CAP,
     OVER_LENGTH,
     REASONS,
     UNTRAINED,
@@ -64,14 +68,15 @@ def count_losses(samples: SampleTable, rows: slice) -> Losses:
     units["trained_tokens"] = samples.trained[rows], samples.trained_kept[rows]
     losses = {}
     for number, name in enumerate(REASONS):
+        if number == IN_WINDOWS:
+            continue  # they are cut as well
         if number == FITS:
-            chosen = ~before_plan & (samples.kept[rows] < samples.length[rows])
+            chosen = ~before_plan & (reason != NO_SPACE) & (samples.kept[rows] < samples.length[rows])
         else:
             chosen = reason == number
+        is_part = number in (FITS, NO_SPACE)
         lost = {
-            unit: (prepared - kept if number == FITS else np.where(before_plan, prepared, kept))[chosen].sum(
-                dtype=np.int64
-            )
+            unit: (prepared - kept if is_part else np.where(before_plan, prepared, kept))[chosen].sum(dtype=np.int64)
             for unit, (prepared, kept) in units.items()
         }
         if chosen.any():
@@ -135,7 +140,7 @@ def balance_ledgers(
     order = np.concatenate([each.samples for each in plan.splits.values()])
     copies = np.concatenate([each.copies for each in plan.splits.values()])
     reason = np.full(len(conversations), FITS, np.uint8)
-    for first, last in ((FITS + 1, DUPLICATE - 1), (DUPLICATE, NOT_DRAWN)):  # the later step decides
+    for first, last in ((OVER_LENGTH, DUPLICATE - 1), (DUPLICATE, NOT_DRAWN)):  # the later step decides
         dropped = (first <= samples.reason) & (samples.reason <= last)
         reason[samples.conversation[dropped]] = samples.reason[dropped]
     packed = np.zeros(len(conversations), np.bool_)
@@ -146,26 +151,47 @@ def balance_ledgers(
 
     losses = count_losses(samples, slice(None))
     lost_samples = Counter({name: counts["samples"] for name, counts in losses.items() if name != REASONS[FITS]})
-    sample_ledger = Ledger(len(samples), int((copies == 0).sum()), lost_samples)
+    number = int((samples.reason != IN_WINDOWS).sum())  # windows count as samples
+    sample_ledger = Ledger(number, int((copies == 0).sum()), lost_samples)
     sample_ledger.check("pack, samples")
     repeated = add_counts(count_by_source(samples, conversations, order[copies > 0]).values())
-    balance: dict[str, Any] = {"samples": sample_ledger.report(), "repeated": repeated}
+    windows = count_windows(samples)
+    balance: dict[str, Any] = {"samples": sample_ledger.report(), "repeated": repeated, "windows": windows}
+    is_sample = samples.window == 0
     for unit, prepared, kept in (
         ("tokens", samples.length, samples.kept),
         ("trained_tokens", samples.trained, samples.trained_kept),
     ):
-        tokens_in, tokens_out = int(prepared.sum(dtype=np.int64)), int(kept[order].sum(dtype=np.int64))
+        tokens_in, tokens_out = int(prepared[is_sample].sum(dtype=np.int64)), int(kept[order].sum(dtype=np.int64))
         lost = {name: counts[unit] for name, counts in losses.items()}
-        Ledger(tokens_in + repeated[unit], tokens_out, Counter(lost)).check(f"pack, {unit}")
+        added = windows["context_tokens"] if unit == "tokens" else 0
+        Ledger(tokens_in + repeated[unit] + added, tokens_out, Counter(lost)).check(f"pack, {unit}")
         balance |= {unit: tokens_out, f"{unit}_in": tokens_in, f"{unit}_rejected": lost}
     return ledger, balance
+
+
+def count_windows(samples: SampleTable) -> Counts:
+    """Return the samples that are in windows, their windows, the most of a sample, and tokens and trained tokens.
+
+    `context_tokens` are those that windows have besides the tokens of their sample counted once: repeated context.
+    """
+    windows, whole = samples.window > 0, np.isin(samples.reason, (IN_WINDOWS, NO_SPACE))
+    tokens = int(samples.length[windows].sum(dtype=np.int64))
+    return {
+        "samples": int((whole & (samples.kept > 0)).sum()),
+        "windows": int(windows.sum()),
+        "most_windows": int(samples.window.max(initial=0)),
+        "tokens": tokens,
+        "trained_tokens": int(samples.trained[windows].sum(dtype=np.int64)),
+        "context_tokens": tokens - int(samples.kept[whole].sum(dtype=np.int64)),
+    }
 
 
 def rejected_lines(
     samples: SampleTable, conversations: ConversationTable, plan: BlendPlan, pack_size: int
 ) -> Iterator[dict[str, str]]:
-    """Yield a line for each rejected sample, by source and id; samples that were only not drawn have no line."""
-    rejected = (samples.reason != FITS) & (samples.reason != NOT_DRAWN)
+    """Yield a line for each rejected sample, by source and id; windows and samples that were not drawn have no line."""
+    rejected = ~np.isin(samples.reason, (FITS, IN_WINDOWS, OVER_CAP, NOT_DRAWN)) & (samples.window == 0)
     for source, number in sorted((name, number) for number, name in enumerate(conversations.sources)):
         rows = np.flatnonzero(rejected & (conversations.source == number)[samples.conversation])
         rows = rows[np.lexsort((samples.number[rows], conversations.id_number[samples.conversation[rows]]))]
@@ -174,6 +200,12 @@ def rejected_lines(
             reason, length = samples.reason[row], samples.length[row]
             if reason == OVER_LENGTH:
                 evidence = f"sample {samples.number[row]}: {length} tokens of {pack_size}"
+            elif reason == NO_SPACE:
+                left = samples.trained[row] - samples.trained_kept[row]
+                evidence = (
+                    f"sample {samples.number[row]}: {left} of {samples.trained[row]} trained tokens call a tool that "
+                    f"does not fit {pack_size} tokens with the question"
+                )
             elif reason == UNTRAINED:
                 evidence = f"sample {samples.number[row]}: none of {length} tokens is trained"
             elif reason == EXCLUDED:
@@ -251,6 +283,7 @@ def make_metadata(
         "splits": splits,
         "split_groups": plan.groups,
         "licenses": count_licenses(samples, licenses_of(conversations, sources), plan.splits["training"].samples),
+        "windows": count_windows(samples),
         "sources": by_source,
         "domains": by_domain,
         "mixture": {
@@ -285,7 +318,7 @@ def make_report(
             for group in ("sources", "domains")
         },
         "length_quantiles": {
-            source: length_quantiles(samples.length[source_of == number])
+            source: length_quantiles(samples.length[(source_of == number) & (samples.window == 0)])
             for number, source in enumerate(conversations.sources)
         },
     }

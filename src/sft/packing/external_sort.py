@@ -225,6 +225,7 @@ def _samples_of_packs(
             "sample": samples.number[members],
             "source": conversations.sources_of(samples.conversation[members]),
             "repeat": order.copies[places],
+            "window": samples.window[members],
         }
     )
 
@@ -265,7 +266,7 @@ def _write_shard(task: dict[str, Any]) -> str:
                 conversation = table.column("conversation_id")[edges[first + fault[0]]]
                 raise InputError(f"data/packed/{task['target']}: pack with conversation {conversation}: {fault[1]}")
             columns = packs.columns()
-            for name in ("conversation_id", "sample", "source", "repeat"):
+            for name in ("conversation_id", "sample", "source", "repeat", "window"):
                 values = table.column(name)[begin:end].combine_chunks()
                 columns[name] = pa.ListArray.from_arrays(pa.array(packs.samples, pa.int32()), values)
             joined = pa.table(columns, schema=PACKS)

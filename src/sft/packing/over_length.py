@@ -10,6 +10,7 @@ and only conversations that need it are rendered twice.
 import functools
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ BASE = Path("models/base")
 FILTERED = Path("data/filtered")
 PREPARED = Path("data/prepared")
 ROWS_AT_ONCE = 64
+# From this many conversations of a source on, the faster tokenizer saves more time than it takes to load.
+MIN_TO_LOAD_FAST = 500
 
 
 def longest(pack_size: int, multiple: int) -> int:
@@ -232,10 +235,11 @@ def find_over_length(task: dict[str, Any]) -> str:
 
 
 @functools.cache
-def _load_chat(template: str, stop_tokens: tuple[str, ...], date: str | None) -> "ChatTemplate":
+def _load_chat(template: str, fast: bool, stop_tokens: tuple[str, ...], date: str | None) -> "ChatTemplate":
     from sft.tokens.render import ChatTemplate, Settings
 
-    return ChatTemplate.load(template, BASE, whole=False, settings=Settings(stop_tokens, date))
+    fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
+    return ChatTemplate.load(template, BASE, whole=False, fast=fast, settings=Settings(stop_tokens, date))
 
 
 def write_windows(task: dict[str, Any]) -> str:
@@ -245,10 +249,10 @@ def write_windows(task: dict[str, Any]) -> str:
     """
     row_range, source = RowRange(*task["row_range"]), task["source"]
     template = PREPARED / source / "chat_template.jinja"
-    chat = _load_chat(str(template), tuple(task["stop_tokens"]), task["date"])
     reasoning = Shares(**task["reasoning"])
     tables = [pyarrow.feather.read_table(path, memory_map=True) for path in task["conversations"]]
     names = pa.concat_tables(tables)["id"]
+    chat = _load_chat(str(template), len(names) >= MIN_TO_LOAD_FAST, tuple(task["stop_tokens"]), task["date"])
     folder = Path(tempfile.mkdtemp(prefix="windows-", dir=task["spool"]))
     with ShardWriter(folder, "windows", WINDOWS) as shards:
         for rows in read_row_range(row_range, ROWS_AT_ONCE, ["id", "messages", "tools", "meta"]):

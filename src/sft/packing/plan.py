@@ -17,8 +17,10 @@ from sft.packing.sample_table import (
     DUPLICATE,
     EXCLUDED,
     FITS,
+    IN_WINDOWS,
     NEAR_DUPLICATE,
     NOT_DRAWN,
+    OVER_CAP,
     ConversationTable,
     SampleTable,
 )
@@ -76,6 +78,7 @@ def plan_blend(
 ) -> BlendPlan:
     """Choose what is packed, in which split and how often; set `samples.reason` of the rest."""
     kept_instead, kept_with = drop_duplicates(samples, conversations, near_duplicates)
+    cap_windows(samples, params.max_windows)
     fits = samples.reason == FITS
     weights = samples.trained_kept[fits] if params.unit == "tokens" else None
     sizes = np.bincount(samples.conversation[fits], weights, len(conversations)).astype(np.int64)
@@ -109,7 +112,18 @@ def plan_blend(
 def _is_excluded(samples: SampleTable, conversations: ConversationTable, source: int) -> bool:
     """Whether `pack.exclude_licenses` leaves nothing of a source."""
     reasons = samples.reason[conversations.source[samples.conversation] == source]
-    return len(reasons) > 0 and bool((reasons == EXCLUDED).all())
+    return len(reasons) > 0 and bool(np.isin(reasons, (EXCLUDED, IN_WINDOWS)).all())
+
+
+def cap_windows(samples: SampleTable, most: int | None) -> None:
+    """Mark windows of a conversation beyond the first `most` by hash, so that a long one is not all of a source."""
+    windows = np.flatnonzero((samples.window > 0) & (samples.reason == FITS))
+    if most is None or not len(windows):
+        return
+    windows = windows[np.lexsort((samples.key[windows], samples.conversation[windows]))]
+    owner = samples.conversation[windows]
+    rank = np.arange(len(windows)) - np.searchsorted(owner, owner)
+    samples.reason[windows[rank >= most]] = OVER_CAP
 
 
 def drop_duplicates(
@@ -168,12 +182,13 @@ def order_packs(samples: SampleTable, members: Int64s, times: Int32s, params: Pa
     seen = times[samples.conversation[once]]
     repeated = np.repeat(once, seen)
     copies = np.arange(len(repeated), dtype=np.int32) - np.repeat(offsets_of(seen)[:-1].astype(np.int32), seen)
-    keep_apart = None
-    if (seen > 1).any():
+    keep_apart, parts, window = None, copies, samples.window[repeated]
+    if (seen > 1).any() or window.any():
         owner = samples.conversation[repeated]
-        keep_apart = np.where(times[owner] > 1, owner, np.int32(-1))
+        keep_apart = np.where((times[owner] > 1) | (window > 0), owner, np.int32(-1))
+        parts = copies * np.int32(window.max(initial=0) + 1) + window
     del once, seen
-    bins = plan_bins(padded(samples.kept[repeated], params.pad_segments_to), params.pack_size, keep_apart, copies)
+    bins = plan_bins(padded(samples.kept[repeated], params.pad_segments_to), params.pack_size, keep_apart, parts)
     hashes = keyed_hashes(params.seed, (f"pack:{first}" for first in bins.firsts().tolist()))
     bins = bins.take(np.argsort(hashes, kind="stable"))
     return PackOrder(repeated[bins.members], copies[bins.members], bins.starts)

@@ -2,7 +2,7 @@
 
 `measure_rows` reads the length, the trained tokens and the id of prepared samples; `build_tables` numbers the
 conversations of all sources. A sample that does not fit a pack or has nothing to train gets its reason here; later
-steps set the reason of what they drop.
+steps set the reason of what they drop. The windows of a source (sft.packing.over_length) are rows behind its samples.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,14 +21,18 @@ from sft.hashing import keyed_hashes
 from sft.packing.conversation_ids import ConversationIds, number_ids
 from sft.packing.write import padded
 from sft.params.data import Pack
-from sft.parquet import SAMPLES, read_batches, read_metadata, shard_paths
+from sft.parquet import WINDOWS, read_batches, read_metadata, shard_paths
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
-# Values of SampleTable.reason, and their names in reports. A sample that fits may have been cut at a turn.
-FITS, OVER_LENGTH, UNTRAINED, EXCLUDED, DUPLICATE, NEAR_DUPLICATE, NOT_DRAWN = range(7)
-REASONS = ("cut", "over-length", "untrained", "excluded-license", "duplicate", "near-duplicate", "not-drawn")
+# Values of SampleTable.reason, and their names in reports. A sample that fits may have been cut at a turn; one that is
+# in windows is not packed itself, and loses what no window has.
+FITS, IN_WINDOWS, OVER_LENGTH, NO_SPACE, UNTRAINED, EXCLUDED, DUPLICATE, NEAR_DUPLICATE, OVER_CAP, NOT_DRAWN = range(10)
+REASONS = (
+    *("cut", "cut", "over-length", "no-room-for-called-tool", "untrained", "excluded-license"),
+    *("duplicate", "near-duplicate", "over-max-windows", "not-drawn"),
+)
 MEASURES = pa.schema(
     [
         ("conversation_id", pa.string()),
@@ -38,6 +42,9 @@ MEASURES = pa.schema(
         ("trained", pa.int32()),
         ("trained_kept", pa.int32()),
         ("key", pa.uint64()),
+        ("window", pa.int32()),
+        ("covered", pa.int32()),
+        ("whole", pa.int32()),
         ("group", pa.uint64()),
         ("license", pa.string()),
     ]
@@ -68,13 +75,15 @@ class SampleTable:
     length: Int32s
     """Tokens as prepared."""
     kept: Int32s
-    """Tokens that fit a pack: all, those up to the last whole turn that fits, or 0."""
+    """Tokens that fit a pack: all, those up to the last whole turn that fits, those that its windows have, or 0."""
     trained: Int32s
     """Trained tokens as prepared. The first token is never trained: nothing predicts it."""
     trained_kept: Int32s
     """Trained tokens among `kept`."""
     key: npt.NDArray[np.uint64]
     """Keyed hash of source, conversation and number: the order in which samples are packed."""
+    window: Int32s
+    """Which window of its sample, from 1; 0 for a sample."""
     reason: npt.NDArray[np.uint8]
     """Why it is not packed: an index into REASONS; 0 (FITS) if it is."""
 
@@ -132,6 +141,14 @@ def list_row_groups(folders: Mapping[str, Path]) -> list[RowGroup]:
     return groups
 
 
+def count_rows(groups: Iterable[RowGroup], sources: Iterable[str]) -> dict[str, int]:
+    """Return the number of rows of each source, in the order of `sources`."""
+    rows = dict.fromkeys(sources, 0)
+    for group in groups:
+        rows[group.source] += group.rows
+    return rows
+
+
 def batch_row_groups(groups: Sequence[RowGroup], tokens: int) -> list[list[RowGroup]]:
     """Split a list of row groups into lists of about `tokens` tokens each."""
     batches: list[list[RowGroup]] = []
@@ -148,7 +165,7 @@ def batch_row_groups(groups: Sequence[RowGroup], tokens: int) -> list[list[RowGr
 def read_row_group(group: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a row group in batches of about BATCH_TOKENS tokens; raises as `read_batches`."""
     rows = max(1, BATCH_TOKENS * group.rows // max(1, group.tokens))
-    return read_batches(group.path, columns, SAMPLES, rows, [group.group], threads=True)
+    return read_batches(group.path, columns, WINDOWS, rows, [group.group], threads=True)
 
 
 def measure_tasks(groups: Sequence[RowGroup], params: Pack, spool: Path) -> list[dict[str, Any]]:
@@ -163,7 +180,7 @@ def measure_row_groups(task: dict[str, Any]) -> str:
     batches = []
     for values in task["groups"]:
         group = RowGroup(*values)
-        for rows in read_row_group(group, ["conversation_id", "sample", "mask", "turn_ends", "group", "license"]):
+        for rows in read_row_group(group, [name for name in WINDOWS.names if name != "ids"]):
             batches.append(measure_rows(rows, group.source, params))
     return write_arrow(pa.Table.from_batches(batches, MEASURES), Path(task["spool"]))
 
@@ -198,16 +215,26 @@ def measure_rows(rows: pa.RecordBatch, source: str, params: Pack) -> pa.RecordBa
                 f"pack.over_length is cut-at-turn. Run: dvc repro --force prep@{source}"
             )
         kept[over] = lengths_cut_at_turn(ends, params.pack_size, params.pad_segments_to)
-    keys = (f"{source}:{conversation}:{number}" for conversation, number in zip(ids.to_pylist(), numbers, strict=True))
+    window, covered, whole = (_numbers(rows, name) for name in ("window", "covered", "whole"))
+    names = (f"{source}:{name}:{number}" for name, number in zip(ids.to_pylist(), numbers, strict=True))
+    keys = (f"{name}:{part}" if part else name for name, part in zip(names, window.tolist(), strict=True))
     trained, trained_kept = _trained(sums, begin, length), _trained(sums, begin, kept)
     groups = rows.column("group") if "group" in rows.schema.names else pa.nulls(len(rows), pa.uint64())
     if groups.null_count:  # prepared elsewhere: each conversation is a group
         groups = pc.coalesce(groups, pa.array(keyed_hashes(0, ids.to_pylist())))
     licenses = rows.column("license") if "license" in rows.schema.names else pa.nulls(len(rows), pa.string())
     licenses = licenses.fill_null("")  # prepared elsewhere: that of the source
-    columns = ids, numbers, length, kept, trained, trained_kept, keyed_hashes(params.seed, keys), groups, licenses
+    hashes = keyed_hashes(params.seed, keys)
+    columns = ids, numbers, length, kept, trained, trained_kept, hashes, window, covered, whole, groups, licenses
     typed = [pa.array(values, field.type) for values, field in zip(columns, MEASURES, strict=True)]
     return pa.RecordBatch.from_arrays(typed, schema=MEASURES)
+
+
+def _numbers(rows: pa.RecordBatch, name: str) -> Int32s:
+    """Return a column of numbers; 0 for rows without it."""
+    if name not in rows.schema.names:
+        return np.zeros(len(rows), np.int32)
+    return np.asarray(rows.column(name).fill_null(0).to_numpy(), np.int32)
 
 
 def _trained(sums: Int64s, begin: Int64s, length: Int64s) -> Int64s:
@@ -242,9 +269,12 @@ def column_reader(paths: Sequence[str]) -> Callable[[str], Iterator[pa.Array]]:
 
 
 def build_tables(
-    column: Callable[[str], Iterable[pa.Array]], rows: Mapping[str, int]
+    column: Callable[[str], Iterable[pa.Array]], rows: Mapping[str, int], *, in_windows: bool = False
 ) -> tuple[SampleTable, ConversationTable]:
-    """Number the conversations of measured samples; `rows` is the number of samples of each source, in order."""
+    """Number the conversations of measured samples; `rows` is the number of samples of each source, in order.
+
+    `in_windows`: samples that are too long have windows, unless they call tools for which there is no space.
+    """
     ids, id_number = number_ids(lambda: column("conversation_id"))
     conversation = np.empty(len(id_number), np.int32)
     first = np.empty(len(ids), np.int32)  # id -> the first sample of the current source that has it
@@ -265,14 +295,43 @@ def build_tables(
         begin += number
         known += len(id_numbers[-1])
     columns = {field.name: _concatenate(column(field.name), str(field.type), begin) for field in list(MEASURES)[1:-2]}
+    covered, whole = columns.pop("covered"), columns.pop("whole")
     reason = np.full(begin, FITS, np.uint8)
     reason[columns["trained_kept"] == 0] = UNTRAINED
     reason[columns["kept"] == 0] = OVER_LENGTH
     samples = SampleTable(conversation=conversation, **columns, reason=reason)
+    if in_windows:
+        set_samples_of_windows(samples, covered, whole)
     of_source, numbers_of_ids, of_group, of_license = map(np.concatenate, (sources, id_numbers, groups, licenses))
     return samples, ConversationTable(
         of_source, numbers_of_ids, of_group, ids, list(rows), of_license, list(license_names)
     )
+
+
+def set_samples_of_windows(samples: SampleTable, covered: Int32s, whole: Int32s) -> None:
+    """Set what the windows of a sample have of it, and the reason of samples that are too long.
+
+    Shapes: covered (tokens that a window adds), whole (tokens of its sample): (samples,), of windows.
+
+    Raises:  InputError: a window is of another sample than was prepared.
+    """
+    long = np.flatnonzero((samples.reason == OVER_LENGTH) & (samples.window == 0))
+    windows = np.flatnonzero(samples.window)
+    numbers = int(samples.number.max(initial=0)) + 1
+    keys = samples.conversation.astype(np.int64) * numbers + samples.number
+    long = long[np.argsort(keys[long], kind="stable")]
+    place = np.searchsorted(keys[long], keys[windows])
+    known = place < len(long)
+    known[known] = keys[long[place[known]]] == keys[windows[known]]
+    if not known.all() or (samples.length[long[place]] != whole[windows]).any():
+        raise InputError(
+            "data/prepared: samples are not those of data/filtered: they were made with other code or params. "
+            "Run: dvc repro --force prep"
+        )
+    np.add.at(samples.kept, long[place], covered[windows])
+    np.add.at(samples.trained_kept, long[place], samples.trained[windows])
+    reason = np.where(samples.trained_kept[long] < samples.trained[long], NO_SPACE, IN_WINDOWS)
+    samples.reason[long] = np.where(samples.trained[long] == 0, UNTRAINED, reason)
 
 
 def _number_texts(chunks: Iterable[pa.Array], number: int) -> tuple[Int32s, dict[str, int]]:

@@ -29,6 +29,12 @@ def print_summary(report: Mapping[str, Any], metadata: Mapping[str, Any]) -> Non
     echo(f"[bold]licenses[/] of the trained tokens: {'; '.join(map(escape, shares))}")
     for source, groups in report["split_groups"].items():
         print_held_out(source, groups)
+    if (windows := report["windows"])["windows"]:
+        echo(
+            f"[bold]windows[/]: {windows['windows']} of {windows['samples']} samples longer than a pack, with "
+            f"{windows['trained_tokens']:,} trained tokens, each in one window, and {windows['context_tokens']:,} "
+            "tokens of repeated context"
+        )
     by_reason: dict[str, list[str]] = {}
     for source, lost in report["lost"]["sources"].items():
         for reason, counts in lost.items():

@@ -281,8 +281,11 @@ class Pack(Section):
 
     pack_size: Annotated[int, Field(gt=0, le=1 << 24)]
     """Length of a pack, in tokens."""
-    over_length: Literal["drop", "error", "cut-at-turn"]
-    """What to do with a sample longer than a pack; cut-at-turn keeps all whole turns that fit."""
+    over_length: Literal["window", "cut-at-turn", "drop", "error"]
+    """What to do with a sample longer than a pack: window trains all of it in parts; cut-at-turn keeps all whole turns
+    that fit."""
+    max_windows: Positive | None = 16
+    """The most windows of a conversation, drawn by hash, so that a long one is not all of a source; null = all."""
     near_duplicates: Share | None
     """Similarity from which conversations of two sources are duplicates; null = equal ones only."""
     max_epochs: Annotated[float, Field(ge=1, le=1000)] = 1.0

@@ -15,13 +15,13 @@ first user message or `group` in one split; draw or repeat conversations of the 
 requested; pack best-fit over the whole split, copies of a conversation in different packs; order the packs by a seeded
 hash.
 
-Whatever is dropped is counted by reason: tokens in + tokens repeated = tokens packed + tokens rejected.
+Whatever is dropped is counted by reason: tokens in + tokens repeated + context that windows add = tokens packed +
+tokens rejected.
 """
 
 import csv
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -107,20 +107,32 @@ def read_samples(
     prep_reports: Reports, params: Pack, spool: Path
 ) -> "tuple[list[RowGroup], SampleTable, ConversationTable]":
     """Return the row groups of all sources, in order, and the tables of their samples and conversations."""
-    from sft.packing.sample_table import build_tables, column_reader, list_row_groups, measure_row_groups, measure_tasks
+    from sft.packing.sample_table import (
+        build_tables,
+        column_reader,
+        count_rows,
+        list_row_groups,
+        measure_row_groups,
+        measure_tasks,
+    )
 
     groups = list_row_groups({source: PREPARED / source for source in prep_reports})
-    rows = Counter(dict.fromkeys(prep_reports, 0))
-    for group in groups:
-        rows[group.source] += group.rows
+    rows = count_rows(groups, prep_reports)
     for source, report in prep_reports.items():
         if rows[source] != report["samples"]:
             raise InputError(
                 f"{PREPARED / source}: found {rows[source]} samples, expected {report['samples']} "
                 f"(reports/prep/{source}.json). Run: dvc repro --force prep@{source}"
             )
+    in_windows = params.over_length == "window"
+    if in_windows:
+        from sft.packing.over_length import add_windows
+
+        groups = add_windows(groups, params, load("prep"), spool)
+        rows = count_rows(groups, prep_reports)
     tasks = measure_tasks(groups, params, spool)
-    samples, conversations = build_tables(column_reader(map_shards(measure_row_groups, tasks, "measure samples")), rows)
+    column = column_reader(map_shards(measure_row_groups, tasks, "measure samples"))
+    samples, conversations = build_tables(column, rows, in_windows=in_windows)
     return groups, samples, conversations
 
 
@@ -141,7 +153,7 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
     from sft.packing.external_sort import Layout, plan_sort
     from sft.packing.licenses import exclude, licenses_of
     from sft.packing.plan import plan_blend
-    from sft.packing.sample_table import EXCLUDED, FITS, check_lengths
+    from sft.packing.sample_table import EXCLUDED, FITS, IN_WINDOWS, check_lengths
     from sft.parquet import release_memory
 
     prep_reports = read_prep_reports(sources)
@@ -153,7 +165,7 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
         echo(f"[yellow]pack.exclude_licenses: no conversation has {escape('; '.join(unused))}[/]")
     if params.over_length == "error":
         check_lengths(samples, conversations, params)
-    if len(samples) and (samples.reason == EXCLUDED).all():
+    if len(samples) and ((samples.reason == EXCLUDED) | (samples.reason == IN_WINDOWS)).all():
         raise InputError("pack.exclude_licenses: no conversation has another license. Remove one of them.")
     if not (samples.reason == FITS).any():
         raise InputError(
