@@ -26,7 +26,18 @@ EXTRA = {"fetch-model", "fetch-benchmarks"}
 LINEAGE_PROGRAMS = ("compare", "graph", "reproduce", "resolve")
 # The parts of the package in the order of the data flow: imports point from later to earlier ones.
 ORDER = (
-    *("hashing", "cli", "files", "ledger", "chat_files", "strict_json", "domains", "params", "dataset_card"),
+    *(
+        "hashing",
+        "cli",
+        "endpoint",
+        "files",
+        "ledger",
+        "chat_files",
+        "strict_json",
+        "domains",
+        "params",
+        "dataset_card",
+    ),
     *("raw_folders", "sources"),
     *("conversation", "formats", "parquet", "workers", "tool_schemas", "filters", "tokens", "packing", "planning"),
     *("data_plan", "mamba", "training"),

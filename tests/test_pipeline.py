@@ -315,6 +315,7 @@ FILES = [
     ("src/sft/params/training.py", {"train"}),
     ("src/sft/params/evaluation.py", {"eval"}),
     ("src/sft/files.py", ALL),
+    ("src/sft/endpoint.py", {*FILTER, "eval"}),
     ("src/sft/sources", FETCH),
     ("src/sft/dataset_card.py", {*FETCH, *FILTER}),
     ("src/sft/raw_folders.py", {*FETCH, *FILTER}),

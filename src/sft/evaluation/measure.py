@@ -24,7 +24,10 @@ from sft.params.evaluation import Eval
 from sft.workers import map_shards, worker_count
 
 SOURCES = Path(__file__).parents[1]
-CODE = (Path(__file__).with_name("generate.py"), *sorted((SOURCES / "mamba").glob("*.py")))
+CODE = (
+    *(Path(__file__).with_name(name) for name in ("generate.py", "served.py")),
+    *sorted((SOURCES / "mamba").glob("*.py")),
+)
 PACKAGES = ("torch", "transformers")
 # Memory of a model while it answers, as a multiple of its fp32 weights: they, caches and logits of a batch.
 MEMORY_FACTOR = 4.0
@@ -64,6 +67,7 @@ def measure_models(
         "stop_ids": list(stop_ids),
         "max_new_tokens": params.max_new_tokens,
         "batch_size": params.batch_size,
+        "engine": params.engine,
     }
     kept = project_root() / "runs" / "measured"
     kept.mkdir(parents=True, exist_ok=True)
@@ -87,22 +91,20 @@ def measure_models(
 
 def measure_model(task: dict[str, str]) -> None:
     """Measure one model and publish the result; its memory is free again afterwards."""
-    from sft.evaluation import generate
+    from sft.evaluation import generate, served
 
     inputs = read_json(Path(task["inputs"]))
+    endpoints = served.find_endpoints(task["model"]) if inputs["prompts"] and inputs["engine"] == "endpoint" else []
     model = generate.load_model(Path(task["model"]))
     every_id = [inputs["stop_ids"], *inputs["prompts"], *(ids for ids, _ in inputs["segments"])]
     generate.check_ids(model, (number for ids in every_id for number in ids), task["model"])
     losses = generate.held_out_loss(model, inputs["segments"])
     answers = []
-    if inputs["prompts"]:
-        answers = generate.generate(
-            model,
-            inputs["prompts"],
-            stop_ids=inputs["stop_ids"],
-            max_new_tokens=inputs["max_new_tokens"],
-            batch_size=inputs["batch_size"],
-        )
+    limits = {name: inputs[name] for name in ("stop_ids", "max_new_tokens")}
+    if endpoints:
+        answers = served.generate(endpoints, task["model"], inputs["prompts"], **limits)
+    elif inputs["prompts"]:
+        answers = generate.generate(model, inputs["prompts"], batch_size=inputs["batch_size"], **limits)
     del model
     generate.release_memory()
     write_json(Path(task["target"]), {"losses": losses, "answers": answers})

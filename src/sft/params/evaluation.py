@@ -1,6 +1,6 @@
 """The section of params.yaml that determines the evaluation: eval."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -31,8 +31,10 @@ class Eval(Section):
     """Longest prompt, in tokens. Longer ones are skipped and counted."""
     max_new_tokens: Positive
     """Longest answer, in tokens."""
+    engine: Literal["transformers", "endpoint"] = "transformers"
+    """What generates the answers: transformers, or the OpenAI-compatible endpoints in SFT_EVAL_URL (vLLM)."""
     batch_size: Positive
-    """Prompts per batch of generation."""
+    """Prompts per batch of generation with transformers."""
     seed: int
     """Seed of the choice of samples and prompts."""
     gate: Gate

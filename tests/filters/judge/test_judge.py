@@ -387,7 +387,7 @@ def test_an_answer_that_takes_too_long_is_a_failure(
 
 
 def test_an_answer_without_end_is_cut_off(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sft.filters.judge.endpoint.MAX_REPLY_BYTES", 50)
+    monkeypatch.setattr("sft.endpoint.MAX_REPLY_BYTES", 50)
     [failure], _ = judged(tmp_path, "a")
     assert failure == JudgeFailure("no-answer", "an answer of more than 50 bytes")
 

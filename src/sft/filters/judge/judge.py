@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sft.cli import InputError
 from sft.conversation import Conversation
+from sft.endpoint import BACKOFF_S, LATER, MAX_PAUSE_S, Endpoint, number_from_environment, pause_s
 from sft.files import resolve_repo_file
-from sft.filters.judge.endpoint import BACKOFF_S, MAX_PAUSE_S, Endpoint, number_from_environment, pause_s
 from sft.filters.judge.verdicts import (
     FORMATS,
     Judged,
@@ -48,8 +48,8 @@ READ_AHEAD, READ_AHEAD_CHARS = 100, 20_000_000
 # Failures of a kind until a conversation is given up. 8 requests without an answer take a minute and a half; an answer
 # without a verdict rarely changes at temperature 0.
 ATTEMPTS = {"no-answer": 8, "no-verdict": 3}
-# HTTP statuses: try again later (also from 500 on), try another format, give up the conversation, check the API key.
-LATER, OTHER_FORMAT, REFUSED, NO_ACCESS = {0, 408, 425, 429}, {400, 422}, {400, 413, 422}, {401, 403}
+# HTTP statuses: try another format, give up the conversation, check the API key.
+OTHER_FORMAT, REFUSED, NO_ACCESS = {400, 422}, {400, 413, 422}, {401, 403}
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Judge:
         self.usage = Usage()
         self._params, self._rubric, self._cache, self._backoff_s = params, rubric, cache, backoff_s
         self._concurrency = int(number_from_environment("SFT_JUDGE_CONCURRENCY", CONCURRENCY, CONCURRENCY_PATTERN))
-        self._endpoint = Endpoint.from_environment()
+        self._endpoint = Endpoint.from_environment("SFT_JUDGE")
         self._format = 0  # the first of FORMATS that the endpoint accepts
         self._scores, self._failures = Counter[int](), Counter[str]()
         self._tokens_in = self._tokens_out = 0

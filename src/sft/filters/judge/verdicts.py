@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sft import strict_json
 from sft.cli import InputError
 from sft.conversation import Conversation, Rejection
+from sft.endpoint import one_line
 
 if TYPE_CHECKING:
     from sft.params.data import JudgeParams
 
-EVIDENCE_CHARS = 200
 MARKER = "{{conversation}}"
 
 # Faults before the conclusion: an endpoint that enforces the schema also enforces this order.
@@ -260,9 +260,3 @@ class VerdictCache:
                 f"{self.path}: cannot use the cache of verdicts: {str(error).splitlines()[0]}. Check the disk, or move "
                 "the file away to ask for its verdicts again."
             ) from error
-
-
-def one_line(text: str) -> str:
-    """Return a text as one line of at most EVIDENCE_CHARS."""
-    text = " ".join(text.split())
-    return text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "..."

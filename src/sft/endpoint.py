@@ -1,7 +1,7 @@
-"""One request to an OpenAI-compatible endpoint.
+"""One request to an OpenAI-compatible endpoint: that of the judge (SFT_JUDGE) or one that serves models (SFT_EVAL).
 
-The environment says where it is (SFT_JUDGE_URL, SFT_JUDGE_API_KEY, SFT_JUDGE_TIMEOUT). Neither URL nor key is in a
-message, log or file. A failure of the endpoint raises nothing: it is a `Reply` as well.
+The environment says where it is: <name>_URL, <name>_API_KEY, <name>_TIMEOUT. Neither URL nor key is in a message, log
+or file. A failure of the endpoint raises nothing: it is a `Reply` as well.
 """
 
 import contextlib
@@ -18,14 +18,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sft.cli import InputError
-from sft.filters.judge.verdicts import one_line
 
-# SFT_JUDGE_TIMEOUT, in seconds: default and pattern.
+# <name>_TIMEOUT, in seconds: default and pattern.
 TIMEOUT_S, TIMEOUT_PATTERN = "120", r"0\.\d*[1-9]|[1-9]\d{0,3}(\.\d+)?"
 # The pause after a failure: BACKOFF_S, doubled with each failure up to MAX_BACKOFF_S. An endpoint may ask for a longer
 # one, up to MAX_PAUSE_S.
 BACKOFF_S, MAX_BACKOFF_S, MAX_PAUSE_S = 1.0, 60.0, 120.0
+# HTTP statuses: try again later (also from 500 on).
+LATER = {0, 408, 425, 429}
 MAX_REPLY_BYTES = 4 << 20
+EVIDENCE_CHARS = 200
+"""Longest line that is quoted from outside."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Reply:
 
 
 class Endpoint:
-    """An endpoint of the judge. Its URL and key are never shown."""
+    """An endpoint. Its URL and key are never shown."""
 
     def __init__(self, url: str, key: str, timeout_s: float) -> None:
         import httpx  # here and below: slow to import, and most runs have no judge
@@ -57,14 +60,18 @@ class Endpoint:
         self._client = httpx.Client(headers=headers, timeout=timeout_s, limits=limits, follow_redirects=False)
 
     @classmethod
-    def from_environment(cls) -> "Endpoint | None":
-        """Return the endpoint that SFT_JUDGE_URL names; None if it is not set. Raises InputError."""
+    def from_environment(cls, name: str) -> "Endpoint | None":
+        """Return the endpoint that <name>_URL names; None if it is not set. Raises InputError."""
+        url = os.environ.get(f"{name}_URL", "").strip()
+        return cls.at(url, name) if url else None
+
+    @classmethod
+    def at(cls, url: str, name: str) -> "Endpoint":
+        """Return the endpoint at a URL, with the key and the timeout of the environment. Raises InputError."""
         import httpx
 
-        url, key = os.environ.get("SFT_JUDGE_URL", "").strip(), os.environ.get("SFT_JUDGE_API_KEY", "").strip()
-        timeout_s = float(number_from_environment("SFT_JUDGE_TIMEOUT", TIMEOUT_S, TIMEOUT_PATTERN))
-        if not url:
-            return None
+        key = os.environ.get(f"{name}_API_KEY", "").strip()
+        timeout_s = float(number_from_environment(f"{name}_TIMEOUT", TIMEOUT_S, TIMEOUT_PATTERN))
         try:
             parts = httpx.URL(url)
             usable = parts.scheme in {"http", "https"} and parts.host and (parts.port or 0) < 1 << 16
@@ -72,19 +79,25 @@ class Endpoint:
         except httpx.InvalidURL:
             usable = False
         if not usable:
-            raise InputError("SFT_JUDGE_URL: expected http(s)://host[:port]/v1, the part before /chat/completions.")
+            raise InputError(f"{name}_URL: expected http(s)://host[:port]/v1, the part before /chat/completions.")
         if not re.fullmatch(r"[\x21-\x7e]*", key):
-            raise InputError("SFT_JUDGE_API_KEY: expected printable ASCII without spaces.")
+            raise InputError(f"{name}_API_KEY: expected printable ASCII without spaces.")
         return cls(url, key, timeout_s)
 
-    def post(self, body: dict[str, Any]) -> Reply:
+    def post(self, body: dict[str, Any], path: str = "chat/completions") -> Reply:
         """Send one request and return the reply, within the timeout and MAX_REPLY_BYTES."""
+        return self._send("POST", path, json.dumps(body).encode())
+
+    def get(self, path: str) -> Reply:
+        """The same without a body."""
+        return self._send("GET", path, None)
+
+    def _send(self, method: str, path: str, data: bytes | None) -> Reply:
         import httpx
 
         content, end = bytearray(), time.monotonic() + self._timeout_s
-        url, data = f"{self._url}/chat/completions", json.dumps(body).encode()
         try:
-            with self._client.stream("POST", url, content=data) as response:
+            with self._client.stream(method, f"{self._url}/{path}", content=data) as response:
                 for piece in response.iter_bytes():
                     content += piece
                     if time.monotonic() > end:  # the timeout of httpx is for each piece
@@ -127,3 +140,9 @@ def number_from_environment(name: str, default: str, pattern: str) -> str:
     if not re.fullmatch(pattern, text):
         raise InputError(f"{name}={text}: expected a number above 0")
     return text
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of at most EVIDENCE_CHARS."""
+    text = " ".join(text.split())
+    return text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "..."

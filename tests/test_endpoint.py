@@ -6,7 +6,7 @@ from email.utils import format_datetime
 import pytest
 
 from sft.cli import InputError
-from sft.filters.judge.endpoint import MAX_BACKOFF_S, Endpoint, number_from_environment, pause_s
+from sft.endpoint import MAX_BACKOFF_S, Endpoint, number_from_environment, pause_s
 
 
 def test_pauses_double_up_to_a_limit_and_are_randomized():
@@ -30,7 +30,7 @@ def test_a_header_that_cannot_be_read_changes_nothing(header: str):
 
 def test_without_a_url_there_is_no_endpoint(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SFT_JUDGE_URL", raising=False)
-    assert Endpoint.from_environment() is None
+    assert Endpoint.from_environment("SFT_JUDGE") is None
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_without_a_url_there_is_no_endpoint(monkeypatch: pytest.MonkeyPatch):
 def test_an_invalid_url_is_an_error_that_does_not_show_it(monkeypatch: pytest.MonkeyPatch, url: str):
     monkeypatch.setenv("SFT_JUDGE_URL", url)
     with pytest.raises(InputError, match=r"^SFT_JUDGE_URL: ") as error:
-        Endpoint.from_environment()
+        Endpoint.from_environment("SFT_JUDGE")
     assert "secret" not in str(error.value)
 
 
@@ -55,7 +55,7 @@ def test_a_key_that_no_header_can_have_is_an_error_that_does_not_show_it(monkeyp
     monkeypatch.setenv("SFT_JUDGE_URL", "http://localhost/v1")
     monkeypatch.setenv("SFT_JUDGE_API_KEY", "sec\nret")
     with pytest.raises(InputError, match=r"^SFT_JUDGE_API_KEY: ") as error:
-        Endpoint.from_environment()
+        Endpoint.from_environment("SFT_JUDGE")
     assert "ret" not in str(error.value)
 
 

@@ -1,0 +1,124 @@
+"""served: answers of an endpoint are those that transformers would give, in the same form."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer
+
+from sft.cli import InputError
+from sft.evaluation import measure, served
+from sft.evaluation.prompts import Prompt
+from sft.params.evaluation import Eval, Gate
+from tests.support.scripted_endpoint import scripted_endpoint
+from tests.support.tiny_model import EOS, make_tiny_base, save_tokenizer
+
+MODEL = "models/final"
+KEY = "sk-very-secret"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("SFT_EVAL_API_KEY", KEY)
+    monkeypatch.setattr(served, "BACKOFF_S", 0.001)
+    return tmp_path
+
+
+def serving(*models, text="The sum", finish="stop"):
+    """Return an answer that lists models and completes each prompt with a text and the number of its tokens."""
+
+    def answer(path, body):
+        if path == "models":
+            return 200, {"object": "list", "data": [{"id": name} for name in models]}
+        assert path == "completions"
+        return 200, {"choices": [{"text": f"{text} {len(body['prompt'])}", "finish_reason": finish}]}
+
+    return answer
+
+
+def generate(prompts, **limits):
+    return served.generate(served.find_endpoints(MODEL), MODEL, prompts, **{"stop_ids": [EOS, 1], **limits})
+
+
+def test_prompts_are_spread_over_the_endpoints_that_serve_the_model(folder, monkeypatch):
+    save_tokenizer(folder / MODEL)
+    encode = Tokenizer.from_file(f"{MODEL}/tokenizer.json").encode
+    prompts = [[5] * length for length in range(1, 9)]
+    with (
+        scripted_endpoint(serving("models/base")) as other,
+        scripted_endpoint(serving(MODEL)) as one,
+        scripted_endpoint(serving(MODEL, "models/base")) as two,
+    ):
+        monkeypatch.setenv("SFT_EVAL_URL", f"{other.url} {one.url}/\n{two.url}")
+        answers = generate(prompts, max_new_tokens=7)
+    assert answers == [[*encode(f"The sum {len(prompt)}").ids, EOS] for prompt in prompts]
+    assert [path for path, _ in other.requests] == ["models"]
+    asked = [sorted(len(body["prompt"]) for path, body in each.requests if body) for each in (one, two)]
+    assert asked == [[1, 3, 5, 7], [2, 4, 6, 8]]
+    assert set(one.keys) == {f"Bearer {KEY}"}
+    assert {key: one.requests[-1][1][key] for key in ("model", "max_tokens", "temperature", "stop_token_ids")} == {
+        "model": MODEL,
+        "max_tokens": 7,
+        "temperature": 0,
+        "stop_token_ids": [EOS, 1],
+    }
+
+
+def test_an_answer_that_was_cut_has_no_stop_token_and_one_with_a_stop_token_ends_there(folder, monkeypatch):
+    save_tokenizer(folder / MODEL)
+    encode = Tokenizer.from_file(f"{MODEL}/tokenizer.json").encode
+    with scripted_endpoint(serving(MODEL, finish="length")) as endpoint:
+        monkeypatch.setenv("SFT_EVAL_URL", endpoint.url)
+        assert generate([[5]], max_new_tokens=7) == [encode("The sum 1").ids]
+        endpoint.answer = serving(MODEL, text="The sum<|im_end|>more", finish="length")
+        assert generate([[5]], max_new_tokens=7) == [[*encode("The sum").ids, EOS]]
+
+
+def test_an_endpoint_that_is_busy_is_asked_again(folder, monkeypatch):
+    save_tokenizer(folder / MODEL)
+    left = [503, 429, 500]
+    with scripted_endpoint(lambda *asked: (left.pop(), "busy") if left else serving(MODEL)(*asked)) as endpoint:
+        monkeypatch.setenv("SFT_EVAL_URL", endpoint.url)
+        assert len(generate([[5]], max_new_tokens=7)) == 1
+    assert len(endpoint.requests) == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (serving("another"), r"none of 1 endpoints serves models/final; they serve another"),
+        (lambda *_: (401, f"no {KEY}"), r"status 401: no \*\*\*"),
+        (lambda *_: (200, "<html>"), r"status 200: <html>"),
+        (lambda *_: (503, "busy"), r"status 503: busy"),
+        (lambda path, _: (200, {"data": [{"id": MODEL}]} if path == "models" else {"choices": []}), r"choices\[0\]"),
+    ],
+)
+def test_what_is_wrong_with_an_endpoint_is_named_without_its_url_and_key(folder, monkeypatch, answer, expected):
+    save_tokenizer(folder / MODEL)
+    with scripted_endpoint(answer) as endpoint:
+        monkeypatch.setenv("SFT_EVAL_URL", endpoint.url)
+        with pytest.raises(InputError, match=rf"^SFT_EVAL_URL: .*{expected}") as error:
+            generate([[5]], max_new_tokens=7)
+    assert str(endpoint.server_port) not in str(error.value)
+    assert KEY not in str(error.value)
+
+
+def test_both_models_are_measured_with_answers_of_an_endpoint(folder, monkeypatch):
+    for name in ("base", "final"):
+        make_tiny_base(folder / "models" / name)
+    gate = Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=None)
+    limits = dict.fromkeys(("tool_prompts", "chat_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size"), 4)
+    params = Eval(samples_per_domain=None, engine="endpoint", seed=1, gate=gate, **limits)
+    prompts = [Prompt("r", "chat", "s", "c", "?", False, [5, 6], [], {})]
+    base, final = (measure.Path("models", name) for name in ("base", "final"))
+    monkeypatch.setenv("SFT_WORKERS", "1")
+    monkeypatch.delenv("SFT_EVAL_URL", raising=False)
+    with pytest.raises(InputError, match=r"^SFT_EVAL_URL: not set"):
+        measure.measure_models(base, final, [], prompts, [EOS], params)
+    with scripted_endpoint(serving("models/base", "models/final")) as endpoint:
+        monkeypatch.setenv("SFT_EVAL_URL", endpoint.url)
+        before, after = measure.measure_models(base, final, [], prompts, [EOS], params)
+    assert before.answers == after.answers
+    assert before.answers[0][-1] == EOS
+    assert {json.dumps(body["model"]) for _, body in endpoint.requests if body} == {'"models/base"', '"models/final"'}
