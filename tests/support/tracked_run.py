@@ -43,7 +43,7 @@ def begin(folder, key=KEY, sampled=False, **tags):
 
 def log_step(run_journal, iteration, loss, **values):
     """Log a step as training does."""
-    step = Step(iteration, loss, lr=0.1, grad_norm=1.0, tokens=10, trained_tokens=4, seconds=2.0)
+    step = Step(iteration, loss, lr=0.1, grad_norm=1.0, tokens=10, trained_tokens=4, seconds=2.0, flops=6.0)
     run_journal.add("step", **{**asdict(step), **values})
 
 

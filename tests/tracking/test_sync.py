@@ -6,6 +6,8 @@ import shutil
 import threading
 import time
 
+import pytest
+
 from sft.tracking import store as store_of_runs
 from sft.tracking import sync
 from sft.tracking.journal import record_status
@@ -119,6 +121,26 @@ def test_the_machine_is_sampled_while_a_block_runs(tmp_path, store, monkeypatch)
     result = sync_run(run_journal.folder.parent)
     measured = children(result.run_id)["attempt-1"].data.metrics
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= measured.keys()
+
+
+@pytest.mark.parametrize(("uri", "on_node"), [("sqlite:///store.db", False), ("http://127.0.0.1:9", True)])
+def test_a_node_of_a_job_syncs_to_a_server_and_the_process_that_follows_it_to_an_sqlite_file(
+    tmp_path, monkeypatch, uri, on_node
+):
+    run = begin(tmp_path).folder.parent
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(sync, "_keep_syncing", lambda run, done, terminal: done.wait())
+    for block, variables, expected in (
+        (sync.sync_in_background, {"SFT_RUN": str(run)}, on_node),
+        (sync.sync_in_background, {}, True),
+        (sync.follow_in_background, {}, not on_node),
+    ):
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            with block(run):
+                names = {thread.name for thread in threading.enumerate()}
+        assert ("mlflow" in names) == expected, (block, variables)
 
 
 def test_a_lock_that_fails_is_said_at_once_and_training_goes_on(tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from sft import files
@@ -100,6 +101,7 @@ def run(
     at_step: Callable[[int], None] | None = None,
     base: str = "base",
     start: Path | None = None,
+    stop: Path | None = None,
 ) -> None:
     """Train `folder/name`; log steps and validations in files beside it."""
     steps, validations = (folder / f"{name}.{kind}.jsonl" for kind in ("steps", "validations"))
@@ -123,6 +125,7 @@ def run(
         pack_size=PACK,
         on_step=on_step,
         on_validation=on_validation,
+        stop=stop,
     )
 
 
@@ -234,7 +237,8 @@ def whole(folder: Path) -> None:
     run(folder, "one", train_params(model=NO_DROPOUT))
     kept_from(folder, "unbroken", "edge", 6)
     run(folder, "edge", train_params())
-    run(folder, "recompute", train_params(model=NO_DROPOUT | RECOMPUTE))
+    by_time = {"save_interval": STEPS, "save_minutes": 1e-9}
+    run(folder, "recompute", train_params(model=NO_DROPOUT | RECOMPUTE, checkpoint=by_time))
     asynchronous = {"async_save": True, "most_recent_k": 1, "save_retain_interval": 4, "export": "best"}
     run(folder, "async", train_params(model=NO_DROPOUT, checkpoint=asynchronous))
 
@@ -361,6 +365,15 @@ def ranks(folder: Path) -> None:
     """Under torchrun: two ranks, each with half of the packs, then each with half of every matrix."""
     run(folder, "two-data", train_params(model=NO_DROPOUT))
     run(folder, "two-tensor", train_params(model=NO_DROPOUT | {"tensor_model_parallel_size": 2}))
+    rare = train_params(model=NO_DROPOUT, checkpoint={"save_interval": STEPS})
+    run(folder, "sigterm", rare, lambda step: end_another_rank() if step == 3 else None, stop=folder / "stop")
+
+
+def end_another_rank() -> None:
+    """Send SIGTERM to the other rank of this machine."""
+    for rank in psutil.Process(os.getppid()).children():
+        if rank.pid != os.getpid():
+            rank.terminate()
 
 
 def stages(folder: Path) -> None:
@@ -525,6 +538,27 @@ def test_a_run_resumed_at_the_end_of_an_epoch_has_the_same_numbers(lab: Path) ->
     edge = shown(lab, "edge")
     assert [step[0] for step in edge] == [7, 8]
     assert edge == shown(lab, "unbroken")[6:]
+
+
+@pytest.mark.pipeline
+def test_a_rank_that_gets_sigterm_makes_all_save_and_leave_the_mark_of_a_stop(lab: Path) -> None:
+    assert (lab / "stop").exists()
+    assert checkpoints.last_finished_step(lab / "sigterm") in (3, 4)
+    assert len(steps(lab, "sigterm")) in (3, 4)
+
+
+@pytest.mark.pipeline
+def test_a_checkpoint_is_saved_when_its_minutes_have_passed(lab: Path) -> None:
+    kept = sorted(path.stem for path in (lab / "recompute" / "manifests").iterdir())
+    assert kept == [f"iter_{step:07d}" for step in (STEPS - 2, STEPS - 1, STEPS)]
+
+
+@pytest.mark.pipeline
+def test_a_step_has_its_operations_and_memory(lab: Path) -> None:
+    first, *_ = steps(lab, "one")
+    assert first["flops"] > 6 * first["tokens"] * 10_000, "six operations a token and weight, of more than 10,000"
+    assert first["mfu"] is None
+    assert 10**8 < first["peak_memory"] < 10**11
 
 
 @pytest.mark.pipeline

@@ -23,16 +23,23 @@ def validation(iteration: int, loss: float) -> dict[str, Any]:
 def test_a_step_and_a_validation_are_entries_and_output(capsys: pytest.CaptureFixture[str]) -> None:
     entries: list[dict[str, Any]] = []
     log = StepLog(lambda kind, **values: entries.append({"kind": kind, **values}), 2)
-    log.log_step(Step(iteration=1, loss=2.5, lr=0.1, grad_norm=3.0, tokens=200, trained_tokens=80, seconds=0.5))
+    first = Step(
+        1, 2.5, 0.1, 3.0, tokens=200, trained_tokens=80, seconds=0.5, flops=1e12, mfu=0.25, peak_memory=3 << 30
+    )
+    log.log_step(first)
     log.log_validation(1, 2.25)
     log.close()
+    assert entries[0].pop("seconds_left") >= 0
     assert entries == [
         {
             "kind": "step",
+            "flops": 1e12,
             "grad_norm": 3.0,
             "iteration": 1,
             "loss": 2.5,
             "lr": 0.1,
+            "mfu": 0.25,
+            "peak_memory": 3 << 30,
             "seconds": 0.5,
             "tokens": 200,
             "trained_tokens": 80,
@@ -40,7 +47,7 @@ def test_a_step_and_a_validation_are_entries_and_output(capsys: pytest.CaptureFi
         {"kind": "validation", "iteration": 1, "validation_loss": 2.25},
     ]
     output = capsys.readouterr().out
-    assert "step 1/2: loss 2.5000, 400 tokens/s" in output
+    assert "step 1/2: loss 2.5000, 400 tokens/s, 2 model TFLOP/s, MFU 25.0%, peak memory 3.2 GB, 0:00:0" in output
     assert "step 1/2: validation loss 2.2500" in output
 
 

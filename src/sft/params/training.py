@@ -179,6 +179,8 @@ class Checkpoint(Section):
     """Checkpoint that becomes models/final: the last one, or the best by validation loss."""
     pretrained_checkpoint: str | None
     """Megatron checkpoint to start from; null = import models/base."""
+    save_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Save also when this many minutes have passed since the last checkpoint; null = by save_interval only."""
     pretrained_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Digest of its files, if another program made it: the training prints it. Loading a checkpoint can run code."""
 

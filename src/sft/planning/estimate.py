@@ -41,6 +41,18 @@ GPUS = {
 MAMBA_CONVOLUTION, MAMBA_CHUNK = 4, 128
 
 
+def peak_flops(name: str) -> float | None:
+    """Return the dense BF16 FLOP per second of a GPU by the name that its driver gives it; None: not known.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA H100 PCIe"), peak_flops("Tesla V100")
+    (989000000000000.0, None, None)
+    """
+    words = name.replace("-", " ").split()
+    if {"PCIe", "NVL"} & set(words):  # slower than those of GPUS
+        return None
+    return next((flops for known, (_, flops) in GPUS.items() if known.partition("-")[0] in words), None)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Shapes of a model. `pattern` has a letter for each layer: * attention, - MLP, E experts, M Mamba-2."""

@@ -101,7 +101,8 @@ def main() -> None:
             jobs.exit_for_dvc()
         if not was_complete and cluster:  # until the job ends, its attempt has no end to log
             job = train_job.submit(run, cluster_name, cluster, begin_job)
-            state = jobs.wait_or_detach(job, cluster)
+            with sync.follow_in_background(run.folder):
+                state = jobs.wait_or_detach(job, cluster)
         elif not jobs.active_job(run.folder):
             begin()
         if cluster:

@@ -1,6 +1,6 @@
 """MLflow on the command line: sync runs to a store, and serve one.
 
-    python -m sft.tracking.cli sync [--lock]
+    python -m sft.tracking.cli sync [--lock] [--run FOLDER]
     python -m sft.tracking.cli server [--store URI] [--artifacts PLACE] [--port 5000] [--folder runs]
 
 `sync` sends all of runs/*/journal.jsonl to the store that MLFLOW_TRACKING_URI names, else to runs/mlflow.db. It
@@ -9,7 +9,7 @@ pending. Running it twice changes nothing.
 
 DVC writes dvc.lock after the last stage, so the run in MLflow has an older one. If dvc.lock names the model in
 models/final, `sync` replaces it; `sync --lock` does only that, and loads MLflow only if there is something to replace.
-`make repro` ends with `sync --lock`.
+`make repro` ends with `sync --lock`. `sync --run` sends one run and changes nothing else: a job ends with it.
 
 `server` becomes `mlflow server` on loopback. The store is SQLite in the folder, or postgresql://user@host/database (the
 password: PGPASSWORD or ~/.pgpass, never in the address). Artifacts are in the folder, or in s3://bucket/prefix (keys
@@ -41,7 +41,6 @@ def sync_all() -> None:
     Raises:  InputError: the store refuses, or does not answer.
     """
     from sft.tracking.address import store_name
-    from sft.tracking.sync import sync_run
 
     attach_lock(Path.cwd())
     folder = project_root() / "runs"
@@ -51,14 +50,22 @@ def sync_all() -> None:
         if not is_trained(run, journal):
             for attempt in end_dead_attempts(journal):
                 echo(f"runs/{run.name}: attempt {attempt} no longer runs: KILLED")
-        before = journal.pending(store_name())
-        result = sync_run(run)
-        echo(f"runs/{run.name}: {before - result.pending} sent, {result.pending} pending, run {result.run_id}")
-        for note in result.notes:
-            echo(note)
-        if result.reason:
-            raise InputError(result.reason)
+        send(run)
     echo(f"{store_name()} is up to date with {len(runs)} runs")
+
+
+def send(run: Path) -> None:
+    """Send the store the journal of a run. Raises InputError: the store refuses, or does not answer."""
+    from sft.tracking.address import store_name
+    from sft.tracking.sync import sync_run
+
+    before = Journal(run).pending(store_name())
+    result = sync_run(run)
+    echo(f"runs/{run.name}: {before - result.pending} sent, {result.pending} pending, run {result.run_id}")
+    for note in result.notes:
+        echo(note)
+    if result.reason:
+        raise InputError(result.reason)
 
 
 def is_trained(run: Path, journal: Journal) -> bool:
@@ -129,6 +136,7 @@ if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     programs = parser.add_subparsers(dest="program", required=True)
     syncing = programs.add_parser("sync", help="send runs to the store")
+    syncing.add_argument("--run", type=Path, metavar="FOLDER", help="only this run, runs/<lineage key>")
     syncing.add_argument("--lock", action="store_true", help="only dvc.lock of the run of models/final, if it is newer")
     serving = programs.add_parser("server", help="start a tracking server on loopback")
     serving.add_argument("--store", metavar="URI", help="default: SQLite in the folder")
@@ -137,6 +145,6 @@ if __name__ == "__main__":
     serving.add_argument("--folder", type=Path, default=Path("runs"))
     options = parser.parse_args()
     if options.program == "sync":
-        run_or_exit(sync_lock if options.lock else sync_all)
+        run_or_exit(lambda: sync_lock() if options.lock else send(options.run) if options.run else sync_all())
     else:
         run_or_exit(lambda: serve(options.store, options.artifacts, options.port, options.folder))

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sft.cli import InputError, echo
-from sft.tracking.address import StoreError, store_name
+from sft.tracking.address import StoreError, store_name, store_uri
 from sft.tracking.journal import Journal
 from sft.tracking.store import NoAccessError
 from sft.tracking.upload import upload
@@ -171,13 +171,37 @@ def summary(result: SyncResult, run: Path) -> str:
 
 @contextlib.contextmanager
 def sync_in_background(run: Path) -> Iterator[None]:
-    """Sync and sample the machine in threads while a block runs."""
+    """Sync and sample the machine in threads while a block runs: in the process that trains.
+
+    Nodes of a job do not open an SQLite file, which a shared file system may not lock: `follow_in_background` syncs it.
+    """
     journal, done, terminal = Journal(run), threading.Event(), sys.stdout
     attempt = max(journal.attempts())
-    threads = [
-        threading.Thread(target=_keep_syncing, args=(run, done, terminal), name="mlflow", daemon=True),
-        threading.Thread(target=_sample_machine, args=(journal, attempt, done), name="machine", daemon=True),
-    ]
+    threads = [threading.Thread(target=_sample_machine, args=(journal, attempt, done), name="machine", daemon=True)]
+    if not ("SFT_RUN" in os.environ and _is_file()):
+        threads.append(_syncing(run, done, terminal))
+    with _running(threads, done):
+        yield
+
+
+@contextlib.contextmanager
+def follow_in_background(run: Path) -> Iterator[None]:
+    """Sync in a thread while a block runs: in the process that follows a job, if the store is an SQLite file."""
+    done = threading.Event()
+    with _running([_syncing(run, done, sys.stdout)] if _is_file() else [], done):
+        yield
+
+
+def _is_file() -> bool:
+    return store_uri().startswith("sqlite:")
+
+
+def _syncing(run: Path, done: threading.Event, terminal: Any) -> threading.Thread:
+    return threading.Thread(target=_keep_syncing, args=(run, done, terminal), name="mlflow", daemon=True)
+
+
+@contextlib.contextmanager
+def _running(threads: list[threading.Thread], done: threading.Event) -> Iterator[None]:
     for thread in threads:
         thread.start()
     try:

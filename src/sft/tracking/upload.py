@@ -16,7 +16,6 @@ is there once for each step.
 import getpass
 import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -397,14 +396,19 @@ def _source_tags(program: str = "sft.stages.train") -> dict[str, str]:
     }
 
 
+STEP_METRICS = ("loss", "lr", "grad_norm", "mfu", "peak_memory", "seconds_left")
+
+
 def _values(entry: dict[str, Any]) -> tuple[int, dict[str, float]]:
     """Return the step and the metrics of an entry."""
     if entry["kind"] == "validation":
         return entry["iteration"], {"validation_loss": entry["validation_loss"]}
     if entry["kind"] == "step":
-        speed = entry["tokens"] / entry["seconds"] if entry["seconds"] else math.nan
-        measured = {name: entry[name] for name in ("loss", "lr", "grad_norm")}
-        return entry["iteration"], {**measured, "tokens_per_second": speed}
+        measured = {name: entry[name] for name in STEP_METRICS if entry.get(name) is not None}
+        for name, count in {"tokens_per_second": "tokens", "model_flops_per_second": "flops"}.items():
+            if count in entry and entry["seconds"]:
+                measured[name] = entry[count] / entry["seconds"]
+        return entry["iteration"], measured
     return entry["step"], entry["values"]
 
 

@@ -18,7 +18,9 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,11 +37,11 @@ from torch import default_generator
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from sft.cli import InputError, end_with_parent, num_threads
+from sft.cli import InputError, Stopped, end_with_parent, num_threads
 from sft.files import publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests, value_digest
 from sft.params import training as p
-from sft.planning import checks
+from sft.planning import checks, estimate
 from sft.training import checkpoints, config, conversion, divergence, manifests, parity
 from sft.training.config import on_cpu, quiet
 from sft.training.steps import Step
@@ -110,7 +112,8 @@ def train(
         pack_size: Longest pack, in tokens.
         on_step: Called after each step, on the first rank.
         on_validation: Called with the step and the loss over validation tokens, on the first rank.
-        stop: Once this file exists, all ranks save a checkpoint and exit with status 0 (SystemExit).
+        stop: Once this file exists, all ranks save a checkpoint and exit with status 0 (SystemExit). They also do so
+            when one of them gets SIGTERM, which then makes this file; without `stop` it raises Stopped.
         losses: Of the steps that the run has, on the first rank.
 
     Raises:  InputError: a check fails (sft.planning.checks); raised before the model is built.
@@ -131,6 +134,8 @@ def train(
         callbacks = _Callbacks(
             run, packed, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop
         )
+        if not on_cpu() and params.mixed_precision.name == "bf16_mixed":
+            callbacks.peak = estimate.peak_flops(torch.cuda.get_device_name())
         with quiet(run / "logs" / "bridge.log"):
             _broadcast(lambda: write_json(run / PARAMS, params.model_dump()))
             _end_writers_with_this_process(params.checkpoint.async_save)
@@ -159,8 +164,14 @@ def train(
             try:
                 finetune(container, callbacks.forward_step, callbacks=callbacks.register())
             except SystemExit:  # Bridge has saved and ends early
+                if stop is not None and callbacks.has_sigterm:
+                    stop.touch()
                 callbacks.hashing.wait()
+                if stop is None and callbacks.has_sigterm:
+                    raise Stopped(signal.SIGTERM) from None
                 raise
+            finally:
+                callbacks.release_signals()
             callbacks.hashing.wait()
 
 
@@ -402,11 +413,16 @@ class _Callbacks:
     on_validation: Callable[[int, float], None]
     stop: Path | None = None
     watch: divergence.Watch | None = None
+    peak: float | None = None
+    """Dense BF16 FLOP/s of a GPU, if known and the training is in BF16."""
     hashing: manifests.Background = field(
         default_factory=lambda: manifests.Background(dist.get_rank(), dist.get_world_size())
     )
+    signals: Any = None
+    saved_at: float = 0.0
     tokens: int = 0
     trained_tokens: int = 0
+    squares: int = 0
     packs: int = 0
     lr: float = 0.0
     started: float = 0.0
@@ -448,12 +464,14 @@ class _Callbacks:
         for batch in batches:
             self.tokens += sum(batch["token_count"])
             self.trained_tokens += int(batch["loss_mask"].sum())
+            self.squares += sum(int((ends.diff() ** 2).sum()) for ends in batch["cu_seqlens_q"])
             if self.watch is not None:
                 self.watch.see(batch)
             yield batch
 
     def on_train_start(self, context: Any) -> None:
-        """Speed up the optimizer on a CPU."""
+        """Keep Bridge's handler of SIGTERM, and speed up the optimizer on a CPU."""
+        self.signals, self.saved_at = context.state.signal_handler, time.monotonic()
         if on_cpu():
             from sft.training import cpu
 
@@ -461,7 +479,7 @@ class _Callbacks:
 
     def on_step_start(self, context: Any) -> None:
         """Record the time, and the learning rate before the scheduler changes it."""
-        self.tokens, self.trained_tokens, self.packs, self.started = 0, 0, 0, time.perf_counter()
+        self.tokens, self.trained_tokens, self.squares, self.packs, self.started = 0, 0, 0, 0, time.perf_counter()
         if self.watch is not None:
             self.watch.begin_step()
         self.lr = context.optimizer.param_groups[0]["lr"]
@@ -471,18 +489,47 @@ class _Callbacks:
         from megatron.bridge.training.utils.pg_utils import get_pg_collection
 
         seconds = time.perf_counter() - self.started
-        counts = torch.tensor([self.tokens, self.trained_tokens], device=_device())
+        counts = torch.tensor([self.tokens, self.trained_tokens, self.squares], device=_device())
         dist.all_reduce(counts, group=get_pg_collection(context.model).dp)
+        memory = torch.tensor(_peak_memory(), device=_device())
+        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
         loss, grad_norm = _loss_of_last_stage(context, context.loss_dict), float(context.grad_norm)
         done, steps = context.state.train_state.step + 1, context.state.cfg.train
         if self.stop is not None and done < steps.train_iters and _broadcast(self.stop.exists):
             steps.exit_interval = done  # Bridge saves and exits after a step that this divides
+        if (minutes := self.params.save_minutes) is not None:
+            is_due = _broadcast(lambda: time.monotonic() - self.saved_at >= minutes * 60)
+            context.state.cfg.checkpoint.save_interval = done if is_due else self.params.save_interval
         if dist.get_rank() == 0:
             with contextlib.redirect_stdout(self.terminal):
-                tokens, trained = map(int, counts)
-                self.on_step(Step(done, loss, self.lr, grad_norm, tokens, trained, seconds))
+                tokens, trained, squares = map(int, counts)
+                flops = self._flops(context.state.cfg, tokens, squares)
+                mfu = flops / seconds / (dist.get_world_size() * self.peak) if self.peak else None
+                self.on_step(
+                    Step(done, loss, self.lr, grad_norm, tokens, trained, seconds, flops, mfu, int(memory.item()))
+                )
         if self.watch is not None and (fault := self.watch.fault(loss, grad_norm)):
             raise InputError(self._divergence(done, fault))
+
+    def _flops(self, container: Any, tokens: int, squares: int) -> float:
+        """Return the model FLOPs of a step as Bridge counts them, without padding and across samples nothing.
+
+        `squares`: sum of the squared lengths of its samples.
+        """
+        from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
+
+        packs = container.train.global_batch_size
+        return float(num_floating_point_operations(container, packs, seqlen_sum=tokens, seqlen_squared_sum=squares))
+
+    @property
+    def has_sigterm(self) -> bool:
+        """Whether this rank got SIGTERM while it trained."""
+        return self.signals is not None and self.signals._signal_received
+
+    def release_signals(self) -> None:
+        """Let SIGTERM end this process again."""
+        if self.signals is not None:
+            self.signals.release()
 
     def _divergence(self, step: int, fault: str) -> str:
         """Return the message of a step that diverged, the same on every rank."""
@@ -514,6 +561,7 @@ class _Callbacks:
 
     def on_checkpoint_save(self, context: Any) -> None:
         """Hash the new checkpoint in the background; then the first rank removes those that are not kept."""
+        self.saved_at = time.monotonic()
         step = _broadcast(lambda: checkpoints.last_saved_step(self.run))
         checkpoint = checkpoints.iteration_folder(self.run, step)
         manifest = checkpoints.manifest_of(checkpoint)
@@ -529,6 +577,13 @@ def _loss_of_last_stage(context: Any, losses: dict[str, Any]) -> float:
     loss = torch.tensor(float(losses.get("lm loss", 0.0)), device=_device())
     dist.all_reduce(loss, group=get_pg_collection(context.model).pp)
     return loss.item()
+
+
+def _peak_memory() -> float:
+    """Return the most memory that this process has had: of its GPU, or resident on a CPU. In bytes."""
+    if on_cpu():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return float(torch.cuda.max_memory_allocated())
 
 
 def _device() -> str:

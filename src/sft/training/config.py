@@ -240,6 +240,7 @@ def build(
             train_iters=steps.steps,
             global_batch_size=steps.global_batch_size,
             micro_batch_size=steps.micro_batch_size,
+            exit_signal_handler=True,  # of SIGTERM: all ranks save a checkpoint and exit
         ),
         validation=c.ValidationConfig(eval_interval=params.validation.eval_interval, eval_iters=eval_iters),
         optimizer=optimizer,

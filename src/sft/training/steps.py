@@ -1,16 +1,20 @@
 """The steps of a run: entries of its journal, and a progress line on the terminal."""
 
 import csv
-import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sft.cli import InputError, echo
 from sft.files import publish_file
+
+RECENT_STEPS = 20  # whose time is that of the steps left
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,44 @@ class Step:
     trained_tokens: int
     """Those of them that the loss is a mean over."""
     seconds: float
+    flops: float = 0.0
+    """Floating-point operations of the model, over all ranks: without padding and recomputation."""
+    mfu: float | None = None
+    """Share of the GPUs' peak that these are; None: the peak is not known, or a CPU."""
+    peak_memory: int = 0
+    """Bytes: most of any rank so far; of its GPU, or resident on a CPU."""
 
 
 class StepLog:
     """Logs each step to the journal of its run and to the terminal.
 
-    `add(kind, **values)` appends an entry: `step` has the values of Step, `validation` has iteration and
-    validation_loss.
+    `add(kind, **values)` appends an entry: `step` has the values of Step and seconds_left, `validation` has iteration
+    and validation_loss.
     """
 
     def __init__(self, add: Callable[..., None], iterations: int) -> None:
         self._add, self._iterations = add, iterations
+        self._ends: deque[float] = deque([time.monotonic()], maxlen=RECENT_STEPS + 1)
         self._bar = Progress(
             TextColumn("train"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
         )
-        self._task = self._bar.add_task("train", total=iterations, loss="-", speed="-")
+        self._task = self._bar.add_task("train", total=iterations, facts="")
         self._bar.start()
 
     def log_step(self, step: Step) -> None:
         """Log one training step."""
-        self._add("step", **asdict(step))
-        speed = step.tokens / step.seconds if step.seconds else math.nan
-        self._bar.update(self._task, completed=step.iteration, loss=f"{step.loss:.4f}", speed=f"{speed:,.0f}")
+        self._ends.append(time.monotonic())
+        mean = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)  # with saves and validations between them
+        left = round(mean * (self._iterations - step.iteration), 1)
+        self._add("step", **asdict(step), seconds_left=left)
+        facts = describe(step, left)
+        self._bar.update(self._task, completed=step.iteration, facts=facts)
         every = max(1, self._iterations // 10)
         if not self._bar.console.is_terminal and (step.iteration % every == 0 or step.iteration == 1):
-            echo(f"step {step.iteration}/{self._iterations}: loss {step.loss:.4f}, {speed:,.0f} tokens/s")
+            echo(f"step {step.iteration}/{self._iterations}: {facts}")
 
     def log_validation(self, iteration: int, loss: float) -> None:
         """Log the validation loss of a step."""
@@ -68,6 +81,18 @@ class StepLog:
     def close(self) -> None:
         """End the progress line."""
         self._bar.stop()
+
+
+def describe(step: Step, seconds_left: float) -> str:
+    """Return the loss, the speed, the memory and the time left as text."""
+    facts = [f"loss {step.loss:.4f}"]
+    if step.seconds:
+        facts.append(f"{step.tokens / step.seconds:,.0f} tokens/s")
+        facts.append(f"{step.flops / step.seconds / 1e12:,.3g} model TFLOP/s")
+    if step.mfu is not None:
+        facts.append(f"MFU {step.mfu:.1%}")
+    facts.append(f"peak memory {step.peak_memory / 1e9:.1f} GB")
+    return ", ".join([*facts, f"{timedelta(seconds=round(seconds_left))} left"])
 
 
 def last_by_step(entries: Iterable[dict[str, Any]], kind: str) -> dict[int, dict[str, Any]]:
