@@ -102,7 +102,7 @@ def test_every_row_is_packed_or_rejected_with_a_reason_and_no_token_is_lost(done
     left = pack["tokens"] - pack["windows"]["context_tokens"] + sum(pack["tokens_rejected"].values())
     assert left == prepared_tokens
     assert pack["trained_tokens_in"] == pack["trained_tokens"] + sum(pack["trained_tokens_rejected"].values())
-    assert pack["windows"]["windows"] > pack["windows"]["samples"] > 10
+    assert pack["windows"]["windows"] > pack["windows"]["samples"] > 0
     assert "near-duplicate" in pack["rejected"]
 
 
