@@ -453,7 +453,7 @@ def test_copied_inputs_do_not_change_with_their_source(tmp_path):
     source = tmp_path / "data"
     source.mkdir()
     (source / "a").write_text("old")
-    jobs.copy_input(source, tmp_path / "copy")
+    jobs.publish_copy(source, tmp_path / "copy")
     (source / "a").unlink()
     (source / "a").write_text("new")
     assert (tmp_path / "copy/a").read_text() == "old"

@@ -190,7 +190,7 @@ def job_setup_script(cluster: Cluster) -> str:
     return "\n".join(["set +euo pipefail", login, *cluster.job_setup, "set -euo pipefail", ""])
 
 
-def copy_input(source: Path, target: Path) -> None:
+def publish_copy(source: Path, target: Path) -> None:
     """Publish a copy of a file or folder that later changes of `source` do not reach.
 
     A folder's files become hard links, which take no space: stages replace a folder and never write into its files.

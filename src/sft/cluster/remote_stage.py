@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster import jobs
 from sft.cluster.cluster_file import CLUSTER_FILES, Cluster, is_on, read_cluster_file, requested_cluster
-from sft.files import link_or_copy, project_root, publish_file, publish_folder
+from sft.files import project_root
 from sft.hashing import file_digest, value_digest
 from sft.lineage.key import KEY_DIGITS, package_versions
 from sft.params.check import read
@@ -94,23 +94,17 @@ def has_changed(target: str) -> bool:
 def copy_inputs(stage: DeclaredStage, run: Path) -> None:
     """Copy what the job reads into the folder where it runs."""
     for path in stage.data:
-        jobs.copy_input(path, run / "work" / path)
+        jobs.publish_copy(path, run / "work" / path)
     reports = [path for path in sorted(REPORTS.rglob("*")) if path.is_file() and path not in stage.outs]
     for path in (*DVC_FILES, *reports):
         if path.exists():
-            jobs.copy_input(path, run / "work" / path)
+            jobs.publish_copy(path, run / "work" / path)
 
 
 def collect_outs(stage: DeclaredStage, run: Path) -> None:
     """Publish the outs of a complete job here, then remove the folder where it ran."""
     for out in stage.outs:
-        made = run / "work" / out
-        if made.is_dir():
-            with publish_folder(out) as partial:
-                shutil.copytree(made, partial, dirs_exist_ok=True, copy_function=link_or_copy)
-        else:
-            with publish_file(out) as partial:
-                shutil.copyfile(made, partial)
+        jobs.publish_copy(run / "work" / out, out)
     shutil.rmtree(run / "work")
 
 

@@ -20,7 +20,7 @@ def submit(run: Run, name: str, cluster: Cluster, begin: Callable[[], None]) -> 
     def prepare() -> None:
         begin()
         for folder in (run.base, run.packed):
-            jobs.copy_input(folder, inputs / folder.name)
+            jobs.publish_copy(folder, inputs / folder.name)
         replace(run, base=inputs / run.base.name, packed=inputs / run.packed.name).write()
 
     job = jobs.submit(run.folder, "train", name, cluster, prepare)

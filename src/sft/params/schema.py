@@ -6,38 +6,21 @@ from sft.domains import suggest as suggest_domain
 from sft.params.base import Section
 from sft.params.data import Fetch, Filter, Pack, Prep
 from sft.params.evaluation import Eval
-from sft.params.training import (
-    Bridge,
-    Checkpoint,
-    MixedPrecision,
-    Model,
-    Optimizer,
-    Peft,
-    Rng,
-    Scheduler,
-    Train,
-    TrainParams,
-    Validation,
-)
+from sft.params.training import TrainParams
 
 
-class Params(Section):
-    """All sections, in the order of params.yaml."""
+class DataParams(Section):
+    """The sections that the data stages read."""
 
     fetch: Fetch
     filter: Filter
     prep: Prep
     pack: Pack
-    model: Model
-    mixed_precision: MixedPrecision
-    peft: Peft
-    optimizer: Optimizer
-    scheduler: Scheduler
-    train: Train
-    validation: Validation
-    checkpoint: Checkpoint
-    rng: Rng
-    bridge: Bridge
+
+
+class Params(TrainParams, DataParams):
+    """All sections, in the order of params.yaml: those of the data, those of the training, and the last one."""
+
     eval: Eval
 
     @model_validator(mode="after")

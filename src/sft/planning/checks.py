@@ -117,19 +117,10 @@ def gather_facts(
     gpu_memory: float | None = None,
     missing_packages: Mapping[str, str] | None = None,
 ) -> Facts:
-    """Return the facts that this machine's files give; the facts of missing files stay unknown.
+    """Return the facts that this machine's files give, and those given; the facts of missing files stay unknown.
 
-    Args:
-        packed: Folder of the packed data.
-        base: Hugging Face folder of the model.
-        run: Folder of the run; it need not exist.
-        ranks: Processes that train.
-        on_gpu: Whether they train on GPUs.
-        start: Checkpoint to start from; it need not exist.
-        geometry: Shapes of the model.
-        start_geometry: Shapes of the checkpoint to start from.
-        gpu_memory: Bytes of a GPU.
-        missing_packages: What the training needs on GPUs and this machine lacks, and for what.
+    Args:  packed, base, run, start: folders of the packed data, the model, the run and the checkpoint to start from,
+    which need not exist. The others: as in Facts.
     """
     metadata: dict[str, Any] = {}
     if (packed / "metadata.json").exists():
