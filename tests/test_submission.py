@@ -187,7 +187,9 @@ def test_prep_and_eval_as_jobs_make_the_same_bytes(cluster, project, trained):
 
 def test_a_sweep_survives_a_kill_and_a_cancelled_member(cluster, project, trained):
     """A sweep runs a job per member, two at a time. Its cluster file is not in git. It is killed and run again."""
-    write_cluster_file(project, "one", cluster, save_before_seconds=60)
+    gate = project / "runs/go"
+    wait = f'until [[ -e "{gate}" ]]; do sleep 0.2; done'
+    write_cluster_file(project, "one", cluster, save_before_seconds=60, time=60, job_setup=[wait])
     before = jobs_of_runs(project, "one")
     line = ["make", "sweep", "GRID=optimizer.lr=1e-3,1e-4,1e-5", "CLUSTER=one", "NAME=rates", "JOBS=2"]
     with subprocess.Popen(
@@ -196,9 +198,11 @@ def test_a_sweep_survives_a_kill_and_a_cancelled_member(cluster, project, traine
         wait_for(lambda: len(cluster.jobs()) == 2, describe=lambda: cluster.ask("squeue", "--long"))
         os.killpg(sweep.pid, signal.SIGKILL)
     cancelled = cluster.jobs()[0]
+    wait_for(lambda: cancelled in jobs_of_runs(project, "one").values())  # its job.json is written after sbatch
     (key,) = (key for key, job in jobs_of_runs(project, "one").items() if job == cancelled)
     assert f"{key}  train  job {cancelled}  " in run(project, "make", "status", "CLUSTER=one")
     run(project, "make", "cancel", "CLUSTER=one", f"RUN={key}")
+    gate.touch()
     output = run(project, *line, fails=True)
     assert "rates: 3 of 3 experiments exist" in output
     assert "1 of 3 experiments failed: rates-" in output

@@ -17,7 +17,6 @@ from sft.experiments.sweep import (
     FAILED,
     QUEUED,
     SUCCESS,
-    Queue,
     check_origin,
     expand,
     parse_status,
@@ -62,7 +61,7 @@ def project(tmp_path, monkeypatch):
     run(tmp_path, "dvc", "init", "-q")
     commit(tmp_path, "one")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "POLL_SECONDS", 1.0)
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.2)
     monkeypatch.setattr(sweep, "check", lambda members: None)  # the params of this pipeline are not in the schema
     return tmp_path
 
@@ -168,7 +167,7 @@ def test_two_sweeps_at_once_and_switches_of_one_job_are_errors(project, monkeypa
     monkeypatch.setenv("DETACH", "1")
     with pytest.raises(InputError, match="DETACH=1"):
         sweep.run(calls, "s", 1)
-    assert sweep.look() == Queue({}, 0, 0)
+    assert sweep.look() == {}
 
 
 @pytest.mark.parametrize(
@@ -190,23 +189,22 @@ def test_all_combinations_of_a_grid_are_experiments_and_each_has_a_state(project
     members = expand(read_calls("a=range(10) b=x", "ignored"), "s") | expand([["c=1,2", "d=3,4"]], "t")
     assert list(members) == [*(f"s-{number}" for number in range(1, 11)), "t-1", "t-2", "t-3", "t-4"]
     assert members["t-2"] == ["c=1", "d=4"]
-    queue = Queue({"s-10": SUCCESS, "s-2": FAILED, "s-x": SUCCESS, "other-1": QUEUED}, 0, 0)
+    queue = {"s-10": SUCCESS, "s-2": FAILED, "s-x": SUCCESS, "other-1": QUEUED}
     head = run(project, "git", "rev-parse", "HEAD").strip()
     for name in ("s-1", "s-2"):
         run(project, "git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", "HEAD")
     assert states_of(members, queue) == {"s-1": SUCCESS, "s-2": FAILED, "s-10": SUCCESS}
 
 
-def test_the_newest_task_of_a_name_counts_and_workers_are_counted():
+def test_the_newest_task_of_a_name_counts():
     text = (
         "Task     Name     Created            Status\n"
         "4b3a9c0  s-1      Nov 25, 2026       Running\n"
         "9d22751  s-2      07:01 PM           Queued\n"
         "5e22751  s-1      06:01 PM           Failed\n\n"
-        "Worker status: 1 active, 0 idle\n"
     )
-    assert parse_status(text) == Queue({"s-1": "Running", "s-2": "Queued"}, busy=1, idle=0)
-    assert parse_status("No experiment tasks in the queue.\n") == Queue({}, 0, 0)
+    assert parse_status(text) == {"s-1": "Running", "s-2": "Queued"}
+    assert parse_status("No experiment tasks in the queue.\n") == {}
 
 
 def test_help_names_the_grid():

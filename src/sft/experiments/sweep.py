@@ -12,6 +12,7 @@ Workers of DVC's queue pass their environment (CLUSTER, SFT_SWEEP, MLFLOW_TRACKI
 sweep runs at a time, nothing else may be in the queue, and workers of an earlier command finish first.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sft.cli import InputError, echo, exit_with, make_parser, run_or_exit
 from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
@@ -33,21 +34,12 @@ from sft.lineage.patch import dirty_patch
 from sft.params.check import check_settings
 
 POLL_SECONDS = 5.0
-LOOKS = 6  # in a row: DVC has no lock on its queue, and a worker of a loaded machine answers late
+LOOKS = 2  # in a row: DVC has no lock on its queue, and a worker that ends is gone before its state is written
+WORKERS = Path(".dvc/tmp/exps/celery")  # DVC's files of the processes that it starts
 SWEEPS = Path("runs/sweeps")  # what each sweep was made from
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
 TASK = re.compile(r"^[0-9a-f]{7,} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
 METRICS = ("train_loss", "validation_loss", "after.loss", "after.tool_call_fits")
-
-
-class Queue(NamedTuple):
-    """What `dvc queue status` shows."""
-
-    states: dict[str, str]
-    """By name of the experiment; of its newest task."""
-    busy: int
-    """Workers that run an experiment."""
-    idle: int
 
 
 def read_calls(grid: str | None, lines: str | None) -> list[list[str]]:
@@ -106,27 +98,33 @@ def as_settings(words: list[str]) -> list[str]:
     return [f"{each.key_or_group}={json.dumps(each.value())}" for each in to_hydra_overrides(words)]
 
 
-def parse_status(text: str) -> Queue:
-    """Read the output of `dvc queue status`.
+def parse_status(text: str) -> dict[str, str]:
+    """Return the state of the newest task of each experiment in the output of `dvc queue status`.
 
     >>> parse_status("Task     Name    Created       Status\\n1a2b3c4  s-1     Nov 25, 2026  Failed\\n")
-    Queue(states={'s-1': 'Failed'}, busy=0, idle=0)
+    {'s-1': 'Failed'}
     """
-    newest_last = reversed(TASK.findall(text))
-    workers = re.search(r"^Worker status: (\d+) active, (\d+) idle", text, re.MULTILINE)
-    busy, idle = map(int, workers.groups()) if workers else (0, 0)
-    return Queue(dict(newest_last), busy, idle)
+    return dict(reversed(TASK.findall(text)))
 
 
-def look() -> Queue:
-    """Return the state of the queue."""
+def look() -> dict[str, str]:
+    """Return the states of what is in the queue."""
     return parse_status(_dvc("queue", "status"))
 
 
-def states_of(members: Iterable[str], queue: Queue) -> dict[str, str]:
+def count_workers() -> int:
+    """Return how many processes of DVC's workers run here. `dvc queue status` counts those that answer at once only."""
+    running = 0
+    for file in WORKERS.glob("dvc-exp-worker-*.pid"):
+        with contextlib.suppress(OSError):  # it has ended
+            running += b"queue-worker" in Path("/proc", file.read_text(encoding="ascii"), "cmdline").read_bytes()
+    return running
+
+
+def states_of(members: Iterable[str], queue: dict[str, str]) -> dict[str, str]:
     """Return the states of the members that are in the queue, or in git: `dvc queue remove` leaves results there."""
     refs = _git("for-each-ref", "--format=%(refname)", "refs/exps").split()
-    states = dict.fromkeys((ref.rpartition("/")[2] for ref in refs), SUCCESS) | queue.states
+    states = dict.fromkeys((ref.rpartition("/")[2] for ref in refs), SUCCESS) | queue
     return {member: states[member] for member in members if member in states}
 
 
@@ -158,35 +156,31 @@ def add(member: str, words: list[str]) -> None:
     _dvc("exp", "run", "--queue", "--name", member, *(part for word in words for part in ("--set-param", word)))
 
 
-def end_earlier_workers(queue: Queue) -> None:
+def end_earlier_workers() -> None:
     """Wait until the workers of an earlier command have finished what they run."""
-    if queue.busy + queue.idle:
+    if count_workers():
         echo("waiting for workers of an earlier command: they have its environment, and finish what they run")
         _dvc("queue", "stop")
-        looks = 0  # in a row without workers
-        while looks < LOOKS:
+        while count_workers():
             time.sleep(POLL_SECONDS)
-            now = look()
-            looks = 0 if now.busy + now.idle else looks + 1
 
 
 def wait(members: dict[str, list[str]], jobs: int) -> dict[str, str]:
     """Keep workers running until every member has ended; return the state of each.
 
-    A member that runs while no worker is busy has lost its worker to a kill or a reboot: it is queued again.
+    A member that runs while there is no worker has lost it to a kill or a reboot: it is queued again.
     """
     shown: dict[str, str] = {}
     lost: set[str] = set()
-    understaffed, abandoned = LOOKS, 0  # looks in a row with too few workers, with members that no worker runs
+    understaffed, abandoned = LOOKS, 0  # looks in a row with too few workers; with members that run without one
     while True:
-        queue = look()
-        states = states_of(members, queue)
+        states, workers = states_of(members, look()), count_workers()
         for member, state in states.items():
             if shown.get(member) != state:
                 echo(f"{member}: {state.lower()}")
         shown = states.copy()
         running = [member for member, state in states.items() if state == RUNNING]
-        abandoned = abandoned + 1 if running and not queue.busy else 0
+        abandoned = abandoned + 1 if running and not workers else 0
         if abandoned >= LOOKS:
             lost |= set(running)
             _dvc("queue", "kill", *running, may_fail=True)  # ends its processes, and DVC records a failure
@@ -198,7 +192,7 @@ def wait(members: dict[str, list[str]], jobs: int) -> dict[str, str]:
             states[member] = QUEUED
         if not {QUEUED, RUNNING} & set(states.values()):
             return states
-        is_understaffed = QUEUED in states.values() and queue.busy + queue.idle < jobs
+        is_understaffed = QUEUED in states.values() and workers < jobs and not abandoned
         understaffed = understaffed + 1 if is_understaffed else 0
         if understaffed > LOOKS:
             _dvc("queue", "start", "--jobs", str(jobs))
@@ -226,7 +220,7 @@ def run(calls: list[list[str]], name: str, jobs: int) -> dict[str, str]:
         if not is_mine:
             raise InputError("runs/sweep.lock: another sweep runs in this project. Wait for it, or stop it")
         queue = look()
-        if others := [other for other, state in queue.states.items() if state == QUEUED and other not in members]:
+        if others := [other for other, state in queue.items() if state == QUEUED and other not in members]:
             raise InputError(
                 f"dvc queue: also holds {', '.join(others)}, which would run with the environment of this sweep. Run "
                 "them first (dvc queue start), or remove them (dvc queue remove NAME)"
@@ -236,7 +230,7 @@ def run(calls: list[list[str]], name: str, jobs: int) -> dict[str, str]:
         if states:
             echo(f"{name}: {len(states)} of {len(members)} experiments exist, running the unfinished ones")
         if len(states) < len(members) or {QUEUED, RUNNING} & set(states.values()):
-            end_earlier_workers(queue)
+            end_earlier_workers()
         for member, words in members.items():
             if member not in states:
                 add(member, words)
