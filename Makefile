@@ -20,8 +20,8 @@ SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.s
 # Every variable that a target below takes, and old names of some. What is typed is checked before anything runs: a name
 # that is not here is an error, unless it is a param (with a dot: optimizer.lr=1e-5).
 VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON \
-    LIST MODEL NAME NODES NUMBER NVIDIA PACK PEERS PORT PROFILE REASON REMOTE REPO ROWS RUN SOURCE SPLIT STEP STORE TO UNTIL \
-    UPGRADE WAIT YES
+    LIST MINUTES MODEL NAME NODES NUMBER NVIDIA PACK PEERS POINTS PORT PROFILE REASON REMOTE REPO ROWS RUN SOURCE \
+    SPLIT STEP STORE TO UNTIL UPGRADE WAIT YES
 typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 params := $(sort $(foreach name,$(typed),$(if $(findstring .,$(name)),$(name))))
 # NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
@@ -90,7 +90,7 @@ no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make e
 .NOTPARALLEL:
 .PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected blame \
     lineage reproduce compare export publish mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down \
-    test test-layouts lint check format \
+    test test-layouts drill fuzz lint check format \
     pins bench bench-peers
 
 help: ## List the targets; show the last run, what is up to date and what reruns
@@ -218,6 +218,12 @@ test: setup ## Run the tests
 
 test-layouts: setup ## Train every tiny model in every layout, compare the losses with those of one process; rehearse
 	pytest -m layouts -n 0 -s tests/training/test_layouts.py tests/rehearse
+
+drill: setup ## Kill every data stage, or let it fail, at each of its file operations; compare every byte (POINTS=20)
+	PYTHONPATH=src:. python -m tests.drill.operations$(call option,POINTS,points)
+
+fuzz: setup ## Draw damaged rows, schemas, templates, params and model folders; only a message may come out (MINUTES=5)
+	PYTHONPATH=src:. python -m tests.drill.fuzz$(call option,MINUTES,minutes)
 
 lint: setup ## Check format, lint, types and shell scripts
 	ruff format --check

@@ -1,7 +1,10 @@
 """Digests and keyed hashes: the same on every machine, and as they always were."""
 
+import errno
 import hashlib
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +16,14 @@ from sft.hashing import (
     BLOCK_BYTES,
     canonical_json,
     file_digest,
+    files_below,
     folder_digest,
     folder_digests,
     keyed_hash,
     keyed_hashes,
     value_digest,
 )
+from sft.raw_folders import _names
 from tests.support.project import printed_by_processes
 
 
@@ -104,3 +109,21 @@ def test_a_file_that_has_just_changed_is_read_again(tmp_path):
     for letter in (b"a", b"b"):
         path.write_bytes(letter * (BLOCK_BYTES + 1))
         assert file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_does_not_drop_its_files(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/one").touch()
+    assert files_below(tmp_path) == [tmp_path / "below/one"]
+    assert files_below(tmp_path / "nothing") == []
+    scandir = os.scandir
+
+    def fails(path="."):
+        if Path(path).name == "below":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fails)
+    for read in (files_below, folder_digest, _names):
+        with pytest.raises(OSError, match="Input/output error"):
+            read(tmp_path)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,24 @@ def _stamp(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return every file below a folder, sorted; none, if there is no folder.
+
+    Raises:  OSError: a folder below it cannot be read. `Path.rglob` would leave out what it holds, without a word.
+    """
+    if not folder.exists():
+        return []
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=_raise) for name in names)
+    return sorted(path for path in paths if path.is_file())
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 def folder_digests(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file below a folder, by relative path, in order."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files_below(folder)}
 
 
 def folder_digest(folder: Path) -> str:

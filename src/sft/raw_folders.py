@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from sft.cli import InputError
 from sft.dataset_card import CARD, Splits, choose_config, files_by_config
+from sft.hashing import files_below
 
 LINES, DOCUMENT, TABLES = {".jsonl", ".jsonlines", ".ndjson"}, {".json"}, {".parquet", ".arrow"}
 DELIMITED = {".csv": ",", ".tsv": "\t"}
@@ -170,7 +171,7 @@ def select_files(folder: Path, split: str = ALL, config: str | None = None) -> S
 
 
 def _names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix() for path in files_below(folder)}
 
 
 def _has_rows(name: str, names: set[str]) -> bool:
