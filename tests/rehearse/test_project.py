@@ -106,7 +106,7 @@ def test_what_a_cluster_file_requests_for_gpus_is_left_out(tmp_path: Path, monke
     file = tmp_path / "slurm/clusters/mine.yaml"
     cluster = {"partition": "gpu", "nodes": 2, "gpus_per_node": 8, "time": 60, "sbatch_options": options}
     write_json(file, {**cluster, "eval": {"nodes": 1, "gpus_per_node": 8, "sbatch_options": ["--gpus=8"]}})
-    monkeypatch.setattr(project, "REPOSITORY", tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(project, "read_cluster_file", lambda name: None)
     project.write_cluster_file(tmp_path / "scratch", "mine", 4)
     cluster = read_yaml(tmp_path / "scratch/slurm/clusters/mine.yaml", Cluster)

@@ -18,7 +18,7 @@ from typing import Any
 
 from sft.chat_files import DEFAULT_FILE, read_template
 from sft.cli import InputError
-from sft.cluster.cluster_file import GPU_OPTIONS, option_name, read_cluster_file
+from sft.cluster.cluster_file import CLUSTER_FILES, GPU_OPTIONS, option_name, read_cluster_file
 from sft.files import REPOSITORY, read_json, resolve_repo_file, write_json
 from sft.params.check import Params, read
 from sft.params.read import read_text
@@ -208,11 +208,11 @@ def requests_gpus(option: str) -> bool:
 
 
 def write_cluster_file(folder: Path, name: str, ranks: int) -> None:
-    """Write slurm/clusters/<name>.yaml of this repository with the ranks of the rehearsal, without GPUs.
+    """Write slurm/clusters/<name>.yaml with the ranks of the rehearsal, without GPUs.
 
     Raises:  InputError: there is no such cluster file, or it has a fault.
     """
-    path = REPOSITORY / f"slurm/clusters/{name}.yaml"
+    path = CLUSTER_FILES / f"{name}.yaml"
     read_cluster_file(name)
     values = read_text(path)[1]
     nodes = math.gcd(values["nodes"], ranks)
@@ -223,8 +223,8 @@ def write_cluster_file(folder: Path, name: str, ranks: int) -> None:
         if section is not values:
             section.pop("gpus_per_node", None)
     if values.get("slurm_conf"):
-        values["slurm_conf"] = str(REPOSITORY / values["slurm_conf"])
-    file = folder / f"slurm/clusters/{name}.yaml"
+        values["slurm_conf"] = str(Path(values["slurm_conf"]).absolute())
+    file = folder / path
     file.parent.mkdir(parents=True)
     write_json(file, values)
     (folder / ".dvc").mkdir()  # prep and eval as jobs read their inputs and outputs from dvc.yaml
