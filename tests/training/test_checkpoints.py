@@ -121,6 +121,28 @@ def test_a_checkpoint_whose_hashing_was_interrupted_is_resumed_from_unless_it_ch
     assert saved_steps(tmp_path) == ([2] if is_changed else [2, 4])
 
 
+@pytest.mark.parametrize("is_hashed", [False, True])
+def test_a_lost_shard_is_named_when_training_resumes_and_when_it_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_hashed: bool
+) -> None:
+    save(tmp_path, 2, checkpoint_params())
+    folder = write_shards(tmp_path, 4, ranks=2)
+    manifest = checkpoints.manifest_of(folder)
+    if is_hashed:
+        files.write_json(manifest, folder_digests(folder))
+    else:
+        files.write_json(manifests.record_of_save(manifest), manifests.stamps(folder))
+    (folder / "__1_0.distcp").unlink()
+    if is_hashed:
+        with pytest.raises(InputError, match=r"iter_0000004: __1_0.distcp is missing"):
+            checkpoints.verify(folder)
+        with pytest.raises(InputError, match=r"of step 4.* Damaged: iter_0000004 \(__1_0.distcp is missing\)"):
+            checkpoints.find_checkpoint(tmp_path, 4)
+    assert checkpoints.newest_intact(tmp_path) == checkpoints.iteration_folder(tmp_path, 2)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "damaged (__1_0.distcp is missing). Removed; training resumes from the checkpoint before it" in shown
+
+
 def test_checkpoints_at_the_retain_interval_are_kept_for_good(tmp_path: Path) -> None:
     for iteration in range(2, 14, 2):
         save(tmp_path, iteration, checkpoint_params(most_recent_k=1, save_retain_interval=6))

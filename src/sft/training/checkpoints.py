@@ -56,7 +56,11 @@ def fault_of(checkpoint: Path, sha256: str | None = None, digests: dict[str, str
     if sha256 is not None:
         digest = value_digest(found)
         return None if digest == sha256 else f"its files have the digest {digest}, expected {sha256}"
-    expected = read_json(manifest)
+    return _difference(read_json(manifest), found)
+
+
+def _difference(expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Return how the files of a checkpoint differ from those of its manifest, both by name; None if they do not."""
     different = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if not different:
         return None
@@ -113,11 +117,14 @@ def _is_intact(checkpoint: Path, digests: dict[str, str]) -> bool:
     `digests`: of its files.
     """
     manifest = manifest_of(checkpoint)
-    if not manifest.exists() and read_json(manifests.record_of_save(manifest)) == manifests.stamps(checkpoint):
-        write_json(manifest, digests)
+    if manifest.exists():
+        fault = fault_of(checkpoint, digests=digests)
+    else:
+        fault = _difference(read_json(manifests.record_of_save(manifest)), manifests.stamps(checkpoint))
+        if fault is None:
+            write_json(manifest, digests)
     for file in _unfinished(manifest):
         file.unlink()
-    fault = fault_of(checkpoint, digests=digests)
     if fault is not None:
         _remove_damaged(checkpoint, fault)
     return fault is None
