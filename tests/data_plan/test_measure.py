@@ -36,6 +36,11 @@ def test_figures_of_kept_cut_rejected_and_unselected_rows(tmp_path: Path, monkey
     assert cut["tokens"] > 256 > cut["packed_tokens"] > 0
     assert cut["windows"] == -(-cut["tokens"] // 256)
     assert kept["trained_tokens"] <= cut["packed_trained_tokens"] < cut["trained_tokens"]
+    in_windows = params.model_copy(update={"pack": params.pack.model_copy(update={"over_length": "window"})})
+    again = measure(raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), in_windows, load_chat(params, base))
+    figures = dict(zip(FIGURES, list(again.figures.values())[1].tolist(), strict=True))
+    assert figures["packed_trained_tokens"] == cut["trained_tokens"]
+    assert figures["packed_samples"] > 1
     assert (rejected, unselected) == ({**dict.fromkeys(FIGURES, 0), "rows": 1},) * 2
     assert (measured.not_selected, measured.rejected.total(), measured.read) == (1, 1, "read: openai")
     assert measured.licenses == {"MIT": kept["trained_tokens"] + cut["trained_tokens"]}

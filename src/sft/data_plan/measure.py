@@ -17,6 +17,7 @@ from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_ch
 from sft.formats.detect import decide_read, read_line
 from sft.formats.raw_files import Row, read_objects
 from sft.packing.licenses import is_under
+from sft.packing.over_length import longest, window_rows
 from sft.packing.sample_table import measure_rows
 from sft.packing.write import padded
 from sft.params.data import Read
@@ -95,7 +96,8 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
     if not kept:
         return
     rows = [{**row, "id": str(number)} for number, row in enumerate(kept)]
-    prepared = prepare_examined(chat, rows, Shares(**params.prep.reasoning.model_dump()), params.prep.max_tokens)
+    reasoning = Shares(**params.prep.reasoning.model_dump())
+    prepared = prepare_examined(chat, rows, reasoning, params.prep.max_tokens)
     measured.rejected.update(row["reason"] for row in prepared.rejected)
     of_source = params.fetch.sources[name].license
     for batch in prepared.samples.combine_chunks().to_batches():
@@ -115,3 +117,14 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
                 values[3:] = [0] * len(values[3:])
             measured.figures[owner][2:] += values
             measured.licenses[license] += int(values[1])
+        if params.pack.over_length != "window":
+            continue
+        limit = longest(params.pack.pack_size, params.pack.pad_segments_to)
+        names, licenses = batch["conversation_id"].to_pylist(), batch["license"].to_pylist()
+        long = {names[place]: licenses[place] for place in np.flatnonzero(fits == 0)}  # each conversation once
+        for number, license in long.items():
+            if any(is_under(license or of_source, each) for each in params.pack.exclude_licenses):
+                continue
+            for window in window_rows(chat, reasoning, rows[int(number)], limit, name):
+                tokens = padded(len(window["ids"]), params.pack.pad_segments_to)
+                measured.figures[kept[int(number)]["location"]][-3:] += tokens, int(window["mask"].sum()), 1

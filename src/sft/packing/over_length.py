@@ -258,12 +258,12 @@ def write_windows(task: dict[str, Any]) -> str:
         for rows in read_row_range(row_range, ROWS_AT_ONCE, ["id", "messages", "tools", "meta"]):
             report_position(f"{row_range.path}: windows")
             for row in rows.filter(pc.is_in(rows["id"], value_set=names)).to_pylist():
-                for window in _rows_of(chat, reasoning, row, task["limit"], source):
+                for window in window_rows(chat, reasoning, row, task["limit"], source):
                     shards.write(window)
     return str(folder)
 
 
-def _rows_of(
+def window_rows(
     chat: "ChatTemplate", reasoning: Shares, row: dict[str, Any], limit: int, source: str
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of WINDOWS of a filtered row."""
