@@ -20,8 +20,8 @@ SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.s
 # Every variable that a target below takes, and old names of some. What is typed is checked before anything runs: a name
 # that is not here is an error, unless it is a param (with a dot: optimizer.lr=1e-5).
 VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON \
-    LIST MINUTES MODEL NAME NODES NUMBER NVIDIA PACK PEERS POINTS PORT PROFILE REASON REMOTE REPO ROWS RUN SOURCE \
-    SPLIT STEP STORE TO UNTIL UPGRADE WAIT YES
+    LIST MINUTES MODEL NAME NODES NUMBER NVIDIA PACK PEERS POINTS PORT PROFILE PROMPT REASON REMOTE REPO ROWS RUN \
+    SOURCE SPLIT STEP STORE THINKING TO TOOLS UNTIL UPGRADE WAIT YES
 typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 params := $(sort $(foreach name,$(typed),$(if $(findstring .,$(name)),$(name))))
 # NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
@@ -88,7 +88,7 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
 .NOTPARALLEL:
-.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected blame \
+.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected blame chat \
     lineage reproduce compare export publish mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down \
     test test-layouts drill fuzz lint check format \
     pins bench bench-peers
@@ -154,6 +154,9 @@ rejected: setup ## Show rejected rows with their reasons (SOURCE= REASON= NUMBER
 
 blame: setup ## Show the rows that the trained model predicts worst, by loss and by change, with their lines (SPLIT= ROWS= NUMBER=20)
 	python -m sft.inspect.blame$(call option,SPLIT,split)$(call option,ROWS,rows)$(call option,NUMBER,number)$(json)
+
+chat: setup ## Talk to a trained model, with tools (MODEL=models/final PROMPT='...' TOOLS=tools.json THINKING=1)
+	@python -m sft.inspect.chat$(call option,MODEL,model)$(call option,PROMPT,prompt)$(call option,TOOLS,tools)$(if $(filter-out 0,$(THINKING)), --thinking)
 
 lineage: setup ## Trace a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= CARD= CACHE=1)
 	python -m sft.lineage.graph$(call option,MODEL,model)$(call option,HTML,html)$(call option,CARD,card)$(if $(CACHE), --cache)$(json)
