@@ -308,6 +308,7 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
         ("tokenizer.json", "{}"),
         ("tokenizer.json", "[]"),
         ("tokenizer.json", '{"added_tokens": [{"x": 1}], "model": null}'),
+        ("tokenizer.json", '{"version": "9.0", "added_tokens": [], "model": {"type": "OfTomorrow"}}'),
         ("tokenizer_config.json", "[]"),
         ("config.json", "[]"),
         ("config.json", '{"model_type": "of tomorrow"}'),
@@ -319,7 +320,7 @@ def test_a_model_that_cannot_be_read_is_an_error_that_names_the_file(
 ) -> None:
     source = shutil.copytree(published, tmp_path / "in")
     (source / name).write_text(content)
-    with pytest.raises(InputError, match=rf"fetch\.model: .*{name}: "):
+    with pytest.raises(InputError, match=rf"fetch\.model: .*{name}.*: "):
         make_base(source, tmp_path / "out")
 
 

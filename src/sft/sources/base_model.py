@@ -10,13 +10,11 @@ tokenization, so that the text around it has the same ids whether a template or 
 vocabulary does not change, nor do the ids of text without a marker.
 """
 
-import contextlib
 import math
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,7 @@ def make_base(source_folder: Path, target: Path) -> dict[str, Any]:
         )
     _check_files(target)
     tokenizer = read_config(target / "tokenizer.json")
-    with _naming_file("tokenizer.json"):
+    with _NamingFile("tokenizer.json"):
         tokenizer = isolate_markers(tokenizer)
     write_config(target / "tokenizer.json", tokenizer)
     check_base(target)
@@ -159,9 +157,9 @@ def check_base(folder: Path) -> None:
     """Raise InputError unless the weights of a model folder are safetensors that fit its tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
-    with _naming_file("config.json"):
+    with _NamingFile("config.json"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with _naming_file("tokenizer.json with tokenizer_config.json"):
+    with _NamingFile("tokenizer.json with tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     rows = embedding_rows(folder)
     eos = config.get_text_config().eos_token_id
@@ -180,18 +178,24 @@ def count_parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
 
 
-@contextlib.contextmanager
-def _naming_file(name: str) -> Iterator[None]:
-    """Turn what transformers raises for a bad file into an InputError that names the file."""
-    from huggingface_hub.errors import StrictDataclassError
+class _NamingFile:
+    """Turns what transformers and tokenizers raise for a bad file into an InputError that names the file."""
 
-    try:
-        yield
-    except (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
-        raise InputError(
-            f"fetch.model: {name}: cannot be loaded: {type(error).__name__}: {short_reason(error)}. The file is "
-            "damaged, or the installed transformers does not know this model."
-        ) from error
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        from huggingface_hub.errors import StrictDataclassError
+
+        known = AttributeError, LookupError, TypeError, ValueError, StrictDataclassError
+        # tokenizers raises Exception itself.
+        if isinstance(error, Exception) and (kind is Exception or isinstance(error, known)):
+            raise InputError(
+                f"fetch.model: {self._name}: cannot be loaded: {type(error).__name__}: {short_reason(error)}. The file "
+                "is damaged, or the installed transformers does not know this model."
+            ) from error
 
 
 def _from_gguf(file: Path, target: Path) -> None:
