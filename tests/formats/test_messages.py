@@ -362,6 +362,34 @@ PUBLISHED = {
         ],
         [PARIS, MILD],
     ),
+    "LLaMA-Factory v1": (
+        [
+            {**PARIS, "content": [{"type": "text", "value": "Paris?"}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "reasoning", "value": "I look."}, {"type": "tool_call", "value": CALL_TEXT}],
+            },
+            {"role": "tool", "content": [{"type": "tool_response", "value": "12 C"}]},
+            {**MILD, "content": [{"type": "text", "value": "Mild."}]},
+        ],
+        [PARIS, THINKING, RESULT, MILD],
+    ),
+    "several calls in a part": (
+        [
+            PARIS,
+            {"role": "assistant", "content": [{"type": "tool_calls", "value": f"[{CALL_TEXT}, {CALL_TEXT}]"}]},
+            {
+                "role": "tool",
+                "content": [{"type": "tool_result", "text": "12 C"}, {"type": "tool_result", "value": "12 C"}],
+            },
+            MILD,
+        ],
+        [PARIS, calling(call(), call()), RESULT, RESULT, MILD],
+    ),
+    "a call in a part under its type": (
+        [PARIS, {"role": "assistant", "content": [{"type": "tool_call", "tool_call": call(id="a")}]}, RESULT, MILD],
+        [PARIS, calling(call(id="a")), RESULT, MILD],
+    ),
     "Gemini": (
         [{"role": "user", "parts": [{"text": "Paris?"}]}, {"role": "model", "parts": [{"text": "Mild."}]}],
         [PARIS, MILD],

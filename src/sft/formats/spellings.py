@@ -154,10 +154,12 @@ PARTS = {
     "reasoning.encrypted": "hidden",
     "tool_use": "call",
     "tool_call": "call",
+    "tool_calls": "call",
     "tool-call": "call",
     "function_call": "call",
     "tool_result": "result",
     "tool-result": "result",
+    "tool_response": "result",
     "function_call_output": "result",
 }
 # Keys of parts that hold or name a file.
@@ -176,8 +178,8 @@ PART_KEYS = {
     "text": _names(("text", "value", "content", "refusal"), alone=("type",)),
     "reasoning": _names(("text", "value", "content", "thinking", "think", "thought", "reasoning", "summary"))
     | {"type": "type"},
-    "call": CALL_KEYS,
-    "result": _names(("content", "output", "result", "response"), ID, alone=("type",)),
+    "call": CALL_KEYS | _names(("text", "value", "tool_call", "function_call")),
+    "result": _names(("content", "output", "result", "response", "value", "text"), ID, alone=("type",)),
 }
 
 # --- Calls and tools -----------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 import pytest
 
 from sft.conversation import Conversation, Rejection
-from sft.formats.bracket_calls import split_bracket_calls
 from sft.formats.messages import normalize
+from sft.formats.text_calls import split_bracket_calls
 
 NAMES = {"f", "Market Trends API", "a.b"}
 

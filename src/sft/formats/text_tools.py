@@ -1,8 +1,4 @@
-"""Tools, calls and results written as text between tags, as the Hermes and Qwen data sets have them.
-
-`<tools>` in the system message, `<tool_call>{"name": ..., "arguments": ...}</tool_call>` at the end of an answer, and
-`<tool_response>` in the message that answers it. Text that only speaks of these tags is left as it is.
-"""
+"""Tools that the system message lists as text between tags, as the Hermes and Qwen data sets have them."""
 
 import contextlib
 import json
@@ -82,42 +78,3 @@ def _is_json_first(text: str) -> bool:
 def _skip(text: str, place: int) -> int:
     match = BETWEEN.match(text, place)
     return match.end() if match else place
-
-
-def split_calls(text: str) -> tuple[str, list[Any]] | None:
-    """Return the text before the calls at the end of an answer, and the calls; None if it does not end with calls.
-
-    >>> split_calls('I look. <tool_call>{"name": "now", "arguments": {}}</tool_call>')
-    ('I look.', [{'name': 'now', 'arguments': {}}])
-    """
-    before, tag, _ = text.partition("<tool_call>")
-    if not tag or "</tool_call>" in before or (contents := _between(text[len(before) :], "tool_call")) is None:
-        return None
-    calls = list[Any]()
-    for content in contents:
-        try:
-            value = parse_text(content)
-        except ValueError:
-            return None
-        calls += value if isinstance(value, list) else [value]
-    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        return None
-    return before.rstrip(), calls
-
-
-def split_results(text: str) -> list[str] | None:
-    """Return the results in a text of nothing but results; None for other text."""
-    return _between(text, "tool_response")
-
-
-def _between(text: str, tag: str) -> list[str] | None:
-    """Return what is between pairs of a tag; None if other text does, too.
-
-    >>> _between("<a>1</a> <a>2</a>", "a"), _between("<a>1</a> so", "a")
-    (['1', '2'], None)
-    """
-    *pieces, end = text.split(f"</{tag}>")
-    contents = [piece.strip().split(f"<{tag}>") for piece in pieces]
-    if end.strip() or not contents or any(len(parts) != 2 or parts[0] for parts in contents):
-        return None
-    return [parts[1].strip() for parts in contents]

@@ -1,0 +1,140 @@
+"""Calls and results that answers have as text: between tags, after a mark, as bare JSON, or as Python writes them.
+
+`<tool_call>{"name": ..., "arguments": ...}</tool_call>` at the end of an answer and `<tool_response>` in the message
+after it (Hermes, Qwen); `[TOOL_CALLS]` or `<functioncall>` before JSON (Mistral, Glaive); an answer of nothing but JSON
+(Llama 3), or of [get_weather(city="Paris", days=2), now()] (ToolACE, Llama 3.2). Text that only speaks of these forms
+is left as it is.
+"""
+
+import contextlib
+import re
+from collections.abc import Set
+from typing import Any
+
+from sft.formats.json_text import TOKEN, parse_text
+
+Json = dict[str, Any]
+# What some models write before calls in text, and after them; the keys of a call in text.
+CALL_MARK = re.compile(r"(?:\[TOOL_CALLS\]|<function_?calls?>|<\|python_tag\|>)(?=\s*[\[{])")
+CALL_END = re.compile(r"</function_?calls?>\s*$")
+ARGUMENT_KEYS = {"arguments", "parameters"}
+BARE_KEYS = {"name", "id", "type"} | ARGUMENT_KEYS
+ARGUMENT = re.compile(r"\s*([A-Za-z_][\w-]*)\s*=\s*")
+SEPARATOR = re.compile(r"\s*,\s*")
+
+
+def split_calls(text: str) -> tuple[str, list[Any]] | None:
+    """Return the text before the calls at the end of an answer, and the calls; None if it does not end with calls.
+
+    >>> split_calls('I look. <tool_call>{"name": "now", "arguments": {}}</tool_call>')
+    ('I look.', [{'name': 'now', 'arguments': {}}])
+    """
+    before, tag, _ = text.partition("<tool_call>")
+    if not tag or "</tool_call>" in before or (contents := _between(text[len(before) :], "tool_call")) is None:
+        return None
+    calls = list[Any]()
+    for content in contents:
+        try:
+            value = parse_text(content)
+        except ValueError:
+            return None
+        calls += value if isinstance(value, list) else [value]
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        return None
+    return before.rstrip(), calls
+
+
+def split_results(text: str) -> list[str] | None:
+    """Return the results in a text of nothing but results; None for other text."""
+    return _between(text, "tool_response")
+
+
+def _between(text: str, tag: str) -> list[str] | None:
+    """Return what is between pairs of a tag; None if other text does, too.
+
+    >>> _between("<a>1</a> <a>2</a>", "a"), _between("<a>1</a> so", "a")
+    (['1', '2'], None)
+    """
+    *pieces, end = text.split(f"</{tag}>")
+    contents = [piece.strip().split(f"<{tag}>") for piece in pieces]
+    if end.strip() or not contents or any(len(parts) != 2 or parts[0] for parts in contents):
+        return None
+    return [parts[1].strip() for parts in contents]
+
+
+def bare_calls(text: str) -> list[Json]:
+    """Return the calls that a text is; none if it is another."""
+    with contextlib.suppress(ValueError):
+        value = parse_text(text)
+        calls = value if type(value) is list else [value]
+        if all(type(call) is dict and type(call.get("name")) is str and call.keys() <= BARE_KEYS for call in calls):
+            has_arguments = any(not ARGUMENT_KEYS.isdisjoint(call) for call in calls)
+            return calls if has_arguments else []  # a name alone may be any object
+    return []
+
+
+def split_bracket_calls(text: str, names: Set[str]) -> list[Json]:
+    """Return the calls that a text is; none if it is another, or if one calls what is not in `names`.
+
+    Arguments have names, and values of JSON or of Python.
+
+    >>> split_bracket_calls("[f(a=1, b=['x'])]", {"f"}), split_bracket_calls("[f(a=1)]", {"g"})
+    ([{'name': 'f', 'arguments': {'a': 1, 'b': ['x']}}], [])
+    """
+    text = text.strip()
+    if not text.startswith("[") or not text.endswith(")]"):
+        return []
+    calls, place = list[Json](), 1
+    try:
+        while place < len(text) - 1:
+            if calls:
+                place = _end(SEPARATOR.match(text, place))
+            name = text[place : text.index("(", place)].strip()
+            if name not in names:
+                return []
+            arguments, place = _arguments(text, text.index("(", place) + 1)
+            calls.append({"name": name, "arguments": arguments})
+    except ValueError:
+        return []
+    return calls
+
+
+def begins_as_calls(text: str, names: Set[str]) -> bool:
+    """Return whether a text in brackets begins with a call of one of `names`, whether it can be read or not.
+
+    >>> begins_as_calls("[f(1)]", {"f"}), begins_as_calls("[f] (1)", {"f"})
+    (True, False)
+    """
+    text = text.strip()
+    return text.startswith("[") and text.endswith("]") and text[1:].partition("(")[0].strip() in names
+
+
+def _arguments(text: str, place: int) -> tuple[Json, int]:
+    """Return the arguments that begin at a place, and where their call ends. Raises ValueError: it is other text."""
+    arguments: Json = {}
+    while text[place : place + 1] != ")":
+        if arguments:
+            place = _end(SEPARATOR.match(text, place))
+        if (argument := ARGUMENT.match(text, place)) is None or argument[1] in arguments:
+            raise ValueError(f"no argument at character {place}")
+        end = _value_end(text, argument.end())
+        (arguments[argument[1]],) = parse_text(f"[{text[argument.end() : end]}]")
+        place = end
+    return arguments, place + 1
+
+
+def _value_end(text: str, place: int) -> int:
+    """Return where the value at a place ends: before the comma or the parenthesis that follows it."""
+    depth = 0
+    while (token := TOKEN.match(text, place)) is not None:
+        depth += (token[0] in ("[", "{")) - (token["close"] is not None)
+        if depth < 0 or (depth == 0 and token[0] == ","):
+            break
+        place = token.end()
+    return place
+
+
+def _end(match: re.Match[str] | None) -> int:
+    if match is None:
+        raise ValueError("no comma")
+    return match.end()
