@@ -8,7 +8,7 @@ import pytest
 
 from sft.cli import InputError
 from sft.lineage import patch
-from sft.lineage.patch import dirty_patch, keep_patch
+from sft.lineage.patch import dirty_patch, keep_patch, tracked_changes
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -51,6 +51,17 @@ def files(folder):
 def test_a_clean_tree_and_a_folder_without_git_have_no_patch(repository, tmp_path):
     assert dirty_patch(repository) is None
     assert dirty_patch(tmp_path) is None
+
+
+def test_a_log_that_grows_is_no_change_of_a_tracked_file(repository, tmp_path):
+    (repository / "repro.log").write_text("stage 1\n")
+    assert tracked_changes(repository) == tracked_changes(tmp_path) == b""
+    (repository / "edited.py").write_text("# other\n")
+    before = tracked_changes(repository)
+    (repository / "repro.log").write_text("stage 1\nstage 2\n")
+    assert before == tracked_changes(repository) != b""
+    (repository / "deleted.py").unlink()
+    assert before != tracked_changes(repository)
 
 
 def test_commit_and_patch_make_the_tree_again_and_leave_it_as_it_was(repository, tmp_path):

@@ -53,6 +53,15 @@ def dirty_patch(root: Path, environ: Mapping[str, str] = os.environ) -> bytes | 
     return patch or None
 
 
+def tracked_changes(root: Path) -> bytes:
+    """Return the changes of the files that git tracks at `root`, without new ones, such as a log being written."""
+    if git_state(root)[0] is None:
+        return b""
+    with index_of_head(root) as separate:
+        only = ("--", ".", *OWN_OUTPUTS, *NOT_SECRET)
+        return git(root, "diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", *only, environ=separate)
+
+
 def keep_patch(patch: bytes, folder: Path) -> Path:
     """Publish a patch in the folder of a run, named by its digest; return its path."""
     path = folder / patch_name(hashlib.sha256(patch).hexdigest())

@@ -31,7 +31,7 @@ from sft.files import project_root, publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests
 from sft.lineage import snapshot
 from sft.lineage.key import Lineage, code_digest, package_versions
-from sft.lineage.patch import dirty_patch, keep_patch
+from sft.lineage.patch import dirty_patch, keep_patch, tracked_changes
 from sft.lineage.record import lineage_json, records, write_environment
 from sft.params.read import load, load_training
 from sft.params.training import TrainParams
@@ -61,7 +61,7 @@ def main() -> None:
 
     metadata = check_inputs()
     lineage = find_lineage(params.model_dump())
-    patch = dirty_patch(Path.cwd())
+    patch, edits = dirty_patch(Path.cwd()), tracked_changes(Path.cwd())
     run, packs = run_of(lineage, params), metadata["splits"]["training"]["packs"]
     with_steps = params.with_steps(packs)
     iterations = with_steps.train.steps
@@ -69,8 +69,8 @@ def main() -> None:
     lock = RunLock(run.folder)
 
     def begin() -> None:
-        now = snapshot.code(Path.cwd()), dirty_patch(Path.cwd()), recorded_params(load_training())
-        if now != (code, patch, begun_params):  # checks and the import take minutes, and a job copies what is there now
+        now = snapshot.code(Path.cwd()), tracked_changes(Path.cwd()), recorded_params(load_training())
+        if now != (code, edits, begun_params):  # checks and the import take minutes, and a job copies what is there now
             raise InputError("code or params.yaml changed while this waited for the run. Start it again.")
         digests = {PACKED.as_posix(): lineage.data, BASE.as_posix(): folder_digest(BASE)}
         snapshot.take(run.folder, Path.cwd(), begun_params, digests)
