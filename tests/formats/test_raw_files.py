@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.formats import raw_files
@@ -128,6 +128,7 @@ def test_a_value_in_parquet_that_cannot_be_read_is_a_fault_of_its_row(tmp_path: 
     assert not broken.is_end
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(['{"a": 1}', "", "{broken", '{"b": "' + "x" * 40 + '"}', " ", "[1]"]), max_size=30),
     st.booleans(),

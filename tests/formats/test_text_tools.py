@@ -118,3 +118,86 @@ def test_tags_in_a_conversation_without_tools_are_text():
     outcome = normalize({"messages": messages})
     assert isinstance(outcome, Conversation)
     assert outcome.messages == messages
+
+
+LISTED = {
+    "name": "Get Time (v2)",
+    "description": "d",
+    "parameters": {"type": "dict", "properties": {"zone": {"type": "str"}}},
+}
+READ = {
+    "name": "Get Time (v2)",
+    "description": "d",
+    "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}},
+}
+TOOLACE = (
+    "Be kind.\nIf you call one, you MUST put it in the format of [func_name1(params_name1=params_value1...), "
+    "func_name2(params)]\nYou SHOULD NOT include any other text in the response.\n"
+    "Here is a list of functions in JSON format.\n{tools}\n"
+)
+
+
+def listing(system, answer):
+    messages = [("system", system), ("user", "Time?"), ("assistant", answer)]
+    return normalize({"messages": [{"role": role, "content": content} for role, content in messages]})
+
+
+@pytest.mark.parametrize(
+    ("system", "answer", "rest"),
+    [
+        (TOOLACE, '[Get Time (v2)(zone="CET")]', "Be kind."),
+        (
+            "Be kind. Use these if required -\n{tools}",
+            '<functioncall> {"name": "Get Time (v2)", "arguments": \'{"zone": "CET"}\'}',
+            "Be kind.",
+        ),
+        (
+            "Here are functions:\n{tools}\nAnswer in German.",
+            '{"name": "Get Time (v2)", "parameters": {"zone": "CET"}}',
+            "Answer in German.",
+        ),
+    ],
+    ids=["ToolACE", "Glaive", "Llama 3"],
+)
+@pytest.mark.parametrize("listed", [json.dumps([LISTED]), json.dumps(LISTED, indent=4) + "\n" + json.dumps(LISTED)])
+def test_tools_listed_in_the_system_message_are_tools(system, answer, rest, listed):
+    outcome = listing(system.replace("{tools}", listed), answer)
+    assert isinstance(outcome, Conversation), outcome
+    assert outcome.tools[0] == {"type": "function", "function": READ}
+    assert outcome.messages[0] == {"role": "system", "content": rest}
+    call = {"type": "function", "function": {"name": "Get Time (v2)", "arguments": {"zone": "CET"}}}
+    assert outcome.messages[2] == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_an_answer_without_a_call_has_the_tools_of_its_message():
+    outcome = listing(TOOLACE.replace("{tools}", json.dumps([LISTED])), "Which zone?")
+    assert (len(outcome.tools), outcome.messages[2]["content"]) == (1, "Which zone?")
+
+
+@pytest.mark.parametrize(
+    ("system", "answer"),
+    [
+        ("Explain this API: {tools}", "It has one function, Get Time (v2)."),  # nobody calls it
+        ("Explain this API: {tools}", '[other(zone="CET")]'),
+        ("Use func1(x=1) if needed: [1, 2]", "Fine."),
+        ('Return [func1(a=1)] and no other text. {"name": "x", "parameters": 3}', "Fine."),
+    ],
+)
+def test_json_that_is_no_list_of_tools_stays_text(system, answer):
+    text = system.replace("{tools}", json.dumps([LISTED]))
+    outcome = listing(text, answer)
+    assert (outcome.tools, outcome.messages[0]["content"], outcome.messages[2]["content"]) == (None, text, answer)
+
+
+def test_a_list_of_results_that_names_its_calls_in_order_is_a_result_each():
+    calls = "[f(a=1), g()]"
+    results = [{"name": "f", "results": 1}, {"name": "g", "results": {"x": "é"}}]
+    tools = [{"name": name, "parameters": {"type": "object", "properties": {}}} for name in ("f", "g")]
+
+    def read(content):
+        roles = [("user", "Go."), ("assistant", calls), ("tool", content), ("assistant", "Done.")]
+        outcome = normalize({"tools": tools, "messages": [{"role": role, "content": text} for role, text in roles]})
+        return [turn["content"] for turn in outcome.messages if turn["role"] == "tool"]
+
+    assert read(json.dumps(results)) == ['{"name": "f", "results": 1}', '{"name": "g", "results": {"x": "é"}}']
+    assert len(read(json.dumps(results[::-1]))) == len(read(json.dumps(results[:1]))) == len(read("[1, 2]")) == 1

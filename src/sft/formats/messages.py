@@ -10,6 +10,7 @@ Exact or not at all: a message that says two different things, or something that
 Keys that no table names are counted (sft.formats.not_read) and change nothing.
 """
 
+import json
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -25,6 +26,7 @@ from sft.formats.columns import (
     read_columns,
 )
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained
+from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import NotRead
 from sft.formats.parts import is_result_part, respell, result_turn, text_of, user_turns
 from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, speaker_of
@@ -95,6 +97,7 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
     if tools:
         turns = _read_tagged_turns(turns, not_read)
         _read_bare_calls(turns, {tool["function"]["name"] for tool in tools}, not_read)
+        turns = _split_joint_results(turns)
     if has_thoughts and any(["is_thought" in turn for turn in turns]):
         raise UnfitRowError("empty-answer", "a reasoning item without an answer after it")
     if facts.reasoning:
@@ -206,6 +209,20 @@ def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -
         elif mark or begins_as_calls(text, names):
             start = mark.start() if mark else 0
             raise UnfitRowError("call-as-text", f"messages[{index}]: {excerpt(turn['content'][start:])}")
+
+
+def _split_joint_results(turns: list[Message]) -> list[Message]:
+    """Make a result of each item of a list that answers several calls, if each names its call, in order (ToolACE)."""
+    found: list[Message] = []
+    for index, turn in enumerate(turns):
+        calls = turns[index - 1].get("tool_calls", []) if index and turn["role"] == "tool" else []
+        items = parsed_or_same(turn["content"], "[") if len(calls) > 1 and "tool_call_id" not in turn else None
+        if type(items) is list and all(type(item) is dict for item in items):
+            if [item.get("name") for item in items] == [call["function"]["name"] for call in calls]:
+                found += [{**turn, "content": json.dumps(item, ensure_ascii=False)} for item in items]
+                continue
+        found.append(turn)
+    return found
 
 
 def _is_calling(turns: list[Message]) -> bool:

@@ -20,7 +20,7 @@ CALL_END = re.compile(r"</function_?calls?>\s*$")
 ARGUMENT_KEYS = {"arguments", "parameters"}
 BARE_KEYS = {"name", "id", "type"} | ARGUMENT_KEYS
 ARGUMENT = re.compile(r"\s*([A-Za-z_][\w-]*)\s*=\s*")
-SEPARATOR = re.compile(r"\s*,\s*")
+SEPARATOR, BRACKET = re.compile(r"\s*,\s*"), re.compile(r"\s*\(")
 
 
 def split_calls(text: str) -> tuple[str, list[Any]] | None:
@@ -89,14 +89,24 @@ def split_bracket_calls(text: str, names: Set[str]) -> list[Json]:
         while place < len(text) - 1:
             if calls:
                 place = _end(SEPARATOR.match(text, place))
-            name = text[place : text.index("(", place)].strip()
-            if name not in names:
-                return []
-            arguments, place = _arguments(text, text.index("(", place) + 1)
+            name, place = _called(text, place, names)
+            arguments, place = _arguments(text, place)
             calls.append({"name": name, "arguments": arguments})
     except ValueError:
         return []
     return calls
+
+
+def calls_one_of(text: str, names: Set[str]) -> bool:
+    """Return whether a text is calls, or begins with one, of some names in any of the forms without tags.
+
+    >>> calls_one_of("[f(a=1)]", {"f"}), calls_one_of('{"name": "f", "arguments": {}}', {"f"}), calls_one_of("f", {"f"})
+    (True, True, False)
+    """
+    mark = CALL_MARK.search(text)
+    text = CALL_END.sub("", text[mark.end() :] if mark else text)
+    calls = bare_calls(text) if text.lstrip().startswith(("{", "[")) else []
+    return begins_as_calls(text, names) or (bool(calls) and all(call["name"] in names for call in calls))
 
 
 def begins_as_calls(text: str, names: Set[str]) -> bool:
@@ -106,7 +116,18 @@ def begins_as_calls(text: str, names: Set[str]) -> bool:
     (True, False)
     """
     text = text.strip()
-    return text.startswith("[") and text.endswith("]") and text[1:].partition("(")[0].strip() in names
+    with contextlib.suppress(ValueError):
+        return text.startswith("[") and text.endswith("]") and _called(text, 1, names)[0] in names
+    return False
+
+
+def _called(text: str, place: int, names: Set[str]) -> tuple[str, int]:
+    """Return the longest of some names that is called at a place, and where its arguments begin. Raises ValueError."""
+    start = len(text) - len(text[place:].lstrip())
+    for name in sorted(names, key=len, reverse=True):
+        if text.startswith(name, start) and (bracket := BRACKET.match(text, start + len(name))):
+            return name, bracket.end()
+    raise ValueError(f"no call at character {place}")
 
 
 def _arguments(text: str, place: int) -> tuple[Json, int]:

@@ -1,5 +1,6 @@
 """Tools in any published form -> the OpenAI form: [{"type": "function", "function": {name, description?, ...}}]."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from sft.conversation import excerpt
@@ -13,7 +14,8 @@ Json = dict[str, Any]
 SCHEMA_WORDS = {"type", "properties", "$ref", "anyOf", "allOf", "oneOf", "not", "if", "items", "enum", "const"}
 SCHEMA_WORDS |= {"additionalProperties", "patternProperties", "required", "definitions", "$defs", "$schema"}
 
-GEMINI_TYPES = ("STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT")
+# Gemini's names of types -> those of JSON schema.
+GEMINI_TYPES = {name.upper(): name for name in ("string", "number", "integer", "boolean", "array", "object")}
 
 
 def read_tools(tools: Any, not_read: NotRead) -> list[Json] | None:
@@ -41,18 +43,22 @@ def _declared(tool: Any) -> list[Any]:
     if type(tool) is dict and len(tool) == 1:
         ((key, listed),) = tool.items()
         if snake_case(key) == FUNCTION_DECLARATIONS and type(listed) is list:
-            return [_with_small_types(each) for each in listed]
+            return [with_types(each, GEMINI_TYPES) for each in listed]
     return [tool]
 
 
-def _with_small_types(schema: Any) -> Any:
-    """Return a declaration with the types of JSON schema: Gemini's are in capitals."""
+def with_types(schema: Any, types: Mapping[str, str]) -> Any:
+    """Return a tool, or a part of one, with other names of types.
+
+    >>> with_types({"name": "f", "parameters": {"type": "dict"}}, {"dict": "object"})
+    {'name': 'f', 'parameters': {'type': 'object'}}
+    """
     if type(schema) is list:
-        return [_with_small_types(item) for item in schema]
+        return [with_types(item, types) for item in schema]
     if type(schema) is not dict:
         return schema
     return {
-        key: item.lower() if key == "type" and item in GEMINI_TYPES else _with_small_types(item)
+        key: types.get(item, item) if key == "type" and type(item) is str else with_types(item, types)
         for key, item in schema.items()
     }
 
