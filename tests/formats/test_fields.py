@@ -62,6 +62,7 @@ CALLS = json.dumps([{"name": "f", "arguments": {"x": 1}}])
 @pytest.mark.parametrize(
     ("record", "fields"),
     [
+        ({"prompt": "a", "context": "c", "response": "b"}, "instruction: prompt, input: context, output: response"),
         (
             {"id": 1, "system_prompt": "Be kind.", "question": "a", "response": "b"},
             "prompt: question, completion: response, system: system_prompt",
@@ -74,7 +75,7 @@ CALLS = json.dumps([{"name": "f", "arguments": {"x": 1}}])
         ({"question": "a", "answer": "b", "reasoning": "on"}, "prompt: question, completion: answer"),
         ({"input": [{"type": "message", "role": "user", "content": "a"}], "output": [{"type": "reasoning"}]}, None),
     ],
-    ids=["OpenOrca", "xLAM", "s1K", "a switch", "Responses"],
+    ids=["context", "OpenOrca", "xLAM", "s1K", "a switch", "Responses"],
 )
 def test_no_column_that_says_something_about_the_conversation_is_left_out(record, fields):
     fields = fields or "prompt: input, completion: output"

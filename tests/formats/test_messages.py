@@ -265,6 +265,11 @@ PUBLISHED = {
         [{"role": "human", "content": "Paris?"}, {"role": "ai", "text": "Mild."}],
         [PARIS, MILD],
     ),
+    "Cohere": ([{"role": "User", "content": "Paris?"}, {"role": "Chatbot", "content": "Mild."}], [PARIS, MILD]),
+    "a tool without a result": (
+        [PARIS, CALLING, {"role": "tool", "name": "get_weather", "content": None}, MILD],
+        [PARIS, CALLING, {"role": "tool", "content": ""}, MILD],
+    ),
     "ms-swift": (
         [PARIS, {"role": "tool_call", "content": CALL_TEXT}, {"role": "tool_response", "content": "12 C"}, MILD],
         [PARIS, CALLING, RESULT, MILD],
@@ -426,6 +431,12 @@ def test_a_published_form_becomes_the_normal_one(name):
         ([PARIS, {**MILD, "reasoning": "a", "thinking": "b"}], "malformed-row", "reasoning and thinking differ"),
         ([PARIS, {**MILD, "text": "Cold."}], "malformed-row", "text"),
         ([PARIS, {"from": "function_call", "value": f"I look. {CALL_TEXT}"}], "malformed-row", "no text before it"),
+        (
+            [PARIS, CALLING, {"role": "tool", "tool_results": [{"content": "12 C"}]}, MILD],
+            "malformed-row",
+            "tool_results",
+        ),
+        ([{"role": "human", "message": "Paris, please."}, MILD], "malformed-row", "message"),
         (
             [PARIS, {**MILD, "content": [{"type": "tool_use", "name": "f"}, "a"]}],
             "malformed-row",

@@ -42,7 +42,13 @@ def published(folder: Path, added: tuple[str, ...], rows: int, *, tied: bool, fa
         tokenizer.post_processor = processors.TemplateProcessing(f"{added[1]} $A", special_tokens=[(added[1], 1)])
     names = {"bos_token": added[1]} if family == "llama" else {}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=added[0], **names).save_pretrained(folder)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     shape |= {"vocab_size": rows, "eos_token_id": 0, "bos_token_id": 1, "tie_word_embeddings": tied}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)

@@ -21,6 +21,8 @@ ANSWERS = (
     "deepseek_attempt",
     "answer",
     "solution",
+    "generated_solution",
+    "target",
     "assistant",
     "chosen",
 )
@@ -159,7 +161,8 @@ def _suggest_question(record: Json, paths: list[tuple[str, Any]]) -> Suggestion 
         fields["reasoning_content"] = thought
     if isinstance(lookup(record, answer), str) or _is_conversation(lookup(record, answer), "role"):
         context = next((name for name in CONTEXTS if isinstance(record.get(name), str) and name != question), "")
-        if context and isinstance(lookup(record, question), str) and "prompt" not in record:
+        has_own_pair = "prompt" in record and ("completion" in record or "calls" in record)  # which is read first
+        if context and isinstance(lookup(record, question), str) and not has_own_pair:
             return _suggestion("alpaca", {"instruction": question, "input": context, "output": answer, **fields})
         return _suggestion("alpaca", {"prompt": question, "completion": answer, **fields})
     return _suggestion("alpaca", {"prompt": question, "calls": calls, **fields}) if calls else None

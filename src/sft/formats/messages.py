@@ -27,9 +27,9 @@ from sft.formats.columns import (
 )
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained
 from sft.formats.json_text import parsed_or_same
-from sft.formats.not_read import NotRead
+from sft.formats.not_read import NotRead, says_something
 from sft.formats.parts import is_result_part, respell, result_turn, text_of, user_turns
-from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, speaker_of
+from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, snake_case, speaker_of
 from sft.formats.text_calls import (
     CALL_END,
     CALL_MARK,
@@ -126,6 +126,7 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
     role = role_of(speaker)
     if role is None:
         raise UnfitRowError("unknown-role", f"found {excerpt(speaker)}, expected one of {', '.join(ROLES)}")
+    original = message
     if role not in PLAIN_KEYS or not message.keys() <= PLAIN_KEYS[role]:
         message = respell(message, MESSAGE_KEYS[role], "messages[].", not_read)
         message_flag = is_trained(message)
@@ -133,6 +134,8 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
             raise UnfitRowError(UNCLEAR, f"trained is {message_flag} in the message, {flag} in the row")
         flag = message_flag if flag is None else flag
     content = message.get("content")
+    if content is None and role in ("user", "tool") and (others := _unread_texts(original, MESSAGE_KEYS[role])):
+        raise UnfitRowError("malformed-row", f"a message of {role} without content, but with {', '.join(others)}")
     if role == "assistant" and (CHANNEL in message or RECIPIENT in message):
         turns = channel_turns(message, not_read)
     elif role == "assistant":
@@ -153,6 +156,16 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
         for turn in turns:
             turn["loss"] = False
     return turns
+
+
+def _unread_texts(message: Json, names: Mapping[str, str]) -> list[str]:
+    """Return the keys that are not read and may hold what the message says: a list, an object, or several words."""
+    return [
+        key
+        for key, item in message.items()
+        if key not in names and snake_case(key) not in names and says_something(item)
+        if type(item) in (list, dict) or (type(item) is str and " " in item.strip())
+    ]
 
 
 def _join(turn: Message, later: Message) -> bool:

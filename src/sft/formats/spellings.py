@@ -34,6 +34,7 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "ai": "assistant",
     "bot": "assistant",
