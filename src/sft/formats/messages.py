@@ -4,7 +4,7 @@ One reader for all data sets; sft.formats.spellings has the names of keys, roles
 chat messages and Responses items, Anthropic's blocks, ShareGPT's turns, calls as JSON text or as `<tool_call>` in text
 (Hermes), reasoning by key, as a part, or inline. A message becomes one turn, or several (an Anthropic user message with
 results), or a part of one (a call that follows a call). One module each: parts, reasoning, calls, answers; text_calls
-and text_tools for what stands in text; columns for what is said beside the messages.
+and text_tools for what is in text; columns for what is said beside the messages.
 
 Exact or not at all: a message that says two different things, or something that cannot be trained, rejects the row.
 Keys that no table names are counted (sft.formats.not_read) and change nothing.
