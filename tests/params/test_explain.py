@@ -72,7 +72,7 @@ def test_every_translation_leads_to_a_key_that_exists_and_says_what_differs():
         ("optimizer.lr", "-1.0", "greater than 0", "-1.0 (float)"),
         ("optimizer.lr", "high", "valid number", "'high' (str)"),
         ("pack.pack_size", "1000000000000", "less than or equal to", "1000000000000 (int)"),
-        ("pack.over_length", "cut", "'drop', 'error' or 'cut-at-turn'", "'cut' (str)"),
+        ("pack.over_length", "cut", "'window', 'cut-at-turn', 'drop' or 'error'", "'cut' (str)"),
         ("model.sequence_parallel", "no", "boolean", "'no' (str)"),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_step_and_a_validation_are_entries_and_output(capsys: pytest.CaptureFi
         {"kind": "validation", "iteration": 1, "validation_loss": 2.25},
     ]
     output = capsys.readouterr().out
-    assert "step 1/2: loss 2.5000, 400 tokens/s, 2 model TFLOP/s, MFU 25.0%, peak memory 3.2 GB, 0:00:0" in output
+    assert "step 1/2: loss 2.5000, 400 tokens/s, 2 model TFLOP/s, MFU 25%, peak memory 3.2 GB, 0:00:0" in output
     assert "step 1/2: validation loss 2.2500" in output
 
 

@@ -15,6 +15,7 @@ from sft.cli import InputError, echo
 from sft.files import publish_file
 
 RECENT_STEPS = 20  # whose time is that of the steps left
+BAR_COLUMNS = 8  # the whole line fits 80
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class StepLog:
 
     def __init__(self, add: Callable[..., None], iterations: int) -> None:
         self._add, self._iterations = add, iterations
-        self._ends: deque[float] = deque([time.monotonic()], maxlen=RECENT_STEPS + 1)
+        self._ends: deque[float] = deque(maxlen=RECENT_STEPS + 1)
         self._bar = Progress(
             TextColumn("train"),
-            BarColumn(),
+            BarColumn(BAR_COLUMNS),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
         )
@@ -64,14 +65,15 @@ class StepLog:
     def log_step(self, step: Step) -> None:
         """Log one training step."""
         self._ends.append(time.monotonic())
-        mean = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)  # with saves and validations between them
+        mean = step.seconds
+        if (steps := len(self._ends) - 1) > 0:
+            mean = (self._ends[-1] - self._ends[0]) / steps  # with saves and validations between them
         left = round(mean * (self._iterations - step.iteration), 1)
         self._add("step", **asdict(step), seconds_left=left)
-        facts = describe(step, left)
-        self._bar.update(self._task, completed=step.iteration, facts=facts)
+        self._bar.update(self._task, completed=step.iteration, facts=describe(step, left))
         every = max(1, self._iterations // 10)
         if not self._bar.console.is_terminal and (step.iteration % every == 0 or step.iteration == 1):
-            echo(f"step {step.iteration}/{self._iterations}: {facts}")
+            echo(f"step {step.iteration}/{self._iterations}: {describe(step, left, whole=True)}")
 
     def log_validation(self, iteration: int, loss: float) -> None:
         """Log the validation loss of a step."""
@@ -83,15 +85,17 @@ class StepLog:
         self._bar.stop()
 
 
-def describe(step: Step, seconds_left: float) -> str:
-    """Return the loss, the speed, the memory and the time left as text."""
+def describe(step: Step, seconds_left: float, *, whole: bool = False) -> str:
+    """Return the loss, the speed and the time left as text; as a `whole` also model FLOP/s and memory."""
     facts = [f"loss {step.loss:.4f}"]
     if step.seconds:
         facts.append(f"{step.tokens / step.seconds:,.0f} tokens/s")
-        facts.append(f"{step.flops / step.seconds / 1e12:,.3g} model TFLOP/s")
+        if whole:
+            facts.append(f"{step.flops / step.seconds / 1e12:,.3g} model TFLOP/s")
     if step.mfu is not None:
-        facts.append(f"MFU {step.mfu:.1%}")
-    facts.append(f"peak memory {step.peak_memory / 1e9:.1f} GB")
+        facts.append(f"MFU {step.mfu:.0%}")
+    if whole:
+        facts.append(f"peak memory {step.peak_memory / 1e9:.1f} GB")
     return ", ".join([*facts, f"{timedelta(seconds=round(seconds_left))} left"])
 
 
