@@ -26,7 +26,7 @@ from sft.cli import InputError
 from sft.hashing import folder_digest, folder_digests
 from sft.packing.write import build_packs, write_npy
 from sft.params.training import TrainParams
-from sft.training import bridge, checkpoints, config
+from sft.training import bridge, checkpoints, config, manifests
 from sft.training.steps import Step
 from tests.support import tiny_model as tiny
 
@@ -756,3 +756,21 @@ def test_a_foreign_checkpoint_is_read_for_its_digest_by_the_first_rank_alone(
     with pytest.raises(GeometryError):
         bridge.check(base=tmp_path, start=start, packed=tmp_path, run=tmp_path, params=params, ranks=2)
     assert read == [start] * reads
+
+
+def test_a_save_by_minutes_that_goes_on_in_the_background_does_not_begin_again_at_every_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(bridge, "_broadcast", lambda function: function())
+    monkeypatch.setattr(bridge.time, "monotonic", lambda: now[0])
+    params = train_params(checkpoint={"save_interval": 10, "save_minutes": 2}).checkpoint
+    hashing = manifests.Background(0, 1)
+    callbacks = bridge._Callbacks(
+        tmp_path, tmp_path, params, 0, sys.stdout, lambda step: None, lambda step, loss: None, hashing=hashing
+    )
+    saved = []
+    for step in range(1, 13):
+        now[0] += 50
+        saved += [step] if step % callbacks.save_interval(step, 2) == 0 else []
+    assert saved == [3, 6, 9, 10]

@@ -498,8 +498,7 @@ class _Callbacks:
         if self.stop is not None and done < steps.train_iters and _broadcast(self.stop.exists):
             steps.exit_interval = done  # Bridge saves and exits after a step that this divides
         if (minutes := self.params.save_minutes) is not None:
-            is_due = _broadcast(lambda: time.monotonic() - self.saved_at >= minutes * 60)
-            context.state.cfg.checkpoint.save_interval = done if is_due else self.params.save_interval
+            context.state.cfg.checkpoint.save_interval = self.save_interval(done, minutes)
         if dist.get_rank() == 0:
             with contextlib.redirect_stdout(self.terminal):
                 tokens, trained, squares = map(int, counts)
@@ -510,6 +509,14 @@ class _Callbacks:
                 )
         if self.watch is not None and (fault := self.watch.fault(loss, grad_norm)):
             raise InputError(self._divergence(done, fault))
+
+    def save_interval(self, done: int, minutes: float) -> int:
+        """Return the interval by which Bridge saves behind a step, if it is due by steps or by minutes."""
+        is_due = _broadcast(lambda: time.monotonic() - self.saved_at >= minutes * 60)
+        interval = done if is_due else self.params.save_interval
+        if done % interval == 0:
+            self.saved_at = time.monotonic()  # not at the end of the save: with async_save, steps come before it
+        return interval
 
     def _flops(self, container: Any, tokens: int, squares: int) -> float:
         """Return the model FLOPs of a step as Bridge counts them, without padding and across samples nothing.
@@ -561,7 +568,6 @@ class _Callbacks:
 
     def on_checkpoint_save(self, context: Any) -> None:
         """Hash the new checkpoint in the background; then the first rank removes those that are not kept."""
-        self.saved_at = time.monotonic()
         step = _broadcast(lambda: checkpoints.last_saved_step(self.run))
         checkpoint = checkpoints.iteration_folder(self.run, step)
         manifest = checkpoints.manifest_of(checkpoint)
