@@ -25,7 +25,7 @@ from sft import files
 from sft.cli import InputError
 from sft.hashing import folder_digest, folder_digests
 from sft.packing.write import build_packs, write_npy
-from sft.params.training import TrainParams
+from sft.params.training import Checkpoint, TrainParams
 from sft.training import bridge, checkpoints, config, manifests
 from sft.training.steps import Step
 from tests.support import tiny_model as tiny
@@ -558,6 +558,9 @@ def test_a_step_has_its_operations_and_memory(lab: Path) -> None:
     first, *_ = steps(lab, "one")
     assert first["flops"] > 6 * first["tokens"] * 10_000, "six operations a token and weight, of more than 10,000"
     assert first["mfu"] is None
+    adapters, *_ = steps(lab, "lora")
+    assert adapters["tokens"] == first["tokens"]
+    assert 2 / 3 < adapters["flops"] / first["flops"] < 0.7, "frozen weights have no gradient of their own"
     assert 10**8 < first["peak_memory"] < 10**11
 
 
@@ -758,6 +761,22 @@ def test_a_foreign_checkpoint_is_read_for_its_digest_by_the_first_rank_alone(
     assert read == [start] * reads
 
 
+def idle_callbacks(folder: Path, params: Checkpoint) -> bridge._Callbacks:
+    """Return the callbacks of a training that has not begun."""
+    hashing = manifests.Background(0, 1)
+    return bridge._Callbacks(folder, folder, params, 0, sys.stdout, print, print, hashing=hashing)
+
+
+def test_the_padding_at_the_end_of_a_pack_of_fixed_length_is_no_sample(tmp_path: Path) -> None:
+    """As Bridge collates it where a layout needs packs of one length: the padding is one more sample."""
+    import torch
+
+    callbacks = idle_callbacks(tmp_path, train_params().checkpoint)
+    batch = {"token_count": [5], "loss_mask": torch.ones(1, 16), "cu_seqlens_q": torch.tensor([[0, 2, 5, 16]])}
+    assert len(list(callbacks._count_tokens(iter([batch])))) == 1
+    assert (callbacks.tokens, callbacks.samples, callbacks.squares) == (5, 2, 2 * 2 + 3 * 3)
+
+
 def test_a_save_by_minutes_that_goes_on_in_the_background_does_not_begin_again_at_every_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -765,10 +784,7 @@ def test_a_save_by_minutes_that_goes_on_in_the_background_does_not_begin_again_a
     monkeypatch.setattr(bridge, "_broadcast", lambda function: function())
     monkeypatch.setattr(bridge.time, "monotonic", lambda: now[0])
     params = train_params(checkpoint={"save_interval": 10, "save_minutes": 2}).checkpoint
-    hashing = manifests.Background(0, 1)
-    callbacks = bridge._Callbacks(
-        tmp_path, tmp_path, params, 0, sys.stdout, lambda step: None, lambda step, loss: None, hashing=hashing
-    )
+    callbacks = idle_callbacks(tmp_path, params)
     saved = []
     for step in range(1, 13):
         now[0] += 50

@@ -422,6 +422,7 @@ class _Callbacks:
     saved_at: float = 0.0
     tokens: int = 0
     trained_tokens: int = 0
+    samples: int = 0
     squares: int = 0
     packs: int = 0
     lr: float = 0.0
@@ -464,7 +465,12 @@ class _Callbacks:
         for batch in batches:
             self.tokens += sum(batch["token_count"])
             self.trained_tokens += int(batch["loss_mask"].sum())
-            self.squares += sum(int((ends.diff() ** 2).sum()) for ends in batch["cu_seqlens_q"])
+            lengths = [  # where a layout needs packs of one length, Bridge's last sample is padding
+                ends.clamp(max=count).diff()
+                for ends, count in zip(batch["cu_seqlens_q"], batch["token_count"], strict=True)
+            ]
+            self.samples += sum(int((some > 0).sum()) for some in lengths)
+            self.squares += sum(int((some**2).sum()) for some in lengths)
             if self.watch is not None:
                 self.watch.see(batch)
             yield batch
@@ -479,7 +485,8 @@ class _Callbacks:
 
     def on_step_start(self, context: Any) -> None:
         """Record the time, and the learning rate before the scheduler changes it."""
-        self.tokens, self.trained_tokens, self.squares, self.packs, self.started = 0, 0, 0, 0, time.perf_counter()
+        self.tokens = self.trained_tokens = self.samples = self.squares = self.packs = 0
+        self.started = time.perf_counter()
         if self.watch is not None:
             self.watch.begin_step()
         self.lr = context.optimizer.param_groups[0]["lr"]
@@ -489,7 +496,7 @@ class _Callbacks:
         from megatron.bridge.training.utils.pg_utils import get_pg_collection
 
         seconds = time.perf_counter() - self.started
-        counts = torch.tensor([self.tokens, self.trained_tokens, self.squares], device=_device())
+        counts = torch.tensor([self.tokens, self.trained_tokens, self.samples, self.squares], device=_device())
         dist.all_reduce(counts, group=get_pg_collection(context.model).dp)
         memory = torch.tensor(_peak_memory(), device=_device())
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
@@ -501,8 +508,8 @@ class _Callbacks:
             context.state.cfg.checkpoint.save_interval = self.save_interval(done, minutes)
         if dist.get_rank() == 0:
             with contextlib.redirect_stdout(self.terminal):
-                tokens, trained, squares = map(int, counts)
-                flops = self._flops(context.state.cfg, tokens, squares)
+                tokens, trained, samples, squares = map(int, counts)
+                flops = operations(context.state.cfg, tokens, samples, squares)
                 mfu = flops / seconds / (dist.get_world_size() * self.peak) if self.peak else None
                 self.on_step(
                     Step(done, loss, self.lr, grad_norm, tokens, trained, seconds, flops, mfu, int(memory.item()))
@@ -517,16 +524,6 @@ class _Callbacks:
         if done % interval == 0:
             self.saved_at = time.monotonic()  # not at the end of the save: with async_save, steps come before it
         return interval
-
-    def _flops(self, container: Any, tokens: int, squares: int) -> float:
-        """Return the model FLOPs of a step as Bridge counts them, without padding and across samples nothing.
-
-        `squares`: sum of the squared lengths of its samples.
-        """
-        from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
-
-        packs = container.train.global_batch_size
-        return float(num_floating_point_operations(container, packs, seqlen_sum=tokens, seqlen_squared_sum=squares))
 
     @property
     def has_sigterm(self) -> bool:
@@ -574,6 +571,20 @@ class _Callbacks:
         self.hashing.begin(
             checkpoint, manifest, lambda digests: checkpoints.finish_save(checkpoint, digests, self.params)
         )
+
+
+def operations(container: Any, tokens: int, samples: int, squares: int) -> float:
+    """Return the model FLOPs of a step as Bridge counts them: without padding, attention within each sample.
+
+    `squares`: sum of the squared lengths of the samples. Frozen weights, under adapters, have no gradient of their own:
+    two thirds of what a weight takes.
+    """
+    from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
+
+    def count(squares: int) -> float:  # by samples, so that a sliding window is compared with their mean length
+        return float(num_floating_point_operations(container, samples, seqlen_sum=tokens, seqlen_squared_sum=squares))
+
+    return count(squares) - (count(tokens) / 3 if container.peft is not None else 0.0)
 
 
 def _loss_of_last_stage(context: Any, losses: dict[str, Any]) -> float:

@@ -36,7 +36,8 @@ class Step:
     """Those of them that the loss is a mean over."""
     seconds: float
     flops: float = 0.0
-    """Floating-point operations of the model, over all ranks: without padding and recomputation."""
+    """Floating-point operations of the model, over all ranks: without padding and recomputation. A weight that adapters
+    leave as it is has no gradient of its own: two thirds of what it takes otherwise."""
     mfu: float | None = None
     """Share of the GPUs' peak that these are; None: the peak is not known, or a CPU."""
     peak_memory: int = 0
