@@ -169,6 +169,14 @@ def test_a_checkpoint_that_is_being_written_is_not_removed(tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000004", "iter_0000009"]
 
 
+def test_the_rest_of_a_checkpoint_whose_removal_was_interrupted_is_removed_with_the_next(tmp_path: Path) -> None:
+    for iteration in (2, 4):
+        save(tmp_path, iteration, checkpoint_params())
+    checkpoints.manifest_of(checkpoints.iteration_folder(tmp_path, 2)).unlink()
+    save(tmp_path, 6, checkpoint_params())
+    assert saved_steps(tmp_path) == [4, 6]
+
+
 def test_equally_good_checkpoints_give_the_first_and_none_validated_none() -> None:
     assert checkpoints.best_step([2, 4, 6], {4: 0.5, 6: 0.5, 8: 0.1}) == 4
     assert checkpoints.best_step([2, 4], {}) is None

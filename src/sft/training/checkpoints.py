@@ -157,11 +157,10 @@ def finish_save(checkpoint: Path, digests: dict[str, str], params: p.Checkpoint)
     """
     run = checkpoint.parent.parent
     write_json(manifest_of(checkpoint), digests)
-    saved = {step_of(path): path for path in checkpoint.parent.glob("iter_*")}
+    saved = {step_of(path): path for path in checkpoint.parent.glob("iter_*") if path <= checkpoint}
     finished = [step for step in sorted(saved) if manifest_of(saved[step]).exists()]
-    for step in finished:
-        if step not in steps_to_keep(finished, losses(run), params):
-            remove(saved[step])
+    for step in saved.keys() - steps_to_keep(finished, losses(run), params):
+        remove(saved[step])  # also the rest of one whose removal was interrupted
 
 
 def steps_to_keep(steps: list[int], losses: dict[int, float], params: p.Checkpoint) -> set[int]:

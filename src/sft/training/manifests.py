@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sft.files import read_json, write_json
-from sft.hashing import file_digest
+from sft.hashing import file_digest, files_below
 
 POLL_SECONDS = 0.2  # while the first rank waits for the digests of the others
 SHARD = re.compile(r"__(\d+)_\d+\.distcp$")
@@ -41,9 +41,8 @@ def stamps(checkpoint: Path) -> dict[str, list[int]]:
 
 
 def _files(checkpoint: Path) -> Iterator[tuple[str, Path]]:
-    for file in sorted(checkpoint.rglob("*")):
-        if file.is_file():
-            yield file.relative_to(checkpoint).as_posix(), file
+    for file in files_below(checkpoint):
+        yield file.relative_to(checkpoint).as_posix(), file
 
 
 def record_of_save(manifest: Path) -> Path:
