@@ -1,10 +1,12 @@
 """node_packages: which versions a node may have, and what is written about them."""
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,14 @@ def test_the_record_of_a_model_has_the_hardware_of_every_node_and_that_of_the_ne
     assert facts["node_hardware"]["9-0"][socket.gethostname()]["driver"] == "580.65"
     assert facts["hardware"]["gpus"] == ["NVIDIA H100", "NVIDIA H100", "NVIDIA H200"]
     assert facts["hardware"]["processor"]
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_node_s_hardware(tmp_path, monkeypatch):
+    def full(file, text, **_):
+        file.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        node_packages.record_hardware(tmp_path)
+    assert list(tmp_path.glob("hardware-*.json")) == []

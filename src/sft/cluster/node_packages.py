@@ -67,6 +67,14 @@ def compare_or_write(file: Path, versions: dict[str, str]) -> list[str]:
     ]
 
 
+def record_hardware(attempt: Path) -> None:
+    """Write what this node has, whole or not at all: a model is published with what every attempt wrote."""
+    file = attempt / f"hardware-{socket.gethostname()}.json"
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(machine(), indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
 def recorded(run: Path) -> dict[str, Any]:
     """Return what computed a run's jobs, as lineage.json has it; {} of a run without a job.
 
@@ -108,8 +116,7 @@ def main() -> None:
         refuse(different, f"packages differ from those of the first attempt of {run.name}; {advice}")
     for line in different:
         sys.stdout.write(f"note: {line}\n")
-    facts = json.dumps(machine(), indent=2) + "\n"
-    (run / f"logs/latest/hardware-{socket.gethostname()}.json").write_text(facts, encoding="utf-8")
+    record_hardware(run / "logs/latest")
     sys.stdout.write(f"packages: {policy}; written to {(run / 'logs/latest').resolve()}/packages.json\n")
 
 
