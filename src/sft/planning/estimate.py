@@ -44,11 +44,11 @@ MAMBA_CONVOLUTION, MAMBA_CHUNK = 4, 128
 def peak_flops(name: str) -> float | None:
     """Return the dense BF16 FLOP per second of a GPU by the name that its driver gives it; None: not known.
 
-    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA H100 PCIe"), peak_flops("Tesla V100")
-    (989000000000000.0, None, None)
+    >>> [peak_flops(f"NVIDIA {name}") for name in ("H100 80GB HBM3", "H100 PCIe", "H200 MIG 1g.18gb", "V100")]
+    [989000000000000.0, None, None, None]
     """
     words = name.replace("-", " ").split()
-    if {"PCIe", "NVL"} & set(words):  # slower than those of GPUS
+    if {"PCIe", "NVL", "MIG"} & set(words):  # slower than those of GPUS, or a part of one
         return None
     return next((flops for known, (_, flops) in GPUS.items() if known.partition("-")[0] in words), None)
 
