@@ -790,3 +790,12 @@ def test_a_save_by_minutes_that_goes_on_in_the_background_does_not_begin_again_a
         now[0] += 50
         saved += [step] if step % callbacks.save_interval(step, 2) == 0 else []
     assert saved == [3, 6, 9, 10]
+
+
+def test_a_start_that_is_not_hashed_yet_is_not_said_to_be_of_another_program(tmp_path: Path) -> None:
+    start = checkpoints.iteration_folder(tmp_path, 2)
+    start.mkdir(parents=True)
+    files.write_json(manifests.record_of_save(checkpoints.manifest_of(start)), {})
+    message = error_of(lambda: bridge.check_start(start, None))
+    assert "not hashed yet" in message
+    assert "Another program" not in message

@@ -136,7 +136,7 @@ def test_a_lost_shard_is_named_when_training_resumes_and_when_it_is_exported(
     if is_hashed:
         with pytest.raises(InputError, match=r"iter_0000004: __1_0.distcp is missing"):
             checkpoints.verify(folder)
-        with pytest.raises(InputError, match=r"of step 4.* Damaged: iter_0000004 \(__1_0.distcp is missing\)"):
+        with pytest.raises(InputError, match=r"of step 4.* Not usable: iter_0000004 \(__1_0.distcp is missing\)"):
             checkpoints.find_checkpoint(tmp_path, 4)
     assert checkpoints.newest_intact(tmp_path) == checkpoints.iteration_folder(tmp_path, 2)
     shown = " ".join(capsys.readouterr().out.split())
@@ -175,6 +175,18 @@ def test_the_rest_of_a_checkpoint_whose_removal_was_interrupted_is_removed_with_
     checkpoints.manifest_of(checkpoints.iteration_folder(tmp_path, 2)).unlink()
     save(tmp_path, 6, checkpoint_params())
     assert saved_steps(tmp_path) == [4, 6]
+
+
+def test_a_checkpoint_that_is_being_hashed_is_not_called_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 2, checkpoint_params())
+    folder = write_shards(tmp_path, 4, ranks=2)
+    files.write_json(manifests.record_of_save(checkpoints.manifest_of(folder)), manifests.stamps(folder))
+    assert checkpoints.find_checkpoint(tmp_path, None) == checkpoints.iteration_folder(tmp_path, 2)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "skipped: iter_0000004 (not hashed yet" in shown
+    assert "damaged" not in shown
 
 
 def test_equally_good_checkpoints_give_the_first_and_none_validated_none() -> None:

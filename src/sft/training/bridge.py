@@ -230,7 +230,7 @@ def check_start(start: Path, sha256: str | None) -> None:
     if fault is None:
         return
     advice = "Expected a step of a run: runs/<lineage key>/checkpoints/iter_<step>."
-    if start.name.startswith("iter_") and start.is_dir() and (sha256 or not checkpoints.manifest_of(start).exists()):
+    if start.name.startswith("iter_") and start.is_dir() and (sha256 or fault.startswith("no manifest")):
         advice = (
             "Another program made it, and loading a Megatron checkpoint can run code. If you trust these files, set "
             f"checkpoint.pretrained_sha256: {folder_digest(start)}"

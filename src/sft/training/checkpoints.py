@@ -51,6 +51,8 @@ def fault_of(checkpoint: Path, sha256: str | None = None, digests: dict[str, str
     if not checkpoint.is_dir():
         return "not found"
     if sha256 is None and not manifest.exists():
+        if manifests.record_of_save(manifest).exists():
+            return "not hashed yet: the training of its run does that, or will when it resumes"
         return f"no manifest {manifest}"
     found = folder_digests(checkpoint) if digests is None else digests
     if sha256 is not None:
@@ -212,22 +214,22 @@ def checkpoint_to_export(run: Path, iterations: int, params: p.Checkpoint) -> Pa
 
 
 def find_checkpoint(run: Path, step: int | None) -> Path:
-    """Return the intact checkpoint of a step, or the newest. Warns about damaged ones.
+    """Return the intact checkpoint of a step, or the newest. Warns about others that are not.
 
     Raises:  InputError: there is none; the message has the steps that exist.
     """
     faults = {path: fault_of(path) for path in sorted((run / "checkpoints").glob("iter_*"))}
     intact = [path for path, fault in faults.items() if fault is None]
-    damaged = [f"{path.name} ({fault})" for path, fault in faults.items() if fault]
+    unusable = [f"{path.name} ({fault})" for path, fault in faults.items() if fault]
     chosen = intact[-1:] if step is None else [path for path in intact if path == iteration_folder(run, step)]
-    if chosen and damaged:
-        echo(f"[yellow]{escape(f'{run}: damaged, skipped: {", ".join(damaged)}')}[/]")
+    if chosen and unusable:
+        echo(f"[yellow]{escape(f'{run}: skipped: {", ".join(unusable)}')}[/]")
     if chosen:
         return chosen[0]
     raise InputError(
         f"{run}: no intact checkpoint{'' if step is None else f' of step {step}'}. "
         f"Steps: {', '.join(str(step_of(path)) for path in intact) or 'none'}. "
-        f"{f'Damaged: {", ".join(damaged)}. ' if damaged else ''}"
+        f"{f'Not usable: {", ".join(unusable)}. ' if unusable else ''}"
         "checkpoint.most_recent_k and save_retain_interval say which are kept."
     )
 
