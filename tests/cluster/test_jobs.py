@@ -81,6 +81,20 @@ def test_completed_with_its_marker_is_complete(root):
     assert (driver.run / "logs/latest/node-0.log").read_text() == "from the node\n"
 
 
+def test_a_job_syncs_its_run_to_a_server_at_its_end_and_is_complete_if_that_fails(cluster, root):
+    python = root / "sync-python"
+    python.write_text('#!/bin/bash\necho "$SLURM_STEP_ID $*" >"$SFT_RUN/sync"\nexit 1\n')
+    python.chmod(0o755)
+    write_cluster_file(root, "syncs", cluster, python=str(python))
+    run = root / "runs/synced"
+    run.mkdir(parents=True)
+    (run / "journal.jsonl").write_text('{"attempt": 1, "kind": "attempt"}\n')
+    output = Driver(root, "synced", "syncs", "true", MLFLOW_TRACKING_URI="http://127.0.0.1:9").end(0)
+    assert "MLflow is not synced" in output
+    assert (run / "sync").read_text() == f"1 -m sft.tracking.cli sync --run {run}\n"
+    assert '"kind": "end", "status": "FINISHED"' in (run / "journal.jsonl").read_text()
+
+
 def test_failed_shows_the_log_of_the_task_that_failed_first(cluster, root):
     write_cluster_file(root, "two", cluster, nodes=2)
     program = "if [[ $SLURM_PROCID == 1 ]]; then echo the reason; exit 42; else sleep 1800; fi"
