@@ -189,6 +189,59 @@ def test_json_that_is_no_list_of_tools_stays_text(system, answer):
     assert (outcome.tools, outcome.messages[0]["content"], outcome.messages[2]["content"]) == (None, text, answer)
 
 
+NO_ARGUMENTS = {"description": "d", "name": "now"}
+EXAMPLE = '{"name": "Get Time (v2)", "parameters": {"zone": "PST"}}'
+CALLED = '[Get Time (v2)(zone="CET")]'
+
+
+@pytest.mark.parametrize(
+    ("system", "names", "rest"),
+    [
+        ("Here: " + json.dumps([NO_ARGUMENTS, LISTED]), ["now", LISTED["name"]], "Be kind."),
+        ("Here: " + json.dumps(NO_ARGUMENTS) + "\n" + json.dumps(LISTED), ["now", LISTED["name"]], "Be kind."),
+        (
+            f"One:\n{json.dumps([LISTED])}\nTwo:\n{json.dumps([{**LISTED, 'name': 'b'}])}",
+            [LISTED["name"], "b"],
+            "Be kind.",
+        ),
+        (f"Here:\n```json\n{json.dumps([LISTED])}\n```", [LISTED["name"]], "Be kind."),
+        (f"<api>\n{json.dumps([LISTED])}\n</api>", [LISTED["name"]], "Be kind."),
+        (f"Call as {EXAMPLE}!\nTools: {json.dumps(LISTED)}", [LISTED["name"]], f"Be kind. Call as {EXAMPLE}!"),
+        (
+            f"Use [func1(a=b)]. Add no other text. Stay calm.\nHere: {json.dumps(LISTED)} Rhyme.",
+            [LISTED["name"]],
+            "Be kind. Stay calm.\n\nRhyme.",
+        ),
+    ],
+    ids=["list", "lines", "two lists", "fence", "tags", "example", "one line"],
+)
+def test_tools_are_read_whole_and_the_rest_of_the_message_stays(system, names, rest):
+    outcome = listing(f"Be kind. {system}", CALLED)
+    assert [tool["function"]["name"] for tool in outcome.tools] == names
+    assert outcome.messages[0]["content"] == rest
+    assert "tool_calls" in outcome.messages[2]
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        f"Tools: [{{cut, {json.dumps(LISTED)}]",
+        f"Tools: [{json.dumps(LISTED)}, {{cut]",
+        f'Tools: {{"tools": [{json.dumps(LISTED)}]}}',
+        f"Answer as {EXAMPLE}.",
+    ],
+    ids=["end of a list", "start of a list", "part of an object", "example of a call"],
+)
+def test_a_part_of_other_json_is_no_list_of_tools(system):
+    outcome = listing(system, CALLED)
+    assert (outcome.tools, outcome.messages[0]["content"], outcome.messages[2]["content"]) == (None, system, CALLED)
+
+
+def test_a_schema_of_the_answer_is_no_tool():
+    system = f"Return JSON and no other text: {json.dumps([LISTED])}"
+    assert listing(system, '{"zone": "CET"}').tools is None
+
+
 def test_a_list_of_results_that_names_its_calls_in_order_is_a_result_each():
     calls = "[f(a=1), g()]"
     results = [{"name": "f", "results": 1}, {"name": "g", "results": {"x": "é"}}]

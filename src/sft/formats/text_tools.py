@@ -5,10 +5,9 @@ have them, if the message says how calls are written or an answer calls one of t
 """
 
 import contextlib
-import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sft import strict_json
@@ -23,14 +22,16 @@ Json = dict[str, Any]
 TAG = re.compile(r"</?tools?(?:_call|_response)?>")
 SENTENCE_END = re.compile(r"[.!?:]\s+|\n+")
 FORM_TEXT = "messages[].content: how to write calls, around the tools"  # counted as not read
-# Where a list of tools may begin, how many of these places are tried, and what is between a sentence and the list.
-LIST_START, MAX_STARTS = re.compile(r"""\[\s*\{|\{\s*["'](?:name|type|function)["']\s*:"""), 8
-BEFORE_LIST = re.compile(r"[\s:.\-]*$")
-# A line that says how calls are written: [func1(name=value), ...] or {"name": function name, ...}.
-FORM_LINE = re.compile(
-    r"""^.*(?:\[\s*func\w*\([\w ]+=|\{"name": function name|\b(?:no|any) other text\b).*$\n?""",
-    re.MULTILINE | re.IGNORECASE,
-)
+# Where a list of tools may begin, and how many of these places are tried; what follows a part of a longer list.
+LIST_START, MAX_STARTS = re.compile(r"""\[\s*\{|\{\s*["'](?:name|description|parameters|type|function)["']\s*:"""), 16
+PART_END = re.compile(r"""\s*(?:[\]}]|,\s*[\[{"'])""")
+# What is between a sentence and the list, and around it: a fence of Markdown, or tags.
+BEFORE_LIST, TOOL_WORD = " \t\r\n:.-", re.compile(r"\b(?:functions?|tools?|apis?)\b", re.IGNORECASE)
+OPENING, CLOSING = re.compile(r"(?:```\w*|<[\w-]+>)$"), re.compile(r"\s*(?:```|</[\w-]+>)")
+# How calls are written: [func1(name=value), ...] or {"name": function name, ...}; and that an answer has nothing else.
+CALL_FORM = re.compile(r"""\[\s*func\w*\([\w ]+=|\{"name": function name""", re.IGNORECASE)
+NOTHING_ELSE = re.compile(r"\b(?:no|any) other text\b", re.IGNORECASE)
+SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|$)\s*", re.MULTILINE)
 BETWEEN = re.compile(r"[\s,]*")
 DECODER = json.JSONDecoder()
 
@@ -71,40 +72,91 @@ def _tagged_tools(text: str) -> tuple[list[Any], str] | None:
 
 def _listed_tools(turns: Sequence[Message], text: str) -> tuple[list[Any], str] | None:
     """Return tools in JSON, with JSON's names of types, and the text without them and the sentence before them."""
-    if "parameters" not in text or (found := _find_list(text)) is None:
+    if "parameters" not in text or not (lists := list(_find_lists(text))):
         return None
-    values, begin, end = found
-    names = {tool.get("function", tool)["name"] for tool in values}
+    values = [value for found, _, _ in lists for value in found]
+    names = {_function(tool)["name"] for tool in values}
     answers = (turn["content"] for turn in turns if turn["role"] == "assistant" and "tool_calls" not in turn)
-    if not FORM_LINE.search(text) and not any(calls_one_of(answer, names) for answer in answers):
+    says_how = CALL_FORM.search(text) is not None
+    if not says_how and not any(calls_one_of(answer, names) for answer in answers):
         return None
-    introduced = BEFORE_LIST.search(text, 0, begin)
-    sentence = introduced.start() if introduced else begin
-    starts = [end.end() for end in SENTENCE_END.finditer(text, 0, sentence)]
-    rest = _around(text, starts[-1] if starts else 0, end + len(text[end:]) - len(text[end:].lstrip(" .\n")))
-    return with_types(values, PYTHON_TYPES), FORM_LINE.sub("", rest).strip()
+    for _, begin, end in reversed(lists):
+        text = _without_list(text, begin, end)
+    return with_types(values, PYTHON_TYPES), _without_forms(text) if says_how else text
 
 
-def _find_list(text: str) -> tuple[list[Any], int, int] | None:
-    """Return the first JSON in a text that is tools: in a list, or one after the other; and where it is."""
-    for start in itertools.islice(LIST_START.finditer(text), MAX_STARTS):
-        values, place, end = list[Any](), start.start(), start.start()
+def _find_lists(text: str) -> Iterator[tuple[list[Any], int, int]]:
+    """Yield JSON in a text that is tools, in lists or one after the other, and where it is. No part of other JSON."""
+    place = 0
+    for _ in range(MAX_STARTS):
+        if (start := LIST_START.search(text, place)) is None:
+            return
+        values, begin, end = list[Any](), start.start(), start.start()
+        place = begin + 1  # not JSON: what is in it may be
         with contextlib.suppress(ValueError, RecursionError):
-            while text[place : place + 1] in ("[", "{"):
-                _, stop = DECODER.raw_decode(text, place)
-                value = strict_json.parse(text[place:stop])
-                values, end = [*values, *(value if isinstance(value, list) else [value])], stop
-                place = _skip(text, stop)
-        if values and all(map(_is_tool, values)):
-            return values, start.start(), end
-    return None
+            while text[begin : begin + 1] in ("[", "{"):
+                _, stop = DECODER.raw_decode(text, begin)
+                value = strict_json.parse(text[begin:stop])
+                place = max(place, stop)
+                items = value if isinstance(value, list) else [value]
+                if not items or not all(map(_may_be_tool, items)):
+                    break
+                values, end = [*values, *items], stop
+                begin = _skip(text, stop)
+        if any(map(_is_tool, values)) and PART_END.match(text, end) is None:
+            yield values, start.start(), end
 
 
-def _is_tool(value: Any) -> bool:
-    function = value.get("function", value) if isinstance(value, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("parameters"), dict):
+def _function(tool: Json) -> Json:
+    function: Json = tool["function"] if isinstance(tool.get("function"), dict) else tool
+    return function
+
+
+def _may_be_tool(value: Any) -> bool:
+    """Return whether a value may be a tool: a name, and a schema of parameters or none. An example of a call is not."""
+    if not isinstance(value, dict):
         return False
-    return isinstance(function.get("name"), str) and function["name"] != ""
+    function = _function(value)
+    name, parameters = function.get("name"), function.get("parameters", {})
+    if not isinstance(name, str) or not name or "arguments" in function or not isinstance(parameters, dict):
+        return False
+    return not parameters or _is_schema(parameters)
+
+
+def _is_tool(value: Json) -> bool:
+    """Return whether what may be a tool has parameters, or says what it does."""
+    function = _function(value)
+    return "parameters" in function and (function["parameters"] != {} or "description" in function)
+
+
+def _is_schema(parameters: Json) -> bool:
+    """Return whether parameters are a JSON schema, or described by name."""
+    if isinstance(parameters.get("properties"), dict) or parameters.get("type") in ("object", "dict"):
+        return True
+    words = ("type", "param_type", "description")
+    return all(isinstance(value, dict) and any(word in value for word in words) for value in parameters.values())
+
+
+def _without_list(text: str, begin: int, end: int) -> str:
+    """Return a text without a list, what is around it, and the sentence that introduces it."""
+    opening, closing = OPENING.search(text[:begin].rstrip()[-40:]), CLOSING.match(text, end)
+    if opening and closing:
+        begin, end = len(text[:begin].rstrip()) - len(opening[0]), closing.end()
+    sentence = len(text[:begin].rstrip(BEFORE_LIST))
+    start = max((stop.end() for stop in SENTENCE_END.finditer(text, 0, sentence)), default=0)
+    introduces = text[:begin].rstrip().endswith((":", "-")) or TOOL_WORD.search(text, start, sentence)
+    return _around(text, start if introduces else begin, end + len(text[end:]) - len(text[end:].lstrip(" .\n")))
+
+
+def _without_forms(text: str) -> str:
+    """Return a text without the sentences that say how calls are written."""
+    kept = ""
+    for sentence in SENTENCE.finditer(text):
+        if not CALL_FORM.search(sentence[0]) and not NOTHING_ELSE.search(sentence[0]):
+            kept += sentence[0]
+        elif "\n" in sentence[0] and not kept.endswith("\n"):
+            kept = kept.rstrip() + "\n"
+    return kept.strip()
 
 
 def _around(text: str, begin: int, end: int) -> str:
