@@ -49,6 +49,14 @@ def test_a_message_starts_at_the_token_that_opens_its_turn(tmp_path, family, sta
     assert {index: text[:4] for index, text in said.items()} == {1: "Twel", 3: "More"}
 
 
+@pytest.mark.parametrize("family", ["chatml", "llama3", "granite"])
+def test_a_content_is_not_found_inside_a_control_token(tmp_path, family):
+    answer = {"role": "assistant", "content": "Twelve."}
+    messages = [ASK, answer, {"role": "user", "content": "d"}, answer]  # <|im_end|>
+    _, _, starts, _ = outlined(load_family(family, tmp_path / family), messages)
+    assert list(starts) == [0, 1, 2, 3]
+
+
 def test_reasoning_and_lines_end_where_they_end_in_the_text(tmp_path):
     chat = ChatTemplate.load(str(ROOT / "templates" / "nano3.jinja"), write_tokenizer(tmp_path / "base"))
     thought = {"role": "assistant", "content": "Twelve.\n\nOr so.\nYes.", "reasoning_content": "Seven and\nfive."}

@@ -54,7 +54,7 @@ class Outline(NamedTuple):
 
 def outline(chat: "ChatTemplate", rendered: Rendered, messages: list[Message]) -> Outline:
     """Return the outline of a sample, whose messages are the first of `messages`."""
-    text, spans, ends, controls = _tokens(chat, rendered)
+    text, contents, spans, ends, controls = _tokens(chat, rendered)
     token_starts = np.concatenate([[0], ends[:-1]])
     trained = dict(zip(rendered.turns, spans, strict=True))
     starts, answers, known = list[Start](), list[Answer](), 0
@@ -62,7 +62,7 @@ def outline(chat: "ChatTemplate", rendered: Rendered, messages: list[Message]) -
         if index in trained:
             place, behind = trained[index]
         else:
-            place, behind = _find(text, message, known)
+            place, behind = _find(contents, message, known)
             if place < 0:
                 continue
         first, last = (int(np.searchsorted(token_starts, bound)) for bound in (known, place))
@@ -82,16 +82,20 @@ def outline(chat: "ChatTemplate", rendered: Rendered, messages: list[Message]) -
 
 def _tokens(
     chat: "ChatTemplate", rendered: Rendered
-) -> tuple[str, list[tuple[int, int]], npt.NDArray[np.int64], list[tuple[int, int]]]:
-    """Return text and spans without guards, the character behind each token, and (token, id) of control tokens."""
+) -> tuple[str, str, list[tuple[int, int]], npt.NDArray[np.int64], list[tuple[int, int]]]:
+    """Return text and spans without guards, the character behind each token, and (token, id) of control tokens.
+
+    The second text has NUL for each character of a control token: no content is found there.
+    """
     tokenizer, guard = chat.tokenizer, rendered.guard
-    ends, controls, position = list[int](), list[tuple[int, int]](), 0
+    ends, controls, contents, position = list[int](), list[tuple[int, int]](), list[str](), 0
     parts = tokenizer.pattern.split(rendered.text)
     tokens = tokenizer.pattern.findall(rendered.text)
     for part, token in zip(parts, [*tokens, ""], strict=True):
         plain = part.replace(guard, "")
         if plain:
             ends += [position + end for _, end in tokenizer.token_ranges(plain)]
+        contents += plain, "\0" * len(token)
         position += len(plain) + len(token)
         if token:
             controls.append((len(ends), tokenizer.control[token]))
@@ -100,7 +104,7 @@ def _tokens(
         (start - rendered.text.count(guard, 0, start), end - rendered.text.count(guard, 0, end))
         for start, end in rendered.spans
     ]
-    return rendered.text.replace(guard, ""), spans, np.array(ends, np.int64), controls
+    return rendered.text.replace(guard, ""), "".join(contents), spans, np.array(ends, np.int64), controls
 
 
 def _find(text: str, message: Message, known: int) -> tuple[int, int]:
