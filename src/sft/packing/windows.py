@@ -152,6 +152,9 @@ def _extent(sample: LongSample, pin: Pin, limit: int, turn: int, start: int) -> 
     for earlier in sample.starts:  # more context, where there is space
         if sample.pinned <= earlier < begin and len(pinned) + end - earlier <= limit:
             return Extent(pinned, NOTHING, earlier, start, end)
+    if begin > sample.pinned and (begin not in sample.starts or begin == answer.header):  # a part of a message
+        wider = _running(sample, start, limit - len(pinned) - (end - start))
+        begin, header = wider if wider[0] < begin else (begin, header)
     return Extent(pinned, header, begin, start, end)
 
 
