@@ -1,12 +1,16 @@
 """Licenses: that of a row before that of its source; excluded ones are not packed, whatever else their text names."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from sft.packing.accounting import rejected_lines
 from sft.packing.licenses import Licenses, count_licenses, exclude, licenses_of
-from sft.packing.sample_table import EXCLUDED, FITS, OVER_LENGTH
+from sft.packing.plan import is_excluded
+from sft.packing.sample_table import EXCLUDED, FITS, NO_SPACE, OVER_LENGTH, build_tables, measure_rows
 from sft.params.data import Source
-from tests.packing.test_sample_table import measured, params, prepared
+from sft.parquet import WINDOWS
+from tests.packing.test_sample_table import columns_of, measured, params, prepared
 
 ROWS = [
     {**prepared((3, 2), number=0), "license": "GPL-3.0"},
@@ -49,6 +53,20 @@ def test_samples_under_an_excluded_license_have_that_reason(tables, excluded, re
     samples, licenses = tables
     assert exclude(samples, licenses, excluded) == unused
     assert samples.reason.tolist() == reasons
+
+
+def test_windows_under_an_excluded_license_are_excluded_and_have_one_line():
+    sample = {**prepared((3, 20)), "license": "GPL-3.0"}
+    part = {**prepared((3, 5)), "license": "GPL-3.0", "covered": 8, "whole": 23}
+    rows = [sample, {**part, "window": 1}, {**part, "window": 2, "covered": 0, "mask": [0] * 7 + [1]}]
+    batch = pa.RecordBatch.from_pylist(rows, schema=WINDOWS)
+    column = columns_of([measure_rows(batch, "s", params("window"))])
+    samples, conversations = build_tables(column, {"s": 3}, in_windows=True)
+    exclude(samples, Licenses(["GPL-3.0"], np.zeros(1, np.int32)), ["GPL-3.0"])
+    assert samples.reason.tolist() == [NO_SPACE, EXCLUDED, EXCLUDED]
+    assert is_excluded(samples, conversations, 0), "the share of the source goes to the others"
+    lines = rejected_lines(samples, conversations, None, 12)
+    assert sorted(line["reason"] for line in lines) == ["excluded-license", "no-room-for-called-tool"]
 
 
 def test_tokens_are_counted_by_license_as_often_as_they_are_packed(tables):

@@ -175,10 +175,10 @@ def count_windows(samples: SampleTable) -> Counts:
 
     `context_tokens` are those that windows have besides the tokens of their sample counted once: repeated context.
     """
-    windows, whole = samples.window > 0, np.isin(samples.reason, (IN_WINDOWS, NO_SPACE))
+    windows, whole = samples.window > 0, samples.has_windows
     tokens = int(samples.length[windows].sum(dtype=np.int64))
     return {
-        "samples": int((whole & (samples.kept > 0)).sum()),
+        "samples": int(whole.sum()),
         "windows": int(windows.sum()),
         "most_windows": int(samples.window.max(initial=0)),
         "tokens": tokens,
@@ -190,8 +190,11 @@ def count_windows(samples: SampleTable) -> Counts:
 def rejected_lines(
     samples: SampleTable, conversations: ConversationTable, plan: BlendPlan, pack_size: int
 ) -> Iterator[dict[str, str]]:
-    """Yield a line for each rejected sample, by source and id; windows and samples that were not drawn have no line."""
-    rejected = ~np.isin(samples.reason, (FITS, IN_WINDOWS, OVER_CAP, NOT_DRAWN)) & (samples.window == 0)
+    """Yield a line for each rejected sample, by source and id; what was not drawn has no line.
+
+    All windows of a sample are rejected together: they have one line.
+    """
+    rejected = ~np.isin(samples.reason, (FITS, IN_WINDOWS, OVER_CAP, NOT_DRAWN)) & (samples.window <= 1)
     for source, number in sorted((name, number) for number, name in enumerate(conversations.sources)):
         rows = np.flatnonzero(rejected & (conversations.source == number)[samples.conversation])
         rows = rows[np.lexsort((samples.number[rows], conversations.id_number[samples.conversation[rows]]))]

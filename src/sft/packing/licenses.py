@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sft.packing.sample_table import EXCLUDED, IN_WINDOWS, NO_SPACE, ConversationTable, SampleTable
+from sft.packing.sample_table import EXCLUDED, ConversationTable, SampleTable
 from sft.params.base import license_names
 from sft.params.data import Source
 
@@ -62,8 +62,7 @@ def exclude(samples: SampleTable, licenses: Licenses, excluded: Iterable[str]) -
         is_excluded |= found
         if not any(found):
             unused.append(name)
-    has_windows = np.isin(samples.reason, (IN_WINDOWS, NO_SPACE)) & (samples.kept > 0)  # these are counted by windows
-    samples.reason[is_excluded[licenses.of_conversation[samples.conversation]] & ~has_windows] = EXCLUDED
+    samples.reason[is_excluded[licenses.of_conversation[samples.conversation]] & ~samples.has_windows] = EXCLUDED
     return unused
 
 

@@ -17,7 +17,6 @@ from sft.packing.sample_table import (
     DUPLICATE,
     EXCLUDED,
     FITS,
-    IN_WINDOWS,
     NEAR_DUPLICATE,
     NOT_DRAWN,
     OVER_CAP,
@@ -94,7 +93,7 @@ def plan_blend(
         {name: source.share for name, source in sources.items()},
         {name: source.epochs for name, source in sources.items()},
         params.max_epochs,
-        {source for number, source in enumerate(conversations.sources) if _is_excluded(samples, conversations, number)},
+        {source for number, source in enumerate(conversations.sources) if is_excluded(samples, conversations, number)},
     )
     times = np.ones(len(conversations), np.int32)
     for source, members in training.items():
@@ -109,10 +108,10 @@ def plan_blend(
     return BlendPlan(orders, kept_instead, near_duplicates.similarity, available, epochs, groups)
 
 
-def _is_excluded(samples: SampleTable, conversations: ConversationTable, source: int) -> bool:
+def is_excluded(samples: SampleTable, conversations: ConversationTable, source: int) -> bool:
     """Whether `pack.exclude_licenses` leaves nothing of a source."""
-    reasons = samples.reason[conversations.source[samples.conversation] == source]
-    return len(reasons) > 0 and bool(np.isin(reasons, (EXCLUDED, IN_WINDOWS)).all())
+    reasons = samples.reason[(conversations.source[samples.conversation] == source) & ~samples.has_windows]
+    return len(reasons) > 0 and bool((reasons == EXCLUDED).all())
 
 
 def cap_windows(samples: SampleTable, most: int | None) -> None:

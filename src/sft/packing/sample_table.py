@@ -90,6 +90,11 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.length)
 
+    @property
+    def has_windows(self) -> npt.NDArray[np.bool_]:
+        """(samples,) Whether it is in windows, at least in part: whatever happens to those is counted by window."""
+        return np.isin(self.reason, (IN_WINDOWS, NO_SPACE)) & (self.kept > 0)
+
 
 @dataclass
 class ConversationTable:

@@ -153,7 +153,7 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
     from sft.packing.external_sort import Layout, plan_sort
     from sft.packing.licenses import exclude, licenses_of
     from sft.packing.plan import plan_blend
-    from sft.packing.sample_table import EXCLUDED, FITS, IN_WINDOWS, check_lengths
+    from sft.packing.sample_table import EXCLUDED, FITS, check_lengths
     from sft.parquet import release_memory
 
     prep_reports = read_prep_reports(sources)
@@ -165,7 +165,7 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
         echo(f"[yellow]pack.exclude_licenses: no conversation has {escape('; '.join(unused))}[/]")
     if params.over_length == "error":
         check_lengths(samples, conversations, params)
-    if len(samples) and ((samples.reason == EXCLUDED) | (samples.reason == IN_WINDOWS)).all():
+    if len(samples) and ((samples.reason == EXCLUDED) | samples.has_windows).all():
         raise InputError("pack.exclude_licenses: no conversation has another license. Remove one of them.")
     if not (samples.reason == FITS).any():
         raise InputError(
