@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -45,6 +46,16 @@ def test_long_data_is_split_into_shards_and_read_in_batches(tmp_path, monkeypatc
     assert names == ["samples-00000.parquet", "samples-00001.parquet", "samples-00002.parquet"]
     assert max(len(table) for table in read_tables(tmp_path)) == parquet.ROWS_PER_GROUP
     assert list(read_rows(tmp_path)) == rows(4500)
+
+
+def test_long_arrays_are_written_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "BYTES_PER_GROUP", 4000)
+    with ShardWriter(tmp_path, "windows", pa.schema([("ids", pa.list_(pa.int32()))])) as writer:
+        for _ in range(9):
+            writer.write({"ids": np.zeros(300, np.int32)})
+    (shard,) = parquet.shard_paths(tmp_path)
+    footer = parquet.read_metadata(shard)
+    assert [footer.row_group(number).num_rows for number in range(footer.num_row_groups)] == [4, 4, 1]
 
 
 def test_long_rows_are_written_and_read_few_at_a_time(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ class ShardWriter:
     def write(self, row: dict[str, Any]) -> None:
         """Add one row."""
         self._rows.append(row)
-        self._bytes += sum([len(value) for value in row.values() if isinstance(value, str | bytes)])
+        self._bytes += sum([_bytes_of(value) for value in row.values()])
         if len(self._rows) == ROWS_PER_GROUP or self._bytes >= BYTES_PER_GROUP:
             self._flush()
 
@@ -125,6 +125,11 @@ class ShardWriter:
         if kind is None and (self._rows or self._tables or self._shards == 0):
             self._flush()
         self._finish_shard()
+
+
+def _bytes_of(value: Any) -> int:
+    """Return about how many bytes a value of a row has: text, bytes or an array of numbers; 0 for a number."""
+    return len(value) if isinstance(value, str | bytes) else getattr(value, "nbytes", 0)
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
