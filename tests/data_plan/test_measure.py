@@ -41,6 +41,9 @@ def test_figures_of_kept_cut_rejected_and_unselected_rows(tmp_path: Path, monkey
     figures = dict(zip(FIGURES, list(again.figures.values())[1].tolist(), strict=True))
     assert figures["packed_trained_tokens"] == cut["trained_tokens"]
     assert figures["packed_samples"] > 1
+    one = in_windows.model_copy(update={"pack": in_windows.pack.model_copy(update={"max_windows": 1})})
+    again = measure(raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), one, load_chat(params, base))
+    assert dict(zip(FIGURES, list(again.figures.values())[1].tolist(), strict=True))["packed_samples"] == 1
     assert (rejected, unselected) == ({**dict.fromkeys(FIGURES, 0), "rows": 1},) * 2
     assert (measured.not_selected, measured.rejected.total(), measured.read) == (1, 1, "read: openai")
     assert measured.licenses == {"MIT": kept["trained_tokens"] + cut["trained_tokens"]}

@@ -125,6 +125,7 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
         for number, license in long.items():
             if any(is_under(license or of_source, each) for each in params.pack.exclude_licenses):
                 continue
-            for window in window_rows(chat, reasoning, rows[int(number)], limit, name):
+            windows_made = window_rows(chat, reasoning, rows[int(number)], limit, name)
+            for window in itertools.islice(windows_made, params.pack.max_windows):
                 tokens = padded(len(window["ids"]), params.pack.pad_segments_to)
                 measured.figures[kept[int(number)]["location"]][-3:] += tokens, int(window["mask"].sum()), 1
