@@ -51,6 +51,12 @@ def test_trained_tokens_are_listed_by_license_and_only_those_licenses_apply():
     assert re.search(r"\| trained tokens under CC0-1\.0 +\| 1,234 +\|", text)
 
 
+def test_the_windows_of_samples_longer_than_a_pack_are_counted():
+    packed = {**PACK, "windows": {"samples": 1200, "windows": 3400}}
+    text = render(LINEAGE, lambda path: packed if path == "reports/pack.json" else {})
+    assert re.search(r"\| windows of 1,200 samples longer than a pack +\| 3,400 +\|", text)
+
+
 @pytest.mark.parametrize(
     ("licenses", "hub", "named"),
     [

@@ -166,6 +166,14 @@ def test_all_fourteen_domains_have_a_row_and_other_domains_follow():
     assert bars[1] == "General chat"
 
 
+def test_the_windows_of_samples_longer_than_a_pack_are_counted():
+    windows = {"samples": 12, "windows": 345, "trained_tokens": 6789}
+    text = page(evaluation(), [], [], "key", DOMAINS, windows)
+    (line,) = re.findall(r"Longer than a pack:([^<]*)", text)
+    assert re.findall(r"[\d,]+\d", line) == ["12", "345", "6,789"]
+    assert "Longer than a pack" not in page(evaluation(), [], [], "key", DOMAINS, dict.fromkeys(windows, 0))
+
+
 def test_failures_are_first_and_each_filter_shows_what_it_counts():
     fits = {"verdict": {**dict.fromkeys(("well_formed", "known_function", "fits"), True), "exact": False, "fault": "x"}}
     good, bad = answer("tool", "good one"), answer("tool", "bad one")

@@ -114,6 +114,7 @@ def write_project(folder, sources):
             "domains": {
                 domain: {"conversations": 1, "tokens": 9, "trained_tokens": 3} for domain, _ in sources.values()
             },
+            "windows": {"samples": 0, "windows": 0, "trained_tokens": 0},
             "tokenizer_sha256": file_digest(final / "tokenizer.json"),
         },
     )

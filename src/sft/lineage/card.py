@@ -139,6 +139,8 @@ def _training(lineage: Facts, pack: Facts) -> Iterable[list[Any]]:
     yield from ([f"packs: {split}", counts["packs"]] for split, counts in splits.items())
     if "training" in splits:
         yield ["trained tokens in them", splits["training"]["trained_tokens"]]
+    if (windows := pack.get("windows", {})).get("windows"):
+        yield [f"windows of {windows['samples']:,} samples longer than a pack", windows["windows"]]
     for name, counts in pack.get("licenses", {}).items():
         yield [f"trained tokens under {name}", counts["trained_tokens"]]
     for when, certificate in (lineage.get("parity") or {}).items():

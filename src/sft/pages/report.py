@@ -68,12 +68,13 @@ def page(
     curve: Sequence[Mapping[str, float]],
     lineage_key: str,
     domains: Mapping[str, Mapping[str, Any]],
+    windows: Mapping[str, int] | None = None,
 ) -> str:
     """Return the page.
 
     `evaluation` is reports/eval.json, `answers` are the rows of reports/answers.jsonl, `curve` the points of the
     training: iteration, loss and, where it was measured, validation_loss; `domains` counts what was packed, by
-    domain (data/packed/metadata.json).
+    domain, and `windows` those of samples longer than a pack (both in data/packed/metadata.json).
     """
     before, after = evaluation["before"], evaluation["after"]
     changes = evaluation["change"]["loss_by_domain"]
@@ -101,6 +102,7 @@ def page(
         gate=evaluation["gate"],
         counts=_counts(evaluation),
         domains=_domains(domains),
+        windows=windows,
         filters=[(name, label, sum(name in marks for marks, _ in marked)) for name, label in FILTERS.items()],
         answers=[_example(row, marks) for marks, row in marked[:MAX_ANSWERS]],
         num_answers=len(answers),

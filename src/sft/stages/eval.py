@@ -221,7 +221,8 @@ def main() -> None:
     evaluation["prompts_left_out"] = dict(sorted(left_out.items()))
     rows = answer_rows(prompts, before, after)
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
-    page = report.page(evaluation, rows, report.read_curve(CURVES), lineage["lineage_key"], metadata["domains"])
+    packed = metadata["domains"], metadata["windows"]
+    page = report.page(evaluation, rows, report.read_curve(CURVES), lineage["lineage_key"], *packed)
     model_card = card.render(lineage, lambda path: read_json(Path(path)) if Path(path).exists() else {}, evaluation)
     for path, text in ((ANSWERS, "".join(lines)), (REPORT, page), (CARD, model_card)):
         with publish_file(path) as partial:
