@@ -177,4 +177,4 @@ def test_a_base_model_without_a_norm_is_refused_when_it_is_fetched(
     assert cli.rehearse(PROFILE, None) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "data NOT PROVEN: fetch: exit status 1" in shown
-    assert "backbone.layers.0.norm.weight" in shown
+    assert "missing: model.layers.0.norm.weight" in shown
