@@ -45,6 +45,10 @@ def test_a_run_that_starts_again_or_trains_something_else_is_not(again: list[tup
 def test_a_run_without_a_step_behind_its_checkpoint_is_not_proven():
     with pytest.raises(InputError, match="no step behind"):
         proofs.resumed(steps(*KILLED, (4, 3.0)), 3, 3)
+    line = proofs.resumed(steps(*KILLED, (4, 3.0)), 3, 3, in_job=True)
+    assert line == "cancelled after step 3, which was saved; resumed at step 4"
+    with pytest.raises(InputError, match="resumed at step 1, expected 4"):
+        proofs.resumed(steps(*KILLED, (1, 6.0)), 3, 3, in_job=True)
 
 
 @pytest.mark.parametrize("certificate", [None, {}, {"skipped": "fewer than 3 GB are free"}])

@@ -167,7 +167,7 @@ def proven(stages: Stages, params: Params, ranks: int) -> Generator[str, None, N
     yield layout_line(params, ranks, stages.cluster)
 
     peak = stages.run("train")
-    resumed = proofs.resumed(proofs.steps_of(folder), trained, saved)
+    resumed = proofs.resumed(proofs.steps_of(folder), trained, saved, in_job=stages.cluster is not None)
     yield resumed if stages.cluster is None else f"{resumed}; {proofs.submitted(peak)}"
     yield proofs.trained(folder)
     yield proofs.exported(folder)

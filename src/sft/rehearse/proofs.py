@@ -93,13 +93,16 @@ def trained(project: Path) -> str:
     return f"{len(losses)} steps, loss {first:.4f} to {last:.4f}"
 
 
-def resumed(steps: Iterable[Json], before: int, saved: int) -> str:
+def resumed(steps: Iterable[Json], before: int, saved: int, *, in_job: bool = False) -> str:
     """Training resumed at the last checkpoint and repeated the losses of the steps behind it.
+
+    A job that is cancelled saves its last step in the grace time that Slurm gives, so no step is behind it.
 
     Args:
         steps: Entries of all steps, in the order in which they were trained.
         before: How many of them were there when training was killed.
         saved: Step of the last checkpoint then.
+        in_job: Whether it was cancelled as a job.
     """
     entries = [(entry["iteration"], entry["loss"]) for entry in steps]
     killed, again = entries[:before], entries[before:]
@@ -110,6 +113,8 @@ def resumed(steps: Iterable[Json], before: int, saved: int) -> str:
         )
     losses, repeated = dict(killed), dict(again)
     both = sorted(losses.keys() & repeated.keys())
+    if not both and in_job:
+        return f"cancelled after step {killed[-1][0]}, which was saved; resumed at step {again[0][0]}"
     if not both:
         raise InputError(f"no step behind the checkpoint of step {saved} was trained twice, expected one or more")
     difference = max(abs(losses[step] - repeated[step]) / abs(losses[step]) for step in both)
