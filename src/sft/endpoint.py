@@ -113,7 +113,7 @@ class Endpoint:
     def quote(self, text: str) -> str:
         """Return a text from outside as one short line, without the key and the address of the endpoint."""
         parts = urlsplit(self._url)
-        for secret in (self._key, self._url, parts.netloc, parts.password, parts.hostname):
+        for secret in (self._key, self._url, parts.netloc, parts.password, parts.username, parts.hostname):
             if secret:
                 text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
         return one_line(text)
@@ -143,6 +143,6 @@ def number_from_environment(name: str, default: str, pattern: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line of at most EVIDENCE_CHARS."""
-    text = " ".join(text.split())
+    """Return a text as one line of at most EVIDENCE_CHARS; a terminal obeys none of its characters."""
+    text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
     return text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "..."

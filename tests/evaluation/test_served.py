@@ -1,6 +1,7 @@
 """served: answers of an endpoint are those that transformers would give, in the same form."""
 
 import json
+import time
 
 import pytest
 from tokenizers import Tokenizer
@@ -35,6 +36,11 @@ def serving(*models, text="The sum", finish="stop"):
         return 200, {"choices": [{"text": f"{text} {len(body['prompt'])}", "finish_reason": finish}]}
 
     return answer
+
+
+def completing(choices, **more):
+    """Return an answer that completes each prompt with these choices."""
+    return lambda path, body: serving(MODEL)(path, body) if path == "models" else (200, {"choices": choices, **more})
 
 
 def generate(prompts, **limits):
@@ -91,7 +97,17 @@ def test_an_endpoint_that_is_busy_is_asked_again(folder, monkeypatch):
         (lambda *_: (401, f"no {KEY}"), r"status 401: no \*\*\*"),
         (lambda *_: (200, "<html>"), r"status 200: <html>"),
         (lambda *_: (503, "busy"), r"status 503: busy"),
-        (lambda path, _: (200, {"data": [{"id": MODEL}]} if path == "models" else {"choices": []}), r"choices\[0\]"),
+        (lambda *_: (200, "[" * 100_000), r"endpoint 1 of 1 replies status 200"),
+        (lambda *_: (200, {"data": 5}), r"they serve nothing"),
+        (completing([]), r"choices\[0\]"),
+        (completing({"text": "x"}), r"choices\[0\]"),
+        (completing([None]), r"choices\[0\]"),
+        (completing([{"text": "x", "finish_reason": "abort"}]), r"finish_reason"),
+        (completing([{"text": "\x1b[2Jx", "finish_reason": KEY}]), r"\*\*\*"),
+        (
+            completing([{"text": "x", "finish_reason": "length"}], usage={"completion_tokens": 3}),
+            r"cut an answer after 3 tokens, expected 7",
+        ),
     ],
 )
 def test_what_is_wrong_with_an_endpoint_is_named_without_its_url_and_key(folder, monkeypatch, answer, expected):
@@ -102,6 +118,55 @@ def test_what_is_wrong_with_an_endpoint_is_named_without_its_url_and_key(folder,
             generate([[5]], max_new_tokens=7)
     assert str(endpoint.server_port) not in str(error.value)
     assert KEY not in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_an_endpoint_that_dies_leaves_its_prompts_to_the_others(folder, monkeypatch):
+    save_tokenizer(folder / MODEL)
+    with scripted_endpoint(serving(MODEL)) as one, scripted_endpoint(serving(MODEL)) as two:
+        monkeypatch.setenv("SFT_EVAL_URL", f"{one.url} {two.url}")
+        servers = served.find_endpoints(MODEL)
+        two.answer = lambda *_: (502, "gone")
+        prompts = [[5] * length for length in range(1, 5)]
+        answers = served.generate(servers, MODEL, prompts, stop_ids=[EOS], max_new_tokens=7)
+    assert [answer[-1] for answer in answers] == [EOS] * 4
+    assert sorted(len(body["prompt"]) for _, body in one.requests if body) == [1, 2, 3, 4]
+
+
+def test_an_endpoint_cannot_ask_for_a_pause_of_years(folder, monkeypatch):
+    monkeypatch.setattr(served, "pause_s", lambda *_: 1e9)
+    monkeypatch.setattr(served, "MAX_PAUSE_S", 0.001)
+    with scripted_endpoint(lambda *_: (429, "busy")) as endpoint:
+        monkeypatch.setenv("SFT_EVAL_URL", endpoint.url)
+        with pytest.raises(InputError, match=r"status 429"):
+            served.find_endpoints(MODEL)
+    assert len(endpoint.requests) == served.ATTEMPTS
+
+
+def test_a_fault_ends_the_other_requests_without_their_pauses(folder, monkeypatch):
+    save_tokenizer(folder / MODEL)
+    monkeypatch.setattr(served, "BACKOFF_S", 60)
+
+    def answer(path, body):
+        if path == "models":
+            return serving(MODEL)(path, body)
+        return (401, "no") if len(body["prompt"]) == 1 else (503, "busy")
+
+    with scripted_endpoint(answer) as endpoint:
+        monkeypatch.setenv("SFT_EVAL_URL", endpoint.url)
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"status 401"):
+            generate([[5], [5, 5]], max_new_tokens=7)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(("text", "shown"), [("\ud800", "\ufffd"), ("\ud83d\ude00", "\U0001f600")])
+def test_an_answer_that_is_no_unicode_text_is_read_as_transformers_decodes_it(folder, monkeypatch, text, shown):
+    save_tokenizer(folder / MODEL)
+    encode = Tokenizer.from_file(f"{MODEL}/tokenizer.json").encode
+    with scripted_endpoint(completing([{"text": text, "finish_reason": "stop"}])) as endpoint:
+        monkeypatch.setenv("SFT_EVAL_URL", endpoint.url)
+        assert generate([[5]], max_new_tokens=7) == [[*encode(shown).ids, EOS]]
 
 
 def test_both_models_are_measured_with_answers_of_an_endpoint(folder, monkeypatch):

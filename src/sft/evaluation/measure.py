@@ -94,15 +94,15 @@ def measure_model(task: dict[str, str]) -> None:
     from sft.evaluation import generate, served
 
     inputs = read_json(Path(task["inputs"]))
-    endpoints = served.find_endpoints(task["model"]) if inputs["prompts"] and inputs["engine"] == "endpoint" else []
+    servers = served.find_endpoints(task["model"]) if inputs["prompts"] and inputs["engine"] == "endpoint" else []
     model = generate.load_model(Path(task["model"]))
     every_id = [inputs["stop_ids"], *inputs["prompts"], *(ids for ids, _ in inputs["segments"])]
     generate.check_ids(model, (number for ids in every_id for number in ids), task["model"])
     losses = generate.held_out_loss(model, inputs["segments"])
     answers = []
     limits = {name: inputs[name] for name in ("stop_ids", "max_new_tokens")}
-    if endpoints:
-        answers = served.generate(endpoints, task["model"], inputs["prompts"], **limits)
+    if servers:
+        answers = served.generate(servers, task["model"], inputs["prompts"], **limits)
     elif inputs["prompts"]:
         answers = generate.generate(model, inputs["prompts"], batch_size=inputs["batch_size"], **limits)
     del model
