@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sft.cli import InputError
+from sft.evaluation.measure import Measured
 from sft.files import write_json
 from sft.inspect import blame
 from sft.params.evaluation import Eval, Gate
@@ -67,8 +68,7 @@ def project(tmp_path_factory):
             meta = json.dumps({"location": f"part.jsonl:{number + 1}"})
             kept.write({"id": name, "messages": json.dumps(messages), "tools": None, "meta": meta})
     write_packs(folder / "data/packed/training", packs)
-    splits = {"training": {"conversations": ROWS}}
-    write_json(folder / "data/packed/metadata.json", {"sources": {"sums": {}}, "splits": splits})
+    write_json(folder / "data/packed/metadata.json", {"sources": {"sums": {}}})
     return folder, {f"{number:032x}" for number, is_planted, *_ in rows if is_planted}
 
 
@@ -89,7 +89,7 @@ def test_planted_rows_are_first_in_both_orders_with_their_lines(here, capsys):
         assert len(here & {row.conversation_id for row in rows}) >= 0.9 * PLANTED
     worst = found.by_loss[0]
     assert worst.location == f"part.jsonl:{int(worst.conversation_id, 16) + 1}"
-    assert (worst.tokens, found.measured, found.conversations) == (7, ROWS, ROWS), "a copy is not measured again"
+    assert (worst.tokens, found.measured, found.samples) == (7, ROWS, ROWS), "a copy is not measured again"
     assert worst.change == pytest.approx(worst.after - worst.before)
 
     blame.show(found)
@@ -103,10 +103,29 @@ def test_of_a_large_split_some_rows_are_measured_and_measured_once(here, capsys,
     found = blame.find("training", 8, 3)
     assert (found.measured, len(found.by_loss)) == (8, 3)
     blame.show(found)
-    assert re.search(rf"8 of {ROWS:,} conversations were measured; all: ROWS={ROWS}\n", capsys.readouterr().out)
+    assert re.search(rf"8 of {ROWS:,} samples were measured; all: ROWS={ROWS}\n", capsys.readouterr().out)
     monkeypatch.setattr("sft.evaluation.measure.measure_model", lambda task: pytest.fail("measured again"))
     again = blame.find("training", 8, 8)
     assert again.by_loss[:3] == found.by_loss
+
+
+def test_rows_counts_windows_so_that_all_of_them_can_be_measured(here, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    losses = [(2.0, 1)]
+    monkeypatch.setattr(
+        blame, "measure_models", lambda base, final, kept, *_, **__: [Measured(losses * len(kept), [])] * 2
+    )
+    sample = {"ids": [5, 6], "mask": [0, 1], "conversation_id": "c", "sample": 0, "source": "sums", "repeat": 0}
+    packs = [pack_samples([{**sample, "window": number} for number in (1, 2, 3)], multiple=1, pad_id=0)]
+    write_packs(tmp_path / "data/packed/training", packs)
+    write_json(tmp_path / "data/packed/metadata.json", {"sources": {"sums": {}}})
+    for name, target in (("base", "fetch"), ("final", "train")):
+        with pytest.raises(InputError, match=rf"^models/{name}: .*make {target}"):
+            blame.measure_split("training", 2)
+        write_json(tmp_path / "models" / name / "config.json", {})
+    rows, samples, measured = blame.measure_split("training", 2)
+    assert (len(rows), rows[0].tokens, samples, measured) == (1, 2, 3, 2)
+    assert blame.measure_split("training", samples)[1:] == (3, 3)
 
 
 def test_a_split_without_packs_and_packs_that_are_missing_are_named(here, monkeypatch, tmp_path):

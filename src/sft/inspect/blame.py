@@ -5,12 +5,13 @@ models/base, models/final, data/packed/<split>, data/filtered
 
 Two lists: by loss after training, and by how much the loss grew. Rows that contradict the other rows of their kind
 (a wrong answer, a broken text, another language) are at their top. Losses are per trained token, in nats, of all
-samples of a conversation. Of a large split, --rows conversations are measured, chosen by a hash of their ids.
+measured samples of a conversation. Of a large split, --rows samples are measured, chosen by a hash of their ids; a
+conversation in windows has several.
 Measurements are kept in runs/measured: another --number takes no time.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,17 @@ class Blame:
     """The first rows of both orders."""
 
     split: str
-    conversations: int
-    """Conversations of the split."""
+    samples: int
+    """Samples of the split, windows among them."""
+    measured_samples: int
     measured: int
+    """Their conversations."""
     by_loss: list[Row]
     by_change: list[Row]
 
 
-def measure_split(split: str, rows: int) -> tuple[list[Row], int]:
-    """Return what both models make of at most `rows` conversations, and how many the split has.
+def measure_split(split: str, rows: int) -> tuple[list[Row], int, int]:
+    """Return what both models make of at most `rows` samples; how many the split has, and how many were measured.
 
     Raises:  InputError: no packs, or no model.
     """
@@ -73,16 +76,26 @@ def measure_split(split: str, rows: int) -> tuple[list[Row], int]:
 
     if not (PACKED / "metadata.json").exists():
         raise InputError(f"{PACKED}: not found. Run: make pack")
+    for folder, target in ((BASE, "fetch"), (FINAL, "train")):  # before the other one is measured, for minutes
+        if not (folder / "config.json").exists():
+            raise InputError(f"{folder}: not found. Run: make {target}")
     metadata, params = read_json(PACKED / "metadata.json"), load("eval")
     packs = read_rows(PACKED / split) if (PACKED / split).is_dir() else iter(())
-    sources = dict.fromkeys(metadata["sources"], split)
-    segments = choose_segments(split_packs(packs, params.seed), sources, rows).get(split, [])
+    samples = 0
+
+    def trained() -> Iterator[Segment]:
+        nonlocal samples
+        for segment in split_packs(packs, params.seed):
+            samples += any(segment.marks)
+            yield segment
+
+    segments = choose_segments(trained(), dict.fromkeys(metadata["sources"], split), rows).get(split, [])
     if not segments:
         raise InputError(
             f"SPLIT={split}: no samples in {PACKED / split}. Raise pack.{split}, or look at another split."
         )
     before, after = measure_models(BASE, FINAL, segments, [], [], params, keep_final=True)
-    return join_losses(segments, before.losses, after.losses), metadata["splits"][split]["conversations"]
+    return join_losses(segments, before.losses, after.losses), samples, len(segments)
 
 
 def join_losses(
@@ -117,8 +130,8 @@ def rank_rows(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
 
 def find(split: str, rows: int, number: int) -> Blame:
     """Measure the conversations of a split and return the first `number` of both orders."""
-    measured, conversations = measure_split(split, rows)
-    return Blame(split, conversations, len(measured), *rank_rows(measured, number))
+    measured, *samples = measure_split(split, rows)
+    return Blame(split, *samples, len(measured), *rank_rows(measured, number))
 
 
 def show(blame: Blame) -> None:
@@ -138,9 +151,9 @@ def show(blame: Blame) -> None:
                 for part in texts if len(texts) <= 2 else (texts[0], texts[-1]):
                     screen.print(Text(f"     {visible(part.label)}: {_start(part.text)}"))
             screen.print()
-        if blame.measured < blame.conversations:
-            note = f"{blame.measured:,} of {blame.conversations:,} conversations were measured; "
-            screen.print(Text(f"{note}all: ROWS={blame.conversations}"), soft_wrap=True)
+        if blame.measured_samples < blame.samples:
+            note = f"{blame.measured_samples:,} of {blame.samples:,} samples were measured; "
+            screen.print(Text(f"{note}all: ROWS={blame.samples}"), soft_wrap=True)
 
 
 def _start(text: str) -> str:
