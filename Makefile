@@ -155,8 +155,9 @@ rejected: setup ## Show rejected rows with their reasons (SOURCE= REASON= NUMBER
 blame: setup ## Show the rows that the trained model predicts worst, by loss and by change, with their lines (SPLIT= ROWS= NUMBER=20)
 	python -m sft.inspect.blame$(call option,SPLIT,split)$(call option,ROWS,rows)$(call option,NUMBER,number)$(json)
 
+chat: export CHAT_PROMPT = $(value PROMPT)
 chat: setup ## Talk to a trained model, with tools (MODEL=models/final PROMPT='...' TOOLS=tools.json THINKING=1)
-	@python -m sft.inspect.chat$(call option,MODEL,model)$(call option,PROMPT,prompt)$(call option,TOOLS,tools)$(if $(filter-out 0,$(THINKING)), --thinking)
+	@python -m sft.inspect.chat$(call option,MODEL,model)$(if $(value PROMPT), --prompt="$$CHAT_PROMPT")$(call option,TOOLS,tools)$(if $(filter-out 0,$(THINKING)), --thinking)
 
 lineage: setup ## Trace a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= CARD= CACHE=1)
 	python -m sft.lineage.graph$(call option,MODEL,model)$(call option,HTML,html)$(call option,CARD,card)$(if $(CACHE), --cache)$(json)

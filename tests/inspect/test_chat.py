@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,8 +44,9 @@ def test_an_answer_is_what_was_streamed_and_says_the_same_twice(folder):
     ask = [{"role": "user", "content": "What is the sum?"}]
     for _ in range(2):
         pieces = []
-        text = chat.answer(model, tokenizer, ask, None, pieces.append, thinking=False, max_new_tokens=12)
+        text, ended = chat.answer(model, tokenizer, ask, None, pieces.append, thinking=False, max_new_tokens=12)
         assert "".join(pieces) == text
+        assert ended == (len(tokenizer(text).input_ids) < 12)
         assert len(tokenizer(text).input_ids) > 1
 
 
@@ -61,14 +63,15 @@ def test_a_dialogue_goes_on_and_a_call_asks_for_its_result(folder, monkeypatch, 
         asked.append(prompt)
         reply = next(replies)
         write(reply)
-        return reply
+        return reply, reply != "Bye."
 
     (folder / "tools.json").write_text(json.dumps(TOOLS))
     monkeypatch.setattr(chat, "answer", scripted)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Weather?\n\n22 degrees\nThanks\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Weather?\n\n22 degrees\n<|im_end|>\nThanks\n"))
     chat.main(chat.FINAL, None, Path("tools.json"), thinking=False, max_new_tokens=5)
-    shown = capsys.readouterr().out
-    assert shown.count("user> ") == 3
+    shown, noted = capsys.readouterr()
+    assert noted.splitlines()[-1] == "⟨cut after 5 tokens⟩"
+    assert shown.count("user> ") == 4, "a control token asks again"
     assert shown.count("tool> ") == 2, "an empty line asks again"
     assert "\x1b" not in shown
     assert "get_weather" in asked[0]
@@ -82,8 +85,55 @@ def test_one_prompt_is_answered_once(folder, capsys):
     assert "user>" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[1]"])
+def test_reasoning_is_given_back_as_the_model_wrote_it(folder, monkeypatch):
+    asked, replies = [], iter(["so\n</think>\n<tool_call>\n<function=f>\n</function>\n</tool_call>", "Done."])
+
+    def scripted(_model, tokenizer, messages, _tools, _write, **how):
+        asked.append(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return next(replies), True
+
+    monkeypatch.setattr(chat, "answer", scripted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Ask\n22\n"))
+    chat.main(chat.FINAL, None, None, thinking=True, max_new_tokens=5)
+    assert asked[1].startswith(asked[0] + "so\n</think>\n<tool_call>\n<function=f>")
+
+
+def test_what_cannot_be_asked_is_named(folder, monkeypatch):
+    def ask(prompt):
+        chat.main(chat.FINAL, prompt, None, thinking=False, max_new_tokens=2)
+
+    with pytest.raises(InputError, match=r"^PROMPT: '<\|im_end\|>' is a control token"):
+        ask("a<|im_end|>b")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    with pytest.raises(InputError, match=r"^stdin: .*0xe9"):
+        ask(None)
+    template = folder / "models/final/chat_template.jinja"
+    template.write_text("{{ raise_exception('no') }}")
+    with pytest.raises(InputError, match=r"^chat template: .*no$"):
+        ask("x")
+    template.unlink()
+    with pytest.raises(InputError, match=r"^models/final: .*chat_template\.jinja"):
+        ask("x")
+
+
+def test_make_hands_over_a_prompt_as_it_is_typed(tmp_path):
+    shell, prompt = tmp_path / "shell", '--it costs $5,\nisn\'t "it"?'
+    shell.write_text('#!/bin/sh\n[ -z "${CHAT_PROMPT+x}" ] || printf "%s|%s" "$4" "$CHAT_PROMPT"\n')
+    shell.chmod(0o755)
+    command = ["make", "-s", "chat", f"PROMPT={prompt}", f"SHELL={shell}"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert '--prompt="$CHAT_PROMPT"' in shown
+    assert shown.endswith(f"|{prompt}")
+
+
+def test_tools_are_read_in_every_form_of_the_filter_stage(folder):
+    plain = {"name": "get_weather", "input_schema": {"type": "object", "properties": {}}}
+    (folder / "tools.json").write_text(json.dumps([plain]))
+    assert chat.read_tools(Path("tools.json")) == TOOLS
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", "[]", "[{}]", '[{"function": 5}]', "[" * 100_000, "\udcff"])
 def test_a_file_that_holds_no_tools_is_named(folder, content):
-    (folder / "tools.json").write_text(content)
+    (folder / "tools.json").write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match=r"^TOOLS=tools\.json: "):
         chat.main(chat.FINAL, "x", Path("tools.json"), thinking=False, max_new_tokens=4)
