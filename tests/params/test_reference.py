@@ -1,13 +1,26 @@
 """The page of all params: as committed, complete, and right about what reruns."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from sft.files import REPOSITORY
 from sft.params.explain import known_keys
 from sft.params.schema import Params
 from sft.params.training import Checkpoint
-from tests.support.params_page import PAGE, Key, field_docs, first_stage, section_keys, type_text, write_page
+from tests.support.params_page import (
+    PAGE,
+    Key,
+    field_docs,
+    first_stage,
+    optional_keys,
+    section_keys,
+    type_text,
+    write_page,
+)
 
 DECLARED = {
     "fetch": ["fetch.sources.${key}.uri"],
@@ -40,6 +53,36 @@ def test_defaults_are_those_of_params_yaml():
     assert rows()["filter.judge.model"][1] == "`null`"
     assert rows()["fetch.sources.<name>.uri"][1] == "required"
     assert rows()["fetch.sources.<name>.domain"][1] == "`unspecified`"
+
+
+def leaves_out(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each key of params.yaml outside of entries, and the values without it."""
+    for name in values:
+        key = f"{above}{name}"
+        without = {other: value for other, value in values.items() if other != name}
+        if above:
+            yield key, without
+        if type(values[name]) is dict and key != "fetch" and values[name]:
+            yield from ((inner, {**without, name: left}) for inner, left in leaves_out(values[name], f"{key}."))
+
+
+def is_valid(values: dict[str, Any]) -> bool:
+    try:
+        Params.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
+def test_the_keys_that_may_be_left_out_are_listed():
+    values = YAML(typ="safe").load(REPOSITORY / "params.yaml")
+    assert is_valid(values)
+    optional = {key for key, left in leaves_out(values) if is_valid(left)}
+    listed = {key for key, _ in optional_keys()}
+    here = {key for key, _ in leaves_out(values)} - {"train.train_iters"}  # one of it and epochs is needed
+    assert {"prep.max_tokens", "eval.engine"} <= optional == listed & here
+    page = (REPOSITORY / PAGE).read_text()
+    assert all(f"`{key}`\n(" in page or f"`{key}` (" in page for key in listed)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import ast
 import inspect
 import itertools
 import json
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -33,8 +34,11 @@ INTRODUCTION = """\
 environment (`CLUSTER`, `MLFLOW_TRACKING_URI`, `SFT_PROCESSES`) and never changes a result.
 
 Edit the file and run `make repro`, or try a value with `dvc exp run -S optimizer.lr=1e-5`. Every key is required,
-except those of a source, an evaluation set or the base model that have a default below. An unknown key, a wrong type or
-a value out of range is an error before a stage runs; it shows the line and the key that you probably meant.
+except those of a source, an evaluation set or the base model that have a default below, and the keys below. An unknown
+key, a wrong type or a value out of range is an error before a stage runs; it shows the line and the key that you
+probably meant.
+
+{optional}
 
 *Default* is the value in this repository's `params.yaml`; for entries that you name (`<name>`) it applies if the key is
 left out. *Reruns* is the first stage that runs again after a change; the stages that depend on its result follow.
@@ -57,7 +61,8 @@ def write_page(root: Path) -> str:
     values = yaml.load((root / "params.yaml").read_text(encoding="utf-8"))
     stages = yaml.load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     declared = {name: stage.get("do", stage).get("params", []) for name, stage in stages.items()}
-    parts = [INTRODUCTION]
+    optional = ", ".join(f"`{name}` ({default})" for name, default in optional_keys())
+    parts = [INTRODUCTION.replace("{optional}", textwrap.fill(f"Keys that may be left out: {optional}.", 120))]
     for section, field in Params.model_fields.items():
         model = typing.cast(type[BaseModel], field.annotation)
         parts += [f"## {section}\n\n{inspect.getdoc(model)}\n"]
@@ -68,6 +73,15 @@ def write_page(root: Path) -> str:
             parts[-1] += f"\n| `{key.name}` | {key.type} | {key.default} | {key.reruns} | {key.meaning} |"
         parts[-1] += "\n"
     return "\n".join(parts)
+
+
+def optional_keys() -> Iterator[tuple[str, str]]:
+    """Yield the keys outside of entries that may be left out, and what they are then."""
+    for section, field in Params.model_fields.items():
+        model = typing.cast(type[BaseModel], field.annotation)
+        for name, inner in model.model_fields.items():
+            if not inner.is_required() and not _section_of(inner.annotation)[1]:
+                yield f"{section}.{name}", _shown(inner.get_default(call_default_factory=True))
 
 
 def section_keys(

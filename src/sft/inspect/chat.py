@@ -61,7 +61,7 @@ def answer(
     Args:
         how: thinking (whether the template opens reasoning), max_new_tokens.
 
-    Raises:  InputError: the template refuses the messages.
+    Raises:  InputError: the template fails with the messages.
     """
     try:
         ids = tokenizer.apply_chat_template(
@@ -73,7 +73,7 @@ def answer(
             return_dict=False,
         ).to(model.device)
     except jinja2.TemplateError as error:
-        raise InputError(f"chat template: refuses this dialogue: {error}") from error
+        raise InputError(f"chat template: cannot render this dialogue: {error}") from error
     stops = model.generation_config.eos_token_id
     stop_ids = stops if isinstance(stops, list) else [tokenizer.eos_token_id if stops is None else stops]
     config = GenerationConfig(
