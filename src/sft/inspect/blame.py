@@ -130,8 +130,8 @@ def rank_rows(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
 
 def find(split: str, rows: int, number: int) -> Blame:
     """Measure the conversations of a split and return the first `number` of both orders."""
-    measured, *samples = measure_split(split, rows)
-    return Blame(split, *samples, len(measured), *rank_rows(measured, number))
+    measured, samples, measured_samples = measure_split(split, rows)
+    return Blame(split, samples, measured_samples, len(measured), *rank_rows(measured, number))
 
 
 def show(blame: Blame) -> None:
