@@ -12,7 +12,7 @@ from typing import Any
 
 from sft.cli import InputError
 from sft.files import flatten, publish_folder, read_json, write_json
-from sft.hashing import file_digest, folder_digest
+from sft.hashing import file_digest, files_below, folder_digest
 from sft.lineage.key import PACKAGE, import_closure
 from sft.lineage.record import DATA_RECORDS, git_state, records
 
@@ -78,5 +78,5 @@ def code(root: Path) -> dict[str, str]:
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     """Return size and time of change of every file, which show most changes without reading it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = files_below(folder)
     return {path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sft.hashing import BLOCK_BYTES, value_digest
+from sft.hashing import BLOCK_BYTES, files_below, value_digest
 from sft.lineage.key import NUMERIC_PACKAGES, Lineage
 from sft.lineage.resolve import FINAL, LINEAGE, Records, cached, listing, outs
 from sft.training.checkpoints import fault_of, manifest_of
@@ -74,7 +74,7 @@ def digests(place: Path) -> dict[str, Digests]:
     """Return the digests of a file (by the name "") or of all files below a folder, by relative path."""
     if place.is_file():
         return {"": _digests(place)}
-    files = sorted(path for path in place.rglob("*") if path.is_file())
+    files = files_below(place)
     return {path.relative_to(place).as_posix(): _digests(path) for path in files}
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from sft.chat_files import DEFAULT_FILE, FOLDER_OF_OTHERS, write_missing
 from sft.cli import InputError, echo
 from sft.files import link_or_copy
+from sft.hashing import files_below
 from sft.sources.add_template import add_template
 from sft.sources.base_weights import check_weights, embedding_rows, short_reason, tensor_shapes
 from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
@@ -42,7 +43,7 @@ def make_base(source_folder: Path, target: Path) -> dict[str, Any]:
 
     Raises:  InputError: unknown layout, pickled weights, or weights and tokenizer of different models.
     """
-    paths = sorted(path for path in source_folder.rglob("*") if path.is_file())
+    paths = files_below(source_folder)
     ggufs = [path for path in paths if path.suffix == ".gguf"]
     if len(ggufs) == 1:
         _from_gguf(ggufs[0], target)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.cli import InputError
+from sft.hashing import files_below
 
 SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
 """Files of a model's folder that are taken; compared as written, so `.JSON` is none of them."""
@@ -29,7 +30,7 @@ def taken_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
     Raises:  InputError: pickled weights; a file that is not what its name says.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = files_below(folder)
     if pickled := [path.name for path in paths if path.suffix.lower() in PICKLES]:
         raise InputError(
             f"fetch.model: {', '.join(pickled[:5])}: pickled weights can run code when they are loaded. "

@@ -30,7 +30,7 @@ from sft.filters.pipeline import RowCounts
 from sft.filters.publish import ExaminedFiles, FinalShards, reject_by_judge, write_final_shards
 from sft.formats.chat_forms import PACKAGES
 from sft.formats.detect import decide_read, read_line
-from sft.hashing import file_digest, value_digest
+from sft.hashing import file_digest, files_below, value_digest
 from sft.ledger import Ledger, read_report
 from sft.params.data import Filter, Read
 from sft.params.read import load, load_source
@@ -89,7 +89,7 @@ def check_inputs(source: str, params: Filter) -> None:
     if not report.exists():
         return
     expected = {file["path"]: file["bytes"] for file in read_report(report, files=list)["files"]}
-    found = {path.relative_to(raw).as_posix(): path.stat().st_size for path in raw.rglob("*") if path.is_file()}
+    found = {path.relative_to(raw).as_posix(): path.stat().st_size for path in files_below(raw)}
     if changed := sorted(dict(expected.items() ^ found.items())):
         name = changed[0]
         raise InputError(
