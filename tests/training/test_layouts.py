@@ -1,7 +1,7 @@
 """Every layout trains as one process does: tensor, sequence, expert, pipeline, data and context parallel, on a CPU.
 
 Three tiny models, as Bridge imports them: Nemotron 3 Nano (Mamba, attention, experts with expert bias, a shared
-expert), one of attention and experts, and a dense one. `make test` trains the first in six ways, `make test-layouts`
+expert), one of attention and experts, and a dense one. `make test` trains the first in eight ways, `make test-layouts`
 all of them in all ways.
 
 A run of Megatron cannot be undone in its process and takes 11 seconds to import, so this file is also a program:
@@ -91,7 +91,9 @@ EXPERTS_ONLY = {name for name, way in WAYS.items() if way.model.get("expert_mode
     "allgather"
 }
 """Ways that a model without experts cannot train."""
-SHORT = ["one", "recompute", "pp2", "dp2-distributed-optimizer", "tp2-sp-ep2", "cp2"]
+SHORT = [
+    "one", "recompute", "tp2-sp", "ep2-recompute", "pp2", "dp2-distributed-optimizer", "tp2-sp-ep2", "cp2",
+]  # fmt: skip
 
 
 def ways_of(model: str) -> list[str]:
