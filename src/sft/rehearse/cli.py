@@ -108,8 +108,12 @@ class Stages:
         if self.cluster and job:
             slurm.cancel(read_cluster_file(self.cluster), job.id)
         else:
-            for process in [*psutil.Process(training.pid).children(recursive=True), psutil.Process(training.pid)]:
-                process.kill()
+            parent = psutil.Process(training.pid)
+            children = parent.children(recursive=True)
+            for process in [parent, *children]:  # the parent first: else it could end by itself
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended with its parent
+                    process.kill()
+            psutil.wait_procs(children, timeout=10)
         training.wait()
 
 
