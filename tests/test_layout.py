@@ -31,6 +31,7 @@ ORDER = (
         "cli",
         "endpoint",
         "files",
+        "batches",
         "ledger",
         "chat_files",
         "strict_json",

@@ -321,6 +321,7 @@ FILES = [
     ("src/sft/raw_folders.py", {*FETCH, *FILTER}),
     ("src/sft/chat_files.py", {"fetch-model", *PREP, "pack", "train", "eval"}),
     ("src/sft/formats", {"fetch-benchmarks", *FILTER}),
+    ("src/sft/batches.py", {"fetch-benchmarks", *FILTER, *PREP, "pack", "eval"}),
     ("src/sft/conversation.py", {*FILTER, *PREP, "pack", "eval"}),
     ("src/sft/filters", FILTER),
     ("src/sft/filters/dedup", {*FILTER, "pack"}),

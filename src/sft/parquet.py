@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sft.batches import rows_at_once
 from sft.cli import InputError
 
 # The most rows of a row group and of a batch that is read, and the bytes from which on it takes no further row.
@@ -217,21 +218,13 @@ def read_batches(
         numbers = list(groups if groups is not None else range(file.num_row_groups))
         missing_rows = sum(file.metadata.row_group(number).num_rows for number in numbers)
         for number in numbers:
-            size = rows_at_once(file.metadata.row_group(number), rows)
+            group = file.metadata.row_group(number)  # bytes as they are encoded: those of a repeated text count once
+            size = rows_at_once(group.num_rows, group.total_byte_size, rows, BYTES_PER_GROUP)
             for batch in file.iter_batches(batch_size=size, row_groups=[number], columns=chosen, use_threads=threads):
                 missing_rows -= len(batch)
                 yield batch if schema is None else _typed(batch, schema)
         if missing_rows:  # the footer has no checksum
             raise pa.ArrowInvalid(f"{missing_rows} rows fewer than its footer says")
-
-
-def rows_at_once(group: pq.RowGroupMetaData, most: int) -> int:
-    """Return how many rows of a row group to read at once: `most`, or what has about BYTES_PER_GROUP, but one at least.
-
-    The bytes are those of all columns, as they are encoded: those of a repeated text count once.
-    """
-    fitting: int = BYTES_PER_GROUP * group.num_rows // max(1, group.total_byte_size)
-    return max(1, min(most, fitting))
 
 
 def read_metadata(path: Path | str) -> pq.FileMetaData:

@@ -10,7 +10,7 @@ from sft.conversation import Conversation, Rejection
 from sft.filters.dedup.signatures import signature
 from sft.filters.ends import apply_ends
 from sft.filters.narrative import check_narrative
-from sft.filters.pipeline import BYTES_AT_ONCE, Kept, Pipeline, batches
+from sft.filters.pipeline import Kept, Pipeline
 from sft.filters.repetition import check_repetition
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
@@ -82,14 +82,6 @@ def test_the_outcome_of_a_row_depends_on_no_other_row_and_no_order(rows, pipelin
         few = shuffled[start : start + 7]
         assert pipeline.apply(few) == [whole[row.location] for row in few]
     assert pipeline.apply([]) == []
-
-
-def test_long_rows_make_small_batches():
-    size = BYTES_AT_ONCE // 3
-    rows = [Row(f"a:{n}", None, size=size * (n < 4)) for n in range(600)]
-    made = list(batches(rows))
-    assert [len(batch) for batch in made] == [4, 256, 256, 84]
-    assert [row for batch in made for row in batch] == rows
 
 
 def test_a_filter_that_is_off_rejects_nothing(rows):

@@ -19,6 +19,7 @@ from sft.formats.messages import normalize
 from sft.hashing import folder_digest
 from sft.parquet import CONVERSATIONS, ShardWriter, read_rows
 from sft.stages import prep as stage
+from sft.tokens import prepare
 from tests.support.dask_cluster import Cluster, children, finish, start_driver, stopped_when
 from tests.support.project import ROOT, chat_records, link_project, set_params, tool_records
 
@@ -290,7 +291,7 @@ def test_the_bytes_do_not_depend_on_the_workers(ranges, monkeypatch):
     assert digest(ranges) == expected
     assert len(list((ranges / "data/prepared/many").glob("*.parquet"))) == 9
     monkeypatch.setenv("SFT_FASTOKENS", "0")
-    monkeypatch.setattr(stage, "MIN_ROWS_FOR_FASTOKENS", 0)
+    monkeypatch.setattr(prepare, "MIN_ROWS_FOR_FASTOKENS", 0)
     stage.main("many")
     assert digest(ranges) == expected
 

@@ -6,11 +6,12 @@ import time
 import pyarrow as pa
 import pytest
 
+from sft.batches import batches
 from sft.cli import InputError
 from sft.formats.messages import normalize
 from sft.parquet import SAMPLES
 from sft.tokens import template
-from sft.tokens.prepare import BYTES_AT_ONCE, ROWS_AT_ONCE, _at_once, _parse, group_number, prepare_rows
+from sft.tokens.prepare import BYTES_AT_ONCE, ROWS_AT_ONCE, _parse, group_number, prepare_rows
 from sft.tokens.reasoning import Shares
 from sft.tokens.render import ChatTemplate
 from tests.support.project import ROOT, chat_records, tool_records
@@ -104,9 +105,9 @@ def _spend(seconds):
 def test_few_long_rows_share_a_limit_of_memory():
     sizes = [1, BYTES_AT_ONCE, BYTES_AT_ONCE // 2, BYTES_AT_ONCE // 2, 2 * BYTES_AT_ONCE, *[1] * (ROWS_AT_ONCE + 1)]
     rows = [(str(number), range(size)) for number, size in enumerate(sizes)]
-    batches = list(_at_once(rows))
-    assert [len(batch) for batch in batches] == [1, 1, 2, 1, ROWS_AT_ONCE, 1]
-    assert [row for batch in batches for row in batch] == rows
+    made = list(batches(rows, lambda row: len(row[1]), ROWS_AT_ONCE, BYTES_AT_ONCE))
+    assert [len(batch) for batch in made] == [1, 1, 2, 1, ROWS_AT_ONCE, 1]
+    assert [row for batch in made for row in batch] == rows
 
 
 def test_the_text_of_a_license_is_cut_and_has_a_hash(chat):

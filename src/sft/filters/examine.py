@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from sft.batches import batches
 from sft.cli import InputError
 from sft.filters.contamination import read_benchmark_items
 from sft.filters.encoding import valid_text
-from sft.filters.pipeline import Kept, Outcome, Pipeline, RowCounts, batches
+from sft.filters.pipeline import BYTES_AT_ONCE, ROWS_AT_ONCE, Kept, Outcome, Pipeline, RowCounts
 from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
 from sft.formats.raw_files import Part, Row, plan_parts, read_part
 from sft.formats.records import ChatRow
@@ -190,7 +191,7 @@ def examine_rows(
     rows: Iterable[Row], pipeline: Pipeline, source: str, counts: RowCounts, folder: str
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of EXAMINED of each row of a source; `folder` is where its files are. Updates `counts`."""
-    for batch in batches(rows):
+    for batch in batches(rows, lambda row: row.size, ROWS_AT_ONCE, BYTES_AT_ONCE):
         report_position(f"{folder}: {batch[0].location} to {batch[-1].location}")
         for row, outcome in zip(batch, pipeline.apply(batch, counts), strict=True):
             yield examined_row(row, outcome, source)

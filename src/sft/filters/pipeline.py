@@ -28,7 +28,7 @@ from sft.formats.raw_files import Row
 from sft.formats.records import ChatRow
 from sft.params.data import Filter
 
-# The most rows of a batch, and the bytes of JSON from which on it takes no further row.
+# The most rows of a batch, and bytes of their JSON.
 ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 8 << 20
 
 
@@ -120,19 +120,6 @@ class Pipeline:
                     outcomes[place] = rejection
         signed = signatures([conversation for _, conversation in conversations], parts, words)
         return {place: signature for (place, _), signature in zip(conversations, signed, strict=True)}
-
-
-def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Yield rows in batches for `Pipeline.apply`; long ones make small batches."""
-    batch, size = list[Row](), 0
-    for row in rows:
-        batch.append(row)
-        size += row.size
-        if len(batch) == ROWS_AT_ONCE or size >= BYTES_AT_ONCE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _load_filters(params: Filter) -> Iterator[Check]:

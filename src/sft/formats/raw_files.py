@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft import strict_json
+from sft.batches import rows_at_once
 from sft.formats.compression import READ_BYTES, DamagedFileError, open_raw, skip
 from sft.raw_folders import ALL, DELIMITED, DOCUMENT, LINES, TABLES, file_kind, select_files
 
@@ -218,8 +219,8 @@ def _batches(path: Path, part: Part) -> Iterator[Any]:
         groups = range(part.start, table.num_row_groups if part.end is None else part.end)
         for number in groups:
             group = table.metadata.row_group(number)
-            fitting = TABLE_BYTES * group.num_rows // max(1, group.total_byte_size)
-            yield from table.iter_batches(max(1, min(TABLE_ROWS, fitting)), row_groups=[number])
+            rows = rows_at_once(group.num_rows, group.total_byte_size, TABLE_ROWS, TABLE_BYTES)
+            yield from table.iter_batches(rows, row_groups=[number])
     else:
         for batch in _arrow_batches(source):
             for first in range(0, len(batch), TABLE_ROWS):

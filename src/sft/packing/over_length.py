@@ -7,10 +7,8 @@ fewer tools: what a window starts with is what the template writes for them. Ano
 and only conversations that need it are rendered twice.
 """
 
-import functools
 import itertools
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ from sft.conversation import Message, Rejection, Tools
 from sft.packing.windows import LongAnswer, LongSample, Window, cut_windows
 from sft.parquet import WINDOWS, RowRange, ShardWriter, plan_row_ranges, read_row_range
 from sft.tokens.outline import Outline, outline
-from sft.tokens.prepare import license_in, read_row
+from sft.tokens.prepare import MIN_ROWS_FOR_FASTOKENS, license_in, load_template, read_row
 from sft.tokens.reasoning import Controlled, Shares
 from sft.workers import map_shards, report_position
 
@@ -44,8 +42,6 @@ BASE = Path("models/base")
 FILTERED = Path("data/filtered")
 PREPARED = Path("data/prepared")
 ROWS_AT_ONCE = 64
-# From this many conversations of a source on, the faster tokenizer saves more time than it takes to load.
-MIN_TO_LOAD_FAST = 500
 
 
 def longest(pack_size: int, multiple: int) -> int:
@@ -234,14 +230,6 @@ def find_over_length(task: dict[str, Any]) -> str:
     return write_arrow(pa.table({"id": names}), Path(task["spool"])) if len(names) else ""
 
 
-@functools.cache
-def _load_chat(template: str, fast: bool, stop_tokens: tuple[str, ...], date: str | None) -> "ChatTemplate":
-    from sft.tokens.render import ChatTemplate, Settings
-
-    fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
-    return ChatTemplate.load(template, BASE, whole=False, fast=fast, settings=Settings(stop_tokens, date))
-
-
 def write_windows(task: dict[str, Any]) -> str:
     """Write the windows of the over-length conversations among some filtered rows (a task of sft.workers).
 
@@ -252,7 +240,8 @@ def write_windows(task: dict[str, Any]) -> str:
     reasoning = Shares(**task["reasoning"])
     tables = [pyarrow.feather.read_table(path, memory_map=True) for path in task["conversations"]]
     names = pa.concat_tables(tables)["id"]
-    chat = _load_chat(str(template), len(names) >= MIN_TO_LOAD_FAST, tuple(task["stop_tokens"]), task["date"])
+    fast = len(names) >= MIN_ROWS_FOR_FASTOKENS
+    chat = load_template(str(template), BASE, fast, tuple(task["stop_tokens"]), task["date"])
     folder = Path(tempfile.mkdtemp(prefix="windows-", dir=task["spool"]))
     with ShardWriter(folder, "windows", WINDOWS) as shards:
         for rows in read_row_range(row_range, ROWS_AT_ONCE, ["id", "messages", "tools", "meta"]):

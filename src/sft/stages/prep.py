@@ -12,11 +12,8 @@ The template is checked before a token is written (sft.tokens.render): the stage
 loss mask. A share of the conversations loses its reasoning, or part of it (sft.tokens.reasoning).
 """
 
-import functools
-import gc
 import hashlib
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -31,7 +28,7 @@ from sft.files import publish_folder, resolve_repo_file, scratch_folder
 from sft.hashing import file_digest
 from sft.ledger import Ledger, check_handover
 from sft.run_stage import run_source_stage
-from sft.workers import map_shards, relax_gc, report_position
+from sft.workers import map_shards, report_position
 
 BASE = Path("models/base")
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -42,22 +39,6 @@ COMPARED_FIRST, COMPARED = 1 << 14, 1 << 10
 # Row ranges at least this long return memory at their end; for shorter ones, getting it back takes as long.
 MIN_ROWS_TO_RELEASE = 10_000
 TOP_REASONS = 5
-# From this many conversations on, the faster tokenizer saves more time than it takes to load and check.
-MIN_ROWS_FOR_FASTOKENS = 500
-
-
-@functools.cache
-def load_template(template: str, fast: bool, stop_tokens: tuple[str, ...], date: str | None) -> Any:
-    """Return the ChatTemplate of this process; `fast`: with the faster tokenizer, if its ids are the same."""
-    from sft.parquet import release_memory
-    from sft.tokens.render import ChatTemplate, Settings
-
-    relax_gc()
-    fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
-    chat = ChatTemplate.load(template, BASE, whole=False, fast=fast, settings=Settings(stop_tokens, date))
-    release_memory()  # what loading needed
-    gc.freeze()  # the garbage collector need not scan vocabularies again
-    return chat
 
 
 def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
@@ -66,11 +47,11 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
     Writes samples and rejected rows to a new folder in task["scratch"]; returns its name, and counts.
     """
     from sft.parquet import SAMPLES, RowRange, ShardWriter, read_row_range, release_memory
-    from sft.tokens.prepare import prepare_rows
+    from sft.tokens.prepare import load_template, prepare_rows
     from sft.tokens.reasoning import Shares
 
     row_range, reasoning = RowRange(*task["row_range"]), Shares(**task["reasoning"])
-    chat = load_template(task["template"], task["fast"], tuple(task["stop_tokens"]), task["date"])
+    chat = load_template(task["template"], BASE, task["fast"], tuple(task["stop_tokens"]), task["date"])
     compared = COMPARED
     if task["number"] == 0:  # once per source is enough
         chat.check_whole()
@@ -150,6 +131,7 @@ def main(source: str) -> None:
     """Prepare one source."""
     from sft.params.read import load
     from sft.parquet import plan_row_ranges
+    from sft.tokens.prepare import MIN_ROWS_FOR_FASTOKENS
     from sft.tokens.reasoning import ReasoningCounts
 
     params = load("prep")

@@ -6,13 +6,16 @@ call, and ids, masks and turn ends go to Arrow columns without ever being Python
 
 import contextlib
 import functools
+import gc
 import hashlib
 import itertools
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,19 +23,22 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from sft.batches import batches
 from sft.cli import InputError
 from sft.conversation import Message, Rejection, Tools, is_normal
 from sft.params.base import license_name
-from sft.parquet import CONVERSATIONS, SAMPLES
+from sft.parquet import CONVERSATIONS, SAMPLES, release_memory
 from sft.tokens.reasoning import Controlled, Shares, control_reasoning
-from sft.tokens.render import ChatTemplate
+from sft.tokens.render import ChatTemplate, Settings
 from sft.tokens.segments import SampleColumns, Segments
-from sft.workers import report_row
+from sft.workers import relax_gc, report_row
 
 # Integers of more than 64 bits: orjson reads them as floats, json exactly. (Starts with a class: faster to search.)
 LARGE = re.compile(rb"[0-9][0-9]{18}")
 # Rows that are rendered within the same limits of memory: setting them for each would take a tenth of the time.
 ROWS_AT_ONCE, BYTES_AT_ONCE = 32, 1 << 22  # few of long rows: the limit is for the text of one
+# From this many conversations of a source on, the faster tokenizer saves more time than it takes to load and check.
+MIN_ROWS_FOR_FASTOKENS = 500
 Counts = dict[str, Counter[Any]]
 
 
@@ -45,6 +51,22 @@ class PreparedRows(NamedTuple):
     """id, reason, evidence."""
     counts: Counts
     """rows: out, trained (tokens), untrained_turns, reasoning_removed (tokens); rejected; reasoning; lengths."""
+
+
+@functools.cache
+def load_template(
+    template: str, base: Path, fast: bool, stop_tokens: tuple[str, ...], date: str | None
+) -> ChatTemplate:
+    """Return the chat template of a worker, without `check_whole`; `fast`: with the faster tokenizer, if ids are equal.
+
+    Raises:  as ChatTemplate.load.
+    """
+    relax_gc()
+    fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
+    chat = ChatTemplate.load(template, base, whole=False, fast=fast, settings=Settings(stop_tokens, date))
+    release_memory()  # what loading needed
+    gc.freeze()  # the garbage collector need not scan vocabularies again
+    return chat
 
 
 def prepare_rows(
@@ -60,7 +82,7 @@ def prepare_rows(
     segments, rejections = Segments(), dict[int, Rejection]()
     controlled, samples, groups, names = list[Controlled](), list[int](), list[int](), rows["id"].to_pylist()
     columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist(), rows["meta"].to_pylist()
-    for at_once in _at_once(zip(*columns_read, strict=True)):
+    for at_once in batches(zip(*columns_read, strict=True), lambda row: len(row[1]), ROWS_AT_ONCE, BYTES_AT_ONCE):
         read = [read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits, which are the template's
         with chat.limited():
             for row in read:
@@ -105,19 +127,6 @@ def prepare_rows(
     of_rows = [names[index] for index in row_of], [licenses[index] for index in row_of]
     table = _table(*of_rows, np.array(groups, np.uint64)[row_of], row_of, columns)
     return PreparedRows(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
-
-
-def _at_once(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Yield rows, whose messages are at [1], by ROWS_AT_ONCE; by fewer if they have more than BYTES_AT_ONCE."""
-    batch, size = list[tuple[Any, ...]](), 0
-    for row in rows:
-        size += len(row[1])
-        if batch and (len(batch) == ROWS_AT_ONCE or size > BYTES_AT_ONCE):
-            yield batch
-            batch, size = [], len(row[1])
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def prepare_examined(
