@@ -172,6 +172,17 @@ def test_a_file_of_this_folder_goes_before_the_one_that_the_repository_ships(tmp
     assert resolve_repo_file("nowhere.jinja") == Path("nowhere.jinja")
 
 
+def test_what_a_stage_wrote_in_the_repository_is_not_that_of_another_folder(tmp_path, monkeypatch):
+    for name in ("models/base/chat_template.jinja", "templates/own.jinja"):
+        (tmp_path / "repository" / name).parent.mkdir(parents=True)
+        (tmp_path / "repository" / name).write_text("theirs")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    monkeypatch.setattr(files, "REPOSITORY", tmp_path / "repository")
+    assert resolve_repo_file("templates/own.jinja").read_text() == "theirs"
+    assert resolve_repo_file("models/base/chat_template.jinja") == Path("models/base/chat_template.jinja")
+
+
 def test_runs_stay_in_the_repository_when_dvc_works_in_a_copy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)

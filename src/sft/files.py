@@ -89,11 +89,13 @@ def read_json(path: Path) -> Any:
 def resolve_repo_file(name: str) -> Path:
     """Return the path of a file that params.yaml names: in the current folder, or else in this repository.
 
-    With this a stage runs in any folder that holds a params.yaml.
+    With this a stage runs in any folder that holds a params.yaml. What stages write is never taken from the
+    repository: it is of another run.
     """
     path = Path(name)
     ours = REPOSITORY / name
-    return ours if not path.exists() and ours.exists() else path
+    is_written = path.parts[:1] in {("data",), ("models",)}
+    return ours if not path.exists() and not is_written and ours.exists() else path
 
 
 def project_root() -> Path:
