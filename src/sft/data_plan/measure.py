@@ -100,6 +100,10 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
     prepared = prepare_examined(chat, rows, reasoning, params.prep.max_tokens)
     measured.rejected.update(row["reason"] for row in prepared.rejected)
     of_source = params.fetch.sources[name].license
+
+    def is_excluded(license: str) -> bool:
+        return any(is_under(license or of_source, each) for each in params.pack.exclude_licenses)
+
     for batch in prepared.samples.combine_chunks().to_batches():
         sizes = measure_rows(batch, name, params.pack)
         length, fits = sizes["length"].to_numpy(), sizes["kept"].to_numpy()
@@ -113,7 +117,7 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
         )
         for owner, license, *values in figures:
             measured.figures[owner][1] = 1
-            if any(is_under(license or of_source, each) for each in params.pack.exclude_licenses):
+            if is_excluded(license):
                 values[3:] = [0] * len(values[3:])
             measured.figures[owner][2:] += values
             measured.licenses[license] += int(values[1])
@@ -123,7 +127,7 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
         names, licenses = batch["conversation_id"].to_pylist(), batch["license"].to_pylist()
         long = {names[place]: licenses[place] for place in np.flatnonzero(fits == 0)}  # each conversation once
         for number, license in long.items():
-            if any(is_under(license or of_source, each) for each in params.pack.exclude_licenses):
+            if is_excluded(license):
                 continue
             windows_made = window_rows(chat, reasoning, rows[int(number)], limit, name)
             for window in itertools.islice(windows_made, params.pack.max_windows):
