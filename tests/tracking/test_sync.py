@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import shutil
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from sft.tracking import store as store_of_runs
 from sft.tracking import sync
 from sft.tracking.journal import record_status
+from sft.tracking.store import NoAccessError
 from sft.tracking.sync import sync_run
 from tests.support.dask_cluster import wait_until
 from tests.support.servers import mlflow_server
@@ -155,3 +157,21 @@ def test_a_lock_that_fails_is_said_at_once_and_training_goes_on(tmp_path, monkey
     assert time.monotonic() - began < sync.LONGEST_SYNC / 2
     assert "Input/output error" in capsys.readouterr().out
     assert "Input/output error" in message.text
+
+
+@pytest.mark.parametrize("ends", [sync.SyncResult("a", None, None, [], None, 1, "no answer."), NoAccessError("no")])
+def test_a_sync_that_lasts_longer_than_its_training_prints_nothing(tmp_path, monkeypatch, ends):
+    """The terminal may be closed by then, and the stage has said what is pending."""
+    done, terminal = threading.Event(), io.StringIO()
+
+    def sync_run(*_, **__):
+        done.set()
+        terminal.close()
+        if isinstance(ends, Exception):
+            raise ends
+        return ends
+
+    monkeypatch.setattr(sync, "EVERY", 0.0)
+    monkeypatch.setattr(sync, "sync_run", sync_run)
+    sync._keep_syncing(tmp_path, done, terminal)
+    assert done.is_set()

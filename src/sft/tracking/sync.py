@@ -219,7 +219,10 @@ def _keep_syncing(run: Path, done: threading.Event, terminal: Any) -> None:
         try:
             result = sync_run(run, patience=0, confirm=is_away)  # after an outage it may be another store
         except NoAccessError as error:
-            console.print(f"[yellow]{escape(str(error))} Training continues; the next try is at its end.[/]")
+            if not done.is_set():
+                console.print(f"[yellow]{escape(str(error))} Training continues; the next try is at its end.[/]")
+            return
+        if done.is_set():  # training ended meanwhile: the sync at the end of the stage says what is pending
             return
         for note in result.notes:
             console.print(f"[yellow]{escape(note)}.[/]")
