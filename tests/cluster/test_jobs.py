@@ -159,23 +159,30 @@ def test_a_preempted_job_restarts_when_nodes_are_free(cluster, root):
     assert "DUE TO PREEMPTION" in (driver.run / f"logs/{driver.job()}.log").read_text()
 
 
-def test_a_job_that_is_preempted_with_a_grace_time_saves_in_it_and_restarts(cluster, root):
-    """Slurm sends SIGTERM to the ranks; the job's script must not end before Slurm requeues it."""
+@pytest.mark.parametrize(
+    ("stage", "at_sigterm", "logged"),
+    [
+        ("train", 'touch "$SFT_STOP_FILE"; exit 0', "asked to end (SIGTERM)"),
+        ("train", "exit 143", "training failed with status"),  # before its first step, or in import and export
+        ("eval", "exit 143", "evaluation failed"),
+    ],
+)
+def test_a_job_that_is_preempted_with_a_grace_time_is_requeued_by_slurm(cluster, root, stage, at_sigterm, logged):
+    """Slurm sends SIGTERM to the steps; the job's script must not end before Slurm requeues it."""
     cluster.free()
     program = (
-        """trap 'echo saved; touch "$SFT_STOP_FILE"; exit 0' TERM; echo begun\n"""
-        "((${SLURM_RESTART_COUNT:-0})) || { sleep 300 & wait; }; echo again"
+        f"trap '{at_sigterm}' TERM; echo begun; ((${{SLURM_RESTART_COUNT:-0}})) || {{ sleep 300 & wait; }}; echo again"
     )
     cluster.ask("scontrol", "update", "partitionname=main", "gracetime=5")
     try:
-        driver = Driver(root, "grace", "here", "bash", "-c", program)
+        driver = Driver(root, f"grace-{stage}-{len(logged)}", "here", "bash", "-c", program, stage=stage)
         wait_for(lambda: "begun" in driver.text(), describe=driver.text)
         cluster.ask("sbatch", "--partition=urgent", "--nodelist=n2", "--exclusive", "--output=/dev/null", "--wrap=true")
         check_restart(driver)
     finally:
         cluster.ask("scontrol", "update", "partitionname=main", "gracetime=0")
     text = (driver.run / f"logs/{driver.job()}.log").read_text()
-    assert "asked to end (SIGTERM)" in text
+    assert logged in text
     assert "requeued: attempt" not in text
 
 
