@@ -63,14 +63,14 @@ log_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cl
 # Where prep, train and eval run: CLUSTER=<name> sends them to Slurm (slurm/README.md).
 export CLUSTER DETACH DRY_RUN WAIT
 
-# $(call stages,TARGETS): check the variables, then run.
+# $(call stages,TARGETS): check the variables, then run; without targets all, for which DVC parses dvc.lock once, not twice.
 define stages
 @[[ -w . ]] || { echo "error: $(CURDIR): you cannot write here. Copy the project to run it." >&2; exit 2; }
 $(if $(ROWS),@[[ "$(ROWS)" =~ ^[1-9][0-9]*$$ ]] || { echo "$(bad_rows)" >&2; exit 2; })
 $(if $(CLUSTER),@[[ -e slurm/clusters/$(CLUSTER).yaml ]] || { echo "$(no_cluster_file)" >&2; exit 2; })
 $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),@echo "$(no_job)" >&2; exit 2)
 $(CHECK)
-$(REPRO)$(if $(1), $(1))
+$(REPRO)$(or $(if $(1), $(1)),$(if $(settings),, --all-pipelines))
 endef
 
 # $(call job,STAGE,STAGES BEFORE IT,PROGRAM): the same for a stage that a cluster can run. DRY_RUN=1 shows the job.
