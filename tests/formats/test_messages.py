@@ -433,7 +433,7 @@ def test_a_published_form_becomes_the_normal_one(name):
         ([PARIS, {"from": "function_call", "value": f"I look. {CALL_TEXT}"}], "malformed-row", "no text before it"),
         (
             [PARIS, CALLING, {"role": "tool", "tool_results": [{"content": "12 C"}]}, MILD],
-            "malformed-row",
+            "unread-call",
             "tool_results",
         ),
         ([{"role": "human", "message": "Paris, please."}, MILD], "malformed-row", "message"),

@@ -24,7 +24,6 @@ from sft.formats.spellings import (
     MEDIA,
     MEDIA_WORD,
     META_OBJECTS,
-    PLACEHOLDER,
     REASONING_COLUMNS,
     TEMPLATE_KWARGS,
     THINKING_KWARGS,
@@ -33,6 +32,7 @@ from sft.formats.spellings import (
     snake_case,
     speaker_of,
 )
+from sft.formats.unread import check_column, matters, words_of
 
 NO_ROW: Mapping[str, Any] = {}
 REJECTED_ANSWER, UNPLACED_REASONING = "rejected-answer", "unplaced-reasoning"
@@ -42,6 +42,7 @@ FLAG_LIST_TEXT = re.compile(
 )
 KNOWN = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT}
 ANSWERING = {"assistant", "call", "reasoning"}
+COLUMN_WORDS = frozenset({"reasoning", "thinking", "thought", "thoughts", "cot"})  # of a column that may be a thought
 
 
 class RowFacts(NamedTuple):
@@ -54,8 +55,8 @@ class RowFacts(NamedTuple):
     template_kwargs: dict[str, Any] | None = None
     reasoning: tuple[str, str] | None = None
     """Name and text of a column with the reasoning of the answer."""
-    media_columns: tuple[str, ...] = ()
-    """Columns whose names speak of pictures, sound or film, which the row may refer to by a placeholder."""
+    unread: Mapping[str, Any] = NO_ROW
+    """Columns that are not read and that the turns may need: media, the options of a question, an answer."""
 
 
 NOTHING = RowFacts()
@@ -79,14 +80,24 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
             facts = _read_column(facts, name, value, read, messages, not_read)
         else:
             not_read.add(name)
+            check_column(name, value, (len(messages), len(answer_places(messages))))
     return facts
 
 
 @functools.lru_cache(maxsize=4096)
 def _may_matter(name: str) -> bool:
     key = snake_case(name)
-    is_read = key in LICENSE_COLUMNS or key in GROUP_COLUMNS or key in REASONING_COLUMNS
-    return is_read or key in KNOWN or MEDIA_WORD.search(name) is not None
+    is_read = key in LICENSE_COLUMNS or key in GROUP_COLUMNS or _is_reasoning(name)
+    return is_read or key in KNOWN or matters(name) or MEDIA_WORD.search(name) is not None
+
+
+def _is_reasoning(name: str) -> bool:
+    """Return whether a column may be the reasoning of an answer."""
+    return _is_known_reasoning(name) or not words_of(name).isdisjoint(COLUMN_WORDS)
+
+
+def _is_known_reasoning(name: str) -> bool:
+    return name.lower() in REASONING_COLUMNS or snake_case(name) in REASONING_COLUMNS
 
 
 def _read_column(
@@ -96,14 +107,14 @@ def _read_column(
         return facts
     if _is_known(snake_case(name)):
         return _read_known(facts, name, value, messages, not_read)
-    if snake_case(name) in REASONING_COLUMNS and type(value) is str and " " in value.strip():  # not on, off, high
+    if _is_reasoning(name) and type(value) is str and " " in value.strip():  # not on, off, high
         if facts.reasoning is not None and facts.reasoning[1] != value:
             raise UnfitRowError(UNPLACED_REASONING, f"{facts.reasoning[0]} and {name} differ")
         return facts._replace(reasoning=(name, value))
     if type(value) is dict:
         return _read_object(facts, name, value, names, messages, not_read)
     not_read.add(name)
-    return facts._replace(media_columns=(*facts.media_columns, name))
+    return facts._replace(unread={**facts.unread, name: value})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -157,6 +168,8 @@ def _read_object(
             known.append((path, item))
         else:
             others.append(path)
+            if is_beside:
+                check_column(path, item, (len(messages), len(answer_places(messages))))
     for path, item in known:
         facts = _read_known(facts, path, item, messages, not_read)
     if others or not known:
@@ -167,11 +180,7 @@ def _read_object(
 
 def _add_flags(facts: RowFacts, name: str, values: list[Any], messages: Sequence[Any]) -> RowFacts:
     """Add a list with a flag for each message, or for each answer."""
-    answers = [
-        index
-        for index, message in enumerate(messages)
-        if type(message) is dict and role_of(speaker_of(message)) in ANSWERING
-    ]
+    answers = answer_places(messages)
     if len(values) == len(messages):
         places: Sequence[int] = range(len(messages))
     elif len(values) == len(answers):
@@ -186,6 +195,12 @@ def _add_flags(facts: RowFacts, name: str, values: list[Any], messages: Sequence
             raise UnfitRowError(UNCLEAR, f"{name} says {flag} for messages[{place}], another list says {flags[place]}")
         flags[place] = flags[place] if flag is None else flag
     return facts._replace(flags=flags)
+
+
+def answer_places(messages: Sequence[Any]) -> list[int]:
+    """Return the indices of the messages of the model."""
+    speakers = (speaker_of(message) if type(message) is dict else None for message in messages)
+    return [index for index, speaker in enumerate(speakers) if role_of(speaker) in ANSWERING]
 
 
 def _add_row_flag(facts: RowFacts, name: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> RowFacts:
@@ -239,19 +254,17 @@ def add_reasoning(name: str, text: str, turns: Sequence[Message]) -> None:
     Raises:  UnfitRowError: there are several answers, or the answer has other reasoning or is a call.
     """
     answers = [turn for turn in turns if turn["role"] == "assistant"]
-    if any(text.strip() == turn.get("reasoning_content") for turn in answers):
+    if any(text.strip() in (turn.get("reasoning_content"), turn["content"].strip()) for turn in answers):
         return
-    if len(answers) != 1 or "reasoning_content" in answers[0] or THINK_TAGS.search(answers[0]["content"] + text):
+    if (
+        not _is_known_reasoning(name)
+        or len(answers) != 1
+        or "reasoning_content" in answers[0]
+        or THINK_TAGS.search(answers[0]["content"] + text)
+    ):
         raise UnfitRowError(
             UNPLACED_REASONING,
             f"the column {name} beside {len(answers)} answers: expected one answer without reasoning; "
             f"put it into its message as reasoning_content, found {excerpt(text)}",
         )
     answers[0]["reasoning_content"] = text.strip()
-
-
-def check_media_columns(names: Sequence[str], turns: Iterable[Message]) -> None:
-    """Raise UnfitRowError if the text has a placeholder for what a column holds."""
-    for index, turn in enumerate(turns):
-        if match := PLACEHOLDER.search(turn["content"]):
-            raise UnfitRowError("non-text-content", f"{match[0]} in messages[{index}], with the column {names[0]}")

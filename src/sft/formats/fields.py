@@ -6,33 +6,15 @@ from typing import Any, NamedTuple
 from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import says_something
 from sft.formats.other_shapes import other_shape
-from sft.formats.spellings import ROLES, SYSTEM_COLUMNS
+from sft.formats.spellings import ANSWERS, REASONING_COLUMNS, ROLES, SYSTEM_COLUMNS
 from sft.formats.turn_lists import has_turns
 
 Json = dict[str, Any]
 
-# Names for a question and for its answer, the likeliest first.
+# Names for a question, the likeliest first.
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "input", "user")
-ANSWERS = (
-    "completion",
-    "output",
-    "response",
-    "attempt",
-    "deepseek_attempt",
-    "answer",
-    "solution",
-    "generated_solution",
-    "target",
-    "assistant",
-    "chosen",
-)
 # Columns of preference data: the better and the worse of two answers.
 PREFERENCE = ("chosen", "rejected")
-# Names for the thought before an answer; a column of "on" and "off" is none.
-THOUGHTS = (
-    *("reasoning_content", "thinking", "thinking_trajectories", "thinking_trajectory", "reasoning", "thought"),
-    *("thoughts", "deepseek_thinking_trajectory", "chain_of_thought", "complex_cot", "cot"),
-)
 CONVERSATIONS = {"messages": "openai", "conversations": "sharegpt"}
 # Names for a conversation that may be a list of pairs or of texts.
 TURN_LISTS = (*CONVERSATIONS, "conversation", "data", "dialog", "dialogue")
@@ -156,7 +138,9 @@ def _suggest_question(record: Json, paths: list[tuple[str, Any]]) -> Suggestion 
     if not question or not _is_question(lookup(record, question)):
         return None
     fields = {**_system(record), "tools": _tools(paths)}
-    thought = next((named[name] for name in THOUGHTS if name in named and _is_thought(lookup(record, named[name]))), "")
+    thought = next(
+        (named[name] for name in REASONING_COLUMNS if name in named and _is_thought(lookup(record, named[name]))), ""
+    )
     if thought:
         fields["reasoning_content"] = thought
     if isinstance(lookup(record, answer), str) or _is_conversation(lookup(record, answer), "role"):

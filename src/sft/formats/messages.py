@@ -21,15 +21,14 @@ from sft.formats.columns import (
     NO_ROW,
     RowFacts,
     add_reasoning,
-    check_media_columns,
     check_template_kwargs,
     read_columns,
 )
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained
 from sft.formats.json_text import parsed_or_same
-from sft.formats.not_read import NotRead, says_something
-from sft.formats.parts import is_result_part, respell, result_turn, text_of, user_turns
-from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, snake_case, speaker_of
+from sft.formats.not_read import NotRead
+from sft.formats.parts import is_result_part, respell, result_turn, text_of, unread_keys, user_turns
+from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, speaker_of
 from sft.formats.text_calls import (
     CALL_END,
     CALL_MARK,
@@ -41,6 +40,7 @@ from sft.formats.text_calls import (
 )
 from sft.formats.text_tools import split_tools
 from sft.formats.tools import parse_or_reject, read_tools
+from sft.formats.unread import check_columns, check_keys
 
 Json = dict[str, Any]
 
@@ -104,8 +104,8 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
         add_reasoning(*facts.reasoning, turns)
     if facts.template_kwargs:
         check_template_kwargs(facts.template_kwargs, turns)
-    if facts.media_columns:
-        check_media_columns(facts.media_columns, turns)
+    if facts.unread:
+        check_columns(facts.unread, turns)
     return Conversation(turns, tools)
 
 
@@ -129,6 +129,7 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
     original = message
     if role not in PLAIN_KEYS or not message.keys() <= PLAIN_KEYS[role]:
         message = respell(message, MESSAGE_KEYS[role], "messages[].", not_read)
+        check_keys(role, unread_keys(original, MESSAGE_KEYS[role]))
         message_flag = is_trained(message)
         if message_flag is not None and flag is not None and message_flag != flag:
             raise UnfitRowError(UNCLEAR, f"trained is {message_flag} in the message, {flag} in the row")
@@ -162,8 +163,7 @@ def _unread_texts(message: Json, names: Mapping[str, str]) -> list[str]:
     """Return the keys that are not read and may hold what the message says: a list, an object, or several words."""
     return [
         key
-        for key, item in message.items()
-        if key not in names and snake_case(key) not in names and says_something(item)
+        for key, item in unread_keys(message, names)
         if type(item) in (list, dict) or (type(item) is str and " " in item.strip())
     ]
 

@@ -21,6 +21,7 @@ from sft.formats.spellings import (
     META_OBJECTS,
     PART_KEYS,
     PARTS,
+    REASONING_KEYS,
     TYPED_BY_KEY,
     UNFIT_FLAGS,
     snake_case,
@@ -55,8 +56,18 @@ def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead)
     return result
 
 
+def unread_keys(message: Json, names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a message that no table names, those of `metadata` after it, and their values."""
+    for key, item in message.items():
+        if key not in names and (name := snake_case(key)) not in names and says_something(item):
+            yield key, item
+            inner = parsed_or_same(item, "{") if name in META_OBJECTS else None
+            if type(inner) is dict:
+                yield from ((k, v) for k, v in inner.items() if k not in message and snake_case(k) not in names)
+
+
 def _with_meta_flags(value: Json) -> Iterator[tuple[str, Any]]:
-    """Yield keys and values of an object, and after `metadata` the flags and media in it."""
+    """Yield keys and values of an object, and after `metadata` the flags, reasoning and media in it."""
     for key, item in value.items():
         yield key, item
         if snake_case(key) in META_OBJECTS:
@@ -65,7 +76,7 @@ def _with_meta_flags(value: Json) -> Iterator[tuple[str, Any]]:
                 spelled = snake_case(name)
                 if spelled in FLAG_LISTS and not is_statistic(spelled, flag):
                     yield name, flag
-                elif spelled in UNFIT_FLAGS or _is_media(name, flag):
+                elif spelled in UNFIT_FLAGS or spelled in REASONING_KEYS or _is_media(name, flag):
                     yield name, flag
 
 

@@ -22,6 +22,10 @@ def snake_case(name: str) -> str:
     return WORD_START.sub("_", name).lower()
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # --- Messages ------------------------------------------------------------------------------------------------
 
 # Speaker in lower case -> role. `call`: the message is a tool call; `reasoning`: it is the thought of the next answer.
@@ -70,7 +74,10 @@ def role_of(speaker: Any) -> str | None:
     return ROLES.get(speaker) or ROLES.get(speaker.lower()) if type(speaker) is str else None
 
 
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
+REASONING_KEYS = (
+    *("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details", "thoughts", "thinking_content"),
+    *("thinking_blocks", "reasoning_text", "thought_process", "chain_of_thought", "cot"),
+)
 
 # Whether a turn is trained; the value is the one that means "train it". `mask` is used for both.
 TRAIN_FLAGS = {
@@ -99,8 +106,24 @@ FLAG_LISTS = {
 WEIGHTS = {"weight", "loss_weight", "loss_scale", "sample_weight"}
 NEVER_STATISTICS = WEIGHTS | {"loss_mask", "train_on_turn", "train_turns"}
 NEVER_STATISTICS |= {"assistant_mask", "assistant_masks", "completion_mask"}
+# Words of keys that no table names, and that may say what is trained (sft.formats.unread).
+FLAG_WORDS = _words(
+    "train trains trained training trainable untrained untrainable loss losses mask masks masked masking unmasked "
+    "weight weights learn learned learnable supervise supervised supervision grad backprop finetune ignore"
+)
+# Flags if they are true or false.
+CHOICE_WORDS = _words("skip exclude excluded include included prefill context target")
+REASONING_WORDS = _words("reasoning thinking thought thoughts think cot rationale scratchpad monologue analysis")
+CALL_WORDS = _words("tool tools call calls function functions invocation invocations action actions observation")
+CONTEXT_WORDS = _words("context contexts document documents docs passage passages attachment attachments file files")
+# In the name of a column: flags for all turns; a part of the data; places of turns.
+MASK_WORDS, TURN_WORDS = _words("train mask masks masked masking loss completion"), _words("turn turns")
+SPLIT_WORDS = _words("split set data dataset used attention special")
+STOP_REASONS = {"finish_reason", "stop_reason"}
+CUT_ANSWERS = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "safety", "incomplete"}
 # Objects in a row or in a message whose keys mean what they mean beside them.
-META_OBJECTS = {"metadata", "meta", "extra", "extra_info", "extras", "info", "additional_kwargs", "annotations"}
+META_OBJECTS = {"metadata", "meta", "extra", "extra_info", "extras", "info", "flags", "annotations"}
+META_OBJECTS |= {"additional_kwargs"}
 
 
 def _names(*groups: tuple[str, ...], alone: tuple[str, ...] = ()) -> dict[str, str]:
@@ -217,7 +240,19 @@ SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "systemInstructio
 TOOLS_COLUMNS = ("tools", "functions")
 LICENSE_COLUMNS = ("license", "licence", "licenses")
 GROUP_COLUMNS = ("group", "group_id")  # of rows that belong together: they are in one split
-REASONING_COLUMNS = ("reasoning_content", "reasoning")
+# Names for the thought before an answer, the likeliest first; a column of "on" and "off" is none.
+REASONING_COLUMNS = (
+    *REASONING_KEYS,
+    *("thinking_trajectories", "thinking_trajectory", "deepseek_thinking_trajectory", "deepseek_reasoning"),
+    *("complex_cot", "generated_reasoning"),
+)
+# Names for an answer, the likeliest first.
+ANSWERS = (
+    *("completion", "output", "response", "attempt", "deepseek_attempt", "deepseek_solution", "generated_solution"),
+    *("solution", "answer", "target", "assistant", "chosen"),
+)
+# Columns with what an answer chooses from: all in one, or one for each.
+OPTIONS = {"choices", "options", "a", "b", "c", "d", "e", "option_a", "option_b", "option_c", "option_d"}
 VERDICT = "label"  # true or false in data of KTO: whether the answer is a good one
 TEMPLATE_KWARGS, THINKING_KWARGS = "chat_template_kwargs", ("enable_thinking", "thinking")
 # Names of columns and keys that hold pictures, sound or film, and the placeholders in the text that stand for them.

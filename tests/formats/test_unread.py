@@ -1,0 +1,98 @@
+"""Keys and columns that no table names: those whose words say that they matter reject the row, the others count."""
+
+import pytest
+
+from sft.conversation import Conversation, Rejection
+from sft.formats.messages import normalize
+
+ASK, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+def reason(messages, row=None):
+    """Return why a row is rejected; empty text if it is kept."""
+    outcome = normalize({"messages": messages}, row or {}, {"messages"})
+    return outcome.reason if isinstance(outcome, Rejection) else ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("do_not_train", True),
+        ("isTrained", False),
+        ("skip_loss", 1),
+        ("compute-loss", "no"),
+        ("token_weights", [0, 0, 1]),
+        ("importance_weight", 0.3),
+        ("exclude", True),
+        ("metadata", {"is_trained": False}),
+        ("flags", {"no_train": "1"}),
+    ],
+)
+def test_a_flag_under_an_unknown_name_rejects_the_row(key, value):
+    assert reason([ASK, {**ANSWER, key: value}, ASK, ANSWER]) == "unclear-train-flag"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train_loss", 2.31), ("skip", "a"), ("language", "en"), ("is_error", False), ("finish_reason", "stop")],
+)
+def test_other_keys_of_an_answer_are_counted(key, value):
+    assert reason([ASK, {**ANSWER, key: value}]) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("loss_masks", [0, 1]),
+        ("train_mask", [0, 0, 0, 1]),
+        ("trainable_turns", [3]),
+        ("turn_weights", "[0.0, 1.0]"),
+        ("train_on_last_turn_only", True),
+        ("metadata", {"loss_masks": [0, 1]}),
+    ],
+)
+def test_flags_of_turns_in_an_unknown_column_reject_the_row(name, value):
+    assert reason([ASK, ANSWER, ASK, ANSWER], {name: value}) == "unclear-train-flag"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("attention_mask", [1] * 9), ("used_in_training", True), ("loss", 2.3), ("weights", [0.1, 2.5]), ("train", 7)],
+)
+def test_other_columns_with_such_words_are_counted(name, value):
+    assert reason([ASK, ANSWER, ASK, ANSWER], {name: value}) == ""
+
+
+@pytest.mark.parametrize("key", ["scratchpad", "reasoning_steps", "internalMonologue", "rationale"])
+def test_a_thought_under_an_unknown_key_rejects_the_row(key):
+    assert reason([ASK, {**ANSWER, key: "First count."}]) == "unread-reasoning"
+    assert reason([ASK, {**ANSWER, key: "high"}]) == ""
+
+
+@pytest.mark.parametrize("key", ["cot", "thinking_content", "thoughtProcess", "chain_of_thought"])
+def test_known_names_of_a_thought_are_read_in_messages_and_beside_them(key):
+    for outcome in (
+        normalize({"messages": [ASK, {**ANSWER, key: "First count."}]}),
+        normalize({"messages": [ASK, ANSWER]}, {key: "First count."}),
+    ):
+        assert isinstance(outcome, Conversation), outcome
+        assert outcome.messages[1]["reasoning_content"] == "First count."
+
+
+@pytest.mark.parametrize("key", ["toolInvocations", "tool_uses", "actions", "invalid_tool_calls"])
+def test_calls_under_an_unknown_key_reject_the_row(key):
+    assert reason([ASK, {**ANSWER, key: [{"name": "f"}]}]) == "unread-call"
+    assert reason([ASK, {**ANSWER, key: []}]) == ""
+
+
+def test_what_a_question_is_about_cannot_be_left_out():
+    assert reason([{**ASK, "documents": [{"text": "Rome is big."}]}, ANSWER]) == "unread-context"
+    assert reason([ASK, ANSWER], {"options": ["Rome", "Paris"]}) == "unread-options"
+    assert reason([ASK, ANSWER], {"A": "Rome", "B": "Paris"}) == "unread-options"
+    assert reason([{"role": "user", "content": "Rome or Paris?"}, ANSWER], {"options": ["Rome", "Paris"]}) == ""
+
+
+def test_an_answer_that_is_not_whole_or_not_read_rejects_the_row():
+    assert reason([ASK, {**ANSWER, "finish_reason": "length"}]) == "cut-answer"
+    assert reason([ASK, ANSWER, ASK], {"response": "c"}) == "unread-answer"
+    assert reason([ASK, ANSWER], {"response": "b"}) == ""
