@@ -64,6 +64,7 @@ def test_the_windows_of_samples_longer_than_a_pack_are_counted():
         (["MIT"], "other", "Apache-2.0 and MIT"),
         (["MIT and CC-BY-4.0", "MIT"], "other", "Apache-2.0 and CC-BY-4.0 and MIT"),
         (["Apache-2.0, MIT and BSD-3-Clause"], "other", "Apache-2.0 and BSD-3-Clause and MIT"),
+        (["Apache-2.0 AND (MIT OR CC0-1.0)"], "other", "Apache-2.0 and MIT or CC0-1.0"),
         (['my "own": license'], "other", 'Apache-2.0 and my "own": license'),
         ([None], "other", "Apache-2.0 and unknown"),
     ],

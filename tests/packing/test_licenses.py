@@ -17,7 +17,7 @@ ROWS = [
     {**prepared((3, 3), number=1), "license": ""},
     {**prepared((3, 4), number=2), "license": None},
     {**prepared((30, 4), number=3), "license": "MIT, GPL-3.0"},
-    {**prepared((3, 5), number=4), "license": "CC0-1.0"},
+    {**prepared((3, 5), number=4), "license": "CC0-1.0 OR (GPL-3.0 AND BSD-3-Clause)"},
 ]
 
 
@@ -34,7 +34,7 @@ def test_the_license_of_a_row_is_its_own_or_that_of_its_source(tables):
         "MIT",
         "MIT",
         "MIT, GPL-3.0",
-        "CC0-1.0",
+        "CC0-1.0 OR (GPL-3.0 AND BSD-3-Clause)",
     ]
 
 
@@ -47,6 +47,9 @@ def test_the_license_of_a_row_is_its_own_or_that_of_its_source(tables):
         (["MIT"], [FITS, EXCLUDED, EXCLUDED, EXCLUDED, FITS], []),
         ([""], [FITS, FITS, FITS, OVER_LENGTH, FITS], [""]),
         (["MIT, GPL-3.0"], [FITS, FITS, FITS, EXCLUDED, FITS], []),
+        (["CC0-1.0"], [FITS, FITS, FITS, OVER_LENGTH, FITS], []),
+        (["cc0-1.0", "bsd-3-clause"], [FITS, FITS, FITS, OVER_LENGTH, EXCLUDED], []),
+        (["CC0-1.0 or (GPL-3.0 AND BSD-3-Clause)"], [FITS, FITS, FITS, OVER_LENGTH, EXCLUDED], []),
     ],
 )
 def test_samples_under_an_excluded_license_have_that_reason(tables, excluded, reasons, unused):

@@ -156,3 +156,10 @@ def test_groups_are_joined_where_they_share_a_member_however_many_are_between(pa
             found = {a for a, p in enumerate(pairs) if any(p[0] == pairs[b][0] or p[1] == pairs[b][1] for b in reached)}
         expected[member] = min(reached)
     assert join_groups(first, second).tolist() == expected
+
+
+def test_groups_that_form_one_long_chain_are_joined_in_a_few_steps():
+    chain, members = np.arange(1 << 17, dtype=np.int32), 1 << 17
+    for order in (chain, np.random.default_rng(7).permutation(chain).astype(np.int32)):
+        assert not join_groups(order // 2, (order + 1) // 2).any()
+    assert len(np.unique(join_groups(chain, chain))) == members

@@ -16,10 +16,10 @@ from sft.filters.pipeline import ROWS_AT_ONCE, RowCounts
 from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
 from sft.formats.detect import decide_read, read_line
 from sft.formats.raw_files import Row, read_objects
-from sft.packing.licenses import is_under
 from sft.packing.over_length import longest, window_rows
 from sft.packing.sample_table import measure_rows
 from sft.packing.write import padded
+from sft.params.base import is_under
 from sft.params.data import Read
 from sft.params.schema import Params
 from sft.raw_folders import ALL
@@ -102,7 +102,7 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
     of_source = params.fetch.sources[name].license
 
     def is_excluded(license: str) -> bool:
-        return any(is_under(license or of_source, each) for each in params.pack.exclude_licenses)
+        return is_under(license or of_source, params.pack.exclude_licenses)
 
     for batch in prepared.samples.combine_chunks().to_batches():
         sizes = measure_rows(batch, name, params.pack)

@@ -1,17 +1,17 @@
 """Licenses: that of each conversation, which ones are not packed, and what is packed under each.
 
-The license is the one that a row states, or else that of its source. A text that names several, "MIT and CC-BY-4.0", is
-excluded if one of them is.
+The license is the one that a row states, or else that of its source. One that names several, "MIT and CC-BY-4.0", is
+excluded if one of them is; a choice, "MIT OR GPL-3.0", if all are.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sft.packing.sample_table import EXCLUDED, ConversationTable, SampleTable
-from sft.params.base import license_names
+from sft.params.base import is_under, license_choices
 from sft.params.data import Source
 
 Int32s = npt.NDArray[np.int32]
@@ -41,29 +41,12 @@ def licenses_of(conversations: ConversationTable, sources: Mapping[str, Source])
     return Licenses(list(names), np.array(of_pair, np.int32)[place])
 
 
-def is_under(license: str, excluded: str) -> bool:
-    """Whether a license names all of those that an excluded one names, in any case of letters.
-
-    >>> is_under("MIT and GPL-3.0", "gpl-3.0"), is_under("MIT", "MIT, GPL-3.0")
-    (True, False)
-    """
-    names = license_names(excluded.casefold())
-    return bool(names) and names <= license_names(license.casefold())
-
-
-def exclude(samples: SampleTable, licenses: Licenses, excluded: Iterable[str]) -> list[str]:
-    """Set the reason of all samples under the licenses in `excluded`; return those that no conversation has.
-
-    One that names several, as reports write it, is the license of conversations under all of them.
-    """
-    is_excluded, unused = np.zeros(len(licenses.names), np.bool_), []
-    for name in excluded:
-        found = [is_under(each, name) for each in licenses.names]
-        is_excluded |= found
-        if not any(found):
-            unused.append(name)
+def exclude(samples: SampleTable, licenses: Licenses, excluded: Sequence[str]) -> list[str]:
+    """Set the reason of all samples under the licenses in `excluded`; return those that no conversation names."""
+    is_excluded = np.array([is_under(name, excluded) for name in licenses.names], np.bool_)
     samples.reason[is_excluded[licenses.of_conversation[samples.conversation]] & ~samples.has_windows] = EXCLUDED
-    return unused
+    named = [{license} | {each for choice in license_choices(license) for each in choice} for license in licenses.names]
+    return [name for name in excluded if not any(is_under(each, [name]) for names in named for each in names)]
 
 
 def count_licenses(samples: SampleTable, licenses: Licenses, members: Int32s) -> dict[str, dict[str, int]]:

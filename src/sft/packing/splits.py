@@ -97,11 +97,13 @@ def join_groups(first: Int32s, second: Int32s) -> Int32s:
     """
     joined = np.arange(len(first), dtype=np.int32)
     while True:
-        before = joined
+        before = joined.copy()
         for groups in (first, second):
             smallest = np.full(groups.max(initial=-1) + 1, len(first), np.int32)
             np.minimum.at(smallest, groups, joined)
-            joined = smallest[groups]
+            np.minimum.at(joined, joined.copy(), smallest[groups])  # all that have the same name get the new one
+            while not np.array_equal(joined, following := joined[joined]):
+                joined = following
         if np.array_equal(joined, before):
             return joined
 

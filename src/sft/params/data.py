@@ -293,7 +293,8 @@ class Pack(Section):
     unit: Literal["tokens", "samples"] = "tokens"
     """What `share` and `epochs` of a source count: trained tokens, or samples."""
     exclude_licenses: list[str] = Field(default_factory=list)
-    """Licenses whose conversations are not packed; that of a row, or else of its source, in any case of letters."""
+    """Licenses whose conversations are not packed; that of a row, or else of its source, in any case of letters. A
+    choice, "MIT OR GPL-3.0", is left out if all of it is excluded."""
     precedence: list[Name]
     """Sources that keep a duplicate, the first before the second; the others follow in the order of their names."""
     validation: Annotated[float, Field(ge=0, lt=1)]
