@@ -69,7 +69,7 @@ def test_a_report_that_differs_names_its_numbers(two):
         ({"deps": [{"path": "requirements/train.txt", "md5": "0"}]}, "packages: requirements/train.txt differs"),
         ({"deps": [{"path": "data/packed", "md5": "0"}]}, "data: data/packed differs"),
         ({"params": {"params.yaml": {"optimizer": {"lr": 7}}}}, "params: optimizer.lr was 0.001, is 7"),
-        ({"cmd": "other"}, "code: the command was 'run', is 'other'"),
+        ({"cmd": "other"}, "code: the command was run, is other"),
     ],
 )
 def test_a_difference_is_explained_by_the_inputs(two, change, reason):

@@ -10,14 +10,16 @@ the data on a machine that cannot train the model. The worktree stays for you to
 Exits with 0 if everything is identical, except lineage.json, which names its run.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +27,7 @@ from rich.text import Text
 from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
 from sft.files import flatten, read_json
 from sft.inspect.terminal import Screen, visible
+from sft.lineage.compare import differing, pairs
 from sft.lineage.key import NUMERIC_PACKAGES
 from sft.lineage.patch import patch_name
 from sft.lineage.record import all_packages, hardware
@@ -161,12 +164,15 @@ def _share_cache(root: Path, place: Path) -> None:
 
 def compare(recorded: Records, rebuilt: Records, until: str = STAGES[-1]) -> list[Compared]:
     """Return all outputs, compared, in the order of the stages."""
-    compared: list[Compared] = []
     names = dict.fromkeys([*recorded.lock, *rebuilt.lock])
-    for stage in STAGES[: STAGES.index(until) + 1]:
-        for name in (name for name in names if stage_of(name) == stage):
-            compared += _stage(name, recorded, rebuilt)
-    return compared
+    wanted = STAGES[: STAGES.index(until) + 1]
+    return [
+        output
+        for stage in wanted
+        for name in names
+        if stage_of(name) == stage
+        for output in _stage(name, recorded, rebuilt)
+    ]
 
 
 def _stage(name: str, recorded: Records, rebuilt: Records) -> Iterator[Compared]:
@@ -174,29 +180,22 @@ def _stage(name: str, recorded: Records, rebuilt: Records) -> Iterator[Compared]
         {out["path"]: out["md5"] for out in records.lock.get(name, {}).get("outs", [])}
         for records in (recorded, rebuilt)
     )
-    for path in dict.fromkeys([*before, *after]):
-        if path == FINAL:
-            yield from _model_files(name, recorded, rebuilt)
-        elif path not in before and (content := recorded.read(path)) is not None:
-            same = content == rebuilt.read(path)
-            yield Compared(
-                name, path, IDENTICAL if same else DIFFERS, None, after.get(path), _changed(path, recorded, rebuilt)
-            )
-        else:
-            yield _compared(name, path, before.get(path), after.get(path), _changed(path, recorded, rebuilt))
+    for path in before | after:
+        if path == FINAL:  # file by file: the folders always differ, because lineage.json names its run
+            files, others = (records.lineage.get("files", {}) for records in (recorded, rebuilt))
+            if not files and not others:
+                yield Compared(name, FINAL, MISSING, None, None)
+            for file, pair in sorted(pairs({"lineage.json": None, **files}, others).items()):
+                yield _compared(name, f"{FINAL}/{file}", *pair)
+        elif path in before:
+            yield _compared(name, path, before[path], after.get(path), _changed(path, recorded, rebuilt))
+        else:  # not in the recorded dvc.lock, but perhaps in git
+            content = recorded.read(path)
+            md5 = None if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
+            yield _compared(name, path, md5, after[path], _changed(path, recorded, rebuilt))
 
 
-def _model_files(stage: str, recorded: Records, rebuilt: Records) -> Iterator[Compared]:
-    """Compare the model file by file: the folders always differ, because lineage.json names its run."""
-    before, after = (records.lineage.get("files", {}) for records in (recorded, rebuilt))
-    before, after = ({f"{FINAL}/{name}": digest for name, digest in files.items()} for files in (before, after))
-    if not before and not after:
-        yield Compared(stage, FINAL, MISSING, None, None)
-    for path in sorted(before.keys() | after.keys() | {LINEAGE}):
-        yield _compared(stage, path, before.get(path), after.get(path), "")
-
-
-def _compared(stage: str, path: str, before: str | None, after: str | None, note: str) -> Compared:
+def _compared(stage: str, path: str, before: str | None, after: str | None, note: str = "") -> Compared:
     if path in MAY_DIFFER:
         return Compared(stage, path, DECLARED, before, after, MAY_DIFFER[path])
     verdict = MISSING if before is None else IDENTICAL if before == after else DIFFERS
@@ -207,53 +206,41 @@ def _changed(path: str, recorded: Records, rebuilt: Records) -> str:
     """Return the numbers of a report that differ, as text."""
     if not path.endswith(".json") or recorded.read(path) is None or rebuilt.read(path) is None:
         return ""
-    before, after = flatten(recorded.json(path)), flatten(rebuilt.json(path))
-    changed = [
-        f"{key} {before.get(key)} -> {after.get(key)}" for key in before | after if before.get(key) != after.get(key)
-    ]
+    numbers = differing(flatten(recorded.json(path)), flatten(rebuilt.json(path)))
+    changed = [f"{key} {before} -> {after}" for key, (before, after) in numbers.items()]
     return "; ".join(changed[:3]) + (f"; {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
 def explain(stage: str, recorded: Records, rebuilt: Records) -> list[str]:
     """Return why a stage differs: the data, code, params, packages or hardware that are not the recorded ones."""
     before, after = recorded.lock.get(stage, {}), rebuilt.lock.get(stage, {})
-    reasons = []
-    deps_before, deps_after = (
-        {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])} for entry in (before, after)
-    )
-    for path in dict.fromkeys([*deps_before, *deps_after]):
-        if deps_before.get(path) != deps_after.get(path):
-            kind = "packages" if path.startswith("requirements/") else "data" if _is_data(path) else "code"
-            reasons.append(f"{kind}: {path} differs")
-    params_before, params_after = flatten(before.get("params", {})), flatten(after.get("params", {}))
-    for key in params_before | params_after:
-        if params_before.get(key) != params_after.get(key):
-            name = key.removeprefix("params.yaml.")
-            reasons.append(f"params: {name} was {params_before.get(key)}, is {params_after.get(key)}")
-    if before.get("cmd") != after.get("cmd"):
-        reasons.append(f"code: the command was {before.get('cmd')!r}, is {after.get('cmd')!r}")
-    lineage, installed = recorded.lineage, all_packages()
-    packages = lineage.get("packages", {})
-    numeric = [name for name in (*NUMERIC_PACKAGES, "rapidfuzz", "datasketch") if name in packages or name in installed]
-    reasons += [
-        f"packages: {name} was {packages.get(name)}, is {installed.get(name)}"
-        for name in numeric
-        if packages and packages.get(name) != installed.get(name)
-    ]
-    if stage_of(stage) in ("train", "eval") and "hardware" in lineage:
-        machine = hardware()
-        reasons += [
-            f"hardware: {name} was {value}, is {machine.get(name)}"
-            for name, value in lineage["hardware"].items()
-            if machine.get(name) != value
-        ]
+    deps = ({dep["path"]: dep.get("md5") for dep in entry.get("deps", [])} for entry in (before, after))
+    reasons = [f"{_kind(path)}: {path} differs" for path in differing(*deps)]
+    params = (flatten(entry.get("params", {}).get("params.yaml", {})) for entry in (before, after))
+    reasons += _differences("params", *params)
+    reasons += _differences("code", *({"the command": entry.get("cmd")} for entry in (before, after)))
+    packages, installed = recorded.lineage.get("packages", {}), all_packages()
+    numeric = (*NUMERIC_PACKAGES, "rapidfuzz", "datasketch")
+    if packages:
+        reasons += _differences(
+            "packages", *({name: side.get(name) for name in numeric} for side in (packages, installed))
+        )
+    if stage_of(stage) in ("train", "eval"):
+        then, now = recorded.lineage.get("hardware", {}), hardware()
+        reasons += _differences("hardware", then, {name: now.get(name) for name in then})
     if not reasons and stage.startswith("fetch"):
         reasons.append("data: the source now has other bytes")
     return reasons or ["data, code, params, packages and hardware are the same: the stage is not deterministic"]
 
 
-def _is_data(path: str) -> bool:
-    return path.startswith(("data/", "models/", "reports/"))
+def _kind(path: str) -> str:
+    if path.startswith(("data/", "models/", "reports/")):
+        return "data"
+    return "packages" if path.startswith("requirements/") else "code"
+
+
+def _differences(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return [f"{kind}: {name} was {was}, is {now}" for name, (was, now) in differing(before, after).items()]
 
 
 def table(compared: list[Compared]) -> Table:
