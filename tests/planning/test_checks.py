@@ -298,7 +298,7 @@ def test_without_validation_no_validation_packs_are_needed() -> None:
 
 def test_facts_come_from_files_and_are_unknown_without_them(tmp_path: Path) -> None:
     places = {name: tmp_path / name for name in ("packed", "base", "run", "start")}
-    empty = checks.gather_facts(**places, ranks=2, on_gpu=False)
+    empty = checks.gather_facts(checks.Facts(ranks=2, on_gpu=False), **places)
     assert empty.ranks == 2
     assert empty.free_disk is not None
     assert (empty.pack_size, empty.training_packs, empty.model_tokenizer, empty.done_disk) == (None, None, None, 0)
@@ -308,7 +308,7 @@ def test_facts_come_from_files_and_are_unknown_without_them(tmp_path: Path) -> N
         tmp_path / "packed" / "metadata.json", {"pack_size": 32, "pad_segments_to": 4, "tokenizer_sha256": "a" * 64}
     )
     write_json(tmp_path / "base" / "tokenizer.json", {})
-    known = checks.gather_facts(**places, ranks=1, on_gpu=False)
+    known = checks.gather_facts(checks.Facts(ranks=1, on_gpu=False), **places)
     assert (known.pack_size, known.pad_segments_to, known.data_tokenizer) == (32, 4, "a" * 64)
     assert (known.training_packs, known.validation_packs) == (7, 0)
     assert known.model_tokenizer == file_digest(tmp_path / "base" / "tokenizer.json")
@@ -319,4 +319,4 @@ def test_checkpoints_and_the_imported_model_of_a_resumed_run_are_already_written
     for file, size in (("run/checkpoints/iter_2/a", 500), ("start/iter_0/b", 30), ("run/logs/c", 7)):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_bytes(b"x" * size)
-    assert checks.gather_facts(**places, ranks=1, on_gpu=False).done_disk == 530
+    assert checks.gather_facts(checks.Facts(ranks=1, on_gpu=False), **places).done_disk == 530

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,13 @@ def report(facts: checks.Facts, gpu: preflight.Gpu, params: TrainParams) -> pref
     return preflight.Preflight(params, facts, needs, checks.run_checks(params, facts), gpu, Path("models/base"))
 
 
+def lines_of(write: Any, facts: checks.Facts, gpu: str, params: TrainParams) -> list[str]:
+    found = report(facts, preflight.gpu_of(gpu), params)
+    return list(write(found, preflight.values(found)))
+
+
 def test_layout_and_step_are_numbers() -> None:
-    lines = "\n".join(preflight.layout_lines(report(CLUSTER, preflight.gpu_of("H100"), nano())))
+    lines = "\n".join(lines_of(preflight.layout_lines, CLUSTER, "H100", nano()))
     assert "31,577,937,344 parameters, 3,580,073,408 per token" in lines
     assert "16 x H100: tensor 4 x pipeline 1 x context 1 x data 4, experts over 8, sequence parallel" in lines
     assert "64 packs of at most 4,096 tokens = 262,144; 16 in turn on each data-parallel rank" in lines
@@ -35,20 +41,18 @@ def test_layout_and_step_are_numbers() -> None:
 
 
 def test_memory_time_and_disk_have_their_uncertainty() -> None:
-    lines = "\n".join(preflight.need_lines(report(CLUSTER, preflight.gpu_of("H100"), nano())))
+    lines = "\n".join(lines_of(preflight.need_lines, CLUSTER, "H100", nano()))
     assert re.search(r"memory +54\.9 GB on the GPU that needs most: weights 8\.5 GB, gradients 16\.9 GB", lines)
     assert "within 35% as measured on a CPU, not measured on a GPU" in lines
     assert "fits on H100: 80.0 GB, 10% of it" in lines
-    assert "DOES NOT FIT on GPU with 48 GB" in "\n".join(
-        preflight.need_lines(report(CLUSTER, preflight.gpu_of("48e9"), nano()))
-    )
+    assert "DOES NOT FIT on GPU with 48 GB" in "\n".join(lines_of(preflight.need_lines, CLUSTER, "48e9", nano()))
     assert "at 15% to 40% of 989 TFLOP/s" in lines
     assert "at most 4 checkpoints of 442 GB" in lines
 
 
 def test_every_result_is_a_line_and_failed_checks_are_counted() -> None:
     facts = dataclasses.replace(CLUSTER, pad_segments_to=1, training_packs=None)
-    lines = preflight.check_lines(checks.run_checks(nano(), facts))
+    lines = preflight.check_lines(preflight.values(report(facts, preflight.gpu_of("H100"), nano()))["checks"])
     assert len(lines) == len(checks.CHECKS) + 1
     assert [line for line in lines if line.startswith("FAILED   padding ")]
     assert [line for line in lines if line.startswith("unknown  training-packs ")]
@@ -56,7 +60,7 @@ def test_every_result_is_a_line_and_failed_checks_are_counted() -> None:
 
 
 def test_adapters_have_a_line_with_their_parameters() -> None:
-    lines = preflight.layout_lines(report(CLUSTER, preflight.gpu_of("H200"), nano(peft={"name": "lora"})))
+    lines = lines_of(preflight.layout_lines, CLUSTER, "H200", nano(peft={"name": "lora"}))
     assert re.match(r"trained +[\d,]+ parameters of adapters", lines[1])
 
 

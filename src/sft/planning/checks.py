@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from sft.cli import InputError
 from sft.files import read_json
-from sft.hashing import file_digest
+from sft.hashing import file_digest, files_below
 from sft.params import training as p
 from sft.params.check import too_few_packs
 from sft.planning import estimate
@@ -104,32 +104,20 @@ def check[F: Callable[[p.TrainParams, Facts], str]](name: str, *needs: str) -> C
     return add
 
 
-def gather_facts(
-    *,
-    packed: Path,
-    base: Path,
-    run: Path,
-    ranks: int,
-    on_gpu: bool,
-    start: Path | None = None,
-    geometry: Geometry | None = None,
-    start_geometry: Geometry | None = None,
-    gpu_memory: float | None = None,
-    missing_packages: Mapping[str, str] | None = None,
-) -> Facts:
-    """Return the facts that this machine's files give, and those given; the facts of missing files stay unknown.
+def gather_facts(known: Facts, *, packed: Path, base: Path, run: Path, start: Path | None = None) -> Facts:
+    """Return facts with those that this machine's files give; the facts of missing files stay unknown.
 
     Args:  packed, base, run, start: folders of the packed data, the model, the run and the checkpoint to start from,
-    which need not exist. The others: as in Facts.
+    which need not exist.
     """
     metadata: dict[str, Any] = {}
     if (packed / "metadata.json").exists():
         metadata = read_json(packed / "metadata.json")
     tokenizer_file = base / "tokenizer.json"
     existing = next((folder for folder in (run, *run.absolute().parents) if folder.exists()), None)
-    return Facts(
-        ranks=ranks,
-        on_gpu=on_gpu,
+    written = [path for folder in (run / "checkpoints", start) if folder for path in files_below(folder)]
+    return dataclasses.replace(
+        known,
         pack_size=metadata.get("pack_size"),
         pad_segments_to=metadata.get("pad_segments_to"),
         packing_efficiency=metadata.get("splits", {}).get("training", {}).get("packing_efficiency"),
@@ -138,12 +126,9 @@ def gather_facts(
         data_tokenizer=metadata.get("tokenizer_sha256"),
         model_tokenizer=file_digest(tokenizer_file) if tokenizer_file.exists() else None,
         untrained_tokens=untrained_control_tokens(base, packed / "chat_template.jinja"),
-        geometry=geometry,
-        start_geometry=start_geometry,
-        gpu_memory=gpu_memory,
-        missing_packages=missing_packages if on_gpu else {},
+        missing_packages=known.missing_packages if known.on_gpu else {},
         free_disk=None if existing is None else float(shutil.disk_usage(existing).free),
-        done_disk=sum(_bytes_below(folder) for folder in (run / "checkpoints", start) if folder is not None),
+        done_disk=float(sum(path.stat().st_size for path in written)),
     )
 
 
@@ -153,10 +138,6 @@ def count_packs(folder: Path) -> int | None:
         return None
     counts: list[int] = [pq.read_metadata(shard).num_rows for shard in sorted(folder.glob("*.parquet"))]
     return sum(counts)
-
-
-def _bytes_below(folder: Path) -> float:
-    return float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
 
 def run_checks(params: p.TrainParams, facts: Facts) -> list[Result]:

@@ -13,6 +13,7 @@ is not downloaded. A dry run of a job shows the same, and every value that Bridg
 import dataclasses
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ BASE = Path("models/base")
 PACKED = Path("data/packed")
 KNOWN_MODELS = Path("profiles/models")
 UNKNOWN = "unknown: there is no estimate for latent attention (MLA); nothing is refused for want of memory"
-MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,16 @@ def examine(params: Params, ranks: int, gpu: Gpu | None, *, has_inputs: bool = T
     model = model_folder(params, has_inputs)
     with config.quiet():
         geometry = config.geometry_of(config.model_of(model, weights=False, on_gpu=gpu is not None)[1])
-    facts = checks.gather_facts(
-        packed=PACKED if has_inputs else Path("none"),
-        base=BASE if has_inputs else Path("none"),
-        run=project_root() / "runs",
+    known = checks.Facts(
         ranks=ranks,
         on_gpu=gpu is not None,
         geometry=geometry,
         start_geometry=None if training.checkpoint.pretrained_checkpoint else geometry,
         gpu_memory=gpu.memory if gpu else None,
     )
+    nowhere = Path("none")
+    packed, base = (PACKED, BASE) if has_inputs else (nowhere, nowhere)
+    facts = checks.gather_facts(known, packed=packed, base=base, run=project_root() / "runs")
     if facts.training_packs:
         training = training.with_steps(facts.training_packs)
     if facts.pack_size is None:  # the pack stage has not run: take what it is going to do
@@ -124,93 +124,144 @@ def gpu_of(name: str) -> Gpu:
         raise InputError(f"GPU={name}: expected one of {', '.join(GPUS)}, or its bytes, as in 96e9") from error
 
 
+def values(report: Preflight) -> dict[str, Any]:
+    """Return what the report says and --json prints, in parameters, tokens, bytes and seconds."""
+    needs, facts, train, gpu = report.estimate, report.facts, report.params.train, report.gpu
+    layout = estimate.layout_of(report.params.model, facts.ranks)
+    steps, epochs = train.train_iters, train.epochs
+    if steps and facts.training_packs:
+        epochs = steps * train.global_batch_size / facts.training_packs
+    tokens = train.global_batch_size * (facts.pack_size or 1)  # at most: of full packs
+    step = None
+    if needs and gpu.flops:
+        on_cpu = (needs.flops_per_step / gpu.flops, needs.flops_per_step / gpu.flops * 2)
+        least, most = needs.seconds_per_step(gpu.flops, facts.ranks) if facts.on_gpu else on_cpu
+        step = {"least": least, "most": most}
+    return {
+        "model": {
+            "shapes_from": report.model,
+            "parameters": needs and needs.parameters,
+            "active_parameters": needs and needs.active,
+            "trained_parameters": needs and needs.trained,
+        },
+        "gpu": gpu,
+        "layout": {**dataclasses.asdict(layout), "data": layout.data},
+        "step": {
+            "packs": train.global_batch_size,
+            "pack_size": facts.pack_size,
+            "tokens": tokens,
+            "flops": needs and needs.flops_per_step,
+        },
+        "run": {
+            "steps": steps,
+            "tokens": steps and tokens * steps,
+            "training_packs": facts.training_packs,
+            "epochs": epochs,
+        },
+        "memory": needs
+        and {
+            "total": needs.memory.total,
+            **dataclasses.asdict(needs.memory),
+            "error": MEMORY_ERROR,
+            "fits": needs.memory.total <= gpu.memory * (1 - RESERVE) if gpu.memory else None,
+        },
+        "time": step
+        and {"step_seconds": step, "run_seconds": steps and {name: each * steps for name, each in step.items()}},
+        "disk": needs
+        and {
+            "total": needs.disk,
+            "checkpoints": needs.checkpoints,
+            "checkpoint": needs.checkpoint,
+            "imported_model": needs.imported,
+            "final_model": needs.exported,
+            "free": facts.free_disk,
+        },
+        "checks": [
+            {
+                "check": result.check,
+                "state": "FAILED" if result.failed else "unknown" if result.message else "ok",
+                "message": result.message or result.about,
+            }
+            for result in report.results
+        ],
+    }
+
+
 def report_lines(report: Preflight) -> list[str]:
     """Return the whole report, line by line."""
-    warnings = [f"note       {line}" for line in checks.warnings(report.params, report.facts)]
-    return [*layout_lines(report), *warnings, "", *need_lines(report), "", *check_lines(report.results)]
+    found = values(report)
+    notes = [f"note       {line}" for line in checks.warnings(report.params, report.facts)]
+    return [*layout_lines(report, found), *notes, "", *need_lines(report, found), "", *check_lines(found["checks"])]
 
 
-def layout_lines(report: Preflight) -> list[str]:
-    """Return the lines about model, layout, step and run."""
-    model, train, needs = report.params.model, report.params.train, report.estimate
-    layout = estimate.layout_of(model, report.facts.ranks)
-    sizes = f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} x data {layout.data}"
-    if layout.expert > 1:
-        sizes += f", experts over {layout.expert}"
-    if model.sequence_parallel:
-        sizes += ", sequence parallel"
-    tokens = tokens_per_step(report)
-    rounds = train.global_batch_size / max(1, layout.data * train.micro_batch_size)
-    counts = f"{needs.parameters:,} parameters, {needs.active:,} per token" if needs else "parameters unknown"
+def layout_lines(report: Preflight, found: dict[str, Any]) -> list[str]:
+    """Return the lines about model, layout, step and run; `found`: the `values` of the report."""
+    model, layout, step, run = (found[name] for name in ("model", "layout", "step", "run"))
+    sizes = " x ".join(f"{name} {layout[name]}" for name in ("tensor", "pipeline", "context", "data"))
+    sizes += f", experts over {layout['expert']}" if layout["expert"] > 1 else ""
+    sizes += ", sequence parallel" if layout["sequence_parallel"] else ""
+    rounds = step["packs"] / max(1, layout["data"] * report.params.train.micro_batch_size)
+    counts = "parameters unknown"
+    if report.estimate:
+        counts = f"{model['parameters']:,} parameters, {model['active_parameters']:,} per token"
     lines = [f"model      {counts}; shapes from {report.model}"]
-    if needs and needs.trained != needs.parameters:
-        lines.append(f"trained    {needs.trained:,} parameters of adapters")
-    if train.train_iters is None:
-        run = f"run        {train.epochs:g} epochs: their steps follow from the packs. Run: dvc repro pack"
+    if model["trained_parameters"] != model["parameters"]:
+        lines.append(f"trained    {model['trained_parameters']:,} parameters of adapters")
+    if run["steps"] is None:
+        steps = f"{run['epochs']:g} epochs: their steps follow from the packs. Run: dvc repro pack"
     else:
-        run = f"run        {train.train_iters:,} steps, at most {tokens * train.train_iters:,} tokens"
-        if report.facts.training_packs:
-            epochs = train.train_iters * train.global_batch_size / report.facts.training_packs
-            run += f", {epochs:.2f} epochs of {report.facts.training_packs:,} packs"
+        steps = f"{run['steps']:,} steps, at most {run['tokens']:,} tokens"
+        if run["training_packs"]:
+            steps += f", {run['epochs']:.2f} epochs of {run['training_packs']:,} packs"
     return [
         *lines,
-        f"layout     {layout.ranks} x {report.gpu.name}: {sizes}",
-        f"step       {train.global_batch_size} packs of at most {report.facts.pack_size:,} tokens = "
-        f"{tokens:,}; {rounds:g} in turn on each data-parallel rank",
-        run,
+        f"layout     {layout['ranks']} x {report.gpu.name}: {sizes}",
+        f"step       {step['packs']} packs of at most {step['pack_size']:,} tokens = {step['tokens']:,}; {rounds:g} in "
+        "turn on each data-parallel rank",
+        f"run        {steps}",
     ]
 
 
-def need_lines(report: Preflight) -> list[str]:
-    """Return the lines about memory, time and disk, each with its uncertainty."""
-    needs, facts = report.estimate, report.facts
-    if needs is None:
-        return [f"memory     {UNKNOWN}", f"time       {UNKNOWN}", f"disk       {UNKNOWN}"]
-    parts = ", ".join(f"{name} {size(getattr(needs.memory, name))}" for name in MEMORY_PARTS)
+def need_lines(report: Preflight, found: dict[str, Any]) -> list[str]:
+    """Return the lines about memory, time and disk, each with its uncertainty; `found`: the `values` of the report."""
+    memory, seconds, disk = found["memory"], found["time"], found["disk"]
+    if report.estimate is None:
+        return [f"{name:10} {UNKNOWN}" for name in ("memory", "time", "disk")]
+    gpu, on_gpu = report.gpu, report.facts.on_gpu
+    parts = ", ".join(f"{name} {size(memory[name])}" for name in dataclasses.asdict(report.estimate.memory))
     lines = [
-        f"memory     {size(needs.memory.total)} on the {'GPU' if facts.on_gpu else 'process'} that needs most: {parts}",
+        f"memory     {size(memory['total'])} on the {'GPU' if on_gpu else 'process'} that needs most: {parts}",
         f"           weights, gradients and optimizer are exact; the rest is within {MEMORY_ERROR:.0%} as measured on "
         "a CPU, not measured on a GPU",
     ]
-    if report.gpu.memory:
+    if gpu.memory:
+        fits = "fits" if memory["fits"] else "DOES NOT FIT"
         reserve = f"{RESERVE:.0%} of it reserved for CUDA, NCCL and fragmentation"
-        lines.append(
-            f"           {'fits' if fits(report) else 'DOES NOT FIT'} on {report.gpu.name}: "
-            f"{size(report.gpu.memory)}, {reserve}"
-        )
-    if step := step_seconds(report):
-        lines.append(time_line(report, *step))
-    free = "" if facts.free_disk is None else f"; {size(facts.free_disk)} free at runs/"
+        lines.append(f"           {fits} on {gpu.name}: {size(gpu.memory)}, {reserve}")
+    if seconds:
+        basis = f"at this CPU's {gpu.flops / 1e9:.0f} GFLOP/s, just measured, or half of it"
+        if on_gpu:
+            slow, fast = estimate.UTILIZATION
+            basis = f"at {slow:.0%} to {fast:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s, longer for small batches"
+        step, run = (each and " to ".join(map(duration, each.values())) for each in seconds.values())
+        whole = f", {run} in all" if run else ""
+        lines.append(f"time       {step} a step{whole}, {basis}; without validations and checkpoints")
+    free = "" if disk["free"] is None else f"; {size(disk['free'])} free at runs/"
     return [
         *lines,
-        f"disk       {size(needs.disk)}: at most {needs.checkpoints} checkpoints of {size(needs.checkpoint)}, the "
-        f"imported model {size(needs.imported)} (importing takes as much memory), models/final "
-        f"{size(needs.exported)}{free}",
+        f"disk       {size(disk['total'])}: at most {disk['checkpoints']} checkpoints of {size(disk['checkpoint'])}, "
+        f"the imported model {size(disk['imported_model'])} (importing takes as much memory), models/final "
+        f"{size(disk['final_model'])}{free}",
     ]
 
 
-def time_line(report: Preflight, least: float, most: float) -> str:
-    """Return the line about time, a range: least and most seconds of a step."""
-    flops, steps = report.gpu.flops, report.params.train.train_iters
-    if report.facts.on_gpu:
-        slow, fast = estimate.UTILIZATION
-        basis = f"at {slow:.0%} to {fast:.0%} of {flops / 1e12:.0f} TFLOP/s, longer for small batches"
-    else:
-        basis = f"at this CPU's {flops / 1e9:.0f} GFLOP/s, just measured, or half of it"
-    whole = f", {duration(least * steps)} to {duration(most * steps)} in all" if steps else ""
-    return (
-        f"time       {duration(least)} to {duration(most)} a step{whole}, {basis}; without validations and checkpoints"
-    )
-
-
-def check_lines(results: list[checks.Result]) -> list[str]:
+def check_lines(results: list[dict[str, str]]) -> list[str]:
     """Return a line for each check, and the counts."""
-    lines = []
-    for result in results:
-        lines.append(f"{state(result):8} {result.check:24} {result.message or result.about}")
-    failed = sum(result.failed for result in results)
-    unknown = sum(bool(result.message) and not result.failed for result in results)
-    return [*lines, f"{len(results) - failed - unknown} ok, {unknown} not known here, {failed} failed"]
+    states = Counter(result["state"] for result in results)
+    return [
+        *(f"{result['state']:8} {result['check']:24} {result['message']}" for result in results),
+        f"{states['ok']} ok, {states['unknown']} not known here, {states['FAILED']} failed",
+    ]
 
 
 def resolve(params: Params, ranks: int, *, on_gpu: bool, has_inputs: bool = True) -> tuple[dict[str, Any], list[str]]:
@@ -240,84 +291,6 @@ def resolve(params: Params, ranks: int, *, on_gpu: bool, has_inputs: bool = True
             on_gpu=on_gpu,
         )
         return config.resolve(container, ranks)
-
-
-def values(report: Preflight) -> dict[str, Any]:
-    """Return what --json prints: what the report has, in parameters, tokens, bytes and seconds."""
-    needs, facts, train = report.estimate, report.facts, report.params.train
-    layout = estimate.layout_of(report.params.model, facts.ranks)
-    steps, epochs = train.train_iters, train.epochs
-    if steps and facts.training_packs:
-        epochs = steps * train.global_batch_size / facts.training_packs
-    memory = needs and {name: getattr(needs.memory, name) for name in ("total", *MEMORY_PARTS)}
-    step = step_seconds(report)
-    return {
-        "model": {
-            "shapes_from": report.model,
-            "parameters": needs and needs.parameters,
-            "active_parameters": needs and needs.active,
-            "trained_parameters": needs and needs.trained,
-        },
-        "gpu": report.gpu,
-        "layout": {**dataclasses.asdict(layout), "data": layout.data},
-        "step": {
-            "packs": train.global_batch_size,
-            "pack_size": facts.pack_size,
-            "tokens": tokens_per_step(report),
-            "flops": needs and needs.flops_per_step,
-        },
-        "run": {
-            "steps": steps,
-            "tokens": steps and tokens_per_step(report) * steps,
-            "training_packs": facts.training_packs,
-            "epochs": epochs,
-        },
-        "memory": memory and {**memory, "error": MEMORY_ERROR, "fits": fits(report)},
-        "time": step
-        and {
-            "step_seconds": dict(zip(("least", "most"), step, strict=True)),
-            "run_seconds": steps and {"least": step[0] * steps, "most": step[1] * steps},
-        },
-        "disk": needs
-        and {
-            "total": needs.disk,
-            "checkpoints": needs.checkpoints,
-            "checkpoint": needs.checkpoint,
-            "imported_model": needs.imported,
-            "final_model": needs.exported,
-            "free": facts.free_disk,
-        },
-        "checks": [
-            {"check": result.check, "state": state(result), "message": result.message or result.about}
-            for result in report.results
-        ],
-    }
-
-
-def tokens_per_step(report: Preflight) -> int:
-    """Return the tokens of a step, at most: of full packs."""
-    return report.params.train.global_batch_size * (report.facts.pack_size or 1)
-
-
-def fits(report: Preflight) -> bool | None:
-    """Return whether the memory suffices. None: that of the training, or of what computes, is not known."""
-    needs, memory = report.estimate, report.gpu.memory
-    return needs.memory.total <= memory * (1 - RESERVE) if needs and memory else None
-
-
-def step_seconds(report: Preflight) -> tuple[float, float] | None:
-    """Return the least and most seconds of a step. None: the speed of what computes is not known."""
-    needs, flops = report.estimate, report.gpu.flops
-    if not flops or needs is None:
-        return None
-    if report.facts.on_gpu:
-        return needs.seconds_per_step(flops, report.facts.ranks)
-    return needs.flops_per_step / flops, needs.flops_per_step / flops * 2
-
-
-def state(result: checks.Result) -> str:
-    """Return the state of a check as a word."""
-    return "FAILED" if result.failed else "unknown" if result.message else "ok"
 
 
 def size(number: float) -> str:

@@ -206,11 +206,7 @@ def check(
                 "merges them (make export RUN= STEP=), and name the folder in fetch.model."
             )
         start_geometry = config.geometry_of_checkpoint(_weights_folder(start))
-    facts = checks.gather_facts(
-        packed=packed,
-        base=base,
-        run=run,
-        start=start,
+    known = checks.Facts(
         ranks=ranks,
         on_gpu=on_gpu,
         geometry=geometry,
@@ -218,6 +214,7 @@ def check(
         gpu_memory=None if is_elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
         missing_packages=None if is_elsewhere or not on_gpu else gpu.missing(provider, params),
     )
+    facts = checks.gather_facts(known, packed=packed, base=base, run=run, start=start)
     checks.check_training(params, facts)
     with quiet():
         config.check_bridge_is_used(params, base, facts.pack_size or 1, ranks, on_gpu=on_gpu)
