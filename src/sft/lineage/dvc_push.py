@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.lineage import locked_params
 
 REPORTS = "reports/"
 REMEDY = "Check address, bucket and keys (docs/sharing.md), then run it again: only missing files are pushed."
@@ -29,8 +30,9 @@ def reports(cache: Path) -> dict[str, str]:
 def main(remote: str | None) -> None:
     """Push data, models, finished stages and their reports.
 
-    Raises:  InputError: the remote refuses, or does not answer.
+    Raises:  InputError: dvc.lock has other params for the model, or the remote refuses or does not answer.
     """
+    locked_params.refuse_differing(Path.cwd())
     from botocore.exceptions import BotoCoreError, ClientError
     from dvc.exceptions import DvcException
     from dvc.repo import Repo

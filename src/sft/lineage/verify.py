@@ -2,9 +2,10 @@
 
 Records of one training  ->  the state of every output of the pipeline, and the faults: path, expected, actual
 
-Checks lineage.json against its own key and its version in MLflow, the reports against lineage.json, and data and models
-against lineage.json, dvc.lock and the reports of fetch. Reads every file once. On request also checks the objects in
-DVC's cache against their names, and the checkpoints of the run against their manifests.
+Checks lineage.json against its own key, its version in MLflow and the params in dvc.lock, the reports against
+lineage.json, and data and models against lineage.json, dvc.lock and the reports of fetch. Reads every file once. On
+request also checks the objects in DVC's cache against their names, and the checkpoints of the run against their
+manifests.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.hashing import BLOCK_BYTES, files_below, value_digest
+from sft.lineage import locked_params
 from sft.lineage.key import NUMERIC_PACKAGES, Lineage
 from sft.lineage.resolve import FINAL, LINEAGE, Records, cached, listing, outs
 from sft.training.checkpoints import fault_of, manifest_of
@@ -99,6 +101,8 @@ def check_lineage(records: Records) -> Iterator[Fault]:
     if lineage.key != recorded["lineage_key"]:
         key = f"key {lineage.key} of the data, model, params, code and packages in it"
         yield Fault(LINEAGE, key, recorded["lineage_key"])
+    for name, (trained, locked) in locked_params.differing(records).items():
+        yield Fault(f"dvc.lock: {name}", f"{trained!r}, as the model was trained", repr(locked))
     tagged = (records.version or {}).get("lineage_json")
     if tagged and tagged != (digest := hashlib.sha256(records.read(LINEAGE) or b"").hexdigest()):
         yield Fault(LINEAGE, f"sha256 {tagged} of the version in MLflow", f"sha256 {digest}")

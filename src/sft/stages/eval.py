@@ -31,7 +31,7 @@ from sft.evaluation.measure import Measured, measure_models
 from sft.evaluation.prompts import Prompt, Segment, choose_prompts, choose_segments, split_packs
 from sft.files import project_root, publish_file, read_json, write_json
 from sft.hashing import file_digest, value_digest
-from sft.lineage import card
+from sft.lineage import card, locked_params
 from sft.lineage.record import EVAL_RECORDS, git_state, records
 from sft.pages import report
 from sft.params.evaluation import Eval
@@ -56,6 +56,7 @@ def find_inputs() -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:  InputError: a model or the packed data is missing, or they do not belong together.
     """
+    locked_params.refuse_differing(Path.cwd())
     final = MODELS["after"]
     inputs = {
         MODELS["before"] / "config.json": "fetch-model",

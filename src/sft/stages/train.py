@@ -9,8 +9,7 @@ Outside DVC: runs/<lineage key>/ (checkpoints, logs, journal.jsonl), and a run a
 One process trains on a CPU or on one GPU. With more GPUs (or SFT_PROCESSES=N) the stage starts torchrun, and each rank
 runs this module with `--rank-of FOLDER`. With CLUSTER=<name> a Slurm job imports, trains and exports (slurm/README.md);
 this process follows it, reads configs only, and publishes what it exported. DETACH=1 submits without following,
-DRY_RUN=1 only shows the job. To resume a killed run from its last checkpoint, run the stage again. A complete run is
-exported again without training.
+DRY_RUN=1 only shows the job. Run again, it resumes a killed run, and exports a complete one without training.
 """
 
 import argparse
@@ -131,6 +130,7 @@ def main() -> None:
             begun = records(run.folder / snapshot.BEGUN)
             files = {**records(Path.cwd()), **begun, **{path.name: path for path in attached}}
             run_journal.attach(journal.RECORDS, files)
+    snapshot.check_unchanged(run.folder, Path.cwd(), recorded_params(load_training()))  # the upload can take minutes
     convert.remove_exported(run.folder)
     echo(
         f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps: the model saw "

@@ -28,6 +28,7 @@ from sft.cluster import jobs
 from sft.cluster.run_lock import RunLock
 from sft.files import project_root, read_json
 from sft.hashing import file_digest
+from sft.lineage import locked_params
 from sft.lineage.resolve import FINAL, LINEAGE, LOCK, listing, outs, parse_lock
 from sft.sources.redact import has_password, redact
 from sft.tracking.journal import RECORDS, Journal, end_dead_attempts
@@ -84,7 +85,10 @@ def sync_lock() -> None:
 
 
 def attach_lock(root: Path) -> Path | None:
-    """Attach dvc.lock to the run of models/final if it names that model and is newer; return the run, or None."""
+    """Attach dvc.lock to the run of models/final if it names that model and is newer; return the run, or None.
+
+    Raises:  InputError: it has other params for that model.
+    """
     lineage, lock = root / LINEAGE, root / LOCK
     if not lineage.exists() or not lock.exists():
         return None
@@ -98,6 +102,7 @@ def attach_lock(root: Path) -> Path | None:
     files = listing(root, outs(parse_lock(lock.read_bytes())).get(FINAL, "")) or {}
     if files.get(lineage.name) != hashlib.md5(lineage.read_bytes(), usedforsecurity=False).hexdigest():
         return None
+    locked_params.refuse_differing(root)
     journal.attach(RECORDS, {LOCK: lock})
     return journal.folder.parent
 
