@@ -8,12 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
-from sft.cli import InputError
 from sft.files import read_json, write_json
 from sft.hashing import folder_digests
-from sft.lineage import locked_params
 from sft.lineage.resolve import cached, find, of_folder, outs
 from sft.lineage.verify import ABSENT, DIFFERS, INTACT, digests, dvc_digest, verify
 from sft.training.checkpoints import iteration_folder, manifest_of
@@ -175,17 +172,3 @@ def test_digests_are_those_of_dvc(tmp_path: Path):
     subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "folder"], cwd=tmp_path, check=True, capture_output=True)
     assert dvc_digest(digests(tmp_path / "folder")) in (tmp_path / "folder.dvc").read_text()
     assert json.dumps(dvc_digest(digests(tmp_path / "folder/b.txt"))) == '"92eb5ffee6ae2fec3ad71c777531578f"'
-
-
-def test_params_in_dvc_lock_that_the_model_was_not_trained_with_are_named_and_refused(project):
-    """DVC read params.yaml as the training ended, after an edit."""
-    locked_params.refuse_differing(project)
-    lock = YAML(typ="safe").load(project / "dvc.lock")
-    lock["stages"]["train"]["params"] = {"params.yaml": {"optimizer": {"lr": 0.0099}, "train": {"train_iters": 2}}}
-    YAML().dump(lock, project / "dvc.lock")
-    (fault,) = verify(of_folder(project))[1]
-    assert (fault.path, fault.actual) == ("dvc.lock: optimizer.lr", "0.0099")
-    with pytest.raises(InputError, match=r"optimizer\.lr: 0\.0099, the model has 0\.001\..*make train FORCE=1"):
-        locked_params.refuse_differing(project)
-    (project / "models/final/lineage.json").write_text("{}")  # of another training, which dvc.lock does not name
-    locked_params.refuse_differing(project)

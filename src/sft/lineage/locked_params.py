@@ -30,6 +30,6 @@ def refuse_differing(root: Path) -> None:
     if (root / LINEAGE).exists() and (found := differing(of_folder(root))):
         listed = [f"{name}: {locked!r}, the model has {trained!r}" for name, (trained, locked) in found.items()]
         raise InputError(
-            f"dvc.lock: {', '.join(listed)}. params.yaml was edited as the training ended, so DVC takes this model for one "
-            "of the new params. To train them: make train FORCE=1"
+            f"dvc.lock: {', '.join(listed)}. params.yaml was edited as the training ended: DVC takes this model for "
+            "one of the new params. To train them: make train FORCE=1"
         )
