@@ -195,8 +195,10 @@ def test_a_sweep_survives_a_kill_and_a_cancelled_member(cluster, project, traine
     with subprocess.Popen(
         line, cwd=project, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
     ) as sweep:
-        wait_for(lambda: len(cluster.jobs()) == 2, describe=lambda: cluster.ask("squeue", "--long"))
-        os.killpg(sweep.pid, signal.SIGKILL)
+        try:
+            wait_for(lambda: len(cluster.jobs()) == 2, describe=lambda: cluster.ask("squeue", "--long"), seconds=900)
+        finally:
+            os.killpg(sweep.pid, signal.SIGKILL)
     cancelled = cluster.jobs()[0]
     wait_for(lambda: cancelled in jobs_of_runs(project, "one").values())  # its job.json is written after sbatch
     (key,) = (key for key, job in jobs_of_runs(project, "one").items() if job == cancelled)
@@ -205,7 +207,7 @@ def test_a_sweep_survives_a_kill_and_a_cancelled_member(cluster, project, traine
     gate.touch()
     output = run(project, *line, fails=True)
     assert "rates: 3 of 3 experiments exist" in output
-    assert "1 of 3 experiments failed: rates-" in output
+    assert "1 of 3 experiments failed: rates-" in output, output
 
     submitted = jobs_of_runs(project, "one")
     assert len(submitted) == 3 > len(before) == 0

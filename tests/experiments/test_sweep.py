@@ -19,7 +19,6 @@ from sft.experiments.sweep import (
     SUCCESS,
     check_origin,
     expand,
-    parse_status,
     read_calls,
     states_of,
 )
@@ -196,15 +195,15 @@ def test_all_combinations_of_a_grid_are_experiments_and_each_has_a_state(project
     assert states_of(members, queue) == {"s-1": SUCCESS, "s-2": FAILED, "s-10": SUCCESS}
 
 
-def test_the_newest_task_of_a_name_counts():
-    text = (
-        "Task     Name     Created            Status\n"
-        "4b3a9c0  s-1      Nov 25, 2026       Running\n"
-        "9d22751  s-2      07:01 PM           Queued\n"
-        "5e22751  s-1      06:01 PM           Failed\n\n"
-    )
-    assert parse_status(text) == {"s-1": "Running", "s-2": "Queued"}
-    assert parse_status("No experiment tasks in the queue.\n") == {}
+def test_looking_at_the_queue_sends_no_message_to_a_worker_and_an_experiment_that_is_removed_is_named(project):
+    """A worker ends when it reads a message that is not written yet."""
+    sweep.add("s-1", ["optimizer.lr=0.3"])
+    broker = project / ".dvc/tmp/exps/celery/broker"
+    messages = sorted(broker.rglob("*.msg"))
+    assert sweep.look() == {"s-1": QUEUED}
+    assert sorted(broker.rglob("*.msg")) == messages
+    run(project, "dvc", "queue", "remove", "s-1")
+    assert sweep.wait({"s-1": ["optimizer.lr=0.3"]}, 1) == {"s-1": sweep.GONE}
 
 
 def test_help_names_the_grid():

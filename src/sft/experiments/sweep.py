@@ -25,6 +25,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from sft.cli import InputError, echo, exit_with, make_parser, run_or_exit
 from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
 from sft.experiments.check import find_problems
@@ -34,11 +36,12 @@ from sft.lineage.patch import dirty_patch
 from sft.params.check import check_settings
 
 POLL_SECONDS = 5.0
+LOG_LINES = 15  # of an experiment that failed, which are printed
 LOOKS = 2  # in a row: DVC has no lock on its queue, and a worker that ends is gone before its state is written
 WORKERS = Path(".dvc/tmp/exps/celery")  # DVC's files of the processes that it starts
 SWEEPS = Path("runs/sweeps")  # what each sweep was made from
 QUEUED, RUNNING, SUCCESS, FAILED = "Queued", "Running", "Success", "Failed"
-TASK = re.compile(r"^[0-9a-f]{7,} +(\S+) .* (Queued|Running|Success|Failed) *$", re.MULTILINE)
+GONE = "Gone"  # removed from the queue while it was there, or its message was lost
 METRICS = ("train_loss", "validation_loss", "after.loss", "after.tool_call_fits")
 
 
@@ -98,18 +101,17 @@ def as_settings(words: list[str]) -> list[str]:
     return [f"{each.key_or_group}={json.dumps(each.value())}" for each in to_hydra_overrides(words)]
 
 
-def parse_status(text: str) -> dict[str, str]:
-    """Return the state of the newest task of each experiment in the output of `dvc queue status`.
-
-    >>> parse_status("Task     Name    Created       Status\\n1a2b3c4  s-1     Nov 25, 2026  Failed\\n")
-    {'s-1': 'Failed'}
-    """
-    return dict(reversed(TASK.findall(text)))
-
-
 def look() -> dict[str, str]:
-    """Return the states of what is in the queue."""
-    return parse_status(_dvc("queue", "status"))
+    """Return the state of the newest task of each experiment in DVC's queue.
+
+    `dvc queue status` says the same, but also sends a message to each worker. A worker that reads one before it is
+    written ends (kombu writes messages in place: kombu/transport/filesystem.py at 5.7.0).
+    """
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        tasks = repo.experiments.celery_queue.status()
+    return {task["name"] or task["rev"][:7]: task["status"] for task in reversed(tasks)}  # the newest is first
 
 
 def count_workers() -> int:
@@ -191,7 +193,7 @@ def wait(members: dict[str, list[str]], jobs: int) -> dict[str, str]:
             lost.remove(member)
             states[member] = QUEUED
         if not {QUEUED, RUNNING} & set(states.values()):
-            return states
+            return {member: states.get(member, GONE) for member in members}
         is_understaffed = QUEUED in states.values() and workers < jobs and not abandoned
         understaffed = understaffed + 1 if is_understaffed else 0
         if understaffed > LOOKS:
@@ -266,14 +268,22 @@ def _dvc(*arguments: str, may_fail: bool = False) -> str:
 def main(calls: list[list[str]], name: str | None, jobs: int) -> None:
     """Run a sweep and show its table.
 
-    Raises:  InputError: as `run`, or an experiment failed.
+    Raises:  InputError: as `run`, or an experiment failed or is no longer in the queue.
     """
     states = run(calls, name or f"sweep-{value_digest(calls)[:6]}", jobs)
     show(states, {word.partition("=")[0] for call in calls for word in call})
-    if failed := [member for member, state in states.items() if state == FAILED]:
+    if gone := [member for member, state in states.items() if state == GONE]:
         raise InputError(
-            f"{len(failed)} of {len(states)} experiments failed: {', '.join(failed)}. To see why: dvc queue logs "
-            f"{failed[0]}. To run them again: dvc queue remove --failed, then the same command"
+            f"dvc queue: no longer holds {', '.join(gone)}. To run what is missing: the same command again"
+        )
+    if failed := [member for member, state in states.items() if state == FAILED]:
+        for member in failed:
+            log = _dvc("queue", "logs", member, may_fail=True).rstrip().splitlines()
+            echo(f"{member}: failed. Its log (dvc queue logs {member}) ends with")
+            echo(escape("\n".join(log[-LOG_LINES:])))
+        raise InputError(
+            f"{len(failed)} of {len(states)} experiments failed: {', '.join(failed)}. To run them again: dvc queue "
+            "remove --failed, then the same command"
         )
 
 
