@@ -90,7 +90,7 @@ no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make e
 .NOTPARALLEL:
 .PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected blame chat \
     lineage reproduce compare export publish mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down \
-    test test-layouts drill fuzz lint check format \
+    setup-lm-eval test test-layouts drill fuzz lint check format \
     pins bench bench-peers
 
 help: ## List the targets; show the last run, what is up to date and what reruns
@@ -217,6 +217,10 @@ setup: ## Create or update .venv from the pinned requirements (GPU=full: with pa
 	@install -d -m 700 "$(DVC_SITE_CACHE_DIR)"
 	@requirements/setup.sh $(if $(filter setup,$(MAKECMDGOALS)),$(call quote,$(GPU)))
 
+setup-lm-eval: setup ## Install lm-eval, and download the data of the benchmarks in eval.tasks
+	requirements/setup_lm_eval.sh
+	python -m sft.evaluation.tasks
+
 test: setup ## Run the tests
 	pytest
 
@@ -263,4 +267,6 @@ pins: setup ## Compile requirements/*.in to pinned .txt files (UPGRADE=1: to the
 	    cat /dev/null "$${others[@]}" | grep -vxFf - "$$part" >"requirements/$$name.txt"; rm "$$part"; \
 	done; \
 	$(COMPILE) requirements/gpu.in $(PINS:%=--constraint requirements/%.txt) --output-file "$$all" >/dev/null; \
-	cat $(PINS:%=requirements/%.txt) | grep -vxFf - "$$all" >requirements/gpu.txt
+	cat $(PINS:%=requirements/%.txt) | grep -vxFf - "$$all" >requirements/gpu.txt; \
+	$(COMPILE) requirements/lm-eval.in $(PINS:%=--constraint requirements/%.txt) --output-file "$$all" >/dev/null; \
+	cat $(PINS:%=requirements/%.txt) | grep -vxFf - "$$all" >requirements/lm-eval.txt

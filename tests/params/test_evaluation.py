@@ -30,3 +30,9 @@ def test_a_value_out_of_range_is_an_error_at_its_key(tmp_path, key, value):
 def test_a_part_of_the_gate_can_be_off(tmp_path, key):
     gate = read(changed(tmp_path, rf"\b{key}: .*$", f"{key}: null")).eval.gate
     assert getattr(gate, key) is None
+
+
+def test_a_task_is_a_name_or_says_how_it_is_asked(tmp_path):
+    asked = read(changed(tmp_path, r"tasks: \[\]$", "tasks: [gsm8k, {name: ours, chat_template: false}]")).eval.tasks
+    assert [(task.name, task.chat_template) for task in asked] == [("gsm8k", True), ("ours", False)]
+    assert "same task twice: gsm8k" in error_of(changed(tmp_path, r"tasks: \[\]$", "tasks: [gsm8k, gsm8k]"))

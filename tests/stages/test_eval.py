@@ -1,123 +1,13 @@
 """eval: from two models and held-out data to the reports."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 
 from sft.cli import InputError
-from sft.files import write_json
-from sft.hashing import file_digest, folder_digests
-from sft.params.evaluation import Eval, Gate
-from sft.parquet import CONVERSATIONS, PACKS, ShardWriter
+from sft.hashing import folder_digests
 from sft.stages import eval as stage
-from sft.tokens.render import ChatTemplate
-from tests.support.tiny_model import make_tiny_base, pack_samples
-
-ROOT = Path(__file__).parents[2]
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string"}},
-                "required": ["city"],
-            },
-        },
-    }
-]
-PARAMS = Eval(
-    samples_per_domain=2,
-    tool_prompts=2,
-    chat_prompts=2,
-    max_prompt_tokens=400,
-    max_new_tokens=6,
-    batch_size=3,
-    seed=1,
-    gate=Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=0.5),
-)
-
-
-def chat_messages(n, reasoning=False):
-    reply = {"role": "assistant", "content": f"The sum is {n}."}
-    if reasoning:
-        reply["reasoning_content"] = "Add."
-    return [{"role": "user", "content": f"What is {n} and 0?"}, reply]
-
-
-def tool_messages(city):
-    function = {"name": "get_weather", "arguments": {"city": city}}
-    return [
-        {"role": "user", "content": f"Weather in {city}?"},
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
-    ]
-
-
-def row(identity, messages, tools=None):
-    return {
-        "id": identity,
-        "messages": json.dumps(messages),
-        "tools": json.dumps(tools) if tools else None,
-        "meta": "{}",
-    }
-
-
-CHATS = [row(f"chat-{n}", chat_messages(n, reasoning=n == 1)) for n in range(5)]
-CALLS = [row(f"call-{city}", tool_messages(city), TOOLS) for city in ("Paris", "Berlin", "Rome")]
-
-
-def pack_rows(chat, source, rows):
-    samples = []
-    for filtered in rows:
-        tools = json.loads(filtered["tools"] or "null")
-        for sample in chat.encode(chat.render_samples(json.loads(filtered["messages"]), tools)):
-            identity = {"conversation_id": filtered["id"], "sample": 0, "source": source, "repeat": 0}
-            samples.append({"ids": sample.ids, "mask": sample.mask, **identity})
-    return pack_samples(samples, multiple=4, pad_id=0)
-
-
-def write_project(folder, sources):
-    """Write what the stages before eval leave: {source: (domain, rows)}; all rows are held out."""
-    for name in ("base", "final"):
-        make_tiny_base(folder / "models" / name)
-    final = folder / "models" / "final"
-    shutil.copyfile(ROOT / "templates" / "nano3.jinja", final / "chat_template.jinja")
-    lineage = {
-        "lineage_key": "0123456789abcdef",
-        "git_commit": "a" * 40,
-        "git_dirty": False,
-        "params": {},
-        "sources": {},
-    }
-    write_json(final / "lineage.json", {**lineage, **dict.fromkeys(("data", "base_model", "code"), "d")})
-    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
-    chat = ChatTemplate.load(str(final / "chat_template.jinja"), final)
-    packed = folder / "data" / "packed"
-    with (
-        ShardWriter(packed / "validation", "packs", PACKS) as validation,
-        ShardWriter(packed / "test", "packs", PACKS) as test,
-    ):
-        for source, (_, rows) in sources.items():
-            if rows:
-                validation.write(pack_rows(chat, source, rows[:2]))
-                test.write(pack_rows(chat, source, rows[2:]))
-            with ShardWriter(folder / "data" / "filtered" / source, "kept", CONVERSATIONS) as kept:
-                for filtered in [*rows, row("only-for-training", chat_messages(99))]:
-                    kept.write(filtered)
-    write_json(
-        packed / "metadata.json",
-        {
-            "sources": {source: {"domain": domain} for source, (domain, _) in sources.items()},
-            "domains": {
-                domain: {"conversations": 1, "tokens": 9, "trained_tokens": 3} for domain, _ in sources.values()
-            },
-            "windows": {"samples": 0, "windows": 0, "trained_tokens": 0},
-            "tokenizer_sha256": file_digest(final / "tokenizer.json"),
-        },
-    )
+from tests.support.held_out_project import CALLS, CHATS, write_project
 
 
 @pytest.fixture
@@ -206,34 +96,9 @@ def test_without_tool_prompts_their_shares_are_null(project, capsys):
     assert "no prompts" in capsys.readouterr().out
 
 
-def test_conversations_with_the_same_question_are_one_group(project):
-    again = [row(f"again-{n}", chat_messages(0)) for n in range(3)]
-    named = [{**row(f"named-{n}", chat_messages(n)), "meta": '{"group":"book"}'} for n in range(10, 12)]
-    write_project(project, {"sums": ("mathematics", [CHATS[0], *again, *named])})
-    metadata, _ = stage.find_inputs()
-    final = project / "models" / "final"
-    _, groups, _, _ = stage.choose(metadata, PARAMS, ChatTemplate.load(str(final / "chat_template.jinja"), final))
-    assert len(groups) == 6
-    assert len(set(groups.values())) == 2
-
-
 def test_faults_of_the_inputs_are_named(project):
-    write_project(project, {"sums": ("mathematics", CHATS), "empty": ("none", [])})
-    metadata, _ = stage.find_inputs()
+    write_project(project, {"sums": ("mathematics", CHATS)})
     final = project / "models" / "final"
-    chat = ChatTemplate.load(str(final / "chat_template.jinja"), final)
-
-    shutil.rmtree(project / "data" / "filtered" / "sums")
-    with ShardWriter(project / "data" / "filtered" / "sums", "kept", CONVERSATIONS) as kept:
-        kept.write(CHATS[0])
-    with pytest.raises(InputError, match=r"data/filtered/sums: 4 .*chat-1"):
-        stage.choose(metadata, PARAMS, chat)
-
-    for split in stage.SPLITS:
-        shutil.rmtree(project / "data" / "packed" / split)
-    with pytest.raises(InputError, match=r"data/packed: .*pack\.validation"):
-        stage.choose(metadata, PARAMS, chat)
-
     (final / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer\.json: sha256"):
         stage.find_inputs()

@@ -73,8 +73,8 @@ def measure_models(
     kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder, "inputs.json")
-        known = kept / f"{_key(base, inputs)}.json"
-        target = kept / f"{_key(final, inputs)}.json" if keep_final else Path(folder, "final.json")
+        known = kept / f"{measurement_key(base, inputs)}.json"
+        target = kept / f"{measurement_key(final, inputs)}.json" if keep_final else Path(folder, "final.json")
         write_json(given, inputs)
         tasks = [
             {"model": str(model), "inputs": str(given), "target": str(path)}
@@ -115,13 +115,13 @@ def _read(path: Path) -> Measured:
     return Measured([(total, count) for total, count in found["losses"]], found["answers"])
 
 
-def _key(folder: Path, inputs: dict[str, Any]) -> str:
+def measurement_key(folder: Path, inputs: dict[str, Any], code: Sequence[Path] = CODE) -> str:
     """Return a digest of everything that determines what a model does."""
     return value_digest(
         {
             "model": folder_digest(folder),
             "inputs": inputs,
-            "code": [file_digest(path) for path in CODE],
+            "code": [file_digest(path) for path in code],
             "packages": {name: version(name) for name in PACKAGES},
             "device": _device(),
         }

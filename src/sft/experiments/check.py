@@ -89,6 +89,14 @@ def check_bridge(params: Params) -> None:
             config.check_bridge(params.bridge)
 
 
+def check_tasks(params: Params) -> None:
+    """Raise InputError if there are benchmarks, but lm-eval is not installed."""
+    if params.eval.tasks:
+        from sft.evaluation import tasks
+
+        tasks.require_packages(params.eval.tasks)
+
+
 def check_disk(params: Params, lock: Lock, changed: set[str], stages: set[str]) -> None:
     """Raise InputError if stages write more than is free, by what they wrote the last time.
 
@@ -164,6 +172,8 @@ def _problems(targets: Sequence[str], settings: Sequence[str], is_stage: bool) -
     if "train" in stages:
         yield from _caught(lambda: check_data(params, others))
         yield from _caught(lambda: check_bridge(params))
+    if "eval" in stages:
+        yield from _caught(lambda: check_tasks(params))
     yield from _caught(lambda: check_disk(params, lock, others, {*DATA_STAGES} if is_stage else stages))
 
 

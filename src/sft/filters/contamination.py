@@ -158,13 +158,7 @@ def reject_contaminated(
     `matches` are by the number of the part. The evidence names the item with the largest share and quotes the longest
     part in common.
     """
-    users = {index for index, message in enumerate(conversation.messages) if message["role"] == "user"}
-    enough = [
-        (match, part)
-        for part, matches_of_part in matches.items()
-        for match in matches_of_part
-        if match.share >= ratio and (match.end >= MIN_WORDS or parts[part][0] in users)
-    ]
+    enough = contained_items(conversation, parts, matches, ratio)
     if not enough:
         return None
     best, part = max(enough, key=lambda pair: (pair[0].share, -pair[0].item, -pair[1]))
@@ -172,6 +166,22 @@ def reject_contaminated(
     message, text = parts[part]
     quotation = quote(text, best.start, best.end)
     return Rejection(CONTAMINATED, f"{benchmark}: {best.share:.0%} of {item} in messages[{message}]: {quotation!r}")
+
+
+def contained_items(
+    conversation: Conversation,
+    parts: Sequence[tuple[int, str]],
+    matches: Mapping[int, Sequence[ItemMatch]],
+    ratio: float,
+) -> list[tuple[ItemMatch, int]]:
+    """Return the items of which a message contains at least `ratio` of the n-grams, and the number of the part."""
+    users = {index for index, message in enumerate(conversation.messages) if message["role"] == "user"}
+    return [
+        (match, part)
+        for part, matches_of_part in matches.items()
+        for match in matches_of_part
+        if match.share >= ratio and (match.end >= MIN_WORDS or parts[part][0] in users)
+    ]
 
 
 def quote(text: str, start: int, end: int) -> str:

@@ -158,6 +158,10 @@ def _measured(evaluation: Facts) -> Iterable[list[Any]]:
     yield from ([label, before.get(name), after.get(name)] for name, label in METRICS.items() if name in after)
     for domain, loss in after.get("loss_by_domain", {}).items():
         yield [f"held-out loss: {domain}", before["loss_by_domain"].get(domain), loss]
+    for task, measured in evaluation.get("tasks", {}).items():
+        found = f"{measured['contaminated']} of {measured['items']} items are in the training data"
+        for metric, values in measured["metrics"].items():
+            yield [f"benchmark {task}: {metric} ({found})", values["before"], values["after"]]
 
 
 def _digests(lineage: Facts) -> Iterable[list[Any]]:

@@ -98,6 +98,7 @@ def page(
         loss_chart=line_chart(_curves(curve)) if len(curve) > 1 else "",
         has_validation=any("validation_loss" in point for point in curve),
         domain_chart=bar_chart(losses),
+        tasks=list(_task_rows(evaluation.get("tasks", {}))),
         shares_chart=bar_chart(shares, top=1.0),
         gate=evaluation["gate"],
         counts=_counts(evaluation),
@@ -123,6 +124,10 @@ def table(evaluation: Mapping[str, Any]) -> Table:
         for domain, loss in after["loss_by_domain"].items()
     ]
     rows += [(label, before[name], after[name], _share_note(after, change, name)) for name, label in SHARES.items()]
+    rows += [
+        (f"{task}: {metric}", was, now, ", ".join(filter(None, (note, in_training_data))))
+        for task, metric, was, now, note, in_training_data in _task_rows(evaluation.get("tasks", {}))
+    ]
     laid = Table("metric", "before", "after", "change", "95 % interval")
     for label, was, now, note in rows:
         if was is None or now is None:
@@ -149,6 +154,18 @@ def _loss_note(change: Mapping[str, Any]) -> str:
     bounds = _bounds(change)
     units = f"n={change['conversations']}"
     return f"{bounds[0]:+.3f} to {bounds[1]:+.3f}, {units}" if bounds else f"too few, {units}"
+
+
+def _task_rows(tasks: Mapping[str, Any]) -> Iterator[tuple[str, str, float, float, str, str]]:
+    """Yield task, metric, before, after, interval with counts, and how many items the training data contains."""
+    for task, measured in tasks.items():
+        for metric, values in measured["metrics"].items():
+            bounds = _bounds(values.get("interval"))
+            note = f"{bounds[0]:.2f} to {bounds[1]:.2f}, +{values['better']} -{values['worse']}" if bounds else ""
+            found = f"{measured['contaminated']:,} of {measured['items']:,} items in the training data"
+            if measured["contaminated"] and values.get("uncontaminated") is not None:
+                found += f"; {number(values['uncontaminated'])} without them"
+            yield task, metric, values["before"], values["after"], note, found
 
 
 def _share_note(after: Mapping[str, Any], change: Mapping[str, Any], name: str) -> str:

@@ -1,8 +1,8 @@
 """The section of params.yaml that determines the evaluation: eval."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from sft.params.base import Positive, Section, Share
 
@@ -16,6 +16,26 @@ class Gate(Section):
     """A domain fails if it is above this ratio with 95 % confidence; null = not checked."""
     min_tool_call_fits: Share | None
     """Lowest share of tool calls whose arguments fit the schema; null = not checked."""
+
+
+class Task(Section):
+    """A benchmark. `gsm8k` is short for `{name: gsm8k}`."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """Name of a task, group or tag of lm-eval, or of a task in tasks/."""
+    limit: Positive | None = None
+    """Its first items only; null = all."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples in the prompt; null = as many as the task says."""
+    chat_template: bool = True
+    """Whether the chat template renders the prompt."""
+    thinking: bool = False
+    """Whether the model may reason before it answers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Eval(Section):
@@ -37,5 +57,15 @@ class Eval(Section):
     """Prompts per batch of generation with transformers."""
     seed: int
     """Seed of the choice of samples and prompts."""
+    tasks: list[Task] = Field(default_factory=list)
+    """Benchmarks that lm-eval runs: names, or mappings with the keys below. `make setup-lm-eval` installs it."""
     gate: Gate
     """What makes a model a candidate in MLflow. A candidate that is better than the champion becomes champion."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, tasks: list[Task]) -> list[Task]:
+        names = [task.name for task in tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"the same task twice: {', '.join(repeated)}")
+        return tasks

@@ -66,6 +66,7 @@ SIZES: Json = {
     "eval.chat_prompts": 3,
     "eval.max_prompt_tokens": 480,
     "eval.max_new_tokens": 8,
+    "eval.tasks": [],
     "eval.gate.min_tool_call_fits": None,
 }
 CITIES = ("Paris", "Berlin", "Rome", "Oslo", "Bern", "Vienna", "Prague", "Lima")
@@ -229,5 +230,5 @@ def write_cluster_file(folder: Path, name: str, ranks: int) -> None:
     write_json(file, values)
     (folder / ".dvc").mkdir()  # prep and eval as jobs read their inputs and outputs from dvc.yaml
     (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n", encoding="utf-8")
-    for needed in ("dvc.yaml", "src", "requirements", "templates", "filters"):
+    for needed in ("dvc.yaml", "src", "requirements", "tasks", "templates", "filters"):
         (folder / needed).symlink_to(REPOSITORY / needed)

@@ -15,20 +15,21 @@ import dataclasses
 import itertools
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from sft.cli import InputError, echo
+from sft.evaluation import tasks
 from sft.evaluation.answers import answer_metrics, answer_rows, compare_answers, graded_answer
+from sft.evaluation.contaminated import find_contaminated
 from sft.evaluation.gate import decide
+from sft.evaluation.held_out import FILTERED, PACKED, HeldOut, choose_held_out
 from sft.evaluation.intervals import measured_changes, pair_losses
 from sft.evaluation.loss import loss_metrics
 from sft.evaluation.measure import Measured, measure_models
-from sft.evaluation.prompts import Prompt, Segment, choose_prompts, choose_segments, split_packs
 from sft.files import project_root, publish_file, read_json, write_json
 from sft.hashing import file_digest, value_digest
 from sft.lineage import card, locked_params
@@ -40,14 +41,9 @@ from sft.run_stage import run_stage
 from sft.tracking import journal
 
 MODELS = {"before": Path("models/base"), "after": Path("models/final")}
-PACKED = Path("data/packed")
-FILTERED = Path("data/filtered")
-SPLITS = ("validation", "test")
 CURVES = (Path("reports/train_loss.csv"), Path("reports/validation_loss.csv"))
 EVAL, ANSWERS, REPORT = (Path("reports", name) for name in ("eval.json", "answers.jsonl", "report.html"))
 CARD = Path("reports/card.md")
-Groups = Mapping[tuple[str, str], int]
-"""The split group of each held-out conversation, by source and id."""
 NOT_IN_METRIC_NAME = re.compile(r"[^\w./ -]", re.ASCII)
 
 
@@ -75,63 +71,14 @@ def find_inputs() -> tuple[dict[str, Any], dict[str, Any]]:
     return metadata, read_json(final / "lineage.json")
 
 
-def choose(
-    metadata: Mapping[str, Any], params: Eval, chat: Any
-) -> tuple[dict[str, list[Segment]], Groups, list[Prompt], Counter[str]]:
-    """Return what is measured: held-out samples by domain, prompts, and how many prompts were left out, by reason.
-
-    Also the split group of each held-out conversation: conversations of one group are alike, not independent.
-
-    Raises:  InputError: nothing is held out, or data/filtered does not hold the conversations of data/packed.
-    """
-    from sft.parquet import read_rows
-    from sft.tokens.prepare import group_number
-
-    held_out: dict[str, set[str]] = {source: set() for source in sorted(metadata["sources"])}
-    packs = itertools.chain.from_iterable(read_rows(PACKED / split) for split in SPLITS if (PACKED / split).is_dir())
-
-    def held_out_segments() -> Iterator[Segment]:
-        for segment in split_packs(packs, params.seed):
-            held_out[segment.source].add(segment.conversation_id)
-            yield segment
-
-    domains = {source: entry["domain"] for source, entry in metadata["sources"].items()}
-    segments = choose_segments(held_out_segments(), domains, params.samples_per_domain)
-    if not segments:
-        raise InputError(
-            f"{PACKED}: {' and '.join(SPLITS)} hold no samples, so there is nothing to measure. "
-            "Raise pack.validation or pack.test."
-        )
-    groups: dict[tuple[str, str], int] = {}
-    unseen = {(source, identity) for source, ids in held_out.items() for identity in ids}
-
-    def held_out_rows() -> Iterator[tuple[str, dict[str, Any]]]:
-        for source, ids in held_out.items():
-            for row in read_rows(FILTERED / source, "kept-") if ids else ():
-                if row["id"] in ids:
-                    unseen.discard((source, row["id"]))
-                    groups[source, row["id"]] = group_number(row["id"], json.loads(row["messages"]), row["meta"])
-                    yield source, row
-
-    chosen, left_out = choose_prompts(held_out_rows(), chat, params)
-    if unseen:
-        source, identity = min(unseen)
-        raise InputError(
-            f"{FILTERED / source}: {len(unseen)} held-out conversations of {PACKED} are missing, such as {identity}. "
-            "The data changed between stages. Rerun them: dvc repro pack"
-        )
-    return segments, groups, chosen["tool"] + chosen["chat"], left_out
-
-
 def evaluate(
-    segments: Mapping[str, Sequence[Segment]],
-    groups: Groups,
-    prompts: Sequence[Prompt],
+    held_out: HeldOut,
     measured: Sequence[Measured],
     chat: Any,
     params: Eval,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return reports/eval.json, and the graded answers of the model before and after training."""
+    """Return reports/eval.json without its tasks, and the graded answers of the model before and after training."""
+    _, segments, groups, prompts, left_out = held_out
     losses: list[dict[str, list[tuple[float, int]]]] = []
     graded: list[list[dict[str, Any]]] = []
     for model in measured:
@@ -154,6 +101,7 @@ def evaluate(
         "chat_prompts": sum(prompt.kind == "chat" for prompt in prompts),
         "samples_by_domain": {domain: len(kept) for domain, kept in segments.items()},
         "tokens": sum(sum(segment.marks) for kept in segments.values() for segment in kept),
+        "prompts_left_out": dict(sorted(left_out.items())),
     }
     return evaluation, graded[0], graded[1]
 
@@ -173,20 +121,19 @@ def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def held_out_dataset(
-    segments: Mapping[str, Sequence[Segment]], prompts: Sequence[Prompt], params: Eval
-) -> journal.Dataset:
+def held_out_dataset(held_out: HeldOut, params: Eval) -> journal.Dataset:
     """Return what was measured as a data set of MLflow; only numbers of equal digests can be compared."""
     measured = {
-        "segments": {domain: [segment.ids for segment in kept] for domain, kept in segments.items()},
-        "prompts": [prompt.ids for prompt in prompts],
-        "params": {name: value for name, value in params.model_dump().items() if name not in ("gate", "batch_size")},
+        "segments": {domain: [segment.ids for segment in kept] for domain, kept in held_out.segments.items()},
+        "prompts": [prompt.ids for prompt in held_out.prompts],
+        "params": params.model_dump(exclude={"gate", "batch_size", "tasks"}),
     }
-    counts = {domain: str(len(kept)) for domain, kept in segments.items()} | {"prompts": str(len(prompts))}
+    counts = {domain: str(len(kept)) for domain, kept in held_out.segments.items()}
+    counts["prompts"] = str(len(held_out.prompts))
     return journal.Dataset("held-out", value_digest(measured), PACKED.absolute().as_uri(), "evaluation", counts)
 
 
-def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, held_out: journal.Dataset, params: Eval) -> Path:
+def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, dataset: journal.Dataset, params: Eval) -> Path:
     """Add the evaluation to the journal of the final model's run; return the folder of the run."""
     run = project_root() / "runs" / lineage_key
     entries = journal.open_model(run, MODELS["after"])
@@ -199,7 +146,7 @@ def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, held_out: jo
         tags={"git.commit": str(git_state(Path.cwd())[0])},
         params=journal.as_params({"eval": params.model_dump()}),
         metrics=flat_metrics(evaluation),
-        dataset=dataclasses.asdict(held_out),
+        dataset=dataclasses.asdict(dataset),
         passed=evaluation["gate"]["passed"],
         loss=evaluation["after"]["loss"],
     )
@@ -215,12 +162,16 @@ def main() -> None:
     metadata, lineage = find_inputs()
     template, settings = str(MODELS["after"] / "chat_template.jinja"), Settings(date=metadata.get("date"))
     chat = ChatTemplate.load(template, MODELS["after"], settings=settings)
-    segments, groups, prompts, left_out = choose(metadata, params, chat)
-    all_segments = [segment for kept in segments.values() for segment in kept]
-    measured = measure_models(MODELS["before"], MODELS["after"], all_segments, prompts, chat.stop_ids, params)
-    evaluation, before, after = evaluate(segments, groups, prompts, measured, chat, params)
-    evaluation["prompts_left_out"] = dict(sorted(left_out.items()))
-    rows = answer_rows(prompts, before, after)
+    base, final = MODELS.values()
+    before, after = tasks.answer_tasks(base, final, params)
+    held_out = choose_held_out(metadata, params, chat)
+    prompts, segments = held_out.prompts, [segment for kept in held_out.segments.values() for segment in kept]
+    measured = measure_models(base, final, segments, prompts, chat.stop_ids, params)
+    evaluation, *graded = evaluate(held_out, measured, chat, params)
+    asked = {name: task["texts"] for name, task in after.items()}
+    contaminated = find_contaminated(asked, FILTERED, held_out.ids)
+    evaluation["tasks"] = tasks.compare_tasks(before, after, contaminated)
+    rows = answer_rows(prompts, *graded)
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
     packed = metadata["domains"], metadata["windows"]
     page = report.page(evaluation, rows, report.read_curve(CURVES), lineage["lineage_key"], *packed)
@@ -230,8 +181,8 @@ def main() -> None:
             partial.write_text(text, encoding="utf-8")
     write_json(EVAL, evaluation)
 
-    held_out = held_out_dataset(segments, prompts, params)
-    run = log_evaluation(evaluation, lineage["lineage_key"], held_out, params)
+    dataset = held_out_dataset(held_out, params)
+    run = log_evaluation(evaluation, lineage["lineage_key"], dataset, params)
     with sync.sync_at_exit(run) as ending:
         echo(report.table(evaluation))
     for failure in evaluation["gate"]["failures"]:

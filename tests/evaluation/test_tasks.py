@@ -1,0 +1,111 @@
+"""tasks: lm-eval answers our own tasks with both models; its results, intervals and contamination."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sft.cli import InputError
+from sft.evaluation import harness, tasks
+from sft.params.evaluation import Eval, Gate, Task
+from tests.support.tiny_model import make_tiny_base
+
+ROOT = Path(__file__).parents[2]
+BASE, FINAL = Path("models/base"), Path("models/final")
+
+
+def params(*named):
+    gate = Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=None)
+    limits = dict.fromkeys(("tool_prompts", "chat_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size"), 4)
+    chosen = [Task.model_validate(task) for task in named]
+    return Eval(samples_per_domain=None, seed=1, gate=gate, tasks=chosen, **limits)
+
+
+@pytest.fixture(scope="session")
+def lm_eval(tmp_path_factory):
+    """A folder with the packages of lm-eval: the one of this checkout, or a new one."""
+    folder = ROOT / ".lm-eval"
+    if not folder.is_dir():
+        folder = tmp_path_factory.mktemp("lm-eval") / "packages"
+    done = subprocess.run([ROOT / "requirements/setup_lm_eval.sh", folder], capture_output=True, text=True, check=False)
+    if done.returncode and not os.environ.get("CI"):
+        pytest.skip(f"lm-eval cannot be installed: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("SFT_WORKERS", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    (tmp_path / "requirements").mkdir()
+    shutil.copy(ROOT / tasks.PINS, tmp_path / tasks.PINS)
+    for folder in (BASE, FINAL):
+        make_tiny_base(tmp_path / folder)
+    return tmp_path
+
+
+def test_lm_eval_answers_our_own_tasks_with_both_models_and_the_base_model_once(project, lm_eval, monkeypatch):
+    (project / tasks.PACKAGES).symlink_to(lm_eval)
+    shutil.copytree(ROOT / "tasks", project / "tasks")
+    asked = params("nano3_tool_choice", {"name": "nano3_tool_calls", "chat_template": False, "limit": 2})
+    before, after = tasks.answer_tasks(BASE, FINAL, asked)
+    assert before == after, "the same weights"
+    choice, calls = after["nano3_tool_choice"], after["nano3_tool_calls"]
+    questions = [json.loads(line)["question"] for line in (ROOT / "tasks/tools.jsonl").read_text().splitlines()]
+    assert (choice["texts"], calls["texts"]) == (questions, questions[:2])
+    acc = choice["metrics"]["acc"]
+    assert (len(acc["by_item"]), set(acc["by_item"]) <= {0.0, 1.0}) == (8, True)
+    assert acc["value"] == sum(acc["by_item"]) / 8
+    assert {name: metric["by_item"] for name, metric in calls["metrics"].items()} == {
+        name: [0.0, 0.0] for name in ("well_formed", "fits", "exact")
+    }
+
+    ran = []
+
+    def record(request, folder, **_):
+        ran.extend(request["models"])
+        for target in request["models"].values():
+            Path(target).write_text(json.dumps(after))
+
+    monkeypatch.setattr(tasks, "_run_harness", record)
+    assert tasks.answer_tasks(BASE, FINAL, asked) == (before, after)
+    assert ran == [str(FINAL)]
+    (project / "tasks/tools.jsonl").write_text("{}\n")
+    tasks.answer_tasks(BASE, FINAL, asked)
+    assert ran[1:] == [str(FINAL), str(BASE)], "a task that has changed is answered again"
+
+
+def test_what_is_not_here_is_named_with_the_command_that_brings_it(project, lm_eval, monkeypatch):
+    with pytest.raises(InputError, match=r"^eval\.tasks: gsm8k: lm-eval is not installed.*make setup-lm-eval$"):
+        tasks.answer_tasks(BASE, FINAL, params("gsm8k"))
+    (project / tasks.PACKAGES).symlink_to(lm_eval)
+    (project / "tasks").mkdir()
+    remote = "task: far\ndataset_path: owner/far\noutput_type: multiple_choice\ntest_split: test\n"
+    (project / "tasks/far.yaml").write_text(remote)
+    monkeypatch.syspath_prepend(str(lm_eval))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"^eval\.tasks: far: its data is not in the cache.*make setup-lm-eval$"):
+        harness.load_tasks(["far"])
+    (project / tasks.PINS).write_text("lm-eval==0\n")
+    with pytest.raises(InputError, match=r"has other versions.*make setup-lm-eval$"):
+        tasks.require_packages(params("far").tasks)
+    tasks.require_packages([])
+
+
+def test_a_metric_is_compared_by_item_and_without_contaminated_items():
+    def answered(values):
+        metric = {"value": sum(values) / len(values), "higher_is_better": True, "by_item": values}
+        return {"t": {"texts": ["a"] * len(values), "num_fewshot": 0, "digest": "d", "metrics": {"acc": metric}}}
+
+    compared = tasks.compare_tasks(answered([0.0, 0.0, 1.0, 0.0]), answered([1.0, 1.0, 0.0, 1.0]), {"t": {0, 1}})
+    acc = compared["t"]["metrics"].pop("acc")
+    assert compared == {"t": {"items": 4, "contaminated": 2, "num_fewshot": 0, "digest": "d", "metrics": {}}}
+    assert (acc["before"], acc["after"], acc["uncontaminated"]) == (0.25, 0.75, 0.5)
+    assert (acc["better"], acc["worse"], acc["p"]) == (3, 1, 0.625)
+    assert (acc["interval"]["low"], acc["interval"]["high"]) == pytest.approx((0.300642, 0.954413))
