@@ -272,9 +272,9 @@ def main(calls: list[list[str]], name: str | None, jobs: int) -> None:
     """
     states = run(calls, name or f"sweep-{value_digest(calls)[:6]}", jobs)
     show(states, {word.partition("=")[0] for call in calls for word in call})
-    if gone := [member for member, state in states.items() if state == GONE]:
+    if missing := [member for member, state in states.items() if state == GONE]:
         raise InputError(
-            f"dvc queue: no longer holds {', '.join(gone)}. To run what is missing: the same command again"
+            f"dvc queue: no longer holds {', '.join(missing)}. To run what is missing: the same command again"
         )
     if failed := [member for member, state in states.items() if state == FAILED]:
         for member in failed:
