@@ -31,7 +31,7 @@ from sft.filters.dedup.signatures import signature, similarity
 from sft.filters.dedup.within_source import SourceDuplicates
 from sft.filters.narrative import NarrativePatterns, check_narrative
 from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Pipeline
-from sft.filters.repetition import check_repetition
+from sft.filters.repetition import check_repetitions
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
 from sft.formats.messages import normalize
@@ -78,7 +78,7 @@ def _labelled_items() -> BenchmarkItems:
 
 
 FILTERS: dict[str, Check] = {
-    "repetition": lambda conversation: check_repetition(conversation, params().repetition),
+    "repetition": lambda conversation: check_repetitions([conversation], params().repetition)[0],
     "narrative": lambda conversation: check_narrative(conversation, _narrative_patterns()),
     "consistency": check_consistency,
     "contamination": lambda conversation: check_contamination(

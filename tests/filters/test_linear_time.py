@@ -12,7 +12,7 @@ import yaml
 from sft.conversation import Conversation
 from sft.filters.control_tokens import check_control_tokens, count_control_tokens, escape
 from sft.filters.narrative import NarrativePatterns, check_narrative
-from sft.filters.repetition import check_repetition
+from sft.filters.repetition import check_repetitions
 from sft.filters.rules.consistency import CHECKS
 from sft.filters.structure import CHECKS as STRUCTURE
 from sft.formats.messages import normalize
@@ -69,7 +69,7 @@ def rules():
         *STRUCTURE,
         *(check_control_tokens, count_control_tokens, escape),
         lambda conversation: check_narrative(conversation, patterns),
-        lambda conversation: check_repetition(conversation, limits),
+        lambda conversation: check_repetitions([conversation], limits)[0],
         lambda conversation: normalize({"messages": conversation.messages, "tools": conversation.tools}),
     )
 

@@ -11,7 +11,7 @@ from sft.filters.dedup.signatures import signature
 from sft.filters.ends import apply_ends
 from sft.filters.narrative import check_narrative
 from sft.filters.pipeline import Kept, Pipeline
-from sft.filters.repetition import check_repetition
+from sft.filters.repetition import check_repetitions
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
 from sft.formats.messages import normalize
@@ -56,7 +56,7 @@ def alone(row):
     conversation = apply_ends(conversation, params.ends).conversation
     checks = (
         check_structure,
-        lambda conversation: check_repetition(conversation, filters.params().repetition),
+        lambda conversation: check_repetitions([conversation], filters.params().repetition)[0],
         lambda conversation: check_narrative(conversation, filters._narrative_patterns()),
         check_consistency,
         lambda conversation: check_contamination(conversation, filters._labelled_items(), params.contamination.ratio),

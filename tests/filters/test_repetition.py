@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.conversation import Conversation
-from sft.filters.repetition import check_repetition, find_loop, find_span
+from sft.filters.repetition import check_repetitions, find_span, poor_regions
 from sft.params.data import Repetition
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def tool_result(text):
 
 
 def verdict(*messages):
-    return check_repetition(Conversation([user("Go on."), *messages], None), LIMITS)
+    return check_repetitions([Conversation([user("Go on."), *messages], None)], LIMITS)[0]
 
 
 def reason(*messages):
@@ -169,9 +169,9 @@ def test_only_trained_text_is_checked():
         tool_result(LOOP * 40),
         assistant(PROSE),
     ]
-    assert check_repetition(Conversation(messages, None), LIMITS) is None
+    assert check_repetitions([Conversation(messages, None)], LIMITS)[0] is None
     stuck["loss"] = True
-    rejection = check_repetition(Conversation(messages, None), LIMITS)
+    rejection = check_repetitions([Conversation(messages, None)], LIMITS)[0]
     assert rejection is not None, "the same turn is checked when it is trained"
     assert rejection.evidence.startswith("messages[1] ")
 
@@ -230,14 +230,36 @@ SENTENCES = st.lists(st.sampled_from(PROSE.lower().split()), min_size=6, max_siz
 @given(SENTENCES, st.integers(0, len(PROSE)), st.sampled_from([" ", ". ", ".\n", "\n\n"]))
 def test_any_sentence_repeated_thirty_times_is_found_anywhere(sentence, at, between):
     text = PROSE[:at] + "\n" + (sentence + between) * 30 + PROSE[at:]
-    assert find_loop(text, LIMITS)
+    assert verdict(assistant(text))
+
+
+def regions_by_sets(words):
+    """Parts of 180 words around each window with few distinct words and sequences, joined if they touch."""
+    regions = []
+    for place in range(0, max(1, len(words) - 30), 30):
+        window = words[place : place + 60]
+        sequences = set(zip(window, window[1:], window[2:], strict=False))
+        if len(set(window)) <= len(window) // 2 and len(sequences) <= 0.6 * len(window):
+            begin, end = max(0, place - 60), min(len(words), place + 120)
+            if regions and begin <= regions[-1][1]:
+                begin, _ = regions.pop()
+            regions.append((begin, end))
+    return regions
+
+
+WORDS = st.lists(st.sampled_from(["oak", "ash", "é", "\u3000", "1", "-", "x" * 24, "木" * 24, "\ud800"]), max_size=12)
+PARTS = st.lists(st.tuples(WORDS, st.integers(1, 40)) | st.just((PROSE.split(), 1)), max_size=4)
 
 
 @settings(max_examples=80)
-@given(st.text(max_size=200), st.integers(1, 40), st.text(max_size=200))
-def test_any_text_gets_a_verdict_and_always_the_same(unit, times, rest):
-    text = rest + unit * times + rest
-    assert find_loop(text, LIMITS) == find_loop(text, LIMITS)
+@given(st.lists(PARTS.map(lambda parts: " ".join(word for unit, times in parts for word in unit * times)), max_size=4))
+def test_regions_are_those_that_sets_of_words_give_for_any_texts_together(texts):
+    def words(text):
+        spaced = "".join(letter.lower() if letter.isalpha() or letter >= "\x80" else " " for letter in text)
+        return [part for word in spaced.split() for part in (word if "木" in word else [word])]
+
+    expected = [regions_by_sets(words(text)) if len(words(text)) > 2 else [] for text in texts]
+    assert poor_regions(texts) == expected
 
 
 @pytest.mark.parametrize(
@@ -257,7 +279,7 @@ def test_any_text_gets_a_verdict_and_always_the_same(unit, times, rest):
 def test_time_stays_linear_in_texts_made_to_slow_it_down(hostile):
     assert len(hostile) > 60_000
     begin = time.process_time()
-    find_loop(hostile, LIMITS)
+    verdict(assistant(hostile))
     assert time.process_time() - begin < 10, "about one second; a quadratic step takes minutes"
 
 

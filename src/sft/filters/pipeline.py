@@ -19,7 +19,7 @@ from sft.filters.dedup.signatures import signatures
 from sft.filters.dedup.words import hash_words
 from sft.filters.ends import apply_ends
 from sft.filters.narrative import NarrativePatterns, check_narrative
-from sft.filters.repetition import check_repetition
+from sft.filters.repetition import check_repetitions
 from sft.filters.rules.consistency import check_consistency
 from sft.filters.structure import check_structure
 from sft.formats.messages import normalize
@@ -126,7 +126,7 @@ def _load_filters(params: Filter) -> Iterator[Check]:
     """Yield the filters that are on, in their order; contamination comes last, with the signatures."""
     yield _each(lambda conversation: check_structure(conversation, params.control_tokens))
     if (repetition := params.repetition) is not None:
-        yield _each(lambda conversation: check_repetition(conversation, repetition))
+        yield lambda conversations: check_repetitions(conversations, repetition)
     if params.narrative is not None:
         patterns = NarrativePatterns.load(resolve_repo_file(params.narrative))
         yield _each(lambda conversation: check_narrative(conversation, patterns))

@@ -17,12 +17,16 @@ but other text is between. Time is linear in the text.
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import sub
 
+import numpy as np
+import numpy.typing as npt
+
 from sft.conversation import Conversation, Message, Rejection, trained_turns
+from sft.filters.dedup.words import MULTIPLIERS, Hashes, hash_words
 from sft.filters.encoding import quote
 from sft.params.data import Repetition
 
@@ -35,6 +39,8 @@ OTHER_SENTENCE_ENDS = ("。", "！", "？", "।")  # noqa: RUF001
 # A window of SCREEN_WORDS words is checked closely if at most half of the words are distinct, and at most this share of
 # its sequences of three.
 SCREEN_WORDS, SCREEN_SEQUENCES = 60, 0.6
+STEP_WORDS = SCREEN_WORDS // 2
+WINDOWS_AT_ONCE = 1024
 # With a larger share of digits than this, a loop with a changing number is data.
 NUMBERED_DIGITS = 0.1
 # With at least this share of symbols that programs have and prose has not, it is code, where people repeat as often as
@@ -51,6 +57,7 @@ DIGITS = b"0123456789"
 WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in bytes(range(256)).lower())
 NOT_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 WORDS_WITHOUT_NUMBERS = WORDS.translate(bytes.maketrans(DIGITS, b" " * 10))
+Regions = list[tuple[int, int]]  # (first word, end) of parts of a text
 NUMBERS, LETTER = re.compile(r"[0-9]+"), re.compile(r"[^\W\d_]")
 
 
@@ -66,21 +73,41 @@ class Span:
     """How often that item occurs in the span."""
 
 
-def check_repetition(conversation: Conversation, limits: Repetition) -> Rejection | None:
-    """Return the first loop of a conversation, or None."""
-    messages, turns = conversation.messages, trained_turns(conversation.messages)
-    texts = [(index, kind, text) for index in turns for kind, text in trained_texts(messages[index])]
+def check_repetitions(conversations: Sequence[Conversation], limits: Repetition) -> list[Rejection | None]:
+    """Return the rejection of each conversation by its first loop, or None."""
     shortest = min(limits.min_letters, limits.max_char_run, limits.max_counting_run)
+    messages_of = [conversation.messages for conversation in conversations]
+    texts = [
+        [(turn, *each) for turn in trained_turns(messages) for each in trained_texts(messages[turn])]
+        for messages in messages_of
+    ]
+    long = [
+        text
+        for each in texts
+        for _, _, text in each
+        if len(text) >= shortest or len(text.encode("utf-8", "surrogatepass")) >= shortest
+    ]
+    regions = dict(zip(long, poor_regions(long), strict=True))
+    return [_first_loop(messages, each, regions, limits) for messages, each in zip(messages_of, texts, strict=True)]
+
+
+def _first_loop(
+    messages: list[Message], texts: list[tuple[int, str, str]], regions: Mapping[str, Regions], limits: Repetition
+) -> Rejection | None:
+    turns = trained_turns(messages)
+    all_texts, all_lines = [], []
     for index, kind, text in texts:
-        is_short = len(text) < shortest and len(text.encode("utf-8", "surrogatepass")) < shortest
-        if not is_short and (loop := find_loop(text, limits)):
+        lines = split_lines(text)
+        if text in regions and (loop := find_loop(text, lines, regions[text], limits)):
             reason = "repetition-reasoning" if kind == "reasoning" else "repetition-answer"
             return Rejection(reason, f"messages[{index}] {kind}, {loop}")
-    if len(turns) > 1:
-        # A call is one line, which counts as text between repeated lines, never as one.
-        lines = [text if kind != "call" else f"{index}: {text.replace('\n', ' ')}" for index, kind, text in texts]
-        if loop := find_line_loop("\n".join(lines), limits, TOGETHER):
-            return Rejection("repetition-trajectory", f"all turns in a row, {loop}")
+        if kind == "call":  # it is one line, which counts as text between repeated lines, never as one
+            text = f"{index}: {text.replace('\n', ' ')}"
+            lines = split_lines(text)
+        all_texts.append(text)
+        all_lines += lines
+    if len(turns) > 1 and (loop := find_line_loop("\n".join(all_texts), all_lines, limits, TOGETHER)):
+        return Rejection("repetition-trajectory", f"all turns in a row, {loop}")
     if loop := find_turn_loop(messages, turns, limits):
         return Rejection("repetition-trajectory", loop)
     return None
@@ -96,24 +123,34 @@ def trained_texts(message: Message) -> Iterator[tuple[str, str]]:
         yield "call", json.dumps(call["function"]["arguments"], ensure_ascii=False).replace("\\n", "\n")
 
 
-def find_loop(text: str, limits: Repetition) -> str:
-    """Return the evidence of the first loop in a text; empty if there is none."""
-    return find_line_loop(text, limits) or find_word_loop(text, limits) or find_char_run(text, limits)
+def split_lines(text: str) -> list[str]:
+    """Return the lines and sentences of a text; one character is missing after each."""
+    for mark in SENTENCE_ENDS if text.isascii() else SENTENCE_ENDS + OTHER_SENTENCE_ENDS:
+        if mark[0] in text:  # one character is found much faster than two
+            text = text.replace(mark, mark[:-1] + "\n")
+    return text.split("\n")
 
 
-def find_line_loop(text: str, limits: Repetition, times: int = 1) -> str:
+def find_loop(text: str, lines: list[str], regions: Regions, limits: Repetition) -> str:
+    """Return the evidence of the first loop in a text with these `split_lines` and `poor_regions`, or ""."""
+    loop = find_line_loop(text, lines, limits) or find_word_loop(text, regions, limits)
+    return loop or find_char_run(text, limits)
+
+
+def find_line_loop(text: str, lines: list[str], limits: Repetition, times: int = 1) -> str:
     """Return the evidence of a line or sentence that occurs `times` x line_repeats times, with little other text."""
     repeats = limits.line_repeats * times
-    marked = text
-    for mark in SENTENCE_ENDS if text.isascii() else SENTENCE_ENDS + OTHER_SENTENCE_ENDS:
-        marked = marked.replace(mark, mark[:-1] + "\n")  # of the same length: places stay
-    lines = marked.split("\n")
     long = [line for line in lines if len(line) >= MIN_LINE_CHARS]
-    if len(long) - len(set(long)) < repeats - 1:
+    if len(long) - len(set(long)) < repeats - 1 or max(Counter(map(str.strip, long)).values()) < repeats:
         return ""
     keys = [line.strip() if len(line) >= MIN_LINE_CHARS else None for line in lines]
     span = find_span(
-        keys, lambda: _letters_of_lines(marked), repeats, len(keys), limits.min_repeated_share, limits.min_letters
+        keys,
+        lambda: _letters_of_lines("\n".join(lines)),
+        repeats,
+        len(keys),
+        limits.min_repeated_share,
+        limits.min_letters,
     )
     if span is None:
         return ""
@@ -122,12 +159,14 @@ def find_line_loop(text: str, limits: Repetition, times: int = 1) -> str:
     return _evidence(unit, span.repeats, starts[span.start], starts[span.end] - 1)
 
 
-def find_word_loop(text: str, limits: Repetition) -> str:
+def find_word_loop(text: str, regions: Regions, limits: Repetition) -> str:
     """Return the evidence of a sequence of words that occurs often in a window, with the same or other numbers."""
+    if not regions:
+        return ""
     spaced = _translate(text, WORDS_WITHOUT_NUMBERS)
     words = _words(spaced)
     starts: list[int] = []
-    for first, last in _poor_regions(words):
+    for first, last in regions:
         if _sequence_span(words[first:last], limits.ngram_repeats, limits):
             starts = starts or _starts(spaced, words)
             if loop := _word_loop(text, starts[first], starts[last], limits):
@@ -155,24 +194,45 @@ def _is_data_or_code(text: str, repeats: int, limits: Repetition) -> bool:
     return digits > NUMBERED_DIGITS * len(text) or is_code
 
 
-def _poor_regions(words: list[str]) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of the parts of a text with few distinct words, and a window to either side."""
-    first = last = -1
-    for place in range(0, max(1, len(words) - SCREEN_WORDS // 2), SCREEN_WORDS // 2):
-        window = words[place : place + SCREEN_WORDS]
-        if len(set(window)) <= len(window) // 2 and _has_few_sequences(window):
-            if first >= 0 and place - SCREEN_WORDS > last:
-                yield first, last
-                first = -1
-            first = max(0, place - SCREEN_WORDS) if first < 0 else first
-            last = min(len(words), place + 2 * SCREEN_WORDS)
-    if first >= 0:
-        yield first, last
+def poor_regions(texts: Sequence[str]) -> list[Regions]:
+    """Return the parts of each text with few distinct words, and a window to either side.
+
+    Their words are few, and so are their sequences of three: a loop has few of both, a table has many sequences.
+    """
+    words = hash_words(texts, _word_bytes)
+    sequences = words.hashes.copy()  # of three words from each place on
+    sequences[:-2] += words.hashes[1:-1] * np.uint64(MULTIPLIERS[0]) + words.hashes[2:] * np.uint64(MULTIPLIERS[1])
+    lengths = np.diff(words.starts)
+    windows = np.where(lengths < 3, 0, np.maximum(1, -(-lengths // STEP_WORDS) - 1))
+    text = np.repeat(np.arange(len(texts)), windows)
+    places = STEP_WORDS * (np.arange(len(text)) - np.repeat(np.cumsum(windows) - windows, windows))
+    regions: list[Regions] = [[] for _ in texts]
+    for some in np.split(np.arange(len(text)), range(WINDOWS_AT_ONCE, len(text), WINDOWS_AT_ONCE)):
+        sizes = np.minimum(SCREEN_WORDS, lengths[text[some]] - places[some])
+        starts = words.starts[text[some]] + places[some]
+        few = np.flatnonzero(_distinct(words.hashes, starts, sizes) <= sizes // 2)
+        few = few[_distinct(sequences, starts[few], sizes[few] - 2) <= SCREEN_SEQUENCES * sizes[few]]
+        for number, place in zip(text[some][few].tolist(), places[some][few].tolist(), strict=True):
+            begin, end = max(0, place - SCREEN_WORDS), min(int(lengths[number]), place + 2 * SCREEN_WORDS)
+            if regions[number] and begin <= regions[number][-1][1]:
+                begin, _ = regions[number].pop()
+            regions[number].append((begin, end))
+    return regions
 
 
-def _has_few_sequences(window: list[str]) -> bool:
-    """Return whether a window with few distinct words has few sequences of them too: a loop does, a table does not."""
-    return len(set(zip(window, window[1:], window[2:], strict=False))) <= SCREEN_SEQUENCES * len(window)
+def _distinct(hashes: Hashes, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return how many distinct hashes each window has, of at most SCREEN_WORDS."""
+    places = np.minimum(np.arange(SCREEN_WORDS), sizes[:, None] - 1)  # a shorter one has its last hash more often
+    ordered = np.sort(hashes[starts[:, None] + places], axis=1)
+    changes: npt.NDArray[np.int64] = (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
+    return changes + 1
+
+
+def _word_bytes(text: str) -> bytes:
+    """Return the `_words` of a text without numbers in UTF-8, with spaces between."""
+    if text.isascii():
+        return text.encode().translate(WORDS_WITHOUT_NUMBERS)
+    return " ".join(_words(_translate(text, WORDS_WITHOUT_NUMBERS))).encode("utf-8", "surrogatepass")
 
 
 def _sequence_span(words: list[str], repeats: int, limits: Repetition) -> Span | None:

@@ -7,7 +7,7 @@ every machine. Filters that compare texts by sequences of words (duplicates, con
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,13 +87,17 @@ def words(text: str) -> list[str]:
     return [word for line in lines for word in line.translate(LETTERS).split()]
 
 
-def hash_words(texts: Sequence[str]) -> WordHashes:
-    """Return the words of texts as hashes. Equal words have equal hashes in all texts."""
+def hash_words(texts: Sequence[str], split: Callable[[str], bytes] | None = None) -> WordHashes:
+    """Return the words of texts as hashes. Equal words have equal hashes in all texts.
+
+    Args:  split: returns the words of a text in UTF-8, with spaces between; default: those of `words`.
+    """
+    split = split or _word_bytes
     blocks: list[WordHashes] = []
     block: list[bytes] = []
     size = 0
     for place, text in enumerate(texts):
-        block.append(_word_bytes(text))
+        block.append(split(text))
         size += len(block[-1])
         if size >= BLOCK_BYTES or place == len(texts) - 1:
             blocks.append(_hash_block(block))
