@@ -26,7 +26,9 @@ def test_figures_of_kept_cut_rejected_and_unselected_rows(tmp_path: Path, monkey
     params = read(ROOT / "params.yaml")
     changed = {"pack_size": 256, "over_length": "cut-at-turn", "pad_segments_to": 1}
     params = params.model_copy(update={"pack": params.pack.model_copy(update=changed)})
-    measured = measure(raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), params, load_chat(params, base))
+    measured = measure(
+        raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), params, load_chat(params.prep, base)
+    )
     kept, cut, rejected, unselected = (
         dict(zip(FIGURES, values.tolist(), strict=True)) for values in measured.figures.values()
     )
@@ -37,12 +39,14 @@ def test_figures_of_kept_cut_rejected_and_unselected_rows(tmp_path: Path, monkey
     assert cut["windows"] == -(-cut["tokens"] // 256)
     assert kept["trained_tokens"] <= cut["packed_trained_tokens"] < cut["trained_tokens"]
     in_windows = params.model_copy(update={"pack": params.pack.model_copy(update={"over_length": "window"})})
-    again = measure(raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), in_windows, load_chat(params, base))
+    again = measure(
+        raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), in_windows, load_chat(params.prep, base)
+    )
     figures = dict(zip(FIGURES, list(again.figures.values())[1].tolist(), strict=True))
     assert figures["packed_trained_tokens"] == cut["trained_tokens"]
     assert figures["packed_samples"] > 1
     one = in_windows.model_copy(update={"pack": in_windows.pack.model_copy(update={"max_windows": 1})})
-    again = measure(raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), one, load_chat(params, base))
+    again = measure(raw, "tool-calls", Read(format="auto", select={"kind": ["a"]}), one, load_chat(params.prep, base))
     assert dict(zip(FIGURES, list(again.figures.values())[1].tolist(), strict=True))["packed_samples"] == 1
     assert (rejected, unselected) == ({**dict.fromkeys(FIGURES, 0), "rows": 1},) * 2
     assert (measured.not_selected, measured.rejected.total(), measured.read) == (1, 1, "read: openai")

@@ -54,7 +54,8 @@ def test_uncommitted_changes_are_not_overwritten(project: Path, capfd) -> None:
 
 def test_an_unknown_profile_names_the_known_ones(project: Path) -> None:
     with pytest.raises(
-        InputError, match=r"profiles/nemotron\.yaml: .*: nemotron3-nano, nemotron3-nano-open, nemotron3-nano-paper"
+        InputError,
+        match=r"profiles/nemotron\.yaml not found.*: nemotron3-nano, nemotron3-nano-open, nemotron3-nano-paper",
     ):
         profile.main("nemotron")
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sft.files import resolve_repo_file
-from sft.filters.examine import examine_rows, load_pipeline
+from sft.filters.examine import examine_rows, load_pipeline, read_folder
 from sft.filters.pipeline import ROWS_AT_ONCE, RowCounts
-from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
+from sft.formats.chat_forms import FieldCounts
 from sft.formats.detect import decide_read, read_line
-from sft.formats.raw_files import Row, read_objects
+from sft.formats.raw_files import Row
 from sft.packing.over_length import longest, window_rows
 from sft.packing.sample_table import measure_rows
 from sft.packing.write import padded
 from sft.params.base import is_under
-from sft.params.data import Read
+from sft.params.data import Prep, Read
 from sft.params.schema import Params
 from sft.raw_folders import ALL
 from sft.tokens.prepare import prepare_examined
@@ -54,20 +54,25 @@ class Measured:
     """The format."""
 
 
-def load_chat(params: Params, base: Path) -> ChatTemplate:
+def load_chat(prep: Prep, base: Path) -> ChatTemplate:
     """Return template and tokenizer of a param set; `base` stands for models/base."""
-    template = Path(params.prep.template)
+    template = Path(prep.template)
     known = base / template.name if template.parent == Path("models/base") else resolve_repo_file(str(template))
-    return ChatTemplate.load(str(known), base, settings=Settings(tuple(params.prep.stop_tokens), params.prep.date))
+    return ChatTemplate.load(str(known), base, settings=Settings(tuple(prep.stop_tokens), prep.date))
 
 
 def measure(folder: Path, name: str, read: Read, params: Params, chat: ChatTemplate) -> Measured:
     """Return the figures of all rows below a folder. Raises InputError: no row has the fields of the format."""
     read, _ = decide_read(folder, read.model_copy(update={"split": ALL, "config": None}))
-    check_read(read.format, read.fields, read.select)
     measured, fields, counts = Measured(read=read_line(read)), FieldCounts(unseen_select=set(read.select)), RowCounts()
+
+    def counted(rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            measured.figures[row.location] = np.eye(1, len(FIGURES))[0]  # rows: 1
+            yield row
+
     pipeline = load_pipeline(params.filter.model_dump_json(), None, "")
-    examined = examine_rows(_rows(folder, read, fields, measured), pipeline, name, counts, str(folder))
+    examined = examine_rows(read_folder(folder, read, fields, counted), pipeline, name, counts, str(folder))
     for batch in itertools.batched(examined, ROWS_AT_ONCE):
         measured.rejected.update(row["reason"] for row in batch if "reason" in row)
         _prepare([row for row in batch if "reason" not in row], name, params, chat, measured)
@@ -75,20 +80,6 @@ def measure(folder: Path, name: str, read: Read, params: Params, chat: ChatTempl
     measured.not_selected = fields.not_selected
     measured.not_read = counts.not_read.line()
     return measured
-
-
-def _rows(folder: Path, read: Read, fields: FieldCounts, measured: Measured) -> Iterable[Row]:
-    """Yield the selected rows, and count all of them."""
-
-    def counted(rows: Iterable[Row]) -> Iterable[Row]:
-        for row in rows:
-            measured.figures[row.location] = np.eye(1, len(FIGURES))[0]  # rows: 1
-            yield row
-
-    if read.format in PACKAGES:
-        return counted(PACKAGES[read.format](folder))
-    rows = select_rows(counted(read_objects(folder, ALL)), read.select, fields)
-    return convert_chats(rows, read.format, read.fields, read.select, fields)
 
 
 def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTemplate, measured: Measured) -> None:

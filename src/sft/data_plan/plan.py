@@ -13,9 +13,8 @@ shares of rows are those of the rows seen: rows that are a tiny part of the byte
 import math
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from sft.hashing import value_digest
 from sft.packing.blend import describe_limits, plan_epochs
 from sft.params.check import Params, read
 from sft.params.data import Download, Source
-from sft.params.read import PARAMS
+from sft.params.read import params_file
 from sft.raw_folders import RawPaths
 from sft.sources.download import fetch_files
 from sft.sources.redact import redact
@@ -62,8 +61,6 @@ class SourcePlan:
     bytes_left_out: int
     """Of large files that cannot be read in part: no figure counts them."""
     figures: dict[str, Figure]
-    epochs: float
-    """How often it is seen in an epoch of the blend."""
     license: str
     row_licenses: dict[str, int]
     """Trained tokens of the rows seen, by the license that the rows state."""
@@ -77,6 +74,8 @@ class SourcePlan:
     read: str
     not_read: str
     notes: list[str]
+    epochs: float = 0.0
+    """How often it is seen in an epoch of the blend; known when all sources were looked at."""
 
 
 @dataclass(frozen=True)
@@ -105,28 +104,19 @@ class Plan:
     sources: dict[str, SourcePlan]
 
 
-@dataclass
-class _Seen:
-    """What was read of a source, before epochs are known."""
-
-    draws: Floats
-    """(1 + DRAWS, FIGURES): sft.data_plan.row_sampling."""
-    values: dict[str, Any] = field(default_factory=dict)
-
-
 def make_plan(profile: str | None, pack_size: int | None) -> Plan:
     """Return the plan of a profile, or of params.yaml.
 
     Raises:  InputError: a source without a commit or digest, or that does not answer; no tokenizer.
     """
-    path = Path("profiles", f"{profile}.yaml") if profile else PARAMS
+    path = params_file(profile)
     params = read(path)
     if pack_size is not None:
         params = params.model_copy(update={"pack": params.pack.model_copy(update={"pack_size": pack_size})})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         listed = {name: _list(name, source, folder) for name, source in params.fetch.sources.items()}
-        chat = load_chat(params, _base(params, folder / "base"))
+        chat = load_chat(params.prep, _base(params, folder / "base"))
         seen = {name: look_at(name, files, params, chat, folder / name) for name, files in listed.items()}
     return combine(str(path), params, seen)
 
@@ -147,8 +137,9 @@ def _list(name: str, source: Source, folder: Path) -> list[RemoteFile]:
 
 def _base(params: Params, folder: Path) -> Path:
     """Return a folder with the tokenizer of the base model. Raises InputError: there is none."""
-    model = params.fetch.model
-    if BASE.is_dir() and _fetched_base() == (redact(model.address), model.revision or model.sha256):
+    model, fetched = params.fetch.model, read_json(FETCHED) if FETCHED.exists() else {}
+    pin = fetched.get("revision") or fetched.get("sha256")
+    if BASE.is_dir() and (fetched.get("uri"), pin) == (redact(model.address), model.revision or model.sha256):
         return BASE
     if not model.address.startswith("hf://") or model.address.count("/") > 4:
         raise InputError(f"{BASE}: not found, or of another model than {model.address}. Run: dvc repro fetch-model")
@@ -157,16 +148,13 @@ def _base(params: Params, folder: Path) -> Path:
     return folder
 
 
-def _fetched_base() -> tuple[str, str | None] | None:
-    """Return address and pin of the model that models/base was fetched from; None if nothing says it."""
-    if not FETCHED.exists():
-        return None
-    report = read_json(FETCHED)
-    return report["uri"], report.get("revision") or report.get("sha256")
+def look_at(
+    name: str, files: list[RemoteFile], params: Params, chat: ChatTemplate, folder: Path
+) -> tuple[Floats, SourcePlan]:
+    """Read rows of a source and measure them. `folder` is made.
 
-
-def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTemplate, folder: Path) -> _Seen:
-    """Read rows of a source and measure them. `folder` is made."""
+    Returns draws, (1 + DRAWS, FIGURES), as sft.data_plan.row_sampling has them, and the plan without `epochs`.
+    """
     source = params.fetch.sources[name]
     folder.mkdir()
     is_package = source.read.format in PACKAGES
@@ -181,30 +169,29 @@ def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTempla
     notes += [f"{sample.name}: {sample.note}" for sample in samples if sample.note]
     measured = measure(folder, name, source.read, params, chat)
     notes += [f"fetch needs a digest: {redact(each.address)}#sha256=" for each in source.each if lacks_digest(each)]
-    seen = _Seen(_totals(samples, measured, params.pack.seed))
-    limits = [limit for limit in (source.read.max_rows, params.filter.max_rows) if limit is not None]
-    if limits and (rows := seen.draws[0, 0] * (1 - measured.not_selected / max(1, len(measured.figures)))) > min(
-        limits
-    ):
-        seen.draws *= min(limits) / rows
-        notes.append(f"{min(limits):,} rows are drawn (max_rows)")
+    draws = _totals(samples, measured, params.pack.seed)
+    most = min((limit for limit in (source.read.max_rows, params.filter.max_rows) if limit is not None), default=None)
+    rows = draws[0, 0] * (1 - measured.not_selected / max(1, len(measured.figures)))
+    if most is not None and rows > most:
+        draws *= most / rows
+        notes.append(f"{most:,} rows are drawn (max_rows)")
     lengths = np.array(measured.lengths or [0])
-    seen.values = {
-        "files": len(samples),
-        "bytes": sum(file.size for file in files),
-        "bytes_read": sum(sample.bytes_read for sample in samples),
-        "bytes_left_out": left_out,
-        "license": source.license,
-        "row_licenses": {name: count for name, count in measured.licenses.most_common() if name},
-        "rows_seen": len(measured.figures),
-        "lengths": {f"p{round(100 * share)}": int(np.quantile(lengths, share)) for share in QUANTILES},
-        "not_selected": measured.not_selected,
-        "rejected": dict(measured.rejected.most_common()),
-        "read": measured.read,
-        "not_read": measured.not_read,
-        "notes": notes,
-    }
-    return seen
+    return draws, SourcePlan(
+        files=len(samples),
+        bytes=sum(file.size for file in files),
+        bytes_read=sum(sample.bytes_read for sample in samples),
+        bytes_left_out=left_out,
+        figures={figure: Figure(*interval(draws[:, number])) for number, figure in enumerate(FIGURES)},
+        license=source.license,
+        row_licenses={name: count for name, count in measured.licenses.most_common() if name},
+        rows_seen=len(measured.figures),
+        lengths={f"p{round(100 * share)}": int(np.quantile(lengths, share)) for share in QUANTILES},
+        not_selected=measured.not_selected,
+        rejected=dict(measured.rejected.most_common()),
+        read=measured.read,
+        not_read=measured.not_read,
+        notes=notes,
+    )
 
 
 def _totals(samples: list[Sampled], measured: Measured, seed: int) -> Floats:
@@ -224,32 +211,30 @@ def _totals(samples: list[Sampled], measured: Measured, seed: int) -> Floats:
     return draws
 
 
-def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
+def combine(path: str, params: Params, seen: dict[str, tuple[Floats, SourcePlan]]) -> Plan:
     """Return the plan of sources that were looked at."""
     packed, trained = FIGURES.index("packed_tokens"), FIGURES.index("packed_trained_tokens")
     unit = trained if params.pack.unit == "tokens" else FIGURES.index("packed_samples")
     training = 1 - params.pack.validation - params.pack.test
-    sources = params.fetch.sources
+    sources, draws = params.fetch.sources, {name: of for name, (of, _) in seen.items()}
     epochs = plan_epochs(
-        {name: round(each.draws[0, unit] * training) for name, each in seen.items()},
+        {name: round(of[0, unit] * training) for name, of in draws.items()},
         {name: source.share for name, source in sources.items()},
         {name: source.epochs for name, source in sources.items()},
         params.pack.max_epochs,
-        {name for name, each in seen.items() if params.pack.exclude_licenses and not each.draws[0, unit]},
+        {name for name, of in draws.items() if params.pack.exclude_licenses and not of[0, unit]},
     )
-    blend = sum((each.draws * epochs[name] * training for name, each in seen.items()), np.zeros(1))
-    totals = sum((each.draws for each in seen.values()), np.zeros(1))
+    blend = sum((of * epochs[name] * training for name, of in draws.items()), np.zeros(1))
+    totals = sum(draws.values(), np.zeros(1))
     packs = blend[:, packed] / params.pack.pack_size
-    train, bytes = (
-        params.training.with_steps(round(packs[0])).train,
-        sum(each.values["bytes"] for each in seen.values()),
-    )
+    plans = {name: replace(plan, epochs=epochs[name]) for name, (_, plan) in seen.items()}
+    train, bytes = params.training.with_steps(round(packs[0])).train, sum(plan.bytes for plan in plans.values())
     tokens = totals[0, FIGURES.index("tokens")] + blend[0, packed]
     return Plan(
         params=path,
         pack_size=params.pack.pack_size,
         bytes=bytes,
-        bytes_read=sum(each.values["bytes_read"] for each in seen.values()),
+        bytes_read=sum(plan.bytes_read for plan in plans.values()),
         totals={name: Figure(*interval(totals[:, number])) for number, name in enumerate(FIGURES)},
         blend_tokens=Figure(*interval(blend[:, packed])),
         blend_trained_tokens=Figure(*interval(blend[:, trained])),
@@ -258,14 +243,7 @@ def combine(path: str, params: Params, seen: dict[str, _Seen]) -> Plan:
         train_iters=train.steps,
         epochs_of_run=train.steps * train.global_batch_size / max(1.0, packs[0]),
         disk_bytes=bytes + TOKEN_BYTES * tokens,
-        sources={
-            name: SourcePlan(
-                figures={figure: Figure(*interval(each.draws[:, number])) for number, figure in enumerate(FIGURES)},
-                epochs=epochs[name],
-                **each.values,
-            )
-            for name, each in seen.items()
-        },
+        sources=plans,
     )
 
 

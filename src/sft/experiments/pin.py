@@ -19,7 +19,7 @@ from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import publish_file
 from sft.params.check import read
 from sft.params.data import REVISION, Download, Source
-from sft.params.read import PARAMS, read_text
+from sft.params.read import params_file, read_text
 from sft.sources import hub
 from sft.sources.download import hub_files
 
@@ -145,7 +145,7 @@ def _entries(path: Path) -> dict[tuple[str, ...], Download]:
 
 def main(profile: str | None) -> None:
     """Pin a profile, or params.yaml."""
-    path = Path("profiles", f"{profile}.yaml") if profile else PARAMS
+    path = params_file(profile)
     for line in pin_params(path):
         echo(line)
     echo(f"{path}: pinned")

@@ -9,24 +9,16 @@ The profile is checked first. Uncommitted changes of params.yaml are never overw
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import publish_file
 from sft.params.check import read
-from sft.params.read import PARAMS
-
-PROFILES = Path("profiles")
-
-
-def names() -> list[str]:
-    """Return the names of the profiles."""
-    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+from sft.params.read import PARAMS, params_file, profiles
 
 
 def first_sentence(name: str) -> str:
     """Return the first sentence of the comment that a profile starts with."""
-    lines = (PROFILES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = params_file(name).read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("# ") for line in lines[:4] if line.startswith("# "))
     return comment.split(". ")[0].split(": ")[0].rstrip(".")
 
@@ -36,9 +28,7 @@ def copy(name: str) -> None:
 
     Raises:  InputError: there is no such profile, it has a fault, params.yaml has uncommitted changes.
     """
-    profile = PROFILES / f"{name}.yaml"
-    if not profile.is_file():
-        raise InputError(f"{profile}: not found. Profiles: {', '.join(names()) or 'none'}")
+    profile = params_file(name)
     read(profile)
     if PARAMS.exists() and PARAMS.read_bytes() != profile.read_bytes():
         status = ["git", "status", "--porcelain", "--", str(PARAMS)]
@@ -55,7 +45,7 @@ def main(name: str | None) -> None:
     if name:
         copy(name)
         return
-    for known in names():
+    for known in profiles():
         echo(f"{known:24} {first_sentence(known)}")
 
 

@@ -23,7 +23,7 @@ from sft.filters.contamination import read_benchmark_items
 from sft.filters.encoding import valid_text
 from sft.filters.pipeline import BYTES_AT_ONCE, ROWS_AT_ONCE, Kept, Outcome, Pipeline, RowCounts
 from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
-from sft.formats.raw_files import Part, Row, plan_parts, read_part
+from sft.formats.raw_files import Part, Row, plan_parts, read_objects, read_part
 from sft.formats.records import ChatRow
 from sft.hashing import keyed_hashes, value_digest
 from sft.params.data import Filter, Read
@@ -131,6 +131,17 @@ def selected_rows(task: dict[str, Any], counts: FieldCounts) -> Iterator[Row]:
     if task["part"] is None:
         return check_readable(PACKAGES[read.format](raw), raw)
     return select_rows(check_readable(read_part(raw, Part(*task["part"])), raw), read.select, counts)
+
+
+def read_folder(
+    folder: Path, read: Read, counts: FieldCounts, look: Callable[[Iterable[Row]], Iterator[Row]]
+) -> Iterator[Row]:
+    """Yield the selected rows of a folder, with records; `look` gets every row first. Raises InputError: bad `read`."""
+    check_read(read.format, read.fields, read.select)
+    if read.format in PACKAGES:
+        return look(PACKAGES[read.format](folder))
+    rows = select_rows(look(read_objects(folder, read.split, read.config)), read.select, counts)
+    return convert_chats(rows, read.format, read.fields, read.select, counts)
 
 
 def as_result(counts: FieldCounts) -> dict[str, Any]:

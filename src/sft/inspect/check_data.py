@@ -19,16 +19,14 @@ from typing import Any
 from rich.text import Text
 
 from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
-from sft.files import resolve_repo_file
-from sft.filters.examine import examine_rows, load_pipeline
+from sft.filters.examine import examine_rows, load_pipeline, read_folder
 from sft.filters.pipeline import RowCounts
-from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
+from sft.formats.chat_forms import PACKAGES, FieldCounts
 from sft.formats.detect import decide_read, read_line
-from sft.formats.raw_files import Row, read_objects
 from sft.inspect.packs import PackedSample, pieces
 from sft.inspect.sample import show_sample
 from sft.inspect.terminal import paged, visible
-from sft.params.data import Download, Read
+from sft.params.data import Download
 from sft.params.read import load, load_source
 from sft.raw_folders import RawPaths, select_files
 from sft.sources.download import local_files
@@ -85,7 +83,7 @@ def check(source: str) -> Findings:
         read, decision = decide_read(folder, load_source(source, "read"))
         files = None if read.format in PACKAGES else select_files(folder, read.split, read.config)
         fields, counts = FieldCounts(unseen_select=set(read.select)), RowCounts()
-        rows = list(first_rows(folder, read, fields))
+        rows = list(read_folder(folder, read, fields, lambda rows: itertools.islice(rows, ROWS)))
         fields.check(read.format, read.fields)
     fit = f" ({decision['rows_that_fit']} of {decision['rows']} rows fit)" if decision else ""
     num_rows = len(rows) + fields.not_selected
@@ -139,15 +137,6 @@ def raw_folder(source: str) -> Iterator[Path]:
         yield Path(links)
 
 
-def first_rows(folder: Path, read: Read, counts: FieldCounts) -> Iterator[Row]:
-    """Yield the selected ones of the first ROWS rows, with records."""
-    check_read(read.format, read.fields, read.select)
-    if read.format in PACKAGES:
-        return itertools.islice(PACKAGES[read.format](folder), ROWS)
-    rows = select_rows(itertools.islice(read_objects(folder, read.split, read.config), ROWS), read.select, counts)
-    return convert_chats(rows, read.format, read.fields, read.select, counts)
-
-
 def by_reason(rejected: Any) -> dict[str, dict[str, Any]]:
     """Return number and first evidence of rejected rows by reason, the most frequent first."""
     numbers, first = Counter[str](), dict[str, str]()
@@ -162,15 +151,15 @@ def measure(source: str, kept: list[dict[str, Any]]) -> Lengths:
     import numpy as np
     from tokenizers import Tokenizer
 
+    from sft.data_plan.measure import load_chat
     from sft.packing.accounting import length_quantiles
     from sft.tokens.prepare import prepare_examined
     from sft.tokens.reasoning import Shares
-    from sft.tokens.render import ChatTemplate, Settings
 
     params = load("prep")
-    settings = Settings(tuple(params.stop_tokens), params.date)
-    chat = ChatTemplate.load(str(resolve_repo_file(params.template)), BASE, settings=settings)
-    prepared = prepare_examined(chat, kept, Shares(**params.reasoning.model_dump()), params.max_tokens)
+    prepared = prepare_examined(
+        load_chat(params, BASE), kept, Shares(**params.reasoning.model_dump()), params.max_tokens
+    )
     samples = prepared.samples.to_pylist()
     sizes = np.array([len(sample["ids"]) for sample in samples], np.int32)
     order = np.argsort(sizes, kind="stable")
@@ -224,14 +213,9 @@ def values(findings: Findings) -> dict[str, Any]:
     return {name: value for name, value in asdict(findings).items() if name != "lines"}
 
 
-def main(source: str, *, as_json: bool = False) -> None:
-    """Check a source."""
-    print_facts(lambda: check(source), show, as_json=as_json, values=values)
-
-
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--source", required=True, help="one of fetch.sources in params.yaml")
     add_json_option(parser)
-    arguments = parser.parse_args()
-    run_or_exit(lambda: main(arguments.source, as_json=arguments.json))
+    options = parser.parse_args()
+    run_or_exit(lambda: print_facts(lambda: check(options.source), show, as_json=options.json, values=values))

@@ -26,7 +26,7 @@ from sft.cli import InputError
 if TYPE_CHECKING:
     from sft.params.training import TrainParams
 
-PARAMS = Path("params.yaml")
+PARAMS, PROFILES = Path("params.yaml"), Path("profiles")
 MISSING = "missing"
 # Section -> module and class of its schema. A stage imports those of its own sections only.
 SCHEMA = {
@@ -47,6 +47,21 @@ SCHEMA = {
     "eval": ("evaluation", "Eval"),
 }
 TRAINING = tuple(name for name, (module, _) in SCHEMA.items() if module == "training")
+
+
+def profiles() -> list[str]:
+    """Return the names of the profiles."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def params_file(profile: str | None) -> Path:
+    """Return profiles/<profile>.yaml, or params.yaml without a name. Raises InputError: there is no such profile."""
+    if profile is None:
+        return PARAMS
+    path = PROFILES / f"{profile}.yaml"
+    if profile not in profiles():
+        raise InputError(f"PROFILE={profile}: {path} not found. Profiles: {', '.join(profiles()) or 'none'}")
+    return path
 
 
 def load(name: str, path: Path = PARAMS) -> Any:

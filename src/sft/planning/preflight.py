@@ -22,7 +22,7 @@ from sft.cli import InputError, add_json_option, echo, make_parser, print_facts,
 from sft.cluster.cluster_file import read_cluster_file
 from sft.files import project_root
 from sft.params.check import Params, read
-from sft.params.read import PARAMS
+from sft.params.read import PARAMS, params_file
 from sft.params.training import TrainParams
 from sft.planning import checks, estimate
 from sft.planning.estimate import GPUS, MEMORY_ERROR, RESERVE
@@ -344,7 +344,7 @@ def estimate_training(
             raise InputError(
                 f"CLUSTER={cluster_name}: has no GPUs. See its dry run: make train DRY_RUN=1 CLUSTER={cluster_name}"
             )
-    params = read(Path("profiles", f"{profile}.yaml") if profile else PARAMS)
+    params = read(params_file(profile))
     is_applied = profile is None or (PARAMS.exists() and read(PARAMS) == params)
     if gpus is None:
         gpus = torch.cuda.device_count() or (8 if profile else 0)

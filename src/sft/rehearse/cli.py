@@ -27,7 +27,8 @@ from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.cluster import jobs, slurm
 from sft.cluster.cluster_file import read_cluster_file
 from sft.files import REPOSITORY, file_lock
-from sft.params.check import Params
+from sft.params.check import Params, read
+from sft.params.read import params_file
 from sft.rehearse import project, proofs
 
 FOLDER = Path("runs/rehearsal")
@@ -120,7 +121,7 @@ class Stages:
 def rehearse(profile: str, cluster: str | None) -> int:
     """Rehearse a profile and print the table; return the exit status."""
     begin = time.monotonic()
-    real = project.read_profile(profile)
+    real = read(params_file(profile))
     folder = FOLDER.absolute() / profile
     with file_lock(folder.with_name(f"{profile}.lock"), 0) as is_held:
         if not is_held:

@@ -17,17 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from sft.chat_files import DEFAULT_FILE, read_template
-from sft.cli import InputError
 from sft.cluster.cluster_file import CLUSTER_FILES, GPU_OPTIONS, option_name, read_cluster_file
 from sft.files import REPOSITORY, read_json, resolve_repo_file, write_json
 from sft.params.check import Params, read
-from sft.params.read import read_text
+from sft.params.read import params_file, read_text
 from sft.planning.checks import segment_multiple
 from sft.planning.preflight import model_folder
 from sft.rehearse import tiny_model
 
 Json = dict[str, Any]
-PROFILES = Path("profiles")
 ROWS = 80
 """Conversations of a source."""
 VOCABULARY = 1024
@@ -80,21 +78,12 @@ WEATHER = {
 }
 
 
-def read_profile(profile: str) -> Params:
-    """Return the params of a profile. Raises InputError: there is none of this name."""
-    path = PROFILES / f"{profile}.yaml"
-    if Path(profile).name != profile or not path.is_file():  # the name is also that of a folder that is removed
-        names = ", ".join(sorted(each.stem for each in PROFILES.glob("*.yaml")))
-        raise InputError(f"PROFILE={profile}: {path} not found. Profiles: {names}")
-    return read(path)
-
-
 def write_project(folder: Path, profile: str) -> Params:
     """Write the scratch project of a profile into an empty folder; return its params.
 
     Raises:  InputError: there is no such profile, or the shapes of its model are not known here.
     """
-    params = read_profile(profile)
+    params = read(params_file(profile))
     config = tiny_model.shrink(read_json(model_folder(params, has_inputs=False) / "config.json"))
     sources = chosen_sources(params)
     for number, source in enumerate(sources.values()):
@@ -110,7 +99,7 @@ def write_project(folder: Path, profile: str) -> Params:
     texts = [*(file.read_text(encoding="utf-8") for file in sorted(folder.glob("inputs/*.jsonl"))), template]
     ids = tiny_model.write_tokenizer(base, texts, VOCABULARY, control)
     tiny_model.write_model(base, {**config, "vocab_size": VOCABULARY, **ids})
-    values = scaled(read_text(PROFILES / f"{profile}.yaml")[1], params)
+    values = scaled(read_text(params_file(profile))[1], params)
     values["fetch"] |= {"sources": sources, "model": {"uri": "file://inputs/model"}}
     write_json(folder / "params.yaml", values)
     return read(folder / "params.yaml")
