@@ -229,42 +229,22 @@ def _joined(spans: Iterable[Span]) -> list[Span]:
     return joined
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Rows that were rejected for one reason."""
-
-    reason: str
-    total: int
-    """How many rows it rejects."""
-    start: int
-    """Number of the first example, from 0."""
-    rows: list[tuple[str, str, dict[str, Any]]]
-    """Stage, source, and the row as the stage wrote it."""
-
-    def values(self) -> dict[str, Any]:
-        """Return what --json prints."""
-        rows = [
-            {
-                "stage": stage,
-                "source": source,
-                "location": row_location(row),
-                **{name: _loaded(value) if name in NESTED else value for name, value in row.items()},
-            }
-            for stage, source, row in self.rows
-        ]
-        return {"reason": self.reason, "total": self.total, "from": self.start, "examples": rows}
+def find_examples(names: Sequence[str], reason: str, total: int, start: int, number: int) -> dict[str, Any]:
+    """Return what --json prints of a reason: the number of its rows, and some of them with stage and source."""
+    rows = [
+        {"stage": stage, "source": source, "location": row_location(row)}
+        | {name: (json.loads(value) if value else None) if name in NESTED else value for name, value in row.items()}
+        for stage, source, row in examples(names, reason, start, number)
+    ]
+    return {"reason": reason, "total": total, "from": start, "examples": rows}
 
 
-def _loaded(text: str | None) -> Any:
-    return json.loads(text) if text else None
-
-
-def example(stage: str, source: str, row: dict[str, Any], plain: bool) -> Table:
+def example(row: dict[str, Any], plain: bool) -> Table:
     """Return one rejected row: its location, the evidence, the conversation shortened."""
     laid = Table.grid(padding=(0, 1))
     laid.add_column(justify="right", no_wrap=True)
     laid.add_column(overflow="fold")
-    location = row_location(row)
+    source, location = row["source"], row["location"]
     evidence = row["evidence"].removeprefix(f"{location}: ")
     named = {int(match[1]) for match in MESSAGE_INDEX.finditer(evidence)}
     patterns = quote_patterns(evidence)
@@ -276,9 +256,9 @@ def example(stage: str, source: str, row: dict[str, Any], plain: bool) -> Table:
     add("id", row["id"])
     laid.add_row(_text("evidence", "red"), _text(evidence))
     if row.get("tools"):
-        names = tool_names(json.loads(row["tools"]))
+        names = tool_names(row["tools"])
         add("tools", names, [] if named else marks(names, patterns))
-    conversation = parts(json.loads(row["messages"])) if row.get("messages") else []
+    conversation = parts(row["messages"]) if row.get("messages") else []
     num_hidden = 0
     for number, part in enumerate(conversation):
         spans = marks(part.text, patterns) if part.message in named or not named else []
@@ -325,16 +305,17 @@ def show_table(counted: Sequence[Counts]) -> None:
         screen.print(table(counted))
 
 
-def show_examples(found: Examples) -> None:
+def show_examples(found: dict[str, Any]) -> None:
     """Print examples, and how many follow."""
+    total, start, rows = found["total"], found["from"], found["examples"]
     with paged() as screen:
-        for n, (stage, name, row) in enumerate(found.rows, found.start):
-            title = f"── example {n} of {found.total}, from 0: {name}, {stage}: {found.reason} "
+        for n, row in enumerate(rows, start):
+            title = f"── example {n} of {total}, from 0: {row['source']}, {row['stage']}: {found['reason']} "
             screen.print(_text(title, "bold"), soft_wrap=True)
-            screen.print(example(stage, name, row, screen.plain))
+            screen.print(example(row, screen.plain))
             screen.print()
-        if (following := found.start + len(found.rows)) < found.total:
-            screen.print(_text(f"{found.total - following} more: FROM={following}"), soft_wrap=True)
+        if (following := start + len(rows)) < total:
+            screen.print(_text(f"{total - following} more: FROM={following}"), soft_wrap=True)
 
 
 def main(source: str | None, reason: str | None, number: int, start: int, *, as_json: bool = False) -> None:
@@ -355,10 +336,7 @@ def main(source: str | None, reason: str | None, number: int, start: int, *, as_
     if start >= counts[reason]:
         raise InputError(f"FROM={start}: {reason} rejects {counts[reason]} rows, numbered from 0")
 
-    def find() -> Examples:
-        return Examples(reason, counts[reason], start, [*examples(names, reason, start, number)])
-
-    print_facts(find, show_examples, as_json=as_json, values=Examples.values)
+    print_facts(lambda: find_examples(names, reason, counts[reason], start, number), show_examples, as_json=as_json)
 
 
 def at_least(least: int) -> Callable[[str], int]:
