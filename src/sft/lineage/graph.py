@@ -132,6 +132,13 @@ def _checkout(records: Records) -> str:
     return f"git worktree add ../at-{str(commit)[:8]} {commit}{patch}; or make reproduce MODEL={records.name}"
 
 
+def _node(id: str, facts: Mapping[str, Any], digest: str | None, get: str, state: str = "", title: str = "") -> Node:
+    """Return a node with the facts that are known; `id`: its kind, or kind/source."""
+    kind, _, source = id.partition("/")
+    known = {name: value for name, value in facts.items() if value not in (None, {}, [], "")}
+    return Node(id, kind, title or source or kind, known, digest, get, state)
+
+
 def _source_nodes(
     records: Records, name: str, source: dict[str, Any], digests: dict[str, str], states: dict[str, str]
 ) -> Iterator[Node]:
@@ -139,38 +146,32 @@ def _source_nodes(
         records.json(f"reports/{stage}/{name}.json") for stage in ("fetch", "filter", "prep")
     )
     facts = {
-        "source": (
-            {
-                **_origin(source),
-                "files": len(fetched.get("files", [])) or None,
-                "rows": source.get("rows", source.get("rows_out")),
-            },
-            f"dvc pull data/raw/{name}, or download it again: dvc repro fetch@{name}",
-        ),
-        "filtered": (
-            {
-                "rows": filtered.get("rows_in"),
-                "kept": source.get("kept", filtered.get("rows_out")),
-                "rejected": filtered.get("rejected", source.get("rejected", {})),
-            },
-            f"dvc pull data/filtered/{name}",
-        ),
-        "prepared": (
-            {
-                "samples": prepared.get("samples"),
-                "tokens": prepared.get("tokens"),
-                "trained tokens": prepared.get("trained_tokens"),
-                "rejected": prepared.get("rejected", {}),
-                "template sha256": prepared.get("template_sha256"),
-            },
-            f"dvc pull data/prepared/{name}",
-        ),
+        "source": {
+            **_origin(source),
+            "files": len(fetched.get("files", [])) or None,
+            "rows": source.get("rows", source.get("rows_out")),
+        },
+        "filtered": {
+            "rows": filtered.get("rows_in"),
+            "kept": source.get("kept", filtered.get("rows_out")),
+            "rejected": filtered.get("rejected", source.get("rejected", {})),
+        },
+        "prepared": {
+            "samples": prepared.get("samples"),
+            "tokens": prepared.get("tokens"),
+            "trained tokens": prepared.get("trained_tokens"),
+            "rejected": prepared.get("rejected", {}),
+            "template sha256": prepared.get("template_sha256"),
+        },
     }
-    folders = {"source": "raw", "filtered": "filtered", "prepared": "prepared"}
-    for kind, (known, get) in facts.items():
-        path = f"data/{folders[kind]}/{name}"
-        digest = f"md5:{digests[path]}" if path in digests else None
-        yield Node(f"{kind}/{name}", kind, name, _known(known), digest, get, states.get(path, ABSENT))
+    for kind, known in facts.items():
+        path = f"data/{'raw' if kind == 'source' else kind}/{name}"
+        get = f"dvc pull {path}" + (f", or download it again: dvc repro fetch@{name}" if kind == "source" else "")
+        yield _node(f"{kind}/{name}", known, _md5(digests, path), get, states.get(path, ABSENT))
+
+
+def _md5(digests: dict[str, str], path: str) -> str | None:
+    return f"md5:{digests[path]}" if path in digests else None
 
 
 def _origin(report: Mapping[str, Any]) -> dict[str, str]:
@@ -186,9 +187,8 @@ def _benchmark_nodes(records: Records, digests: dict[str, str], states: dict[str
         return
     origins = {name: _origin(facts) for name, facts in sets.items()}
     known = {"texts": sum(facts["texts"] for facts in sets.values()), "sets": origins or "none"}
-    digest = f"md5:{digests[BENCHMARKS]}" if BENCHMARKS in digests else None
     get = f"dvc pull {BENCHMARKS}, or download them again: dvc repro fetch-benchmarks"
-    yield Node("benchmarks", "benchmarks", "benchmarks", known, digest, get, states.get(BENCHMARKS, ABSENT))
+    yield _node("benchmarks", known, _md5(digests, BENCHMARKS), get, states.get(BENCHMARKS, ABSENT))
 
 
 def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
@@ -196,6 +196,9 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
     lineage, key = records.lineage, records.lineage["lineage_key"]
     commit, patch, packages = lineage["git_commit"], lineage.get("patch"), lineage["packages"]
     fetched, evaluation = records.json("reports/fetch/model.json"), evaluation_of(records)
+    yield _node(
+        "packed", _packed(records), f"sha256:{lineage['data']}", f"dvc pull {PACKED}", states[PACKED], title=PACKED
+    )
     base = {
         **_origin(fetched),
         "parameters": fetched.get("parameters"),
@@ -203,49 +206,35 @@ def _run_nodes(records: Records, states: dict[str, str]) -> Iterator[Node]:
         "checkpoint": lineage["params"].get("checkpoint", {}).get("pretrained_checkpoint"),
         "made by the run of": lineage.get("parent"),
     }
+    get = f"dvc pull {BASE}, or download it again: dvc repro fetch-model"
+    yield _node("base", base, f"sha256:{lineage['base_model']}", get, states[BASE], title="base model")
+    yield _node("params", lineage["params"], f"sha256:{value_digest(lineage['params'])}", "in lineage.json")
     code = {
         "commit": commit,
         "uncommitted changes": lineage["git_dirty"],
         "patch sha256": patch,
         "hardware": lineage.get("hardware"),
     }
-    params = {name: section for name, section in lineage["params"].items() if section}
+    get = f"git show {commit}" + (f"; patch in runs/{key} and in MLflow's artifacts" if patch else "")
+    yield _node("code", code, f"sha256:{lineage['code']}", get)
     numeric = {name: packages[name] for name in NUMERIC_PACKAGES if name in packages}
+    installed = {**numeric, "installed": len(packages)}
+    yield _node("packages", installed, f"sha256:{value_digest(packages)}", "make setup at that commit")
+    yield _node(RUN, _run(records), None, f"make mlflow; logs in runs/{key}", title="training")
     model = {
         "model.safetensors sha256": lineage.get("files", {}).get("model.safetensors"),
         "versions": (records.run or {}).get("versions"),
     }
-    md5 = outs(records.lock).get(FINAL)
-    nodes: list[tuple[str, str, dict[str, Any], str | None, str, str]] = [
-        ("packed", PACKED, _packed(records), f"sha256:{lineage['data']}", f"dvc pull {PACKED}", states[PACKED]),
-        (
-            *("base", "base model", base, f"sha256:{lineage['base_model']}"),
-            f"dvc pull {BASE}, or download it again: dvc repro fetch-model",
-            states[BASE],
-        ),
-        ("params", "params", params, f"sha256:{value_digest(lineage['params'])}", "in lineage.json", ""),
-        (
-            *("code", "code", code, f"sha256:{lineage['code']}"),
-            f"git show {commit}" + (f"; patch in runs/{key} and in MLflow's artifacts" if patch else ""),
-            "",
-        ),
-        (
-            *("packages", "packages", {**numeric, "installed": len(packages)}, f"sha256:{value_digest(packages)}"),
-            *("make setup at that commit", ""),
-        ),
-        (RUN, "training", _run(records), None, f"make mlflow; logs in runs/{key}", ""),
-        (MODEL, records.name, model, md5 and f"md5:{md5}", f"dvc pull {FINAL}", states[FINAL]),
-    ]
+    yield _node(MODEL, model, _md5(outs(records.lock), FINAL), f"dvc pull {FINAL}", states[FINAL], records.name)
     if evaluation:
         before, after = evaluation["before"], evaluation["after"]
-        numbers = {name: value for name, value in after.items() if isinstance(value, int | float)}
         measured: dict[str, Any] = {
-            name: {"before": before.get(name), "after": value} for name, value in numbers.items()
+            name: {"before": before.get(name), "after": value}
+            for name, value in after.items()
+            if isinstance(value, int | float)
         }
         measured["gate"] = evaluation.get("gate")
-        nodes.append(("evaluation", "evaluation", measured, None, "dvc repro eval; reports/report.html", ""))
-    for kind, title, facts, digest, get, state in nodes:
-        yield Node(kind, kind, title, _known(facts), digest, get, state)
+        yield _node("evaluation", measured, None, "dvc repro eval; reports/report.html")
 
 
 def _packed(records: Records) -> dict[str, Any]:
@@ -279,10 +268,6 @@ def evaluation_of(records: Records) -> dict[str, Any]:
     if records.folder and measured and measured != outs(lock).get(FINAL):
         return {}
     return dict(records.json("reports/eval.json"))
-
-
-def _known(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if value not in (None, {}, [], "")}
 
 
 def as_text(value: Any) -> str:
