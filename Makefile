@@ -19,7 +19,7 @@ SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.s
 
 # Every variable that a target below takes, and old names of some. What is typed is checked before anything runs: a name
 # that is not here is an error, unless it is a param (with a dot: optimizer.lr=1e-5).
-VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON \
+VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON LABELS \
     LIST MINUTES MODEL NAME NODES NUMBER NVIDIA PACK PEERS POINTS PORT PROFILE PROMPT REASON REMOTE REPO ROWS RUN \
     SOURCE SPLIT STEP STORE THINKING TO TOOLS UNTIL UPGRADE WAIT YES
 typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -34,7 +34,7 @@ $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
 mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:$(if $(filter show,$(MAKECMDGOALS)),PACK,ROWS)" "$(filter-out $(params),$(typed))")
 $(if $(mistyped),$(error $(mistyped)))
 # JSON=1: one JSON document on stdout, and no recipes there.
-facts := show estimate plan check-data rejected blame lineage reproduce compare status
+facts := show estimate plan check-data rejected judge-agreement blame lineage reproduce compare status
 json = $(if $(filter-out 0,$(JSON)), --json)
 ifneq ($(json),)
 $(if $(filter-out 1,$(JSON)),$(error JSON=$(JSON): expected JSON=1. To write a file: make $(MAKECMDGOALS) JSON=1 >$(JSON)))
@@ -88,7 +88,7 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
 .NOTPARALLEL:
-.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected blame chat \
+.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected judge-agreement blame chat \
     lineage reproduce compare export publish mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down \
     setup-lm-eval test test-layouts drill fuzz lint check format \
     pins bench bench-peers
@@ -151,6 +151,9 @@ check-data: setup ## Show what would become of the first 1,000 rows of a source:
 
 rejected: setup ## Show rejected rows with their reasons (SOURCE= REASON= NUMBER=5 FROM=0)
 	python -m sft.inspect.rejected$(call option,SOURCE,source)$(call option,REASON,reason)$(call option,NUMBER,number)$(call option,FROM,from)$(json)
+
+judge-agreement: setup ## Compare the judge with labels of people, by line of the rubric: kappa with intervals (LABELS=file.jsonl)
+	python -m sft.inspect.judge_agreement --labels $(call quote,$(LABELS))$(json)
 
 blame: setup ## Show the rows that the trained model predicts worst, by loss and by change, with their lines (SPLIT= ROWS= NUMBER=20)
 	python -m sft.inspect.blame$(call option,SPLIT,split)$(call option,ROWS,rows)$(call option,NUMBER,number)$(json)

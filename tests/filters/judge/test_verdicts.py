@@ -29,7 +29,7 @@ from sft.filters.judge.verdicts import (
 RUBRIC = Path(__file__).parents[3] / "filters/rubric.md"
 PARAMS = SimpleNamespace(model="judge-1", max_tokens=500, min_score=3, on_failure="reject")
 GOOD = '{"faults": [], "consistent": true, "score": 4}'
-BAD = '{"faults": [{"message": 1, "what": "books 3 May, asked for 5 May"}], "consistent": false, "score": 2}'
+BAD = '{"faults": [{"message": 1, "rule": 5, "what": "books 3 May, asked for 5 May"}], "consistent": false, "score": 2}'
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -34,8 +34,12 @@ SCHEMA = {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"message": {"type": "integer"}, "what": {"type": "string"}},
-                "required": ["message", "what"],
+                "properties": {
+                    "message": {"type": "integer"},
+                    "rule": {"type": "integer"},
+                    "what": {"type": "string"},
+                },
+                "required": ["message", "rule", "what"],
                 "additionalProperties": False,
             },
         },
@@ -65,6 +69,8 @@ class Fault(BaseModel):
 
     message: Annotated[int, Field(ge=0)]
     """Index of the message."""
+    rule: Annotated[int, Field(ge=1)] | None = None
+    """Number of the line of the rubric that it breaks; None: the judge does not name it."""
     what: Annotated[str, Field(min_length=1)]
     """What contradicts what."""
 
