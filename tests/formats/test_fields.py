@@ -53,7 +53,10 @@ def test_the_first_value_of_each_field_that_is_not_empty_decides():
 
 def test_messages_are_preferred_to_other_lists_of_roles_further_in():
     assert line({"meta": {"old": TURNS}, "new": TURNS}) == "read: {format: openai, fields: {messages: new}}"
-    assert line({"question": "a", "answer": "b", "messages": TURNS}) == "read: openai"
+    assert (
+        line({"question": "a", "answer": "b", "messages": [*TURNS, {"role": "assistant", "content": "b"}]})
+        == "read: openai"
+    )
 
 
 CALLS = json.dumps([{"name": "f", "arguments": {"x": 1}}])

@@ -18,6 +18,22 @@ OTHERS = [
     {"sessionId": "1", "uuid": "2", "parentUuid": None, "type": "user", "message": {"role": "user", "content": "a"}},
     {"timestamp": "t", "type": "response_item", "payload": {"type": "message", "role": "user", "content": []}},
     {"question_id": 81, "category": "writing", "turns": ["a", "b"], "reference": ["c", "d"]},
+    {"conversation_a": [USER, ANSWER], "conversation_b": [USER, ANSWER], "winner": "model_b"},
+    {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [USER]}},
+    {"custom_id": "1", "response": {"status_code": 200, "body": {"choices": [{"message": ANSWER}]}}},
+    {"chat_history": [{"role": "USER", "message": "a"}], "message": "b", "text": "c"},
+    {"id": "1", "run_type": "llm", "inputs": {"messages": [[USER]]}, "outputs": {}},
+    {"id": 0, "source": "agent", "action": "run", "args": {"command": "ls"}},
+    {"id": 1, "source": "agent", "observation": "run", "content": "a.py"},
+    {"instance_id": "1", "history": [{"id": 0, "source": "user", "action": "message"}]},
+    {"input_ids": [1, 2], "labels": [-100, 2]},
+    {"question": "a", "choices": ["b", "c"], "answer": 0},
+    {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"},
+    {"question": "a", "opa": "b", "opb": "c", "cop": 0},
+    {"goal": "a", "sol1": "b", "sol2": "c", "label": 1},
+    {"question": "a", "distractor1": "b", "correct_answer": "c"},
+    {"instruction": "a", "completions": [{"model": "m", "response": "b"}, {"model": "n", "response": "c"}]},
+    {"prompt": "a", "responses": ["b", "c"]},
     {"id": "1", "question": [[USER]], "function": [{"name": "f"}], "ground_truth": [{"f": {}}]},
 ]
 
@@ -40,6 +56,22 @@ def test_a_row_that_is_no_conversation_is_rejected_by_name(tmp_path, row, shape)
 @pytest.mark.parametrize(
     "row",
     [
+        {"text": "<|im_start|>user\na<|im_end|>"},
+        {"text": "### Human: a### Assistant: b"},
+        {"chat": "USER: a\n\nASSISTANT: b <|endoftext|>", "system": "SYSTEM: c"},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+    ],
+    ids=str,
+)
+def test_text_of_a_chat_template_is_rejected_with_its_markup(row):
+    assert other_shape(row).startswith("text with the markup of a chat template")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "a", "output": "b", "text": "### Instruction: a\n### Response: b"},
+        {"text": "a"},
         {"segments": [{"start": 0}]},
         {"segments": "a"},
         {"messages": [USER, ANSWER]},

@@ -41,7 +41,6 @@ SYSTEM = {"role": "system", "content": "S"}
         ({"id": "1", "data": ["a", "b", "a", "b"]}, [USER, ANSWER] * 2, ["id"]),
         ({"messages": [["system", "S"], ["Human", "a"], ["gpt", "b"]]}, [SYSTEM, USER, ANSWER], []),
         ({"data": ["User: a", "Assistant: b"]}, [USER, ANSWER], []),
-        ({"data": ["a", "b", "a"]}, [USER, ANSWER, USER], []),
     ],
     ids=lambda value: str(value)[:60],
 )

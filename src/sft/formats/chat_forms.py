@@ -24,13 +24,14 @@ from sft.formats.demo.champ import champ
 from sft.formats.demo.django_po import django_po
 from sft.formats.demo.human_eval import human_eval
 from sft.formats.demo.nemo_gym import nemo_gym
-from sft.formats.fields import PREFERENCE, SHOWN_CHARS, has_speaker, is_selected, listed, lookup, merged, suggest_read
+from sft.formats.fields import PREFERENCE, SHOWN_CHARS, is_selected, listed, lookup, merged, suggest_read
 from sft.formats.json_text import parse_text, parsed_or_same
 from sft.formats.not_read import says_something
 from sft.formats.other_shapes import other_shape
 from sft.formats.raw_files import Json, Row
 from sft.formats.records import ChatRow, as_messages, question_and_answer
-from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS, role_of
+from sft.formats.responses import answer_messages
+from sft.formats.spellings import SYSTEM_COLUMNS, TOOLS_COLUMNS, has_speaker, role_of
 from sft.formats.turn_lists import messages_of_turns
 
 SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of an object of another shape
@@ -148,12 +149,12 @@ def _no_row_fits(format: str, fields: Fields, rows: Sequence[Sequence[Any]]) -> 
 
 def _advice(record: Json) -> str:
     """Return what to write in params.yaml to read a record, and which of its columns are not read then."""
-    if shape := other_shape(record):
-        return f"A row is {shape}."
-    suggestion = suggest_read(record)
     preference = ""
     if all(name in record for name in PREFERENCE):
         preference = "This is preference data: pairs of answers. Here only one can be trained, the chosen one. "
+    if shape := other_shape(record):
+        return f"{preference}A row is {shape}."
+    suggestion = suggest_read(record)
     if suggestion is None:
         return (
             f"{preference}No field holds messages, or a question and its answer. Name them under read: "
@@ -244,7 +245,7 @@ def _alpaca(columns: Columns) -> Json:
             raise ValueError(f"history: expected [[question, answer], ...] or messages, found {excerpt(item)}")
     asked = _messages("user", question)
     turn = {"reasoning_content": columns.get("reasoning_content"), "tool_calls": columns.get("calls")}
-    answered = _messages("assistant", "" if answer is None else answer)
+    answered = answer_messages(answer) or _messages("assistant", "" if answer is None else answer)
     if answered[: len(asked)] == asked:  # answers of preference data may begin with their prompt
         answered = answered[len(asked) :]
     answered[:1] = [{**message, **{key: value for key, value in turn.items() if value}} for message in answered[:1]]

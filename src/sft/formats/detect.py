@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sft.cli import InputError
-from sft.conversation import Rejection
+from sft.conversation import Conversation, Rejection
 from sft.formats.chat_forms import AUTO, GROUP, FieldCounts, convert_chats
 from sft.formats.fields import Suggestion, listed, merged, suggest_read
 from sft.formats.messages import normalize
-from sft.formats.other_shapes import other_shape
+from sft.formats.other_shapes import WRITE, other_shape
 from sft.formats.raw_files import Row, read_objects
 from sft.formats.records import ChatRow
 from sft.params.data import Read
@@ -58,6 +58,13 @@ def detect(folder: Path, read: Read) -> tuple[Suggestion, dict[str, Any]]:
     best = max(fits, key=lambda suggestion: fits[suggestion], default=None)
     if best is None or fits[best] < MIN_SHARE * len(rows):
         raise InputError(_undecided(folder, rows, fits))
+    open_rows = sum(_ends_open(best, row) for row in rows)
+    if open_rows >= MIN_SHARE * len(rows):
+        raise InputError(
+            f"{folder}: read: {AUTO}: the last message of {open_rows} of the first {len(rows)} rows is the user's. "
+            "Where is the answer? Name its field: read: {format: alpaca, fields: {prompt: ..., completion: ...}}. "
+            f"Or name the format, to train the answers before it: {best.line().strip()}"
+        )
     decision = {"format": best.format, "fields": dict(best.fields), "rows": len(rows), "rows_that_fit": fits[best]}
     return best, decision
 
@@ -71,12 +78,24 @@ def _suggestions(rows: Sequence[Row]) -> list[Suggestion]:
 
 
 def _fits(suggestion: Suggestion, row: Row) -> bool:
+    outcome = _outcome(suggestion, row)
+    return outcome is not None and (not isinstance(outcome, Rejection) or outcome.reason not in MISFITS)
+
+
+def _outcome(suggestion: Suggestion, row: Row) -> Conversation | Rejection | None:
+    """Return a row as a conversation, or why it is none; None if it has not the fields of the form."""
     counts = FieldCounts()
     (converted,) = convert_chats([row], suggestion.format, dict(suggestion.fields), {}, counts)
     if not isinstance(converted, ChatRow) or converted.record is None:
-        return False
-    outcome = normalize(converted.record, converted.columns, converted.columns_read)
-    return not isinstance(outcome, Rejection) or outcome.reason not in MISFITS
+        return None
+    return normalize(converted.record, converted.columns, converted.columns_read)
+
+
+def _ends_open(suggestion: Suggestion, row: Row) -> bool:
+    """Return whether a row has answers, but its last message is the user's."""
+    outcome = _outcome(suggestion, row)
+    roles = [turn["role"] for turn in outcome.messages] if isinstance(outcome, Conversation) else []
+    return "assistant" in roles and roles[-1] == "user"
 
 
 def _undecided(folder: Path, rows: Sequence[Row], fits: Mapping[Suggestion, int]) -> str:
@@ -85,7 +104,8 @@ def _undecided(folder: Path, rows: Sequence[Row], fits: Mapping[Suggestion, int]
     found = listed(dict(sorted(merged(row.record for row in rows if row.record is not None).items())))
     shapes = Counter(filter(None, (other_shape(row.record) for row in rows if row.record is not None)))
     forms += "".join(f"\n{count:6} are {shape}." for shape, count in shapes.most_common(SHOWN_FORMS))
+    advice = "" if forms else f"\nOr write {WRITE}."
     return (
         f"{folder}: read: {AUTO}: no form fits {MIN_SHARE:.0%} of the first {len(rows)} rows.{forms}\n"
-        f"Fields found: {found}. Name the format under read, or split the source."
+        f"Fields found: {found}. Name the format under read, or split the source.{advice}"
     )

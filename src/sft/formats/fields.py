@@ -6,13 +6,25 @@ from typing import Any, NamedTuple
 from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import says_something
 from sft.formats.other_shapes import other_shape
-from sft.formats.spellings import ANSWERS, REASONING_COLUMNS, ROLES, SYSTEM_COLUMNS
+from sft.formats.responses import answer_messages
+from sft.formats.spellings import (
+    ANSWERS,
+    REASONING_COLUMNS,
+    SYSTEM_COLUMNS,
+    has_speaker,
+    role_of,
+    speaker_of,
+    unwrapped,
+)
 from sft.formats.turn_lists import has_turns
 
 Json = dict[str, Any]
 
 # Names for a question, the likeliest first.
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "input", "user")
+# Names for a response of an API; the words of a request's path -> those of its response.
+RESPONSES = ("response_body", "outputs", "result", "generation", "choices")
+REQUEST_WORDS = (("input", "output"), ("request", "response"), ("prompt", "completion"))
 # Columns of preference data: the better and the worse of two answers.
 PREFERENCE = ("chosen", "rejected")
 CONVERSATIONS = {"messages": "openai", "conversations": "sharegpt"}
@@ -33,10 +45,12 @@ def lookup(record: Json, path: str) -> Any:
     """
     if path in record:
         return record[path]
-    value: Any = record
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    parts = path.split(".")
+    for end in range(1, len(parts)):
+        inner = record.get(".".join(parts[:end]))
+        if isinstance(inner, dict) and (value := lookup(inner, ".".join(parts[end:]))) is not None:
+            return value
+    return None
 
 
 def rename(record: Json, fields: Mapping[str, str]) -> Json:
@@ -101,23 +115,45 @@ def suggest_read(record: Json) -> Suggestion | None:
     if other_shape(record):
         return None
     paths = list(_paths(record))
+    if (suggestion := _suggest_log(paths)) is not None:
+        return suggestion
     for name, format in CONVERSATIONS.items():
         value = record.get(name)
         if _is_list_with(value, "from") or (format == "openai" and _is_conversation(value, "role")):
-            fields = {**_system(record), "tools": _tools(paths)}
-            if says_something(record.get(PREFERENCE[0])) and _ends_with_question(value):
-                return _suggestion("alpaca", {"prompt": name, "completion": PREFERENCE[0], **fields})
-            return _suggestion(format, fields)
+            return _suggestion(format, {**_system(paths), "tools": _tools(paths)})
     if (suggestion := _suggest_question(record, paths)) is not None:
         return suggestion
     for path, value in paths:
         if not isinstance(value, dict) and _is_conversation(value, "role"):
-            return _suggestion("openai", {"messages": path, **_system(record), "tools": _tools(paths)})
+            return _suggestion("openai", {"messages": path, **_system(paths), "tools": _tools(paths)})
         if _is_list_with(value, "from", "value"):
-            return _suggestion("sharegpt", {"conversations": path, **_system(record), "tools": _tools(paths)})
+            return _suggestion("sharegpt", {"conversations": path, **_system(paths), "tools": _tools(paths)})
         if _is_turn_list(path, value, record):
-            return _suggestion("sharegpt", {"conversations": path, **_system(record), "tools": _tools(paths)})
+            return _suggestion("sharegpt", {"conversations": path, **_system(paths), "tools": _tools(paths)})
     return None
+
+
+def _suggest_log(paths: list[tuple[str, Any]]) -> Suggestion | None:
+    """Return how to read messages that end with a question, if another field has its answer: a log of an API."""
+    for path, value in paths:
+        if not isinstance(value, dict) and _ends_with_question(value):
+            inside = path.rpartition(".")[0] + "." if "." in path else None
+            others = {
+                other: answer
+                for other, answer in paths
+                if other != path and not (inside and other.startswith(inside)) and _is_answer(answer)
+            }
+            swapped = [path.replace(*pair) for pair in REQUEST_WORDS]
+            names = {other.rpartition(".")[2].lower(): other for other in reversed(others)}
+            answer = next((name for name in swapped if name in others), "")
+            if answer := answer or next((names[name] for name in (*ANSWERS, *RESPONSES) if name in names), ""):
+                fields = {"prompt": path, "completion": answer, **_system(paths, path), "tools": _tools(paths)}
+                return _suggestion("alpaca", fields)
+    return None
+
+
+def _is_answer(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else bool(answer_messages(value))
 
 
 def _is_turn_list(path: str, value: Any, record: Json) -> bool:
@@ -137,7 +173,7 @@ def _suggest_question(record: Json, paths: list[tuple[str, Any]]) -> Suggestion 
     calls = next((path for path, value in paths if _is_list_with(value, "name", "arguments")), "")
     if not question or not _is_question(lookup(record, question)):
         return None
-    fields = {**_system(record), "tools": _tools(paths)}
+    fields = {**_system(paths), "tools": _tools(paths)}
     thought = next(
         (named[name] for name in REASONING_COLUMNS if name in named and _is_thought(lookup(record, named[name]))), ""
     )
@@ -156,8 +192,12 @@ def _suggestion(format: str, fields: dict[str, str]) -> Suggestion:
     return Suggestion(format, tuple((ours, theirs) for ours, theirs in fields.items() if ours != theirs))
 
 
-def _system(record: Json) -> dict[str, str]:
-    return next(({"system": name} for name in SYSTEM_COLUMNS if says_something(record.get(name))), {})
+def _system(paths: list[tuple[str, Any]], beside: str = "") -> dict[str, str]:
+    """Return the path of a system message: beside a field, or of the row."""
+    given = {path for path, value in paths if says_something(value)}
+    inside = beside.rpartition(".")[0] + "." if "." in beside else ""
+    names = [*SYSTEM_COLUMNS, "instructions"] if beside.rpartition(".")[2] == "input" else SYSTEM_COLUMNS
+    return next(({"system": path} for name in names for path in (inside + name, name) if path in given), {})
 
 
 def _tools(paths: list[tuple[str, Any]]) -> str:
@@ -190,19 +230,16 @@ def _is_conversation(value: Any, key: str) -> bool:
     if _is_list_with(value, key):
         return True
     items = value if isinstance(value, list) else []
-    return key == "role" and bool(items) and all(isinstance(item, dict) and has_speaker(item) for item in items)
+    are_messages = all(isinstance(item, dict) and has_speaker(unwrapped(item)) for item in items)
+    return key == "role" and bool(items) and are_messages
 
 
 def _ends_with_question(value: Any) -> bool:
-    """Return whether the last message of a conversation is the user's: other columns have the answers."""
+    """Return whether a value is a conversation whose last message is the user's: another field has the answer."""
+    if not _is_conversation(value, "role") and not _is_list_with(value, "from", "value"):
+        return False
     last = parsed_or_same(parsed_or_same(value, "[")[-1], "{")
-    speakers = (last.get(key) for key in ("role", "from"))
-    return any(ROLES.get(speaker.lower()) == "user" for speaker in speakers if isinstance(speaker, str))
-
-
-def has_speaker(item: Json) -> bool:
-    """Return whether an object is a message with a role, or an item of the Responses API."""
-    return any(isinstance(item.get(key), str) and item[key].lower() in ROLES for key in ("role", "type"))
+    return role_of(speaker_of(unwrapped(last))) == "user"
 
 
 def _is_list_with(value: Any, *keys: str) -> bool:

@@ -28,7 +28,7 @@ from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained
 from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import NotRead
 from sft.formats.parts import is_result_part, respell, result_turn, text_of, unread_keys, user_turns
-from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, speaker_of
+from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, speaker_of, unwrapped
 from sft.formats.text_calls import (
     CALL_END,
     CALL_MARK,
@@ -94,6 +94,8 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
             turns.append(turn)
     if tools is None:
         tools = split_tools(turns, not_read)
+    elif any("</tools>" in turn["content"] for turn in turns if turn["role"] == "system"):
+        _remove_listed(turns, tools, not_read)
     if tools:
         turns = _read_tagged_turns(turns, not_read)
         _read_bare_calls(turns, {tool["function"]["name"] for tool in tools}, not_read)
@@ -109,6 +111,14 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
     return Conversation(turns, tools)
 
 
+def _remove_listed(turns: list[Message], tools: list[Json], not_read: NotRead) -> None:
+    """Remove tools from the system message that the row has in a column, too: the template writes them once."""
+    others, names = [dict(turn) for turn in turns], {tool["function"]["name"] for tool in tools}
+    listed = split_tools(others, not_read)
+    if listed and {tool["function"]["name"] for tool in listed} == names:
+        turns[:] = others
+
+
 def _object_of_text(message: Any, index: int) -> Any:
     """Return a message that may be given as JSON text."""
     if type(message) is str and message.lstrip().startswith("{"):
@@ -120,6 +130,7 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
     """Return the turns of a message. `flag`: whether the row says that it is trained."""
     if type(message) is not dict:
         raise UnfitRowError("malformed-row", f"expected an object with a role, found {excerpt(message)}")
+    message = unwrapped(message)
     speaker = speaker_of(message)
     if type(speaker) is not str:
         raise UnfitRowError("malformed-row", f"expected an object with a role, found {excerpt(message)}")

@@ -4,10 +4,23 @@ A conversation that spans rows (a tree, a session of an agent), text without rol
 be read row by row. Their rows are rejected as malformed-row with the text of this module.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sft.formats.not_read import says_something
+from sft.formats.spellings import ANSWERS
+
 WRITE = 'one row for each, {"messages": [{"role": "user", "content": "..."}, ...]}'
+EVENT = f"an event of a session of OpenHands. Join the events of each session in order, and write {WRITE}"
+CHOICE = f"a question with options. Write the options into the question and the right one as answer: {WRITE}"
+SEVERAL = f"several answers to one question. Take the best one, and write {WRITE}"
+# Text that a chat template made: its columns, if no other one has the answer, and what is before a turn.
+RENDERED = ("text", "chat", "chosen", "conversation", "input")
+MARKUP = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|\[\|Human\|\]|### ?(?:Human|Instruction|User)\b"
+    r"|(?:^|\n)(?:Human|USER|User): "
+)
 
 
 class Shape(NamedTuple):
@@ -68,6 +81,44 @@ SHAPES = (
         "a question of an evaluation (MT-bench). Name its file under fetch.benchmarks, and nothing like it is trained",
     ),
     _shape(
+        "conversation_a conversation_b",
+        "conversation_a",
+        dict,
+        f"two conversations that are compared. Only one can be trained: take that of the winner, and write {WRITE}",
+    ),
+    _shape(
+        "custom_id body",
+        "body",
+        dict,
+        "a request of a batch, whose answers are in another file. Join both files by custom_id, and write "
+        '{"request": body, "response": response}',
+    ),
+    _shape(
+        "custom_id response",
+        "response",
+        dict,
+        "an answer of a batch, whose questions are in another file. Join both files by custom_id, and write "
+        '{"request": body, "response": response}',
+    ),
+    _shape(
+        "chat_history message",
+        "message",
+        str,
+        f"a request of Cohere's chat. Join chat_history, message and the answer, and write {WRITE}",
+    ),
+    _shape("run_type inputs", "inputs", dict, f"a run of LangSmith. Join inputs and outputs, and write {WRITE}"),
+    _shape("source action args", "args", dict, EVENT),
+    _shape("source observation content", "content", str, EVENT),
+    _shape("history", "history", dict, EVENT.replace("an event", "a list of events"), keys="source"),
+    _shape("input_ids labels", "labels", int, f"tokens of one tokenizer. Start from the text, and write {WRITE}"),
+    _shape("question choices answer", "answer", int, CHOICE),
+    _shape("question choices answerKey", "answerKey", str, CHOICE),
+    _shape("question opa opb cop", "cop", int, CHOICE),
+    _shape("goal sol1 sol2 label", "label", int, CHOICE),
+    _shape("question distractor1 correct_answer", "correct_answer", str, CHOICE),
+    _shape("instruction completions", "completions", dict, SEVERAL, keys="response"),
+    _shape("prompt responses", "responses", str, SEVERAL),
+    _shape(
         "question function",
         "question",
         list,
@@ -92,4 +143,11 @@ def other_shape(record: Mapping[str, Any]) -> str:
             if items and all(isinstance(item, shape.type) for item in items):
                 if all(key in item for item in items for key in shape.keys):
                     return shape.text
+    if any(says_something(record.get(name)) for name in ANSWERS if name not in RENDERED):
+        return ""
+    for name in RENDERED:
+        if isinstance(text := record.get(name), str) and (match := MARKUP.search(text)):
+            return (
+                f"text with the markup of a chat template ({name}: {match[0].strip()!r}). Split it, and write {WRITE}"
+            )
     return ""

@@ -23,6 +23,7 @@ from sft.formats.spellings import (
     PARTS,
     REASONING_KEYS,
     TYPED_BY_KEY,
+    UI_PART,
     UNFIT_FLAGS,
     snake_case,
 )
@@ -120,10 +121,15 @@ def read_part(part: Any, not_read: NotRead) -> tuple[str, str, Json]:
         kind, part = "reasoning", {key: item for key, item in part.items() if key != "thought"}
     if kind == "hidden":
         raise UnfitRowError("unreadable-reasoning", f"content part {excerpt(part)}: its reasoning is encrypted")
+    if kind is None and type(part) is dict and UI_PART.match(str(part.get("type"))):
+        advice = "write what convertToModelMessages of the AI SDK makes of the messages"
+        raise UnfitRowError("unread-call", f"content part {excerpt(part)}: {advice}")
     if kind is None:
         raise UnfitRowError("non-text-content", f"content part {excerpt(part)}")
     keys = respell(part, PART_KEYS[kind], "messages[].content[].", not_read)
     text = keys.get("text")
+    if kind == "reasoning" and type(text) is dict:
+        text = read_part({"type": "reasoning", **text}, not_read)[1]
     if kind == "reasoning" and type(text) is list:
         text = "\n\n".join(read_part(inner, not_read)[1] for inner in text)
     if kind in ("text", "reasoning") and type(text) is not str:
@@ -172,6 +178,14 @@ def user_turns(role: str, content: list[Any], not_read: NotRead) -> Sequence[Mes
 
 def result_turn(call_id: Any, content: Any, not_read: NotRead) -> Message:
     """Return the turn of a tool's result. A result that is no text is written as JSON."""
+    if type(content) is dict and content.keys() == {"type", "value"}:  # of the AI SDK
+        content = content["value"]
+    elif type(content) is list and all(type(part) is dict and len(part) == 1 for part in content):  # of Bedrock
+        if all(key in ("text", "json") for part in content for key in part):
+            inner = [next(iter(part.values())) for part in content]
+            content = (
+                inner[0] if len(inner) == 1 else "\n".join(text if type(text) is str else _json(text) for text in inner)
+            )
     is_parts = type(content) is list and all(
         type(part) is str or (type(part) is dict and type(part.get("type")) is str) for part in content
     )
@@ -179,11 +193,15 @@ def result_turn(call_id: Any, content: Any, not_read: NotRead) -> Message:
     if content is None or type(content) is str or is_parts:
         text = text_of(content, "content", not_read)
     else:
-        text = json.dumps(content, ensure_ascii=False)
+        text = _json(content)
     turn: Message = {"role": "tool", "content": text}
     if call_id is not None and call_id != "":
         turn["tool_call_id"] = read_id(call_id, "tool_call_id")
     return turn
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _is_content_part(part: Any) -> bool:

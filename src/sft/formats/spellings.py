@@ -74,6 +74,25 @@ def role_of(speaker: Any) -> str | None:
     return ROLES.get(speaker) or ROLES.get(speaker.lower()) if type(speaker) is str else None
 
 
+def unwrapped(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message that LangChain has in `kwargs` or `data`; another one as it is.
+
+    >>> unwrapped({"id": ["langchain", "HumanMessage"], "kwargs": {"content": "a"}})
+    {'role': 'Human', 'content': 'a'}
+    """
+    inner, name = message.get("kwargs"), message.get("id")
+    if type(inner) is dict and type(name) is list and name:
+        return {"role": str(name[-1]).partition("Message")[0], **inner}
+    if type(inner := message.get("data")) is dict and message.keys() == {"type", "data"}:
+        return {**inner, "type": message["type"]}
+    return message
+
+
+def has_speaker(item: Mapping[str, Any]) -> bool:
+    """Return whether an object is a message with a role, or an item of the Responses API."""
+    return any(role_of(item.get(key)) is not None for key in ("role", "type"))
+
+
 REASONING_KEYS = (
     *("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details", "thoughts", "thinking_content"),
     *("thinking_blocks", "reasoning_text", "thought_process", "chain_of_thought", "cot"),
@@ -183,13 +202,18 @@ PARTS = {
     "function_call": "call",
     "tool_result": "result",
     "tool-result": "result",
+    "tool_call_response": "result",
     "tool_response": "result",
     "function_call_output": "result",
 }
 # Keys of parts that hold or name a file.
 FILE_KEYS = {"source", "file_id", "file_data", "resource"}
-# Gemini's parts have no type, but one of these keys -> what it is.
+UI_PART = re.compile(r"tool-|dynamic-tool|step-start")  # of a UIMessage of the AI SDK, with calls and their results
+# Gemini's and Bedrock's parts have no type, but one of these keys -> what it is.
 TYPED_BY_KEY = {
+    "tool_use": "call",
+    "tool_result": "result",
+    "reasoning_content": "reasoning",
     "function_call": "call",
     "function_response": "result",
     "inline_data": "media",
@@ -200,7 +224,9 @@ TYPED_BY_KEY = {
 CALL_KEYS = _names(ID, NAME, ARGUMENTS, alone=("type", "function"))
 PART_KEYS = {
     "text": _names(("text", "value", "content", "refusal"), alone=("type",)),
-    "reasoning": _names(("text", "value", "content", "thinking", "think", "thought", "reasoning", "summary"))
+    "reasoning": _names(
+        ("text", "value", "content", "thinking", "think", "thought", "reasoning", "reasoning_text", "summary")
+    )
     | {"type": "type"},
     "call": CALL_KEYS | _names(("text", "value", "tool_call", "function_call")),
     "result": _names(("content", "output", "result", "response", "value", "text"), ID, alone=("type",)),
@@ -213,7 +239,8 @@ TOOL_KEYS = _names(
     ("parameters", "input_schema", "parameters_json_schema"),
     alone=("type", "function", "description", "strict", "return"),
 )
-FUNCTION_DECLARATIONS = "function_declarations"  # Gemini's list of tools in a tool
+# Gemini's list of tools in a tool, Bedrock's name of one; what a schema is in for Bedrock and for the AI SDK.
+FUNCTION_DECLARATIONS, TOOL_SPEC, IN_SCHEMA = "function_declarations", "tool_spec", ("json", "jsonSchema")
 PLAIN_CALL_KEYS, PLAIN_FUNCTION_KEYS = {"id", "type", "function"}, {"name", "arguments"}
 PLAIN_TOOL_KEYS = {"type", "function"}
 # Some data sets describe parameters as {name: {type: a type of Python}}, without a schema around them.
@@ -237,7 +264,7 @@ PYTHON_TYPES = {
 # --- Columns of a row ----------------------------------------------------------------------------------------
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
-TOOLS_COLUMNS = ("tools", "functions")
+TOOLS_COLUMNS = ("tools", "functions", "toolConfig")
 LICENSE_COLUMNS = ("license", "licence", "licenses")
 GROUP_COLUMNS = ("group", "group_id")  # of rows that belong together: they are in one split
 # Names for the thought before an answer, the likeliest first; a column of "on" and "off" is none.

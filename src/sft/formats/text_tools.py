@@ -30,7 +30,7 @@ BEFORE_LIST, TOOL_WORD = " \t\r\n:.-", re.compile(r"\b(?:functions?|tools?|apis?
 OPENING, CLOSING = re.compile(r"(?:```\w*|<[\w-]+>)$"), re.compile(r"\s*(?:```|</[\w-]+>)")
 # How calls are written: [func1(name=value), ...] or {"name": function name, ...}; and that an answer has nothing else.
 CALL_FORM = re.compile(r"""\[\s*func\w*\([\w ]+=|\{"name": function name""", re.IGNORECASE)
-NOTHING_ELSE = re.compile(r"\b(?:no|any) other text\b", re.IGNORECASE)
+NOTHING_ELSE = re.compile(r"\b(?:no|any) other text\b|\bdecide to return the function call", re.IGNORECASE)
 SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|$)\s*", re.MULTILINE)
 BETWEEN = re.compile(r"[\s,]*")
 DECODER = json.JSONDecoder()

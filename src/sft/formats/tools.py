@@ -7,7 +7,15 @@ from sft.conversation import excerpt
 from sft.formats.flags import UnfitRowError
 from sft.formats.json_text import parse_text
 from sft.formats.not_read import NotRead, says_something
-from sft.formats.spellings import FUNCTION_DECLARATIONS, PLAIN_TOOL_KEYS, PYTHON_TYPES, TOOL_KEYS, snake_case
+from sft.formats.spellings import (
+    FUNCTION_DECLARATIONS,
+    IN_SCHEMA,
+    PLAIN_TOOL_KEYS,
+    PYTHON_TYPES,
+    TOOL_KEYS,
+    TOOL_SPEC,
+    snake_case,
+)
 
 Json = dict[str, Any]
 # Keywords by which an object is a JSON schema, and not a list of parameters by name.
@@ -31,7 +39,7 @@ def read_tools(tools: Any, not_read: NotRead) -> list[Json] | None:
     if not says_something(tools):
         return None
     if type(tools) is dict:
-        tools = [tools]
+        tools = tools["tools"] if type(tools.get("tools")) is list else [tools]
     if type(tools) is not list:
         raise UnfitRowError("malformed-row", f"tools: expected a list, found {excerpt(tools)}")
     tools = [each for index, tool in enumerate(tools) for each in _declared(_decoded(tool, f"tools[{index}]"))]
@@ -39,11 +47,13 @@ def read_tools(tools: Any, not_read: NotRead) -> list[Json] | None:
 
 
 def _declared(tool: Any) -> list[Any]:
-    """Return the tools that a tool of Gemini lists; another tool as it is."""
+    """Return the tools that a tool of Gemini lists, and that of Bedrock's; another tool as it is."""
     if type(tool) is dict and len(tool) == 1:
         ((key, listed),) = tool.items()
         if snake_case(key) == FUNCTION_DECLARATIONS and type(listed) is list:
             return [with_types(each, GEMINI_TYPES) for each in listed]
+        if snake_case(key) == TOOL_SPEC:
+            return [listed]
     return [tool]
 
 
@@ -106,8 +116,8 @@ def _schema(parameters: Any) -> Any:
     """Return parameters as a JSON schema; parameters by name are wrapped, with the types of JSON."""
     if type(parameters) is not dict or not parameters:
         return parameters
-    if parameters.keys() == {"jsonSchema"}:
-        return parameters["jsonSchema"]
+    if len(parameters) == 1 and (inner := next(iter(parameters))) in IN_SCHEMA:
+        return parameters[inner]
     is_schema = not SCHEMA_WORDS.isdisjoint(parameters) and type(parameters.get("type")) is not dict
     if is_schema or not all(type(value) is dict and "type" in value for value in parameters.values()):
         return parameters
