@@ -151,6 +151,17 @@ def test_conversations_without_trained_turns_and_untrained_turns_are_counted(pro
     assert sorted(len(row["turn_ends"]) for row in rows) == [1] * 7 + [2]
 
 
+def test_what_a_loss_choice_leaves_out_is_in_the_report(project):
+    before, _ = prepared(project, "chats")
+    assert "untrained" not in before
+    set_params(project, **{"prep.train_answers": "last", "prep.train_reasoning": "none"})
+    report, rows = prepared(project, "chats")
+    untrained = report["untrained"]
+    assert (untrained["train_answers"], untrained["train_reasoning"]) == ("last", "none")
+    assert (untrained["earlier_answers"], report["samples"], len(rows)) == (6, 6, 6)
+    assert 0 < untrained["reasoning_tokens"] < before["trained_tokens"] - report["trained_tokens"]
+
+
 def test_a_hostile_template_is_one_error_and_writes_nothing(project):
     (project / "hostile.jinja").write_text(
         CHATML + "{% if 'Sure?' in messages | string %}{{ 'a' * 10000000000 }}{% endif %}"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.hashing import keyed_hash
-from sft.tokens.reasoning import ReasoningCounts, Shares, control_reasoning, truncate
+from sft.tokens.reasoning import Controlled, ReasoningCounts, Shares, control_reasoning, truncate
 from sft.tokens.tokenizer import SafeTokenizer
 from tests.support.tokenizers import write_tokenizer
 
@@ -46,7 +46,7 @@ def test_the_extremes_take_all_or_nothing(ranges):
     for name in ("a", "b", "c"):
         assert control_reasoning(name, MESSAGES, shares(strip=1.0), ranges).mode == "stripped"
         assert control_reasoning(name, MESSAGES, shares(truncate=1.0), ranges).mode == "truncated"
-        assert control_reasoning(name, MESSAGES, shares(), ranges) == (MESSAGES, "kept", None, 0)
+        assert control_reasoning(name, MESSAGES, shares(), ranges) == Controlled(MESSAGES, "kept", None, 0)
 
 
 def test_another_seed_draws_other_conversations(ranges):
@@ -81,22 +81,22 @@ def test_the_same_conversation_is_drawn_alike_in_another_process_with_another_ha
 
 def test_a_conversation_without_reasoning_is_left_alone(ranges):
     plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert control_reasoning("a", plain, shares(strip=1.0), ranges) == (plain, "none", None, 0)
+    assert control_reasoning("a", plain, shares(strip=1.0), ranges) == Controlled(plain, "none", None, 0)
 
 
 # --- The effect ---------------------------------------------------------------------------------
 
 
 def test_stripping_takes_all_reasoning_and_nothing_else(ranges):
-    messages, mode, budget, removed = control_reasoning("a", MESSAGES, shares(strip=1.0), ranges)
+    messages, mode, budget, removed, _ = control_reasoning("a", MESSAGES, shares(strip=1.0), ranges)
     assert messages == [{key: message[key] for key in ("role", "content")} for message in MESSAGES]
     assert (mode, budget) == ("stripped", None)
     assert removed == len(ranges(THOUGHTS)) + len(ranges("7 + 5"))
 
 
 def test_truncating_cuts_each_answers_reasoning_to_the_budget_and_keeps_the_answers(ranges):
-    messages, mode, budget, removed = control_reasoning("a", MESSAGES, shares(truncate=1.0, budgets=[6]), ranges)
-    assert (mode, budget) == ("truncated", 6)
+    messages, mode, budget, removed, cut = control_reasoning("a", MESSAGES, shares(truncate=1.0, budgets=[6]), ranges)
+    assert (mode, budget, cut) == ("truncated", 6, {1})
     assert [message["content"] for message in messages] == [message["content"] for message in MESSAGES]
     first, second = messages[1]["reasoning_content"], messages[3]["reasoning_content"]
     assert (first, second) == ("First look at the tools,", "7 + 5")
@@ -109,7 +109,7 @@ def test_only_budgets_that_cut_something_are_drawn_and_without_one_all_is_kept(r
     longest = len(ranges(THOUGHTS))
     for name in map(str, range(20)):
         assert control_reasoning(name, MESSAGES, shares(truncate=1.0, budgets=[4, longest]), ranges).budget == 4
-        assert control_reasoning(name, MESSAGES, shares(truncate=1.0, budgets=[longest]), ranges) == (
+        assert control_reasoning(name, MESSAGES, shares(truncate=1.0, budgets=[longest]), ranges) == Controlled(
             MESSAGES,
             "kept",
             None,

@@ -58,7 +58,7 @@ def load_chat(prep: Prep, base: Path) -> ChatTemplate:
     """Return template and tokenizer of a param set; `base` stands for models/base."""
     template = Path(prep.template)
     known = base / template.name if template.parent == Path("models/base") else resolve_repo_file(str(template))
-    return ChatTemplate.load(str(known), base, settings=Settings(tuple(prep.stop_tokens), prep.date))
+    return ChatTemplate.load(str(known), base, settings=Settings.of(prep))
 
 
 def measure(folder: Path, name: str, read: Read, params: Params, chat: ChatTemplate) -> Measured:

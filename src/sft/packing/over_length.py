@@ -28,6 +28,7 @@ from sft.parquet import WINDOWS, RowRange, ShardWriter, plan_row_ranges, read_ro
 from sft.tokens.outline import Outline, outline
 from sft.tokens.prepare import MIN_ROWS_FOR_FASTOKENS, license_in, load_template, read_row
 from sft.tokens.reasoning import Controlled, Shares
+from sft.tokens.render import Settings
 from sft.workers import map_shards, report_position
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def windows_of(
 
     Raises:  ChangedError: the conversation has no samples.
     """
-    rendered = chat.render_samples(controlled.messages, tools, controlled.budget)
+    rendered = chat.render_samples(controlled.messages, tools, controlled.budget, controlled.cut)
     if isinstance(rendered, Rejection):
         raise ChangedError(f"{rendered.reason}: {rendered.evidence}")
     for number, (text, sample) in enumerate(zip(rendered, chat.encode(rendered), strict=True)):
@@ -204,7 +205,7 @@ def add_windows(groups: "Sequence[RowGroup]", params: "Pack", prep: "Prep", spoo
         source: [path for (owner, _), path in zip(finding, found, strict=True) if owner == source and path]
         for source in sources
     }
-    fixed |= {"stop_tokens": prep.stop_tokens, "date": prep.date, "reasoning": prep.reasoning.model_dump()}
+    fixed |= {"settings": Settings.of(prep), "reasoning": prep.reasoning.model_dump()}
     tasks = [
         (source, {**fixed, "source": source, "conversations": paths, "row_range": row_range})
         for source, paths in names.items()
@@ -241,7 +242,7 @@ def write_windows(task: dict[str, Any]) -> str:
     tables = [pyarrow.feather.read_table(path, memory_map=True) for path in task["conversations"]]
     names = pa.concat_tables(tables)["id"]
     fast = len(names) >= MIN_ROWS_FOR_FASTOKENS
-    chat = load_template(str(template), BASE, fast, tuple(task["stop_tokens"]), task["date"])
+    chat = load_template(str(template), BASE, fast, Settings.of_task(task["settings"]))
     folder = Path(tempfile.mkdtemp(prefix="windows-", dir=task["spool"]))
     with ShardWriter(folder, "windows", WINDOWS) as shards:
         for rows in read_row_range(row_range, ROWS_AT_ONCE, ["id", "messages", "tools", "meta"]):

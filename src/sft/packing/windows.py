@@ -99,8 +99,13 @@ def cut_windows(sample: LongSample, pin: Pin, limit: int) -> list[Window]:
     covered, trained = np.zeros(len(sample.ids), np.bool_), np.zeros(len(sample.ids), np.bool_)
     turn, start = 0, 1  # nothing predicts the first token
     while turn < len(sample.answers):
-        start = max(start, sample.answers[turn].start)
-        extent = _extent(sample, pin, limit, turn, start)
+        answer = sample.answers[turn]
+        start = max(start, answer.start)
+        ahead = np.flatnonzero(
+            sample.mask[start : answer.end]
+        )  # what is masked in front, such as reasoning, is context
+        start += int(ahead[0]) if len(ahead) else 0
+        extent = _extent(sample, pin, limit, turn, start) if len(ahead) else None
         if extent is None:
             turn += 1
             continue
@@ -124,7 +129,7 @@ def _extent(sample: LongSample, pin: Pin, limit: int, turn: int, start: int) -> 
     answer = sample.answers[turn]
     called, part, header = answer.called, limit // PART, NOTHING
     least = min(answer.end - start, part)
-    for begin in _question_begins(sample, start, part) if start == answer.start else ():
+    for begin in () if sample.mask[answer.start : start].any() else _question_begins(sample, start, part):
         pinned = pin(called, limit - (start - begin) - least)
         if pinned is not None:
             break

@@ -259,7 +259,12 @@ class Prep(Section):
     """Longest sample, in tokens: a conversation with a longer one is rejected. null = no limit; those longer than a
     pack follow pack.over_length."""
     reasoning: Reasoning
-    """How much of the reasoning is trained."""
+    """How much of the reasoning is kept."""
+    train_answers: Literal["all", "last"] = "all"
+    """Which answers of a conversation are trained: all, or of those the last one only."""
+    train_reasoning: Literal["all", "except-cut-ends", "none"] = "all"
+    """Which reasoning is trained: all of it; all but what closes reasoning that was cut to a budget; or none. What is
+    not trained is still shown."""
 
     @field_validator("date", mode="before")
     @classmethod

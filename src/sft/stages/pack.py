@@ -185,6 +185,12 @@ def plan_packs(folder: Path, spool: Path, sources: Mapping[str, Source], params:
     metadata = make_metadata(samples, conversations, plan, sources, params, prep_reports, filter_reports)
     metadata |= {"npy": balance["tokens"] <= params.npy_max_tokens, **fingerprints}
     metadata |= {name: first[name] for name in ("stop_ids", "date") if name in first}
+    if "untrained" in first:
+        chosen = [report["untrained"] for report in prep_reports.values()]
+        metadata["untrained"] = {
+            name: sum(each[name] for each in chosen) if isinstance(value, int) else value
+            for name, value in first["untrained"].items()
+        }
     return PackPlan(sort, metadata, ledger, make_report(metadata, balance, samples, conversations, sources))
 
 

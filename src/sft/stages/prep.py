@@ -49,9 +49,10 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
     from sft.parquet import SAMPLES, RowRange, ShardWriter, read_row_range, release_memory
     from sft.tokens.prepare import load_template, prepare_rows
     from sft.tokens.reasoning import Shares
+    from sft.tokens.render import Settings
 
     row_range, reasoning = RowRange(*task["row_range"]), Shares(**task["reasoning"])
-    chat = load_template(task["template"], BASE, task["fast"], tuple(task["stop_tokens"]), task["date"])
+    chat = load_template(task["template"], BASE, task["fast"], Settings.of_task(task["settings"]))
     compared = COMPARED
     if task["number"] == 0:  # once per source is enough
         chat.check_whole()
@@ -79,7 +80,7 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
         "form": chat.form._asdict(),
         "stop_ids": list(chat.stop_ids),
         "cannot_render": chat.modes,
-        "date": task["date"],
+        "date": chat.settings.date,
         "stop_id": chat.stop_id,
         "pad_id": chat.tokenizer.control.get(chat.tokenizer.special.get("pad_token", ""), chat.stop_id),
     }
@@ -133,6 +134,7 @@ def main(source: str) -> None:
     from sft.parquet import plan_row_ranges
     from sft.tokens.prepare import MIN_ROWS_FOR_FASTOKENS
     from sft.tokens.reasoning import ReasoningCounts
+    from sft.tokens.render import Settings
 
     params = load("prep")
     filtered, target = Path("data/filtered", source), Path("data/prepared", source)
@@ -145,8 +147,7 @@ def main(source: str) -> None:
     with publish_folder(target) as folder, scratch_folder(target) as scratch:
         fixed = {
             "template": str(template),
-            "stop_tokens": params.stop_tokens,
-            "date": params.date,
+            "settings": Settings.of(params),
             "reasoning": params.reasoning.model_dump(),
             "max_tokens": params.max_tokens,
             "fast": sum(row_range.rows for row_range in ranges) >= MIN_ROWS_FOR_FASTOKENS,
@@ -173,6 +174,11 @@ def main(source: str) -> None:
             f"{ledger.rows_in} conversations, {allowed}. Most frequent:\n{reasons}\n"
             f"All are in {target}/rejected.jsonl. Choose another prep.template, or leave such rows out."
         )
+    untrained: dict[str, Any] = {}
+    if params.train_answers != "all":
+        untrained |= {"train_answers": params.train_answers, "earlier_answers": rows["earlier_answers"]}
+    if params.train_reasoning != "all":
+        untrained |= {"train_reasoning": params.train_reasoning, "reasoning_tokens": rows["masked"]}
     tokens = sum(length * number for length, number in lengths.items())
     report = ledger.write(
         Path(f"reports/prep/{source}.json"),
@@ -181,6 +187,7 @@ def main(source: str) -> None:
         trained_tokens=rows["trained"],
         untrained_turns=rows["untrained_turns"],
         reasoning=ReasoningCounts(counts["reasoning"], rows["reasoning_removed"]).report(),
+        **({"untrained": untrained} if untrained else {}),
         length_quantiles=quantiles(lengths),
         template=params.template,
         template_sha256=hashlib.sha256(text.encode()).hexdigest(),
@@ -192,6 +199,7 @@ def main(source: str) -> None:
         f"{report['tokens']:,} tokens, "
         f"{rows['trained'] / max(1, tokens):.1%} trained, median length {report['length_quantiles']['p50']}"
         f"{', rejected ' + str(report['rejected']) if report['rejected'] else ''}"
+        f"{', untrained ' + str(untrained) if untrained else ''}"
     )
     if ledger.rejected:
         echo(escape(reasons))

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from sft.batches import batches
 from sft.cli import InputError
-from sft.conversation import Message, Rejection, Tools, is_normal
+from sft.conversation import Message, Rejection, Tools, is_normal, trained_turns
 from sft.params.base import license_name
 from sft.parquet import CONVERSATIONS, SAMPLES, release_memory
 from sft.tokens.reasoning import Controlled, Shares, control_reasoning
@@ -50,20 +50,19 @@ class PreparedRows(NamedTuple):
     rejected: list[dict[str, str]]
     """id, reason, evidence."""
     counts: Counts
-    """rows: out, trained (tokens), untrained_turns, reasoning_removed (tokens); rejected; reasoning; lengths."""
+    """rows: out, trained and masked (tokens), untrained_turns, earlier_answers (of them, by `train_answers: last`),
+    reasoning_removed (tokens); rejected; reasoning; lengths."""
 
 
 @functools.cache
-def load_template(
-    template: str, base: Path, fast: bool, stop_tokens: tuple[str, ...], date: str | None
-) -> ChatTemplate:
+def load_template(template: str, base: Path, fast: bool, settings: Settings) -> ChatTemplate:
     """Return the chat template of a worker, without `check_whole`; `fast`: with the faster tokenizer, if ids are equal.
 
     Raises:  as ChatTemplate.load.
     """
     relax_gc()
     fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
-    chat = ChatTemplate.load(template, base, whole=False, fast=fast, settings=Settings(stop_tokens, date))
+    chat = ChatTemplate.load(template, base, whole=False, fast=fast, settings=settings)
     release_memory()  # what loading needed
     gc.freeze()  # the garbage collector need not scan vocabularies again
     return chat
@@ -80,17 +79,15 @@ def prepare_rows(
     Raises:  InputError: a row is not JSON, the template exceeds its limits, or the ids differ.
     """
     segments, rejections = Segments(), dict[int, Rejection]()
-    controlled, samples, groups, names = list[Controlled](), list[int](), list[int](), rows["id"].to_pylist()
+    read, samples, names = list[Row](), list[int](), rows["id"].to_pylist()
     columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist(), rows["meta"].to_pylist()
     for at_once in batches(zip(*columns_read, strict=True), lambda row: len(row[1]), ROWS_AT_ONCE, BYTES_AT_ONCE):
-        read = [read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits, which are the template's
+        read += [read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits, which are the template's
         with chat.limited():
-            for row in read:
+            for row in read[len(samples) :]:
                 outcome = _add_row(chat, segments, row)
                 if isinstance(outcome, Rejection):
                     rejections[len(samples)], outcome = outcome, 0
-                groups.append(row.group)
-                controlled.append(row.controlled)
                 samples.append(outcome)
     if compared and not chat.tokenizer.encoder.matches_reference(_first_texts(segments.texts(), compared)):
         raise InputError(
@@ -107,17 +104,19 @@ def prepare_rows(
     keep = ~np.isin(row_of, list(rejections))
 
     counts: Counts = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths")}
-    for index, each in enumerate(controlled):
+    for index, row in enumerate(read):
         if index in rejections:
             counts["rejected"][rejections[index].reason] += 1
             continue
-        counts["reasoning"][each.mode] += 1
-        counts["rows"]["reasoning_removed"] += each.tokens_removed
+        counts["reasoning"][row.controlled.mode] += 1
+        counts["rows"]["reasoning_removed"] += row.controlled.tokens_removed
+        counts["rows"]["earlier_answers"] += row.earlier_answers
         counts["rows"]["untrained_turns"] += len(
-            [1 for message in each.messages if "loss" in message and message["loss"] is False]
+            [1 for message in row.controlled.messages if "loss" in message and message["loss"] is False]
         )
     counts["rows"]["out"] = len(samples) - len(rejections)
     counts["rows"]["trained"] = int(columns.trained[keep].sum())
+    counts["rows"]["masked"] = int(columns.masked[keep].sum())
     counts["lengths"].update(columns.sizes[keep].tolist())
     rejected = [
         {"id": names[index], "reason": rejections[index].reason, "evidence": rejections[index].evidence}
@@ -125,7 +124,7 @@ def prepare_rows(
     ]
     licenses = [license_in(meta) for meta in rows["meta"].to_pylist()]
     of_rows = [names[index] for index in row_of], [licenses[index] for index in row_of]
-    table = _table(*of_rows, np.array(groups, np.uint64)[row_of], row_of, columns)
+    table = _table(*of_rows, np.array([row.group for row in read], np.uint64)[row_of], row_of, columns)
     return PreparedRows(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
 
 
@@ -145,6 +144,8 @@ class Row(NamedTuple):
     group: int
     controlled: Controlled
     tools: Tools
+    earlier_answers: int
+    """Those that are not trained because of `prep.train_answers: last`."""
 
 
 def read_row(
@@ -155,16 +156,20 @@ def read_row(
     messages, tools = _parse(name, messages_json), _parse_tools(tools_json) if tools_json else None
     with _naming_row(name, messages, tools):
         group = group_number(name, messages, meta)
+        earlier = trained_turns(messages)[:-1] if chat.settings.train_answers == "last" else []
+        for index in earlier:
+            messages[index]["loss"] = False
         ranges, count = chat.tokenizer.token_ranges, chat.tokenizer.encoder.count
-        return Row(name, group, control_reasoning(name, messages, reasoning, ranges, count), tools)
+        controlled = control_reasoning(name, messages, reasoning, ranges, count)
+        return Row(name, group, controlled, tools, len(earlier))
 
 
 def _add_row(chat: ChatTemplate, segments: Segments, row: Row) -> int | Rejection:
     """Add the samples of a row to `segments`; return their number, or why there are none."""
     report_row(row.name)
-    messages, budget = row.controlled.messages, row.controlled.budget
+    messages, _, budget, _, cut = row.controlled
     with _naming_row(row.name, messages, row.tools):
-        return chat.add_samples(segments, messages, row.tools, budget)
+        return chat.add_samples(segments, messages, row.tools, budget, cut)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,8 @@ class Controlled(NamedTuple):
     budget: int | None
     """If truncated: the most reasoning tokens of an answer. The template writes it in the prompt."""
     tokens_removed: int
+    cut: frozenset[int] = frozenset()
+    """The messages whose reasoning is shortened."""
 
 
 @dataclass
@@ -91,7 +93,8 @@ def control_reasoning(
     budget = budgets[int(_draw(params.seed, f"budget:{conversation}") * len(budgets))]
     truncated = [_truncate_message(turn, budget, ranges) for turn in messages]
     left = sum(count(turn["reasoning_content"]) for turn in truncated if "reasoning_content" in turn)
-    return Controlled(truncated, "truncated", budget, sum(lengths) - left)
+    cut = frozenset(index for index, turn in enumerate(truncated) if turn != messages[index])
+    return Controlled(truncated, "truncated", budget, sum(lengths) - left, cut)
 
 
 def truncate(text: str, budget: int, ranges: TokenRanges) -> str:

@@ -17,7 +17,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
@@ -41,10 +41,14 @@ from sft.tokens.spans import (
     IrregularError,
     Render,
     Stops,
+    mask_reasoning,
     render_parts,
 )
 from sft.tokens.template import Template, limited
 from sft.tokens.tokenizer import FIRST_GUARD, Rendered, SafeTokenizer, Sample, any_of, guard_for, restore_guard
+
+if TYPE_CHECKING:
+    from sft.params.data import Prep
 
 
 class Settings(NamedTuple):
@@ -54,9 +58,25 @@ class Settings(NamedTuple):
     """Further tokens that end an answer, beside those of the model."""
     date: str | None = None
     """What the template writes as today's date."""
+    train_answers: str = "all"
+    """all, or last: of each conversation."""
+    train_reasoning: str = "all"
+    """all, except-cut-ends: not what closes reasoning that was cut, or none."""
+
+    @classmethod
+    def of(cls, prep: "Prep") -> "Settings":
+        """Return those of `prep` of params.yaml."""
+        return cls(tuple(prep.stop_tokens), prep.date, prep.train_answers, prep.train_reasoning)
+
+    @classmethod
+    def of_task(cls, values: list[Any]) -> "Settings":
+        """Return those of a task, which is JSON: tuples become lists."""
+        return cls(tuple(values[0]), *values[1:])
 
 
 NO_SETTINGS = Settings()
+Cut = frozenset[int]
+NOT_CUT: Cut = frozenset()
 # Conversations of agents may each have a shape of its own. What is forgotten is asked again, with the same answer.
 MAX_SHAPES = 4096
 
@@ -86,6 +106,7 @@ class ChatTemplate:
     tokenizer: SafeTokenizer = field(repr=False)
     _template: Template = field(repr=False)
     stops: Stops = field(repr=False)
+    settings: Settings = NO_SETTINGS
     form: Form = USUAL
     """How the template gets reasoning and arguments."""
     modes: dict[str, str] = field(default_factory=dict)
@@ -113,7 +134,7 @@ class ChatTemplate:
         """
         compiled, tokenizer = Template(Path(template), settings.date), SafeTokenizer(tokenizer_folder, fast)
         stops = _stop_tokens(tokenizer_folder, tokenizer, settings)
-        chat = ChatTemplate(compiled.source, "", 0, (), tokenizer, compiled, Stops(re.compile(any_of(()))))
+        chat = ChatTemplate(compiled.source, "", 0, (), tokenizer, compiled, Stops(re.compile(any_of(()))), settings)
         chat._set_stops(stops)
         eos = tokenizer.special.get("eos_token", "")
         with limited(compiled.name):
@@ -129,7 +150,7 @@ class ChatTemplate:
             chat.modes = checks.check(chat, compiled.name)
         if whole:
             chat.check_whole()
-        if hashlib.sha256(compiled.source.encode()).hexdigest() == SHA256:
+        if settings.train_reasoning == "all" and hashlib.sha256(compiled.source.encode()).hexdigest() == SHA256:
             fast_nano3 = FastNano3(tokenizer)
             if fast_nano3.supports_tokenizer() and all(checks.is_same(chat, fast_nano3, *probe) for probe in PROBES):
                 chat._fast = fast_nano3
@@ -179,18 +200,18 @@ class ChatTemplate:
         return self._fast is not None
 
     def add_samples(
-        self, segments: Segments, messages: list[Message], tools: Tools, budget: int | None = None
+        self, segments: Segments, messages: list[Message], tools: Tools, budget: int | None = None, cut: Cut = NOT_CUT
     ) -> int | Rejection:
         """Add the samples of a conversation to `segments`; return their number, or why there are none.
 
-        `budget` is the reasoning budget that the template writes in the prompt.
+        `budget` is the reasoning budget that the template writes in the prompt; `cut`: messages whose reasoning is cut.
 
         Raises:  InputError: the template exceeded its limits.
         """
         before = len(segments.sizes)
         if self._fast is not None and self._fast.add_samples(segments, messages, tools, budget):
             return len(segments.sizes) - before
-        rendered = self.render_samples(messages, tools, budget)
+        rendered = self.render_samples(messages, tools, budget, cut)
         if isinstance(rendered, Rejection):
             return rendered
         for each in rendered:
@@ -200,7 +221,7 @@ class ChatTemplate:
         return len(rendered)
 
     def render_samples(
-        self, messages: list[Message], tools: Tools, budget: int | None = None
+        self, messages: list[Message], tools: Tools, budget: int | None = None, cut: Cut = NOT_CUT
     ) -> list[Rendered] | Rejection:
         """Render a conversation to its samples. Raises InputError: the template exceeded its limits."""
         with self.limited():
@@ -209,9 +230,31 @@ class ChatTemplate:
             if support.by_headers and budget is None and not self._looks_for_text_of(messages):
                 rendered = self._by_headers(render, trained, support.parts)
                 if rendered is not None:
-                    return rendered
+                    return self._mask_reasoning(rendered, render, cut)
             _, outcome = self._by_prompts(render, trained)
-            return outcome if isinstance(outcome, Rejection) else support.fault or outcome
+            if isinstance(outcome, Rejection):
+                return outcome
+            return support.fault or self._mask_reasoning(outcome, render, cut)
+
+    def _mask_reasoning(self, samples: list[Rendered], render: Render, cut: Cut) -> list[Rendered] | Rejection:
+        """Return the samples with the reasoning masked that `prep.train_reasoning` leaves out."""
+        if self.settings.train_reasoning == "all":
+            return samples
+        of = None if self.settings.train_reasoning == "none" else cut
+        masked = list[Rendered]()
+        for sample in samples:
+            outcome = mask_reasoning(sample, render.turns.plain, self._closing, of)
+            if isinstance(outcome, Rejection):
+                return outcome
+            masked.append(outcome)
+        return masked
+
+    @functools.cached_property
+    def _closing(self) -> str:
+        """What the template writes behind reasoning, without blanks, such as `</think>`."""
+        rendered, thought = self.render_by_prompts(checks.REASONED, None), checks.THOUGHT
+        text = "" if isinstance(rendered, Rejection) else rendered[-1].text
+        return text.rpartition(thought["reasoning_content"])[2].partition(thought["content"])[0].strip()
 
     def left_out(self, messages: list[Message], tools: Tools) -> Rejection | None:
         """Return what the template leaves out of any conversation of the same shape, without limits."""

@@ -2,8 +2,8 @@
 
 A sample is a list of segments: a text, then ids of control tokens that are inserted as they are. The text of a segment
 is trained from a character on or not at all, its control ids up to a number. So ids and masks are made for a whole
-batch in array operations, and a token edge is looked up only where the trained part begins inside a text. If a token
-spans that place, the sample is rejected.
+batch in array operations, and a token edge is looked up only where the trained part begins inside a text, or in masked
+ranges. If a token spans that place, the sample is rejected; one that is partly masked is not trained.
 """
 
 import itertools
@@ -18,6 +18,8 @@ from sft.tokens.encoder import Encoder
 
 UNTRAINED = -1
 IS_CONTROL = 2  # a second bit, beside the mask's
+Masked = tuple[tuple[int, int], ...]
+NOT_MASKED: Masked = ()
 
 
 class SampleColumns(NamedTuple):
@@ -31,6 +33,8 @@ class SampleColumns(NamedTuple):
     """(N,), tokens of each."""
     trained: npt.NDArray[np.int64]
     """(N,), trained tokens of each."""
+    masked: npt.NDArray[np.int64]
+    """(N,), tokens of each that are not trained because they are in a masked range."""
     turn_ends: npt.NDArray[np.int32]
     """(E,), index in its sample behind the stop token of each trained turn."""
     turns: npt.NDArray[np.int64]
@@ -49,17 +53,26 @@ class Segments:
         self.sizes: list[int] = []
         """Segments of each sample."""
         self._segments: list[Segment] = []
+        self._masked: dict[int, Masked] = {}
         self._begin = 0
 
     def add(
-        self, text: str, trained_from: int, control_ids: tuple[int, ...] = (), trained_ids: int = 0, end: int = 0
+        self,
+        text: str,
+        trained_from: int,
+        control_ids: tuple[int, ...] = (),
+        trained_ids: int = 0,
+        end: int = 0,
+        masked: Masked = NOT_MASKED,
     ) -> None:
         """Add a segment to the current sample.
 
         trained_from: the first character of the text that is trained, or UNTRAINED. control_ids: ids behind the text;
         trained_ids: how many of them, from the first on, are trained. end: 1 if a trained turn ends behind the text,
-        2 if it ends behind the first control id, else 0.
+        2 if it ends behind the first control id, else 0. masked: ranges of characters; a token with one is not trained.
         """
+        if masked:
+            self._masked[len(self._segments)] = masked
         self._segments.append((text, trained_from, control_ids, trained_ids, end))
 
     def end_sample(self) -> None:
@@ -72,6 +85,7 @@ class Segments:
         del self.sizes[samples:]
         self._begin = sum(self.sizes)
         del self._segments[self._begin :]
+        self._masked = {index: ranges for index, ranges in self._masked.items() if index < self._begin}
 
     def texts(self) -> Iterator[str]:
         """Yield the text of each segment."""
@@ -98,6 +112,13 @@ class Segments:
         joined = np.empty(len(kinds), np.int32)
         joined[~is_control], joined[is_control] = ids, all_control_ids
 
+        begins, masked = np.cumsum(in_text + in_control) - in_text - in_control, np.zeros(number, np.int64)
+        for index, ranges in self._masked.items():
+            for token, (start, end) in enumerate(encoder.token_ranges(texts[index])):
+                if any(start < last and first < end for first, last in ranges):
+                    masked[index] += mask[begins[index] + token]
+                    mask[begins[index] + token] = 0
+
         segments = np.array(self.sizes, np.int64)
         sample_of = np.repeat(np.arange(len(segments)), segments)
         ends = np.cumsum(in_text + in_control)
@@ -112,5 +133,8 @@ class Segments:
             if token
         }
         turns = np.bincount(sample_of[has_end], minlength=len(segments))
-        trained_tokens = np.bincount(sample_of, in_text - untrained + trained, len(segments)).astype(np.int64)
-        return SampleColumns(joined, mask, sizes, trained_tokens, turn_ends.astype(np.int32), turns, rejected)
+        of_segment = in_text - untrained + trained - masked
+        trained_tokens, masked = (
+            np.bincount(sample_of, each, len(segments)).astype(np.int64) for each in (of_segment, masked)
+        )
+        return SampleColumns(joined, mask, sizes, trained_tokens, masked, turn_ends.astype(np.int32), turns, rejected)

@@ -7,7 +7,7 @@ ways to find that. `ByPrompts` takes nothing for granted: it renders the prompt 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from sft.conversation import Message, Rejection
@@ -210,6 +210,27 @@ def render_parts(render: Render, way: ByPrompts | ByHeaders, parts: list[Part]) 
             return Rejection(DROPS_CONTEXT, f"{missing} is not in the rendered text")
         samples.append(Rendered(text, way.spans(part), render.turns.guard, tuple(part.turns)))
     return samples
+
+
+def mask_reasoning(
+    rendered: Rendered, messages: list[Message], closing: str, cut: Collection[int] | None
+) -> Rendered | Rejection:
+    """Return a sample whose reasoning is not trained, nor `closing`, what the template writes behind it.
+
+    With `cut`, only `closing` is not trained, in these messages. `messages` are shielded, as in the text.
+    """
+    masked = []
+    for turn, (start, end) in zip(rendered.turns, rendered.spans, strict=True):
+        reasoning = messages[turn].get("reasoning_content", "").strip()
+        if not reasoning or (cut is not None and turn not in cut):
+            continue
+        behind = rendered.text.find(reasoning, start, end) + len(reasoning)
+        closed = re.compile(r"\s*" + re.escape(closing)).match(rendered.text, behind, end)
+        if behind < start + len(reasoning) or closed is None:
+            evidence = f"messages[{turn}].reasoning_content: not found with {closing!r} behind it"
+            return Rejection("no-reasoning-end", evidence)
+        masked.append((start if cut is None else behind, closed.end()))
+    return rendered._replace(masked=tuple(masked))
 
 
 def first_difference(first: str, second: str) -> int:

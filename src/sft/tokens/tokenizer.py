@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from sft.cli import InputError
 from sft.conversation import Rejection
 from sft.tokens.encoder import Encoder, make_spec
-from sft.tokens.segments import UNTRAINED, SampleColumns, Segments
+from sft.tokens.segments import NOT_MASKED, UNTRAINED, Masked, SampleColumns, Segments
 
 PRIVATE_USE = range(0xE000, 0xF8FF)
 # Keys of calls and tools that templates look up by name: never shielded.
@@ -40,6 +40,8 @@ class Rendered(NamedTuple):
     """The character inside control-token look-alikes of the content; no part of the text."""
     turns: tuple[int, ...] = ()
     """The message that each of `spans` belongs to."""
+    masked: tuple[tuple[int, int], ...] = ()
+    """Character ranges inside of spans that are not trained, in order; nor is a token that is partly in one."""
 
 
 class Sample(NamedTuple):
@@ -148,6 +150,7 @@ class SafeTokenizer:
         spans, behind_text = iter(rendered.spans), (len(text) + 1, len(text) + 1)
         start, end = next(spans, behind_text)
         parts = self._splitter.split(text)  # text, control token, text, ...
+        masked = NOT_MASKED
         for plain, token in zip(parts[::2], [*parts[1::2], ""], strict=True):
             before, trained_from = position + len(plain), UNTRAINED
             behind = before + len(token)
@@ -162,9 +165,10 @@ class SafeTokenizer:
                     segments.truncate(len(segments.sizes))
                     return _crossing(text[position:before])
                 trained_from = len(text[position : max(position, start)].replace(guard, ""))
+                masked = _masked_in(rendered, position, before)
                 if end == before:
-                    segments.add(plain, trained_from, end=1)
-                    plain, trained_from = "", UNTRAINED
+                    segments.add(plain, trained_from, end=1, masked=masked)
+                    plain, trained_from, masked = "", UNTRAINED, NOT_MASKED
                     start, end = next(spans, behind_text)
             if before < behind:
                 control_ids, trained = self._control_ids[token], start < behind and before < end
@@ -172,12 +176,13 @@ class SafeTokenizer:
                     segments.truncate(len(segments.sizes))
                     return _crossing(token)
                 ends = trained and end == behind
-                segments.add(plain, trained_from, control_ids, int(trained), end=2 if ends else 0)
+                trained = trained and not any(first < behind and before < last for first, last in rendered.masked)
+                segments.add(plain, trained_from, control_ids, int(trained), 2 if ends else 0, masked)
                 if ends:
                     start, end = next(spans, behind_text)
             elif plain:
-                segments.add(plain, trained_from)
-            position = behind
+                segments.add(plain, trained_from, masked=masked)
+            position, masked = behind, NOT_MASKED
         segments.end_sample()
         return None
 
@@ -217,6 +222,19 @@ def iter_samples(columns: SampleColumns) -> Iterator[Sample | Rejection]:
     for index, (start, end, turn, turn_end) in enumerate(zip([0, *ends], ends, [0, *turns], turns, strict=False)):
         rows = columns.ids[start:end], columns.mask[start:end], columns.turn_ends[turn:turn_end]
         yield columns.rejected.get(index) or Sample(*(row.tolist() for row in rows))
+
+
+def _masked_in(rendered: Rendered, begin: int, end: int) -> Masked:
+    """Return the masked ranges of a part of a text, as characters of that part without guards."""
+    return tuple(
+        (_bare(rendered, begin, max(begin, first)), _bare(rendered, begin, min(end, last)))
+        for first, last in rendered.masked
+        if first < end and begin < last
+    )
+
+
+def _bare(rendered: Rendered, begin: int, end: int) -> int:
+    return end - begin - rendered.text.count(rendered.guard, begin, end)
 
 
 def _crossing(token: str) -> Rejection:
