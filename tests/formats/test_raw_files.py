@@ -128,6 +128,29 @@ def test_a_value_in_parquet_that_cannot_be_read_is_a_fault_of_its_row(tmp_path: 
     assert not broken.is_end
 
 
+@pytest.mark.parametrize(
+    ("document", "rows"),
+    [
+        ({"version": "1", "data": [{"a": 1}, {"a": 2}]}, [{"a": 1}, {"a": 2}]),
+        ({"x7": {"a": 1}, "x8": {"a": 2}}, [{"a": 1}, {"a": 2}]),
+        ({"data": [{"role": "user", "content": "a"}]}, [{"data": [{"role": "user", "content": "a"}]}]),
+        ({"pairs": [{"input": "a", "output": "b"}]}, [{"pairs": [{"input": "a", "output": "b"}]}]),
+        ({"request": {"a": 1}, "response": {"b": 2}}, [{"request": {"a": 1}, "response": {"b": 2}}]),
+        ({"train": [{"a": 1}], "test": [{"a": 2}]}, "rows in several lists: train, test"),
+        ({"a": {"0": 1, "1": 2}, "b": {"0": 1, "1": 2}}, "columns, as pandas writes them"),
+    ],
+    ids=str,
+)
+def test_a_file_of_one_object_may_hold_its_rows(tmp_path, document, rows):
+    (tmp_path / "a.json").write_text(json.dumps(document), encoding="utf-8")
+    found = list(read_objects(tmp_path))
+    if isinstance(rows, str):
+        assert [row.fault[: len(rows)] for row in found] == [rows]
+    else:
+        assert [row.record for row in found] == rows
+        assert [row.location for row in found] == [f"a.json:{number}" for number in range(1, len(rows) + 1)]
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from(['{"a": 1}', "", "{broken", '{"b": "' + "x" * 40 + '"}', " ", "[1]"]), max_size=30),

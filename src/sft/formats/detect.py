@@ -19,6 +19,7 @@ from sft.formats.other_shapes import WRITE, other_shape
 from sft.formats.raw_files import Row, read_objects
 from sft.formats.records import ChatRow
 from sft.params.data import Read
+from sft.raw_folders import select_files
 
 ROWS, MIN_SHARE = 1_000, 0.99
 MISFITS = {"malformed-row", "unknown-role", "no-messages"}  # reasons that say that a row has another form
@@ -49,11 +50,12 @@ def detect(folder: Path, read: Read) -> tuple[Suggestion, dict[str, Any]]:
         raise InputError(
             f"read: format {AUTO!r} finds the fields itself, but {GROUP}. Remove read.fields, or name the format."
         )
-    rows = [
-        row for row in itertools.islice(read_objects(folder, read.split, read.config), ROWS) if row.record is not None
-    ]
-    if not rows:
-        raise InputError(f"{folder}: no row to find the format of. Check uri, or name the format under read.")
+    found = list(itertools.islice(read_objects(folder, read.split, read.config), ROWS))
+    if not (rows := [row for row in found if row.record is not None]):
+        faults = [f"{row.location}: {row.fault}" for row in found[:1]]
+        files = select_files(folder, read.split, read.config).line()
+        reason = " ".join((*faults, *([f"Files that are not read: {files}"] if files else []))) or "Check uri"
+        raise InputError(f"{folder}: no row to find the format of. {reason}.")
     fits = {suggestion: sum(map(_fits, itertools.repeat(suggestion), rows)) for suggestion in _suggestions(rows)}
     best = max(fits, key=lambda suggestion: fits[suggestion], default=None)
     if best is None or fits[best] < MIN_SHARE * len(rows):

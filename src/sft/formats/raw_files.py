@@ -13,13 +13,14 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft import strict_json
 from sft.batches import rows_at_once
 from sft.formats.compression import READ_BYTES, DamagedFileError, open_raw, skip
+from sft.formats.spellings import role_of, speaker_of
 from sft.raw_folders import ALL, DELIMITED, DOCUMENT, LINES, TABLES, file_kind, select_files
 
 RAW_CHARS = 2_000  # of a faulty row, kept to show it
@@ -29,7 +30,10 @@ PART_BYTES = 16 << 20
 DIVIDED, COMPRESSED_PARTS = {".gz", ".zst"}, 16
 TABLE_ROWS, TABLE_BYTES = 256, 8 << 20  # read together
 CELL_CHARS = 1 << 30  # longest cell of a .csv
+# Names of the list of rows in a file of one object.
+ROW_LISTS = {"data", "rows", "train", "validation", "test", "examples", "samples", "instances", "records", "entries"}
 ARROW_FILE, ARROW_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"  # how a file begins, and how a stream ends
+UTF_16, GZIP = (b"\xff\xfe", b"\xfe\xff"), b"\x1f\x8b"
 Json = dict[str, Any]
 
 
@@ -177,7 +181,7 @@ def _document(path: Path, name: str) -> Iterator[Row]:
         return
     whole = parse_row(content, f"{name}:1")
     if whole.record is not None:
-        yield whole
+        yield from _rows_of_object(whole, whole.record, name)
     elif content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         try:
             items = strict_json.parse(content)
@@ -188,6 +192,33 @@ def _document(path: Path, name: str) -> Iterator[Row]:
             yield object_row(item, f"{name}:{number}")
     else:
         yield from _lines(path, Part(name))
+
+
+def _rows_of_object(row: Row, value: Json, name: str) -> Iterator[Row]:
+    """Yield the rows of the only object of a file: those in its list of rows, or its values; another object is a row.
+
+    Its values are rows if they are objects with the same keys, as of rows by id. Columns of pandas are a fault.
+    """
+    lists = {key: item for key, item in value.items() if type(item) is list and item and _is_row(item[0])}
+    objects = [item for item in value.values() if type(item) is dict]
+    keys = objects[0].keys() if objects and len(objects) == len(value) else {}
+    if keys and all(key.isdigit() for key in keys):
+        yield replace(
+            row, record=None, fault="columns, as pandas writes them. Write rows: orient='records', lines=True"
+        )
+    elif keys and len(objects) > 1 and all(item.keys() == keys for item in objects):
+        yield from (object_row(item, f"{name}:{number}") for number, item in enumerate(objects, 1))
+    elif len(lists) > 1 and lists.keys() <= ROW_LISTS:
+        yield replace(row, record=None, fault=f"rows in several lists: {', '.join(lists)}. Write a file for each")
+    elif len(lists) == 1 and lists.keys() <= ROW_LISTS:
+        (items,) = lists.values()
+        yield from (object_row(item, f"{name}:{number}") for number, item in enumerate(items, 1))
+    else:
+        yield row
+
+
+def _is_row(item: Any) -> bool:
+    return type(item) is dict and role_of(speaker_of(item)) is None
 
 
 def _table(path: Path, part: Part) -> Iterator[Row]:
@@ -311,7 +342,9 @@ def parse_row(text: bytes, location: str) -> Row:
     try:
         value = strict_json.parse(text)
     except UnicodeDecodeError as error:
-        return Row(location, None, f"not valid UTF-8: byte {text[error.start]:#04x} at {error.start}", raw)
+        coding = " (UTF-16?)" if text[:2] in UTF_16 else " (compressed?)" if text[:2] == GZIP else ""
+        fault = f"not valid UTF-8{coding}: byte {text[error.start]:#04x} at {error.start}"
+        return Row(location, None, fault, raw)
     except ValueError as error:
         return Row(location, None, f"not valid JSON: {error}", raw)
     return _row(value, location, raw, len(text))
