@@ -45,6 +45,20 @@ def test_an_error_of_the_system_names_the_file(tmp_path):
     assert (done.returncode, done.stderr) == (1, "error: No such file or directory: missing.\n")
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise MemoryError", "out of memory. Set a smaller SFT_WORKERS"),
+        ("from dvc.repo import Repo; Repo()", "DVC: you are not inside of a DVC repository"),
+        ("import subprocess; subprocess.run(['false'], check=True)", "false: ended with status 1: "),
+    ],
+)
+def test_what_goes_wrong_outside_of_the_program_is_one_message(tmp_path, body, message):
+    done = call(tmp_path, body)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"error: {message}")
+
+
 def test_an_interruption_ends_with_130(tmp_path):
     done = call(tmp_path, "raise KeyboardInterrupt")
     assert done.returncode == 130

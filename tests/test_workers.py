@@ -74,7 +74,7 @@ def fails(shard):
     report_position(f"rows of {shard}")
     if shard == 1:
         {"input": lambda: _raise(InputError("row 7: bad")), "disk": lambda: _raise(OSError(28, "No space", "data/x")),
-         "fault": lambda: [][0]}[pathlib.Path("how").read_text()]()
+         "memory": lambda: _raise(MemoryError()), "fault": lambda: [][0]}[pathlib.Path("how").read_text()]()
     return shard
 
 def _raise(error):
@@ -177,6 +177,9 @@ def test_errors_of_the_input_or_the_disk_are_raised_unchanged(work, tmp_path, mo
     with pytest.raises(OSError, match="No space") as disk:
         map_shards(work.fails, [0, 1, 2], "numbers")
     assert (disk.value.errno, disk.value.filename) == (28, "data/x")
+    (tmp_path / "how").write_text("memory")
+    with pytest.raises(MemoryError if workers == "1" else InputError, match="at rows of 1"):
+        map_shards(work.fails, [0, 1, 2], "numbers")
 
 
 def test_any_other_exception_comes_with_its_traceback_and_its_rows(work, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +31,10 @@ NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": 
 os.environ.update({**NO_TELEMETRY, **os.environ})
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+OUT_OF_MEMORY = (
+    "out of memory. Set a smaller SFT_WORKERS, or run where more memory is allowed (ulimit -v, the container's limit). "
+    "Nothing was half-written."
+)
 PR_SET_PDEATHSIG = 1
 
 
@@ -61,11 +66,25 @@ def run_or_exit(main: Callable[[], object]) -> None:
     except OSError as error:
         advice = " Free some space and rerun: nothing was half-written." if error.errno in DISK_FULL else ""
         exit_with(f"{error.strerror or type(error).__name__}: {error.filename or error}.{advice}")
+    except MemoryError:
+        exit_with(OUT_OF_MEMORY)
+    except _dvc_errors() as error:
+        exit_with(f"DVC: {error}. Run in the project's folder; see: dvc status")
+    except subprocess.CalledProcessError as error:
+        output = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
+        last = (output.strip().splitlines() or ["its message, if any, is above"])[-1]
+        exit_with(f"{shlex.join(map(str, error.cmd))}: ended with status {error.returncode}: {last}")
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
         exit_with(f"ended by {name}. Rerun to continue: nothing was half-written.", status=128 + stopped.number)
     except KeyboardInterrupt:
         exit_with("interrupted. Rerun to continue: nothing was half-written.", status=128 + signal.SIGINT)
+
+
+def _dvc_errors() -> tuple[type[Exception], ...]:
+    """Return what DVC raises of a project that it cannot read, if DVC is loaded."""
+    exceptions = sys.modules.get("dvc.exceptions")
+    return (exceptions.DvcException,) if exceptions else ()
 
 
 def run_child(command: Sequence[str], **options: Any) -> int:

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sft.cli import InputError, echo, end_with_parent
+from sft.cli import OUT_OF_MEMORY, InputError, echo, end_with_parent
 
 Work = Callable[[Any], Any]
 OnResult = Callable[[Any], None]
@@ -436,6 +436,8 @@ def serve() -> None:
             _reply({"result": getattr(importlib.import_module(module), name)(request["task"])})
         except InputError as error:
             _reply({"input_error": str(error)})
+        except MemoryError:
+            _reply({"input_error": f"{_position_note()}: {OUT_OF_MEMORY}"})
         except OSError as error:
             name = os.fspath(error.filename) if isinstance(error.filename, str | os.PathLike) else None
             _reply({"os_error": [error.errno, error.strerror or str(error), name]})

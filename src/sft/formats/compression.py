@@ -4,12 +4,17 @@ import bz2
 import contextlib
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-ZST_BYTES, READ_BYTES = 16 << 10, 1 << 20  # decompressed, and returned, at a time
+from sft.raw_folders import COMPRESSED
+
+ZST_BYTES, READ_BYTES = 2 << 10, 1 << 20  # decompressed (to 64 MB at most), and returned, at a time
+# A file that grows to more of both is a bomb: .gz cannot grow as much, and text does not.
+BOMB_RATIO, BOMB_BYTES = 2_000, 1 << 30
 
 
 class DamagedFileError(ValueError):
@@ -33,6 +38,47 @@ def open_raw(path: Path) -> Iterator[BinaryIO]:
         if error.errno is not None:  # of the disk; gzip and bz2 raise OSError without a number for a damaged file
             raise
         raise DamagedFileError(f"damaged compressed file: {error}") from error
+
+
+def most_bytes(path: Path) -> int:
+    """Return how many bytes a raw file may hold, decompressed."""
+    is_packed = path.suffix.lower() in COMPRESSED
+    return max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size) if is_packed else sys.maxsize
+
+
+def bomb(path: Path) -> DamagedFileError:
+    """Return the error of a file that holds more."""
+    return DamagedFileError(f"more than {most_bytes(path):,} bytes from {path.stat().st_size:,} compressed ones")
+
+
+def read_whole(path: Path) -> bytes:
+    """Return what is in a file. Raises DamagedFileError: as open_raw; it is a bomb."""
+    most, content = most_bytes(path), io.BytesIO()
+    with open_raw(path) as file:
+        while block := file.read(READ_BYTES):
+            if content.tell() + len(block) > most:
+                raise bomb(path)
+            content.write(block)
+    return content.getvalue()
+
+
+def lines_of(path: Path, file: BinaryIO, longest: int) -> Iterator[tuple[bytes, int]]:
+    """Yield each line of an open file with its length; only the start of one longer than `longest` is in memory.
+
+    Raises:  DamagedFileError: the file is a bomb.
+    """
+    most, position = most_bytes(path), 0
+    while line := file.readline(longest + 1):
+        size, end = len(line), line
+        while len(end) and size > longest and not end.endswith(b"\n"):
+            end = file.readline(READ_BYTES)
+            size += len(end)
+            if position + size > most:
+                raise bomb(path)
+        position += size
+        if position > most:
+            raise bomb(path)
+        yield line, size
 
 
 def skip(file: BinaryIO, count: int) -> None:

@@ -12,6 +12,7 @@ cannot be read is a `Row` with a fault, so that it is counted.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,16 @@ from typing import Any, NamedTuple
 
 from sft import strict_json
 from sft.batches import rows_at_once
-from sft.formats.compression import READ_BYTES, DamagedFileError, open_raw, skip
+from sft.formats.compression import (
+    READ_BYTES,
+    DamagedFileError,
+    bomb,
+    lines_of,
+    most_bytes,
+    open_raw,
+    read_whole,
+    skip,
+)
 from sft.formats.spellings import role_of, speaker_of
 from sft.raw_folders import ALL, DELIMITED, DOCUMENT, LINES, TABLES, file_kind, select_files
 
@@ -29,7 +39,9 @@ PART_BYTES = 16 << 20
 # takes a sixth of the time of the filter stage; .bz2 and .xz are too slow for it.
 DIVIDED, COMPRESSED_PARTS = {".gz", ".zst"}, 16
 TABLE_ROWS, TABLE_BYTES = 256, 8 << 20  # read together
-CELL_CHARS = 1 << 30  # longest cell of a .csv
+ROW_BYTES = 64 << 20  # longest line, and longest cell of a .csv; filter keeps rows of 8 M characters
+LIMIT = f"the limit is {ROW_BYTES:,}"
+VALUES_BYTES = 256 << 20  # of the values of a table's dictionaries that are read together
 # Names of the list of rows in a file of one object.
 ROW_LISTS = {"data", "rows", "train", "validation", "test", "examples", "samples", "instances", "records", "entries"}
 ARROW_FILE, ARROW_END = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"  # how a file begins, and how a stream ends
@@ -104,13 +116,16 @@ def read_part(folder: Path, part: Part) -> Iterator[Row]:
 
 def _line_parts(path: Path, name: str) -> Iterator[Part]:
     """Yield parts that end with the first line that ends after PART_BYTES."""
-    first, start, end, lines = 1, 0, 0, 0
+    first, start, end, lines, most = 1, 0, 0, 0, most_bytes(path)
     with open_raw(path) as file:
         while block := file.read(READ_BYTES):
-            if not block.endswith(b"\n"):
-                block += file.readline()
             end += len(block)
             lines += block.count(b"\n")
+            while not block.endswith(b"\n") and end <= most and (block := file.readline(READ_BYTES)):
+                end += len(block)
+                lines += block.endswith(b"\n")
+            if end > most:
+                raise bomb(path)
             if end - start >= PART_BYTES:
                 yield Part(name, first, start, end)
                 first, start, lines = first + lines, end, 0
@@ -156,11 +171,14 @@ def _lines(path: Path, part: Part) -> Iterator[Row]:
     try:
         with open_raw(path) as file:
             skip(file, part.start)
-            for line in file:
+            for line, size in lines_of(path, file, ROW_BYTES):
                 if part.end is not None and position >= part.end:
                     break
-                number, position = number + 1, position + len(line)
-                if line.strip():
+                number, position = number + 1, position + size
+                if size > ROW_BYTES:
+                    raw = line[: 4 * RAW_CHARS].decode("utf-8", "replace")[:RAW_CHARS]
+                    yield Row(f"{part.path}:{number}", None, f"a line of {size:,} bytes; {LIMIT}", raw)
+                elif line.strip():
                     yield parse_row(line.rstrip(b"\r\n"), f"{part.path}:{number}")
     except DamagedFileError as error:
         yield _rest(part.path, number, error)
@@ -174,8 +192,7 @@ def _rest(name: str, rows: int, error: object) -> Row:
 def _document(path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of a .json file: an array of objects, one object, or (as some publishers write) lines."""
     try:
-        with open_raw(path) as file:
-            content = file.read()
+        content = read_whole(path)
     except DamagedFileError as error:
         yield _rest(name, 0, error)
         return
@@ -240,22 +257,40 @@ def _batches(path: Path, part: Part) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     kind, packed = file_kind(part.path)
-    if packed:
-        with open_raw(path) as file:
-            source = pa.BufferReader(file.read())
-    else:
-        source = pa.OSFile(str(path), "rb")
+    source = pa.BufferReader(read_whole(path)) if packed else pa.OSFile(str(path), "rb")
     if kind == ".parquet":
         table = pq.ParquetFile(source)
         groups = range(part.start, table.num_row_groups if part.end is None else part.end)
         for number in groups:
             group = table.metadata.row_group(number)
             rows = rows_at_once(group.num_rows, group.total_byte_size, TABLE_ROWS, TABLE_BYTES)
+            if longest := _dictionary_bytes(source, group):  # each row may repeat it
+                rows = max(1, min(rows, VALUES_BYTES // longest))
             yield from table.iter_batches(rows, row_groups=[number])
     else:
         for batch in _arrow_batches(source):
-            for first in range(0, len(batch), TABLE_ROWS):
-                yield batch.slice(first, TABLE_ROWS)
+            dictionaries = [column.dictionary.nbytes for column in batch.columns if pa.types.is_dictionary(column.type)]
+            rows = max(1, min(TABLE_ROWS, VALUES_BYTES // max([1, *dictionaries])))
+            for first in range(0, len(batch), rows):
+                yield batch.slice(first, rows)
+
+
+def _dictionary_bytes(source: Any, group: Any) -> int:
+    """Return the size of the largest dictionary of a row group, decompressed: no value of it is longer.
+
+    The footer does not say it. A header of a page begins with its kind and this size, each an integer of Thrift's
+    compact protocol: a byte, then seven bits at a time (parquet-format, PageHeader).
+    """
+    largest = 0
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.physical_type != "BYTE_ARRAY" or not column.has_dictionary_page:
+            continue
+        header = source.read_at(16, column.dictionary_page_offset)
+        numbers = re.match(rb"\x15([\x80-\xff]*[\0-\x7f])\x15([\x80-\xff]*[\0-\x7f])", header, re.DOTALL)
+        if numbers:
+            largest = max(largest, sum((byte & 127) << (7 * at) for at, byte in enumerate(numbers[2])) >> 1)
+    return largest
 
 
 def _arrow_batches(source: Any) -> Iterator[Any]:
@@ -276,11 +311,11 @@ def _arrow_batches(source: Any) -> Iterator[Any]:
 def _delimited(path: Path, name: str, delimiter: str) -> Iterator[Row]:
     """Yield the rows of a table as text, whose first row names the columns; all values are text."""
     number = 0
-    csv.field_size_limit(CELL_CHARS)
+    csv.field_size_limit(ROW_BYTES)
     try:
         with open_raw(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            table = csv.reader(text, delimiter=delimiter, strict=True)
+            table = csv.reader(_text_lines(path, text), delimiter=delimiter, strict=True)
             columns = next(table, [])
             if len(set(columns)) < len(columns) or not all(columns):
                 yield _rest(name, 0, f"expected a name for each column in the first row, found {columns[:10]}")
@@ -291,6 +326,18 @@ def _delimited(path: Path, name: str, delimiter: str) -> Iterator[Row]:
                     yield _delimited_row(columns, cells, f"{name}:{number}")
     except (csv.Error, DamagedFileError) as error:
         yield _rest(name, number, error)
+
+
+def _text_lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
+    """Yield the lines of a table as text. Raises csv.Error: one is too long. DamagedFileError: the file is a bomb."""
+    most, position = most_bytes(path), 0
+    while line := text.readline(ROW_BYTES + 1):
+        position += len(line)
+        if len(line) > ROW_BYTES:
+            raise csv.Error(f"a line of more than {ROW_BYTES:,} characters")
+        if position > most:
+            raise bomb(path)
+        yield line
 
 
 def _delimited_row(columns: list[str], cells: list[str], location: str) -> Row:
