@@ -17,6 +17,9 @@ class Letters:
     def decode(self, ids):
         return "".join(map(chr, ids))
 
+    def count_tokens(self, text):
+        return len(text)
+
 
 def prompt(kind, text="?"):
     tools, reference = (TOOLS, {"content": "", "tool_calls": CALLS}) if kind == "tool" else ([], {"content": "yes"})
@@ -28,7 +31,12 @@ def answer(asked, text, stop=True):
 
 
 def test_an_answer_says_whether_it_stopped_and_only_tool_calls_have_a_verdict():
-    assert answer(prompt("chat"), "yes") == {"text": "yes", "stopped": True, "think_balanced": True}
+    assert answer(prompt("chat"), "yes") == {
+        "text": "yes",
+        "stopped": True,
+        "think_balanced": True,
+        "rules": {"refusal": True},
+    }
     cut = answer(prompt("tool"), "yes", stop=False)
     assert (cut["text"], cut["stopped"], cut["verdict"]["fault"]) == ("yes", False, "no-call")
     assert answer(prompt("tool"), NOW)["verdict"]["exact"] is True
@@ -45,8 +53,10 @@ def test_shares_are_of_the_prompts_that_ask_for_it_and_none_without_such_prompts
     asked = prompt("tool")
     answers = [answer(asked, NOW), answer(asked, "no"), answer(prompt("chat"), "yes", stop=False)]
     metrics = answer_metrics(answers)
-    assert set(metrics.pop("intervals")) == set(metrics)
-    assert metrics == {
+    measured = {name: share for name, share in metrics.items() if share is not None}
+    assert set(measured.pop("intervals")) == set(measured)
+    assert measured == {
+        "rule_refusal": 1.0,
         "tool_call_well_formed": 0.5,
         "tool_call_known_function": 0.5,
         "tool_call_fits": 0.5,

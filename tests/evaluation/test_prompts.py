@@ -26,7 +26,7 @@ def row(identity, messages, tools=None):
 class FixedTemplate:
     """A template whose prompt is as long as its last message."""
 
-    def prompt_ids(self, messages, tools, *, thinking):
+    def prompt_ids(self, messages, tools, *, thinking, budget=None):
         return [int(thinking)] * len(messages[-1]["content"])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from sft.evaluation.intervals import share_change, share_interval
 from sft.evaluation.loss import DIGITS
 from sft.evaluation.prompts import Prompt
+from sft.evaluation.rules import RULES, check_rules
 from sft.evaluation.tool_calls import grade, opening, think_balanced
 
 TOOL_CALL_SHARES = ("well_formed", "known_function", "fits", "exact")
@@ -14,11 +15,20 @@ SHARES = ("stopped", "think_balanced")
 
 
 def graded_answer(prompt: Prompt, ids: list[int], chat: Any) -> dict[str, Any]:
-    """Return one answer as answers.jsonl has it: its text, whether it stopped, the verdict on its tool calls."""
+    """Return one answer as answers.jsonl has it: its text, whether it stopped, rules, and the verdict on its calls."""
     stopped = bool(ids) and ids[-1] in chat.stop_ids
     text = chat.decode(ids[:-1] if stopped else ids)
-    turn = opening(chat.decode(prompt.ids)) + text
-    answer = {"text": text, "stopped": stopped, "think_balanced": think_balanced(turn)}
+    rendered = chat.decode(prompt.ids)
+    turn = opening(rendered) + text
+    rules = check_rules(
+        rendered,
+        text,
+        prompt.reference,
+        thinking=prompt.thinking,
+        budget=prompt.budget,
+        count_tokens=chat.count_tokens,
+    )
+    answer = {"text": text, "stopped": stopped, "think_balanced": think_balanced(turn), "rules": rules}
     if prompt.kind == "tool":
         answer["verdict"] = dataclasses.asdict(grade(turn, prompt.tools, prompt.reference["tool_calls"]))
     return answer
@@ -43,6 +53,8 @@ def _claims(answers: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
     """Return what each answer achieved, by the name of the share."""
     verdicts = [answer["verdict"] for answer in answers if "verdict" in answer]
     claims = {f"tool_call_{name}": [verdict[name] for verdict in verdicts] for name in TOOL_CALL_SHARES}
+    for name in RULES:
+        claims[f"rule_{name}"] = [answer["rules"][name] for answer in answers if name in answer["rules"]]
     return claims | {name: [answer[name] for answer in answers] for name in SHARES}
 
 

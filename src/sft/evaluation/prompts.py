@@ -43,6 +43,8 @@ class Prompt:
     tools: list[Any]
     reference: dict[str, Any]
     """The assistant message of the data."""
+    budget: int | None = None
+    """The most tokens of reasoning, as the prompt states them."""
 
 
 def rank(seed: int, conversation_id: str) -> str:
@@ -114,12 +116,13 @@ def choose_prompts(
             continue
         reference = messages[index]
         thinking = bool(reference.get("reasoning_content"))
-        ids = chat.prompt_ids(messages[:index], tools or None, thinking=thinking)
+        budget = params.reasoning_budget if thinking else None
+        ids = chat.prompt_ids(messages[:index], tools or None, thinking=thinking, budget=budget)
         if len(ids) > params.max_prompt_tokens:
             too_long[kind].append(row_rank)
             continue
         question = messages[index - 1]["content"] if index else ""
-        prompt = Prompt(row_rank, kind, source, row["id"], question, thinking, ids, tools, reference)
+        prompt = Prompt(row_rank, kind, source, row["id"], question, thinking, ids, tools, reference, budget)
         bisect.insort(kept, prompt, key=lambda other: other.rank)
         del kept[limits[kind] :]
     left_out: Counter[str] = Counter()

@@ -156,6 +156,9 @@ def _training(lineage: Facts, pack: Facts) -> Iterable[list[Any]]:
 def _measured(evaluation: Facts) -> Iterable[list[Any]]:
     before, after = evaluation["before"], evaluation["after"]
     yield from ([label, before.get(name), after.get(name)] for name, label in METRICS.items() if name in after)
+    for name, share in after.items():
+        if name.startswith("rule_") and share is not None:
+            yield [f"answers: {name.removeprefix('rule_').replace('_', ' ')}", before[name], share]
     for domain, loss in after.get("loss_by_domain", {}).items():
         yield [f"held-out loss: {domain}", before["loss_by_domain"].get(domain), loss]
     for task, measured in evaluation.get("tasks", {}).items():

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sft.domains import BY_SLUG, domain_of, in_order
 from sft.evaluation.answers import TOOL_CALL_SHARES
+from sft.evaluation.rules import RULES
 from sft.pages.charts import Bar, Line, Point, bar_chart, line_chart
 from sft.pages.render import number, render
 
@@ -87,7 +88,7 @@ def page(
         for domain in sorted(after["loss_by_domain"], key=lambda name: (-changes[name]["change"], name))
     ]
     marked = sorted(((_marks(row), row) for row in answers), key=lambda pair: _failures_first(pair[0]))
-    shares = [(label, _share_bar(before, name), _share_bar(after, name)) for name, label in SHARES.items()]
+    shares = [(label, _share_bar(before, name), _share_bar(after, name)) for name, label in _shares(after).items()]
     return render(
         "report.html.j2",
         title=TITLE,
@@ -123,7 +124,9 @@ def table(evaluation: Mapping[str, Any]) -> Table:
         (f"loss, {domain}", before["loss_by_domain"][domain], loss, _loss_note(change["loss_by_domain"][domain]))
         for domain, loss in after["loss_by_domain"].items()
     ]
-    rows += [(label, before[name], after[name], _share_note(after, change, name)) for name, label in SHARES.items()]
+    rows += [
+        (label, before[name], after[name], _share_note(after, change, name)) for name, label in _shares(after).items()
+    ]
     rows += [
         (f"{task}: {metric}", was, now, ", ".join(filter(None, (note, in_training_data))))
         for task, metric, was, now, note, in_training_data in _task_rows(evaluation.get("tasks", {}))
@@ -137,6 +140,12 @@ def table(evaluation: Mapping[str, Any]) -> Table:
     for column in laid.columns[1:4]:
         column.justify = "right"
     return laid
+
+
+def _shares(after: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels of the shares: of the rules, those that apply to a prompt."""
+    rules = {f"rule_{name}": label for name, label in RULES.items()}
+    return SHARES | {name: label for name, label in rules.items() if after.get(name) is not None}
 
 
 def _bounds(interval: Mapping[str, Any] | None, base: float = 0.0) -> tuple[float, float] | None:
@@ -250,7 +259,8 @@ def _example(row: Mapping[str, Any], marks: set[str]) -> dict[str, Any]:
 
 def _notes(answer: Mapping[str, Any]) -> str:
     verdict = answer["verdict"]["fault"] or "exact" if "verdict" in answer else ""
-    return ", ".join(note for note in (verdict, "" if answer["stopped"] else "cut at max_new_tokens") if note)
+    broken = [f"not: {RULES[name]}" for name, is_kept in answer.get("rules", {}).items() if not is_kept]
+    return ", ".join(note for note in (verdict, "" if answer["stopped"] else "cut at max_new_tokens", *broken) if note)
 
 
 def _reference(message: Mapping[str, Any]) -> str:

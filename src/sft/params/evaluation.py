@@ -51,6 +51,8 @@ class Eval(Section):
     """Longest prompt, in tokens. Longer ones are skipped and counted."""
     max_new_tokens: Positive
     """Longest answer, in tokens."""
+    reasoning_budget: Positive | None = None
+    """Most tokens of reasoning that prompts for reasoning state, if the template can; null = they state none."""
     engine: Literal["transformers", "endpoint"] = "transformers"
     """What generates the answers: transformers, or the OpenAI-compatible endpoints in SFT_EVAL_URL (vLLM)."""
     batch_size: Positive

@@ -388,11 +388,13 @@ class ChatTemplate:
             **self.tokenizer.special,
         )
 
-    def prompt_ids(self, messages: list[Message], tools: Tools, *, thinking: bool) -> list[int]:
+    def prompt_ids(
+        self, messages: list[Message], tools: Tools, *, thinking: bool, budget: int | None = None
+    ) -> list[int]:
         """Return the ids of a prompt: the messages rendered up to and including the generation prompt."""
-        render, _ = self._prepare(messages, tools, None)
+        render, _ = self._prepare(messages, tools, budget)
         with self.limited():
-            text = render.text(len(messages), thinking=thinking, budget=None, generation_prompt=True)
+            text = render.text(len(messages), thinking=thinking, budget=budget, generation_prompt=True)
         (sample,) = self.encode([Rendered(text, [], render.turns.guard)])
         assert isinstance(sample, Sample)  # no trained range, so no token can cross one
         return sample.ids
@@ -400,6 +402,10 @@ class ChatTemplate:
     def encode(self, batch: list[Rendered]) -> list[Sample | Rejection]:
         """Tokenize a batch of rendered samples."""
         return self.tokenizer.encode(batch)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        return self.tokenizer.encoder.count(text)
 
     def decode(self, ids: list[int]) -> str:
         """Return ids as text, control tokens included."""
