@@ -42,7 +42,14 @@ KIMI += tuple(
     f"<|tool_call{part}|>" for part in ("s_section_begin", "s_section_end", "_begin", "_argument_begin", "_end")
 )
 
+THINK, LLAMA4 = (
+    ("<think>", "</think>"),
+    ("<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>"),
+)
+GLM45 = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", *THINK)
+
 FAMILIES = {
+    "alpaca": Family(("<s>", "</s>"), "</s>", "<s>"),
     "chatml": Family((*CHATML, *CALLS), "<|im_end|>", stops=("<|im_end|>", "<|endoftext|>")),
     "command-r": Family((*COMMAND, "<|SYSTEM_TOKEN|>"), "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>"),
     "deepseek-r1": Family(DEEPSEEK, "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"),
@@ -52,21 +59,32 @@ FAMILIES = {
     "gemma2": Family(GEMMA, "<eos>", "<bos>", ("<eos>", "<end_of_turn>")),
     "gemma3": Family(GEMMA, "<eos>", "<bos>", ("<eos>", "<end_of_turn>")),
     "glm4": Family(GLM, "<|endoftext|>", stops=("<|endoftext|>", "<|user|>", "<|observation|>")),
+    "glm4.5": Family((*GLM, *GLM45), "<|endoftext|>", stops=("<|endoftext|>", "<|user|>", "<|observation|>")),
     "gpt-oss": Family((*HARMONY, "<|call|>"), "<|return|>", stops=("<|return|>", "<|call|>"), date=DATE),
     "granite": Family(
         ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"), "<|end_of_text|>", date=DATE
     ),
     "hermes": Family((*CHATML, "<|begin_of_text|>"), "<|im_end|>", "<|begin_of_text|>"),
+    "internlm2": Family(("<s>", "</s>", *CHATML[1:]), "</s>", "<s>", ("</s>", "<|im_end|>")),
     "kimi-k2": Family(KIMI, "[EOS]", stops=("<|im_end|>",)),
     "llama-nemotron": Family(LLAMA, "<|eot_id|>", "<|begin_of_text|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")),
+    "llama2": Family(("<s>", "</s>"), "</s>", "<s>"),
     "llama3": Family(LLAMA, "<|eot_id|>", "<|begin_of_text|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")),
+    "llama4": Family(LLAMA4, "<|eot|>", "<|begin_of_text|>", ("<|eom|>", "<|eot|>")),
     "minimax-m2": Family(("]~!b[", "]~b]", "[e~[", "<minimax:tool_call>", "</minimax:tool_call>"), "[e~["),
+    "ministral": Family(
+        (*MISTRAL, *TOOLS_OF_MISTRAL, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[CALL_ID]", "[ARGS]", "[TOOL_CONTENT]"),
+        "</s>",
+        "<s>",
+    ),
     "mistral-v3": Family((*MISTRAL, *TOOLS_OF_MISTRAL), "</s>", "<s>"),
     "mistral-v7": Family((*MISTRAL, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"), "</s>", "<s>", date=DATE),
     "olmo2": Family(("<|endoftext|>",), "<|endoftext|>", "<|endoftext|>"),
     "phi3": Family(PHI, "<|endoftext|>", stops=("<|endoftext|>", "<|assistant|>", "<|end|>")),
     "phi4": Family((*CHATML, "<|im_sep|>"), "<|im_end|>"),
+    "qwen2.5": Family((*CHATML, *CALLS), "<|im_end|>", stops=("<|im_end|>", "<|endoftext|>")),
     "qwen3": Family((*CHATML, *CALLS, "<think>", "</think>"), "<|im_end|>", stops=("<|im_end|>", "<|endoftext|>")),
+    "qwen3.5": Family((*CHATML, *CALLS, *THINK), "<|im_end|>", stops=("<|im_end|>", "<|endoftext|>")),
     "smollm3": Family((*CHATML, "<think>", "</think>"), "<|im_end|>", date=DATE),
     "vicuna": Family(("<s>", "</s>"), "</s>", "<s>"),
     "yi": Family(CHATML, "<|im_end|>", stops=("<|im_end|>",)),

@@ -8,21 +8,26 @@ import pytest
 from renderers.configs import (
     DeepSeekR1RendererConfig,
     DeepSeekV3RendererConfig,
+    GLM45RendererConfig,
     KimiK2RendererConfig,
     Llama3RendererConfig,
     Qwen3RendererConfig,
+    Qwen35RendererConfig,
 )
 from renderers.deepseek_r1 import DeepSeekR1Renderer
 from renderers.deepseek_v3 import DeepSeekV3Renderer
+from renderers.glm45 import GLM45Renderer
 from renderers.kimi_k2 import KimiK2Renderer
 from renderers.llama_3 import Llama3Renderer
 from renderers.qwen3 import Qwen3Renderer
+from renderers.qwen35 import Qwen35Renderer
 
 from tests.support.families import DEEPSEEK, FAMILIES, TOOLS_OF_DEEPSEEK, load_family
 from tests.support.tokenizers import write_tokenizer
 from tests.templates.test_families import SHAPES
 from tests.tokens.test_renderers import TheirTokenizer
 
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 OUTPUTS = ("<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>")
 # Our family -> their renderer, and the control tokens that it asks for beside those of the family.
 THEIRS = {
@@ -30,10 +35,18 @@ THEIRS = {
     "deepseek-v3": (DeepSeekV3Renderer, DeepSeekV3RendererConfig, OUTPUTS),
     "deepseek-r1": (DeepSeekR1Renderer, DeepSeekR1RendererConfig, (*TOOLS_OF_DEEPSEEK, *OUTPUTS)),
     "kimi-k2": (KimiK2Renderer, KimiK2RendererConfig, ()),
+    "glm4.5": (GLM45Renderer, GLM45RendererConfig, ("/nothink", "<tool_response>", "</tool_response>")),
+    "qwen3.5": (Qwen35Renderer, Qwen35RendererConfig, ("<tool_response>", "</tool_response>", *VISION)),
     "llama3": (Llama3Renderer, Llama3RendererConfig, ()),
 }
 ALIKE = ("one turn", "system", "several turns", "empty answer", "blank ends")
-MORE = {"qwen3": ("tool", "parallel calls", "reasoning last", "reasoning each"), "deepseek-r1": ("reasoning each",)}
+REASONING = ("reasoning last", "reasoning each")
+MORE = {
+    "qwen3": ("tool", "parallel calls", *REASONING),
+    "qwen3.5": ("tool", "parallel calls", "words and call", "JSON result", *REASONING),
+    "glm4.5": ("tool", "parallel calls", "words and call", "JSON result", *REASONING),
+    "deepseek-r1": ("reasoning each",),
+}
 
 
 @pytest.mark.parametrize("name", THEIRS)
