@@ -49,6 +49,9 @@ def test_other_keys_of_an_answer_are_counted(key, value):
         ("turn_weights", "[0.0, 1.0]"),
         ("train_on_last_turn_only", True),
         ("metadata", {"loss_masks": [0, 1]}),
+        ("no_train", 1),
+        ("trainable", "no"),
+        ("skip", True),
     ],
 )
 def test_flags_of_turns_in_an_unknown_column_reject_the_row(name, value):
@@ -57,10 +60,24 @@ def test_flags_of_turns_in_an_unknown_column_reject_the_row(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("attention_mask", [1] * 9), ("used_in_training", True), ("loss", 2.3), ("weights", [0.1, 2.5]), ("train", 7)],
+    [
+        ("attention_mask", [1] * 9),
+        ("used_in_training", True),
+        ("loss", 2.3),
+        ("weights", [0.1, 2.5]),
+        ("train", 7),
+        ("skip_prompt", False),
+    ],
 )
 def test_other_columns_with_such_words_are_counted(name, value):
     assert reason([ASK, ANSWER, ASK, ANSWER], {name: value}) == ""
+
+
+def test_a_flag_of_a_part_or_a_call_under_an_unknown_name_rejects_the_row():
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}, "masked_out": True}
+    assert reason([ASK, {**ANSWER, "tool_calls": [call]}]) == "unclear-train-flag"
+    part = {"type": "text", "text": "b", "is_trained": False}
+    assert reason([ASK, {**ANSWER, "content": [part]}]) == "unclear-train-flag"
 
 
 @pytest.mark.parametrize("key", ["scratchpad", "reasoning_steps", "internalMonologue", "rationale"])

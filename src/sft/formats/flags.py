@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft.conversation import Rejection, excerpt
-from sft.formats.spellings import AMBIGUOUS_FLAG, FLAG_LISTS, FLAG_TEXTS, NEVER_STATISTICS
+from sft.formats.spellings import AMBIGUOUS_FLAG, FLAG_LISTS, FLAG_TEXTS, NEVER_STATISTICS, OTHER_FLAG_TEXTS
 
 UNCLEAR = "unclear-train-flag"
 
@@ -50,5 +50,6 @@ def is_statistic(name: str, value: Any) -> bool:
     try:
         read_flag(name, value)
     except UnfitRowError:
-        return name not in NEVER_STATISTICS
+        is_text = type(value) is str and value.strip().lower() in OTHER_FLAG_TEXTS
+        return name not in NEVER_STATISTICS and not is_text
     return False

@@ -27,7 +27,7 @@ from sft.formats.columns import (
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained
 from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import NotRead
-from sft.formats.parts import is_result_part, respell, result_turn, text_of, unread_keys, user_turns
+from sft.formats.parts import MESSAGE_PATH, is_result_part, respell, result_turn, text_of, unread_keys, user_turns
 from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, speaker_of, unwrapped
 from sft.formats.text_calls import (
     CALL_END,
@@ -139,7 +139,7 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
         raise UnfitRowError("unknown-role", f"found {excerpt(speaker)}, expected one of {', '.join(ROLES)}")
     original = message
     if role not in PLAIN_KEYS or not message.keys() <= PLAIN_KEYS[role]:
-        message = respell(message, MESSAGE_KEYS[role], "messages[].", not_read)
+        message = respell(message, MESSAGE_KEYS[role], MESSAGE_PATH, not_read)
         check_keys(role, unread_keys(original, MESSAGE_KEYS[role]))
         message_flag = is_trained(message)
         if message_flag is not None and flag is not None and message_flag != flag:

@@ -27,8 +27,10 @@ from sft.formats.spellings import (
     UNFIT_FLAGS,
     snake_case,
 )
+from sft.formats.unread import says_whether
 
 Json = dict[str, Any]
+MESSAGE_PATH = "messages[]."
 
 
 def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead) -> Json:
@@ -42,7 +44,8 @@ def respell(value: Json, names: Mapping[str, str], path: str, not_read: NotRead)
         if name is None:
             if holds_something(item) and _is_media(key, item):
                 raise UnfitRowError("non-text-content", f"{key}: text alone can be trained, found {excerpt(item)}")
-            if says_something(item) and _is_unfit_flag(snake_case(key), item):
+            is_apart = path != MESSAGE_PATH and says_whether(key, item)
+            if says_something(item) and (is_apart or _is_unfit_flag(snake_case(key), item)):
                 raise UnfitRowError(UNCLEAR, f"{key} of a part of a message: a message is trained as a whole")
             if says_something(item):
                 not_read.add(path + key)

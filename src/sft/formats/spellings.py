@@ -117,6 +117,7 @@ TRAIN_FLAGS = {
 AMBIGUOUS_FLAG = "mask"
 UNFIT_FLAGS = {AMBIGUOUS_FLAG, "train_detail"}  # of a part of a message; the second is axolotl's, for its spans
 FLAG_TEXTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+OTHER_FLAG_TEXTS = {"yes", "no", "on", "off"}  # say something, and reject the row
 # Columns, or keys of an object beside `messages`, with a flag for each message or for each answer.
 FLAG_LISTS = {
     **TRAIN_FLAGS,
@@ -131,12 +132,13 @@ FLAG_WORDS = _words(
     "weight weights learn learned learnable supervise supervised supervision grad backprop finetune ignore"
 )
 # Flags if they are true or false.
-CHOICE_WORDS = _words("skip exclude excluded include included prefill context target")
+SKIP_WORDS = _words("skip exclude excluded include included")
+CHOICE_WORDS = SKIP_WORDS | _words("prefill context target")
 REASONING_WORDS = _words("reasoning thinking thought thoughts think cot rationale scratchpad monologue analysis")
 CALL_WORDS = _words("tool tools call calls function functions invocation invocations action actions observation")
 CONTEXT_WORDS = _words("context contexts document documents docs passage passages attachment attachments file files")
 # In the name of a column: flags for all turns; a part of the data; places of turns.
-MASK_WORDS, TURN_WORDS = _words("train mask masks masked masking loss completion"), _words("turn turns")
+MASK_WORDS, TURN_WORDS = _words("completion"), _words("turn turns")
 SPLIT_WORDS = _words("split set data dataset used attention special")
 STOP_REASONS = {"finish_reason", "stop_reason"}
 CUT_ANSWERS = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "safety", "incomplete"}

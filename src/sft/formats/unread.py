@@ -23,8 +23,10 @@ from sft.formats.spellings import (
     FLAG_WORDS,
     MASK_WORDS,
     OPTIONS,
+    OTHER_FLAG_TEXTS,
     PLACEHOLDER,
     REASONING_WORDS,
+    SKIP_WORDS,
     SPLIT_WORDS,
     STOP_REASONS,
     TURN_WORDS,
@@ -68,7 +70,7 @@ def check_keys(role: str, items: Iterable[tuple[str, Any]]) -> None:
         if not says_something(value):
             continue
         words = words_of(key)
-        if _says_whether(words, value):
+        if says_whether(key, value):
             raise UnfitRowError(UNCLEAR, f"{key} is {excerpt(value)}, which is not read. Use loss: true or false")
         for rule, holds in ((REASONING, _holds_words), (DOCUMENTS, _holds_words), (CALLS, _holds_objects)):
             if role in rule.roles and not words.isdisjoint(rule.words) and holds(value):
@@ -87,7 +89,8 @@ def check_column(name: str, value: Any, num_turns: Sequence[int]) -> None:
         is_by_turn = len(value) in num_turns or not words.isdisjoint(TURN_WORDS)
         is_flag = is_by_turn and not words.isdisjoint(FLAG_WORDS) and all(map(_is_whole_number, value))
     else:
-        is_flag = type(value) is bool and not words.isdisjoint(MASK_WORDS) and words.isdisjoint(SPLIT_WORDS)
+        has_word = not words.isdisjoint(FLAG_WORDS | MASK_WORDS) and words.isdisjoint(SPLIT_WORDS)
+        is_flag = (has_word and _is_flag(value)) or (type(value) is bool and words < SKIP_WORDS)
     if is_flag:
         raise UnfitRowError(
             UNCLEAR, f"{name} is {excerpt(value)}, which is not read. Use loss_mask, with 0 or 1 for each message"
@@ -119,8 +122,9 @@ def matters(name: str) -> bool:
     return snake_case(name) in OPTIONS or snake_case(name) in ANSWERS
 
 
-def _says_whether(words: frozenset[str], value: Any) -> bool:
-    """Return whether a key says yes or no to being trained, be it clear which of both."""
+def says_whether(key: str, value: Any) -> bool:
+    """Return whether a key that no table names says yes or no to being trained, be it clear which of both."""
+    words = words_of(key)
     if not words.isdisjoint(FLAG_WORDS):
         is_weight = isinstance(value, int | float) and not words.isdisjoint(("weight", "weights"))
         return is_weight or _is_flag(value) or (type(value) is list and all(map(_is_flag, value)))
@@ -129,7 +133,7 @@ def _says_whether(words: frozenset[str], value: Any) -> bool:
 
 def _is_flag(value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().lower() in (*FLAG_TEXTS, "yes", "no", "on", "off")
+        return value.strip().lower() in (*FLAG_TEXTS, *OTHER_FLAG_TEXTS)
     return isinstance(value, bool | int | float) and value in (0, 1)
 
 
