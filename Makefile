@@ -34,7 +34,7 @@ $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
 mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:$(if $(filter show,$(MAKECMDGOALS)),PACK,ROWS)" "$(filter-out $(params),$(typed))")
 $(if $(mistyped),$(error $(mistyped)))
 # JSON=1: one JSON document on stdout, and no recipes there.
-facts := show estimate plan check-data rejected judge-agreement blame lineage reproduce compare status
+facts := show estimate plan check-data rejected judge-agreement blame curve lineage reproduce compare status
 json = $(if $(filter-out 0,$(JSON)), --json)
 ifneq ($(json),)
 $(if $(filter-out 1,$(JSON)),$(error JSON=$(JSON): expected JSON=1. To write a file: make $(MAKECMDGOALS) JSON=1 >$(JSON)))
@@ -88,7 +88,7 @@ no_cluster_file = error: CLUSTER=$(CLUSTER): slurm/clusters/$(CLUSTER).yaml not 
 no_job = error: DETACH and DRY_RUN need one job: make prep, make train or make eval, with CLUSTER=<name>
 
 .NOTPARALLEL:
-.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected judge-agreement blame chat \
+.PHONY: help setup repro fetch filter prep pack train eval profile pin estimate plan rehearse show check-data rejected judge-agreement blame curve chat \
     lineage reproduce compare export publish mlflow mlflow-server mlflow-sync sweep push clean status logs cancel slurm-up slurm-down \
     setup-lm-eval test test-layouts drill fuzz lint check format \
     pins bench bench-peers
@@ -157,6 +157,9 @@ judge-agreement: setup ## Compare the judge with labels of people, by line of th
 
 blame: setup ## Show the rows that the trained model predicts worst, by loss and by change, with their lines (SPLIT= ROWS= NUMBER=20)
 	python -m sft.inspect.blame$(call option,SPLIT,split)$(call option,ROWS,rows)$(call option,NUMBER,number)$(json)
+
+curve: setup ## Evaluate every kept checkpoint of a run: each metric by step (RUN=<lineage key>)
+	python -m sft.inspect.curve$(call option,RUN,run)$(json)
 
 chat: export CHAT_PROMPT = $(value PROMPT)
 chat: setup ## Talk to a trained model, with tools (MODEL=models/final PROMPT='...' TOOLS=tools.json THINKING=1)

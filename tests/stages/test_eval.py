@@ -7,7 +7,7 @@ import pytest
 from sft.cli import InputError
 from sft.hashing import folder_digests
 from sft.stages import eval as stage
-from tests.support.held_out_project import CALLS, CHATS, write_project
+from tests.support.held_out_project import CALLS, CHATS, use_small_params, write_project
 
 
 @pytest.fixture
@@ -16,19 +16,6 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
-
-
-def use_small_params(folder):
-    text = (folder / "params.yaml").read_text(encoding="utf-8")
-    for name, value in (
-        ("max_new_tokens", 6),
-        ("tool_prompts", 2),
-        ("chat_prompts", 2),
-        ("samples_per_domain", 2),
-    ):
-        old = next(line for line in text.splitlines() if line.startswith(f"  {name}:"))
-        text = text.replace(old, f"  {name}: {value}")
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
 
 
 def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):

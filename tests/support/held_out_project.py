@@ -114,3 +114,16 @@ def write_project(folder, sources):
             "tokenizer_sha256": file_digest(final / "tokenizer.json"),
         },
     )
+
+
+def use_small_params(folder):
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    for name, value in (
+        ("max_new_tokens", 6),
+        ("tool_prompts", 2),
+        ("chat_prompts", 2),
+        ("samples_per_domain", 2),
+    ):
+        old = next(line for line in text.splitlines() if line.startswith(f"  {name}:"))
+        text = text.replace(old, f"  {name}: {value}")
+    (folder / "params.yaml").write_text(text, encoding="utf-8")

@@ -12,10 +12,9 @@ than the champion on the same held-out data.
 """
 
 import dataclasses
-import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,11 @@ from rich.markup import escape
 
 from sft.cli import InputError, echo
 from sft.evaluation import tasks
-from sft.evaluation.answers import answer_metrics, answer_rows, compare_answers, graded_answer
+from sft.evaluation.answers import answer_rows
 from sft.evaluation.contaminated import find_contaminated
-from sft.evaluation.gate import decide
 from sft.evaluation.held_out import FILTERED, PACKED, HeldOut, choose_held_out
-from sft.evaluation.intervals import measured_changes, pair_losses
-from sft.evaluation.loss import loss_metrics
-from sft.evaluation.measure import Measured, measure_models
+from sft.evaluation.measure import measure_models
+from sft.evaluation.summary import compare_models
 from sft.files import project_root, publish_file, read_json, write_json
 from sft.hashing import file_digest, value_digest
 from sft.lineage import card, locked_params
@@ -69,41 +66,6 @@ def find_inputs() -> tuple[dict[str, Any], dict[str, Any]]:
             f"{metadata['tokenizer_sha256']}. Train on the packed data again: dvc repro train"
         )
     return metadata, read_json(final / "lineage.json")
-
-
-def evaluate(
-    held_out: HeldOut,
-    measured: Sequence[Measured],
-    chat: Any,
-    params: Eval,
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return reports/eval.json without its tasks, and the graded answers of the model before and after training."""
-    _, segments, groups, prompts, left_out = held_out
-    losses: list[dict[str, list[tuple[float, int]]]] = []
-    graded: list[list[dict[str, Any]]] = []
-    for model in measured:
-        rest = iter(model.losses)
-        losses.append({domain: list(itertools.islice(rest, len(kept))) for domain, kept in segments.items()})
-        graded.append([graded_answer(prompt, ids, chat) for prompt, ids in zip(prompts, model.answers, strict=True)])
-    pairs = {
-        domain: pair_losses(
-            [groups[segment.source, segment.conversation_id] for segment in kept], losses[0][domain], losses[1][domain]
-        )
-        for domain, kept in segments.items()
-    }
-    before, after = ({**loss_metrics(losses[at]), **answer_metrics(graded[at])} for at in (0, 1))
-    evaluation = {
-        "before": before,
-        "after": after,
-        "change": {**measured_changes(pairs), **compare_answers(*graded)},
-        "gate": decide(pairs, after["tool_call_fits"], params.gate),
-        "tool_prompts": sum(prompt.kind == "tool" for prompt in prompts),
-        "chat_prompts": sum(prompt.kind == "chat" for prompt in prompts),
-        "samples_by_domain": {domain: len(kept) for domain, kept in segments.items()},
-        "tokens": sum(sum(segment.marks) for kept in segments.values() for segment in kept),
-        "prompts_left_out": dict(sorted(left_out.items())),
-    }
-    return evaluation, graded[0], graded[1]
 
 
 def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -167,7 +129,7 @@ def main() -> None:
     held_out = choose_held_out(metadata, params, chat)
     prompts, segments = held_out.prompts, [segment for kept in held_out.segments.values() for segment in kept]
     measured = measure_models(base, final, segments, prompts, chat.stop_ids, params)
-    evaluation, *graded = evaluate(held_out, measured, chat, params)
+    evaluation, *graded = compare_models(held_out, measured, chat, params)
     asked = {name: task["texts"] for name, task in after.items()}
     contaminated = find_contaminated(asked, FILTERED, held_out.ids)
     evaluation["tasks"] = tasks.compare_tasks(before, after, contaminated)
