@@ -17,7 +17,7 @@ from bench.filters import read_fixture
 
 from sft.conversation import Conversation, Rejection
 from sft.filters import control_tokens, structure
-from sft.formats import answers, calls, columns, flags, messages, parts, reasoning, tools
+from sft.formats import answers, calls, columns, flags, messages, parts, reasoning, tools, unread
 from sft.formats.messages import normalize
 from sft.formats.records import REJECT_REASONS
 
@@ -50,7 +50,19 @@ def test_what_is_kept_can_be_written_as_json_and_utf8(tmp_path: Path) -> None:
 def reasons() -> set[str]:
     """Every reason that normalizing or a check may give, read from their source."""
     found = set(REJECT_REASONS)
-    for module in (answers, calls, columns, control_tokens, flags, messages, parts, reasoning, structure, tools):
+    for module in (
+        answers,
+        calls,
+        columns,
+        control_tokens,
+        flags,
+        messages,
+        parts,
+        reasoning,
+        structure,
+        tools,
+        unread,
+    ):
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and re.fullmatch(r"[a-z]+(-[a-z]+)+", str(node.value)):
                 found.add(str(node.value))

@@ -80,7 +80,7 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
             facts = _read_column(facts, name, value, read, messages, not_read)
         else:
             not_read.add(name)
-            check_column(name, value, (len(messages), len(answer_places(messages))))
+            check_column(name, value, lambda: (len(messages), len(answer_places(messages))))
     return facts
 
 
@@ -169,7 +169,7 @@ def _read_object(
         else:
             others.append(path)
             if is_beside:
-                check_column(path, item, (len(messages), len(answer_places(messages))))
+                check_column(path, item, lambda: (len(messages), len(answer_places(messages))))
     for path, item in known:
         facts = _read_known(facts, path, item, messages, not_read)
     if others or not known:

@@ -6,7 +6,7 @@ says under which key the reader expects it.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sft.conversation import Message, excerpt
@@ -79,18 +79,19 @@ def check_keys(role: str, items: Iterable[tuple[str, Any]]) -> None:
             raise UnfitRowError("cut-answer", f"{key} is {excerpt(value)}: the answer is not whole")
 
 
-def check_column(name: str, value: Any, num_turns: Sequence[int]) -> None:
+def check_column(name: str, value: Any, num_turns: Callable[[], Sequence[int]]) -> None:
     """Raise UnfitRowError if a column that is not read may say which turns are trained.
 
-    Args:  num_turns: how many messages and how many answers the row has.
+    Args:  num_turns: returns how many messages and how many answers the row has.
     """
-    words, value = words_of(name.rpartition(".")[2]), parsed_or_same(value, "[")
-    if type(value) is list:
-        is_by_turn = len(value) in num_turns or not words.isdisjoint(TURN_WORDS)
-        is_flag = is_by_turn and not words.isdisjoint(FLAG_WORDS) and all(map(_is_whole_number, value))
+    words = words_of(name.rpartition(".")[2])
+    has_word = not words.isdisjoint(FLAG_WORDS | MASK_WORDS)
+    if has_word and type(value := parsed_or_same(value, "[")) is list:
+        is_by_turn = not words.isdisjoint(TURN_WORDS) or len(value) in num_turns()
+        is_flag = is_by_turn and all(map(_is_whole_number, value))
     else:
-        has_word = not words.isdisjoint(FLAG_WORDS | MASK_WORDS) and words.isdisjoint(SPLIT_WORDS)
-        is_flag = (has_word and _is_flag(value)) or (type(value) is bool and words < SKIP_WORDS)
+        is_flag = has_word and words.isdisjoint(SPLIT_WORDS) and _is_flag(value)
+        is_flag = is_flag or (type(value) is bool and words < SKIP_WORDS)
     if is_flag:
         raise UnfitRowError(
             UNCLEAR, f"{name} is {excerpt(value)}, which is not read. Use loss_mask, with 0 or 1 for each message"
