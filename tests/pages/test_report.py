@@ -10,11 +10,17 @@ from sft.pages.report import SHARES, page, table
 HOSTILE = "<script>alert(1)</script>&\"'</pre></details><img src=x onerror=alert(1)>"
 
 
+ACC = {"before": 0.25, "after": 0.5, "interval": {"low": 0.4, "high": 0.6}, "better": 9, "worse": 4}
+ACC |= {"uncontaminated": 0.45}
+
+
 def measured(loss, shares):
     return {
         "loss": loss,
         "perplexity": 2.0,
         "loss_by_domain": {"chat": loss, HOSTILE: 1.0},
+        "rule_language": shares,
+        "rule_math": None,
         **dict.fromkeys(SHARES, shares),
         "intervals": {} if shares is None else {name: {"low": 0.25, "high": 0.75} for name in SHARES},
     }
@@ -34,11 +40,14 @@ def evaluation(share=0.5):
         "prompts_left_out": {"over-length": 3},
         "samples_by_domain": {"chat": 8, HOSTILE: 8},
         "tokens": 12_345,
+        "tasks": {
+            HOSTILE: {"items": 1_319, "contaminated": 7, "metrics": {"acc": ACC, "bleu": {"before": 2, "after": 3}}}
+        },
     }
 
 
 def answer(kind, text):
-    graded = {"text": text, "stopped": True, "think_balanced": True}
+    graded = {"text": text, "stopped": True, "think_balanced": True, "rules": {"language": False, "refusal": True}}
     if kind == "tool":
         claims = ("well_formed", "known_function", "fits", "exact")
         graded["verdict"] = {**dict.fromkeys(claims, False), "fault": "no-call"}
@@ -108,6 +117,9 @@ def test_the_page_shows_before_and_after_and_every_count():
         "What now?",
         "no-call",
         "too few of chat",
+        "0.40 to 0.60, +9 -4",
+        "7 of 1,319 items in the training data; 0.450 without them",
+        "not: language of the reference",
     ):
         assert shown in text
     assert "cut at max_new_tokens" in text
