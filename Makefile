@@ -230,8 +230,8 @@ setup-lm-eval: setup ## Install lm-eval, and download the data of the benchmarks
 test: setup ## Run the tests
 	pytest
 
-test-layouts: setup ## Train every tiny model in every layout, compare the losses with those of one process; rehearse
-	pytest -m layouts -n 0 -s tests/training/test_layouts.py tests/rehearse
+test-layouts: setup ## Train every tiny model in every layout, compare the losses with those of one process; rehearse; race
+	pytest -m layouts -n 0 -s tests/training/test_layouts.py tests/rehearse tests/test_races.py
 
 drill: setup ## Kill every data stage, or let it fail, at each of its file operations; compare every byte (POINTS=20)
 	PYTHONPATH=src:. python -m tests.drill.operations$(call option,POINTS,points)

@@ -6,6 +6,7 @@ The jobs run small programs instead of training; tests/test_submission.py trains
 import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -375,11 +376,17 @@ def test_a_rejected_credential_is_one_message(cluster, root, tmp_path):
 # What a job gets.
 
 
-def test_a_job_gets_the_named_variables_and_no_file_holds_their_values(cluster, root):
-    write_cluster_file(root, "secret", cluster, environment=["SOME_TOKEN"])
-    program = 'echo "${SOME_TOKEN:0:3} ${OTHER_TOKEN:-none}"'
-    driver = Driver(root, "secret", "secret", "bash", "-c", program, SOME_TOKEN="abcdefgh", OTHER_TOKEN="ijklmnop")
-    assert "\nabc none\n" in driver.end(0)
+def test_a_job_gets_the_shell_s_modules_and_the_named_variables_and_no_file_holds_their_values(cluster, root):
+    """`module` is an exported function of the login shell; sites set BASH_ENV too."""
+    write_cluster_file(root, "secret", cluster, environment=["all", "SOME_TOKEN"], job_setup=["module load cuda"])
+    (root / "site.sh").write_text("export FROM_SITE=yes\n")
+    shell = {"BASH_FUNC_module%%": "() { echo loaded $2; }", "BASH_ENV": str(root / "site.sh")}
+    shell |= {"SOME_TOKEN": "abcdefgh", "OTHER_TOKEN": "ijklmnop"}
+    program = 'echo "${SOME_TOKEN:0:3} ${OTHER_TOKEN:-none} $FROM_SITE"'
+    driver = Driver(root, "secret", "secret", "bash", "-c", program, **shell)
+    output = driver.end(0)
+    assert "\nloaded cuda\n" in output
+    assert "\nabc none yes\n" in output
     files = [path for path in driver.run.rglob("*") if path.is_file()]
     assert len(files) > 20
     assert not [path for path in files if b"abcdefgh" in path.read_bytes()]
@@ -470,14 +477,18 @@ def test_a_run_with_an_active_job_is_refused_on_this_machine(tmp_path):
     jobs.refuse_if_active(tmp_path)
 
 
-def test_copied_inputs_do_not_change_with_their_source(tmp_path):
-    source = tmp_path / "data"
-    source.mkdir()
-    (source / "a").write_text("old")
-    jobs.publish_copy(source, tmp_path / "copy")
-    (source / "a").unlink()
-    (source / "a").write_text("new")
-    assert (tmp_path / "copy/a").read_text() == "old"
+@pytest.mark.parametrize("disk", [None, Path("/dev/shm")])
+def test_copied_inputs_do_not_change_with_their_source(tmp_path, disk):
+    """Also where runs/ is on another file system, to which nothing can be linked."""
+    with tempfile.TemporaryDirectory(dir=disk or tmp_path) as other:
+        assert (os.stat(other).st_dev == os.stat(tmp_path).st_dev) == (disk is None)
+        source, copy = tmp_path / "data", Path(other, "copy")
+        source.mkdir()
+        (source / "a").write_text("old")
+        jobs.publish_copy(source, copy)
+        (source / "a").unlink()
+        (source / "a").write_text("new")
+        assert (copy / "a").read_text() == "old"
 
 
 # The jobs that were started first.
