@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from sft.files import flatten
+from sft.hashing import value_digest
 from sft.lineage.key import NUMERIC_PACKAGES, PACKAGE, Lineage, code_digest, import_closure
 from sft.params.check import Params
 from sft.params.read import load_training
@@ -75,34 +76,34 @@ def source_tree(tmp_path):
     return shutil.copytree(PACKAGE, tmp_path / "sft", ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def add_comment(path: Path) -> str:
-    """Add a comment to a module; return what it was."""
+def edit(path: Path) -> str:
+    """Add a statement to a module; return what it was."""
     text = path.read_text()
-    path.write_text(text + "# A comment.\n")
+    path.write_text(text + "EDITED = 1\n")
     return text
 
 
-def test_a_comment_in_a_module_that_computes_changes_the_key(source_tree):
+def test_an_edit_of_a_module_that_computes_changes_the_key_unless_it_is_a_comment(source_tree):
     before = code_digest(STAGE, source_tree)
     assert before == code_digest(STAGE)
     training = [path for path in sorted((source_tree / "training").glob("*.py")) if path.name[0] != "_"]
     computes = [path for path in training if path.name != "export.py"]
     assert len(computes) > 3
     for path in (*(source_tree / name for name in COMPUTES), *computes):
-        text = add_comment(path)
+        text = edit(path)
         assert code_digest(STAGE, source_tree) != before, path
-        path.write_text(text)
+        path.write_text(f"# A comment.\n\n{text}")
     assert code_digest(STAGE, source_tree) == before
 
 
-def test_a_comment_in_code_that_cannot_change_a_weight_does_not_change_the_key(source_tree):
+def test_an_edit_of_code_that_cannot_change_a_weight_does_not_change_the_key(source_tree):
     before = code_digest(STAGE, source_tree)
     for name in DOES_NOT_COMPUTE:
         path = source_tree / name
         modules = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         assert modules, name
         for module in modules:
-            add_comment(module)
+            edit(module)
         assert code_digest(STAGE, source_tree) == before, name
 
 
@@ -129,14 +130,40 @@ def test_the_table_says_of_every_section_whether_it_is_in_the_key():
     assert [name for name, is_in_key in IN_KEY.items() if is_in_key] == list(load_training().model_dump())
 
 
-def test_every_param_of_a_section_in_the_key_changes_the_key():
-    """Also those of checkpoints and validation: they decide which checkpoint is exported."""
+def test_every_param_of_a_section_in_the_key_changes_it_but_how_many_checkpoints_are_kept():
+    """Those of validation and `export` decide which checkpoint is exported; when one is saved, only for the best."""
     training = load_training().model_dump()
     names = list(flatten(training))
     declared = [name for name in flatten(YAML(typ="safe").load(Path("params.yaml"))) if IN_KEY[name.partition(".")[0]]]
     assert set(declared) <= set(names)
-    before = replace(ONE, params=training).key
-    for name in names:
-        section, _, param = name.partition(".")
-        params = {**training, section: {**training[section], param: "another value"}}
-        assert replace(ONE, params=params).key != before, name
+    kept = {"checkpoint.most_recent_k", "checkpoint.save_retain_interval", "checkpoint.async_save"}
+    saved = {"checkpoint.save_interval", "checkpoint.save_minutes"}
+    for export, changes_nothing in (("last", kept | saved), ("best", kept)):
+        params = {**training, "checkpoint": {**training["checkpoint"], "export": export}}
+        before = replace(ONE, params=params).key
+        for name in set(names) - {"checkpoint.export"}:
+            section, _, param = name.partition(".")
+            other = {**params, section: {**params[section], param: "another value"}}
+            assert (replace(ONE, params=other).key == before) == (name in changes_nothing), name
+    assert replace(ONE, params={**training, "checkpoint": {**training["checkpoint"], "export": "best"}}).key != (
+        replace(ONE, params={**training, "checkpoint": {**training["checkpoint"], "export": "last"}}).key
+    )
+
+
+def test_keys_of_0_1_0_are_known():
+    params = {"checkpoint": {"export": "last", "most_recent_k": 2}}
+    lineage = replace(ONE, params=params)
+    assert lineage.has_key(lineage.key)
+    assert not lineage.has_key(ONE.key)
+    assert lineage.key == replace(ONE, params={"checkpoint": {"export": "last"}}).key
+    assert lineage.has_key(
+        value_digest(
+            {
+                "data": ONE.data,
+                "base_model": ONE.base_model,
+                "params": params,
+                "code": ONE.code,
+                "decisive_packages": ONE.numeric_packages,
+            }
+        )[:16]
+    )

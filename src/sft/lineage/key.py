@@ -2,7 +2,7 @@
 
 It covers the packed data, the base model, the training params, the code that the train stage imports and the versions
 of the packages that compute. Same key, same model: a run is resumed or reused. Another key gets its own folder, so two
-trainings never mix.
+trainings never mix. Comments, and how many checkpoints are kept, change nothing: a run continues after such an edit.
 """
 
 import ast
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.hashing import file_digest, value_digest
+from sft.hashing import value_digest
 
 PACKAGE = Path(__file__).parents[1]
 KEY_DIGITS = 16
@@ -44,6 +44,11 @@ NOT_IN_KEY = (
 )
 
 
+# Params of `checkpoint` that cannot change a weight. The last two decide which step can be the best one to export.
+KEEPING = ("most_recent_k", "save_retain_interval", "async_save")
+SAVING = ("save_interval", "save_minutes")
+
+
 @dataclass(frozen=True)
 class Lineage:
     """Everything that determines a model; digests are sha256."""
@@ -61,14 +66,22 @@ class Lineage:
 
     @property
     def key(self) -> str:
-        """The lineage key: it names the run's folder and tags the run in MLflow.
+        """The lineage key: it names the run's folder and tags the run in MLflow."""
+        checkpoint = self.params.get("checkpoint", {})
+        left_out = KEEPING if checkpoint.get("export") == "best" else (*KEEPING, *SAVING)
+        kept = {name: value for name, value in checkpoint.items() if name not in left_out}
+        return self._key({**self.params, "checkpoint": kept})
 
-        The names in the hash are those of 0.1.0, so that the key of an older lineage.json can be verified.
-        """
+    def has_key(self, key: str) -> bool:
+        """Whether this is its key, or was in 0.1.0, which hashed all params."""
+        return key in (self.key, self._key(self.params))
+
+    def _key(self, params: dict[str, Any]) -> str:
+        """Return the hash of all that determines the model; the names in it are those of 0.1.0."""
         hashed = {
             "data": self.data,
             "base_model": self.base_model,
-            "params": self.params,
+            "params": params,
             "code": self.code,
             "decisive_packages": self.numeric_packages,
         }
@@ -86,9 +99,12 @@ def package_versions(names: tuple[str, ...] = NUMERIC_PACKAGES) -> dict[str, str
 
 
 def code_digest(module: str, package: Path = PACKAGE) -> str:
-    """Return one digest of a module and of all `sft` modules that it imports, at any depth, without NOT_IN_KEY."""
+    """Return one digest of a module and of all `sft` modules that it imports, at any depth, without NOT_IN_KEY.
+
+    Of what Python reads: neither comments nor the layout of lines are in it.
+    """
     closure = sorted(import_closure(module, package).items())
-    return value_digest({name: file_digest(path) for name, path in closure})
+    return value_digest({name: ast.dump(ast.parse(path.read_bytes())) for name, path in closure})
 
 
 def import_closure(module: str, package: Path = PACKAGE) -> dict[str, Path]:

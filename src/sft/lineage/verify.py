@@ -98,7 +98,7 @@ def check_lineage(records: Records) -> Iterator[Fault]:
         return
     packages = {name: recorded["packages"].get(name) for name in NUMERIC_PACKAGES}
     lineage = Lineage(recorded["data"], recorded["base_model"], recorded["params"], recorded["code"], packages)
-    if lineage.key != recorded["lineage_key"]:
+    if not lineage.has_key(recorded["lineage_key"]):
         key = f"key {lineage.key} of the data, model, params, code and packages in it"
         yield Fault(LINEAGE, key, recorded["lineage_key"])
     for name, (trained, locked) in locked_params.differing(records).items():
