@@ -1,10 +1,13 @@
 """Downloads: pinned, verified, continued, and errors that name the uri."""
 
 import io
+import itertools
 import os
+import shutil
 import stat
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 
 from sft.cli import InputError
 from sft.params.data import Download
+from sft.sources import download
 from sft.sources.download import FetchedFile, extract_zip, fetch_files, match_paths
 from sft.sources.redact import redact
 from tests.support.loopback_hub import BODY, Web, sha256, web
@@ -164,6 +168,36 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(here: Path, web: Web) ->
     (here / ".fetch-partial" / sha256(BODY)).write_bytes(BODY + b"more")
     assert fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))[0].sha256 == sha256(BODY)
     assert web.ranges == [f"bytes={len(BODY) + 4}-", None]
+
+
+def test_two_downloads_of_one_file_at_once_both_have_it(here: Path, web: Web) -> None:
+    source = Download(uri=f"{web.url}/a.bin#sha256={sha256(BODY)}")
+    folders = [here / str(number) for number in range(4)]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda folder: fetch_files(source, folder), folders))
+    assert found == [[FetchedFile("a.bin", len(BODY), sha256(BODY))]] * 4
+    assert not (here / ".fetch-partial").exists()
+
+
+@pytest.mark.parametrize("free", [len(BODY) - 1, 3 << 19])
+def test_what_does_not_fit_on_the_disk_is_not_kept(here: Path, web: Web, monkeypatch, free: int) -> None:
+    """At the start by its size, or while it comes: others fill the disk too."""
+    usage = shutil._ntuple_diskusage(0, 0, download.FREE_BYTES + free)
+    full = usage._replace(free=download.FREE_BYTES)
+    seen = itertools.chain([usage] if free > len(BODY) // 2 else [], itertools.repeat(full))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: next(seen))
+    with pytest.raises(InputError, match=r"has .* free\. Nothing was kept"):
+        fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))
+    assert list((here / ".fetch-partial").iterdir()) == []
+
+
+def test_a_server_that_sends_a_byte_now_and_then_has_an_end(here: Path, web: Web, monkeypatch) -> None:
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(download, "SLOW_BYTES", 1 << 30)
+    with pytest.raises(InputError, match=r"bytes in \d+ s. Rerun"):
+        fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))
 
 
 def test_wrong_content_is_removed_so_that_a_rerun_starts_afresh(here: Path, web: Web) -> None:

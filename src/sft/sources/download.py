@@ -24,6 +24,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from sft.cli import InputError
+from sft.files import flock
 from sft.hashing import BLOCK_BYTES, file_digest, folder_digests, value_digest
 from sft.params.data import Download
 from sft.sources import hub
@@ -48,6 +50,8 @@ TIMEOUT_SECONDS = (10, 60)  # to connect, and between two blocks of data
 # Largest ratio of a member to its compressed size (in the default wheels at most 127), unless the member is small.
 BOMB_RATIO, BOMB_BYTES = 200, 10 << 20
 MAX_MEMBERS = 100_000
+FREE_BYTES = 64 << 20  # that a download leaves on the disk
+SLOW_SECONDS, SLOW_BYTES = 300.0, 64 << 10  # a server that sends less in that time never ends
 COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 # What Python writes for bytes of a file name that are not UTF-8.
 NOT_UTF8 = re.compile("[\ud800-\udfff]")
@@ -267,6 +271,7 @@ def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
     local = PARTIAL / value_digest([source.address, source.revision])
     with hub.named_errors(source):
         files = hub_files(source, place)
+        check_fits(source.address, sum(entry.size for entry in files.values()))
         exact = [re.sub(r"([*?[])", r"[\1]", entry.path) for entry in files.values()]
         huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **place.remote)
     for inner, entry in files.items():
@@ -304,26 +309,84 @@ def _fetch_remote_file(source: Download, folder: Path) -> None:
     name = PurePosixPath(unquote(url.path)).name
     if not name or name in {".", ".."} or re.search(r"[\\\x00-\x1f]", name) or not url.hostname:
         raise InputError(f"{redact(source.address)}: no file name; expected {url.scheme}://host-or-bucket/path/to/file")
-    PARTIAL.mkdir(exist_ok=True)
     partial = PARTIAL / digest
-    size = partial.stat().st_size if partial.exists() else 0
-    if not size or file_digest(partial) != digest:
-        start, total, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.address, size)
-        with _progress() as progress, partial.open("r+b" if start else "wb") as file:
-            task = progress.add_task(name, total=total, completed=start)
+    with _own_part(partial) as file:
+        size = partial.stat().st_size
+        if not size or file_digest(partial) != digest:
+            start, total, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.address, size)
             file.truncate(start)
-            file.seek(start)
-            for block in blocks:
-                file.write(block)
-                progress.advance(task, len(block))
-        _check_digest(source, partial)
-    shutil.move(partial, folder / name)
+            with _progress() as progress:
+                task = progress.add_task(name, total=total, completed=start)
+                try:
+                    check_fits(source.address, (total or start) - start)
+                    for block in _in_bounds(source.address, start, total, blocks):
+                        file.write(block)
+                        progress.advance(task, len(block))
+                    file.flush()
+                except (_DoesNotFitError, OSError):  # the part would fill the disk for everybody
+                    partial.unlink()
+                    raise
+            _check_digest(source, partial)
+        shutil.move(partial, folder / name)
     _remove_partial(partial)
+
+
+class _DoesNotFitError(InputError):
+    """A download that is larger than the free space of the disk."""
+
+
+def check_fits(uri: str, size: int) -> None:
+    """Raise InputError unless so many bytes fit on the disk of the parts."""
+    free = shutil.disk_usage(PARTIAL if PARTIAL.exists() else ".").free
+    if size + FREE_BYTES > free:
+        raise _DoesNotFitError(
+            f"{redact(uri)}: {size:,} bytes or more, but the disk has {free:,} free. Nothing was kept. Free some space."
+        )
+
+
+def _in_bounds(uri: str, start: int, total: int | None, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the blocks of a download from an offset while they fit on the disk and come in time."""
+    size = start
+    since, received = time.monotonic(), 0
+    for block in blocks:
+        size, received = size + len(block), received + len(block)
+        if total is not None and size > total:
+            raise InputError(f"{redact(uri)}: the server sends more than the {total:,} bytes that it names.")
+        check_fits(uri, len(block))
+        if (seconds := time.monotonic() - since) > SLOW_SECONDS:
+            if received < SLOW_BYTES:
+                raise InputError(
+                    f"{redact(uri)}: {received:,} bytes in {seconds:.0f} s. Rerun to continue the download."
+                )
+            since, received = time.monotonic(), 0
+        yield block
+
+
+@contextlib.contextmanager
+def _own_part(partial: Path) -> Iterator[Any]:
+    """Open the part of a download for this process alone; another one that has it is waited for."""
+    while True:
+        PARTIAL.mkdir(exist_ok=True)
+        try:
+            file = partial.open("ab")
+        except FileNotFoundError:  # the other process has removed the folder
+            continue
+        with file:
+            while flock(file.fileno()) is False:
+                time.sleep(0.1)
+            if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):  # not moved meanwhile
+                try:
+                    yield file
+                finally:
+                    if partial.exists() and not partial.stat().st_size:
+                        partial.unlink()
+                return
 
 
 def _open_https(url: str, offset: int) -> RemoteFile:
     """Open a file at an offset, or at its start if the server cannot do that."""
     import requests
+    import urllib3
 
     check_url(url)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
@@ -342,8 +405,9 @@ def _open_https(url: str, offset: int) -> RemoteFile:
 
     def blocks() -> Iterator[bytes]:
         try:
-            yield from response.iter_content(BLOCK_BYTES)
-        except requests.RequestException as error:
+            while block := response.raw.read1(BLOCK_BYTES):  # what there is, of a slow server too
+                yield block
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _interrupted(url, error) from error
 
     return start, start + int(length) if length.isdecimal() else None, blocks()
