@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from sft.batches import rows_at_once
 from sft.cli import InputError
+from sft.hashing import files_below
 
 # The most rows of a row group and of a batch that is read, and the bytes from which on it takes no further row.
 ROWS_PER_GROUP, BYTES_PER_GROUP = 1_000, 8 << 20
@@ -260,7 +261,7 @@ def _typed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def shard_paths(folder: Path, name: str = "") -> list[Path]:
     """List the shards of a folder in order; raises FileNotFoundError if there are none."""
-    paths = sorted(folder.glob(f"{name}*.parquet"))
+    paths = [path for path in files_below(folder) if path.match(f"{name}*.parquet") and path.parent == folder]
     if not paths:
         raise FileNotFoundError(2, "no Parquet shards: run the previous stage first", str(folder / f"{name}*.parquet"))
     return paths

@@ -23,6 +23,7 @@ import numpy as np
 from sft.conversation import Conversation, Rejection
 from sft.filters.contamination import CONTAMINATED
 from sft.filters.encoding import valid_text
+from sft.hashing import files_below
 from sft.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -196,8 +197,8 @@ class FinalShards:
         kept = written["rows"] - rejected.total()
         self.ledger.add(Ledger(written["rows"], kept, rejected))
         for name, rows in (("kept", kept), ("rejected", rejected.total())):
-            for path in sorted(Path(written["folder"]).glob(f"{name}-*")):
-                if rows or not self._shards[name]:
+            for path in files_below(Path(written["folder"])):  # glob would leave out what cannot be read
+                if path.name.startswith(f"{name}-") and (rows or not self._shards[name]):
                     path.rename(self._folder / f"{name}-{self._shards[name]:05d}.parquet")
                     self._shards[name] += 1
         self.examples = written["examples"] | self.examples

@@ -336,7 +336,7 @@ class _DoesNotFitError(InputError):
 
 
 def check_fits(uri: str, size: int) -> None:
-    """Raise InputError unless so many bytes fit on the disk of the parts."""
+    """Raise InputError unless a number of bytes fits on the disk of the parts."""
     free = shutil.disk_usage(PARTIAL if PARTIAL.exists() else ".").free
     if size + FREE_BYTES > free:
         raise _DoesNotFitError(

@@ -25,7 +25,7 @@ from rich.markup import escape
 from sft.chat_files import read_template
 from sft.cli import InputError, echo
 from sft.files import publish_folder, resolve_repo_file, scratch_folder
-from sft.hashing import file_digest
+from sft.hashing import file_digest, files_below
 from sft.ledger import Ledger, check_handover
 from sft.run_stage import run_source_stage
 from sft.workers import map_shards, report_position
@@ -95,8 +95,9 @@ def collect_results(results: list[dict[str, Any]], scratch: Path, folder: Path) 
             counts["rows"]["in"] += result["rows"]
             for name, counter in result["counts"].items():
                 counts[name].update(counter)
-            for path in sorted((scratch / result["folder"]).glob("*.parquet")):
-                path.rename(folder / path.name)
+            for path in files_below(scratch / result["folder"]):  # glob would leave out what cannot be read
+                if path.suffix == ".parquet":
+                    path.rename(folder / path.name)
             rejected.write((scratch / result["folder"] / "rejected.jsonl").read_bytes())
     return counts
 
