@@ -5,6 +5,7 @@ Megatron takes tens of seconds to import and changes its process for good, so th
 """
 
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -202,6 +203,11 @@ def killed(folder: Path) -> None:
     tiny.write_packs(folder / "packed" / "training", packs, shards=2)
     tiny.write_packs(folder / "packed" / "validation", tiny.make_packs(4, PACK, seed=2))
     bridge.import_base(base=folder / "base", checkpoint=folder / "start")
+    from torch.nn import Parameter
+
+    gc.collect()
+    weights = sum(each.numel() for each in gc.get_objects() if isinstance(each, Parameter))
+    (folder / "weights-in-memory").write_text(str(weights), encoding="ascii")
     run(
         folder,
         "killed",
@@ -463,6 +469,11 @@ def test_the_part_of_a_sample_that_bridge_reads_is_divisible_for_the_layout(lab:
         assert len(own) == samples + 1
         assert [end % DIVIDED_BY for end in own] == [0] * (samples + 1)
     assert read["ends"][0][:4] == [0, 4, 12, 24]
+
+
+@pytest.mark.pipeline
+def test_an_import_leaves_no_weights_in_memory(lab: Path) -> None:
+    assert (lab / "weights-in-memory").read_text(encoding="ascii") == "0"
 
 
 @pytest.mark.pipeline

@@ -74,6 +74,8 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
             conversion.check_complete(bridge, model)
             certificate = parity.certify(model[0], provider, base, exact=True)
             bridge.save_megatron_model(model, partial)
+            for parameter in (each for part in model for each in part.parameters()):
+                parameter.data = torch.empty(0)  # Megatron keeps the model: training needs the memory
         write_json(partial / BASE_DIGEST, origin)
         write_json(partial / parity.FILE, certificate)
     write_json(manifest, folder_digests(checkpoint))
