@@ -142,7 +142,8 @@ class BenchmarkItems:
                     spans.setdefault((item, text), {}).setdefault(int(hashes[place]), (start, start + length))
         for (item, text), gram_spans in spans.items():
             share = len(gram_spans) / int(self._grams[item])
-            matches.setdefault(text, []).append(ItemMatch(item, share, *_longest(sorted(gram_spans.values()))))
+            longest = max(joined(gram_spans.values()), key=lambda span: span[1] - span[0])
+            matches.setdefault(text, []).append(ItemMatch(item, share, *longest))
         return matches
 
 
@@ -203,15 +204,19 @@ def quote(text: str, start: int, end: int) -> str:
     return part if len(part) <= 2 * QUOTED_CHARS else f"{part[:QUOTED_CHARS]} ... {part[-QUOTED_CHARS:]}"
 
 
-def _longest(spans: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the longest part that n-grams cover together; `spans` are in order."""
-    covered: list[tuple[int, int]] = []
-    for start, end in spans:
-        if covered and start <= covered[-1][1]:
-            covered[-1] = (covered[-1][0], max(end, covered[-1][1]))
+def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return (start, end) in order; those that overlap or touch are one.
+
+    >>> joined([(7, 9), (0, 2), (2, 5), (3, 4)])
+    [(0, 5), (7, 9)]
+    """
+    parts: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if parts and start <= parts[-1][1]:
+            parts[-1] = (parts[-1][0], max(end, parts[-1][1]))
         else:
-            covered.append((start, end))
-    return max(covered, key=lambda span: span[1] - span[0])
+            parts.append((start, end))
+    return parts
 
 
 def _rolling(hashes: Hashes, lengths: list[int]) -> Iterator[tuple[int, Hashes]]:

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
+from sft.filters.contamination import joined
 from sft.inspect.rejections import (
     FILTERED,
     STAGES,
@@ -208,7 +209,7 @@ def marks(text: str, patterns: Iterable[re.Pattern[str]]) -> list[Span]:
     >>> marks("a bb a", [re.compile("a"), re.compile(" b")])
     [(0, 3), (5, 6)]
     """
-    return _joined(match.span() for pattern in patterns for match in pattern.finditer(text))
+    return joined(match.span() for pattern in patterns for match in pattern.finditer(text))
 
 
 def shown_ranges(length: int, spans: Sequence[Span]) -> list[Span]:
@@ -216,17 +217,7 @@ def shown_ranges(length: int, spans: Sequence[Span]) -> list[Span]:
     if length <= WHOLE_CHARS:
         return [(0, length)]
     ends = [(0, AROUND_CHARS), (length - AROUND_CHARS, length)]
-    return _joined(ends + [(max(0, a - AROUND_CHARS), min(length, b + AROUND_CHARS)) for a, b in spans[:MAX_MARKS]])
-
-
-def _joined(spans: Iterable[Span]) -> list[Span]:
-    joined: list[Span] = []
-    for start, end in sorted(spans):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
+    return joined(ends + [(max(0, a - AROUND_CHARS), min(length, b + AROUND_CHARS)) for a, b in spans[:MAX_MARKS]])
 
 
 def find_examples(names: Sequence[str], reason: str, total: int, start: int, number: int) -> dict[str, Any]:
