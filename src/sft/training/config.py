@@ -113,8 +113,15 @@ def model_of(base: Path, *, weights: bool, on_gpu: bool | None = None) -> tuple[
         )
     bridge = AutoBridge.from_hf_pretrained(str(base), dtype=torch.float32)
     provider = bridge.to_megatron_provider(load_weights=weights)
-    _in_fp32(provider)
-    if not (on_gpu if on_gpu is not None else not on_cpu()):
+    _configure(provider, on_gpu if on_gpu is not None else not on_cpu())
+    return bridge, provider
+
+
+def _configure(provider: Any, on_gpu: bool) -> None:
+    """Let a provider make a model in fp32, for GPUs or for this machine's CPU."""
+    provider.bf16 = provider.fp16 = False
+    provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
+    if not on_gpu:
         from sft.training import cpu
 
         cpu.configure(provider)
@@ -122,12 +129,6 @@ def model_of(base: Path, *, weights: bool, on_gpu: bool | None = None) -> tuple[
         from sft.training import gpu
 
         gpu.configure(provider)
-    return bridge, provider
-
-
-def _in_fp32(provider: Any) -> None:
-    provider.bf16 = provider.fp16 = False
-    provider.params_dtype = provider.pipeline_dtype = provider.autocast_dtype = torch.float32
 
 
 def load_recipe(name: str, base: Path) -> Any:
@@ -353,15 +354,7 @@ def _provider(params: p.TrainParams, base: Path, recipe: Any, pack_size: int, on
                 f"params.yaml: model.recipe: {params.model.recipe} has other shapes than {base}/config.json: "
                 f"{'; '.join(differences)}. Choose the recipe of this model."
             )
-        _in_fp32(provider)
-        if not on_gpu:
-            from sft.training import cpu
-
-            cpu.configure(provider)
-        elif not on_cpu():
-            from sft.training import gpu
-
-            gpu.configure(provider)
+        _configure(provider, on_gpu)
     for name, value in params.model:
         if name not in NOT_PROVIDER_FIELDS and value is not None:
             setattr(provider, name, value)
