@@ -34,6 +34,7 @@ ORDER = (
         "batches",
         "ledger",
         "chat_files",
+        "weight_files",
         "strict_json",
         "domains",
         "params",

@@ -327,6 +327,7 @@ FILES = [
     ("src/sft/filters/dedup", {*FILTER, "pack"}),
     ("src/sft/tokens", {*PREP, "pack", "eval"}),
     ("src/sft/packing", {"pack"}),
+    ("src/sft/weight_files.py", {"fetch-model", "train"}),
     ("src/sft/workers.py", {*FILTER, *PREP, "pack", "eval"}),
     ("src/sft/planning", {"train"}),
     ("src/sft/training", {"train"}),

@@ -4,13 +4,11 @@ Reads the tokenizer.json and one row per token of the *.safetensors of a model f
 A token that fetch added (sft.sources.add_template) has the row of the ids behind the vocabulary, which no token has.
 """
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft.files import read_json
-
-EMBEDDING = re.compile(r"(embed_tokens|embeddings?|wte|word_embeddings|embed_in)\.weight$")
+from sft.weight_files import EMBEDDING
 
 
 class UntrainedTokens(NamedTuple):

@@ -12,6 +12,7 @@ from sft.cli import InputError
 from sft.files import read_json
 from sft.tracking.journal import Journal
 from sft.training import checkpoints
+from sft.weight_files import stored_tensors
 
 Json = dict[str, Any]
 RELATIVE = 1e-6
@@ -76,7 +77,7 @@ def data(project: Path) -> str:
 
 def imported(project: Path) -> str:
     """Every tensor of the base is a parameter of Megatron's model, and both compute the same."""
-    tensors = tensor_shapes(project / "models/base")
+    tensors = stored_tensors(project / "models/base")
     parameters = sum(math.prod(shape) for shape, _ in tensors.values())
     start = start_of(project)
     agrees = parity_line(read_json(start / "parity.json") if start else None)
@@ -138,7 +139,7 @@ def submitted(peak: int) -> str:
 
 def exported(project: Path) -> str:
     """models/final has the tensors of the base: names, shapes and number formats; both engines compute the same."""
-    base, final = (tensor_shapes(project / folder) for folder in ("models/base", "models/final"))
+    base, final = (stored_tensors(project / folder) for folder in ("models/base", "models/final"))
     different = sorted(name for name in base.keys() | final.keys() if base.get(name) != final.get(name))
     if different:
         name = different[0]
@@ -168,16 +169,3 @@ def parity_line(certificate: Json | None) -> str:
         f"logits of Megatron and transformers differ by {certificate['logits']:.0e} of the largest "
         f"(prompts of {' and '.join(map(str, certificate['tokens']))} tokens, at most {certificate['tolerance']:.0e})"
     )
-
-
-def tensor_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and number format of every tensor of a Hugging Face folder, by name."""
-    from safetensors import safe_open
-
-    shapes = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                stored = file.get_slice(name)
-                shapes[name] = (tuple(stored.get_shape()), str(stored.get_dtype()))
-    return shapes

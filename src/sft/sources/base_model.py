@@ -23,8 +23,9 @@ from sft.cli import InputError, echo
 from sft.files import link_or_copy
 from sft.hashing import files_below
 from sft.sources.add_template import add_template
-from sft.sources.base_weights import check_weights, embedding_rows, short_reason, tensor_shapes
+from sft.sources.base_weights import check_weights, embedding_rows, short_reason
 from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
+from sft.weight_files import stored_tensors
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 # GGUF's names of pre-tokenizers that split numbers into digits first. transformers drops this step when it loads a
@@ -176,7 +177,7 @@ def check_base(folder: Path) -> None:
 
 def count_parameters(folder: Path) -> int:
     """Return the number of parameters in the weight files of a model folder; tied weights count once."""
-    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+    return sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
 
 
 class _NamingFile:

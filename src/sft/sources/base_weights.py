@@ -4,13 +4,12 @@ Names and shapes are compared by transformers on the meta device, which loads no
 time.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
 from sft.cli import InputError
+from sft.weight_files import EMBEDDING, stored_tensors
 
-EMBEDDING = re.compile(r"(embed_tokens|embeddings?|wte|word_embeddings|embed_in)\.weight$")
 EXAMPLES = 3  # named in a message
 MESSAGE_CHARS = 200  # of a library's message
 
@@ -94,22 +93,8 @@ def short_reason(error: Exception) -> str:
 
 def embedding_rows(folder: Path) -> int:
     """Return the size of the vocabulary that the weights have. Raises InputError: there is no embedding."""
-    shapes = tensor_shapes(folder)
-    names = [name for name in shapes if EMBEDDING.search(name)]
-    if not names:
-        raise InputError(f"fetch.model: no embedding among the {len(shapes)} tensors of *.safetensors")
-    return max(shapes[name][0] for name in names)
-
-
-def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of every tensor by name; only the headers of the safetensors are read."""
-    from safetensors import SafetensorError, safe_open
-
-    shapes: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes.update({name: file.get_slice(name).get_shape() for name in file.keys()})
-        except SafetensorError as error:
-            raise InputError(f"fetch.model: {path.name}: damaged safetensors: {error}") from error
-    return shapes
+    tensors = stored_tensors(folder)
+    rows = [tensor.shape[0] for name, tensor in tensors.items() if EMBEDDING.search(name)]
+    if not rows:
+        raise InputError(f"fetch.model: no embedding among the {len(tensors)} tensors of *.safetensors")
+    return max(rows)

@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sft.sources.base_weights import embedding_rows, tensor_shapes
+from sft.sources.base_weights import embedding_rows
 from sft.sources.model_files import read_config, write_config
+from sft.weight_files import stored_tensors
 
 VOCABULARY = re.compile(
     r"(?:^|\.)(embed_tokens|embeddings?|tok_embeddings|wte|word_embeddings|embed_in|lm_head|embed_out|output_layer|output)"
@@ -91,7 +92,8 @@ def _update_index(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             size += path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
-    found = {"total_size": size, "total_parameters": sum(map(math.prod, tensor_shapes(folder).values()))}
+    parameters = sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
+    found = {"total_size": size, "total_parameters": parameters}
     metadata = index.get("metadata") or {}
     index["metadata"] = metadata | {name: value for name, value in found.items() if name in metadata}
     write_config(folder / INDEX, index)

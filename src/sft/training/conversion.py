@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sft.cli import InputError
+from sft.weight_files import stored_tensors
 
 ROUTER_BIAS = re.compile(r"\b(e_score_correction_bias|expert_bias)$")
 """Tensors that choose experts: always FP32, because BF16 rounds their small differences away."""
@@ -23,16 +24,11 @@ NAMES_IN_MESSAGE = 3
 
 def tensor_formats(folder: Path) -> dict[str, torch.dtype]:
     """Return the number format of every floating-point tensor of a Hugging Face folder, FP32 for router biases."""
-    from safetensors import safe_open
-
-    formats = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                stored = FORMATS.get(file.get_slice(name).get_dtype())
-                if stored is not None:
-                    formats[name] = torch.float32 if ROUTER_BIAS.search(name) else stored
-    return formats
+    return {
+        name: torch.float32 if ROUTER_BIAS.search(name) else FORMATS[tensor.format]
+        for name, tensor in stored_tensors(folder).items()
+        if tensor.format in FORMATS
+    }
 
 
 def in_formats(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
-from sft.files import file_lock, read_json, write_json
+from sft.files import file_lock, link_or_copy, read_json, write_json
 from sft.hashing import folder_digests
 from sft.params.read import load_training
 from sft.params.training import TrainParams
@@ -108,13 +108,7 @@ def _record(run: Path) -> Path:
 
 
 def _link_weights(source: str, target: str) -> None:
-    if source.endswith(".safetensors"):
-        try:
-            Path(target).hardlink_to(source)
-            return
-        except OSError:  # another file system, or one without hard links
-            pass
-    shutil.copyfile(source, target)
+    (link_or_copy if source.endswith(".safetensors") else shutil.copyfile)(source, target)
 
 
 def main(step: str, folder: Path) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from sft.cli import InputError
 from sft.training.conversion import FORMATS
+from sft.weight_files import stored_tensors
 
 FILE = "parity.json"
 SHORT, BEYOND_CHUNK = 50, 72
@@ -81,8 +82,8 @@ def certify(model: Any, provider: Any, folder: Path, *, exact: bool, base: Path 
     if device == "cuda":  # torchrun's first rank needs the memory that this process would keep
         gc.collect()
         torch.cuda.empty_cache()
-    formats = [torch.float32] if exact else weight_formats(folder)
-    tolerance = max(TOLERANCES[each] for each in formats)
+    formats = {"F32"} if exact else {tensor.format for tensor in stored_tensors(folder).values()}
+    tolerance = max(TOLERANCES[FORMATS.get(each, torch.float32)] for each in formats)
     return compare(ids, found, expected, max(tolerance, GPU_TOLERANCE) if device == "cuda" else tolerance, folder)
 
 
@@ -163,14 +164,3 @@ def transformers_logits(folder: Path, ids: list[torch.Tensor], device: str, base
 
     model = load_folder(folder, torch.float32, base).to(device).eval()
     return [model(each.to(device), use_cache=False).logits[0].float().cpu() for each in ids]
-
-
-def weight_formats(folder: Path) -> set[torch.dtype]:
-    """Return the number formats of the weights of a folder."""
-    from safetensors import safe_open
-
-    formats = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            formats |= {FORMATS.get(file.get_slice(name).get_dtype(), torch.float32) for name in file.keys()}
-    return formats

@@ -1,0 +1,33 @@
+"""What the *.safetensors of a model folder hold: names, shapes and number formats. Only their headers are read."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from sft.cli import InputError
+
+EMBEDDING = re.compile(r"(embed_tokens|embeddings?|wte|word_embeddings|embed_in)\.weight$")
+"""Name of the tensor with a row for each token."""
+
+
+class Stored(NamedTuple):
+    """A tensor as it is stored."""
+
+    shape: tuple[int, ...]
+    format: str
+    """Of its numbers, as safetensors names it: F32, BF16, F16, F8_E4M3, ..."""
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Return every tensor of a folder by name. Raises InputError: a file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, Stored] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}
+                tensors |= {name: Stored(tuple(of.get_shape()), of.get_dtype()) for name, of in slices.items()}
+        except SafetensorError as error:
+            raise InputError(f"fetch.model: {path}: damaged safetensors: {error}") from error
+    return tensors
