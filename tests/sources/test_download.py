@@ -188,9 +188,38 @@ def test_what_does_not_fit_on_the_disk_is_not_kept(here: Path, web: Web, monkeyp
     full = usage._replace(free=download.FREE_BYTES)
     seen = itertools.chain([usage] if free > len(BODY) // 2 else [], itertools.repeat(full))
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: next(seen))
-    with pytest.raises(InputError, match=r"has .* free\. Nothing was kept"):
+    monkeypatch.setattr(download, "CHECK_BYTES", 0)
+    with pytest.raises(InputError, match=r"has .* free\. Free some"):
         fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))
     assert list((here / ".fetch-partial").iterdir()) == []
+
+
+def test_a_part_is_kept_if_the_rest_does_not_fit_yet(here: Path, web: Web) -> None:
+    part = here / ".fetch-partial" / sha256(BODY)
+    part.parent.mkdir()
+    part.write_bytes(BODY[: 1 << 20])
+    with pytest.MonkeyPatch.context() as patch:
+        usage = shutil._ntuple_diskusage(0, 0, download.FREE_BYTES + 1000)
+        patch.setattr(download.shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(InputError, match=r"1,048,576 bytes or more are missing"):
+            fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))
+    (here / "target").rmdir()
+    assert fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))[0].sha256 == sha256(BODY)
+    assert web.ranges == ["bytes=1048576-"] * 2
+
+
+def test_the_disk_is_asked_now_and_then_and_not_with_each_block(here: Path, monkeypatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(download, "check_fits", lambda uri, size: asked.append(size))
+    blocks = [bytes(16 << 10)] * 4096  # 64 MiB, as TLS brings it
+    assert sum(map(len, download._in_bounds("https://a/b", 0, None, iter(blocks)))) == 64 << 20
+    assert len(asked) == 4
+
+
+def test_a_server_that_serves_no_range_of_an_empty_file_is_an_error(here: Path, web: Web) -> None:
+    web.files["/a.bin"] = b""
+    with pytest.raises(InputError, match="answers 416"):
+        fetch(f"{web.url}/a.bin", here, sha256=sha256(b""))
 
 
 def test_a_server_that_sends_a_byte_now_and_then_has_an_end(here: Path, web: Web, monkeypatch) -> None:

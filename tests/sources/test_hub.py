@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft.cli import InputError
+from sft.hashing import value_digest
 from sft.params.data import Download
 from sft.sources import hub
 from tests.support.loopback_hub import COMMIT, Web, web
@@ -21,14 +22,17 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def from_hub(here: Path, web: Web, uri: str, **more: str) -> subprocess.CompletedProcess[str]:
+def from_hub(here: Path, web: Web, uri: str, free: int = 1 << 40, **more: str) -> subprocess.CompletedProcess[str]:
     """Fetch from the loopback hub in another process: huggingface_hub reads HF_ENDPOINT when imported."""
     program = f"""
+        import shutil
         from pathlib import Path
+        from types import SimpleNamespace
         from sft.cli import InputError
-        from sft.sources.download import fetch_files
+        from sft.sources.download import FREE_BYTES, fetch_files
         from sft.params.data import Download
-        Path("target").mkdir()
+        Path("target").mkdir(exist_ok=True)
+        shutil.disk_usage = lambda path: SimpleNamespace(free=FREE_BYTES + {free})
         try:
             for file in fetch_files(Download(uri={uri!r}), Path("target")):
                 print(file.path, file.bytes)
@@ -51,6 +55,17 @@ def test_files_of_a_commit_are_fetched_from_the_hub_and_checked(here: Path, web:
     done = from_hub(here, web, f"hf://own/set@{COMMIT}/data/*")
     assert done.stdout.splitlines() == ["[b].jsonl 3", "a.parquet 400"], done.stderr
     assert sorted(path.name for path in here.iterdir() if path.name != "home") == ["target"]
+
+
+def test_a_download_fits_that_has_a_part_on_the_disk_already(here: Path, web: Web) -> None:
+    web.hub = {"a.parquet": b"PAR1" * 100}
+    source = Download(uri=f"hf://own/set@{COMMIT}/a.parquet")
+    assert "400 bytes or more are missing" in from_hub(here, web, str(source.uri), free=300).stdout
+    part = here / ".fetch-partial" / value_digest([source.address, source.revision]) / "b.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"PAR1" * 25)
+    done = from_hub(here, web, str(source.uri), free=300)
+    assert done.stdout == "a.parquet 400\n", done.stderr
 
 
 def test_a_file_that_the_hub_does_not_have_names_the_nearest(here: Path, web: Web) -> None:

@@ -38,7 +38,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from sft.cli import InputError
 from sft.files import flock
-from sft.hashing import BLOCK_BYTES, file_digest, folder_digests, value_digest
+from sft.hashing import BLOCK_BYTES, file_digest, files_below, folder_digests, value_digest
 from sft.params.data import Download
 from sft.sources import hub
 from sft.sources.model_files import check_links
@@ -51,6 +51,7 @@ TIMEOUT_SECONDS = (10, 60)  # to connect, and between two blocks of data
 BOMB_RATIO, BOMB_BYTES = 200, 10 << 20
 MAX_MEMBERS = 100_000
 FREE_BYTES = 64 << 20  # that a download leaves on the disk
+CHECK_BYTES = 16 << 20  # between two looks at the disk, which on a shared file system are requests to its server
 SLOW_SECONDS, SLOW_BYTES = 300.0, 64 << 10  # a server that sends less in that time never ends
 COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 # What Python writes for bytes of a file name that are not UTF-8.
@@ -271,7 +272,8 @@ def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
     local = PARTIAL / value_digest([source.address, source.revision])
     with hub.named_errors(source):
         files = hub_files(source, place)
-        check_fits(source.address, sum(entry.size for entry in files.values()))
+        here = sum(path.stat().st_size for path in files_below(local))  # of an interrupted download
+        check_fits(source.address, sum(entry.size for entry in files.values()) - here)
         exact = [re.sub(r"([*?[])", r"[\1]", entry.path) for entry in files.values()]
         huggingface_hub.snapshot_download(allow_patterns=exact, local_dir=local, **place.remote)
     for inner, entry in files.items():
@@ -314,11 +316,11 @@ def _fetch_remote_file(source: Download, folder: Path) -> None:
         size = partial.stat().st_size
         if not size or file_digest(partial) != digest:
             start, total, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.address, size)
+            check_fits(source.address, (total or start) - start)
             file.truncate(start)
             with _progress() as progress:
                 task = progress.add_task(name, total=total, completed=start)
                 try:
-                    check_fits(source.address, (total or start) - start)
                     for block in _in_bounds(source.address, start, total, blocks):
                         file.write(block)
                         progress.advance(task, len(block))
@@ -340,19 +342,21 @@ def check_fits(uri: str, size: int) -> None:
     free = shutil.disk_usage(PARTIAL if PARTIAL.exists() else ".").free
     if size + FREE_BYTES > free:
         raise _DoesNotFitError(
-            f"{redact(uri)}: {size:,} bytes or more, but the disk has {free:,} free. Nothing was kept. Free some space."
+            f"{redact(uri)}: {size:,} bytes or more are missing, but the disk has {free:,} free. Free some space."
         )
 
 
 def _in_bounds(uri: str, start: int, total: int | None, blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the blocks of a download from an offset while they fit on the disk and come in time."""
-    size = start
+    size = checked = start
     since, received = time.monotonic(), 0
     for block in blocks:
         size, received = size + len(block), received + len(block)
         if total is not None and size > total:
             raise InputError(f"{redact(uri)}: the server sends more than the {total:,} bytes that it names.")
-        check_fits(uri, len(block))
+        if size - checked >= CHECK_BYTES:
+            check_fits(uri, len(block))
+            checked = size
         if (seconds := time.monotonic() - since) > SLOW_SECONDS:
             if received < SLOW_BYTES:
                 raise InputError(
@@ -374,13 +378,20 @@ def _own_part(partial: Path) -> Iterator[Any]:
         with file:
             while flock(file.fileno()) is False:
                 time.sleep(0.1)
-            if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):  # not moved meanwhile
+            if _is_at(partial, file):  # else it was moved meanwhile
                 try:
                     yield file
                 finally:
-                    if partial.exists() and not partial.stat().st_size:
+                    if _is_at(partial, file) and not partial.stat().st_size:
                         partial.unlink()
                 return
+
+
+def _is_at(path: Path, file: Any) -> bool:
+    """Return whether an open file is still the one at a path."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _open_https(url: str, offset: int) -> RemoteFile:
@@ -396,12 +407,12 @@ def _open_https(url: str, offset: int) -> RemoteFile:
         raise InputError(
             f"{redact(url)}: no answer: {_reason(error)}. Check the network and the name of the host."
         ) from error
-    if response.status_code == 416:  # the part is longer than the file, so it is of another one
+    if response.status_code == 416 and offset:  # the part is longer than the file, so it is of another one
         return _open_https(url, 0)
     if not response.ok:
         raise InputError(f"{redact(url)}: the server answers {response.status_code} {redact(response.reason)}.")
     start = offset if response.status_code == 206 else 0
-    length = response.headers.get("Content-Length", "")
+    length = response.raw.length_remaining
 
     def blocks() -> Iterator[bytes]:
         try:
@@ -410,7 +421,7 @@ def _open_https(url: str, offset: int) -> RemoteFile:
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _interrupted(url, error) from error
 
-    return start, start + int(length) if length.isdecimal() else None, blocks()
+    return start, None if length is None else start + length, blocks()
 
 
 @contextlib.contextmanager
