@@ -96,6 +96,18 @@ def test_an_edit_of_a_module_that_computes_changes_the_key_unless_it_is_a_commen
     assert code_digest(STAGE, source_tree) == before
 
 
+def test_code_in_another_encoding_is_read_as_python_reads_it(source_tree):
+    before = code_digest(STAGE, source_tree)
+    path = source_tree / "files.py"
+    text = path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert code_digest(STAGE, source_tree) == before
+    path.write_bytes(b"# coding: latin-1\n" + text.encode() + b"# \xe9\n")
+    assert code_digest(STAGE, source_tree) == before
+    path.write_bytes(b"# coding: latin-1\n" + text.encode() + b"NAME = '\xe9'\n")
+    assert code_digest(STAGE, source_tree) != before
+
+
 def test_an_edit_of_code_that_cannot_change_a_weight_does_not_change_the_key(source_tree):
     before = code_digest(STAGE, source_tree)
     for name in DOES_NOT_COMPUTE:

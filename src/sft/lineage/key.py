@@ -123,7 +123,7 @@ def import_closure(module: str, package: Path = PACKAGE) -> dict[str, Path]:
         if not file.is_file():
             continue
         closure[name] = file
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sft":
                 waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
