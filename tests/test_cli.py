@@ -50,6 +50,7 @@ def test_an_error_of_the_system_names_the_file(tmp_path):
     [
         ("raise MemoryError", "out of memory. Set a smaller SFT_WORKERS"),
         ("from dvc.repo import Repo; Repo()", "DVC: you are not inside of a DVC repository"),
+        ("from scmrepo.git import Git; Git()", "DVC: "),
         ("import subprocess; subprocess.run(['false'], check=True)", "false: ended with status 1: "),
     ],
 )

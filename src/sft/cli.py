@@ -69,7 +69,7 @@ def run_or_exit(main: Callable[[], object]) -> None:
     except MemoryError:
         exit_with(OUT_OF_MEMORY)
     except _dvc_errors() as error:
-        exit_with(f"DVC: {error}. Run in the project's folder; see: dvc status")
+        exit_with(f"DVC: {str(error).rstrip('.')}. Run in the project's folder; see: dvc status")
     except subprocess.CalledProcessError as error:
         output = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
         last = (output.strip().splitlines() or ["its message, if any, is above"])[-1]
@@ -82,9 +82,9 @@ def run_or_exit(main: Callable[[], object]) -> None:
 
 
 def _dvc_errors() -> tuple[type[Exception], ...]:
-    """Return what DVC raises of a project that it cannot read, if DVC is loaded."""
-    exceptions = sys.modules.get("dvc.exceptions")
-    return (exceptions.DvcException,) if exceptions else ()
+    """Return what DVC, and its library for git, raise of a project that they cannot read, if they are loaded."""
+    names = {"dvc.exceptions": "DvcException", "scmrepo.exceptions": "SCMError"}
+    return tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
 
 
 def run_child(command: Sequence[str], **options: Any) -> int:
