@@ -10,12 +10,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from dvc.repo.experiments.queue.celery import LocalCeleryQueue
 
 from sft.cli import InputError
 from sft.experiments import sweep
 from sft.experiments.sweep import (
     FAILED,
     QUEUED,
+    RUNNING,
     SUCCESS,
     check_origin,
     expand,
@@ -204,6 +206,20 @@ def test_looking_at_the_queue_sends_no_message_to_a_worker_and_an_experiment_tha
     assert sorted(broker.rglob("*.msg")) == messages
     run(project, "dvc", "queue", "remove", "s-1")
     assert sweep.wait({"s-1": ["optimizer.lr=0.3"]}, 1) == {"s-1": sweep.GONE}
+
+
+def test_an_experiment_that_a_worker_takes_during_a_look_is_seen(project, monkeypatch):
+    sweep.add("s-1", ["optimizer.lr=0.3"])
+    broker, iter_active = project / ".dvc/tmp/exps/celery/broker", LocalCeleryQueue.iter_active
+
+    def taken_behind(queue):
+        yield from iter_active(queue)
+        for message in (broker / "in").glob("*.celery.msg"):
+            message.rename(broker / "processed" / message.name)
+
+    monkeypatch.setattr(LocalCeleryQueue, "iter_active", taken_behind)
+    assert sweep.look() == {"s-1": QUEUED}
+    assert sweep.look() == {"s-1": RUNNING}
 
 
 def test_help_names_the_grid():

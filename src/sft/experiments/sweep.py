@@ -110,8 +110,11 @@ def look() -> dict[str, str]:
     from dvc.repo import Repo
 
     with Repo() as repo:
-        tasks = repo.experiments.celery_queue.status()
-    return {task["name"] or task["rev"][:7]: task["status"] for task in reversed(tasks)}  # the newest is first
+        queue = repo.experiments.celery_queue
+        waiting = [entry.name or entry.stash_rev[:7] for entry in queue.iter_queued()]
+        tasks = queue.status()  # what runs, then what waits: a task that a worker takes between them is in neither
+    states = {task["name"] or task["rev"][:7]: task["status"] for task in reversed(tasks)}  # the newest is first
+    return dict.fromkeys(waiting, QUEUED) | states
 
 
 def count_workers() -> int:
