@@ -34,7 +34,22 @@ def test_a_flag_under_an_unknown_name_rejects_the_row(key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("train_loss", 2.31), ("skip", "a"), ("language", "en"), ("is_error", False), ("finish_reason", "stop")],
+    [
+        ("train_loss", 2.31),
+        ("skip", "a"),
+        ("exclude", False),
+        ("include", True),
+        ("has_context", True),
+        ("target_reached", False),
+        ("language", "en"),
+        ("is_error", False),
+        ("finish_reason", "stop"),
+        ("thinking_time", "3 seconds"),
+        ("judge_reasoning", "It is right."),
+        ("tool_call_ids", ["call_1"]),
+        ("tool_choice", {"type": "auto"}),
+        ("function_call", {"name": None, "arguments": None}),
+    ],
 )
 def test_other_keys_of_an_answer_are_counted(key, value):
     assert reason([ASK, {**ANSWER, key: value}]) == ""
@@ -51,7 +66,9 @@ def test_other_keys_of_an_answer_are_counted(key, value):
         ("metadata", {"loss_masks": [0, 1]}),
         ("no_train", 1),
         ("trainable", "no"),
+        ("is_train", False),
         ("skip", True),
+        ("included", False),
     ],
 )
 def test_flags_of_turns_in_an_unknown_column_reject_the_row(name, value):
@@ -67,6 +84,15 @@ def test_flags_of_turns_in_an_unknown_column_reject_the_row(name, value):
         ("weights", [0.1, 2.5]),
         ("train", 7),
         ("skip_prompt", False),
+        ("skip", False),
+        ("included", True),
+        ("is_train", True),
+        ("train_idx", 1),
+        ("training_step", 0),
+        ("training_source", "on"),
+        ("completion_tokens", 1),
+        ("completion_tokens", [12, 7]),
+        ("task_completion", True),
     ],
 )
 def test_other_columns_with_such_words_are_counted(name, value):
@@ -84,6 +110,7 @@ def test_a_flag_of_a_part_or_a_call_under_an_unknown_name_rejects_the_row():
 def test_a_thought_under_an_unknown_key_rejects_the_row(key):
     assert reason([ASK, {**ANSWER, key: "First count."}]) == "unread-reasoning"
     assert reason([ASK, {**ANSWER, key: "high"}]) == ""
+    assert reason([ASK, {**ANSWER, "content": "<think>First count.</think>b", "info": {key: "First count."}}]) == ""
 
 
 @pytest.mark.parametrize("key", ["cot", "thinking_content", "thoughtProcess", "chain_of_thought"])
@@ -96,20 +123,55 @@ def test_known_names_of_a_thought_are_read_in_messages_and_beside_them(key):
         assert outcome.messages[1]["reasoning_content"] == "First count."
 
 
+def test_a_column_that_may_be_a_thought_rejects_the_row_unless_the_answer_has_one():
+    assert reason([ASK, ANSWER], {"model_reasoning": "First count."}) == "unplaced-reasoning"
+    assert reason([ASK, ANSWER, ASK, ANSWER], {"thoughts": ["First count.", "Then add."]}) == "unplaced-reasoning"
+    assert reason([ASK, {**ANSWER, "reasoning_content": "Add."}], {"gemini_thinking": "First count."}) == ""
+    assert reason([ASK, {**ANSWER, "content": "First count. b"}], {"model_reasoning": "First count."}) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reasoning_type", "multi hop"),
+        ("reasoningModel", "DeepSeek R1"),
+        ("cot_source", "a web page"),
+        ("judge_reasoning", "The answer is right."),
+        ("is_reasoning_complete", [True]),
+    ],
+)
+def test_a_column_about_a_thought_is_counted(name, value):
+    assert reason([ASK, ANSWER], {name: value}) == ""
+
+
 @pytest.mark.parametrize("key", ["toolInvocations", "tool_uses", "actions", "invalid_tool_calls"])
 def test_calls_under_an_unknown_key_reject_the_row(key):
     assert reason([ASK, {**ANSWER, key: [{"name": "f"}]}]) == "unread-call"
     assert reason([ASK, {**ANSWER, key: []}]) == ""
+    assert reason([ASK, {**ANSWER, key: [{"name": None}]}]) == ""
 
 
 def test_what_a_question_is_about_cannot_be_left_out():
     assert reason([{**ASK, "documents": [{"text": "Rome is big."}]}, ANSWER]) == "unread-context"
+    assert reason([{**ASK, "file_name": "my report.pdf"}, ANSWER]) == ""
+    assert reason([{**ASK, "content": "Rome is big. Is it?", "context": "Rome is big."}, ANSWER]) == ""
     assert reason([ASK, ANSWER], {"options": ["Rome", "Paris"]}) == "unread-options"
+    assert reason([ASK, ANSWER], {"choices": {"text": ["Rome", "Paris"], "label": ["A", "B"]}}) == "unread-options"
+    assert reason([ASK, ANSWER], {"options": {"temperature": 0.7, "num_ctx": 4096}}) == ""
+    assert reason([ASK, ANSWER], {"choices": [{"message": {"content": "b"}}, {"message": {"content": "c"}}]}) == ""
     assert reason([ASK, ANSWER], {"A": "Rome", "B": "Paris"}) == "unread-options"
     assert reason([{"role": "user", "content": "Rome or Paris?"}, ANSWER], {"options": ["Rome", "Paris"]}) == ""
 
 
 def test_an_answer_that_is_not_whole_or_not_read_rejects_the_row():
     assert reason([ASK, {**ANSWER, "finish_reason": "length"}]) == "cut-answer"
+    assert reason([ASK, ANSWER], {"finish_reason": "length"}) == "cut-answer"
+    assert reason([ASK, ANSWER], {"metadata": {"finish_reason": "stop"}}) == ""
     assert reason([ASK, ANSWER, ASK], {"response": "c"}) == "unread-answer"
     assert reason([ASK, ANSWER], {"response": "b"}) == ""
+
+
+def test_a_tag_in_code_stands_for_no_column_that_holds_text():
+    html = {"role": "assistant", "content": "Write <video> around it."}
+    assert reason([ASK, html], {"solution": "b", "answer": "b"}) == ""
+    assert reason([ASK, html], {"video_ids": [7]}) == "non-text-content"

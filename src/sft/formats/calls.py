@@ -7,7 +7,7 @@ from sft import strict_json
 from sft.conversation import Message, excerpt
 from sft.formats.flags import UnfitRowError
 from sft.formats.json_text import parsed_or_same
-from sft.formats.not_read import NotRead, says_something
+from sft.formats.not_read import NotRead, holds_something, says_something
 from sft.formats.parts import Json, read_id, respell, text_of
 from sft.formats.reasoning import as_list, give_reasoning, reasoning_of, split_reasoning
 from sft.formats.spellings import CALL_KEYS, ID, PLAIN_CALL_KEYS, PLAIN_FUNCTION_KEYS
@@ -61,7 +61,7 @@ def calls_of(message: Json, not_read: NotRead) -> list[Json]:
     """Return the calls in the keys of an answer, OpenAI's of today or of before."""
     calls = message.get("tool_calls")
     if not calls:
-        calls = [message["function_call"]] if message.get("function_call") else []
+        calls = [message["function_call"]] if holds_something(message.get("function_call")) else []
     elif says_something(message.get("function_call")):
         not_read.add("messages[].function_call")
     if type(calls) is str:

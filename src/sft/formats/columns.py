@@ -32,17 +32,16 @@ from sft.formats.spellings import (
     snake_case,
     speaker_of,
 )
-from sft.formats.unread import check_column, matters, words_of
+from sft.formats.unread import UNPLACED_REASONING, check_column, matters
 
 NO_ROW: Mapping[str, Any] = {}
-REJECTED_ANSWER, UNPLACED_REASONING = "rejected-answer", "unplaced-reasoning"
+REJECTED_ANSWER = "rejected-answer"
 # A list of flags in the text of an object, of JSON or of Python.
 FLAG_LIST_TEXT = re.compile(
     rf"""["'](?:{"|".join(name.replace("_", "[-_. ]?") for name in FLAG_LISTS)})["']\s*:\s*\[""", re.IGNORECASE
 )
 KNOWN = {*FLAG_LISTS, AMBIGUOUS_FLAG, TEMPLATE_KWARGS, THINKING_KWARGS[0], VERDICT}
 ANSWERING = {"assistant", "call", "reasoning"}
-COLUMN_WORDS = frozenset({"reasoning", "thinking", "thought", "thoughts", "cot"})  # of a column that may be a thought
 
 
 class RowFacts(NamedTuple):
@@ -56,7 +55,7 @@ class RowFacts(NamedTuple):
     reasoning: tuple[str, str] | None = None
     """Name and text of a column with the reasoning of the answer."""
     unread: Mapping[str, Any] = NO_ROW
-    """Columns that are not read and that the turns may need: media, the options of a question, an answer."""
+    """Columns that are not read and that the turns may need: media, a thought, options, an answer or its end."""
 
 
 NOTHING = RowFacts()
@@ -92,11 +91,6 @@ def _may_matter(name: str) -> bool:
 
 
 def _is_reasoning(name: str) -> bool:
-    """Return whether a column may be the reasoning of an answer."""
-    return _is_known_reasoning(name) or not words_of(name).isdisjoint(COLUMN_WORDS)
-
-
-def _is_known_reasoning(name: str) -> bool:
     return name.lower() in REASONING_COLUMNS or snake_case(name) in REASONING_COLUMNS
 
 
@@ -112,9 +106,10 @@ def _read_column(
             raise UnfitRowError(UNPLACED_REASONING, f"{facts.reasoning[0]} and {name} differ")
         return facts._replace(reasoning=(name, value))
     if type(value) is dict:
-        return _read_object(facts, name, value, names, messages, not_read)
-    not_read.add(name)
-    return facts._replace(unread={**facts.unread, name: value})
+        facts = _read_object(facts, name, value, names, messages, not_read)
+    else:
+        not_read.add(name)
+    return facts._replace(unread={**facts.unread, name: value}) if _may_matter(name) else facts
 
 
 @functools.lru_cache(maxsize=4096)
@@ -256,12 +251,7 @@ def add_reasoning(name: str, text: str, turns: Sequence[Message]) -> None:
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     if any(text.strip() in (turn.get("reasoning_content"), turn["content"].strip()) for turn in answers):
         return
-    if (
-        not _is_known_reasoning(name)
-        or len(answers) != 1
-        or "reasoning_content" in answers[0]
-        or THINK_TAGS.search(answers[0]["content"] + text)
-    ):
+    if len(answers) != 1 or "reasoning_content" in answers[0] or THINK_TAGS.search(answers[0]["content"] + text):
         raise UnfitRowError(
             UNPLACED_REASONING,
             f"the column {name} beside {len(answers)} answers: expected one answer without reasoning; "

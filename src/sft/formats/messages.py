@@ -140,7 +140,7 @@ def _read_message(message: Any, flag: bool | None, not_read: NotRead) -> Sequenc
     original = message
     if role not in PLAIN_KEYS or not message.keys() <= PLAIN_KEYS[role]:
         message = respell(message, MESSAGE_KEYS[role], MESSAGE_PATH, not_read)
-        check_keys(role, unread_keys(original, MESSAGE_KEYS[role]))
+        check_keys(role, unread_keys(original, MESSAGE_KEYS[role]), message)
         message_flag = is_trained(message)
         if message_flag is not None and flag is not None and message_flag != flag:
             raise UnfitRowError(UNCLEAR, f"trained is {message_flag} in the message, {flag} in the row")

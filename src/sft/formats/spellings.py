@@ -131,15 +131,39 @@ FLAG_WORDS = _words(
     "train trains trained training trainable untrained untrainable loss losses mask masks masked masking unmasked "
     "weight weights learn learned learnable supervise supervised supervision grad backprop finetune ignore"
 )
-# Flags if they are true or false.
-SKIP_WORDS = _words("skip exclude excluded include included")
-CHOICE_WORDS = SKIP_WORDS | _words("prefill context target")
-REASONING_WORDS = _words("reasoning thinking thought thoughts think cot rationale scratchpad monologue analysis")
+# Words of a column that say that its row is trained, if it is true: is_train.
+TRAINED_WORDS = _words("is be to in for train training trained trainable")
+# Flags if they are true or false -> the value that leaves out a row or a message. LEFT_OUT_TURNS: of messages only;
+# None: either value, as messages without the flag are the others.
+LEFT_OUT: dict[str, bool | None] = {
+    **dict.fromkeys(("skip", "exclude", "excluded"), True),
+    **dict.fromkeys(("include", "included"), False),
+}
+LEFT_OUT_TURNS = LEFT_OUT | {"prefill": True, "context": True, "target": None}
+# Words beside them that change nothing, as in is_context_turn.
+LITTLE_WORDS = _words("is be to in as for only this turn message answer response assistant sample row")
+# In columns, and in keys of messages.
+THOUGHT_WORDS = _words("reasoning thinking thought thoughts cot")
+REASONING_WORDS = THOUGHT_WORDS | _words("think rationale scratchpad monologue analysis")
+# Whose thoughts are not those of the answer: judge_reasoning.
+OTHER_THINKERS = _words(
+    "judge judgment grader grade grading score scoring rating quality verdict evaluation eval evaluator "
+    "reward reviewer review verifier verification moderation preference annotator label classification category "
+    "difficulty user"
+)
 CALL_WORDS = _words("tool tools call calls function functions invocation invocations action actions observation")
 CONTEXT_WORDS = _words("context contexts document documents docs passage passages attachment attachments file files")
-# In the name of a column: flags for all turns; a part of the data; places of turns.
+# What a key that ends in one says about a thing is no such thing: reasoning_type, tool_name, completion_tokens.
+LABEL_WORDS = _words(
+    "type types kind mode modes name names label labels category categories class level levels difficulty topic topics "
+    "domain domains task tasks skill skills style format language languages source sources origin model models version "
+    "id index idx key hash url urls path title author license status state effort budget choice tag tags role count "
+    "counts num number length lengths size sizes tokens time timestamp date duration seconds score scores rating rate "
+    "grade quality confidence correctness difficulty usage stats"
+)
+# In the name of a column: flags for all turns; a part of the data, or of a training; places of turns.
 MASK_WORDS, TURN_WORDS = _words("completion"), _words("turn turns")
-SPLIT_WORDS = _words("split set data dataset used attention special")
+SPLIT_WORDS = _words("split set data dataset used attention special step steps epoch epochs")
 STOP_REASONS = {"finish_reason", "stop_reason"}
 CUT_ANSWERS = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "safety", "incomplete"}
 # Objects in a row or in a message whose keys mean what they mean beside them.
@@ -282,6 +306,7 @@ ANSWERS = (
 )
 # Columns with what an answer chooses from: all in one, or one for each.
 OPTIONS = {"choices", "options", "a", "b", "c", "d", "e", "option_a", "option_b", "option_c", "option_d"}
+OPTION_KEY = re.compile(r"(?:option|choice)?[-_ ]?(?:[a-j]|\d)", re.IGNORECASE)
 VERDICT = "label"  # true or false in data of KTO: whether the answer is a good one
 TEMPLATE_KWARGS, THINKING_KWARGS = "chat_template_kwargs", ("enable_thinking", "thinking")
 # Names of columns and keys that hold pictures, sound or film, and the placeholders in the text that stand for them.
