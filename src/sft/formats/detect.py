@@ -81,6 +81,9 @@ def _suggestions(rows: Sequence[Row]) -> list[Suggestion]:
 
 def _fits(suggestion: Suggestion, row: Row) -> bool:
     outcome = _outcome(suggestion, row)
+    if isinstance(outcome, Conversation) and suggestion.format == "alpaca":
+        # Messages that end with an answer are no question of which another column has the answer.
+        return _roles(outcome)[-2:] != ["assistant", "assistant"]
     return outcome is not None and (not isinstance(outcome, Rejection) or outcome.reason not in MISFITS)
 
 
@@ -96,8 +99,12 @@ def _outcome(suggestion: Suggestion, row: Row) -> Conversation | Rejection | Non
 def _ends_open(suggestion: Suggestion, row: Row) -> bool:
     """Return whether a row has answers, but its last message is the user's."""
     outcome = _outcome(suggestion, row)
-    roles = [turn["role"] for turn in outcome.messages] if isinstance(outcome, Conversation) else []
+    roles = _roles(outcome) if isinstance(outcome, Conversation) else []
     return "assistant" in roles and roles[-1] == "user"
+
+
+def _roles(conversation: Conversation) -> list[str]:
+    return [turn["role"] for turn in conversation.messages]
 
 
 def _undecided(folder: Path, rows: Sequence[Row], fits: Mapping[Suggestion, int]) -> str:
