@@ -65,7 +65,7 @@ def test_one_row_in_a_hundred_may_have_another_form(tmp_path: Path) -> None:
 
 def test_one_row_that_ends_with_a_question_does_not_make_a_column_the_answer_of_all(tmp_path: Path) -> None:
     open_row = {"messages": [*MESSAGES, MESSAGES[0]], "answer": "c"}
-    write_lines(tmp_path / "a.jsonl", [open_row, *[{"messages": MESSAGES, "answer": "c"}] * 9])
+    write_lines(tmp_path, "a.jsonl", open_row, *[{"messages": MESSAGES, "answer": "c"}] * 9)
     assert detect(tmp_path, AUTO)[0].format == "openai"
 
 
