@@ -78,6 +78,8 @@ def test_text_of_a_chat_template_is_rejected_with_its_markup(row):
         {"question": "a", "function": [], "answer": "b"},
         {"question_id": 1, "turns": [USER, ANSWER]},
         {"messages": [USER, ANSWER], "timestamp": "t", "type": "x", "payload": {"a": 1}},
+        {"conversations": [USER, ANSWER], "text": "<|im_start|>user\na<|im_end|>"},
+        {"conversation": '[{"role": "user", "content": "a"}]', "prompt": "a", "responses": ["b", "c"]},
     ],
     ids=str,
 )
