@@ -4,7 +4,7 @@ from sft.evaluation import harness
 
 
 def sample(item, filtered, **metrics):
-    digests = {"prompt_hash": str(item), "target_hash": "t"}
+    digests = {"doc_hash": "d", "prompt_hash": str(item), "target_hash": "t"}
     row = {"doc_id": item, "doc": {"question": f"q{item}"}, "arguments": [("p", {})], "filter": filtered}
     return {**row, **digests, "metrics": list(metrics), **metrics}
 

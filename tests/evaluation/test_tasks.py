@@ -81,6 +81,28 @@ def test_lm_eval_answers_our_own_tasks_with_both_models_and_the_base_model_once(
     assert ran[1:] == [str(FINAL), str(BASE)], "a task that has changed is answered again"
 
 
+def test_known_results_of_the_base_model_count_only_for_the_items_of_now(project, monkeypatch):
+    monkeypatch.setattr(tasks, "require_packages", lambda _: None)
+    (project / "tasks").mkdir()
+    ran, versions = [], iter("aabbbcd")
+
+    def answer(request, folder, **_):
+        data = next(versions)
+        ran.append((data, list(request["models"])))
+        for target in request["models"].values():
+            Path(target).write_text(json.dumps({"far": {"digest": data}}))
+
+    monkeypatch.setattr(tasks, "_run_harness", answer)
+    both, final, base = [str(FINAL), str(BASE)], [str(FINAL)], [str(BASE)]
+    for data in "aab":
+        expected = {"far": {"digest": data}}
+        assert tasks.answer_tasks(BASE, FINAL, params("far")) == (expected, expected)
+    assert ran == [("a", both), ("a", final), ("b", final), ("b", base)]
+    assert tasks.answer_tasks(BASE, FINAL, params("far"))[0]["far"]["digest"] == "b"
+    with pytest.raises(InputError, match=r"^eval\.tasks: far: the items differ each time"):
+        tasks.answer_tasks(BASE, FINAL, params("far"))
+
+
 def test_what_is_not_here_is_named_with_the_command_that_brings_it(project, lm_eval, monkeypatch):
     with pytest.raises(InputError, match=r"^eval\.tasks: gsm8k: lm-eval is not installed.*make setup-lm-eval$"):
         tasks.answer_tasks(BASE, FINAL, params("gsm8k"))

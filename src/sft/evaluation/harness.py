@@ -115,7 +115,7 @@ def summarize(
         }
     first = {row["doc_id"]: row for row in reversed(samples)}
     rows = [first[number] for number in sorted(first)]
-    digest = value_digest([[row["prompt_hash"], row["target_hash"]] for row in rows])
+    digest = value_digest([[row[f"{name}_hash"] for name in ("doc", "prompt", "target")] for row in rows])
     return {"metrics": metrics, "texts": [_asked(row) for row in rows], "digest": digest}
 
 

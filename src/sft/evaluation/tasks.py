@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from sft.cli import InputError, make_parser, run_child, run_or_exit
-from sft.evaluation import harness
+from sft.evaluation import harness, measure, tool_calls
 from sft.evaluation.intervals import share_change, share_interval
 from sft.evaluation.loss import DIGITS
 from sft.evaluation.measure import measurement_key
 from sft.files import project_root, read_json, write_json
+from sft.formats import benchmarks
 from sft.hashing import file_digest, files_below
 from sft.params.evaluation import Eval, Task
 from sft.params.read import load
@@ -30,6 +31,8 @@ PACKAGES, PINS = Path(".lm-eval"), Path("requirements/lm-eval.txt")
 INSTALLED = PACKAGES / PINS.name
 """A copy of the pins, written when they are installed."""
 SOURCES = Path(__file__).parents[2]
+CODE = (*measure.CODE, *(Path(module.__file__) for module in (harness, tool_calls, benchmarks)))
+"""What determines results, beside the packages."""
 
 
 def require_packages(tasks: Sequence[Task]) -> None:
@@ -46,9 +49,10 @@ def require_packages(tasks: Sequence[Task]) -> None:
 def answer_tasks(base: Path, final: Path, params: Eval) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the base model and the trained one achieve, as sft.evaluation.harness writes it.
 
-    Both get the prompts of the trained model's template and tokenizer.
+    Both get the prompts of the trained model's template and tokenizer. Known results of the base model count if their
+    items are those of now: the data of a task is in a cache that others change.
 
-    Raises:  InputError: lm-eval or the data of a task is not installed, or it failed.
+    Raises:  InputError: lm-eval or the data of a task is not installed, or it failed; items differ each time.
     """
     if not params.tasks:
         return {}, {}
@@ -63,12 +67,32 @@ def answer_tasks(base: Path, final: Path, params: Eval) -> tuple[dict[str, Any],
     }
     kept = project_root() / "runs" / "measured"
     kept.mkdir(parents=True, exist_ok=True)
-    known = kept / f"{measurement_key(base, inputs, [Path(harness.__file__)])}.json"
+    known = kept / f"{measurement_key(base, inputs, CODE)}.json"
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "final.json")
+        request = {**inputs, "tokenizer": str(final)}
         models = {str(final): str(target)} | ({} if known.is_file() else {str(base): str(known)})
-        _run_harness({**inputs, "models": models, "tokenizer": str(final)}, Path(folder), offline=True)
-        return read_json(known), read_json(target)
+        _run_harness({**request, "models": models}, Path(folder), offline=True)
+        before, after = read_json(known), read_json(target)
+        if differing_items(before, after) and str(base) not in models:
+            _run_harness({**request, "models": {str(base): str(known)}}, Path(folder), offline=True)
+            before = read_json(known)
+    if differing := differing_items(before, after):
+        known.unlink()
+        raise InputError(
+            f"eval.tasks: {', '.join(differing)}: the items differ each time they are loaded, so that models cannot be "
+            "compared. Remove it."
+        )
+    return before, after
+
+
+def differing_items(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return the tasks of which two models got different items."""
+    return sorted(name for name in before | after if _digest(before, name) != _digest(after, name))
+
+
+def _digest(found: Mapping[str, Any], name: str) -> Any:
+    return found[name]["digest"] if name in found else None
 
 
 def _run_harness(request: dict[str, Any], folder: Path, *, offline: bool) -> None:
