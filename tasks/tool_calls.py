@@ -18,7 +18,12 @@ def _tokenizer() -> Any:
 
 
 def prompt(doc: dict[str, Any]) -> str:
-    """Return the request as the model's chat template writes it, with its functions and without reasoning."""
+    """Return the request as the model's chat template writes it, with its functions and without reasoning.
+
+    `make setup-lm-eval` loads tasks before there is a model, and lm-eval then renders one prompt: it gets the question.
+    """
+    if not os.environ["SFT_TASK_TOKENIZER"]:
+        return str(doc["question"])
     text: str = _tokenizer().apply_chat_template(
         [{"role": "user", "content": doc["question"]}],
         tools=json.loads(doc["tools"]),

@@ -1,5 +1,6 @@
 """tasks: lm-eval answers our own tasks with both models; its results, intervals and contamination."""
 
+import importlib
 import json
 import os
 import shutil
@@ -79,6 +80,13 @@ def test_lm_eval_answers_our_own_tasks_with_both_models_and_the_base_model_once(
     (project / "tasks/tools.jsonl").write_text("{}\n")
     tasks.answer_tasks(BASE, FINAL, asked)
     assert ran[1:] == [str(FINAL), str(BASE)], "a task that has changed is answered again"
+
+
+def test_a_task_that_renders_its_prompts_can_be_loaded_before_there_is_a_model(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tasks"))
+    module = importlib.import_module("tool_calls")
+    monkeypatch.setenv(harness.TOKENIZER, "")
+    assert module.prompt({"question": "Why?", "tools": "[]"}) == "Why?"
 
 
 def test_known_results_of_the_base_model_count_only_for_the_items_of_now(project, monkeypatch):
