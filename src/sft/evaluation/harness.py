@@ -22,7 +22,7 @@ from sft.formats.benchmarks import item_texts
 from sft.hashing import value_digest
 
 TOKENIZER = "SFT_TASK_TOKENIZER"
-"""Our own tasks render their prompts with the tokenizer of this folder (tasks/tool_calls.py)."""
+"""Our own tasks render their prompts with the tokenizer of this folder (tasks/tool_calls.py); empty: only load them."""
 THINK_END = "</think>"
 FOLDER = "tasks"
 """Our own tasks."""
@@ -39,6 +39,7 @@ def load_tasks(names: Sequence[str]) -> Any:
     manager = TaskManager(include_path=FOLDER, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):
         manager = TaskManager(include_path=FOLDER)  # reads thousands of files
+    named: dict[str, str] = {}
     for name in names:
         place = f"eval.tasks: {name}"
         if name not in manager.all_tasks:
@@ -55,7 +56,17 @@ def load_tasks(names: Sequence[str]) -> Any:
             ) from error
         if any(getattr(task, "UNSAFE_CODE", False) for task in loaded.values()):
             raise InputError(f"{place}: runs code that a model writes, which this project does not. Remove it.")
+        if any(needs_foreign_metric(task) for task in loaded.values()):
+            raise InputError(f"{place}: its metric is code of the Hugging Face hub, which is not run. Remove it.")
+        if twice := sorted(named.keys() & loaded.keys()):
+            raise InputError(f"{place}: {twice[0]} is in {named[twice[0]]} too. Remove one of them.")
+        named |= dict.fromkeys(loaded, name)
     return manager
+
+
+def needs_foreign_metric(task: Any) -> bool:
+    """Return whether a metric of a task is not in lm-eval: it would be loaded with `evaluate`, which is offline."""
+    return task.config.process_results is None and None in getattr(task, "_metric_fn_list", {}).values()
 
 
 def answer_tasks(folder: Path, request: Mapping[str, Any], manager: Any) -> dict[str, Any]:
@@ -86,9 +97,22 @@ def answer_tasks(folder: Path, request: Mapping[str, Any], manager: Any) -> dict
             apply_chat_template=task["chat_template"],
             bootstrap_iters=0,
         )
-        for name, samples in results["samples"].items():
-            found[name] = summarize(samples, results["results"][name], results["higher_is_better"][name])
-            found[name]["num_fewshot"] = results["n-shot"][name]
+        found |= read_results(results)
+    return found
+
+
+def read_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results of lm-eval by task; a group with metrics of its own, such as mmlu, has the items of its tasks."""
+    samples, children = results["samples"], results["group_subtasks"]
+
+    def tasks_in(name: str) -> list[str]:
+        return [name] if name in samples else [task for child in children[name] for task in tasks_in(child)]
+
+    found = {}
+    for name in (*results.get("groups", {}), *samples):
+        rows = [{**row, "doc_id": (task, row["doc_id"])} for task in tasks_in(name) for row in samples[task]]
+        found[name] = summarize(rows, results["results"][name], results["higher_is_better"].get(name, {}))
+        found[name]["num_fewshot"] = results["n-shot"].get(name)
     return found
 
 
@@ -107,7 +131,7 @@ def summarize(
         rows = sorted((row for row in samples if row["filter"] == filtered), key=lambda row: row["doc_id"])
         each = [row.get(name) for row in rows]
         numbers = [float(value) for value in each if isinstance(value, int | float)]
-        is_mean = len(numbers) == len(each) and abs(sum(numbers) / len(numbers) - mean) < 1e-9
+        is_mean = 0 < len(numbers) == len(each) and abs(sum(numbers) / len(numbers) - mean) < 1e-9
         metrics[name if filtered == "none" else f"{name}/{filtered}"] = {
             "value": float(mean),
             "higher_is_better": bool(higher_is_better.get(name, True)),

@@ -31,7 +31,7 @@ PACKAGES, PINS = Path(".lm-eval"), Path("requirements/lm-eval.txt")
 INSTALLED = PACKAGES / PINS.name
 """A copy of the pins, written when they are installed."""
 SOURCES = Path(__file__).parents[2]
-CODE = (*measure.CODE, *(Path(module.__file__) for module in (harness, tool_calls, benchmarks)))
+CODE = (*measure.CODE, *(Path(str(module.__file__)) for module in (harness, tool_calls, benchmarks)))
 """What determines results, beside the packages."""
 
 
@@ -88,7 +88,7 @@ def answer_tasks(base: Path, final: Path, params: Eval) -> tuple[dict[str, Any],
 
 def differing_items(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return the tasks of which two models got different items."""
-    return sorted(name for name in before | after if _digest(before, name) != _digest(after, name))
+    return sorted(name for name in {*before, *after} if _digest(before, name) != _digest(after, name))
 
 
 def _digest(found: Mapping[str, Any], name: str) -> Any:
@@ -104,6 +104,7 @@ def _run_harness(request: dict[str, Any], folder: Path, *, offline: bool) -> Non
         "PYTHONPATH": f"{project_root() / PACKAGES}:{SOURCES}",
         "HF_HUB_OFFLINE": is_offline,
         "HF_DATASETS_OFFLINE": is_offline,
+        "HF_EVALUATE_OFFLINE": "1",  # it loads metrics as code
         "TOKENIZERS_PARALLELISM": "false",
     }
     environment |= {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
