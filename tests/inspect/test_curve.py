@@ -42,9 +42,23 @@ def test_each_kept_checkpoint_is_exported_and_measured_once(run, monkeypatch, ca
     monkeypatch.setattr(curve.checkpoints, "fault_of", lambda path: None)
     assert list(curve.measure_run("0123").steps) == [0, 50, 100]
     assert exported == [50, 100]
+    with monkeypatch.context() as patch:
+        patch.setattr(curve, "code_digest", lambda _: "other code")
+        curve.measure_run(None)
+    assert exported == [50, 100, 50, 100], "rules of other code are not compared"
     assert [path.name for path in run.iterdir() if path.name.startswith(".curve")] == []
     curve.show(found)
     assert "loss, mathematics" in capsys.readouterr().out
+
+
+def test_a_run_of_other_packs_is_an_error_because_it_may_have_trained_what_is_held_out(run, monkeypatch):
+    monkeypatch.setattr(curve.checkpoints, "fault_of", lambda path: None)
+    begun = run / "begun/data/packed/metadata.json"
+    write_json(begun, {"seed": "another"})
+    with pytest.raises(InputError, match=r"^data/packed/metadata\.json: differs .* run 0123456789abcdef began with"):
+        curve.measure_run(None)
+    shutil.copyfile("data/packed/metadata.json", begun)
+    curve.check_packs(run)
 
 
 def test_without_an_intact_checkpoint_the_run_is_named(run):

@@ -4,13 +4,14 @@ models/base, runs/<lineage key>/checkpoints, data/packed/{validation,test}, data
     ->  the terminal, or JSON (--json): loss, loss by domain and shares at step 0 (the base model) and at each step
 
 Params: eval; checkpoint.most_recent_k and save_retain_interval say which checkpoints are kept. Each is exported to a
-temporary folder beside its run, measured, and removed. Results are kept in runs/<lineage key>/curve: a second call
-measures new steps only.
+temporary folder beside its run, measured, and removed. Results are kept in runs/<lineage key>/curve, by params, data,
+base model, code and packages: a second call measures new steps only. A run of other packs is an error.
 """
 
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from rich.table import Table
 
 from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
 from sft.evaluation.held_out import PACKED, HeldOut, choose_held_out
-from sft.evaluation.measure import measure_models
+from sft.evaluation.measure import PACKAGES, measure_models
 from sft.evaluation.summary import compare_models
 from sft.files import read_json, write_json
-from sft.hashing import file_digest, value_digest
+from sft.hashing import file_digest, folder_digest, value_digest
+from sft.lineage import snapshot
+from sft.lineage.key import code_digest
 from sft.pages.render import number
 from sft.params.read import load
 from sft.training import checkpoints
@@ -51,9 +54,13 @@ def measure_run(name: str | None) -> Curve:
     intact = [each for each in sorted((run / "checkpoints").glob("iter_*")) if checkpoints.fault_of(each) is None]
     if not intact:
         raise InputError(f"{run}: no intact checkpoint. checkpoint.save_interval says when they are written.")
+    check_packs(run)
     asked = {
         "params": load("eval").model_dump(exclude={"gate", "tasks"}),
         "data": file_digest(PACKED / "metadata.json"),
+        "base": folder_digest(BASE),
+        "code": code_digest("sft.evaluation.summary"),
+        "packages": {name: version(name) for name in PACKAGES},
     }
     folder = run / "curve" / value_digest(asked)[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +70,16 @@ def measure_run(name: str | None) -> Curve:
             write_json(folder / f"{step}.json", _measure(run, step))
     steps = {step: read_json(folder / f"{step}.json") for step in map(checkpoints.step_of, intact)}
     return Curve(run.name, {0: steps[min(steps)]["before"], **{step: each["after"] for step, each in steps.items()}})
+
+
+def check_packs(run: Path) -> None:
+    """Raise InputError if a run did not train the packs of data/packed: what they hold out, it may have trained."""
+    metadata, begun = PACKED / "metadata.json", run / snapshot.BEGUN / PACKED / "metadata.json"
+    if begun.is_file() and file_digest(begun) != file_digest(metadata):
+        raise InputError(
+            f"{metadata}: differs from the one that run {run.name} began with, so the run may have trained what is "
+            "held out here. Restore its data (make reproduce UNTIL=pack), or choose a run of these packs."
+        )
 
 
 def _measure(run: Path, step: int) -> dict[str, Any]:
