@@ -62,7 +62,7 @@ def test_kappa_by_line_is_that_of_the_literature_and_a_second_call_asks_nothing(
     assert (rule["person"], rule["judge"], rule["both"], rule["agreement"]) == (25, 30, 20, 0.7)
     assert rule["kappa"] == pytest.approx(0.4)
     # Fleiss, Cohen and Everitt 1969: standard error 0.1275, so about 0.15 to 0.65.
-    assert (rule["low"], rule["high"]) == pytest.approx((0.15, 0.65), abs=0.03)
+    assert (rule["low"], rule["high"]) == pytest.approx((0.15, 0.65), abs=0.04)
     assert by_line["consistent"]["kappa"] == pytest.approx(0.4)
 
 
@@ -72,6 +72,13 @@ def test_agreement_without_a_single_no_shows_nothing_and_few_have_no_interval():
     few = judge_agreement.agreement("x", [(True, True), (False, False)])
     assert (few.kappa, few.low, few.high) == (1.0, None, None)
     assert np.isnan(judge_agreement.kappa(np.zeros((1, 4), int)))
+
+
+def test_agreement_without_exception_is_as_uncertain_as_its_counts():
+    one = judge_agreement.agreement("x", [(True, True)] + [(False, False)] * 99)
+    many = judge_agreement.agreement("x", [(True, True), (False, False)] * 100)
+    assert (one.kappa, one.high, many.kappa, many.high) == (1.0, 1.0, 1.0, 1.0)
+    assert one.low < 0.5 < 0.9 < many.low
 
 
 @pytest.mark.parametrize(
@@ -88,6 +95,12 @@ def test_a_label_that_cannot_be_read_is_named_with_its_line(tmp_path, line, expe
     (tmp_path / "labels.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match=expected):
         judge_agreement.read_labels(tmp_path / "labels.jsonl")
+
+
+def test_a_line_that_the_rubric_does_not_have_is_an_error(project):
+    write_labels(project / "labels.jsonl", [labelled(1, [8]), labelled(2, [4, 9])])
+    with pytest.raises(InputError, match=r"rules: found 9, but .*rubric\.md numbers its lines 1 to 8"):
+        judge_agreement.main(project / "labels.jsonl")
 
 
 def test_without_a_judge_in_params_the_command_says_so(project):

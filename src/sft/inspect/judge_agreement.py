@@ -9,6 +9,7 @@ asks nothing. Conversations without a verdict are counted and left out.
 """
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,17 +21,21 @@ from rich.table import Table
 
 from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
 from sft.conversation import Conversation, Rejection
-from sft.files import project_root
+from sft.files import project_root, resolve_repo_file
 from sft.filters.judge.judge import Judge
-from sft.filters.judge.verdicts import JudgeFailure
+from sft.filters.judge.verdicts import JudgeFailure, read_rubric
 from sft.formats.messages import normalize
 from sft.formats.raw_files import parse_row
 from sft.params.read import load
 
 CONSISTENT = "consistent"
-RESAMPLES, SEED = 9_999, 0
+DRAWS, SEED = 9_999, 0
+PRIOR = 0.5
+"""Jeffreys: added to each of the four counts. Without it, agreement without exception has no width at all."""
 TAILS = (2.5, 97.5)
 """Percentiles: the ends of a 95 % interval."""
+NUMBERED = re.compile(r"^ {0,3}(\d{1,3})[.)] ", re.MULTILINE)
+"""A line of a rubric with its number."""
 FEWEST = 10
 """Conversations below which kappa has no interval."""
 
@@ -91,6 +96,16 @@ def read_labels(path: Path) -> list[tuple[Conversation, frozenset[int]]]:
     return labels
 
 
+def check_rules(path: Path, labels: Sequence[tuple[Conversation, frozenset[int]]], rubric: Path) -> None:
+    """Raise InputError if labels name a line that a rubric with numbered lines does not have."""
+    lines = {int(number) for number in NUMBERED.findall("\n".join(read_rubric(rubric)))}
+    unknown = sorted({rule for _, rules in labels for rule in rules} - lines)
+    if lines and unknown:
+        raise InputError(
+            f"{path}: rules: found {unknown[0]}, but {rubric} numbers its lines {min(lines)} to {max(lines)}"
+        )
+
+
 def compare(labels: Sequence[tuple[Conversation, frozenset[int]]], judge: Judge) -> Findings:
     """Ask the judge, and compare line by line. Raises InputError: as `Judge.verdicts`."""
     failures = Counter[str]()
@@ -110,18 +125,19 @@ def compare(labels: Sequence[tuple[Conversation, frozenset[int]]], judge: Judge)
 
 
 def agreement(line: str, answers: Iterable[tuple[bool, bool]]) -> Agreement:
-    """Return the agreement of pairs of answers (person, judge)."""
+    """Return the agreement of pairs of answers (person, judge).
+
+    The interval has 95 % of kappa where the shares of the four cases are as probable as the counts make them.
+    """
     counts = Counter(answers)
     cells = np.array([[counts[True, True], counts[True, False], counts[False, True], counts[False, False]]])
     total = int(cells.sum())
     kappas = kappa(cells)
     low = high = None
-    if total >= FEWEST:
-        # To draw conversations with replacement is to draw how many fall into each of the four cells.
-        drawn = np.random.default_rng(SEED).multinomial(total, cells[0] / total, RESAMPLES)
-        values = kappa(drawn)
-        if not np.isnan(kappas[0]):
-            low, high = (float(end) for end in np.nanpercentile(values, TAILS))
+    if total >= FEWEST and not np.isnan(kappas[0]):
+        drawn = kappa(np.random.default_rng(SEED).dirichlet(cells[0] + PRIOR, DRAWS))
+        ends = np.percentile(drawn, TAILS)
+        low, high = float(min(ends[0], kappas[0])), float(max(ends[1], kappas[0]))
     both, person, judge, neither = (int(count) for count in cells[0])
     return Agreement(
         line,
@@ -156,7 +172,8 @@ def show(findings: Findings) -> None:
     table = Table("line", "person", "judge", "both", "agreement", "kappa", "95 % interval")
     for each in findings.lines:
         value = "-" if each.kappa is None else f"{each.kappa:.2f}"
-        interval = "too few" if each.low is None else f"{each.low:.2f} to {each.high:.2f}"
+        missing = "one answer only" if each.kappa is None else "too few"
+        interval = missing if each.low is None else f"{each.low:.2f} to {each.high:.2f}"
         counts = (str(count) for count in (each.person, each.judge, each.both))
         table.add_row(each.line, *counts, f"{each.agreement:.0%}", value, interval)
     echo(table)
@@ -170,6 +187,7 @@ def main(path: Path) -> Findings:
     if params.model is None:
         raise InputError("filter.judge.model: null, expected the name of the judge at SFT_JUDGE_URL")
     labels = read_labels(path)
+    check_rules(path, labels, resolve_repo_file(params.rubric))
     params = params.model_copy(update={"on_failure": "keep"})  # so that they are counted
     with Judge.load(params, project_root() / "runs" / "judge") as judge:
         return compare(labels, judge)
