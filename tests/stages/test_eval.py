@@ -1,13 +1,16 @@
 """eval: from two models and held-out data to the reports."""
 
 import json
+from collections import Counter
 
 import pytest
 
 from sft.cli import InputError
+from sft.evaluation.held_out import HeldOut
 from sft.hashing import folder_digests
+from sft.params.evaluation import Task
 from sft.stages import eval as stage
-from tests.support.held_out_project import CALLS, CHATS, use_small_params, write_project
+from tests.support.held_out_project import CALLS, CHATS, PARAMS, use_small_params, write_project
 
 
 @pytest.fixture
@@ -98,3 +101,11 @@ def test_metric_names_are_ones_that_mlflow_takes_and_nulls_are_left_out():
     measured = {"loss": 1.0, "fits": None, "loss_by_domain": {"math & code": 2}}
     flat = stage.flat_metrics({"after": measured, "tokens": 3, "gate": {"failures": ["text"]}})
     assert flat == {"eval/after/loss": 1.0, "eval/after/loss_by_domain/math _ code": 2.0, "eval/tokens": 3.0}
+
+
+def test_models_measured_with_other_benchmarks_or_before_there_was_a_budget_are_compared():
+    held_out = HeldOut({}, {}, {}, [], Counter())
+    digest = stage.held_out_dataset(held_out, PARAMS).digest
+    other = PARAMS.model_copy(update={"reasoning_budget": 64, "tasks": [Task(name="gsm8k")]})
+    assert stage.held_out_dataset(held_out, other).digest == digest
+    assert stage.held_out_dataset(held_out, PARAMS.model_copy(update={"seed": 9})).digest != digest

@@ -41,6 +41,8 @@ MODELS = {"before": Path("models/base"), "after": Path("models/final")}
 CURVES = (Path("reports/train_loss.csv"), Path("reports/validation_loss.csv"))
 EVAL, ANSWERS, REPORT = (Path("reports", name) for name in ("eval.json", "answers.jsonl", "report.html"))
 CARD = Path("reports/card.md")
+NOT_IN_DIGEST = {"gate", "batch_size", "tasks", "reasoning_budget"}
+"""Params that do not change what is measured; the ids of the prompts have the budget of reasoning."""
 NOT_IN_METRIC_NAME = re.compile(r"[^\w./ -]", re.ASCII)
 
 
@@ -88,7 +90,7 @@ def held_out_dataset(held_out: HeldOut, params: Eval) -> journal.Dataset:
     measured = {
         "segments": {domain: [segment.ids for segment in kept] for domain, kept in held_out.segments.items()},
         "prompts": [prompt.ids for prompt in held_out.prompts],
-        "params": params.model_dump(exclude={"gate", "batch_size", "tasks"}),
+        "params": params.model_dump(exclude=NOT_IN_DIGEST),
     }
     counts = {domain: str(len(kept)) for domain, kept in held_out.segments.items()}
     counts["prompts"] = str(len(held_out.prompts))
