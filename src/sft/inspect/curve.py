@@ -78,7 +78,7 @@ def check_packs(run: Path) -> None:
     if begun.is_file() and file_digest(begun) != file_digest(metadata):
         raise InputError(
             f"{metadata}: differs from the one that run {run.name} began with, so the run may have trained what is "
-            "held out here. Restore its data (make reproduce UNTIL=pack), or choose a run of these packs."
+            f"held out here. Restore its data ({begun.parents[2] / 'dvc.lock'} names it), or choose another run."
         )
 
 
