@@ -136,6 +136,10 @@ def test_a_value_in_parquet_that_cannot_be_read_is_a_fault_of_its_row(tmp_path: 
         ({"data": [{"role": "user", "content": "a"}]}, [{"data": [{"role": "user", "content": "a"}]}]),
         ({"pairs": [{"input": "a", "output": "b"}]}, [{"pairs": [{"input": "a", "output": "b"}]}]),
         ({"request": {"a": 1}, "response": {"b": 2}}, [{"request": {"a": 1}, "response": {"b": 2}}]),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "examples": [{"a": 1}]},
+            [{"messages": [{"role": "user", "content": "a"}], "examples": [{"a": 1}]}],
+        ),
         ({"train": [{"a": 1}], "test": [{"a": 2}]}, "rows in several lists: train, test"),
         ({"a": {"0": 1, "1": 2}, "b": {"0": 1, "1": 2}}, "columns, as pandas writes them"),
     ],

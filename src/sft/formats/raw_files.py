@@ -216,7 +216,8 @@ def _rows_of_object(row: Row, value: Json, name: str) -> Iterator[Row]:
 
     Its values are rows if they are objects with the same keys, as of rows by id. Columns of pandas are a fault.
     """
-    lists = {key: item for key, item in value.items() if type(item) is list and item and _is_row(item[0])}
+    lists = {key: item for key, item in value.items() if type(item) is list and item and type(item[0]) is dict}
+    has_messages = any(role_of(speaker_of(items[0])) is not None for items in lists.values())
     objects = [item for item in value.values() if type(item) is dict]
     keys = objects[0].keys() if objects and len(objects) == len(value) else {}
     if keys and all(key.isdigit() for key in keys):
@@ -225,6 +226,8 @@ def _rows_of_object(row: Row, value: Json, name: str) -> Iterator[Row]:
         )
     elif keys and len(objects) > 1 and all(item.keys() == keys for item in objects):
         yield from (object_row(item, f"{name}:{number}") for number, item in enumerate(objects, 1))
+    elif has_messages:
+        yield row
     elif len(lists) > 1 and lists.keys() <= ROW_LISTS:
         yield replace(row, record=None, fault=f"rows in several lists: {', '.join(lists)}. Write a file for each")
     elif len(lists) == 1 and lists.keys() <= ROW_LISTS:
@@ -232,10 +235,6 @@ def _rows_of_object(row: Row, value: Json, name: str) -> Iterator[Row]:
         yield from (object_row(item, f"{name}:{number}") for number, item in enumerate(items, 1))
     else:
         yield row
-
-
-def _is_row(item: Any) -> bool:
-    return type(item) is dict and role_of(speaker_of(item)) is None
 
 
 def _table(path: Path, part: Part) -> Iterator[Row]:
