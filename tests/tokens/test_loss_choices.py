@@ -71,10 +71,11 @@ def test_of_the_answers_that_would_be_trained_the_last_one_is(load):
     assert chat.decode(trained) == "Why.\n</think>\nTwo.<|im_end|>"
 
 
+@pytest.mark.parametrize("name", ["spelled", "tagged"])
 @pytest.mark.parametrize("settings", CHOICES[1:], ids=str)
-def test_what_is_trained_is_a_part_of_what_is_trained_without_a_choice_and_the_rest_is_counted(load, settings):
+def test_what_is_trained_is_a_part_of_what_is_trained_without_a_choice_and_the_rest_is_counted(load, settings, name):
     rows, shares = filtered([*chat_records(8), *tool_records(8)]), Shares(0.1, 0.6, [2], 1)
-    every, some = (prepare_rows(load("spelled", each), rows, shares) for each in (Settings(), settings))
+    every, some = (prepare_rows(load(name, each), rows, shares) for each in (Settings(), settings))
     lost = every.counts["rows"]["trained"] - some.counts["rows"]["trained"]
     assert every.rejected == some.rejected == []
     assert some.counts["rows"]["trained"] == sum(map(sum, some.samples["mask"].to_pylist()))

@@ -54,6 +54,7 @@ class Segments:
         """Segments of each sample."""
         self._segments: list[Segment] = []
         self._masked: dict[int, Masked] = {}
+        self._masked_ids: dict[int, int] = {}
         self._begin = 0
 
     def add(
@@ -64,15 +65,19 @@ class Segments:
         trained_ids: int = 0,
         end: int = 0,
         masked: Masked = NOT_MASKED,
+        masked_ids: int = 0,
     ) -> None:
         """Add a segment to the current sample.
 
         trained_from: the first character of the text that is trained, or UNTRAINED. control_ids: ids behind the text;
         trained_ids: how many of them, from the first on, are trained. end: 1 if a trained turn ends behind the text,
         2 if it ends behind the first control id, else 0. masked: ranges of characters; a token with one is not trained.
+        masked_ids: control ids that are not trained because they are in such a range.
         """
         if masked:
             self._masked[len(self._segments)] = masked
+        if masked_ids:
+            self._masked_ids[len(self._segments)] = masked_ids
         self._segments.append((text, trained_from, control_ids, trained_ids, end))
 
     def end_sample(self) -> None:
@@ -86,6 +91,7 @@ class Segments:
         self._begin = sum(self.sizes)
         del self._segments[self._begin :]
         self._masked = {index: ranges for index, ranges in self._masked.items() if index < self._begin}
+        self._masked_ids = {index: ids for index, ids in self._masked_ids.items() if index < self._begin}
 
     def texts(self) -> Iterator[str]:
         """Yield the text of each segment."""
@@ -134,6 +140,8 @@ class Segments:
         }
         turns = np.bincount(sample_of[has_end], minlength=len(segments))
         of_segment = in_text - untrained + trained - masked
+        for index, some in self._masked_ids.items():
+            masked[index] += some
         trained_tokens, masked = (
             np.bincount(sample_of, each, len(segments)).astype(np.int64) for each in (of_segment, masked)
         )

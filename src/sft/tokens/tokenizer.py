@@ -176,8 +176,9 @@ class SafeTokenizer:
                     segments.truncate(len(segments.sizes))
                     return _crossing(token)
                 ends = trained and end == behind
-                trained = trained and not any(first < behind and before < last for first, last in rendered.masked)
-                segments.add(plain, trained_from, control_ids, int(trained), 2 if ends else 0, masked)
+                left_out = trained and any(first < behind and before < last for first, last in rendered.masked)
+                trained_ids = int(trained and not left_out)
+                segments.add(plain, trained_from, control_ids, trained_ids, 2 if ends else 0, masked, int(left_out))
                 if ends:
                     start, end = next(spans, behind_text)
             elif plain:
