@@ -101,9 +101,8 @@ def cut_windows(sample: LongSample, pin: Pin, limit: int) -> list[Window]:
     while turn < len(sample.answers):
         answer = sample.answers[turn]
         start = max(start, answer.start)
-        ahead = np.flatnonzero(
-            sample.mask[start : answer.end]
-        )  # what is masked in front, such as reasoning, is context
+        # What is masked in front, such as reasoning, is context.
+        ahead = np.flatnonzero(sample.mask[start : answer.end])
         start += int(ahead[0]) if len(ahead) else 0
         extent = _extent(sample, pin, limit, turn, start) if len(ahead) else None
         if extent is None:
