@@ -23,6 +23,16 @@ pytestmark = [pytest.mark.slurm, pytest.mark.pipeline, pytest.mark.timeout(1800)
 OUTPUTS = ("reports/train_loss.csv", "reports/validation_loss.csv", "models/final/model.safetensors")
 
 
+# What preemption, an operator and `scancel --signal=TERM` do: the ranks get SIGTERM after their second step.
+SIGTERM_AT_STEP_2 = """
+import os, subprocess
+log_step = StepLog.log_step
+def log_and_signal(self, step):
+    log_step(self, step)
+    if step.iteration == 2 and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        subprocess.run(["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]], check=True)
+StepLog.log_step = log_and_signal
+"""
 # The process that submits, follows and collects loads no model: what reads one cannot be imported in it.
 NO_MODEL_HERE = """
 import sys
@@ -123,33 +133,35 @@ def test_status_shows_the_run_and_there_is_nothing_to_cancel(project, trained):
 
 
 def test_a_requeued_job_whose_follower_was_killed_makes_the_same_bytes(cluster: Loopback, project, trained):
-    """The test sends the signal that Slurm sends before the time limit; the job is requeued and resumes."""
+    """The ranks get SIGTERM: they save, and the job is requeued and resumes."""
     _, uninterrupted = trained
     run_folder = run_folder_of(project)
     shutil.rmtree(run_folder)
-    output = run(project, "make", "train", "CLUSTER=loopback", "DETACH=1")
+    (project / "runs/hook.py").write_text(SIGTERM_AT_STEP_2)
+    setup = [f'((${{SLURM_RESTART_COUNT:-0}})) || cat "{project}/runs/hook.py" >>"$SFT_CODE/src/sft/training/steps.py"']
+    write_cluster_file(project, "term", cluster, nodes=2, job_setup=setup)
+    output = run(project, "make", "train", "CLUSTER=term", "DETACH=1")
     assert "detached (DETACH=1)" in output
     job = read_json(run_folder / "job.json")["job"]
-    wait_for(lambda: (run_folder / "logs/latest").exists())
-    cluster.ask("scancel", "--batch", "--signal=USR1", job)
 
     again = ["dvc", "repro", "--force", "--single-item", "train"]
     with subprocess.Popen(
         again,
         cwd=project,
-        env=environment(CLUSTER="loopback"),
+        env=environment(CLUSTER="term"),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     ) as follower:
         assert follower.stdout is not None
-        next(line for line in follower.stdout if f"job {job} on loopback" in line)
+        next(line for line in follower.stdout if f"job {job} on term" in line)
         os.killpg(follower.pid, signal.SIGKILL)
     assert cluster.jobs("sft-" + run_folder.name) == [job]
 
-    output = run(project, "python", "-c", NO_MODEL_HERE, CLUSTER="loopback", PYTHONPATH="src")
+    output = run(project, "python", "-c", NO_MODEL_HERE, CLUSTER="term", PYTHONPATH="src")
     run(project, "dvc", "commit", "--force", "train")
-    assert f"job {job} on loopback: " in output
+    assert f"job {job} on term: " in output
+    assert "asked to end (SIGTERM): a checkpoint is saved" in output
     assert "requeued: attempt 2 resumes from the newest checkpoint" in output
     steps = [entry["iteration"] for entry in Journal(run_folder).entries("step")]
     assert steps == [1, 2, 3, 4, 5, 6]
