@@ -73,8 +73,8 @@ NOT_DEPS = (
     "sft.run_stage",
     "sft.tracking",
 )
-# What one of the three fetch stages imports and the others do not.
-ONLY_FOR = {"fetch-benchmarks": "sft.formats.benchmarks", "fetch-model": "sft.sources.base_model"}
+# What runs in these stages only; others import it with what they use.
+ONLY_FOR = {"sft.formats.benchmarks": {"fetch-benchmarks", "eval"}, "sft.sources.base_model": {"fetch-model"}}
 # Pinned packages: those of the data stages, and those that only training and models need.
 DATA_PINS, TRAIN_PINS = "requirements/data.txt", "requirements/train.txt"
 TASK_PINS = "requirements/lm-eval.txt"
@@ -144,7 +144,7 @@ def is_in(name: str, packages: tuple[str, ...]) -> bool:
 def code_deps(stage: str, sources: dict[str, ast.Module]) -> set[str]:
     """What a stage must declare of src/: packages, and the modules that are in none. `filters/dedup` is a package."""
     module = f"sft.stages.{stage.partition('-')[0]}"
-    others = tuple(name for other, name in ONLY_FOR.items() if other != stage)
+    others = tuple(name for name, stages in ONLY_FOR.items() if stage not in stages)
     used = closure(module, sources, NOT_DEPS + others) - packages(sources)
     used |= {f"sft.params.{SCHEMA[name.partition('.')[0]][0]}" for name in loaded_sections(sources[module])}
     found = set()

@@ -295,7 +295,7 @@ def build(
             fully_parallel_save=on_gpu,
         ),
         dist=c.DistributedInitConfig(distributed_backend="nccl" if on_gpu else "gloo", disable_jit_fuser=not on_gpu),
-        rng=c.RNGConfig(seed=params.rng.seed),
+        rng=c.RNGConfig(seed=params.rng.seed),  # of one rank in checkpoints: docs/known-issues.md, rank-dropout
         rerun_state_machine=c.RerunStateMachineConfig(check_for_spiky_loss=True),  # read by sft.training.divergence
     )
     if params.bridge.fields:
