@@ -70,12 +70,7 @@ def plan_of(project: Path, uri: str, monkeypatch: pytest.MonkeyPatch | None = No
             monkeypatch.setattr(samples, name, 100_000)
         monkeypatch.setattr(samples, "BUDGET_BYTES", 800_000)
     set_params(
-        project,
-        **{
-            "fetch.sources": {"mine": {"uri": uri, "read": READ, **more}},
-            "filter.near_duplicates": None,
-            "pack.over_length": "cut-at-turn",
-        },
+        project, **{"fetch.sources": {"mine": {"uri": uri, "read": READ, **more}}, "filter.near_duplicates": None}
     )
     return make_plan(None, 512)
 

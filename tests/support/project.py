@@ -146,7 +146,6 @@ def make_project(folder: Path) -> None:
             "prep.reasoning.truncate": 0.0,
             "pack.near_duplicates": None,
             "pack.pack_size": 512,
-            "pack.over_length": "cut-at-turn",
             "pack.validation": 0.1,
             "pack.test": 0.1,
             "optimizer.lr": 2e-3,
