@@ -19,7 +19,7 @@ from sft.cli import InputError
 from sft.cluster import run_lock
 from sft.cluster.run_lock import RunLock
 from sft.tracking.journal import Journal
-from tests.support.dask_cluster import alive, wait_until
+from tests.support.dask_cluster import wait_until
 from tests.support.project import ROOT
 
 FORK = multiprocessing.get_context("fork")
@@ -127,9 +127,7 @@ def test_an_orphan_is_named_with_the_command_that_ends_it(tmp_path, is_killed):
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.wait()
-    wait_until(lambda: not alive(pid))
-    with RunLock(tmp_path / "key").held():
-        pass
+    wait_until(lambda: not RunLock(tmp_path / "key").is_held())  # its threads end one after another
 
 
 def test_a_process_that_outlives_the_owner_keeps_the_lock_and_is_named(tmp_path):

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 from sft.cli import InputError
 from sft.evaluation.prompts import Prompt, Segment, choose_prompts, choose_segments, split_packs
 from sft.params.evaluation import Eval
-from sft.parquet import read_rows
-from sft.tokens.prepare import group_number
 
 PACKED, FILTERED = Path("data/packed"), Path("data/filtered")
 SPLITS = ("validation", "test")
@@ -36,6 +34,9 @@ def choose_held_out(metadata: Mapping[str, Any], params: Eval, chat: Any) -> Hel
 
     Raises:  InputError: nothing is held out, or data/filtered does not hold the conversations of data/packed.
     """
+    from sft.parquet import read_rows  # not at the top: `--help` of the stage needs no Arrow
+    from sft.tokens.prepare import group_number
+
     held_out: dict[str, set[str]] = {source: set() for source in sorted(metadata["sources"])}
     packs = itertools.chain.from_iterable(read_rows(PACKED / split) for split in SPLITS if (PACKED / split).is_dir())
 

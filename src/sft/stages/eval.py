@@ -23,7 +23,6 @@ from rich.markup import escape
 from sft.cli import InputError, echo
 from sft.evaluation import tasks
 from sft.evaluation.answers import answer_rows
-from sft.evaluation.contaminated import find_contaminated
 from sft.evaluation.held_out import FILTERED, PACKED, HeldOut, choose_held_out
 from sft.evaluation.measure import measure_models
 from sft.evaluation.summary import compare_models
@@ -119,6 +118,7 @@ def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, dataset: jou
 
 def main() -> None:
     """Measure both models, write the reports, log them to MLflow."""
+    from sft.evaluation.contaminated import find_contaminated
     from sft.tokens.render import ChatTemplate, Settings
     from sft.tracking import sync
 
