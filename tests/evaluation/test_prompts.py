@@ -3,18 +3,8 @@
 import json
 
 from sft.evaluation.prompts import choose_prompts, choose_segments, find_reference, rank, split_packs
-from sft.params.evaluation import Eval, Gate
+from tests.support.held_out_project import PARAMS
 
-PARAMS = Eval(
-    samples_per_domain=2,
-    tool_prompts=2,
-    chat_prompts=2,
-    max_prompt_tokens=400,
-    max_new_tokens=6,
-    batch_size=3,
-    seed=1,
-    gate=Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=0.5),
-)
 TOOLS = [{"type": "function", "function": {"name": "get_weather"}}]
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
 
