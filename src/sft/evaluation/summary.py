@@ -1,25 +1,46 @@
-"""What two models did with the same held-out data  ->  reports/eval.json, and their graded answers. Pure."""
+"""What two models did with the same held-out data  ->  reports/eval.json, and their graded answers."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sft.evaluation.answers import answer_metrics, compare_answers, graded_answer
 from sft.evaluation.gate import decide
-from sft.evaluation.held_out import HeldOut
+from sft.evaluation.held_out import HeldOut, choose_held_out
 from sft.evaluation.intervals import measured_changes, pair_losses
 from sft.evaluation.loss import loss_metrics
-from sft.evaluation.measure import Measured
+from sft.evaluation.measure import Measured, measure_models
 from sft.params.evaluation import Eval
+
+Graded = list[dict[str, Any]]
+"""Answers as sft.evaluation.answers.graded_answer returns them."""
+
+
+def measure_and_compare(
+    base: Path, final: Path, metadata: Mapping[str, Any], params: Eval
+) -> tuple[HeldOut, dict[str, Any], Graded, Graded]:
+    """Ask both models the held-out data of `metadata` (data/packed/metadata.json); return it and `compare_models`.
+
+    Raises:  InputError: as choose_held_out and measure_models.
+    """
+    from sft.tokens.render import ChatTemplate, Settings
+
+    settings = Settings(date=metadata.get("date"))
+    chat = ChatTemplate.load(str(final / "chat_template.jinja"), final, settings=settings)
+    held_out = choose_held_out(metadata, params, chat)
+    segments = [segment for kept in held_out.segments.values() for segment in kept]
+    measured = measure_models(base, final, segments, held_out.prompts, chat.stop_ids, params)
+    return held_out, *compare_models(held_out, measured, chat, params)
 
 
 def compare_models(
     held_out: HeldOut, measured: Sequence[Measured], chat: Any, params: Eval
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], Graded, Graded]:
     """Return reports/eval.json without its tasks, and the graded answers of the model before and after training."""
     _, segments, groups, prompts, left_out = held_out
     losses: list[dict[str, list[tuple[float, int]]]] = []
-    graded: list[list[dict[str, Any]]] = []
+    graded: list[Graded] = []
     for model in measured:
         rest = iter(model.losses)
         losses.append({domain: list(itertools.islice(rest, len(kept))) for domain, kept in segments.items()})

@@ -18,9 +18,9 @@ from typing import Any
 from rich.table import Table
 
 from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
-from sft.evaluation.held_out import PACKED, HeldOut, choose_held_out
-from sft.evaluation.measure import PACKAGES, measure_models
-from sft.evaluation.summary import compare_models
+from sft.evaluation.held_out import PACKED
+from sft.evaluation.measure import PACKAGES
+from sft.evaluation.summary import measure_and_compare
 from sft.files import read_json, write_json
 from sft.hashing import file_digest, folder_digest, value_digest
 from sft.lineage import snapshot
@@ -84,18 +84,11 @@ def check_packs(run: Path) -> None:
 
 def _measure(run: Path, step: int) -> dict[str, Any]:
     """Return the metrics of the base model and of a checkpoint."""
-    from sft.tokens.render import ChatTemplate, Settings
-
     params, metadata = load("eval"), read_json(PACKED / "metadata.json")
     with tempfile.TemporaryDirectory(dir=run, prefix=".curve-") as folder:
         model = Path(folder, "model")
         export(run, step, model)
-        settings = Settings(date=metadata.get("date"))
-        chat = ChatTemplate.load(str(model / "chat_template.jinja"), model, settings=settings)
-        held_out: HeldOut = choose_held_out(metadata, params, chat)
-        segments = [segment for kept in held_out.segments.values() for segment in kept]
-        measured = measure_models(BASE, model, segments, held_out.prompts, chat.stop_ids, params)
-        evaluation, _, _ = compare_models(held_out, measured, chat, params)
+        _, evaluation, _, _ = measure_and_compare(BASE, model, metadata, params)
     return {"before": evaluation["before"], "after": evaluation["after"]}
 
 

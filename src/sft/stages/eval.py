@@ -23,9 +23,8 @@ from rich.markup import escape
 from sft.cli import InputError, echo
 from sft.evaluation import tasks
 from sft.evaluation.answers import answer_rows
-from sft.evaluation.held_out import FILTERED, PACKED, HeldOut, choose_held_out
-from sft.evaluation.measure import measure_models
-from sft.evaluation.summary import compare_models
+from sft.evaluation.held_out import FILTERED, PACKED, HeldOut
+from sft.evaluation.summary import measure_and_compare
 from sft.files import project_root, publish_file, read_json, write_json
 from sft.hashing import file_digest, value_digest
 from sft.lineage import card, locked_params
@@ -119,23 +118,17 @@ def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, dataset: jou
 def main() -> None:
     """Measure both models, write the reports, log them to MLflow."""
     from sft.evaluation.contaminated import find_contaminated
-    from sft.tokens.render import ChatTemplate, Settings
     from sft.tracking import sync
 
     params = load("eval")
     metadata, lineage = find_inputs()
-    template, settings = str(MODELS["after"] / "chat_template.jinja"), Settings(date=metadata.get("date"))
-    chat = ChatTemplate.load(template, MODELS["after"], settings=settings)
     base, final = MODELS.values()
     before, after = tasks.answer_tasks(base, final, params)
-    held_out = choose_held_out(metadata, params, chat)
-    prompts, segments = held_out.prompts, [segment for kept in held_out.segments.values() for segment in kept]
-    measured = measure_models(base, final, segments, prompts, chat.stop_ids, params)
-    evaluation, *graded = compare_models(held_out, measured, chat, params)
+    held_out, evaluation, *graded = measure_and_compare(base, final, metadata, params)
     asked = {name: task["texts"] for name, task in after.items()}
     contaminated = find_contaminated(asked, FILTERED, held_out.ids)
     evaluation["tasks"] = tasks.compare_tasks(before, after, contaminated)
-    rows = answer_rows(prompts, *graded)
+    rows = answer_rows(held_out.prompts, *graded)
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
     packed = metadata["domains"], metadata["windows"]
     page = report.page(evaluation, rows, report.read_curve(CURVES), lineage["lineage_key"], *packed)
@@ -153,7 +146,7 @@ def main() -> None:
         echo(f"gate: {escape(failure)}")
     if undecided := evaluation["gate"]["undecided"]:
         echo(f"gate: too few to tell: {escape('; '.join(undecided))}")
-    echo(f"{len(prompts)} prompts, {evaluation['tokens']} held-out tokens. See {REPORT}. {ending.text}")
+    echo(f"{len(held_out.prompts)} prompts, {evaluation['tokens']} held-out tokens. See {REPORT}. {ending.text}")
 
 
 if __name__ == "__main__":
