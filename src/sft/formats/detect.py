@@ -56,12 +56,16 @@ def detect(folder: Path, read: Read) -> tuple[Suggestion, dict[str, Any]]:
         files = select_files(folder, read.split, read.config).line()
         reason = " ".join((*faults, *([f"Files that are not read: {files}"] if files else []))) or "Check uri"
         raise InputError(f"{folder}: no row to find the format of. {reason}.")
-    fits = {suggestion: sum(map(_fits, itertools.repeat(suggestion), rows)) for suggestion in _suggestions(rows)}
+    fits, ends_open = Counter[Suggestion](), Counter[Suggestion]()
+    for suggestion in _suggestions(rows):
+        for row in rows:
+            outcome = _outcome(suggestion, row)
+            fits[suggestion] += _fits(suggestion, outcome)
+            ends_open[suggestion] += _ends_open(outcome)
     best = max(fits, key=lambda suggestion: fits[suggestion], default=None)
     if best is None or fits[best] < MIN_SHARE * len(rows):
         raise InputError(_undecided(folder, rows, fits))
-    open_rows = sum(_ends_open(best, row) for row in rows)
-    if open_rows >= MIN_SHARE * len(rows):
+    if (open_rows := ends_open[best]) >= MIN_SHARE * len(rows):
         raise InputError(
             f"{folder}: read: {AUTO}: the last message of {open_rows} of the first {len(rows)} rows is the user's. "
             "Where is the answer? Name its field: read: {format: alpaca, fields: {prompt: ..., completion: ...}}. "
@@ -79,8 +83,7 @@ def _suggestions(rows: Sequence[Row]) -> list[Suggestion]:
     return list(dict.fromkeys(([whole] if whole else []) + [suggestion for suggestion, _ in single.most_common()]))
 
 
-def _fits(suggestion: Suggestion, row: Row) -> bool:
-    outcome = _outcome(suggestion, row)
+def _fits(suggestion: Suggestion, outcome: Conversation | Rejection | None) -> bool:
     if isinstance(outcome, Conversation) and suggestion.format == "alpaca":
         # Messages that end with an answer are no question of which another column has the answer.
         return _roles(outcome)[-2:] != ["assistant", "assistant"]
@@ -96,9 +99,8 @@ def _outcome(suggestion: Suggestion, row: Row) -> Conversation | Rejection | Non
     return normalize(converted.record, converted.columns, converted.columns_read)
 
 
-def _ends_open(suggestion: Suggestion, row: Row) -> bool:
+def _ends_open(outcome: Conversation | Rejection | None) -> bool:
     """Return whether a row has answers, but its last message is the user's."""
-    outcome = _outcome(suggestion, row)
     roles = _roles(outcome) if isinstance(outcome, Conversation) else []
     return "assistant" in roles and roles[-1] == "user"
 
