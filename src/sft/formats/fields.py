@@ -9,6 +9,7 @@ from sft.formats.other_shapes import other_shape
 from sft.formats.responses import answer_messages
 from sft.formats.spellings import (
     ANSWERS,
+    CHAT_COLUMNS,
     REASONING_COLUMNS,
     SYSTEM_COLUMNS,
     has_speaker,
@@ -29,7 +30,7 @@ REQUEST_WORDS = (("input", "output"), ("request", "response"), ("prompt", "compl
 PREFERENCE = ("chosen", "rejected")
 CONVERSATIONS = {"messages": "openai", "conversations": "sharegpt"}
 # Names for a conversation that may be a list of pairs or of texts.
-TURN_LISTS = (*CONVERSATIONS, "conversation", "data", "dialog", "dialogue")
+TURN_LISTS = (*CHAT_COLUMNS, "data")
 # Names for a text that belongs to an instruction; it is empty in many rows.
 CONTEXTS = ("input", "context")
 MAX_LEVELS = 4  # of nested fields

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 
 from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import says_something
-from sft.formats.spellings import ANSWERS
+from sft.formats.spellings import ANSWERS, CHAT_COLUMNS
 
 WRITE = 'one row for each, {"messages": [{"role": "user", "content": "..."}, ...]}'
 EVENT = f"an event of a session of OpenHands. Join the events of each session in order, and write {WRITE}"
 CHOICE = f"a question with options. Write the options into the question and the right one as answer: {WRITE}"
 SEVERAL = f"several answers to one question. Take the best one, and write {WRITE}"
-# Columns whose list is a conversation, whatever is beside it.
-CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 # Text that a chat template made: its columns, if no other one has the answer, and what is before a turn.
 RENDERED = ("text", "chat", "chosen", "conversation", "input")
 MARKUP = re.compile(
@@ -137,7 +135,7 @@ def other_shape(record: Mapping[str, Any]) -> str:
     >>> other_shape({"segments": [{"label": True, "text": "a"}]})[:16], other_shape({"segments": []})
     ('segments of text', '')
     """
-    chats = (parsed_or_same(record.get(name), "[") for name in CHATS)
+    chats = (parsed_or_same(record.get(name), "[") for name in CHAT_COLUMNS)
     if any(type(chat) is list and chat for chat in chats):
         return ""
     for shape in SHAPES:

@@ -289,6 +289,7 @@ PYTHON_TYPES = {
 
 # --- Columns of a row ----------------------------------------------------------------------------------------
 
+CHAT_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue")  # their list is a conversation
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS_COLUMNS = ("tools", "functions", "toolConfig")
 LICENSE_COLUMNS = ("license", "licence", "licenses")
