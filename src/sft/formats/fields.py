@@ -138,19 +138,28 @@ def _suggest_log(paths: list[tuple[str, Any]]) -> Suggestion | None:
     """Return how to read messages that end with a question, if another field has its answer: a log of an API."""
     for path, value in paths:
         if not isinstance(value, dict) and _ends_with_question(value):
-            inside = path.rpartition(".")[0] + "." if "." in path else None
-            others = {
-                other: answer
+            inside = _folder(path)
+            others = [
+                other
                 for other, answer in paths
                 if other != path and not (inside and other.startswith(inside)) and _is_answer(answer)
-            }
-            swapped = [path.replace(*pair) for pair in REQUEST_WORDS]
+            ]
             names = {other.rpartition(".")[2].lower(): other for other in reversed(others)}
-            answer = next((name for name in swapped if name in others), "")
-            if answer := answer or next((names[name] for name in (*ANSWERS, *RESPONSES) if name in names), ""):
+            likely = [path.replace(*pair) for pair in REQUEST_WORDS]
+            likely += [names[name] for name in (*ANSWERS, *RESPONSES) if name in names]
+            if answer := next((other for other in likely if other in others), ""):
                 fields = {"prompt": path, "completion": answer, **_system(paths, path), "tools": _tools(paths)}
                 return _suggestion("alpaca", fields)
     return None
+
+
+def _folder(path: str) -> str:
+    """Return what the paths beside a field begin with.
+
+    >>> _folder("request.body.messages"), _folder("messages")
+    ('request.body.', '')
+    """
+    return path[: path.rfind(".") + 1]
 
 
 def _is_answer(value: Any) -> bool:
@@ -196,7 +205,7 @@ def _suggestion(format: str, fields: dict[str, str]) -> Suggestion:
 def _system(paths: list[tuple[str, Any]], beside: str = "") -> dict[str, str]:
     """Return the path of a system message: beside a field, or of the row."""
     given = {path for path, value in paths if says_something(value)}
-    inside = beside.rpartition(".")[0] + "." if "." in beside else ""
+    inside = _folder(beside)
     names = [*SYSTEM_COLUMNS, "instructions"] if beside.rpartition(".")[2] == "input" else SYSTEM_COLUMNS
     return next(({"system": path} for name in names for path in (inside + name, name) if path in given), {})
 
