@@ -79,8 +79,12 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
             facts = _read_column(facts, name, value, read, messages, not_read)
         else:
             not_read.add(name)
-            check_column(name, value, lambda: (len(messages), len(answer_places(messages))))
+            _check_column(name, value, messages)
     return facts
+
+
+def _check_column(name: str, value: Any, messages: Sequence[Any]) -> None:
+    check_column(name, value, lambda: (len(messages), len(answer_places(messages))))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -164,7 +168,7 @@ def _read_object(
         else:
             others.append(path)
             if is_beside:
-                check_column(path, item, lambda: (len(messages), len(answer_places(messages))))
+                _check_column(path, item, messages)
     for path, item in known:
         facts = _read_known(facts, path, item, messages, not_read)
     if others or not known:
