@@ -134,11 +134,11 @@ def check_column(name: str, value: Any, num_turns: Callable[[], Sequence[int]]) 
 def check_columns(unread: Mapping[str, Any], turns: Sequence[Message]) -> None:
     """Raise UnfitRowError if the turns need what columns hold: media, a thought, options, an answer or its end."""
     answers = [turn for turn in turns if turn["role"] == "assistant"]
+    has_thought = any("reasoning_content" in turn for turn in answers)  # so that a column has one of another model
     for name, value in unread.items():
         for index, turn in enumerate(turns if MEDIA_WORD.search(name) else ()):
             if match := PLACEHOLDER.search(turn["content"]):
                 raise UnfitRowError("non-text-content", f"{match[0]} in messages[{index}], with the column {name}")
-        has_thought = any("reasoning_content" in turn for turn in answers)  # so that this is one of another model
         if names_thought(name) and not has_thought and _adds_words(value, {"answers": answers}):
             raise UnfitRowError(
                 UNPLACED_REASONING,
