@@ -5,7 +5,7 @@ counted, and a picture, sound or film rejects the row.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sft.conversation import Message, excerpt
@@ -65,23 +65,25 @@ def unread_keys(message: Json, names: Mapping[str, str]) -> Iterator[tuple[str, 
     for key, item in message.items():
         if key not in names and (name := snake_case(key)) not in names and says_something(item):
             yield key, item
-            inner = parsed_or_same(item, "{") if name in META_OBJECTS else None
-            if type(inner) is dict:
-                yield from ((k, v) for k, v in inner.items() if k not in message and snake_case(k) not in names)
+            yield from ((k, v) for k, v in _in_meta(name, item) if k not in message and snake_case(k) not in names)
 
 
 def _with_meta_flags(value: Json) -> Iterator[tuple[str, Any]]:
     """Yield keys and values of an object, and after `metadata` the flags, reasoning and media in it."""
     for key, item in value.items():
         yield key, item
-        if snake_case(key) in META_OBJECTS:
-            inner = parsed_or_same(item, "{")
-            for name, flag in inner.items() if type(inner) is dict else ():
-                spelled = snake_case(name)
-                if spelled in FLAG_LISTS and not is_statistic(spelled, flag):
-                    yield name, flag
-                elif spelled in UNFIT_FLAGS or spelled in REASONING_KEYS or _is_media(name, flag):
-                    yield name, flag
+        for name, flag in _in_meta(snake_case(key), item):
+            spelled = snake_case(name)
+            if spelled in FLAG_LISTS and not is_statistic(spelled, flag):
+                yield name, flag
+            elif spelled in UNFIT_FLAGS or spelled in REASONING_KEYS or _is_media(name, flag):
+                yield name, flag
+
+
+def _in_meta(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """Return the keys and values of `metadata` or the like, perhaps in JSON; none of what has another name."""
+    inner = parsed_or_same(value, "{") if name in META_OBJECTS else None
+    return inner.items() if type(inner) is dict else ()
 
 
 def _is_media(key: str, value: Any) -> bool:
