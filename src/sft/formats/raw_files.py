@@ -205,8 +205,7 @@ def _document(path: Path, name: str) -> Iterator[Row]:
         except ValueError as error:
             yield Row(f"{name}:1", None, f"not valid JSON: {error}", whole.raw, is_end=True)
             return
-        for number, item in enumerate(items, 1):
-            yield object_row(item, f"{name}:{number}")
+        yield from _rows_of_items(items, name)
     else:
         yield from _lines(path, Part(name))
 
@@ -225,16 +224,20 @@ def _rows_of_object(row: Row, value: Json, name: str) -> Iterator[Row]:
             row, record=None, fault="columns, as pandas writes them. Write rows: orient='records', lines=True"
         )
     elif keys and len(objects) > 1 and all(item.keys() == keys for item in objects):
-        yield from (object_row(item, f"{name}:{number}") for number, item in enumerate(objects, 1))
+        yield from _rows_of_items(objects, name)
     elif has_messages:
         yield row
     elif len(lists) > 1 and lists.keys() <= ROW_LISTS:
         yield replace(row, record=None, fault=f"rows in several lists: {', '.join(lists)}. Write a file for each")
     elif len(lists) == 1 and lists.keys() <= ROW_LISTS:
         (items,) = lists.values()
-        yield from (object_row(item, f"{name}:{number}") for number, item in enumerate(items, 1))
+        yield from _rows_of_items(items, name)
     else:
         yield row
+
+
+def _rows_of_items(items: list[Any], name: str) -> Iterator[Row]:
+    return (object_row(item, f"{name}:{number}") for number, item in enumerate(items, 1))
 
 
 def _table(path: Path, part: Part) -> Iterator[Row]:
