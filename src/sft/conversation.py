@@ -13,9 +13,9 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -62,6 +62,11 @@ class Conversation:
             with contextlib.suppress(TypeError):  # lone surrogates, and integers of more than 64 bits
                 return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
         return canonical_json(value)
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """Return the conversation of a row of data/filtered, whose `messages` and `tools` are JSON."""
+        return cls(json.loads(row["messages"]), json.loads(row["tools"] or "null"))
 
     @property
     def id(self) -> str:

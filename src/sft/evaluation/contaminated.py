@@ -6,7 +6,6 @@ by the rule of the filter stage (sft.filters.contamination) with its default lim
 Workers search the conversations; memory grows with the items, not with the conversations.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +66,7 @@ def search(task: dict[str, Any]) -> list[int]:
     for batch in read_row_range(RowRange(**task["range"]), ROWS_AT_ONCE, COLUMNS):
         for row in batch.to_pylist():
             if row["id"] not in held_out:
-                conversation = Conversation(json.loads(row["messages"]), json.loads(row["tools"] or "null"))
+                conversation = Conversation.of_row(row)
                 parts = list(conversation.parts())
                 matches = items.matches(hash_words([text for _, text in parts]))
                 contained = contained_items(conversation, parts, matches, RATIO)

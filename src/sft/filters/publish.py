@@ -111,7 +111,7 @@ def reject_by_judge(paths: Sequence[Path], judge: "Judge", params: "JudgeParams"
                 for place, row in enumerate(table.to_pylist(), begin):
                     if row["reason"] is None and place not in rejected:
                         places.append((path, place))
-                        yield Conversation(json.loads(row["messages"]), json.loads(row["tools"] or "null"))
+                        yield Conversation.of_row(row)
                 begin += len(table)
 
     outcomes = ((*places.popleft(), reject_by_verdict(verdict, params)) for verdict in judge.verdicts(conversations()))
