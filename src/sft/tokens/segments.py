@@ -118,7 +118,9 @@ class Segments:
         joined = np.empty(len(kinds), np.int32)
         joined[~is_control], joined[is_control] = ids, all_control_ids
 
-        begins, masked = np.cumsum(in_text + in_control) - in_text - in_control, np.zeros(number, np.int64)
+        in_both = in_text + in_control
+        ends, masked = np.cumsum(in_both), np.zeros(number, np.int64)
+        begins = ends - in_both
         for index, ranges in self._masked.items():
             for token, (start, end) in enumerate(encoder.token_ranges(texts[index])):
                 if any(start < last and first < end for first, last in ranges):
@@ -127,8 +129,7 @@ class Segments:
 
         segments = np.array(self.sizes, np.int64)
         sample_of = np.repeat(np.arange(len(segments)), segments)
-        ends = np.cumsum(in_text + in_control)
-        sizes = np.bincount(sample_of, in_text + in_control, len(segments)).astype(np.int64)
+        sizes = np.bincount(sample_of, in_both, len(segments)).astype(np.int64)
         starts = np.cumsum(sizes) - sizes
         end_code = np.array(turn_ends_at, np.int64)
         has_end = np.flatnonzero(end_code)
