@@ -6,19 +6,10 @@ import pytest
 
 from sft.evaluation import measure
 from sft.evaluation.prompts import Prompt, Segment
-from sft.params.evaluation import Eval, Gate
+from tests.support.eval_params import eval_params
 from tests.support.tiny_model import make_tiny_base
 
-PARAMS = Eval(
-    samples_per_domain=None,
-    tool_prompts=1,
-    chat_prompts=1,
-    max_prompt_tokens=40,
-    max_new_tokens=3,
-    batch_size=2,
-    seed=1,
-    gate=Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=None),
-)
+PARAMS = eval_params(1, max_prompt_tokens=40, max_new_tokens=3, batch_size=2)
 SEGMENTS = [Segment("r", "s", "c", [5, 6, 7, 8], [0, 1, 1, 0])]
 PROMPTS = [Prompt("r", "chat", "s", "c", "?", False, [5, 6], [], {})]
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from sft.cli import InputError
 from sft.evaluation import measure, served
 from sft.evaluation.prompts import Prompt
-from sft.params.evaluation import Eval, Gate
+from tests.support.eval_params import eval_params
 from tests.support.scripted_endpoint import scripted_endpoint
 from tests.support.tiny_model import EOS, make_tiny_base, save_tokenizer
 
@@ -172,9 +172,7 @@ def test_an_answer_that_is_no_unicode_text_is_read_as_transformers_decodes_it(fo
 def test_both_models_are_measured_with_answers_of_an_endpoint(folder, monkeypatch):
     for name in ("base", "final"):
         make_tiny_base(folder / "models" / name)
-    gate = Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=None)
-    limits = dict.fromkeys(("tool_prompts", "chat_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size"), 4)
-    params = Eval(samples_per_domain=None, engine="endpoint", seed=1, gate=gate, **limits)
+    params = eval_params(4, engine="endpoint")
     prompts = [Prompt("r", "chat", "s", "c", "?", False, [5, 6], [], {})]
     base, final = (measure.Path("models", name) for name in ("base", "final"))
     monkeypatch.setenv("SFT_WORKERS", "1")

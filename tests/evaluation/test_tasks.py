@@ -11,7 +11,8 @@ import pytest
 
 from sft.cli import InputError
 from sft.evaluation import harness, tasks
-from sft.params.evaluation import Eval, Gate, Task
+from sft.params.evaluation import Task
+from tests.support.eval_params import eval_params
 from tests.support.tiny_model import make_tiny_base
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +20,7 @@ BASE, FINAL = Path("models/base"), Path("models/final")
 
 
 def params(*named):
-    gate = Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=None)
-    limits = dict.fromkeys(("tool_prompts", "chat_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size"), 4)
-    chosen = [Task.model_validate(task) for task in named]
-    return Eval(samples_per_domain=None, seed=1, gate=gate, tasks=chosen, **limits)
+    return eval_params(4, tasks=[Task.model_validate(task) for task in named])
 
 
 @pytest.fixture(scope="session")

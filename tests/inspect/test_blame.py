@@ -12,8 +12,8 @@ from sft.cli import InputError
 from sft.evaluation.measure import Measured
 from sft.files import write_json
 from sft.inspect import blame
-from sft.params.evaluation import Eval, Gate
 from sft.parquet import CONVERSATIONS, ShardWriter
+from tests.support.eval_params import eval_params
 from tests.support.tiny_model import make_tiny_base, pack_samples, write_packs
 
 ROWS, PLANTED, FIRST = 500, 10, 20  # with 5,000, 50 and 100 it holds too
@@ -77,9 +77,7 @@ def here(project, monkeypatch):
     monkeypatch.chdir(project[0])
     monkeypatch.setenv("DVC_ROOT", str(project[0]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # waiting for a second thread takes longer than so small a model
-    gate = Gate(max_loss_ratio=1.0, max_domain_loss_ratio=None, min_tool_call_fits=None)
-    limits = dict.fromkeys(("tool_prompts", "chat_prompts", "max_prompt_tokens", "max_new_tokens", "batch_size"), 1)
-    monkeypatch.setattr(blame, "load", lambda _: Eval(samples_per_domain=None, seed=1, gate=gate, **limits))
+    monkeypatch.setattr(blame, "load", lambda _: eval_params(1))
     return project[1]
 
 
