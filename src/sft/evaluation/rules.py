@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from math_verify import parse, verify  # type: ignore[import-untyped]
 from py3langid import classify  # type: ignore[import-untyped]
 
 from sft.evaluation.tool_calls import opening
@@ -74,8 +73,11 @@ def check_rules(
     if form := form_of(expected):
         kept["form"] = form_of(answer) == form
     kept["refusal"] = refuses(answer) == refuses(expected)
-    if BOXED in expected and (result := parse(expected)):
-        kept["math"] = bool(verify(result, parse(answer)))
+    if BOXED in expected:
+        from math_verify import parse, verify  # type: ignore[import-untyped]  # slow to import: it loads SymPy
+
+        if result := parse(expected):
+            kept["math"] = bool(verify(result, parse(answer)))
     return kept
 
 
