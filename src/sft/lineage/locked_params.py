@@ -14,11 +14,16 @@ from sft.lineage.resolve import FINAL, LINEAGE, Records, listing, of_folder, out
 from sft.params.recorded import locked_params
 
 
-def differing(records: Records) -> dict[str, tuple[Any, Any]]:
-    """Return (value in lineage.json, value in dvc.lock) by name of a param; {} if dvc.lock is not of this model."""
+def names_model(records: Records) -> bool:
+    """Return whether the model that dvc.lock names has this lineage.json."""
     files = listing(records.root, outs(records.lock).get(FINAL, "")) or {}
     content = records.read(LINEAGE) or b""
-    if files.get(Path(LINEAGE).name) != hashlib.md5(content, usedforsecurity=False).hexdigest():
+    return files.get(Path(LINEAGE).name) == hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def differing(records: Records) -> dict[str, tuple[Any, Any]]:
+    """Return (value in lineage.json, value in dvc.lock) by name of a param; {} if dvc.lock is not of this model."""
+    if not names_model(records):
         return {}
     trained = flatten(records.lineage["params"])
     locked = flatten(locked_params(records.lock["train"]))

@@ -18,7 +18,6 @@ and need no keys. It answers to its own host names only, runs no jobs and unpick
 From another machine: ssh -L 5000:127.0.0.1:5000 host. Every user who can log in to this machine can read and write it.
 """
 
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ from sft.cluster.run_lock import RunLock
 from sft.files import project_root, read_json
 from sft.hashing import file_digest
 from sft.lineage import locked_params
-from sft.lineage.resolve import FINAL, LINEAGE, LOCK, listing, outs, parse_lock
+from sft.lineage.resolve import LINEAGE, LOCK, of_folder
 from sft.sources.redact import has_password, redact
 from sft.tracking.journal import RECORDS, Journal, end_dead_attempts
 
@@ -99,8 +98,7 @@ def attach_lock(root: Path) -> Path | None:
     newest = next((file for file in reversed(attached) if file.exists()), None)
     if newest is not None and newest.read_bytes() == lock.read_bytes():
         return None
-    files = listing(root, outs(parse_lock(lock.read_bytes())).get(FINAL, "")) or {}
-    if files.get(lineage.name) != hashlib.md5(lineage.read_bytes(), usedforsecurity=False).hexdigest():
+    if not locked_params.names_model(of_folder(root)):
         return None
     locked_params.refuse_differing(root)
     journal.attach(RECORDS, {LOCK: lock})
