@@ -69,12 +69,10 @@ def measure_models(
         "batch_size": params.batch_size,
         "engine": params.engine,
     }
-    kept = project_root() / "runs" / "measured"
-    kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder, "inputs.json")
-        known = kept / f"{measurement_key(base, inputs)}.json"
-        target = kept / f"{measurement_key(final, inputs)}.json" if keep_final else Path(folder, "final.json")
+        known = kept_file(base, inputs)
+        target = kept_file(final, inputs) if keep_final else Path(folder, "final.json")
         write_json(given, inputs)
         tasks = [
             {"model": str(model), "inputs": str(given), "target": str(path)}
@@ -115,9 +113,9 @@ def _read(path: Path) -> Measured:
     return Measured([(total, count) for total, count in found["losses"]], found["answers"])
 
 
-def measurement_key(folder: Path, inputs: dict[str, Any], code: Sequence[Path] = CODE) -> str:
-    """Return a digest of everything that determines what a model does."""
-    return value_digest(
+def kept_file(folder: Path, inputs: dict[str, Any], code: Sequence[Path] = CODE) -> Path:
+    """Return the file in runs/measured for what a model does, named by everything that determines it."""
+    key = value_digest(
         {
             "model": folder_digest(folder),
             "inputs": inputs,
@@ -126,6 +124,9 @@ def measurement_key(folder: Path, inputs: dict[str, Any], code: Sequence[Path] =
             "device": _device(),
         }
     )
+    kept = project_root() / "runs" / "measured"
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept / f"{key}.json"
 
 
 def _device() -> str:

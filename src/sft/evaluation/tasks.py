@@ -20,7 +20,6 @@ from sft.cli import InputError, make_parser, run_child, run_or_exit
 from sft.evaluation import harness, measure, tool_calls
 from sft.evaluation.intervals import share_change, share_interval
 from sft.evaluation.loss import DIGITS
-from sft.evaluation.measure import measurement_key
 from sft.files import project_root, read_json, write_json
 from sft.formats import benchmarks
 from sft.hashing import file_digest, files_below
@@ -65,9 +64,7 @@ def answer_tasks(base: Path, final: Path, params: Eval) -> tuple[dict[str, Any],
         "pins": file_digest(project_root() / PINS),
         "tokenizer": [file_digest(final / name) for name in ("tokenizer.json", "chat_template.jinja")],
     }
-    kept = project_root() / "runs" / "measured"
-    kept.mkdir(parents=True, exist_ok=True)
-    known = kept / f"{measurement_key(base, inputs, CODE)}.json"
+    known = measure.kept_file(base, inputs, CODE)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "final.json")
         request = {**inputs, "tokenizer": str(final)}
