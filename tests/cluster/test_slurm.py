@@ -139,7 +139,9 @@ def test_a_missing_slurm_command_is_named(monkeypatch, tmp_path):
         slurm.find(CLUSTER, "sft-x")
 
 
-@pytest.mark.parametrize("script", ["prep.sbatch", "train.sbatch", "eval.sbatch", "node_check.sh", "loopback.sh"])
+@pytest.mark.parametrize(
+    "script", ["prep.sbatch", "train.sbatch", "eval.sbatch", "node_check.sh", "preemption.sh", "loopback.sh"]
+)
 def test_scripts_pass_shellcheck(script):
     for check in (["bash", "-n"], ["shellcheck"]):
         done = subprocess.run([*check, f"slurm/{script}"], cwd=ROOT, capture_output=True, text=True)

@@ -28,6 +28,7 @@ def run(tmp_path: Path) -> Path:
     """A run whose second attempt was submitted."""
     folder = tmp_path / "runs/0123456789abcdef"
     (folder / "code/src").mkdir(parents=True)
+    (folder / "code/slurm").symlink_to(ROOT / "slurm")
     (folder / "code/job_setup.sh").touch()
     attempts = [{"attempt": 1, "kind": "attempt"}, {"attempt": 1, "kind": "end"}, {"attempt": 2, "kind": "attempt"}]
     (folder / "journal.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in attempts))

@@ -170,8 +170,9 @@ def write_snapshot(run: Path, cluster: Cluster) -> None:
         shutil.copytree(REPOSITORY / "src", code / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         shutil.copyfile(PARAMS, code / PARAMS)
         (code / "slurm").mkdir()
-        for script in sorted([*(REPOSITORY / "slurm").glob("*.sbatch"), *(REPOSITORY / "slurm").glob("node_*.sh")]):
-            shutil.copy(script, code / "slurm" / script.name)
+        for pattern in ("*.sbatch", "node_*.sh", "preemption.sh"):
+            for script in (REPOSITORY / "slurm").glob(pattern):
+                shutil.copy(script, code / "slurm" / script.name)
         (code / "job_setup.sh").write_text(job_setup_script(cluster), encoding="utf-8")
         pins = "".join(f"{package}=={version}\n" for package, version in package_versions().items())
         (code / "packages.txt").write_text(pins, encoding="utf-8")
