@@ -26,6 +26,7 @@ from sft.hashing import file_digest, folder_digest, value_digest
 from sft.lineage import snapshot
 from sft.lineage.key import code_digest
 from sft.pages.render import number
+from sft.params.evaluation import Eval
 from sft.params.read import load
 from sft.training import checkpoints
 from sft.training.export import export, find_run
@@ -55,8 +56,9 @@ def measure_run(name: str | None) -> Curve:
     if not intact:
         raise InputError(f"{run}: no intact checkpoint. checkpoint.save_interval says when they are written.")
     check_packs(run)
+    params = load("eval")
     asked = {
-        "params": load("eval").model_dump(exclude={"gate", "tasks"}),
+        "params": params.model_dump(exclude={"gate", "tasks"}),
         "data": file_digest(PACKED / "metadata.json"),
         "base": folder_digest(BASE),
         "code": code_digest("sft.evaluation.summary"),
@@ -67,7 +69,7 @@ def measure_run(name: str | None) -> Curve:
     for checkpoint in intact:
         step = checkpoints.step_of(checkpoint)
         if not (folder / f"{step}.json").is_file():
-            write_json(folder / f"{step}.json", _measure(run, step))
+            write_json(folder / f"{step}.json", _measure(run, step, params))
     steps = {step: read_json(folder / f"{step}.json") for step in map(checkpoints.step_of, intact)}
     return Curve(run.name, {0: steps[min(steps)]["before"], **{step: each["after"] for step, each in steps.items()}})
 
@@ -82,9 +84,9 @@ def check_packs(run: Path) -> None:
         )
 
 
-def _measure(run: Path, step: int) -> dict[str, Any]:
+def _measure(run: Path, step: int, params: Eval) -> dict[str, Any]:
     """Return the metrics of the base model and of a checkpoint."""
-    params, metadata = load("eval"), read_json(PACKED / "metadata.json")
+    metadata = read_json(PACKED / "metadata.json")
     with tempfile.TemporaryDirectory(dir=run, prefix=".curve-") as folder:
         model = Path(folder, "model")
         export(run, step, model)
