@@ -109,17 +109,17 @@ def check_rules(path: Path, labels: Sequence[tuple[Conversation, frozenset[int]]
 def compare(labels: Sequence[tuple[Conversation, frozenset[int]]], judge: Judge) -> Findings:
     """Ask the judge, and compare line by line. Raises InputError: as `Judge.verdicts`."""
     failures = Counter[str]()
-    found: list[tuple[frozenset[int], bool, frozenset[int | None], bool]] = []
+    found: list[tuple[frozenset[int], frozenset[int | None], bool]] = []
     for (_, rules), verdict in zip(labels, judge.verdicts(each for each, _ in labels), strict=True):
         if isinstance(verdict, JudgeFailure):
             failures[verdict.kind] += 1
         else:
             broken = frozenset(fault.rule for fault in verdict.faults)
-            found.append((rules, not rules, broken, verdict.consistent))
-    named = sorted({rule for rules, _, broken, _ in found for rule in (*rules, *broken) if rule is not None})
-    lines = [agreement(CONSISTENT, [(person, judged) for _, person, _, judged in found])]
+            found.append((rules, broken, verdict.consistent))
+    named = sorted({rule for rules, broken, _ in found for rule in (*rules, *broken) if rule is not None})
+    lines = [agreement(CONSISTENT, [(not rules, consistent) for rules, _, consistent in found])]
     lines += [
-        agreement(f"rule {rule}", [(rule in rules, rule in broken) for rules, _, broken, _ in found]) for rule in named
+        agreement(f"rule {rule}", [(rule in rules, rule in broken) for rules, broken, _ in found]) for rule in named
     ]
     return Findings(len(found), dict(sorted(failures.items())), lines)
 
