@@ -69,6 +69,9 @@ def test_other_keys_of_an_answer_are_counted(key, value):
         ("is_train", False),
         ("skip", True),
         ("included", False),
+        ("reasoning_loss_mask", [0, 1]),
+        ("image_loss_mask", [0, 1, 0, 1]),
+        ("train_on_reasoning", False),
     ],
 )
 def test_flags_of_turns_in_an_unknown_column_reject_the_row(name, value):
@@ -92,6 +95,8 @@ def test_flags_of_turns_in_an_unknown_column_reject_the_row(name, value):
         ("training_source", "on"),
         ("completion_tokens", 1),
         ("completion_tokens", [12, 7]),
+        ("is_reasoning_complete", [True]),
+        ("cot_source", "on"),
         ("task_completion", True),
     ],
 )

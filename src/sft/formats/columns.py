@@ -78,9 +78,14 @@ def read_columns(row: Mapping[str, Any], read: Set[str], messages: Sequence[Any]
         if type(value) is dict or _may_matter(name):
             facts = _read_column(facts, name, value, read, messages, not_read)
         else:
-            not_read.add(name)
-            _check_column(name, value, messages)
+            _leave_unread(name, value, messages, not_read)
     return facts
+
+
+def _leave_unread(name: str, value: Any, messages: Sequence[Any], not_read: NotRead) -> None:
+    """Count a column. Raises UnfitRowError: it may be a flag."""
+    not_read.add(name)
+    _check_column(name, value, messages)
 
 
 def _check_column(name: str, value: Any, messages: Sequence[Any]) -> None:
@@ -112,7 +117,7 @@ def _read_column(
     if type(value) is dict:
         facts = _read_object(facts, name, value, names, messages, not_read)
     else:
-        not_read.add(name)
+        _leave_unread(name, value, messages, not_read)
     return facts._replace(unread={**facts.unread, name: value}) if _may_matter(name) else facts
 
 
