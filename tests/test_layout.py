@@ -37,6 +37,7 @@ ORDER = (
         "weight_files",
         "strict_json",
         "domains",
+        "metric_labels",
         "params",
         "dataset_card",
     ),

@@ -36,6 +36,8 @@ OUT_OF_MEMORY = (
     "Nothing was half-written."
 )
 PR_SET_PDEATHSIG = 1
+EVIDENCE_CHARS = 200
+"""Longest line that is quoted from outside."""
 
 
 class InputError(ValueError):
@@ -113,6 +115,12 @@ def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
 def echo(*parts: object) -> None:
     """Print a line. Rich markup works; colors appear on a terminal only."""
     Console(highlight=False, emoji=False, soft_wrap=True).print(*parts)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of at most EVIDENCE_CHARS; a terminal obeys none of its characters."""
+    text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
+    return text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "..."
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from sft.cli import InputError
+from sft.cli import InputError, one_line
 
 # <name>_TIMEOUT, in seconds: default and pattern.
 TIMEOUT_S, TIMEOUT_PATTERN = "120", r"0\.\d*[1-9]|[1-9]\d{0,3}(\.\d+)?"
@@ -27,8 +27,6 @@ BACKOFF_S, MAX_BACKOFF_S, MAX_PAUSE_S = 1.0, 60.0, 120.0
 # HTTP statuses: try again later (also from 500 on).
 LATER = {0, 408, 425, 429}
 MAX_REPLY_BYTES = 4 << 20
-EVIDENCE_CHARS = 200
-"""Longest line that is quoted from outside."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,3 @@ def number_from_environment(name: str, default: str, pattern: str) -> str:
     if not re.fullmatch(pattern, text):
         raise InputError(f"{name}={text}: expected a number above 0")
     return text
-
-
-def one_line(text: str) -> str:
-    """Return a text as one line of at most EVIDENCE_CHARS; a terminal obeys none of its characters."""
-    text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
-    return text if len(text) <= EVIDENCE_CHARS else text[: EVIDENCE_CHARS - 3] + "..."

@@ -39,12 +39,14 @@ def test_a_group_with_a_metric_has_the_items_of_its_tasks_and_one_without_is_its
         "higher_is_better": {name: {"acc": True} for name in ("a", "b", "all")},
         "n-shot": {"a": 5, "b": 5},
     }
-    found = harness.read_results(results)
+    found = harness.read_results(results, {"p"})
     assert list(found) == ["all", "b", "a"]
     assert found["all"]["metrics"]["acc"] == {"value": 0.5, "higher_is_better": True, "by_item": [0.0, 1.0, 0.0, 1.0]}
     assert (found["all"]["texts"], found["all"]["num_fewshot"]) == (["q0", "q0", "q1", "q2"], None)
+    assert [found[name]["cut"] for name in ("all", "b", "a")] == [4, 3, 1]
+    assert harness.read_results(results, {"q"})["all"]["cut"] == 0
     results["results"]["all"]["acc,none"] = 1 / 3  # the mean of the means, not of the items
-    assert harness.read_results(results)["all"]["metrics"]["acc"]["by_item"] is None
+    assert harness.read_results(results, set())["all"]["metrics"]["acc"]["by_item"] is None
 
 
 @pytest.fixture

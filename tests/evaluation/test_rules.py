@@ -2,7 +2,8 @@
 
 import pytest
 
-from sft.evaluation.rules import RULES, check_rules
+from sft.evaluation.rules import check_rules
+from sft.metric_labels import RULES
 
 ON, OFF, NONE = "<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n<think></think>", "<|im_start|>assistant\n"
 GERMAN = "Das ist eine Antwort in deutscher Sprache."

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_lm_eval_answers_our_own_tasks_with_both_models_and_the_base_model_once(
     choice, calls = after["nano3_tool_choice"], after["nano3_tool_calls"]
     questions = [json.loads(line)["question"] for line in (ROOT / "tasks/tools.jsonl").read_text().splitlines()]
     assert (choice["texts"], calls["texts"]) == (questions, questions[:2])
+    assert (choice["cut"], calls["cut"]) == (0, 0)
     acc = choice["metrics"]["acc"]
     assert (len(acc["by_item"]), set(acc["by_item"]) <= {0.0, 1.0}) == (8, True)
     assert acc["value"] == sum(acc["by_item"]) / 8
@@ -129,11 +131,49 @@ def test_what_is_not_here_is_named_with_the_command_that_brings_it(project, lm_e
 def test_a_metric_is_compared_by_item_and_without_contaminated_items():
     def answered(values):
         metric = {"value": sum(values) / len(values), "higher_is_better": True, "by_item": values}
-        return {"t": {"texts": ["a"] * len(values), "num_fewshot": 0, "digest": "d", "metrics": {"acc": metric}}}
+        task = {"texts": ["a"] * len(values), "num_fewshot": 0, "digest": "d", "cut": 1, "metrics": {"acc": metric}}
+        return {"t": task}
 
     compared = tasks.compare_tasks(answered([0.0, 0.0, 1.0, 0.0]), answered([1.0, 1.0, 0.0, 1.0]), {"t": {0, 1}})
     acc = compared["t"]["metrics"].pop("acc")
-    assert compared == {"t": {"items": 4, "contaminated": 2, "num_fewshot": 0, "digest": "d", "metrics": {}}}
+    rest = {"items": 4, "contaminated": 2, "cut": 1, "num_fewshot": 0, "digest": "d", "metrics": {}}
+    assert compared == {"t": rest}
     assert (acc["before"], acc["after"], acc["uncontaminated"]) == (0.25, 0.75, 0.5)
     assert (acc["better"], acc["worse"], acc["p"]) == (3, 1, 0.625)
     assert (acc["interval"]["low"], acc["interval"]["high"]) == pytest.approx((0.300642, 0.954413))
+
+
+def test_prompts_that_lm_eval_cuts_are_known(project, lm_eval, monkeypatch, capfd):
+    from transformers import AutoTokenizer
+
+    from sft.evaluation.generate import load_model
+
+    monkeypatch.syspath_prepend(str(lm_eval))
+    instance = importlib.import_module("lm_eval.api.instance").Instance
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    context, answer = 16, 4
+    lm = harness.counting_model(pretrained=load_model(BASE), tokenizer=tokenizer, batch_size=2, max_length=context)
+
+    def ask(kind, settings, longest):
+        lm.cut_prompts.clear()
+        texts = [tokenizer.decode(tokenizer(" a" * 99)["input_ids"][:length]) for length in (2, longest, longest + 1)]
+        assert [len(lm.tok_encode(text)) for text in texts] == [2, longest, longest + 1]
+        getattr(lm, kind)([instance(kind, {}, (text, settings), 0) for text in texts], disable_tqdm=True)
+        assert lm.cut_prompts == {texts[-1]}
+
+    ask("generate_until", {"until": ["\n"], "max_gen_toks": answer}, context - answer)
+    ask("loglikelihood", " a", context + 1 - len(lm.tok_encode(" a", add_special_tokens=False)))
+
+
+@pytest.mark.parametrize(
+    ("variable", "offline"), [("", False), ("0", False), ("1", True), ("true", True), ("off", False)]
+)
+def test_a_download_is_offline_as_the_hub_library_reads_its_variable(variable, offline, tmp_path):
+    program = (
+        "from sft.evaluation import tasks; from sft.params.evaluation import Task; from types import SimpleNamespace;"
+        "tasks.load = lambda _: SimpleNamespace(tasks=[Task(name='t')]); tasks.require_packages = lambda _: None;"
+        "tasks._run_harness = lambda *_, offline: print(offline); tasks.download()"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": variable, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(offline)

@@ -97,7 +97,7 @@ def test_the_evaluation_is_there_before_and_after_if_it_is_known():
     numbers = {"loss": 2.0, "stopped": None, "loss_by_domain": {"chat": 2.0}}
     text = card(evaluation={"before": numbers, "after": {**numbers, "loss": 1.0}})
     assert "| held-out loss | 2 | 1 |" in text
-    assert "| answers that stop by themselves | - | - |" in text
+    assert "| answers: stopped by itself | - | - |" in text
     assert "| held-out loss: chat | 2 | 2 |" in text
 
 

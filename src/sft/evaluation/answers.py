@@ -7,8 +7,9 @@ from typing import Any
 from sft.evaluation.intervals import share_change, share_interval
 from sft.evaluation.loss import DIGITS
 from sft.evaluation.prompts import Prompt
-from sft.evaluation.rules import RULES, check_rules
+from sft.evaluation.rules import check_rules
 from sft.evaluation.tool_calls import grade, opening, think_balanced
+from sft.metric_labels import RULES
 
 TOOL_CALL_SHARES = ("well_formed", "known_function", "fits", "exact")
 SHARES = ("stopped", "think_balanced")

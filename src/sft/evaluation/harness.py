@@ -4,19 +4,21 @@
 
 REQUEST, a file of JSON: {"tasks": as in eval.tasks, "models": {Hugging Face folder: file for its results}, "tokenizer":
 the folder whose template and tokens are used, "batch_size", "error": a file}
-    ->  a file for each model: {task: {"metrics", "texts", "digest", "num_fewshot"}}; or in `error`, why there is none
+    ->  a file for each model: {task: {"metrics", "texts", "digest", "num_fewshot", "cut"}}; or in `error`, why there is
+        none
+
+lm-eval cuts the start of a prompt that is longer than the context of the model. `cut` counts the items of such prompts.
 
 The data of a task is read from the cache of Hugging Face; where HF_HUB_OFFLINE is 0, it is downloaded.
 """
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError
-from sft.endpoint import EVIDENCE_CHARS
+from sft.cli import InputError, one_line
 from sft.files import read_json, write_json
 from sft.formats.benchmarks import item_texts
 from sft.hashing import value_digest
@@ -49,10 +51,9 @@ def load_tasks(names: Sequence[str]) -> Any:
         except ImportError as error:
             raise InputError(f"{place}: needs a package that .lm-eval does not have: {error}") from error
         except (OSError, LookupError, ValueError) as error:  # as datasets and nltk say that data is not in their cache
-            message = " ".join(str(error).split())[:EVIDENCE_CHARS]
             raise InputError(
-                f"{place}: its data is not in the cache of Hugging Face ({message}). Download it, on a machine with "
-                f"internet and the same HF_HOME: {DOWNLOAD}"
+                f"{place}: its data is not in the cache of Hugging Face ({one_line(str(error))}). Download "
+                f"it, on a machine with internet and the same HF_HOME: {DOWNLOAD}"
             ) from error
         if any(getattr(task, "UNSAFE_CODE", False) for task in loaded.values()):
             raise InputError(f"{place}: runs code that a model writes, which this project does not. Remove it.")
@@ -72,7 +73,6 @@ def needs_foreign_metric(task: Any) -> bool:
 def answer_tasks(folder: Path, request: Mapping[str, Any], manager: Any) -> dict[str, Any]:
     """Return what a model achieves in each task."""
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
     from sft.evaluation.generate import load_model
@@ -81,7 +81,7 @@ def answer_tasks(folder: Path, request: Mapping[str, Any], manager: Any) -> dict
     model = load_model(folder)
     found: dict[str, Any] = {}
     for task in request["tasks"]:
-        answering = HFLM(
+        answering = counting_model(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=request["batch_size"],
@@ -97,11 +97,36 @@ def answer_tasks(folder: Path, request: Mapping[str, Any], manager: Any) -> dict
             apply_chat_template=task["chat_template"],
             bootstrap_iters=0,
         )
-        found |= read_results(results)
+        found |= read_results(results, answering.cut_prompts)
     return found
 
 
-def read_results(results: Mapping[str, Any]) -> dict[str, Any]:
+def counting_model(**options: Any) -> Any:
+    """Return lm-eval's model of transformers, which also keeps the prompts whose start it cuts: `cut_prompts`."""
+    from lm_eval.models.huggingface import HFLM
+
+    class CountingModel(HFLM):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(**options)
+            self.cut_prompts: set[str] = set()
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            longest = self.max_length + 1  # the last token is only predicted
+            self.cut_prompts |= {texts[0] for texts, ids, answer in requests if len(ids) + len(answer) > longest}
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+        def tok_batch_encode(self, strings: Any, *args: Any, left_truncate_len: int, **kwargs: Any) -> Any:
+            ids, mask = super().tok_batch_encode(strings, *args, **kwargs)
+            lengths = mask.sum(1).tolist()
+            self.cut_prompts |= {
+                text for text, tokens in zip(strings, lengths, strict=True) if tokens > left_truncate_len
+            }
+            return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+
+    return CountingModel()
+
+
+def read_results(results: Mapping[str, Any], cut_prompts: Set[str]) -> dict[str, Any]:
     """Return results of lm-eval by task; a group with metrics of its own, such as mmlu, has the items of its tasks."""
     samples, children = results["samples"], results["group_subtasks"]
 
@@ -112,6 +137,8 @@ def read_results(results: Mapping[str, Any]) -> dict[str, Any]:
     for name in (*results.get("groups", {}), *samples):
         rows = [{**row, "doc_id": (task, row["doc_id"])} for task in tasks_in(name) for row in samples[task]]
         found[name] = summarize(rows, results["results"][name], results["higher_is_better"].get(name, {}))
+        cut = {row["doc_id"] for row in rows if any(request[0] in cut_prompts for request in row["arguments"])}
+        found[name]["cut"] = len(cut)
         found[name]["num_fewshot"] = results["n-shot"].get(name)
     return found
 

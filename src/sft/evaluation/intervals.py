@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap  # type: ignore[import-untyped]
 
 from sft.evaluation.loss import DIGITS
 
@@ -50,6 +49,8 @@ def change_bounds(pairs: Sequence[Pair], ratio: float = 1.0, level: float = LEVE
     """Return the two-sided interval of (after - ratio * before) per token; None: fewer than FEWEST conversations."""
     if len(pairs) < FEWEST:
         return None
+    from scipy.stats import bootstrap  # type: ignore[import-untyped]  # here and below: it takes a second to import
+
     before, after, tokens = np.array(pairs, dtype=np.float64).T
 
     def per_token(losses: Any, counts: Any, axis: int) -> Any:
@@ -87,6 +88,8 @@ def share_interval(claims: Sequence[bool]) -> dict[str, float] | None:
     """
     if not claims:
         return None
+    from scipy.stats import binomtest
+
     interval = binomtest(sum(claims), len(claims)).proportion_ci(LEVEL, method="wilson")
     return {"low": round(float(interval.low), DIGITS), "high": round(float(interval.high), DIGITS)}
 
@@ -99,6 +102,8 @@ def share_change(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any
     """
     if not before:
         return None
+    from scipy.stats import binomtest
+
     better = sum(now and not was for was, now in zip(before, after, strict=True))
     worse = sum(was and not now for was, now in zip(before, after, strict=True))
     p = binomtest(min(better, worse), better + worse).pvalue if better + worse else 1.0

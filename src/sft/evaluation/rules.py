@@ -14,15 +14,6 @@ from py3langid import classify  # type: ignore[import-untyped]
 
 from sft.evaluation.tool_calls import opening
 
-RULES = {
-    "reasoning_on": "reasons where it should",
-    "reasoning_off": "does not reason where it should not",
-    "within_budget": "reasoning within the budget",
-    "language": "language of the reference",
-    "form": "JSON or code as the reference",
-    "refusal": "refuses only as the reference",
-    "math": "result of the reference",
-}
 MIN_LETTERS = 20
 """A shorter text may be of any language."""
 NO_LANGUAGE = "zxx"
@@ -45,7 +36,7 @@ def check_rules(
     budget: int | None,
     count_tokens: Callable[[str], int],
 ) -> dict[str, bool]:
-    """Return which of RULES an answer keeps; rules that do not apply are left out.
+    """Return which of sft.metric_labels.RULES an answer keeps; rules that do not apply are left out.
 
     Args:
         prompt: The rendered prompt.

@@ -119,12 +119,13 @@ def compare_tasks(
 
     A metric that is right or wrong for each item has Wilson's interval (of the trained model), the items that got
     better and worse, and the probability of that by chance. `uncontaminated` is the trained model's value without the
-    items that the training data contains.
+    items that the training data contains; `cut` counts the items whose prompt is longer than the model's context.
     """
     return {
         name: {
             "items": len(task["texts"]),
             "contaminated": len(found := set(contaminated[name])),
+            "cut": task["cut"],
             "num_fewshot": task["num_fewshot"],
             "digest": task["digest"],
             "metrics": {
@@ -155,14 +156,16 @@ def _compare_metric(was: Mapping[str, Any], now: Mapping[str, Any], contaminated
 
 
 def download() -> None:
-    """Load the data of eval.tasks; what is not in the cache of Hugging Face is downloaded."""
+    """Load the data of eval.tasks; unless HF_HUB_OFFLINE is on, what the cache of Hugging Face lacks is downloaded."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
     tasks = load("eval").tasks
     if not tasks:
         return
     require_packages(tasks)
     with tempfile.TemporaryDirectory() as folder:
         request = {"tasks": [task.model_dump() for task in tasks], "models": {}, "tokenizer": ""}
-        _run_harness(request, Path(folder), offline=os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"))
+        _run_harness(request, Path(folder), offline=HF_HUB_OFFLINE)
 
 
 if __name__ == "__main__":

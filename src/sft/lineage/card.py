@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sft.metric_labels import RULES, SHARES
 from sft.params.base import license_names
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -37,11 +38,7 @@ PARAMS = {
 METRICS = {
     "loss": "held-out loss",
     "perplexity": "perplexity",
-    "tool_call_well_formed": "tool calls: well-formed",
-    "tool_call_known_function": "tool calls: known function",
-    "tool_call_fits": "tool calls: arguments fit",
-    "tool_call_exact": "tool calls: exact",
-    "stopped": "answers that stop by themselves",
+    **{name: f"{'tool calls' if name.startswith('tool_') else 'answers'}: {label}" for name, label in SHARES.items()},
 }
 # Column of the table of sources -> key of a source in lineage.json.
 SOURCE_COLUMNS = {
@@ -156,13 +153,14 @@ def _training(lineage: Facts, pack: Facts) -> Iterable[list[Any]]:
 def _measured(evaluation: Facts) -> Iterable[list[Any]]:
     before, after = evaluation["before"], evaluation["after"]
     yield from ([label, before.get(name), after.get(name)] for name, label in METRICS.items() if name in after)
-    for name, share in after.items():
-        if name.startswith("rule_") and share is not None:
-            yield [f"answers: {name.removeprefix('rule_').replace('_', ' ')}", before[name], share]
+    for name, label in RULES.items():
+        if (share := after.get(f"rule_{name}")) is not None:
+            yield [f"answers: {label}", before[f"rule_{name}"], share]
     for domain, loss in after.get("loss_by_domain", {}).items():
         yield [f"held-out loss: {domain}", before["loss_by_domain"].get(domain), loss]
     for task, measured in evaluation.get("tasks", {}).items():
         found = f"{measured['contaminated']} of {measured['items']} items are in the training data"
+        found += f", {cut} are cut at the model's context" if (cut := measured.get("cut")) else ""
         for metric, values in measured["metrics"].items():
             yield [f"benchmark {task}: {metric} ({found})", values["before"], values["after"]]
 

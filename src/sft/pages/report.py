@@ -14,7 +14,7 @@ from rich.table import Table
 
 from sft.domains import BY_SLUG, domain_of, in_order
 from sft.evaluation.answers import TOOL_CALL_SHARES
-from sft.evaluation.rules import RULES
+from sft.metric_labels import RULES, SHARES
 from sft.pages.charts import Bar, Line, Point, bar_chart, line_chart
 from sft.pages.render import number, render
 
@@ -24,14 +24,6 @@ HEADLINE = {
     "perplexity": "perplexity",
     "tool calls that fit": "tool_call_fits",
     "answers that stop": "stopped",
-}
-SHARES = {
-    "tool_call_well_formed": "well-formed",
-    "tool_call_known_function": "known function",
-    "tool_call_fits": "arguments fit",
-    "tool_call_exact": "exact",
-    "stopped": "stopped by itself",
-    "think_balanced": "think tags balanced",
 }
 MAX_ANSWERS = 200
 """Answers on the page; reports/answers.jsonl has them all."""
@@ -144,8 +136,8 @@ def table(evaluation: Mapping[str, Any]) -> Table:
 
 def _shares(after: Mapping[str, Any]) -> dict[str, str]:
     """Return the labels of the shares: of the rules, those that apply to a prompt."""
-    rules = {f"rule_{name}": label for name, label in RULES.items()}
-    return SHARES | {name: label for name, label in rules.items() if after.get(name) is not None}
+    rules = {f"rule_{name}": label for name, label in RULES.items() if after.get(f"rule_{name}") is not None}
+    return SHARES | rules
 
 
 def _bounds(interval: Mapping[str, Any] | None, base: float = 0.0) -> tuple[float, float] | None:
@@ -174,6 +166,8 @@ def _task_rows(tasks: Mapping[str, Any]) -> Iterator[tuple[str, str, float, floa
             found = f"{measured['contaminated']:,} of {measured['items']:,} items in the training data"
             if measured["contaminated"] and values.get("uncontaminated") is not None:
                 found += f"; {number(values['uncontaminated'])} without them"
+            if measured.get("cut"):
+                found += f"; {measured['cut']:,} longer than the model's context, cut at their start"
             yield task, metric, values["before"], values["after"], note, found
 
 

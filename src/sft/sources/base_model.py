@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from sft.chat_files import DEFAULT_FILE, FOLDER_OF_OTHERS, write_missing
-from sft.cli import InputError, echo
+from sft.cli import InputError, echo, one_line
 from sft.files import link_or_copy
 from sft.hashing import files_below
 from sft.sources.add_template import add_template
-from sft.sources.base_weights import check_weights, embedding_rows, short_reason
+from sft.sources.base_weights import check_weights, embedding_rows
 from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
 from sft.weight_files import stored_tensors
 
@@ -195,8 +195,8 @@ class _NamingFile:
         # tokenizers raises Exception itself.
         if isinstance(error, Exception) and (kind is Exception or isinstance(error, known)):
             raise InputError(
-                f"fetch.model: {self._name}: cannot be loaded: {type(error).__name__}: {short_reason(error)}. The file "
-                "is damaged, or the installed transformers does not know this model."
+                f"fetch.model: {self._name}: cannot be loaded: {type(error).__name__}: {one_line(str(error))}. The "
+                "file is damaged, or the installed transformers does not know this model."
             ) from error
 
 

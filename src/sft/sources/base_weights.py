@@ -7,11 +7,10 @@ time.
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError
+from sft.cli import InputError, one_line
 from sft.weight_files import EMBEDDING, stored_tensors
 
 EXAMPLES = 3  # named in a message
-MESSAGE_CHARS = 200  # of a library's message
 
 
 def check_weights(folder: Path) -> None:
@@ -42,7 +41,7 @@ def check_weights(folder: Path) -> None:
                 trust_remote_code=False,
             )
     except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"fetch.model: *.safetensors do not fit config.json: {short_reason(error)}") from error
+        raise InputError(f"fetch.model: *.safetensors do not fit config.json: {one_line(str(error))}") from error
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()
@@ -84,11 +83,6 @@ def _fault(kind: str, names: Any) -> list[str]:
     names = sorted(names)
     more = f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else ""
     return [f"{kind}: {', '.join(names[:EXAMPLES])}{more}"] if names else []
-
-
-def short_reason(error: Exception) -> str:
-    """Return the message of a library's error in one line."""
-    return " ".join(str(error).split())[:MESSAGE_CHARS]
 
 
 def embedding_rows(folder: Path) -> int:

@@ -142,6 +142,10 @@ def main() -> None:
     run = log_evaluation(evaluation, lineage["lineage_key"], dataset, params)
     with sync.sync_at_exit(run) as ending:
         echo(report.table(evaluation))
+    for name, task in evaluation["tasks"].items():
+        if task["cut"]:
+            of_items = f"{task['cut']} of {task['items']} prompts"
+            echo(f"{escape(name)}: {of_items} exceed the model's context: lm-eval cut their start")
     for failure in evaluation["gate"]["failures"]:
         echo(f"gate: {escape(failure)}")
     if undecided := evaluation["gate"]["undecided"]:

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sft import strict_json
-from sft.cli import InputError
+from sft.cli import InputError, one_line
 from sft.conversation import Conversation, Rejection
-from sft.endpoint import one_line
 
 if TYPE_CHECKING:
     from sft.params.data import JudgeParams
