@@ -174,7 +174,7 @@ def test_prep_and_eval_as_jobs_make_the_same_bytes(cluster, project, trained):
     """prep uses encrypted Dask workers on both nodes."""
     prepared = {path: path.read_bytes() for path in (project / "data/prepared/calls").iterdir()}
     output = run(project, "make", "prep", "CLUSTER=loopback", "DRY_RUN=1")
-    assert (project / "slurm/prep.sbatch").read_text() in output
+    assert (project / "slurm/stage.sbatch").read_text() in output
     assert output.count("inputs: ok") == 2
     again = ["dvc", "repro", "--force", "--single-item", "prep@calls"]
     output = run(project, *again, CLUSTER="loopback")
@@ -187,7 +187,7 @@ def test_prep_and_eval_as_jobs_make_the_same_bytes(cluster, project, trained):
     output = run(project, "make", "eval", "CLUSTER=loopback", "DETACH=1")
     assert "detached (DETACH=1)" in output
     output = run(project, "make", "eval", "CLUSTER=loopback")
-    assert "is active already" in output
+    assert "found, submitted before" in output
     assert "COMPLETED, complete" in output
     evaluation = read_json(project / "reports/eval.json")
     assert evaluation["before"].keys() == evaluation["after"].keys()

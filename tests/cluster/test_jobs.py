@@ -15,7 +15,7 @@ from sft.cli import InputError
 from sft.cluster import jobs
 from sft.cluster.cluster_file import Cluster
 from sft.files import write_json
-from tests.support.slurm_loopback import Driver, Loopback, running_cluster, wait_for, write_cluster_file
+from tests.support.slurm_loopback import FOUND, Driver, Loopback, running_cluster, wait_for, write_cluster_file
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 SLEEP = ("bash", "-c", "echo begun; sleep 1800")
@@ -165,7 +165,7 @@ def test_a_preempted_job_restarts_when_nodes_are_free(cluster, root):
     [
         ("train", 'touch "$SFT_STOP_FILE"; exit 0', "asked to end (SIGTERM)"),
         ("train", "exit 143", "training failed with status"),  # before its first step, or in import and export
-        ("eval", "exit 143", "evaluation failed"),
+        ("eval", "exit 143", "eval failed"),
     ],
 )
 def test_a_job_that_is_preempted_with_a_grace_time_is_requeued_by_slurm(cluster, root, stage, at_sigterm, logged):
@@ -236,7 +236,7 @@ def test_two_shells_at_once_submit_one_job(cluster, root):
     assert len({driver.job() for driver in drivers}) == 1
     assert cluster.jobs("sft-race") == [drivers[0].job()]
     (drivers[0].run / "go").touch()
-    assert sorted(driver.end(0).split()[0] for driver in drivers) == ["found", "found", "submitted"]
+    assert sorted(FOUND.search(driver.end(0))[2] for driver in drivers) == ["found", "found", "submitted"]
 
 
 def test_the_job_of_a_killed_shell_is_found_again(cluster, root):
@@ -248,7 +248,7 @@ def test_the_job_of_a_killed_shell_is_found_again(cluster, root):
     wait_for(lambda: "begun" in second.text())
     (first.run / "go").touch()
     output = second.end(0)
-    assert output.startswith(f"found {first.job()}\n")
+    assert FOUND.search(output).groups() == (first.job(), "found")
     assert "done" in output
     assert cluster.jobs("sft-killed") == []
 

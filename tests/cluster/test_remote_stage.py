@@ -46,7 +46,7 @@ def test_a_job_gets_the_declared_deps_and_each_of_them_changes_its_key(project):
     }
     assert {path.as_posix() for path in stage.outs} == {"data/prepared/calls", "reports/prep/calls.json"}
     assert stage.params["prep"]["template"] == "templates/nano3.jinja"
-    keys = {stage.key, remote_stage.DeclaredStage(stage.deps, {"prep": 1}, stage.outs).key}
+    keys = {stage.key, remote_stage.DeclaredStage("prep@calls", stage.deps, {"prep": 1}, stage.outs).key}
     for name in ("data/filtered/calls/kept.parquet", "models/base/tokenizer.json"):
         (project / name).write_text("[]")
         keys.add(remote_stage.read_stage("prep@calls").key)
@@ -76,7 +76,7 @@ def test_compiled_python_files_do_not_change_the_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("code/__pycache__").mkdir(parents=True)
     Path("code/a.py").write_text("1")
-    stage = remote_stage.DeclaredStage((Path("code"),), {}, ())
+    stage = remote_stage.DeclaredStage("prep@calls", (Path("code"),), {}, ())
     key = stage.key
     Path("code/__pycache__/a.pyc").write_text("1")
     assert stage.key == key
@@ -86,7 +86,7 @@ def test_compiled_python_files_do_not_change_the_key(tmp_path, monkeypatch):
 
 def test_outs_are_published_and_the_job_folder_is_removed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    stage = remote_stage.DeclaredStage((), {}, (Path("data/out"), Path("reports/out.json")))
+    stage = remote_stage.DeclaredStage("prep@calls", (), {}, (Path("data/out"), Path("reports/out.json")))
     run = tmp_path / "runs/prep-x"
     assert not remote_stage.has_outs(stage, run)
     for name in ("data/out/a/b", "reports/out.json"):

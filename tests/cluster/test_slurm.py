@@ -30,8 +30,8 @@ def golden(stage: str) -> str:
     return (ROOT / f"tests/golden/{stage}.submission").read_text()
 
 
-@pytest.mark.parametrize("stage", ["prep", "train", "eval"])
-def test_a_submission_is_this_command_line_and_this_environment(tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize("target", ["prep@chats", "train", "eval"])
+def test_a_submission_is_this_command_line_and_this_environment(tmp_path, monkeypatch, target):
     """Update tests/golden/ if you change what is submitted on purpose."""
     for name in slurm.os.environ:
         monkeypatch.delenv(name)
@@ -46,16 +46,16 @@ def test_a_submission_is_this_command_line_and_this_environment(tmp_path, monkey
     }.items():
         monkeypatch.setenv(name, value)
     run = slurm.project_root() / "runs/0123456789abcdef"
-    command = slurm.submit_command(CLUSTER, stage=stage, name="sft-0123456789abcdef", run=run)
+    command = slurm.submit_command(CLUSTER, target=target, name="sft-0123456789abcdef", run=run)
     environment = slurm.job_environment(CLUSTER, run=run, python="/p/.venv/bin/python")
     submission = "\n".join([*command, "", *(f"{name}={value}" for name, value in environment.items())]) + "\n"
-    assert submission == golden(stage)
+    assert submission == golden(target.partition("@")[0])
 
 
 def resources(stage: str = "train", **keys) -> list[str]:
     """The options of a job that request something of a node."""
     values = {"partition": "gpu", "nodes": 1, "gpus_per_node": 0, "time": "10", **keys}
-    command = slurm.submit_command(Cluster(**values), stage=stage, name="x", run=Path("/p/runs/x"))
+    command = slurm.submit_command(Cluster(**values), target=stage, name="x", run=Path("/p/runs/x"))
     return [word for word in command if word.startswith(("--gpus", "--gres", "--cpus", "--mem", "--excl"))]
 
 
@@ -139,9 +139,7 @@ def test_a_missing_slurm_command_is_named(monkeypatch, tmp_path):
         slurm.find(CLUSTER, "sft-x")
 
 
-@pytest.mark.parametrize(
-    "script", ["prep.sbatch", "train.sbatch", "eval.sbatch", "node_check.sh", "preemption.sh", "loopback.sh"]
-)
+@pytest.mark.parametrize("script", ["train.sbatch", "stage.sbatch", "node_check.sh", "preemption.sh", "loopback.sh"])
 def test_scripts_pass_shellcheck(script):
     for check in (["bash", "-n"], ["shellcheck"]):
         done = subprocess.run([*check, f"slurm/{script}"], cwd=ROOT, capture_output=True, text=True)
@@ -150,6 +148,6 @@ def test_scripts_pass_shellcheck(script):
 
 def test_dask_in_a_job_serves_status_pages_on_loopback_only():
     """Its other ports are encrypted; the port for status pages is not, and is open even without a dashboard."""
-    _, *calls = (ROOT / "slurm/prep.sbatch").read_text().split("-m distributed.cli.dask_")
+    _, *calls = (ROOT / "slurm/stage.sbatch").read_text().split("-m distributed.cli.dask_")
     assert [call.split()[0] for call in calls] == ["scheduler", "worker"]
     assert all("--protocol=tls" in call and "--dashboard-address=127.0.0.1:0" in call for call in calls)

@@ -1,6 +1,7 @@
 """A real Slurm for tests: two nodes on this machine, in a temporary folder, stopped by pid."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,10 +35,12 @@ def main():
     run, stage, name, *command = sys.argv[1:]
     cluster = read_cluster_file(name)
     job = jobs.submit(Path(run).absolute(), stage, name, cluster, command=tuple(command))
-    print("submitted" if job.is_new else "found", job.id, flush=True)
     jobs.finish(job, jobs.wait_or_detach(job, cluster))
 run_or_exit(main)
 """
+
+# What is printed when a job is submitted, or found: its id, and which of both.
+FOUND = re.compile(r"^job (\d+) on \S+: (submitted|found)[;,]", re.MULTILINE)
 
 
 @dataclass
@@ -153,8 +156,8 @@ class Driver:
 
     def job(self) -> str:
         """Wait for the id of its job and return it."""
-        wait_for(lambda: "submitted " in self.text() or "found " in self.text() or self.process.poll() is not None)
-        return next(line.split()[1] for line in self.text().splitlines() if line.startswith(("submitted", "found")))
+        wait_for(lambda: FOUND.search(self.text()) or self.process.poll() is not None)
+        return FOUND.search(self.text())[1]
 
     def end(self, status: int, timeout: float = 600) -> str:
         """Wait until it ends, check its exit status, and return what it printed."""

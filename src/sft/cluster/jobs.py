@@ -62,8 +62,6 @@ class Job:
     stage: str
     cluster: str
     id: str
-    is_new: bool = False
-    """Whether this process submitted it."""
 
     @property
     def name(self) -> str:
@@ -123,23 +121,21 @@ def refuse_if_active(run: Path) -> None:
 
 def submit(
     run: Path,
-    stage: str,
+    target: str,
     name: str,
     cluster: Cluster,
     prepare: Callable[[], None] = lambda: None,
     command: tuple[str, ...] = (),
-    extra_variables: dict[str, str] | None = None,
 ) -> Job:
     """Return the run's active job, or submit one.
 
     Args:
         run: Folder of the run.
-        stage: prep, train or eval.
+        target: DVC's name of the stage: prep@<source>, train or eval.
         name: Name of the cluster file.
         cluster: What the stage requests.
         prepare: Called before a job is submitted, to put its inputs into the run's folder.
-        command: Command that every node runs instead of the stage, to try a cluster.
-        extra_variables: Added to the job's environment.
+        command: Command that runs instead of the stage, to try a cluster.
 
     Raises:  InputError: Slurm rejects the job or does not answer, or something that the cluster file names is missing.
     """
@@ -147,21 +143,23 @@ def submit(
         if job := active_job(run):
             if job.cluster != name:
                 refuse_if_active(run)
+            echo(f"{job}: found, submitted before; logs in {run / 'logs'}")
             return job
-        environment = {**slurm.job_environment(cluster, run=run, python=sys.executable), **(extra_variables or {})}
+        environment = slurm.job_environment(cluster, run=run, python=sys.executable)
         slurm.check_variables(cluster)
         check_image(cluster)
         existing = slurm.find(cluster, job_name(run))  # submitted by a process that died before it wrote job.json
         if not existing:
-            ask_slurm(run, stage, cluster, environment)
+            ask_slurm(run, target, cluster, environment)
             prepare()
             write_snapshot(run, cluster)
             (run / "logs").mkdir(exist_ok=True)
             (run / MARKER).unlink(missing_ok=True)
-        line = slurm.submit_command(cluster, stage=stage, name=job_name(run), run=run, command=command)
-        job_id = existing or slurm.submit(cluster, line, environment)
-        write_json(run / "job.json", {"cluster": name, "stage": stage, "job": job_id, "outcome": None})
-        return Job(run, stage, name, job_id, is_new=existing is None)
+        line = slurm.submit_command(cluster, target=target, name=job_name(run), run=run, command=command)
+        job = Job(run, target.partition("@")[0], name, existing or slurm.submit(cluster, line, environment))
+        write_json(run / "job.json", {"cluster": name, "stage": job.stage, "job": job.id, "outcome": None})
+        echo(f"{job}: {'found, submitted before' if existing else 'submitted'}; logs in {run / 'logs'}")
+        return job
 
 
 def write_snapshot(run: Path, cluster: Cluster) -> None:
@@ -205,11 +203,11 @@ def publish_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, partial)
 
 
-def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:
+def dry_run(run: Path, target: str, cluster: Cluster) -> list[str]:
     """Return what would be submitted and what the checks report, as paragraphs of text. Changes nothing."""
     environment = slurm.job_environment(cluster, run=run, python=sys.executable)
-    command = slurm.submit_command(cluster, stage=stage, name=job_name(run), run=run)
-    script = REPOSITORY / "slurm" / f"{stage}.sbatch"
+    command = slurm.submit_command(cluster, target=target, name=job_name(run), run=run)
+    script = REPOSITORY / "slurm" / slurm.script_of(target)
     inherited = [name for name in environment if not name.startswith("SFT_")]
     variables = [f"  inherited from this shell: {' '.join(inherited)}"]
     variables += [f"  {name}={value}" for name, value in environment.items() if name not in inherited]
@@ -221,7 +219,7 @@ def dry_run(run: Path, stage: str, cluster: Cluster) -> list[str]:
         f"{script.relative_to(REPOSITORY)}:\n" + script.read_text(encoding="utf-8"),
         verdict("variables", lambda: slurm.check_variables(cluster)),
         verdict("image", lambda: check_image(cluster)),
-        verdict("slurm", lambda: ask_slurm(run, stage, cluster, environment)),
+        verdict("slurm", lambda: ask_slurm(run, target, cluster, environment)),
     ]
 
 
@@ -233,14 +231,15 @@ def print_verdict(paragraphs: list[str]) -> None:
         raise InputError(f"{failed} of the checks above failed: the job would not be submitted")
 
 
-def ask_slurm(run: Path, stage: str, cluster: Cluster, environment: dict[str, str]) -> str:
+def ask_slurm(run: Path, target: str, cluster: Cluster, environment: dict[str, str]) -> str:
     """Return what `sbatch --test-only` reports about a run's job. Raises InputError: it can never run.
 
     The run's folder may not exist yet, so Slurm gets neither its path nor its copy of the script.
     """
-    command = slurm.submit_command(cluster, stage=stage, name=job_name(run), run=run)
-    options = [word for word in command[:-1] if not word.startswith(("--chdir", "--output"))]
-    return slurm.test_only(cluster, [*options, str(REPOSITORY / "slurm" / f"{stage}.sbatch")], environment)
+    command = slurm.submit_command(cluster, target=target, name=job_name(run), run=run)
+    options = [word for word in command if word.startswith("--") and not word.startswith(("--chdir", "--output"))]
+    script = str(REPOSITORY / "slurm" / slurm.script_of(target))
+    return slurm.test_only(cluster, ["sbatch", *options, script], environment)
 
 
 def verdict(name: str, check: Callable[[], object]) -> str:

@@ -40,6 +40,8 @@ REPORTS = Path("reports")
 class DeclaredStage:
     """A stage as dvc.yaml declares it: paths relative to the project, and params with their values."""
 
+    target: str
+    """DVC's name of it: prep@<source>, eval."""
     deps: tuple[Path, ...]
     params: dict[str, Any]
     outs: tuple[Path, ...]
@@ -58,6 +60,10 @@ class DeclaredStage:
         files = [file for path in self.deps for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
         digests = {file.as_posix(): file_digest(file) for file in files if file.is_file() and not _is_bytecode(file)}
         return value_digest([digests, self.params, package_versions()])[:KEY_DIGITS]
+
+    def run(self) -> Path:
+        """Return the folder of its run. Raises InputError: a dep is missing."""
+        return project_root() / "runs" / f"{self.target.replace('@', '-')}-{self.key}"
 
 
 def _is_bytecode(file: Path) -> bool:
@@ -80,7 +86,7 @@ def read_stage(target: str) -> DeclaredStage:
         values[name] = params
         for part in name.split("."):
             values[name] = values[name][part]
-    return DeclaredStage(tuple(sorted(deps)), values, outs)
+    return DeclaredStage(target, tuple(sorted(deps)), values, outs)
 
 
 def has_changed(target: str) -> bool:
@@ -108,76 +114,54 @@ def collect_outs(stage: DeclaredStage, run: Path) -> None:
     shutil.rmtree(run / "work")
 
 
-def target_name(stage: str, source: str | None) -> str:
-    """Return DVC's name of a stage: prep@chats, eval."""
-    return f"{stage}@{source}" if source else stage
-
-
-def run_folder(target: str, stage: DeclaredStage) -> Path:
-    """Return the folder of a stage's run."""
-    return project_root() / "runs" / f"{target.replace('@', '-')}-{stage.key}"
-
-
 def has_outs(stage: DeclaredStage, run: Path) -> bool:
     """Whether all outs exist in the folder where the job ran."""
     return all((run / "work" / out).exists() for out in stage.outs)
 
 
-def can_collect(stage: DeclaredStage, run: Path) -> bool:
-    """Whether the run's job is complete and its outs are not collected yet."""
-    return not jobs.active_job(run) and jobs.has_marker(run) and has_outs(stage, run)
+def job_of(stage: DeclaredStage, run: Path, name: str, cluster: Cluster) -> jobs.Job | None:
+    """Return the active job of a stage's run, or a new one; None if one is complete and its outs are not collected."""
+    if not jobs.active_job(run) and jobs.has_marker(run) and has_outs(stage, run):
+        return None
+    return jobs.submit(run, stage.target, name, cluster, lambda: copy_inputs(stage, run))
 
 
-def submit(
-    run: Path, name: str, cluster: Cluster, stage_name: str, source: str | None, stage: DeclaredStage
-) -> jobs.Job:
-    """Submit a stage's job, or return the active one."""
-    variables = {"SFT_SOURCE": source} if source else {}
-    job = jobs.submit(run, stage_name, name, cluster, lambda: copy_inputs(stage, run), extra_variables=variables)
-    echo(f"{job}: {'submitted' if job.is_new else 'is active already'}; logs in {run / 'logs'}")
-    return job
-
-
-def run_and_wait(name: str, cluster: Cluster, stage_name: str, source: str | None) -> None:
+def run_and_wait(target: str, name: str, cluster: Cluster) -> None:
     """Run a stage as a job, wait until it ends, and collect its outs."""
-    target = target_name(stage_name, source)
     stage = read_stage(target)
-    run = run_folder(target, stage)
-    if not can_collect(stage, run):
-        job = submit(run, name, cluster, stage_name, source, stage)
+    run = stage.run()
+    if job := job_of(stage, run, name, cluster):
         jobs.finish(job, jobs.wait_or_detach(job, cluster), lambda: has_outs(stage, run))
     collect_outs(stage, run)
 
 
-def submit_and_detach(name: str, cluster: Cluster, stage_name: str, sources: list[str | None]) -> NoReturn:
-    """Submit the jobs of all sources that DVC would run. Ends with READY_FOR_DVC if all have ended, or else with 0."""
+def submit_and_detach(targets: list[str], name: str, cluster: Cluster) -> NoReturn:
+    """Submit the jobs of all targets that DVC would run. Ends with READY_FOR_DVC if all have ended, or else with 0."""
     active = 0
-    for source in sources:
-        target = target_name(stage_name, source)
+    for target in targets:
         if not has_changed(target):
             echo(f"{target}: unchanged")
             continue
         stage = read_stage(target)
-        run = run_folder(target, stage)
-        if not can_collect(stage, run):
-            active += not jobs.has_ended(submit(run, name, cluster, stage_name, source, stage), cluster)
+        if job := job_of(stage, stage.run(), name, cluster):
+            active += not jobs.has_ended(job, cluster)
     if not active:
         raise SystemExit(jobs.READY_FOR_DVC)
-    echo(f"detached (DETACH=1). To follow the jobs or collect their outputs: make {stage_name} CLUSTER={name}")
+    make = f"make {targets[0].partition('@')[0]} CLUSTER={name}"
+    echo(f"detached (DETACH=1). To follow the jobs or collect their outputs: {make}")
     raise SystemExit(0)
 
 
-def show_job(cluster: Cluster, stage_name: str, source: str | None) -> None:
+def show_job(target: str, cluster: Cluster) -> None:
     """Print what would be submitted for a stage, and the result of every check."""
-    target = target_name(stage_name, source)
     stage = read_stage(target)
     is_ready = all(path.exists() for path in stage.deps)
-    run = run_folder(target, stage) if is_ready else project_root() / "runs" / f"{stage_name}-not-known-yet"
+    run = stage.run() if is_ready else project_root() / "runs" / f"{target.replace('@', '-')}-not-known-yet"
 
     def list_inputs() -> str:
         return "ok\n" + "\n".join(f"  {path}" for path in stage.data) if stage.key else ""
 
-    jobs.print_verdict([*jobs.dry_run(run, stage_name, cluster), jobs.verdict("inputs", list_inputs)])
+    jobs.print_verdict([*jobs.dry_run(run, target, cluster), jobs.verdict("inputs", list_inputs)])
 
 
 def run_locally(stage_name: str, source: str | None, cluster_name: str) -> None:
@@ -200,15 +184,16 @@ def run_stage(stage_name: str, source: str | None) -> None:
     if cluster is None:
         run_locally(stage_name, source, name)
         return
-    sources: list[str | None] = [source] if source or stage_name == "eval" else [*load("fetch").sources]
+    sources = [source] if source else load("fetch").sources
+    targets = ["eval"] if stage_name == "eval" else [f"{stage_name}@{each}" for each in sources]
     if jobs.is_dry_run():
-        for each in sources:
-            show_job(cluster, stage_name, each)
+        for target in targets:
+            show_job(target, cluster)
     elif is_on("DETACH") and not jobs.in_dvc():
-        submit_and_detach(name, cluster, stage_name, sources)
+        submit_and_detach(targets, name, cluster)
     else:
-        for each in sources:
-            run_and_wait(name, cluster, stage_name, each)
+        for target in targets:
+            run_and_wait(target, name, cluster)
 
 
 def parse_arguments() -> argparse.Namespace:

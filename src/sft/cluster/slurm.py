@@ -87,16 +87,22 @@ class State:
         return f"{self.name}{nodes}{reason}{attempt}"
 
 
-def submit_command(cluster: Cluster, *, stage: str, name: str, run: Path, command: tuple[str, ...] = ()) -> list[str]:
+def script_of(target: str) -> str:
+    """Return the script in slurm/ that runs a stage, by DVC's name of it: prep@<source>, train or eval."""
+    return "train.sbatch" if target == "train" else "stage.sbatch"
+
+
+def submit_command(cluster: Cluster, *, target: str, name: str, run: Path, command: tuple[str, ...] = ()) -> list[str]:
     """Return the sbatch command line for a job.
 
     Args:
         cluster: What the stage requests.
-        stage: prep, train or eval; chooses the script.
+        target: prep@<source>, train or eval.
         name: Name of the job.
         run: Folder of the run, which holds the snapshot of the code.
         command: Command to run instead of the stage, to try a cluster.
     """
+    stage = target.partition("@")[0]
     return [
         "sbatch",
         "--parsable",
@@ -114,7 +120,8 @@ def submit_command(cluster: Cluster, *, stage: str, name: str, run: Path, comman
         f"--chdir={run}",
         "--export=ALL",
         *cluster.sbatch_options,
-        f"{run}/code/slurm/{stage}.sbatch",
+        f"{run}/code/slurm/{script_of(target)}",
+        *([] if stage == "train" else [target]),
         *command,
     ]
 

@@ -1,10 +1,9 @@
-"""The train stage as a job of a cluster: submitted, or only shown (DRY_RUN=1)."""
+"""The train stage as a job of a cluster: what it reads, and what DRY_RUN=1 shows of it."""
 
 import json
 from collections.abc import Callable
 from dataclasses import replace
 
-from sft.cli import echo
 from sft.cluster import jobs
 from sft.cluster.cluster_file import Cluster
 from sft.files import flatten, project_root
@@ -13,19 +12,12 @@ from sft.planning import preflight
 from sft.training.launch import Run
 
 
-def submit(run: Run, name: str, cluster: Cluster, begin: Callable[[], None]) -> jobs.Job:
-    """Return the job that trains a run: the one that already does, or a new one after `begin` is called."""
+def copy_inputs(run: Run) -> None:
+    """Copy what the job reads into the run's folder."""
     inputs = run.folder / "inputs"
-
-    def prepare() -> None:
-        begin()
-        for folder in (run.base, run.packed):
-            jobs.publish_copy(folder, inputs / folder.name)
-        replace(run, base=inputs / run.base.name, packed=inputs / run.packed.name).write()
-
-    job = jobs.submit(run.folder, "train", name, cluster, prepare)
-    echo(f"{job}: {'submitted' if job.is_new else 'already trains this run'}; logs in {run.folder / 'logs'}")
-    return job
+    for folder in (run.base, run.packed):
+        jobs.publish_copy(folder, inputs / folder.name)
+    replace(run, base=inputs / run.base.name, packed=inputs / run.packed.name).write()
 
 
 def show(params: Params, cluster: Cluster, key: str | None, check_inputs: Callable[[], object]) -> None:

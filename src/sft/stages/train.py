@@ -78,6 +78,7 @@ def main() -> None:
     def begin_job() -> None:
         with lock.held():  # then the job holds it
             begin()
+        train_job.copy_inputs(run)
 
     def is_complete() -> bool:
         find = convert.is_exported if cluster else convert.chosen_checkpoint
@@ -99,7 +100,7 @@ def main() -> None:
         if was_complete:
             jobs.exit_for_dvc()
         if not was_complete and cluster:  # until the job ends, its attempt has no end to log
-            job = train_job.submit(run, cluster_name, cluster, begin_job)
+            job = jobs.submit(run.folder, "train", cluster_name, cluster, begin_job)
             with sync.follow_in_background(run.folder):
                 state = jobs.wait_or_detach(job, cluster)
         elif not jobs.active_job(run.folder):
