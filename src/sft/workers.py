@@ -19,7 +19,9 @@ import contextlib
 import gc
 import importlib
 import importlib.metadata
+import itertools
 import json
+import operator
 import os
 import select
 import signal
@@ -31,7 +33,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
@@ -100,19 +102,26 @@ def worker_count() -> int:
     return int(text) if text else cores()
 
 
-def map_shards(work: Work, tasks: Sequence[Any], label: str, on_result: OnResult | None = None) -> list[Any]:
+def map_shards(
+    work: Work, tasks: Iterable[Any], label: str, on_result: OnResult | None = None, expected: int = 0
+) -> list[Any]:
     """Return work(task) of every task, in order; `label` names the work on the progress bar.
 
-    `on_result` is called in this process with each result, in the order of the tasks, while others run.
+    A task is taken when a worker is free, so `tasks` may make files that the work reads. `on_result` is called in this
+    process with each result, in the order of the tasks, while others run. `expected`: about how many tasks there are,
+    for progress, if `tasks` has no length.
 
     Raises:  InputError, OSError: raised by the work; or a task was lost ATTEMPTS times, or there is no cluster;
     WorkerError: any other exception of the work, with its traceback.
     """
-    cluster = os.environ.get("SFT_EXECUTOR", "")
-    workers = min(worker_count(), len(tasks))
-    if not cluster and workers < 2:
+    cluster, upcoming = os.environ.get("SFT_EXECUTOR", ""), iter(tasks)
+    first = list(itertools.islice(upcoming, 2))
+    expected = max(len(first), operator.length_hint(tasks, expected))
+    workers = min(worker_count(), expected)
+    upcoming = itertools.chain(first, upcoming)
+    if not cluster and (workers < 2 or len(first) < 2):
         with _PositionInErrors():
-            return list(_run_here(work, tasks, on_result))
+            return list(_run_here(work, upcoming, on_result))
     threads, versions = (1, _versions()) if cluster else (max(1, cores() // workers), {})
     setup = json.dumps(  # `run`: a child serves one call of map_shards, because code and files may change between two
         {
@@ -123,9 +132,9 @@ def map_shards(work: Work, tasks: Sequence[Any], label: str, on_result: OnResult
             "versions": versions,
         }
     )
-    requests = [json.dumps({"work": _import_name(work), "task": task}) for task in tasks]
+    requests = (json.dumps({"work": _import_name(work), "task": task}) for task in upcoming)
     with _dask_pool(cluster) if cluster else _process_pool(workers) as pool:
-        return _run_tasks(pool, setup, requests, label, on_result)
+        return _run_tasks(pool, setup, requests, label, on_result, expected)
 
 
 def relax_gc() -> None:
@@ -155,7 +164,7 @@ def _position_note() -> str:
 # --- The driver -------------------------------------------------------------------------------------------
 
 
-def _run_here(work: Work, tasks: Sequence[Any], on_result: OnResult | None) -> Iterator[Any]:
+def _run_here(work: Work, tasks: Iterable[Any], on_result: OnResult | None) -> Iterator[Any]:
     """Run the tasks in this process."""
     for task in tasks:
         result = work(task)
@@ -164,18 +173,36 @@ def _run_here(work: Work, tasks: Sequence[Any], on_result: OnResult | None) -> I
         yield result
 
 
-def _run_tasks(pool: Pool, setup: str, requests: list[str], label: str, on_result: OnResult | None) -> list[Any]:
+def _run_tasks(
+    pool: Pool, setup: str, requests: Iterator[str], label: str, on_result: OnResult | None, expected: int
+) -> list[Any]:
     """Keep every worker busy until all tasks have a result."""
     results: dict[int, Any] = {}
     lost: Counter[int] = Counter()
-    waiting = deque(range(len(requests)))
+    taken: list[str] = []
+    waiting, is_last_taken = deque[int](), False  # tasks to do again
     running: dict[Future[Any], tuple[int, float]] = {}
     seconds: list[float] = []
+
+    def next_task() -> int | None:
+        nonlocal is_last_taken
+        if waiting:
+            return waiting.popleft()
+        if (request := next(requests, None)) is not None:
+            taken.append(request)
+            return len(taken) - 1
+        is_last_taken = True
+        return _straggler(running, seconds)
+
     with _bar() as bar, _OrderedCalls(on_result) as calls:
-        progress = bar.add_task(label, total=len(requests))
-        while len(results) < len(requests):
-            while len(running) < pool.capacity() and (index := _next(waiting, running, seconds)) is not None:
-                running[pool.executor.submit(run_in_child, requests[index], setup)] = index, time.monotonic()
+        progress = bar.add_task(label)
+        while True:
+            while len(running) < pool.capacity() and (index := next_task()) is not None:
+                running[pool.executor.submit(run_in_child, taken[index], setup)] = index, time.monotonic()
+            total = len(taken) if is_last_taken else max(len(taken), expected)
+            bar.update(progress, completed=len(results), total=total)
+            if is_last_taken and len(results) == len(taken):
+                break
             done, _ = wait(running, TICK_SECONDS, FIRST_COMPLETED)
             for future in done:
                 index, begin = running.pop(future)
@@ -189,16 +216,15 @@ def _run_tasks(pool: Pool, setup: str, requests: list[str], label: str, on_resul
                     lost[index] += 1
                     if lost[index] == ATTEMPTS:
                         raise InputError(
-                            f"{label}: shard {index} of {len(requests)} was lost {ATTEMPTS} times, last: {error}. "
+                            f"{label}: shard {index} was lost {ATTEMPTS} times, last: {error}. "
                             "If memory is short, set a smaller SFT_WORKERS; otherwise check these rows."
                         ) from error
-                    waiting.appendleft(index)
+                    waiting.append(index)
                 else:
                     seconds.append(time.monotonic() - begin)
-                    bar.advance(progress)
             calls.submit_ready(results)
         calls.finish()
-    return [results[index] for index in range(len(requests))]
+    return [results[index] for index in range(len(taken))]
 
 
 class _OrderedCalls:
@@ -229,10 +255,8 @@ class _OrderedCalls:
             self._calls.popleft().result()
 
 
-def _next(waiting: deque[int], running: dict[Future[Any], tuple[int, float]], seconds: list[float]) -> int | None:
-    """Return a task for an idle worker: a waiting one, or one that a single worker has had for too long."""
-    if waiting:
-        return waiting.popleft()
+def _straggler(running: dict[Future[Any], tuple[int, float]], seconds: list[float]) -> int | None:
+    """Return a task for an idle worker that a single worker has had for too long."""
     if not seconds:
         return None
     bound = time.monotonic() - max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(seconds))

@@ -26,7 +26,8 @@ def ranks(folder, *parts, max_rows=10):
         order = np.argsort(np.array(hashes, np.uint64), kind="stable")[:max_rows]
         np.savez(folder / f"{number}.npz", hashes=np.array(hashes, np.uint64)[order], places=order.astype(np.int64))
         drawn.add(folder / f"{number}.npz")
-    return drawn.places()
+    tasks = drawn.tasks({"number": number, "part": None} for number in range(len(parts)))
+    return {task["number"]: task["drawn"] for task in tasks}
 
 
 @pytest.mark.parametrize("waiting", [0, 1 << 18])

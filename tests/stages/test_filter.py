@@ -12,6 +12,7 @@ from bench import filters
 
 from sft.cli import InputError
 from sft.files import read_json, write_json
+from sft.filters import examine
 from sft.formats import raw_files
 from sft.hashing import file_digest, folder_digest
 from sft.parquet import read_rows
@@ -337,7 +338,7 @@ def test_the_bytes_do_not_depend_on_the_workers(project, monkeypatch):
     )
     monkeypatch.setattr(raw_files, "PART_BYTES", 2_000)
     monkeypatch.setattr(raw_files, "READ_BYTES", 500)
-    assert len(raw_files.plan_parts(project / "data/raw/calls")) > 5
+    assert len(list(raw_files.plan_parts(project / "data/raw/calls", project))) > 5
     digests = set()
     for workers in ("1", "2", "3"):
         monkeypatch.setenv("SFT_WORKERS", workers)
@@ -526,12 +527,39 @@ def test_another_split_is_not_read_but_named_and_counted(project, capsys):
     assert read_json(project / "reports/filter/calls.json")["rows_in"] == 5
 
 
-def drawn(project, records):
+def drawn(project, records=()):
     """Filter records; return the questions of the drawn ones, and the report."""
-    give(project, *records)
+    if records:
+        give(project, *records)
     stage.main("calls")
     kept = {json.loads(row["messages"])[0]["content"] for row in read_rows(project / "data/filtered/calls", "kept")}
     return kept, read_json(project / "reports/filter/calls.json")
+
+
+@pytest.mark.parametrize("max_rows", [None, 20])
+def test_a_compressed_file_is_decompressed_part_by_part_and_gives_the_same_rows(project, monkeypatch, max_rows):
+    """Each worker's part is in a file, which is removed when it is read: no more of them than workers, and one more."""
+    monkeypatch.setattr(raw_files, "PART_BYTES", 1 << 12)
+    monkeypatch.setenv("SFT_WORKERS", "2")
+    set_params(project, **{"fetch.sources.calls.read": {"format": "openai", "max_rows": max_rows}})
+    plain, counts = drawn(project, chat_records(400))
+    raw = project / "data/raw/calls/calls.jsonl"
+    raw.with_suffix(".jsonl.gz").write_bytes(gzip.compress(raw.read_bytes()))
+    raw.unlink()
+    most, plan = 0, raw_files.plan_parts
+
+    def count_texts(*arguments):
+        nonlocal most
+        for part in plan(*arguments):
+            yield part
+            most = max(most, len(list((project / "data/filtered").glob(".*/*.text"))))
+
+    monkeypatch.setattr(examine, "plan_parts", count_texts)
+    kept, report = drawn(project)
+    assert kept == plain
+    assert report["rows_found"] == counts["rows_found"] == 400
+    assert 0 < most <= 3
+    assert not list((project / "data/filtered").glob(".*"))
 
 
 def test_rows_are_drawn_among_the_selected_ones_by_their_content(project, monkeypatch):
@@ -541,7 +569,7 @@ def test_rows_are_drawn_among_the_selected_ones_by_their_content(project, monkey
     set_params(project, **{"fetch.sources.calls.read": read, "filter.max_rejected": 0.0})
     records = [{**record, "kind": "bad" if n % 4 else "good"} for n, record in enumerate(chat_records(400))]
     first, report = drawn(project, records)
-    assert len(raw_files.plan_parts(project / "data/raw/calls")) > 5
+    assert len(list(raw_files.plan_parts(project / "data/raw/calls", project))) > 5
     counts = {"rows_found": 400, "not_selected": 300, "not_drawn": 80, "rows_in": 20, "rows_out": 20, "rejected": {}}
     assert {name: report[name] for name in counts} == counts
     new = {**chat_records(401)[-1], "kind": "good"}

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from sft.filters.contamination import read_benchmark_items
 from sft.filters.encoding import valid_text
 from sft.filters.pipeline import BYTES_AT_ONCE, ROWS_AT_ONCE, Kept, Outcome, Pipeline, RowCounts
 from sft.formats.chat_forms import PACKAGES, FieldCounts, check_read, convert_chats, select_rows
-from sft.formats.raw_files import Part, Row, plan_parts, read_objects, read_part
+from sft.formats.raw_files import Part, Row, expected_parts, plan_parts, read_objects, read_part
 from sft.formats.records import ChatRow
 from sft.hashing import keyed_hashes, value_digest
 from sft.params.data import Filter, Read
@@ -53,18 +53,24 @@ def examine_source(task: dict[str, Any], max_rows: int | None, add_folder: Calla
     """
     raw, read = Path(task["raw"]), Read.model_validate_json(task["read"])
     check_read(read.format, read.fields, read.select)
-    parts = [None] if read.format in PACKAGES else plan_parts(raw, read.split, read.config)
-    tasks = [{**task, "part": part} for part in parts]
-    counts, row_counts, ranked = FieldCounts(unseen_select=set(read.select)), RowCounts(), 0
+    files = () if read.format in PACKAGES else (read.split, read.config)
+    expected = expected_parts(raw, *files) if files else 1
+
+    def part_tasks() -> Iterator[dict[str, Any]]:
+        parts = plan_parts(raw, Path(task["scratch"]), *files) if files else iter([None])
+        return ({**task, "part": part} for part in parts)
+
+    counts, row_counts, ranked, tasks = FieldCounts(unseen_select=set(read.select)), RowCounts(), 0, part_tasks()
     if max_rows is not None:
         drawn = Draw(max_rows)
-        ranking = [{**each, "max_rows": max_rows} for each in tasks]
-        title = f"draw {task['source']}"
-        for result in map_shards(rank_part, ranking, title, lambda result: drawn.add(Path(result["file"]))):
+        ranking, title = ({**each, "max_rows": max_rows} for each in tasks), f"draw {task['source']}"
+        for result in map_shards(rank_part, ranking, title, lambda result: drawn.add(Path(result["file"])), expected):
             counts.add(field_counts(result))
             ranked += result["rows"]
-        tasks = [{**tasks[part], "drawn": places} for part, places in drawn.places().items()]
-    results = map_shards(examine_part, tasks, f"filter {task['source']}", lambda result: add_folder(result["folder"]))
+        tasks = drawn.tasks(part_tasks())
+
+    title = f"filter {task['source']}"
+    results = map_shards(examine_part, tasks, title, lambda result: add_folder(result["folder"]), expected)
     examined = 0
     for result in results:
         row_counts.merge(result["not_read"], result["ends"])
@@ -73,6 +79,12 @@ def examine_source(task: dict[str, Any], max_rows: int | None, add_folder: Calla
     counts.check(read.format, read.fields)
     not_drawn = 0 if max_rows is None else ranked - examined
     return Examined(examined + not_drawn + counts.not_selected, counts.not_selected, not_drawn, row_counts)
+
+
+def remove_text(part: Sequence[Any] | None) -> None:
+    """Remove the decompressed lines of a part that was read, or that nobody reads."""
+    if part is not None and (text := Part(*part).text):
+        Path(text).unlink()
 
 
 class Draw:
@@ -98,11 +110,15 @@ class Draw:
         order = np.lexsort(columns[::-1])[: self._max_rows]
         self._columns, self._waiting = [column[order] for column in columns], []
 
-    def places(self) -> dict[int, list[int]]:
-        """Return the places of the drawn rows among the selected rows of each part that has some, in order."""
+    def tasks(self, tasks: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the tasks of the parts that have drawn rows, with their places among the selected rows, in order."""
         self._merge()
         _, parts, places = self._columns
-        return {int(part): np.sort(places[parts == part]).tolist() for part in np.unique(parts)}
+        for part, task in enumerate(tasks):
+            if len(drawn := places[parts == part]):
+                yield {**task, "drawn": np.sort(drawn).tolist()}
+            else:
+                remove_text(task["part"])
 
 
 def rank_part(task: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +133,7 @@ def rank_part(task: dict[str, Any]) -> dict[str, Any]:
     handle, file = tempfile.mkstemp(dir=task["scratch"], suffix=".npz")
     with open(handle, "wb") as writer:
         np.savez(writer, hashes=hashes[places], places=places.astype(np.int64))
+    remove_text(task["part"])
     return {"file": file, "rows": len(hashes), **as_result(counts)}
 
 
@@ -178,6 +195,7 @@ def examine_part(task: dict[str, Any]) -> dict[str, Any]:
     folder, num_rows, row_counts = write_examined(rows, task)
     if "drawn" in task:
         counts.not_selected = 0  # rank_part counted them
+    remove_text(task["part"])
     counted = {"not_read": row_counts.not_read.counts, "ends": row_counts.ends}
     return {"folder": folder, "rows": num_rows, **as_result(counts), **counted}
 

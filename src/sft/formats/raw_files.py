@@ -5,14 +5,16 @@ names, and yields a `Row` for each object: .jsonl (also .jsonlines, .ndjson), .j
 .parquet, .arrow (as datasets saves it), .csv and .tsv (with a header), each also as .gz, .zst, .bz2 or .xz. A row that
 cannot be read is a `Row` with a fault, so that it is counted.
 
-`plan_parts(folder, split)` divides the same files into parts for workers; it depends on the files alone. The rows that
-`read_part` yields for all parts, in order, are those of `read_objects`.
+`plan_parts(folder, scratch, split)` divides the same files into parts for workers; they depend on the files alone. The
+rows that `read_part` yields for all parts, in order, are those of `read_objects`.
 """
 
+import contextlib
 import csv
 import io
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,9 +37,7 @@ from sft.raw_folders import ALL, DELIMITED, DOCUMENT, LINES, TABLES, file_kind, 
 
 RAW_CHARS = 2_000  # of a faulty row, kept to show it
 PART_BYTES = 16 << 20
-# Compressed files that have parts, at most COMPRESSED_PARTS: a worker decompresses what comes before its part too. That
-# takes a sixth of the time of the filter stage; .bz2 and .xz are too slow for it.
-DIVIDED, COMPRESSED_PARTS = {".gz", ".zst"}, 16
+COMPRESSED = 4  # how many times as large text is, about
 TABLE_ROWS, TABLE_BYTES = 256, 8 << 20  # read together
 ROW_BYTES = 64 << 20  # longest line, and longest cell of a .csv; filter keeps rows of 8 M characters
 LIMIT = f"the limit is {ROW_BYTES:,}"
@@ -77,6 +77,8 @@ class Part(NamedTuple):
     start: int = 0
     end: int | None = None
     """Byte range of a file of lines, or row groups of a table; end None = to the end of the file."""
+    text: str = ""
+    """A file that holds the lines of a part of a compressed file; empty: they are read from `path`."""
 
 
 def read_objects(folder: Path, split: str = ALL, config: str | None = None) -> Iterator[Row]:
@@ -85,23 +87,28 @@ def read_objects(folder: Path, split: str = ALL, config: str | None = None) -> I
         yield from read_part(folder, Part(name))
 
 
-def plan_parts(folder: Path, split: str = ALL, config: str | None = None) -> list[Part]:
+def plan_parts(folder: Path, scratch: Path, split: str = ALL, config: str | None = None) -> Iterator[Part]:
     """Divide the files of a split into parts of PART_BYTES or more. Lines and .parquet are divided, others are not.
 
-    Raises:  InputError: no such split or config.
+    A compressed file of lines is decompressed once, part by part, into files of `scratch`: delete that of a part that
+    was read. Raises InputError: no such split or config.
     """
-    parts: list[Part] = []
     for name in select_files(folder, split, config).read:
         path, (kind, packed) = folder / name, file_kind(name)
-        if kind in LINES and path.suffix.lower() in DIVIDED and path.stat().st_size > PART_BYTES // COMPRESSED_PARTS:
-            parts += _compressed_parts(path, name)
+        if kind in LINES and packed and path.stat().st_size > PART_BYTES // COMPRESSED:
+            yield from _compressed_parts(path, name, scratch)
         elif path.stat().st_size <= PART_BYTES or packed:
-            parts.append(Part(name))
+            yield Part(name)
         elif kind in LINES:
-            parts += _line_parts(path, name)
+            yield from _line_parts(path, name)
         else:
-            parts += _table_parts(path, name) if kind == ".parquet" else [Part(name)]
-    return parts
+            yield from _table_parts(path, name) if kind == ".parquet" else [Part(name)]
+
+
+def expected_parts(folder: Path, split: str = ALL, config: str | None = None) -> int:
+    """Return about how many parts there are. Raises InputError: as plan_parts."""
+    sizes = ((folder / name, file_kind(name)[1]) for name in select_files(folder, split, config).read)
+    return sum(-(-path.stat().st_size * (COMPRESSED if packed else 1) // PART_BYTES) for path, packed in sizes)
 
 
 def read_part(folder: Path, part: Part) -> Iterator[Row]:
@@ -116,32 +123,33 @@ def read_part(folder: Path, part: Part) -> Iterator[Row]:
 
 def _line_parts(path: Path, name: str) -> Iterator[Part]:
     """Yield parts that end with the first line that ends after PART_BYTES."""
-    first, start, end, lines, most = 1, 0, 0, 0, most_bytes(path)
-    with open_raw(path) as file:
-        while block := file.read(READ_BYTES):
-            end += len(block)
-            lines += block.count(b"\n")
-            while not block.endswith(b"\n") and end <= most and (block := file.readline(READ_BYTES)):
-                end += len(block)
+    first, start = 1, 0
+    with path.open("rb") as file:
+        while block := file.read(PART_BYTES):
+            lines = block.count(b"\n")
+            while not block.endswith(b"\n") and (block := file.readline(READ_BYTES)):
                 lines += block.endswith(b"\n")
-            if end > most:
-                raise bomb(path)
-            if end - start >= PART_BYTES:
-                yield Part(name, first, start, end)
-                first, start, lines = first + lines, end, 0
-    if end > start:
-        yield Part(name, first, start, end)
+            yield Part(name, first, start, file.tell())
+            first, start = first + lines, file.tell()
 
 
-def _compressed_parts(path: Path, name: str) -> list[Part]:
-    """Return at most COMPRESSED_PARTS parts of a compressed file of lines; a damaged one is one part."""
-    try:
-        parts = list(_line_parts(path, name))
-    except DamagedFileError:
-        return [Part(name)]
-    together = -(-len(parts) // COMPRESSED_PARTS)
-    joined = [parts[at : at + together] for at in range(0, len(parts), together or 1)]
-    return [Part(name, some[0].first, some[0].start, some[-1].end) for some in joined] or [Part(name)]
+def _compressed_parts(path: Path, name: str, scratch: Path) -> Iterator[Part]:
+    """Yield parts like those of _line_parts. What follows damage, or a line longer than ROW_BYTES, is one part."""
+    first, start = 1, 0
+    with contextlib.suppress(DamagedFileError), open_raw(path) as file:
+        while block := file.read(PART_BYTES):
+            rest = b"" if block.endswith(b"\n") else file.readline(ROW_BYTES + 1)
+            if len(rest) > ROW_BYTES or start + len(block) + len(rest) > most_bytes(path):
+                break
+            block += rest
+            handle, text = tempfile.mkstemp(dir=scratch, suffix=".text")
+            with open(handle, "wb") as writer:
+                writer.write(block)
+            yield Part(name, first, text=text)
+            first, start = first + block.count(b"\n"), start + len(block)
+        else:
+            return
+    yield Part(name, first, start)
 
 
 def _table_parts(path: Path, name: str) -> Iterator[Part]:
@@ -169,7 +177,7 @@ def _table_parts(path: Path, name: str) -> Iterator[Part]:
 def _lines(path: Path, part: Part) -> Iterator[Row]:
     number, position = part.first - 1, part.start
     try:
-        with open_raw(path) as file:
+        with open_raw(Path(part.text or path)) as file:
             skip(file, part.start)
             for line, size in lines_of(path, file, ROW_BYTES):
                 if part.end is not None and position >= part.end:
