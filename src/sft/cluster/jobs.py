@@ -239,7 +239,7 @@ def ask_slurm(run: Path, target: str, cluster: Cluster, environment: dict[str, s
     command = slurm.submit_command(cluster, target=target, name=job_name(run), run=run)
     options = [word for word in command if word.startswith("--") and not word.startswith(("--chdir", "--output"))]
     script = str(REPOSITORY / "slurm" / slurm.script_of(target))
-    return slurm.test_only(cluster, ["sbatch", *options, script], environment)
+    return slurm.test_only(cluster, [command[0], *options, script], environment)
 
 
 def verdict(name: str, check: Callable[[], object]) -> str:

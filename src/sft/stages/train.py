@@ -187,8 +187,7 @@ def show_job(cluster: Cluster) -> None:
     from sft.params.check import read
 
     params = read()
-    has_inputs = PACKED.is_dir() and BASE.is_dir()
-    key = find_lineage(params.training.model_dump()).key if has_inputs else None
+    key = find_lineage(params.training.model_dump()).key if PACKED.is_dir() and BASE.is_dir() else None
     train_job.show(params, cluster, key, check_inputs)
 
 
