@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import orjson
@@ -23,6 +23,8 @@ from sft.hashing import canonical_json
 
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | None
+TemplateKwargs = Mapping[str, str | int | float | bool]
+NO_KWARGS: TemplateKwargs = {}
 
 # The keys that a message of each role may have.
 KEYS = {
@@ -51,6 +53,8 @@ class Conversation:
 
     messages: list[Message]
     tools: Tools
+    template_kwargs: TemplateKwargs = field(default_factory=dict)
+    """What the row gives the chat template by name; no part of the content."""
 
     @functools.cached_property
     def canonical(self) -> bytes:

@@ -10,13 +10,14 @@ CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"c
 
 
 def row(identity, messages, tools=None):
-    return {"id": identity, "messages": json.dumps(messages), "tools": json.dumps(tools) if tools else None}
+    tools = json.dumps(tools) if tools else None
+    return {"id": identity, "messages": json.dumps(messages), "tools": tools, "meta": "{}"}
 
 
 class FixedTemplate:
     """A template whose prompt is as long as its last message."""
 
-    def prompt_ids(self, messages, tools, *, thinking, budget=None):
+    def prompt_ids(self, messages, tools, *, thinking, budget=None, kwargs):
         return [int(thinking)] * len(messages[-1]["content"])
 
 

@@ -76,3 +76,10 @@ def test_an_item_that_cannot_be_read_is_an_error_because_it_would_not_be_looked_
     (tmp_path / "a.jsonl").write_text('{"question": "What?"}\n' + line + "\n")
     with pytest.raises(InputError, match=fault):
         list(read_items(tmp_path, {}))
+
+
+def test_a_set_of_one_object_has_its_questions_by_id(tmp_path):
+    """As CHAMP is published: the profile says fields: {question: problems}."""
+    problems = {"P1": {"_text": "Find x.", "_answer": "1"}, "P2": {"_text": "Find y."}}
+    (tmp_path / "v0.json").write_text(json.dumps({"problems": problems, "concepts": {"C1": {"_text": "Even."}}}))
+    assert [text for _, text in read_items(tmp_path, {"question": "problems"})] == ["Find x.", "Find y."]

@@ -117,7 +117,12 @@ def test_a_flag_of_a_message_may_not_contradict_the_row():
         ({"enable_thinking": None}, "So.", True),
         ({"enable_thinking": False}, "So.", False),
         ({"enable_thinking": True}, None, False),
-        ({"thinking_budget": 5}, None, False),
+        ({"thinking": False}, "So.", False),
+        ({"enable_thinking": "no"}, None, False),
+        ({"thinking_budget": 5, "reasoning_effort": "low", "low_effort": True, "enable_thinking": False}, None, True),
+        ({"reasoning_effort": ["low"]}, None, False),
+        ({"reasoning_effort": {"level": "low"}}, None, False),
+        ({"reasoning_effort": "x" * 65}, None, False),
     ],
 )
 @pytest.mark.parametrize("as_text", [False, True])
@@ -129,6 +134,22 @@ def test_arguments_of_the_template_are_honored_or_reject_the_row(kwargs, thought
     assert isinstance(outcome, Conversation) == is_kept
     if isinstance(outcome, Rejection):
         assert outcome.reason == "unsupported-template-kwargs"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chat_template_kwargs": {"reasoning_effort": "low", "enable_thinking": False, "seed": None}},
+        {"metadata": {"chatTemplateKwargs": '{"reasoning_effort": "low"}'}, "enable_thinking": False},
+    ],
+    ids=str,
+)
+def test_arguments_go_to_the_template_beside_the_conversation(row):
+    """Whether the template reads them, prep says."""
+    outcome, plain = outcome_of(row), outcome_of({})
+    assert isinstance(outcome, Conversation)
+    assert outcome.template_kwargs == {"reasoning_effort": "low"}
+    assert (outcome.id, outcome.messages) == (plain.id, plain.messages)
 
 
 @pytest.mark.parametrize("name", ["image", "images", "image_url", "audios", "video_path", "videos"])
@@ -226,8 +247,8 @@ def test_a_flag_in_another_spelling_or_in_metadata_counts(row):
     [
         ({"metadata": {"images": ["a.jpg"]}}, "non-text-content", "metadata.images"),
         ({"imageUrl": "a.jpg"}, "non-text-content", "imageUrl"),
-        ({"metadata": {"chat_template_kwargs": {"thinking_budget": 5}}}, "unsupported-template-kwargs", "budget"),
-        ({"chatTemplateKwargs": {"thinking_budget": 5}}, "unsupported-template-kwargs", "budget"),
+        ({"metadata": {"chat_template_kwargs": {"budgets": [5]}}}, "unsupported-template-kwargs", "budgets"),
+        ({"chatTemplateKwargs": {"budgets": [5]}}, "unsupported-template-kwargs", "budgets"),
         ({"completion_mask": [0, 0, 1]}, "unclear-train-flag", "completion_mask"),
         ({"assistant_masks": [0, 0, 1]}, "unclear-train-flag", "assistant_masks"),
         ({"label": False}, "rejected-answer", "label"),

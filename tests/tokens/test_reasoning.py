@@ -88,14 +88,16 @@ def test_a_conversation_without_reasoning_is_left_alone(ranges):
 
 
 def test_stripping_takes_all_reasoning_and_nothing_else(ranges):
-    messages, mode, budget, removed, _ = control_reasoning("a", MESSAGES, shares(strip=1.0), ranges)
+    messages, mode, budget, removed, *_ = control_reasoning("a", MESSAGES, shares(strip=1.0), ranges)
     assert messages == [{key: message[key] for key in ("role", "content")} for message in MESSAGES]
     assert (mode, budget) == ("stripped", None)
     assert removed == len(ranges(THOUGHTS)) + len(ranges("7 + 5"))
 
 
 def test_truncating_cuts_each_answers_reasoning_to_the_budget_and_keeps_the_answers(ranges):
-    messages, mode, budget, removed, cut = control_reasoning("a", MESSAGES, shares(truncate=1.0, budgets=[6]), ranges)
+    messages, mode, budget, removed, cut, _ = control_reasoning(
+        "a", MESSAGES, shares(truncate=1.0, budgets=[6]), ranges
+    )
     assert (mode, budget, cut) == ("truncated", 6, {1})
     assert [message["content"] for message in messages] == [message["content"] for message in MESSAGES]
     first, second = messages[1]["reasoning_content"], messages[3]["reasoning_content"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.params.evaluation import Eval
+from sft.tokens.row_kwargs import kwargs_of
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def choose_prompts(
         reference = messages[index]
         thinking = bool(reference.get("reasoning_content"))
         budget = params.reasoning_budget if thinking else None
-        ids = chat.prompt_ids(messages[:index], tools or None, thinking=thinking, budget=budget)
+        shown, kwargs = messages[:index], kwargs_of(row["meta"], chat)
+        ids = chat.prompt_ids(shown, tools or None, thinking=thinking, budget=budget, kwargs=kwargs)
         if len(ids) > params.max_prompt_tokens:
             too_long[kind].append(row_rank)
             continue

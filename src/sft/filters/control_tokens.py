@@ -13,6 +13,7 @@ are escaped or rejected. The name of a tool or argument that would end its own t
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from sft.conversation import Conversation, Message, Rejection
@@ -99,7 +100,7 @@ def escape(conversation: Conversation) -> Conversation:
                 for function in [call["function"]]
             ]
         messages.append(escaped)
-    return Conversation(messages, _escaped(conversation.tools, [CONTROL_TOKEN]))
+    return replace(conversation, messages=messages, tools=_escaped(conversation.tools, [CONTROL_TOKEN]))
 
 
 def _escaped(value: Any, patterns: list[re.Pattern[str]]) -> Any:

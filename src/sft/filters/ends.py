@@ -7,6 +7,7 @@
 Logs that were cut into chunks begin with an answer or end with a question. What is cut is counted in the ledger.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from sft.conversation import Conversation
@@ -33,7 +34,7 @@ def apply_ends(conversation: Conversation, policy: str) -> Ends:
         return Ends(conversation)
     if policy == "trim":
         kept = [message for index, message in enumerate(messages[:stop]) if index >= first or index not in early]
-        return Ends(Conversation(kept, conversation.tools), cut=len(messages) - len(kept))
+        return Ends(replace(conversation, messages=kept), cut=len(messages) - len(kept))
     start = [{**turn, "loss": False} if turn["role"] == "assistant" else turn for turn in messages[:first]]
     kept = [*start, *messages[first:stop]]
-    return Ends(Conversation(kept, conversation.tools), len(early), len(messages) - len(kept))
+    return Ends(replace(conversation, messages=kept), len(early), len(messages) - len(kept))

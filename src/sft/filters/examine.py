@@ -237,6 +237,8 @@ def load_pipeline(params: str, benchmark_items: str | None, digest: str) -> Pipe
 def examined_row(row: Row, outcome: Outcome, source: str) -> dict[str, Any]:
     """Return the columns of EXAMINED: the conversation if it is kept so far, else the row as it came, and why."""
     from_row = {"license": row.license, "group": row.group} if isinstance(row, ChatRow) else {}
+    if isinstance(outcome, Kept) and outcome.conversation.template_kwargs:
+        from_row["template_kwargs"] = outcome.conversation.template_kwargs
     from_row = {name: value for name, value in from_row.items() if value is not None}
     meta = json_text({"source": source, "location": row.location, **from_row})
     if isinstance(outcome, Kept):

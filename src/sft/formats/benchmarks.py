@@ -20,7 +20,8 @@ QUESTION_FIELDS = (
     ("question",),  # GSM8K, MMLU, GPQA, ARC, TruthfulQA, BFCL
     ("problem",),  # MATH, AIME
     ("problem_statement",),  # SWE-bench
-    ("problem_text",),  # CHAMP
+    ("problem_text",),
+    ("_text",),  # CHAMP, under fields: {question: problems}
     ("question_content",),  # LiveCodeBench
     ("instruction", "input"),  # Alpaca
     ("instruction",),
@@ -82,11 +83,13 @@ def item_texts(record: dict[str, Any]) -> list[str]:
 
 
 def _question_texts(value: Any) -> list[str]:
-    """Return the texts of a field: a text, a list of texts, or the user's messages."""
+    """Return the texts of a field: a text, a list of texts, the user's messages, or what rows by id ask."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list):
         return [text for part in value for text in _question_texts(part)]
+    if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+        return [text for row in value.values() for text in item_texts(row)]
     if isinstance(value, dict):
         speaker = next((value[key] for key in SPEAKERS if key in value), "user")
         if speaker in ASKING_SPEAKERS:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from sft.conversation import THINK_TAGS, Message, excerpt
+from sft.conversation import THINK_TAGS, Message, TemplateKwargs, excerpt
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_statistic, read_flag
 from sft.formats.json_text import parsed_or_same
 from sft.formats.not_read import NotRead, holds_something, says_something
@@ -35,7 +35,8 @@ from sft.formats.spellings import (
 from sft.formats.unread import UNPLACED_REASONING, check_column, matters
 
 NO_ROW: Mapping[str, Any] = {}
-REJECTED_ANSWER = "rejected-answer"
+REJECTED_ANSWER, UNSUPPORTED_KWARGS = "rejected-answer", "unsupported-template-kwargs"
+MAX_KWARG = 64  # characters of an argument of the template: no filter reads it
 # A list of flags in the text of an object, of JSON or of Python.
 FLAG_LIST_TEXT = re.compile(
     rf"""["'](?:{"|".join(name.replace("_", "[-_. ]?") for name in FLAG_LISTS)})["']\s*:\s*\[""", re.IGNORECASE
@@ -138,7 +139,7 @@ def _read_known(facts: RowFacts, path: str, value: Any, messages: Sequence[Any],
     if key == TEMPLATE_KWARGS or key == THINKING_KWARGS[0]:
         kwargs = parsed_or_same(value, "{") if key == TEMPLATE_KWARGS else {key: value}
         if type(kwargs) is not dict:
-            raise UnfitRowError("unsupported-template-kwargs", f"{path}: expected an object, found {excerpt(value)}")
+            raise UnfitRowError(UNSUPPORTED_KWARGS, f"{path}: expected an object, found {excerpt(value)}")
         return facts._replace(template_kwargs={**(facts.template_kwargs or {}), **kwargs})
     if key == VERDICT:
         if value is False or (type(value) is str and value.strip().lower() == "false"):  # 0 and 1 name classes
@@ -232,24 +233,28 @@ def _mask(facts: RowFacts, value: Any, not_read: NotRead) -> RowFacts:
 # --- Checks that need the turns --------------------------------------------------------------------------------
 
 
-def check_template_kwargs(kwargs: Mapping[str, Any], turns: Iterable[Message]) -> None:
-    """Raise UnfitRowError unless prep renders the turns with these arguments of the template.
+def check_template_kwargs(kwargs: Mapping[str, Any], turns: Iterable[Message]) -> TemplateKwargs:
+    """Return the arguments that prep gives the template for a row, those with a value.
 
-    prep sets enable_thinking for each trained answer: true if it has reasoning.
+    Not enable_thinking: prep sets it for each trained answer, true if it has reasoning.
+
+    Raises:  UnfitRowError: the row says otherwise, or a value is no number, true or false, or short text.
     """
     trained = [turn for turn in turns if turn["role"] == "assistant" and turn.get("loss", True)]
-    for name, value in kwargs.items():
-        if not says_something(value):
-            continue
-        if name not in THINKING_KWARGS or type(value) is not bool:
-            raise UnfitRowError(
-                "unsupported-template-kwargs", f"{name} is {excerpt(value)}; known: {THINKING_KWARGS[0]}, true or false"
-            )
-        if any(("reasoning_content" in turn) != value for turn in trained):
-            has = "has" if not value else "has no"
-            raise UnfitRowError(
-                "unsupported-template-kwargs", f"{name} is {value}, but a trained answer {has} reasoning"
-            )
+    given = {name: value for name, value in kwargs.items() if value is not None and value != ""}
+    for name, value in given.items():
+        if name in THINKING_KWARGS and type(value) is bool:
+            if any(("reasoning_content" in turn) != value for turn in trained):
+                has = "has" if not value else "has no"
+                raise UnfitRowError(UNSUPPORTED_KWARGS, f"{name} is {value}, but a trained answer {has} reasoning")
+        elif name in THINKING_KWARGS or not _is_short_scalar(value):
+            expected = "true or false" if name in THINKING_KWARGS else f"a number, true, false or {MAX_KWARG} letters"
+            raise UnfitRowError(UNSUPPORTED_KWARGS, f"{name} is {excerpt(value)}, expected {expected}")
+    return {name: value for name, value in given.items() if name != THINKING_KWARGS[0]}
+
+
+def _is_short_scalar(value: Any) -> bool:
+    return len(value) <= MAX_KWARG if type(value) is str else type(value) in (bool, int, float)
 
 
 def add_reasoning(name: str, text: str, turns: Sequence[Message]) -> None:

@@ -104,11 +104,10 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
         raise UnfitRowError("empty-answer", "a reasoning item without an answer after it")
     if facts.reasoning:
         add_reasoning(*facts.reasoning, turns)
-    if facts.template_kwargs:
-        check_template_kwargs(facts.template_kwargs, turns)
+    kwargs = check_template_kwargs(facts.template_kwargs, turns) if facts.template_kwargs else {}
     if facts.unread:
         check_columns(facts.unread, turns)
-    return Conversation(turns, tools)
+    return Conversation(turns, tools, kwargs)
 
 
 def _remove_listed(turns: list[Message], tools: list[Json], not_read: NotRead) -> None:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.feather
 
 from sft.cli import InputError
-from sft.conversation import Message, Rejection, Tools
+from sft.conversation import Message, Rejection, TemplateKwargs, Tools
 from sft.packing.windows import LongAnswer, LongSample, Window, cut_windows
 from sft.parquet import WINDOWS, RowRange, ShardWriter, plan_row_ranges, read_row_range
 from sft.tokens.outline import Outline, outline
@@ -69,9 +69,10 @@ class PinnedStart:
         tools: Tools,
         thinking: bool,
         found: Outline,
+        kwargs: TemplateKwargs,
     ) -> None:
         """Find where it ends, and whether the template writes tools there only; else it is used whole or not at all."""
-        self._chat, self._tools, self._thinking = chat, tools or [], thinking
+        self._chat, self._tools, self._thinking, self._kwargs = chat, tools or [], thinking, kwargs
         self._known: dict[frozenset[int], Int32s] = {}
         self._sizes = [chat.tokenizer.encoder.count(json.dumps(tool, ensure_ascii=False)) for tool in self._tools]
         asked = next((index for index, message in enumerate(messages) if message["role"] == "user"), -1)
@@ -101,7 +102,7 @@ class PinnedStart:
 
     def _prompt(self, chosen: frozenset[int]) -> list[int]:
         tools = [self._tools[number] for number in sorted(chosen)] or None
-        return self._chat.prompt_ids(self._head, tools, thinking=self._thinking)
+        return self._chat.prompt_ids(self._head, tools, thinking=self._thinking, kwargs=self._kwargs)
 
     def _ids(self, chosen: frozenset[int]) -> Int32s | None:
         if chosen not in self._known:
@@ -149,23 +150,24 @@ def windows_of(
 
     Raises:  ChangedError: the conversation has no samples.
     """
-    rendered = chat.render_samples(controlled.messages, tools, controlled.budget, controlled.cut)
+    rendered = chat.render_samples(controlled.messages, tools, controlled.budget, controlled.cut, controlled.kwargs)
     if isinstance(rendered, Rejection):
         raise ChangedError(f"{rendered.reason}: {rendered.evidence}")
     for number, (text, sample) in enumerate(zip(rendered, chat.encode(rendered), strict=True)):
         if isinstance(sample, Rejection):
             raise ChangedError(f"{sample.reason}: {sample.evidence}")
         if len(sample.ids) > limit:
-            windows = _windows_of_sample(chat, text, sample, controlled.messages, tools, limit)
+            windows = _windows_of_sample(chat, text, sample, controlled, tools, limit)
             yield number, len(sample.ids), windows
 
 
 def _windows_of_sample(
-    chat: "ChatTemplate", text: "Rendered", sample: "Sample", messages: list[Message], tools: Tools, limit: int
+    chat: "ChatTemplate", text: "Rendered", sample: "Sample", controlled: Controlled, tools: Tools, limit: int
 ) -> list[Window]:
+    messages = controlled.messages
     found = outline(chat, text, messages)
     thinking = any("reasoning_content" in messages[turn] for turn in text.turns)
-    pin = PinnedStart(chat, sample, messages, tools, thinking, found)
+    pin = PinnedStart(chat, sample, messages, tools, thinking, found, controlled.kwargs)
     numbers = {tool["function"]["name"]: number for number, tool in enumerate(tools or [])}
     header_of = {start.message: start.token for start in found.starts}
     answers = []

@@ -6,7 +6,8 @@ data/filtered/<source>/kept-*.parquet, models/base (tokenizer), the chat templat
                                                group (hash: conversations with the same one are in one split)
         data/prepared/<source>/rejected.jsonl  conversations that cannot be rendered, with reason and evidence
         data/prepared/<source>/chat_template.jinja  the template they were rendered with
-        reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths, removed reasoning
+        reports/prep/<source>.json             the ledger, tokens, trained tokens, lengths, removed reasoning,
+                                               arguments of the template by value
 
 The template is checked before a token is written (sft.tokens.render): the stage fails if the template has no exact
 loss mask. A share of the conversations loses its reasoning, or part of it (sft.tokens.reasoning).
@@ -89,7 +90,9 @@ def prepare_range(task: dict[str, Any]) -> dict[str, Any]:
 
 def collect_results(results: list[dict[str, Any]], scratch: Path, folder: Path) -> dict[str, Counter[Any]]:
     """Move the files of all row ranges to one folder, in order; return the sum of their counts."""
-    counts: dict[str, Counter[Any]] = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths")}
+    counts: dict[str, Counter[Any]] = {
+        name: Counter() for name in ("rows", "rejected", "reasoning", "lengths", "kwargs")
+    }
     with (folder / "rejected.jsonl").open("wb") as rejected:
         for result in results:
             counts["rows"]["in"] += result["rows"]
@@ -136,6 +139,7 @@ def main(source: str) -> None:
     from sft.tokens.prepare import MIN_ROWS_FOR_FASTOKENS
     from sft.tokens.reasoning import ReasoningCounts
     from sft.tokens.render import Settings
+    from sft.tokens.row_kwargs import by_name
 
     params = load("prep")
     filtered, target = Path("data/filtered", source), Path("data/prepared", source)
@@ -189,6 +193,7 @@ def main(source: str) -> None:
         untrained_turns=rows["untrained_turns"],
         reasoning=ReasoningCounts(counts["reasoning"], rows["reasoning_removed"]).report(),
         **({"untrained": untrained} if untrained else {}),
+        **({"template_kwargs": by_name(counts["kwargs"])} if counts["kwargs"] else {}),
         length_quantiles=quantiles(lengths),
         template=params.template,
         template_sha256=hashlib.sha256(text.encode()).hexdigest(),

@@ -30,6 +30,7 @@ from sft.params.base import license_name
 from sft.parquet import CONVERSATIONS, SAMPLES, release_memory
 from sft.tokens.reasoning import Controlled, Shares, control_reasoning
 from sft.tokens.render import ChatTemplate, Settings
+from sft.tokens.row_kwargs import check_kwargs, kwargs_of
 from sft.tokens.segments import SampleColumns, Segments
 from sft.workers import relax_gc, report_row
 
@@ -51,7 +52,7 @@ class PreparedRows(NamedTuple):
     """id, reason, evidence."""
     counts: Counts
     """rows: out, trained and masked (tokens), untrained_turns, earlier_answers (of them, by `train_answers: last`),
-    reasoning_removed (tokens); rejected; reasoning; lengths."""
+    reasoning_removed (tokens); rejected; reasoning; lengths; kwargs (`name=value`)."""
 
 
 @functools.cache
@@ -103,12 +104,13 @@ def prepare_rows(
         rejections.setdefault(int(row_of[sample]), Rejection("too-long", evidence))
     keep = ~np.isin(row_of, list(rejections))
 
-    counts: Counts = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths")}
+    counts: Counts = {name: Counter() for name in ("rows", "rejected", "reasoning", "lengths", "kwargs")}
     for index, row in enumerate(read):
         if index in rejections:
             counts["rejected"][rejections[index].reason] += 1
             continue
         counts["reasoning"][row.controlled.mode] += 1
+        counts["kwargs"].update(f"{name}={json.dumps(value)}" for name, value in row.controlled.kwargs.items())
         counts["rows"]["reasoning_removed"] += row.controlled.tokens_removed
         counts["rows"]["earlier_answers"] += row.earlier_answers
         counts["rows"]["untrained_turns"] += len(
@@ -160,16 +162,18 @@ def read_row(
         for index in earlier:
             messages[index]["loss"] = False
         ranges, count = chat.tokenizer.token_ranges, chat.tokenizer.encoder.count
-        controlled = control_reasoning(name, messages, reasoning, ranges, count)
+        controlled = control_reasoning(name, messages, reasoning, ranges, count, kwargs_of(meta, chat))
         return Row(name, group, controlled, tools, len(earlier))
 
 
 def _add_row(chat: ChatTemplate, segments: Segments, row: Row) -> int | Rejection:
     """Add the samples of a row to `segments`; return their number, or why there are none."""
     report_row(row.name)
-    messages, _, budget, _, cut = row.controlled
+    messages, _, budget, _, cut, kwargs = row.controlled
+    if kwargs and (rejection := check_kwargs(kwargs, chat)):
+        return rejection
     with _naming_row(row.name, messages, row.tools):
-        return chat.add_samples(segments, messages, row.tools, budget, cut)
+        return chat.add_samples(segments, messages, row.tools, budget, cut, kwargs)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from sft.conversation import Message
+from sft.conversation import NO_KWARGS, Message, TemplateKwargs
 from sft.hashing import keyed_hash
 
 MODES = ("none", "kept", "stripped", "truncated")
@@ -45,6 +45,8 @@ class Controlled(NamedTuple):
     tokens_removed: int
     cut: frozenset[int] = frozenset()
     """The messages whose reasoning is shortened."""
+    kwargs: TemplateKwargs = NO_KWARGS
+    """What the row gives the template."""
 
 
 @dataclass
@@ -71,15 +73,16 @@ def control_reasoning(
     params: Shares,
     ranges: TokenRanges,
     count: Callable[[str], int] | None = None,
+    kwargs: TemplateKwargs = NO_KWARGS,
 ) -> Controlled:
     """Return the messages of a conversation (`conversation` is its id) with reasoning kept, removed or truncated.
 
     A conversation to truncate gets one of the budgets that its longest reasoning exceeds; if there is none, all
-    reasoning is kept.
+    reasoning is kept. So it is with `kwargs`: an effort or a budget of the row is that of its own reasoning.
     """
     thoughts = [turn["reasoning_content"] for turn in messages if "reasoning_content" in turn]
-    if not thoughts:
-        return Controlled(messages, "none", None, 0)
+    if not thoughts or kwargs:
+        return Controlled(messages, "kept" if thoughts else "none", None, 0, kwargs=kwargs)
     place = _draw(params.seed, f"reasoning:{conversation}")
     if place >= params.strip + params.truncate:  # most conversations: no tokens are counted
         return Controlled(messages, "kept", None, 0)

@@ -23,12 +23,13 @@ import jinja2
 
 from sft import chat_files
 from sft.cli import InputError
-from sft.conversation import Message, Rejection, Tools, trained_turns
+from sft.conversation import NO_KWARGS, Message, Rejection, TemplateKwargs, Tools, trained_turns
 from sft.tokens import checks
 from sft.tokens.completeness import missing_in_tool
 from sft.tokens.fast_nano3 import MAX_CACHED_TOOLS, PROBES, SHA256, FastNano3
 from sft.tokens.forms import SPLICED, USUAL, Form, make_turns
 from sft.tokens.partition import Part, partition
+from sft.tokens.row_kwargs import NOT_OF_ROWS
 from sft.tokens.segments import Segments
 from sft.tokens.shapes import Shape, example_of, shape_of
 from sft.tokens.spans import (
@@ -114,7 +115,7 @@ class ChatTemplate:
     _header: Header | None = None
     _behind_last: tuple[str, str] = ("", "")
     """The stop token behind a last answer without and with calls, if the template writes it with the next turn."""
-    _support: dict[Shape, Support] = field(default_factory=dict, repr=False)
+    _support: dict[tuple[Shape, str], Support] = field(default_factory=dict, repr=False)
     _tools: dict[tuple[int, str], tuple[Tools, Tools]] = field(default_factory=dict, repr=False)
     """By identity and guard: tools, and the same shielded."""
     _fast: FastNano3 | None = None
@@ -200,18 +201,25 @@ class ChatTemplate:
         return self._fast is not None
 
     def add_samples(
-        self, segments: Segments, messages: list[Message], tools: Tools, budget: int | None = None, cut: Cut = NOT_CUT
+        self,
+        segments: Segments,
+        messages: list[Message],
+        tools: Tools,
+        budget: int | None = None,
+        cut: Cut = NOT_CUT,
+        kwargs: TemplateKwargs = NO_KWARGS,
     ) -> int | Rejection:
         """Add the samples of a conversation to `segments`; return their number, or why there are none.
 
-        `budget` is the reasoning budget that the template writes in the prompt; `cut`: messages whose reasoning is cut.
+        `budget` is the reasoning budget that the template writes in the prompt; `cut`: messages whose reasoning is cut;
+        `kwargs`: what the row gives the template (sft.tokens.row_kwargs).
 
         Raises:  InputError: the template exceeded its limits.
         """
         before = len(segments.sizes)
-        if self._fast is not None and self._fast.add_samples(segments, messages, tools, budget):
+        if self._fast is not None and not kwargs and self._fast.add_samples(segments, messages, tools, budget):
             return len(segments.sizes) - before
-        rendered = self.render_samples(messages, tools, budget, cut)
+        rendered = self.render_samples(messages, tools, budget, cut, kwargs)
         if isinstance(rendered, Rejection):
             return rendered
         for each in rendered:
@@ -221,12 +229,17 @@ class ChatTemplate:
         return len(rendered)
 
     def render_samples(
-        self, messages: list[Message], tools: Tools, budget: int | None = None, cut: Cut = NOT_CUT
+        self,
+        messages: list[Message],
+        tools: Tools,
+        budget: int | None = None,
+        cut: Cut = NOT_CUT,
+        kwargs: TemplateKwargs = NO_KWARGS,
     ) -> list[Rendered] | Rejection:
         """Render a conversation to its samples. Raises InputError: the template exceeded its limits."""
         with self.limited():
-            support = self._support_of(shape_of(messages, tools))
-            render, trained = self._prepare(messages, tools, budget)
+            support = self._support_of(shape_of(messages, tools), kwargs)
+            render, trained = self._prepare(messages, tools, budget, kwargs)
             if support.by_headers and budget is None and not self._looks_for_text_of(messages):
                 rendered = self._by_headers(render, trained, support.parts)
                 if rendered is not None:
@@ -264,18 +277,19 @@ class ChatTemplate:
         looks_for = self._template.looks_for
         return any([text in message["content"] for message in messages for text in looks_for])
 
-    def _support_of(self, shape: Shape) -> Support:
-        """Return what is known about a shape; ask when it is first seen."""
-        support = self._support.get(shape)
+    def _support_of(self, shape: Shape, kwargs: TemplateKwargs = NO_KWARGS) -> Support:
+        """Return what is known about a shape, with arguments of the template; ask when it is first seen."""
+        key = shape, repr(sorted(kwargs.items()))  # True is not 1
+        support = self._support.get(key)
         if support is None:
             if len(self._support) >= MAX_SHAPES:
                 self._support.clear()
-            support = self._support[shape] = self._ask(shape)
+            support = self._support[key] = self._ask(shape, kwargs)
         return support
 
-    def _ask(self, shape: Shape) -> Support:
+    def _ask(self, shape: Shape, kwargs: TemplateKwargs) -> Support:
         messages, tools = example_of(shape)
-        render, trained = self._prepare(messages, tools, None)
+        render, trained = self._prepare(messages, tools, None, kwargs)
         parts, expected = self._by_prompts(render, trained)
         if isinstance(expected, Rejection):
             return Support(False, fault=expected if expected.reason in DROPS else None)
@@ -317,12 +331,20 @@ class ChatTemplate:
         reason = way.faults[parts].reason
         return [], min((turn, fault) for turn, fault in way.faults.items() if fault.reason == reason)[1]
 
-    def _prepare(self, messages: list[Message], tools: Tools, budget: int | None) -> tuple[Render, list[int]]:
+    @functools.cached_property
+    def row_kwargs(self) -> frozenset[str]:
+        """The arguments that a row may give the template: variables that it reads and that nothing else sets."""
+        return self._template.reads - NOT_OF_ROWS - self.tokenizer.special.keys()
+
+    def _prepare(
+        self, messages: list[Message], tools: Tools, budget: int | None, kwargs: TemplateKwargs = NO_KWARGS
+    ) -> tuple[Render, list[int]]:
         """Return a conversation ready to render, and which of its turns are trained."""
         trained = trained_turns(messages)
-        guard = guard_for([messages, tools])
+        texts_in = [messages, tools, *kwargs.values()]
+        guard = guard_for(texts_in)
         shield = functools.partial(self.tokenizer.shield, guard=guard)
-        mark = guard_for([messages, tools, guard]) if self.form.reasoning == SPLICED else ""
+        mark = guard_for([*texts_in, guard]) if self.form.reasoning == SPLICED else ""
         turns = make_turns(messages, self._shield_tools(tools, guard), self.form, shield, guard, mark)
         texts: dict[tuple[Any, ...], str] = {}
 
@@ -330,9 +352,7 @@ class ChatTemplate:
             key = number, thinking, budget, generation_prompt
             if key not in texts:
                 shown = turns.first(number, generation_prompt)
-                rendered = self._render(
-                    shown, turns.tools, thinking=thinking, budget=budget, generation_prompt=generation_prompt
-                )
+                rendered = self._render(shown, turns.tools, thinking, budget, generation_prompt, kwargs)
                 rendered = restore_guard(rendered, guard)
                 if mark:
                     rendered = turns.with_tags(restore_guard(rendered, mark))
@@ -368,14 +388,18 @@ class ChatTemplate:
     ) -> str:
         """Return messages in normal form as text, without limits. Raises jinja2.TemplateError: the template fails."""
         turns = make_turns(messages, tools, self.form, lambda value: value, "")
-        return self._render(
-            turns.messages, tools, thinking=thinking, budget=budget, generation_prompt=generation_prompt
-        )
+        return self._render(turns.messages, tools, thinking, budget, generation_prompt)
 
     def _render(
-        self, messages: list[Message], tools: Tools, *, thinking: bool, budget: int | None, generation_prompt: bool
+        self,
+        messages: list[Message],
+        tools: Tools,
+        thinking: bool,
+        budget: int | None,
+        generation_prompt: bool,
+        kwargs: TemplateKwargs = NO_KWARGS,
     ) -> str:
-        control: dict[str, Any] = {"enable_thinking": thinking}
+        control: dict[str, Any] = {**kwargs, "enable_thinking": thinking}
         if budget is not None:
             control["reasoning_budget"] = budget
         return self._template.render(
@@ -389,10 +413,16 @@ class ChatTemplate:
         )
 
     def prompt_ids(
-        self, messages: list[Message], tools: Tools, *, thinking: bool, budget: int | None = None
+        self,
+        messages: list[Message],
+        tools: Tools,
+        *,
+        thinking: bool,
+        budget: int | None = None,
+        kwargs: TemplateKwargs = NO_KWARGS,
     ) -> list[int]:
         """Return the ids of a prompt: the messages rendered up to and including the generation prompt."""
-        render, _ = self._prepare(messages, tools, budget)
+        render, _ = self._prepare(messages, tools, budget, kwargs)
         with self.limited():
             text = render.text(len(messages), thinking=thinking, budget=budget, generation_prompt=True)
         (sample,) = self.encode([Rendered(text, [], render.turns.guard)])

@@ -31,6 +31,7 @@ import jinja2.utils
 
 from sft.chat_files import read_template
 from sft.cli import InputError
+from sft.tokens.row_kwargs import variables_read
 from sft.tokens.shapes import texts_looked_for
 
 MEMORY_BYTES = 1 << 30
@@ -64,6 +65,8 @@ class Template:
     """Its text."""
     looks_for: tuple[str, ...]
     """Texts that it looks for in messages."""
+    reads: frozenset[str]
+    """Variables that it reads, also as `chat_template_kwargs.<name>`."""
 
     def __init__(self, path: Path, date: str | None = None) -> None:
         """Read and compile the template at `path` (sft.chat_files); `date`: what it writes as today's.
@@ -80,7 +83,8 @@ class Template:
             self.source = read_template(path)
             with limited(self.name):
                 self._template = sandbox.from_string(self.source)
-                self.looks_for = texts_looked_for(sandbox.parse(self.source))
+                parsed = sandbox.parse(self.source)
+                self.looks_for, self.reads = texts_looked_for(parsed), variables_read(parsed)
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{path}:{error.lineno}: not a Jinja template: {error.message}") from error
         except (jinja2.TemplateError, SyntaxError, *TEMPLATE_FAULTS) as error:
