@@ -16,20 +16,16 @@ A well-formed answer is, line by line, what the chat template writes:
     </tool_call>
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
+from sft.formats.argument_text import typed_arguments
 from sft.tool_schemas import ToolSchemas
 
 TAG = re.compile(r"</?tool_call>|<function=|</function>|<parameter=|</parameter>")
 NAME = re.compile(r"<(function|parameter)=([^<>\n]+)>")
-# The published template writes Python's words for these values.
-PYTHON_WORDS = {"True": True, "False": False, "None": None}
-# JSON's types other than strings. A whole float is an integer, a boolean is none.
-NOT_TEXT = {"array": list, "boolean": bool, "integer": int, "null": type(None), "number": int | float, "object": dict}
 OPENING = re.compile(r"<think>\s*(?:</think>\s*)?$")
 
 
@@ -137,25 +133,6 @@ def _parse_call(lines: Sequence[str], at: int) -> tuple[int, Call] | str:
     return at + 2, Call(function[2], arguments)
 
 
-def coerce(text: str, schema: Any) -> Any:
-    """Return the value of an argument in a type that its schema allows, else its text.
-
-    A schema that allows strings only: the text. One that allows other types: the text as JSON, if that has one of
-    them. One without types: the text as JSON, if it is JSON.
-
-    >>> coerce("5", {"type": "integer"}), coerce("5", {"type": "string"}), coerce("five", {"type": "integer"})
-    (5, '5', 'five')
-    """
-    types = _types(schema)
-    if types == {"string"}:
-        return text
-    try:
-        value = PYTHON_WORDS[text] if text in PYTHON_WORDS else json.loads(text, parse_constant=_reject_constant)
-    except (ValueError, RecursionError):
-        return text
-    return value if not types or any(_is_type(value, name) for name in types & NOT_TEXT.keys()) else text
-
-
 def grade(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Verdict:
     """Return the verdict on an answer, given the tools and the reference's tool_calls (OpenAI form)."""
     calls = parse_tool_calls(text)
@@ -164,7 +141,7 @@ def grade(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Ve
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
     if any(call.name not in schemas for call in calls):
         return Verdict(True, False, False, False, "unknown-function")
-    typed = [_typed_arguments(call, schemas[call.name]) for call in calls]
+    typed = [typed_arguments(call.arguments, schemas[call.name]) for call in calls]
     checks = ToolSchemas(schemas)  # the rule of the filter stage
     if any(checks.fault(call.name, arguments) for call, arguments in zip(calls, typed, strict=True)):
         return Verdict(True, True, False, False, "arguments-do-not-fit")
@@ -178,43 +155,9 @@ def grade(text: str, tools: Sequence[Any], reference_calls: Sequence[Any]) -> Ve
     return Verdict(True, True, True, True, "")
 
 
-def _typed_arguments(call: Call, schema: Any) -> dict[str, Any]:
-    properties = _properties(schema)
-    return {name: coerce(text, properties.get(name, {})) for name, text in call.arguments.items()}
-
-
 def _same_arguments(call: Call, typed: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
     """Compare values, and texts too: without a type in the schema, 5 may be a string."""
     expected = reference["arguments"]
     return set(typed) == set(expected) and all(
         typed[name] == value or call.arguments[name] == value for name, value in expected.items()
     )
-
-
-def _properties(schema: Any) -> Mapping[str, Any]:
-    properties = schema.get("properties") if isinstance(schema, dict) else None
-    return properties if isinstance(properties, dict) else {}
-
-
-def _types(schema: Any) -> set[str]:
-    """Return the JSON types that a schema allows; none if it has no types."""
-    if not isinstance(schema, dict):
-        return set()
-    if "type" in schema:
-        named = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        return {name for name in named if isinstance(name, str)}
-    if isinstance(schema.get("enum"), list) and all(isinstance(value, str) for value in schema["enum"]):
-        return {"string"}
-    lists = [schema[key] for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)]
-    choices = [_types(choice) for listed in lists for choice in listed]
-    return set().union(*choices) if all(choices) else set()
-
-
-def _is_type(value: Any, name: str) -> bool:
-    if isinstance(value, bool):
-        return name == "boolean"
-    return isinstance(value, NOT_TEXT[name]) or (name == "integer" and isinstance(value, float) and value.is_integer())
-
-
-def _reject_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")

@@ -7,11 +7,11 @@ from sft import strict_json
 from sft.conversation import Message, excerpt
 from sft.formats.flags import UnfitRowError
 from sft.formats.json_text import parsed_or_same
+from sft.formats.marked_calls import split_calls
 from sft.formats.not_read import NotRead, holds_something, says_something
 from sft.formats.parts import Json, read_id, respell, text_of
 from sft.formats.reasoning import as_list, give_reasoning, reasoning_of, split_reasoning
 from sft.formats.spellings import CALL_KEYS, ID, PLAIN_CALL_KEYS, PLAIN_FUNCTION_KEYS
-from sft.formats.text_calls import split_calls
 from sft.formats.tools import parse_or_reject
 
 
@@ -33,8 +33,8 @@ def call_turn(message: Json, content: Any, not_read: NotRead) -> Message:
     thought, answer = split_reasoning(text)
     give_reasoning(turn, reasoning_of(message, [thought] if thought else [], not_read))
     text = text if answer is None else answer
-    if (hermes := split_calls(text)) is not None:
-        turn["content"], calls = hermes
+    if (marked := split_calls(text)) is not None:
+        turn["content"], calls = marked
     else:
         calls = as_list(parse_or_reject(text, "a call as JSON, and no text before it"))
     if len(calls) == 1 and type(calls[0]) is dict and calls[0].keys().isdisjoint(ID):

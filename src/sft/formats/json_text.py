@@ -64,7 +64,7 @@ def python_to_json(text: str) -> str:
     Raises:  ValueError: a tuple, a comment, a call, or an escape that Python does not know.
 
     >>> python_to_json("{'a': [True, 'it\\\\'s',]}")
-    '{"a": [true, "it\\'s"]}'
+    '{"a":[true,"it\\'s"]}'
     """
     pieces, place = list[str](), 0
     with warnings.catch_warnings():

@@ -10,6 +10,7 @@ Exact or not at all: a message that says two different things, or something that
 Keys that no table names are counted (sft.formats.not_read) and change nothing.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -26,6 +27,7 @@ from sft.formats.columns import (
 )
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained
 from sft.formats.json_text import parsed_or_same
+from sft.formats.marked_calls import MARKUP, find_markup, split_calls, split_results
 from sft.formats.not_read import NotRead
 from sft.formats.parts import MESSAGE_PATH, is_result_part, respell, result_turn, text_of, unread_keys, user_turns
 from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, speaker_of, unwrapped
@@ -35,8 +37,6 @@ from sft.formats.text_calls import (
     bare_calls,
     begins_as_calls,
     split_bracket_calls,
-    split_calls,
-    split_results,
 )
 from sft.formats.text_tools import split_tools
 from sft.formats.tools import parse_or_reject, read_tools
@@ -97,9 +97,12 @@ def _conversation(record: Mapping[str, Any], messages: list[Any], facts: RowFact
     elif any("</tools>" in turn["content"] for turn in turns if turn["role"] == "system"):
         _remove_listed(turns, tools, not_read)
     if tools:
-        turns = _read_tagged_turns(turns, not_read)
-        _read_bare_calls(turns, {tool["function"]["name"] for tool in tools}, not_read)
+        schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+        turns = _read_tagged_turns(turns, schemas, not_read)
+        _read_bare_calls(turns, schemas.keys(), not_read)
         turns = _split_joint_results(turns)
+    else:
+        _check_results(turns)
     if has_thoughts and any(["is_thought" in turn for turn in turns]):
         raise UnfitRowError("empty-answer", "a reasoning item without an answer after it")
     if facts.reasoning:
@@ -195,15 +198,15 @@ def _join(turn: Message, later: Message) -> bool:
     return False
 
 
-def _read_tagged_turns(turns: list[Message], not_read: NotRead) -> list[Message]:
+def _read_tagged_turns(turns: list[Message], schemas: Mapping[str, Any], not_read: NotRead) -> list[Message]:
     """Read calls and results that are written as text between tags, in turns whose tools are known."""
     found: list[Message] = []
     for turn in turns:
         content, role = turn["content"], turn["role"]
-        if role == "assistant" and "</tool_call>" in content and "tool_calls" not in turn:
-            if (hermes := split_calls(content)) is not None:
-                calls = [read_call(call, not_read) for call in hermes[1]]
-                turn = {**turn, "content": hermes[0], "tool_calls": calls}
+        if role == "assistant" and "<" in content and "tool_calls" not in turn:
+            if (marked := split_calls(content, schemas)) is not None:
+                calls = [read_call(call, not_read) for call in marked.calls]
+                turn = {**turn, "content": marked.before, "tool_calls": calls}
         elif role in ("tool", "user") and "</tool_response>" in content:
             if (results := split_results(content)) is not None and (role == "tool" or _is_calling(found)):
                 found += [{**turn, "role": "tool", "content": result} for result in results]
@@ -216,13 +219,15 @@ def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -
     """Make calls of answers that are nothing but calls: JSON with the name of a tool (Llama 3), as Python writes
     them (ToolACE), or after a mark (Mistral, Glaive).
 
-    Raises:  UnfitRowError: a mark, or a bracket and the name of a tool, with a call after it that cannot be read.
+    Raises:  UnfitRowError: a mark, or a bracket or markup and the name of a tool, with a call that cannot be read.
     """
     for index, turn in enumerate(turns):
         if turn["role"] != "assistant" or "tool_calls" in turn:
             continue
+        if (start := find_markup(turn["content"], names)) is not None and not CALL_MARK.match(turn["content"], start):
+            raise UnfitRowError("call-as-text", f"messages[{index}]: {excerpt(turn['content'][start:])}")
         mark = CALL_MARK.search(turn["content"])
-        if mark is None and not turn["content"].lstrip().startswith(("{", "[")):
+        if mark is None and not turn["content"].lstrip().startswith(("{", "[", "```")):
             continue
         text = turn["content"][mark.end() :] if mark else turn["content"]
         calls = bare_calls(CALL_END.sub("", text)) or split_bracket_calls(text, names)
@@ -232,6 +237,15 @@ def _read_bare_calls(turns: list[Message], names: Set[str], not_read: NotRead) -
         elif mark or begins_as_calls(text, names):
             start = mark.start() if mark else 0
             raise UnfitRowError("call-as-text", f"messages[{index}]: {excerpt(turn['content'][start:])}")
+
+
+def _check_results(turns: Sequence[Message]) -> None:
+    """Raise UnfitRowError if a result answers a call in text: without tools, calls in text are not read."""
+    for before, turn in itertools.pairwise(turns):
+        if turn["role"] == "tool" and before["role"] == "assistant" and "tool_calls" not in before:
+            if mark := MARKUP.search(before["content"]) or CALL_MARK.search(before["content"]):
+                found = excerpt(before["content"][mark.start() :])
+                raise UnfitRowError("call-as-text", f"the row has no tools, so calls in text are not read: {found}")
 
 
 def _split_joint_results(turns: list[Message]) -> list[Message]:

@@ -1,9 +1,8 @@
-"""Calls and results that answers have as text: between tags, after a mark, as bare JSON, or as Python writes them.
+"""Calls that answers have as text without tags: after a mark, as bare JSON, or as Python writes them.
 
-`<tool_call>{"name": ..., "arguments": ...}</tool_call>` at the end of an answer and `<tool_response>` in the message
-after it (Hermes, Qwen); `[TOOL_CALLS]` or `<functioncall>` before JSON (Mistral, Glaive); an answer of nothing but JSON
-(Llama 3), or of [get_weather(city="Paris", days=2), now()] (ToolACE, Llama 3.2). Text that only speaks of these forms
-is left as it is.
+`[TOOL_CALLS]` or `<functioncall>` before JSON (Mistral, Glaive, Granite); an answer of nothing but JSON (Llama 3), also
+in a fence of Markdown, or of [get_weather(city="Paris", days=2), now()] (ToolACE, Llama 3.2). Text that only speaks of
+these forms is left as it is. sft.formats.marked_calls has calls between tags.
 """
 
 import contextlib
@@ -15,57 +14,31 @@ from sft.formats.json_text import TOKEN, parse_text
 
 Json = dict[str, Any]
 # What some models write before calls in text, and after them; the keys of a call in text.
-CALL_MARK = re.compile(r"(?:\[TOOL_CALLS\]|<function_?calls?>|<\|python_tag\|>)(?=\s*[\[{])")
-CALL_END = re.compile(r"</function_?calls?>\s*$")
+CALL_MARK = re.compile(
+    r"(?:\[TOOL_CALLS\]|<function_?calls?>|<\|python_tag\|>|<\|tool_call\|>|<TOOLCALL>|<tool_calls>)(?=\s*[\[{])"
+)
+CALL_END = re.compile(r"(?:</function_?calls?>|</TOOLCALL>|</tool_calls>)\s*$")
+FENCE = re.compile(r"\s*```\w*+((?:(?!```).)*+)```\s*", re.DOTALL)
 ARGUMENT_KEYS = {"arguments", "parameters"}
 BARE_KEYS = {"name", "id", "type"} | ARGUMENT_KEYS
 ARGUMENT = re.compile(r"\s*([A-Za-z_][\w-]*)\s*=\s*")
 SEPARATOR, BRACKET = re.compile(r"\s*,\s*"), re.compile(r"\s*\(")
 
 
-def split_calls(text: str) -> tuple[str, list[Any]] | None:
-    """Return the text before the calls at the end of an answer, and the calls; None if it does not end with calls.
+def unfenced(text: str) -> str:
+    """Return what is in the only fence of Markdown that a text is; another text as it is.
 
-    >>> split_calls('I look. <tool_call>{"name": "now", "arguments": {}}</tool_call>')
-    ('I look.', [{'name': 'now', 'arguments': {}}])
+    >>> unfenced("```json\\n[1]\\n```"), unfenced("[1]")
+    ('[1]', '[1]')
     """
-    before, tag, _ = text.partition("<tool_call>")
-    if not tag or "</tool_call>" in before or (contents := _between(text[len(before) :], "tool_call")) is None:
-        return None
-    calls = list[Any]()
-    for content in contents:
-        try:
-            value = parse_text(content)
-        except ValueError:
-            return None
-        calls += value if isinstance(value, list) else [value]
-    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        return None
-    return before.rstrip(), calls
-
-
-def split_results(text: str) -> list[str] | None:
-    """Return the results in a text of nothing but results; None for other text."""
-    return _between(text, "tool_response")
-
-
-def _between(text: str, tag: str) -> list[str] | None:
-    """Return what is between pairs of a tag; None if other text does, too.
-
-    >>> _between("<a>1</a> <a>2</a>", "a"), _between("<a>1</a> so", "a")
-    (['1', '2'], None)
-    """
-    *pieces, end = text.split(f"</{tag}>")
-    contents = [piece.strip().split(f"<{tag}>") for piece in pieces]
-    if end.strip() or not contents or any(len(parts) != 2 or parts[0] for parts in contents):
-        return None
-    return [parts[1].strip() for parts in contents]
+    fenced = FENCE.fullmatch(text)
+    return fenced[1].strip() if fenced else text
 
 
 def bare_calls(text: str) -> list[Json]:
     """Return the calls that a text is; none if it is another."""
     with contextlib.suppress(ValueError):
-        value = parse_text(text)
+        value = parse_text(unfenced(text))
         calls = value if type(value) is list else [value]
         if all(type(call) is dict and type(call.get("name")) is str and call.keys() <= BARE_KEYS for call in calls):
             has_arguments = any(not ARGUMENT_KEYS.isdisjoint(call) for call in calls)
