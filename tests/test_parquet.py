@@ -1,6 +1,8 @@
 """Shards: rows come back unchanged and in order, whatever their number."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -140,3 +142,13 @@ def test_a_shard_of_another_form_is_an_error(tmp_path, change, fault):
     pq.write_table(change(pq.read_table(path)), path)
     with pytest.raises(InputError, match=rf"samples-00000\.parquet: .*{fault}"):
         list(read_tables(tmp_path, schema=SAMPLES))
+
+
+def test_no_array_loads_pandas_and_what_needs_it_does():
+    """pyarrow would import it for its first array, in every worker."""
+    code = (
+        "import sys, pyarrow as pa; from sft.parquet import SAMPLES; "
+        "table = pa.Table.from_pylist([{'sample': 1}], schema=SAMPLES); assert 'pandas' not in sys.modules; "
+        "assert table.to_pandas()['sample'].tolist() == [1]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -127,7 +127,7 @@ def prepare_rows(
     licenses = [license_in(meta) for meta in rows["meta"].to_pylist()]
     of_rows = [names[index] for index in row_of], [licenses[index] for index in row_of]
     table = _table(*of_rows, np.array([row.group for row in read], np.uint64)[row_of], row_of, columns)
-    return PreparedRows(table if keep.all() else table.take(_array(np.flatnonzero(keep))), rejected, counts)
+    return PreparedRows(table if keep.all() else table.take(pa.array(np.flatnonzero(keep))), rejected, counts)
 
 
 def prepare_examined(
@@ -227,33 +227,23 @@ def _table(
     first = np.searchsorted(row_of, row_of)  # index of the first sample of its row
     values: dict[str, pa.Array] = {
         "conversation_id": _texts(names),
-        "sample": _array((np.arange(len(row_of)) - first).astype(np.int32)),
+        "sample": pa.array((np.arange(len(row_of)) - first).astype(np.int32)),
         "ids": _lists(columns.ids, columns.sizes, "ids"),
         "mask": _lists(columns.mask, columns.sizes, "mask"),
         "turn_ends": _lists(columns.turn_ends, columns.turns, "turn_ends"),
-        "group": _array(groups),
+        "group": pa.array(groups),
         "license": _texts(licenses),
     }
     return pa.table([values[name] for name in SAMPLES.names], schema=SAMPLES)
 
 
-# Arrow arrays are made from buffers: `pa.array` would import pandas, a tenth of a worker's start.
-
-
 def _texts(values: list[str]) -> pa.Array:
-    encoded = [value.encode("utf-8", "backslashreplace") for value in values]  # a license may have a lone surrogate
-    return pa.StringArray.from_buffers(
-        len(values), pa.py_buffer(_offsets(map(len, encoded))), pa.py_buffer(b"".join(encoded))
-    )
+    return pa.array([value.encode("utf-8", "backslashreplace") for value in values], pa.string())  # lone surrogates
 
 
 def _lists(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64], name: str) -> pa.Array:
     assert len(values) < 1 << 31, "offsets of Arrow's lists are 32-bit"
-    return pa.ListArray.from_arrays(_array(_offsets(sizes)), _array(values), type=SAMPLES.field(name).type)
-
-
-def _array(values: npt.NDArray[Any]) -> pa.Array:
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+    return pa.ListArray.from_arrays(pa.array(_offsets(sizes)), pa.array(values), type=SAMPLES.field(name).type)
 
 
 def _offsets(sizes: Iterable[int]) -> npt.NDArray[np.int32]:
