@@ -75,7 +75,12 @@ def test_a_path_names_a_split_or_none(name: str, split: str | None) -> None:
             "train_sft-0-of-1.csv",
             {"of split test_sft": ["test_sft-0-of-1.csv"]},
         ),
-        ("a.jsonl README.md b.zip", "train", "a.jsonl", {"of other kinds": ["README.md", "b.zip"]}),
+        (
+            "a.jsonl b.feather README.md b.zip c.jsonl.tar.gz",
+            "train",
+            "a.jsonl b.feather",
+            {"to unpack first": ["b.zip", "c.jsonl.tar.gz"], "of other kinds": ["README.md"]},
+        ),
         ("state.json a.jsonl", "train", "a.jsonl state.json", {}),
         (
             "state.json dataset_info.json cache-0a.arrow a.arrow",

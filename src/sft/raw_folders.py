@@ -17,10 +17,10 @@ from sft.cli import InputError
 from sft.dataset_card import CARD, Splits, choose_config, files_by_config
 from sft.hashing import files_below
 
-LINES, DOCUMENT, TABLES = {".jsonl", ".jsonlines", ".ndjson"}, {".json"}, {".parquet", ".arrow"}
+LINES, DOCUMENT, TABLES = {".jsonl", ".jsonlines", ".ndjson"}, {".json"}, {".parquet", ".arrow", ".feather"}
 DELIMITED = {".csv": ",", ".tsv": "\t"}
 COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
-KINDS = ".jsonl, .json, .parquet, .arrow, .csv or .tsv, plain or with .gz, .zst, .bz2 or .xz"  # for messages
+KINDS = ".jsonl, .json, .parquet, .arrow, .feather, .csv or .tsv, plain or with .gz, .zst, .bz2 or .xz"  # for messages
 # What datasets writes beside the rows of a folder; state.json is the same only next to a dataset_info.json.
 ABOUT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 STATE = "state.json"
@@ -39,7 +39,8 @@ SHARD = re.compile(rf"({_WORD})(_\w+?)?-\d+-of-\d+(?:-[0-9a-f]{{16}})?")
 FIRST_WORD = re.compile(rf"({_WORD})(?![a-z])")
 LAST_WORD = re.compile(rf"(?:.*[^a-z])?({_WORD})[-_. ]?\d*(?:-of-\d+)?(?:-[0-9a-f]{{16}})?")
 ANY_WORD = re.compile(rf"(?<![a-z])({_WORD})(?![a-z])")
-NO_SPLIT, OTHER_KIND = "without a split in their names", "of other kinds"
+ARCHIVES = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar"}
+NO_SPLIT, ARCHIVE, OTHER_KIND = "without a split in their names", "to unpack first", "of other kinds"
 
 
 class SelectedFiles(NamedTuple):
@@ -161,7 +162,11 @@ def select_files(folder: Path, split: str = ALL, config: str | None = None) -> S
         (NO_SPLIT if group is None else f"of split {group}", groups[group]) for group in _sorted(groups, chosen)
     ]
     others += [(f"of config {other}", itertools.chain(*configs[other].values())) for other in sorted(configs)]
-    others += [(f"that {CARD} does not name", with_rows), (OTHER_KIND, names.difference(with_rows))]
+    others += [
+        (f"that {CARD} does not name", with_rows),
+        (ARCHIVE, [name for name in names if file_kind(name)[0] in ARCHIVES]),
+    ]
+    others += [(OTHER_KIND, names.difference(with_rows))]
     left, not_read = names.difference(read), {}
     for title, of in others:
         if found := sorted(left.intersection(of)):

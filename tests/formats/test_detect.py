@@ -95,3 +95,12 @@ def test_without_rows_or_with_fields_there_is_nothing_to_find(tmp_path: Path) ->
         detect(tmp_path, AUTO)
     with pytest.raises(InputError, match=r"Remove read\.fields"):
         detect(tmp_path, Read(format="auto", fields={"messages": "chat"}))
+
+
+def test_the_message_says_why_rows_do_not_fit(tmp_path):
+    write_lines(tmp_path, "a.jsonl", {"messages": [MESSAGES[0], {"role": "narrator", "content": "b"}]})
+    with pytest.raises(InputError, match=r"a\.jsonl:1: unknown-role: messages\[1\]: found 'narrator'"):
+        detect(tmp_path, AUTO)
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.txt")
+    with pytest.raises(InputError, match=r"a\.txt\)\. Rows are read from \.jsonl"):
+        detect(tmp_path, AUTO)

@@ -108,3 +108,13 @@ JSON = st.recursive(
 def test_advice_on_any_record_is_text(record):
     suggestion = suggest_read(record)
     assert suggestion is None or suggestion.line().startswith("  read: ")
+
+
+def test_system_instructions_beside_messages_of_a_span_are_its_system_message():
+    inside = {"gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text", "content": "a"}]}]}
+    inside["gen_ai.output.messages"] = [{"role": "assistant", "parts": [{"type": "text", "content": "b"}]}]
+    inside["gen_ai.system_instructions"] = '[{"type": "text", "content": "S"}]'
+    for row, prefix in ((inside, ""), ({"attributes": inside}, "attributes.")):
+        suggestion = suggest_read(row)
+        assert suggestion is not None
+        assert dict(suggestion.fields)["system"] == f"{prefix}gen_ai.system_instructions"

@@ -14,6 +14,9 @@ USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content"
 OTHERS = [
     {"message_id": "1", "parent_id": None, "text": "a", "role": "prompter", "lang": "en"},
     {"message_tree_id": "1", "prompt": {"text": "a", "role": "prompter", "replies": []}},
+    {"mapping": {"a": {"message": None, "parent": None}}, "current_node": "a"},
+    {"chat_messages": [{"sender": "human", "text": "a"}]},
+    {"schema_version": "ATIF-v1.2", "steps": [{"source": "user", "message": "a"}]},
     {"segments": [{"label": False, "text": "<s>a"}, {"label": True, "text": "b</s>"}]},
     {"sessionId": "1", "uuid": "2", "parentUuid": None, "type": "user", "message": {"role": "user", "content": "a"}},
     {"timestamp": "t", "type": "response_item", "payload": {"type": "message", "role": "user", "content": []}},
@@ -65,6 +68,18 @@ def test_a_row_that_is_no_conversation_is_rejected_by_name(tmp_path, row, shape)
 )
 def test_text_of_a_chat_template_is_rejected_with_its_markup(row):
     assert other_shape(row).startswith("text with the markup of a chat template")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"gen_ai.prompt.0.role": "user", "gen_ai.prompt.0.content": "a"},
+        {"attributes": {"llm.input_messages.0.message.role": "user"}},
+    ],
+    ids=str,
+)
+def test_a_flat_span_is_named(row):
+    assert other_shape(row).startswith("a span of a trace")
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,9 @@ def test_the_declarations_of_gemini_are_tools():
     (tool,) = read_tools([{"functionDeclarations": [{"name": "add", "parameters": parameters}]}], NotRead())
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     assert tool == {"type": "function", "function": {"name": "add", "parameters": schema}}
+
+
+def test_tools_by_name_are_tools():
+    parameters = {"type": "object", "properties": {}}
+    (tool,) = read_tools({"add": {"description": "Adds.", "parameters": parameters}}, NotRead())
+    assert tool["function"] == {"name": "add", "description": "Adds.", "parameters": parameters}

@@ -36,6 +36,7 @@ def test_a_flag_under_an_unknown_name_rejects_the_row(key, value):
     ("key", "value"),
     [
         ("train_loss", 2.31),
+        ("train_step", 0),
         ("skip", "a"),
         ("exclude", False),
         ("include", True),
@@ -180,3 +181,31 @@ def test_a_tag_in_code_stands_for_no_column_that_holds_text():
     html = {"role": "assistant", "content": "Write <video> around it."}
     assert reason([ASK, html], {"solution": "b", "answer": "b"}) == ""
     assert reason([ASK, html], {"video_ids": [7]}) == "non-text-content"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("documents", [{"title": "T", "text": "A long passage."}]),
+        ("context", "A long passage."),
+        ("retrieved_chunks", ["A long passage."]),
+        ("sourceDocuments", "A long passage."),
+    ],
+)
+def test_documents_in_a_column_reject_the_row_unless_a_message_has_them(name, value):
+    assert reason([ASK, ANSWER], {name: value}) == "unread-context"
+    shown = {"role": "user", "content": "From: A  long\npassage."}
+    assert reason([shown, ANSWER], {name: value}) == ""
+
+
+@pytest.mark.parametrize("name", ["context_type", "document_id", "context"])
+def test_a_label_of_a_context_is_counted(name):
+    assert reason([ASK, ANSWER], {name: "math" if name == "context" else "two words"}) == ""
+
+
+def test_an_answer_that_was_truncated_rejects_the_row():
+    for name in ("is_truncated", "truncated", "responseTruncated"):
+        assert reason([ASK, ANSWER], {name: True}) == "cut-answer"
+        assert reason([ASK, {**ANSWER, name: True}]) == "cut-answer"
+        assert reason([ASK, ANSWER], {name: False}) == ""
+    assert reason([ASK, ANSWER], {"prompt_truncated": True}) == ""

@@ -36,6 +36,7 @@ from sft.formats.turn_lists import messages_of_turns
 
 SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of an object of another shape
 MESSAGE_TEXT = re.compile("""["']role["']""")
+PARTS_TEXT = re.compile(r"""\s*\[\s*\{\s*["']type["']\s*:\s*["']text["']""")
 AUTO = "auto"  # sft.formats.detect finds the format
 KEPT_ROWS = 20  # rows without the fields of their format, kept to suggest what `read` should be
 
@@ -269,6 +270,8 @@ def _system_messages(system: Any) -> list[Json]:
     """
     if type(system) is dict and "parts" in system:  # Gemini's
         system = system["parts"]
+    if type(system) is str and PARTS_TEXT.match(system):
+        system = parsed_or_same(system)
     value = parsed_or_same(system) if type(system) is str and MESSAGE_TEXT.search(system) else system
     items = value if type(value) is list else [value]
     if not all(type(item) is dict and role_of(item.get("role")) and "content" in item for item in items):

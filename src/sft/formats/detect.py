@@ -19,7 +19,7 @@ from sft.formats.other_shapes import WRITE, other_shape
 from sft.formats.raw_files import Row, read_objects
 from sft.formats.records import ChatRow
 from sft.params.data import Read
-from sft.raw_folders import select_files
+from sft.raw_folders import KINDS, select_files
 
 ROWS, MIN_SHARE = 1_000, 0.99
 MISFITS = {"malformed-row", "unknown-role", "no-messages"}  # reasons that say that a row has another form
@@ -54,17 +54,21 @@ def detect(folder: Path, read: Read) -> tuple[Suggestion, dict[str, Any]]:
     if not (rows := [row for row in found if row.record is not None]):
         faults = [f"{row.location}: {row.fault}" for row in found[:1]]
         files = select_files(folder, read.split, read.config).line()
-        reason = " ".join((*faults, *([f"Files that are not read: {files}"] if files else []))) or "Check uri"
+        others = f"Files that are not read: {files}. Rows are read from {KINDS}"
+        reason = " ".join((*faults, *([others] if files else []))) or "Check uri"
         raise InputError(f"{folder}: no row to find the format of. {reason}.")
-    fits, ends_open = Counter[Suggestion](), Counter[Suggestion]()
+    fits, ends_open, misfits = Counter[Suggestion](), Counter[Suggestion](), dict[Suggestion, str]()
     for suggestion in _suggestions(rows):
         for row in rows:
             outcome = _outcome(suggestion, row)
-            fits[suggestion] += _fits(suggestion, outcome)
+            is_fit = _fits(suggestion, outcome)
+            fits[suggestion] += is_fit
             ends_open[suggestion] += _ends_open(outcome)
+            if isinstance(outcome, Rejection) and not is_fit:
+                misfits.setdefault(suggestion, f"{row.location}: {outcome.reason}: {outcome.evidence}")
     best = max(fits, key=lambda suggestion: fits[suggestion], default=None)
     if best is None or fits[best] < MIN_SHARE * len(rows):
-        raise InputError(_undecided(folder, rows, fits))
+        raise InputError(_undecided(folder, rows, fits, misfits))
     if (open_rows := ends_open[best]) >= MIN_SHARE * len(rows):
         raise InputError(
             f"{folder}: read: {AUTO}: the last message of {open_rows} of the first {len(rows)} rows is the user's. "
@@ -83,23 +87,23 @@ def _suggestions(rows: Sequence[Row]) -> list[Suggestion]:
     return list(dict.fromkeys(([whole] if whole else []) + [suggestion for suggestion, _ in single.most_common()]))
 
 
-def _fits(suggestion: Suggestion, outcome: Conversation | Rejection | None) -> bool:
+def _fits(suggestion: Suggestion, outcome: Conversation | Rejection) -> bool:
     if isinstance(outcome, Conversation) and suggestion.format == "alpaca":
         # Messages that end with an answer are no question of which another column has the answer.
         return _roles(outcome)[-2:] != ["assistant", "assistant"]
-    return outcome is not None and (not isinstance(outcome, Rejection) or outcome.reason not in MISFITS)
+    return not isinstance(outcome, Rejection) or outcome.reason not in MISFITS
 
 
-def _outcome(suggestion: Suggestion, row: Row) -> Conversation | Rejection | None:
-    """Return a row as a conversation, or why it is none; None if it has not the fields of the form."""
+def _outcome(suggestion: Suggestion, row: Row) -> Conversation | Rejection:
+    """Return a row as a conversation, or why it is none."""
     counts = FieldCounts()
     (converted,) = convert_chats([row], suggestion.format, dict(suggestion.fields), {}, counts)
     if not isinstance(converted, ChatRow) or converted.record is None:
-        return None
+        return Rejection("malformed-row", converted.fault)
     return normalize(converted.record, converted.columns, converted.columns_read)
 
 
-def _ends_open(outcome: Conversation | Rejection | None) -> bool:
+def _ends_open(outcome: Conversation | Rejection) -> bool:
     """Return whether a row has answers, but its last message is the user's."""
     roles = _roles(outcome) if isinstance(outcome, Conversation) else []
     return "assistant" in roles and roles[-1] == "user"
@@ -109,9 +113,15 @@ def _roles(conversation: Conversation) -> list[str]:
     return [turn["role"] for turn in conversation.messages]
 
 
-def _undecided(folder: Path, rows: Sequence[Row], fits: Mapping[Suggestion, int]) -> str:
+def _undecided(
+    folder: Path, rows: Sequence[Row], fits: Mapping[Suggestion, int], misfits: Mapping[Suggestion, str]
+) -> str:
     ranked = sorted(fits, key=lambda suggestion: -fits[suggestion])[:SHOWN_FORMS]
-    forms = "".join(f"\n{fits[suggestion]:6} fit {suggestion.line().strip()}" for suggestion in ranked)
+    forms = "".join(
+        f"\n{fits[suggestion]:6} fit {suggestion.line().strip()}"
+        + (f"\n         {misfits[suggestion]}" if suggestion in misfits else "")
+        for suggestion in ranked
+    )
     found = listed(dict(sorted(merged(row.record for row in rows if row.record is not None).items())))
     shapes = Counter(filter(None, (other_shape(row.record) for row in rows if row.record is not None)))
     forms += "".join(f"\n{count:6} are {shape}." for shape, count in shapes.most_common(SHOWN_FORMS))

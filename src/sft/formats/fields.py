@@ -205,9 +205,10 @@ def _suggestion(format: str, fields: dict[str, str]) -> Suggestion:
 def _system(paths: list[tuple[str, Any]], beside: str = "") -> dict[str, str]:
     """Return the path of a system message: beside a field, or of the row."""
     given = {path for path, value in paths if says_something(value)}
-    inside = _folder(beside)
+    folders = [beside[: dot + 1] for dot in range(len(beside) - 1, -1, -1) if beside[dot] == "."]  # the nearest first
     names = [*SYSTEM_COLUMNS, "instructions"] if beside.rpartition(".")[2] == "input" else SYSTEM_COLUMNS
-    return next(({"system": path} for name in names for path in (inside + name, name) if path in given), {})
+    paths_of = (folder + name for name in names for folder in (*folders, ""))
+    return next(({"system": path} for path in paths_of if path in given), {})
 
 
 def _tools(paths: list[tuple[str, Any]]) -> str:

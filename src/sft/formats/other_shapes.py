@@ -19,8 +19,17 @@ SEVERAL = f"several answers to one question. Take the best one, and write {WRITE
 # Text that a chat template made: its columns, if no other one has the answer, and what is before a turn.
 RENDERED = ("text", "chat", "chosen", "conversation", "input")
 MARKUP = re.compile(
-    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|\[\|Human\|\]|### ?(?:Human|Instruction|User)\b"
+    r"<\|im_start\|>|<\|start\|>user"
+    r"|<\|start_header_id\|>|<start_of_turn>|\[INST\]|\[\|Human\|\]|### ?(?:Human|Instruction|User)\b"
     r"|(?:^|\n)(?:Human|USER|User): "
+)
+
+
+# Columns with a field of a message each, as OpenLLMetry and OpenInference flatten spans.
+FLAT = re.compile(r"(?:.*\.)?(?:gen_ai\.(?:prompt|completion)|llm\.(?:input|output)_messages)\.\d+\..+")
+SPAN = (
+    "a span of a trace, with a column for each field of its messages (gen_ai.prompt.0.role). Join them, and write "
+    f"{WRITE}"
 )
 
 
@@ -53,6 +62,21 @@ SHAPES = (
         "prompt",
         dict,
         f"a tree of messages (OpenAssistant). Follow the best replies from the prompt to a leaf, and write {WRITE}",
+    ),
+    _shape(
+        "mapping current_node",
+        "mapping",
+        dict,
+        f"an export of ChatGPT, a tree of messages. Follow parent from current_node to the root, and write {WRITE}",
+    ),
+    _shape("chat_messages", "chat_messages", dict, f"an export of Claude. Write {WRITE}", keys="sender"),
+    _shape(
+        "schema_version steps",
+        "steps",
+        dict,
+        "a trajectory of ATIF. Write each step as a message of its source, its calls under tool_calls, and each result "
+        f"of its observation as a message of role tool: {WRITE}",
+        keys="source",
     ),
     _shape(
         "segments",
@@ -138,6 +162,9 @@ def other_shape(record: Mapping[str, Any]) -> str:
     chats = (parsed_or_same(record.get(name), "[") for name in CHAT_COLUMNS)
     if any(type(chat) is list and chat for chat in chats):
         return ""
+    attributes = record.get("attributes")
+    if any(map(FLAT.fullmatch, (*record, *(attributes if type(attributes) is dict else ())))):
+        return SPAN
     for shape in SHAPES:
         if shape.names <= record.keys():
             value = record[shape.field]

@@ -2,8 +2,8 @@
 
 `read_objects(folder, split)` reads the files of data/raw/<source>/ that sft.raw_folders selects, in the order of their
 names, and yields a `Row` for each object: .jsonl (also .jsonlines, .ndjson), .json (an array, an object, or lines),
-.parquet, .arrow (as datasets saves it), .csv and .tsv (with a header), each also as .gz, .zst, .bz2 or .xz. A row that
-cannot be read is a `Row` with a fault, so that it is counted.
+.parquet, .arrow (as datasets saves it), .feather, .csv and .tsv (with a header), each also as .gz, .zst, .bz2 or .xz.
+A row that cannot be read is a `Row` with a fault, so that it is counted.
 
 `plan_parts(folder, scratch, split)` divides the same files into parts for workers; they depend on the files alone. The
 rows that `read_part` yields for all parts, in order, are those of `read_objects`.

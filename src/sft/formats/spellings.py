@@ -139,9 +139,9 @@ LEFT_OUT: dict[str, bool | None] = {
     **dict.fromkeys(("skip", "exclude", "excluded"), True),
     **dict.fromkeys(("include", "included"), False),
 }
-LEFT_OUT_TURNS = LEFT_OUT | {"prefill": True, "context": True, "target": None}
+LEFT_OUT_TURNS = LEFT_OUT | {"prefill": True, "context": True, "deleted": True, "target": None}
 # Words beside them that change nothing, as in is_context_turn.
-LITTLE_WORDS = _words("is be to in as for only this turn message answer response assistant sample row")
+LITTLE_WORDS = _words("is be was to in as for only this turn message answer response completion assistant sample row")
 # In columns, and in keys of messages.
 THOUGHT_WORDS = _words("reasoning thinking thought thoughts cot")
 REASONING_WORDS = THOUGHT_WORDS | _words("think rationale scratchpad monologue analysis")
@@ -152,7 +152,8 @@ OTHER_THINKERS = _words(
     "difficulty user"
 )
 CALL_WORDS = _words("tool tools call calls function functions invocation invocations action actions observation")
-CONTEXT_WORDS = _words("context contexts document documents docs passage passages attachment attachments file files")
+COLUMN_CONTEXT_WORDS = _words("context contexts document documents docs passage passages retrieved")
+CONTEXT_WORDS = COLUMN_CONTEXT_WORDS | _words("attachment attachments file files")
 # What a key that ends in one says about a thing is no such thing: reasoning_type, tool_name, completion_tokens.
 LABEL_WORDS = _words(
     "type types kind mode modes name names label labels category categories class level levels difficulty topic topics "
@@ -290,7 +291,10 @@ PYTHON_TYPES = {
 # --- Columns of a row ----------------------------------------------------------------------------------------
 
 CHAT_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue")  # their list is a conversation
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
+SYSTEM_COLUMNS = (
+    *("system", "system_prompt", "system_message", "systemInstruction", "system_instruction"),
+    "system_instructions",  # OpenTelemetry's
+)
 TOOLS_COLUMNS = ("tools", "functions", "toolConfig")
 LICENSE_COLUMNS = ("license", "licence", "licenses")
 GROUP_COLUMNS = ("group", "group_id")  # of rows that belong together: they are in one split

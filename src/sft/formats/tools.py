@@ -21,6 +21,7 @@ Json = dict[str, Any]
 # Keywords by which an object is a JSON schema, and not a list of parameters by name.
 SCHEMA_WORDS = {"type", "properties", "$ref", "anyOf", "allOf", "oneOf", "not", "if", "items", "enum", "const"}
 SCHEMA_WORDS |= {"additionalProperties", "patternProperties", "required", "definitions", "$defs", "$schema"}
+TOOL_WORDS = {"description", "parameters", "input_schema", "inputSchema"}
 
 # Gemini's names of types -> those of JSON schema.
 GEMINI_TYPES = {name.upper(): name for name in ("string", "number", "integer", "boolean", "array", "object")}
@@ -29,9 +30,9 @@ GEMINI_TYPES = {name.upper(): name for name in ("string", "number", "integer", "
 def read_tools(tools: Any, not_read: NotRead) -> list[Json] | None:
     """Return tools in OpenAI form; None if there are none.
 
-    Accepts a list, an object, or JSON text of either, also of each tool; tools with or without the `function` wrapper;
-    Anthropic's `input_schema`, Gemini's
-    `functionDeclarations`, OpenCode's `id` and `inputSchema`; parameters by name with Python's types (xLAM).
+    Accepts a list, a tool, tools by name, or JSON text of these, also of each tool; tools with or without the
+    `function` wrapper; Anthropic's `input_schema`, Gemini's `functionDeclarations`, OpenCode's `id` and `inputSchema`;
+    parameters by name with Python's types (xLAM).
 
     Raises:  UnfitRowError: a tool without a name, or text that is not JSON.
     """
@@ -39,11 +40,19 @@ def read_tools(tools: Any, not_read: NotRead) -> list[Json] | None:
     if not says_something(tools):
         return None
     if type(tools) is dict:
-        tools = tools["tools"] if type(tools.get("tools")) is list else [tools]
+        tools = tools["tools"] if type(tools.get("tools")) is list else _by_name(tools)
     if type(tools) is not list:
         raise UnfitRowError("malformed-row", f"tools: expected a list, found {excerpt(tools)}")
     tools = [each for index, tool in enumerate(tools) for each in _declared(_decoded(tool, f"tools[{index}]"))]
     return [_tool(tool, index, not_read) for index, tool in enumerate(tools)]
+
+
+def _by_name(tools: Json) -> list[Json]:
+    """Return the tools of an object {name: tool}; another object is a tool itself."""
+    are_tools = all(type(tool) is dict and not TOOL_WORDS.isdisjoint(tool) for tool in tools.values())
+    return (
+        [{"name": name, **tool} for name, tool in tools.items()] if are_tools and "function" not in tools else [tools]
+    )
 
 
 def _declared(tool: Any) -> list[Any]:

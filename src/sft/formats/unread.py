@@ -17,6 +17,7 @@ from sft.formats.not_read import holds_something, says_something
 from sft.formats.spellings import (
     ANSWERS,
     CALL_WORDS,
+    COLUMN_CONTEXT_WORDS,
     CONTEXT_WORDS,
     CUT_ANSWERS,
     FLAG_TEXTS,
@@ -132,7 +133,7 @@ def check_column(name: str, value: Any, num_turns: Callable[[], Sequence[int]]) 
 
 
 def check_columns(unread: Mapping[str, Any], turns: Sequence[Message]) -> None:
-    """Raise UnfitRowError if the turns need what columns hold: media, a thought, options, an answer or its end."""
+    """Raise UnfitRowError if the turns need what columns hold: media, a thought, documents, options, an answer."""
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     has_thought = any("reasoning_content" in turn for turn in answers)  # so that a column has one of another model
     for name, value in unread.items():
@@ -143,6 +144,12 @@ def check_columns(unread: Mapping[str, Any], turns: Sequence[Message]) -> None:
             raise UnfitRowError(
                 UNPLACED_REASONING,
                 f"the column {name} may be the reasoning of an answer. Put it into its message as reasoning_content: "
+                f"{excerpt(value)}",
+            )
+        if _names_context(name) and _adds_words(value, {"turns": turns}):
+            raise UnfitRowError(
+                DOCUMENTS.reason,
+                f"the column {name} is not read. Write what the model sees into the question, and remove the column: "
                 f"{excerpt(value)}",
             )
         if answers and turns[-1] is answers[-1] and _is_cut(name, value):
@@ -161,16 +168,22 @@ def check_columns(unread: Mapping[str, Any], turns: Sequence[Message]) -> None:
             )
 
 
+def _names_context(name: str) -> bool:
+    """Return whether a column may hold documents that a question is about."""
+    return not words_of(name).isdisjoint(COLUMN_CONTEXT_WORDS) and not is_label(name)
+
+
 def matters(name: str) -> bool:
     """Return whether `check_columns` looks at a column."""
     key = snake_case(name)
-    return key in OPTIONS or key in ANSWERS or key in STOP_REASONS or names_thought(name)
+    names_end = key in STOP_REASONS or _says_truncated(name)
+    return key in OPTIONS or key in ANSWERS or names_end or names_thought(name) or _names_context(name)
 
 
 def says_whether(key: str, value: Any) -> bool:
     """Return whether a key that no table names says yes or no to being trained, be it clear which of both."""
     words = words_of(key)
-    if not words.isdisjoint(FLAG_WORDS) and not is_label(key):
+    if not words.isdisjoint(FLAG_WORDS) and words.isdisjoint(SPLIT_WORDS) and not is_label(key):
         is_weight = isinstance(value, int | float) and not words.isdisjoint(("weight", "weights"))
         return is_weight or _is_flag(value) or (type(value) is list and all(map(_is_flag, value)))
     return _leaves_out(words, value, LEFT_OUT_TURNS)
@@ -198,14 +211,21 @@ def _is_whole_number(value: Any) -> bool:
 
 
 def _is_cut(name: str, value: Any) -> bool:
-    return snake_case(name) in STOP_REASONS and str(value).lower() in CUT_ANSWERS
+    if snake_case(name) in STOP_REASONS:
+        return str(value).lower() in CUT_ANSWERS
+    return value is True and _says_truncated(name)
+
+
+def _says_truncated(name: str) -> bool:
+    words = words_of(name)
+    return "truncated" in words and words <= LITTLE_WORDS | {"truncated"}
 
 
 def _texts(value: Any, number: int) -> Iterator[str]:
     """Yield the texts in a value that have some words."""
     if isinstance(value, str):
         if len(value.split(maxsplit=number)) >= number:
-            yield value.strip()
+            yield " ".join(value.split())
         return
     for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
         yield from _texts(item, number)
