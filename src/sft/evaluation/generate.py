@@ -9,16 +9,17 @@ wrongly is repaired (sft.mamba.load).
 import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import Cache, GenerationConfig, StoppingCriteria
 
 from sft.cli import InputError, num_threads
+from sft.evaluation.grouped_attention import use_grouped_attention
 from sft.mamba.load import load_folder
 
 
@@ -35,7 +36,9 @@ def load_model(folder: Path) -> Any:
     torch.set_num_threads(num_threads(len(os.sched_getaffinity(0))))
     on_gpu = torch.cuda.is_available()
     model = load_folder(folder, "auto" if on_gpu else torch.float32)
-    return model.to("cuda" if on_gpu else "cpu").eval()
+    model = model.to("cuda" if on_gpu else "cpu").eval()
+    use_grouped_attention(model)
+    return model
 
 
 def release_memory() -> None:
@@ -69,13 +72,20 @@ class _OneThread(StoppingCriteria):  # type: ignore[misc]
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], max_new_tokens: int, batch_size: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int,
+    caches: Callable[[Sequence[int]], Cache] | None = None,
 ) -> list[list[int]]:
     """Return the greedy answer to every prompt, in the order of the prompts.
 
     An answer ends with one of `stop_ids`, or is cut after `max_new_tokens` and contains none. Prompts of similar length
     share a batch, padded on the left and masked: the batch changes rounding at most. The sampling defaults of the
-    model folder are not used.
+    model folder are not used. `caches` returns what the model has read of some prompts, by number: all but the last
+    token, padded in the same way; None: it has read nothing.
     """
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
@@ -96,6 +106,7 @@ def generate(
                 attention_mask=torch.tensor(mask, device=model.device),
                 generation_config=config,
                 stopping_criteria=[_OneThread()],
+                past_key_values=caches(batch) if caches else None,
             )
         torch.set_num_threads(threads)
         for i, ids in zip(batch, output[:, width:].tolist(), strict=True):
@@ -111,19 +122,20 @@ def held_out_loss(model: Any, segments: Sequence[tuple[Sequence[int], Sequence[i
     is 0. Segments run one at a time: no padding, no attention between them. Logits are computed for marked positions
     only: with a large vocabulary they need more memory than anything else.
     """
-    results = []
-    for ids, marks in _progress(segments, "held-out loss"):
-        positions = [i for i, mark in enumerate(marks[: len(ids) - 1]) if mark]
-        if not positions:
-            results.append((0.0, 0))
-            continue
-        row = torch.tensor(ids, device=model.device)
-        at = torch.tensor(positions, device=model.device)
-        with torch.inference_mode():
-            logits = model(row[None], use_cache=False, logits_to_keep=at).logits[0].float()
-            loss = torch.nn.functional.cross_entropy(logits, row[at + 1], reduction="none")
-        results.append((float(loss.double().sum()), len(positions)))
-    return results
+    return [segment_loss(model, ids, marks) for ids, marks in _progress(segments, "held-out loss")]
+
+
+def segment_loss(model: Any, ids: Sequence[int], marks: Sequence[int], cache: Cache | None = None) -> tuple[float, int]:
+    """Return what held_out_loss returns of one segment; a cache is filled with what the model keeps of it."""
+    positions = [i for i, mark in enumerate(marks[: len(ids) - 1]) if mark]
+    if not positions and cache is None:
+        return 0.0, 0
+    row = torch.tensor(ids, device=model.device)
+    at = torch.tensor(positions, dtype=torch.long, device=model.device)
+    with torch.inference_mode():
+        found = model(row[None], use_cache=cache is not None, past_key_values=cache, logits_to_keep=at)
+        loss = torch.nn.functional.cross_entropy(found.logits[0].float(), row[at + 1], reduction="none")
+    return float(loss.double().sum()), len(positions)
 
 
 def _progress(work: Sequence[Any], name: str) -> Iterable[Any]:

@@ -25,7 +25,10 @@ from sft.workers import map_shards, worker_count
 
 SOURCES = Path(__file__).parents[1]
 CODE = (
-    *(Path(__file__).with_name(name) for name in ("generate.py", "served.py")),
+    *(
+        Path(__file__).with_name(name)
+        for name in ("generate.py", "grouped_attention.py", "served.py", "shared_reading.py")
+    ),
     *sorted((SOURCES / "mamba").glob("*.py")),
 )
 PACKAGES = ("torch", "transformers")
@@ -90,19 +93,18 @@ def measure_models(
 def measure_model(task: dict[str, str]) -> None:
     """Measure one model and publish the result; its memory is free again afterwards."""
     from sft.evaluation import generate, served
+    from sft.evaluation.shared_reading import loss_and_answers
 
     inputs = read_json(Path(task["inputs"]))
     servers = served.find_endpoints(task["model"]) if inputs["prompts"] and inputs["engine"] == "endpoint" else []
     model = generate.load_model(Path(task["model"]))
     every_id = [inputs["stop_ids"], *inputs["prompts"], *(ids for ids, _ in inputs["segments"])]
     generate.check_ids(model, (number for ids in every_id for number in ids), task["model"])
-    losses = generate.held_out_loss(model, inputs["segments"])
-    answers = []
     limits = {name: inputs[name] for name in ("stop_ids", "max_new_tokens")}
+    prompts = [] if servers else inputs["prompts"]
+    losses, answers = loss_and_answers(model, inputs["segments"], prompts, batch_size=inputs["batch_size"], **limits)
     if servers:
         answers = served.generate(servers, task["model"], inputs["prompts"], **limits)
-    elif inputs["prompts"]:
-        answers = generate.generate(model, inputs["prompts"], batch_size=inputs["batch_size"], **limits)
     del model
     generate.release_memory()
     write_json(Path(task["target"]), {"losses": losses, "answers": answers})
