@@ -75,7 +75,11 @@ NOT_DEPS = (
     "sft.tracking",
 )
 # What runs in these stages only; others import it with what they use.
-ONLY_FOR = {"sft.formats.benchmarks": {"fetch-benchmarks", "eval"}, "sft.sources.base_model": {"fetch-model"}}
+ONLY_FOR = {
+    "sft.formats.benchmarks": {"fetch-benchmarks", "eval"},
+    "sft.sources.base_model": {"fetch-model"},
+    "sft.weight_files": {"fetch-model", "train", "eval"},
+}
 # Pinned packages: those of the data stages, and those that only training and models need.
 DATA_PINS, TRAIN_PINS = "requirements/data.txt", "requirements/train.txt"
 TASK_PINS = "requirements/lm-eval.txt"

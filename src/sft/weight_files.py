@@ -1,5 +1,6 @@
 """What the *.safetensors of a model folder hold: names, shapes and number formats. Only their headers are read."""
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -31,3 +32,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         except SafetensorError as error:
             raise InputError(f"fetch.model: {path}: damaged safetensors: {error}") from error
     return tensors
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of parameters in the weight files of a model folder; tied weights count once."""
+    return sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())

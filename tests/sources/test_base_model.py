@@ -16,12 +16,12 @@ from sft.hashing import folder_digests
 from sft.sources.base_model import (
     MARKERS,
     check_base,
-    count_parameters,
     isolate_markers,
     make_base,
     split_digits,
     without_byte_fallback,
 )
+from sft.weight_files import count_parameters
 
 TEXT = "The quick <think> brown > fox < jumps over >\n\nthe lazy dog. <tool_call> {1: 22} think tool_call "
 

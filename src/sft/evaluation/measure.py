@@ -21,6 +21,7 @@ from sft.evaluation.prompts import Prompt, Segment
 from sft.files import project_root, read_json, write_json
 from sft.hashing import file_digest, folder_digest, value_digest
 from sft.params.evaluation import Eval
+from sft.weight_files import count_parameters
 from sft.workers import map_shards, worker_count
 
 SOURCES = Path(__file__).parents[1]
@@ -139,8 +140,6 @@ def _device() -> str:
 
 def _fit_side_by_side(base: Path, final: Path) -> bool:
     """Return whether both models can run at once: on a CPU of this machine, in its free memory."""
-    from sft.sources.base_model import count_parameters
-
     if _device() != "cpu" or os.environ.get("SFT_EXECUTOR"):
         return False
     parameters = count_parameters(base) + count_parameters(final)

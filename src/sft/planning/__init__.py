@@ -1,1 +1,1 @@
-"""Before a run: estimates of memory, time and disk, and checks of params, data and machine."""
+"""make estimate: memory, time and disk of a training run; and checks of params, data and machine before it."""

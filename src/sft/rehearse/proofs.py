@@ -3,7 +3,6 @@
 Raises InputError: it is not proven, with what was found and what was expected.
 """
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from sft.cli import InputError
 from sft.files import read_json
 from sft.tracking.journal import Journal
 from sft.training import checkpoints
-from sft.weight_files import stored_tensors
+from sft.weight_files import count_parameters, stored_tensors
 
 Json = dict[str, Any]
 RELATIVE = 1e-6
@@ -77,12 +76,12 @@ def data(project: Path) -> str:
 
 def imported(project: Path) -> str:
     """Every tensor of the base is a parameter of Megatron's model, and both compute the same."""
-    tensors = stored_tensors(project / "models/base")
-    parameters = sum(math.prod(shape) for shape, _ in tensors.values())
+    base = project / "models/base"
+    tensors, parameters = len(stored_tensors(base)), count_parameters(base)
     start = start_of(project)
     agrees = parity_line(read_json(start / "parity.json") if start else None)
-    architecture = read_json(project / "models/base/config.json")["architectures"][0]
-    return f"{architecture}: {len(tensors)} tensors, {parameters:,} parameters; {agrees}"
+    architecture = read_json(base / "config.json")["architectures"][0]
+    return f"{architecture}: {tensors} tensors, {parameters:,} parameters; {agrees}"
 
 
 def trained(project: Path) -> str:

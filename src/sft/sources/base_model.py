@@ -10,7 +10,6 @@ tokenization, so that the text around it has the same ids whether a template or 
 vocabulary does not change, nor do the ids of text without a marker.
 """
 
-import math
 import os
 import re
 import shutil
@@ -25,7 +24,6 @@ from sft.hashing import files_below
 from sft.sources.add_template import add_template
 from sft.sources.base_weights import check_weights, embedding_rows
 from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
-from sft.weight_files import stored_tensors
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 # GGUF's names of pre-tokenizers that split numbers into digits first. transformers drops this step when it loads a
@@ -173,11 +171,6 @@ def check_base(folder: Path) -> None:
     for token in eos if isinstance(eos, list) else [eos]:
         if not isinstance(token, int) or not 0 <= token < len(tokenizer):
             raise InputError(f"fetch.model: config.json: eos_token_id {token!r} is not a token of the tokenizer")
-
-
-def count_parameters(folder: Path) -> int:
-    """Return the number of parameters in the weight files of a model folder; tied weights count once."""
-    return sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
 
 
 class _NamingFile:

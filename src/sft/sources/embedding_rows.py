@@ -4,7 +4,6 @@ A shard of the weights that changes is written as a new file; the file that it w
 downloads, stays as it is. Every other shard stays the same file.
 """
 
-import math
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from sft.sources.base_weights import embedding_rows
 from sft.sources.model_files import read_config, write_config
-from sft.weight_files import stored_tensors
+from sft.weight_files import count_parameters
 
 VOCABULARY = re.compile(
     r"(?:^|\.)(embed_tokens|embeddings?|tok_embeddings|wte|word_embeddings|embed_in|lm_head|embed_out|output_layer|output)"
@@ -92,8 +91,7 @@ def _update_index(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             size += path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
-    parameters = sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
-    found = {"total_size": size, "total_parameters": parameters}
+    found = {"total_size": size, "total_parameters": count_parameters(folder)}
     metadata = index.get("metadata") or {}
     index["metadata"] = metadata | {name: value for name, value in found.items() if name in metadata}
     write_config(folder / INDEX, index)

@@ -84,7 +84,8 @@ def fetch_all(source: Download, folder: Path) -> list[FetchedFile]:
 
 def fetch_model(source: Download) -> None:
     """Publish models/base/ and its report. Raises InputError."""
-    from sft.sources.base_model import count_parameters, make_base
+    from sft.sources.base_model import make_base
+    from sft.weight_files import count_parameters
 
     with publish_folder(BASE) as folder, _prefix_errors("fetch.model"):
         fetched = folder / "fetched"  # inside, so that the next run removes what a killed one left
