@@ -49,6 +49,19 @@ def test_a_source_is_checked_where_it_is_and_nothing_is_written(project):
     assert "Sure?" not in trained
 
 
+def test_a_path_is_checked_without_a_source(project):
+    facts = printed_json(project, MODULE, "--source", "mine/test.jsonl")
+    assert (facts["rows"], facts["kept"], facts["read"][:12]) == (4, 4, "read: openai")
+
+
+def test_a_message_names_the_uri(project):
+    (project / "empty.jsonl").touch()
+    command = [sys.executable, "-m", MODULE, "--source", "empty.jsonl"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: file://empty.jsonl: no row")
+
+
 def test_without_a_base_model_it_says_how_to_get_one(project):
     command = [sys.executable, "-m", MODULE, "--source", "mine"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)

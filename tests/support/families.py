@@ -60,6 +60,7 @@ FAMILIES = {
     "gemma3": Family(GEMMA, "<eos>", "<bos>", ("<eos>", "<end_of_turn>")),
     "glm4": Family(GLM, "<|endoftext|>", stops=("<|endoftext|>", "<|user|>", "<|observation|>")),
     "glm4.5": Family((*GLM, *GLM45), "<|endoftext|>", stops=("<|endoftext|>", "<|user|>", "<|observation|>")),
+    "glm5": Family((*GLM, *GLM45), "<|endoftext|>", stops=("<|endoftext|>", "<|user|>", "<|observation|>")),
     "gpt-oss": Family((*HARMONY, "<|call|>"), "<|return|>", stops=("<|return|>", "<|call|>"), date=DATE),
     "granite": Family(
         ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"), "<|end_of_text|>", date=DATE
@@ -67,6 +68,7 @@ FAMILIES = {
     "hermes": Family((*CHATML, "<|begin_of_text|>"), "<|im_end|>", "<|begin_of_text|>"),
     "internlm2": Family(("<s>", "</s>", *CHATML[1:]), "</s>", "<s>", ("</s>", "<|im_end|>")),
     "kimi-k2": Family(KIMI, "[EOS]", stops=("<|im_end|>",)),
+    "kimi-k2.5": Family((*KIMI, *THINK), "[EOS]", stops=("<|im_end|>",)),
     "llama-nemotron": Family(LLAMA, "<|eot_id|>", "<|begin_of_text|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")),
     "llama2": Family(("<s>", "</s>"), "</s>", "<s>"),
     "llama3": Family(LLAMA, "<|eot_id|>", "<|begin_of_text|>", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")),

@@ -1,6 +1,6 @@
 """check-data: what would become of a source, from its first 1,000 rows, in seconds and without a stage.
 
-data/raw/<source>/, or the files of a file:// uri where they are; models/base, if it is there
+data/raw/<source>/, the files of a file:// uri where they are, or a path; models/base, if it is there
     ->  the terminal, through your pager; or JSON (--json)
 
 Shows which files and keys are read, how many rows are kept, why the others are rejected, lengths in tokens, and three
@@ -21,12 +21,12 @@ from rich.text import Text
 from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
 from sft.filters.examine import examine_rows, load_pipeline, read_folder
 from sft.filters.pipeline import RowCounts
-from sft.formats.chat_forms import PACKAGES, FieldCounts
+from sft.formats.chat_forms import AUTO, PACKAGES, FieldCounts
 from sft.formats.detect import decide_read, read_line
 from sft.inspect.packs import PackedSample, pieces
 from sft.inspect.sample import show_sample
 from sft.inspect.terminal import paged, visible
-from sft.params.data import Download
+from sft.params.data import Download, Read
 from sft.params.read import load, load_source
 from sft.raw_folders import RawPaths, select_files
 from sft.sources.download import local_files
@@ -75,12 +75,14 @@ class Findings:
 
 
 def check(source: str) -> Findings:
-    """Return what would become of the first ROWS rows of a source.
+    """Return what would become of the first ROWS rows of a source, or of the files at a path.
 
     Raises:  InputError: no such source, it is not fetched, it has no row, or none of this format.
     """
-    with raw_folder(source) as folder:
-        read, decision = decide_read(folder, load_source(source, "read"))
+    is_path = is_unnamed(source)
+    uri = f"file://{source}" if is_path else load_source(source, "uri")
+    with raw_folder(source, uri) as folder:
+        read, decision = decide_read(folder, Read(format=AUTO) if is_path else load_source(source, "read"))
         files = None if read.format in PACKAGES else select_files(folder, read.split, read.config)
         fields, counts = FieldCounts(unseen_select=set(read.select)), RowCounts()
         rows = list(read_folder(folder, read, fields, lambda rows: itertools.islice(rows, ROWS)))
@@ -118,11 +120,19 @@ def check(source: str) -> Findings:
     )
 
 
+def is_unnamed(source: str) -> bool:
+    """Return whether a source is a path that params.yaml does not name; its files are read with `read: auto`."""
+    return ("/" in source or "." in source) and Path(source).exists()
+
+
 @contextlib.contextmanager
-def raw_folder(source: str) -> Iterator[Path]:
-    """Yield the folder of the raw files of a source; for a file:// uri that is not fetched, a folder of links."""
-    folder, download = RAW / source, Download(uri=load_source(source, "uri"))
-    if folder.is_dir():
+def raw_folder(source: str, uri: str) -> Iterator[Path]:
+    """Yield the folder of the raw files of a source; for a file:// uri that is not fetched, a folder of links.
+
+    Messages have the uri, not that folder.
+    """
+    folder, download = RAW / source, Download(uri=uri)
+    if not is_unnamed(source) and folder.is_dir():
         yield folder
         return
     if not all(each.address.startswith("file://") for each in download.each):
@@ -134,7 +144,10 @@ def raw_folder(source: str) -> Iterator[Path]:
                 link = Path(links) / paths.add(inner, number, each.address)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(file.resolve())
-        yield Path(links)
+        try:
+            yield Path(links)
+        except InputError as error:
+            raise InputError(str(error).replace(links, uri)) from error
 
 
 def by_reason(rejected: Any) -> dict[str, dict[str, Any]]:
@@ -215,7 +228,7 @@ def values(findings: Findings) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
-    parser.add_argument("--source", required=True, help="one of fetch.sources in params.yaml")
+    parser.add_argument("--source", required=True, help="one of fetch.sources in params.yaml, or a path")
     add_json_option(parser)
     options = parser.parse_args()
     run_or_exit(lambda: print_facts(lambda: check(options.source), show, as_json=options.json, values=values))

@@ -5,6 +5,7 @@ of conversations it cannot render with an exact mask. A template that cannot ren
 tools, say, still serves plain conversations, and rows with tools are rejected by name.
 """
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
@@ -63,6 +64,7 @@ TOOLS: list[dict[str, Any]] = [
 PLAIN: list[Message] = [ASK, ANSWER, ASK, ANSWER]
 REASONED: list[Message] = [ASK, THOUGHT]
 CALLING: list[Message] = [ASK, CALL, _result(1), ANSWER]
+REOPENED = re.compile(r"<think>\s*</think>\s*<think>")
 KINDS: dict[str, tuple[list[Message], Tools]] = {
     "plain": (PLAIN, None),
     "system": ([SYSTEM, ASK, ANSWER], None),
@@ -166,7 +168,13 @@ def _find_form(chat: "ChatTemplate") -> Form:
     """Return the first form in which calls and reasoning are rendered in full; of each, the usual one if none is."""
     arguments = next((each for each in ARGUMENTS if _renders_calls(chat, Form(each))), ARGUMENTS[0])
     forms = [Form(arguments, reasoning) for reasoning in REASONING]
-    return next((form for form in forms if _outcome(chat, form, REASONED) is not None), forms[0])
+    return next((form for form in forms if _renders_reasoning(chat, form)), forms[0])
+
+
+def _renders_reasoning(chat: "ChatTemplate", form: Form) -> bool:
+    """Return whether reasoning is rendered in full, and not behind an empty one that the template writes itself."""
+    rendered = _outcome(chat, form, REASONED)
+    return rendered is not None and not any(REOPENED.search(sample.text) for sample in rendered)
 
 
 def _renders_calls(chat: "ChatTemplate", form: Form) -> bool:
