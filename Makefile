@@ -9,7 +9,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # HOME can be unset (cron, systemd), or a folder that you cannot write (a container with another uid).
 export HOME := $(or $(HOME),$(shell unset HOME && echo ~))
 # DVC keeps pickles in its site cache. The default folder is writable by every user of the machine: use a private one.
-private := $(or $(XDG_CACHE_HOME),$(shell [[ -w "$(HOME)" ]] && echo "$(HOME)/.cache" || echo "$(CURDIR)/.dvc/tmp"))
+private := $(shell for folder in "$(XDG_CACHE_HOME)" "$(HOME)/.cache"; do [[ "$$folder" == /* ]] && \
+    mkdir -p "$$folder" 2>/dev/null && [[ -w "$$folder" ]] && echo "$$folder" && exit; done; echo "$(CURDIR)/.dvc/tmp")
 export DVC_SITE_CACHE_DIR := $(private)/nano3-sft/dvc
 unexport PYTHONPATH PYTHONHOME          # the project is installed in .venv
 unexport PYTHONDONTWRITEBYTECODE        # without .pyc files every dvc command takes twice as long
@@ -17,22 +18,29 @@ unexport PYTHONDONTWRITEBYTECODE        # without .pyc files every dvc command t
 PORT ?= 5000
 SHELL_SCRIPTS = $$(git ls-files --cached --others --exclude-standard '*.sh' '*.sbatch' .ci/run)
 
-# Every variable that a target below takes, and old names of some. What is typed is checked before anything runs: a name
-# that is not here is an error, unless it is a param (with a dot: optimizer.lr=1e-5).
-VARIABLES := A ARTIFACTS B BENCH CACHE CARD CLUSTER DATA DETACH DRY_RUN FOLDER FORCE FROM GPU GPUS GRID HTML JOBS JSON LABELS \
-    LIST MINUTES MODEL NAME NODES NUMBER NVIDIA PACK PEERS POINTS PORT PROFILE PROMPT REASON REMOTE REPO ROWS RUN \
-    SOURCE SPLIT STEP STORE THINKING TO TOOLS UNTIL UPGRADE WAIT YES
+# $(call quote,TEXT): one word for the shell, whatever is in it.
+quote = '$(subst ','\'',$(1))'
+
+# What is typed is checked before anything runs: a target or a variable that is not in requirements/commands.txt is an error,
+# unless it is a param (with a dot: optimizer.lr=1e-5).
 typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 params := $(sort $(foreach name,$(typed),$(if $(findstring .,$(name)),$(name))))
-# NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
+# Earlier names. NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
 $(if $(SAMPLE),$(error SAMPLE=$(SAMPLE) has a new name. \
     $(if $(filter show,$(MAKECMDGOALS)),Run: make show PACK=$(SAMPLE),Rows per source: ROWS=$(SAMPLE))))
 $(if $(and $(filter profile,$(MAKECMDGOALS)),$(filter command line,$(origin NAME))),\
     $(error NAME=$(NAME) has a new name. Run: make profile PROFILE=$(NAME)))
 $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
     $(error HTML=$(HTML): make sweep writes no page. See its experiments with: make show, make mlflow))
-mistyped := $(shell requirements/check_variables.sh "$(VARIABLES)" "SAMPLE:$(if $(filter show,$(MAKECMDGOALS)),PACK,ROWS)" "$(filter-out $(params),$(typed))")
+$(if $(and $(filter show,$(MAKECMDGOALS)),$(filter HTML,$(typed))),$(if $(PACK),,\
+    $(error HTML=$(HTML): the page of a pack. Run: make show PACK=0 HTML=$(HTML))))
+renamed := deliver:mlflow-sync SAMPLE:$(if $(filter show,$(MAKECMDGOALS)),PACK,ROWS)
+mistyped := $(shell requirements/check_command.sh "$(renamed)" $(call quote,$(MAKECMDGOALS)) $(call quote,$(filter-out $(params),$(typed))))
 $(if $(mistyped),$(error $(mistyped)))
+# Switches: 1, or 0 for off.
+SWITCHES := CACHE DETACH DRY_RUN FORCE THINKING UPGRADE WAIT YES
+$(foreach name,$(filter $(SWITCHES),$(typed)),$(if $(filter-out 0 1,$($(name))),$(error $(name)=$($(name)): expected $(name)=1 or $(name)=0)))
+$(foreach name,$(SWITCHES),$(if $(filter 0,$($(name))),$(eval override $(name) :=)))
 # JSON=1: one JSON document on stdout, and no recipes there.
 facts := show estimate plan check-data rejected judge-agreement blame curve lineage reproduce compare status
 json = $(if $(filter-out 0,$(JSON)), --json)
@@ -45,20 +53,18 @@ endif
 $(if $(params),$(if $(filter-out repro fetch filter prep pack train eval sweep,$(or $(MAKECMDGOALS),help)),\
     $(error $(firstword $(params))=: only repro, sweep and the stages take params, not: $(or $(MAKECMDGOALS),help))))
 
-# $(call quote,TEXT): one word for the shell, whatever is in it.
-quote = '$(subst ','\'',$(1))'
 # $(call option,VARIABLE,name): ` --name 'value'` if the variable is set.
 option = $(if $($(1)), --$(2) $(call quote,$($(1))))
 
 # How stages run: params (optimizer.lr=1e-5), ROWS and FORCE work for repro and for every stage.
-settings = $(strip $(if $(ROWS),--set filter.max_rows=$(ROWS)) \
+settings = $(strip $(if $(ROWS),--set $(call quote,filter.max_rows=$(ROWS))) \
     $(foreach name,$(params),--set $(call quote,$(name)=$(value $(name)))))
 REPRO = $(if $(settings),python -m sft.experiments.run $(settings),dvc repro)$(if $(FORCE), --force)
 # What would stop the stages later is refused first, before DVC removes an output; sft.experiments.run does it itself.
 CHECK = $(if $(settings),,python -m sft.experiments.check$(if $(1), $(1)))
 
 # DVC writes dvc.lock after the last stage: log it to MLflow then.
-log_lock = $(if $(filter-out 0,$(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cli sync --lock)
+log_lock = $(if $(strip $(DETACH) $(DRY_RUN)),,@python -m sft.tracking.cli sync --lock)
 
 # Where prep, train and eval run: CLUSTER=<name> sends them to Slurm (slurm/README.md).
 export CLUSTER DETACH DRY_RUN WAIT
@@ -66,9 +72,9 @@ export CLUSTER DETACH DRY_RUN WAIT
 # $(call stages,TARGETS): check the variables, then run; without targets all, for which DVC parses dvc.lock once, not twice.
 define stages
 @[[ -w . ]] || { echo "error: $(CURDIR): you cannot write here. Copy the project to run it." >&2; exit 2; }
-$(if $(ROWS),@[[ "$(ROWS)" =~ ^[1-9][0-9]*$$ ]] || { echo "$(bad_rows)" >&2; exit 2; })
-$(if $(CLUSTER),@[[ -e slurm/clusters/$(CLUSTER).yaml ]] || { echo "$(no_cluster_file)" >&2; exit 2; })
-$(if $(filter-out 0,$(DETACH) $(DRY_RUN)),@echo "$(no_job)" >&2; exit 2)
+$(if $(ROWS),@[[ $(call quote,$(ROWS)) =~ ^[1-9][0-9]*$$ ]] || { echo $(call quote,$(bad_rows)) >&2; exit 2; })
+$(if $(CLUSTER),@[[ -e $(call quote,slurm/clusters/$(CLUSTER).yaml) ]] || { echo $(call quote,$(no_cluster_file)) >&2; exit 2; })
+$(if $(strip $(DETACH) $(DRY_RUN)),@echo "$(no_job)" >&2; exit 2)
 $(CHECK)
 $(REPRO)$(or $(if $(1), $(1)),$(if $(settings),, --all-pipelines))
 endef
@@ -76,8 +82,8 @@ endef
 # $(call job,STAGE,STAGES BEFORE IT,PROGRAM): the same for a stage that a cluster can run. DRY_RUN=1 shows the job.
 # DETACH=1 submits it or reports its state; the program exits with 3 when DVC can collect the outputs.
 define job
-$(if $(and $(CLUSTER),$(filter-out 0,$(DRY_RUN))),python -m $(3),\
-$(if $(and $(CLUSTER),$(filter-out 0,$(DETACH))),\
+$(if $(and $(CLUSTER),$(DRY_RUN)),python -m $(3),\
+$(if $(and $(CLUSTER),$(DETACH)),\
     $(CHECK)$(if $(settings),, &&) $(REPRO) $(2) && { python -m $(3) || { status=$$?; [[ $$status == 3 ]] || exit $$status; $(REPRO) $(1); }; },\
     $(call stages,$(1))))
 endef
@@ -163,7 +169,7 @@ curve: setup ## Evaluate every kept checkpoint of a run: each metric by step (RU
 
 chat: export CHAT_PROMPT = $(value PROMPT)
 chat: setup ## Talk to a trained model, with tools (MODEL=models/final PROMPT='...' TOOLS=tools.json THINKING=1)
-	@python -m sft.inspect.chat$(call option,MODEL,model)$(if $(value PROMPT), --prompt="$$CHAT_PROMPT")$(call option,TOOLS,tools)$(if $(filter-out 0,$(THINKING)), --thinking)
+	@python -m sft.inspect.chat$(call option,MODEL,model)$(if $(value PROMPT), --prompt="$$CHAT_PROMPT")$(call option,TOOLS,tools)$(if $(THINKING), --thinking)
 
 lineage: setup ## Trace a model back to its data (MODEL=models/final, nano3-sft/1 or a run id; HTML= CARD= CACHE=1)
 	python -m sft.lineage.graph$(call option,MODEL,model)$(call option,HTML,html)$(call option,CARD,card)$(if $(CACHE), --cache)$(json)
@@ -172,19 +178,19 @@ reproduce: setup ## Build a model again from its commit and compare every output
 	python -m sft.lineage.reproduce$(call option,MODEL,model)$(call option,UNTIL,until)$(call option,DATA,data)$(json)
 
 compare: setup ## Compare two runs: params, data, code, metrics, curves, answers (A= B= HTML=)
-	python -m sft.lineage.compare --a '$(A)' --b '$(B)'$(call option,HTML,html)$(json)
+	python -m sft.lineage.compare --a $(call quote,$(A)) --b $(call quote,$(B))$(call option,HTML,html)$(json)
 
 export: setup ## Export a checkpoint of a run as a Hugging Face folder (RUN=<lineage key> STEP=50 TO=models/...)
-	python -m sft.training.export --run '$(RUN)'$(call option,STEP,step)$(call option,TO,to)
+	python -m sft.training.export --run $(call quote,$(RUN))$(call option,STEP,step)$(call option,TO,to)
 
 publish: setup ## Upload models/final with its card to the Hugging Face hub, after a list and a question (REPO= MODEL=models/... YES=1)
-	@python -m sft.lineage.publish --repo $(call quote,$(REPO))$(call option,MODEL,model)$(if $(filter-out 0,$(YES)), --yes)
+	@python -m sft.lineage.publish --repo $(call quote,$(REPO))$(call option,MODEL,model)$(if $(YES), --yes)
 
 mlflow: setup ## Browse runs and registered models (PORT=5000)
-	python -m sft.tracking.cli server --port $(PORT)
+	python -m sft.tracking.cli server --port $(call quote,$(PORT))
 
 mlflow-server: setup ## Start a tracking server for several projects (STORE=postgresql://... ARTIFACTS=s3://... PORT= FOLDER=)
-	python -m sft.tracking.cli server --port $(PORT)$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
+	python -m sft.tracking.cli server --port $(call quote,$(PORT))$(call option,STORE,store)$(call option,ARTIFACTS,artifacts)$(call option,FOLDER,folder)
 
 grid = $(strip $(GRID) $(foreach name,$(params),$(name)=$(value $(name))))
 sweep: setup ## Run many experiments: GRID='optimizer.lr=1e-5,2e-5 rng.seed=1,2' or LIST=file (JOBS=1 CLUSTER= NAME=)
@@ -196,21 +202,18 @@ push: setup ## Push data, models and finished stages to the DVC remote (REMOTE=)
 mlflow-sync: setup ## Send MLflow what it has not received: after an outage, or for another store
 	python -m sft.tracking.cli sync
 
-deliver:
-	$(error make deliver has a new name. Run: make mlflow-sync)
-
 clean: setup ## Remove the outputs of the pipeline and runs/, after a question (YES=1: without); the DVC cache stays
-	@python -m sft.experiments.clean$(if $(filter-out 0,$(YES)), --yes)
+	@python -m sft.experiments.clean$(if $(YES), --yes)
 
 ##@ Clusters (prep, train and eval take CLUSTER=<name>, and DETACH=1 or DRY_RUN=1: slurm/README.md)
 status: setup ## List the runs on a cluster and their state (CLUSTER=)
-	python -m sft.cluster.cli status --cluster '$(CLUSTER)'$(json)
+	python -m sft.cluster.cli status --cluster $(call quote,$(CLUSTER))$(json)
 
 logs: setup ## Follow the log of the newest job (CLUSTER= RUN=)
-	python -m sft.cluster.cli logs --cluster '$(CLUSTER)'$(call option,RUN,run)
+	python -m sft.cluster.cli logs --cluster $(call quote,$(CLUSTER))$(call option,RUN,run)
 
 cancel: setup ## Cancel the running job (CLUSTER= RUN=)
-	python -m sft.cluster.cli cancel --cluster '$(CLUSTER)'$(call option,RUN,run)
+	python -m sft.cluster.cli cancel --cluster $(call quote,$(CLUSTER))$(call option,RUN,run)
 
 slurm-up: ## Start a two-node Slurm cluster on this machine, for CLUSTER=loopback
 	slurm/loopback.sh up

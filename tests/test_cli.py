@@ -1,3 +1,4 @@
+import argparse
 import errno
 import json
 import os
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from sft.cli import InputError, num_threads
+from sft.cli import InputError, file_to_write, num_threads
 from tests.support.dask_cluster import alive, wait_until
 from tests.support.project import ROOT
 from tests.support.stub_stage import call
@@ -31,6 +32,14 @@ def test_what_looks_like_markup_or_an_emoji_in_a_message_is_printed_as_it_stands
 
 def test_a_long_message_is_not_broken_into_lines(tmp_path):
     assert call(tmp_path, "raise InputError('x' * 500)").stderr == f"error: {'x' * 500}\n"
+
+
+@pytest.mark.parametrize("text", ["\\N{SNOWMAN}", "\\udcff"], ids=["other encoding", "file name that is not UTF-8"])
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path, text):
+    done = call(tmp_path, f"echo('{text} out'); raise InputError('{text} failed')", PYTHONIOENCODING="ascii")
+    assert done.stderr.endswith(" failed\n")
+    assert "error: \\u" in done.stderr
+    assert done.stdout.endswith(" out\n")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -58,6 +67,29 @@ def test_what_goes_wrong_outside_of_the_program_is_one_message(tmp_path, body, m
     done = call(tmp_path, body)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--number", "-3"], "--number: '-3': expected a number, at least 1"),
+        (["--number", "x"], "--number: 'x': expected"),
+        (["--from", ""], "--from: '': expected"),
+        (["--nmber", "3"], "unrecognized arguments: --nmber 3"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_the_help(option, said):
+    program = [sys.executable, "-m", "sft.inspect.rejected", *option]
+    done = subprocess.run(program, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
+    assert "sft.inspect.rejected --help" in done.stderr
+
+
+def test_a_file_to_write_is_no_folder(tmp_path):
+    assert file_to_write(str(tmp_path / "page.html")) == tmp_path / "page.html"
+    with pytest.raises(argparse.ArgumentTypeError, match="a folder"):
+        file_to_write(str(tmp_path))
 
 
 def test_an_interruption_ends_with_130(tmp_path):

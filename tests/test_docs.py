@@ -178,6 +178,10 @@ def test_the_reference_of_commands_has_every_target_and_variable_of_the_makefile
     assert len(variables) > 30
     assert {name for name in listed if name.islower()} == targets
     assert {name for name in listed if name.isupper()} >= variables
+    taken = (ROOT / "requirements/commands.txt").read_text(encoding="utf-8").splitlines()
+    shown = re.findall(r"^\| `([a-z-]+)` \|.*\|([^|]*)\|$", page, re.MULTILINE)
+    stated = {name: set(re.findall(r"`([A-Z_]+)`", row)) for name, row in shown if name in targets}
+    assert stated == {line.split()[0]: set(line.split()[1:]) for line in taken if not line.startswith("#")}
     for row in re.findall(r"^\| `[a-z-]+` \|.*\| ([^|]*) \|$", page, re.MULTILINE):
         assert set(re.findall(r"`([^`]+)`", row)) <= listed, row
 

@@ -302,14 +302,71 @@ def test_variables_of_other_programs_in_the_environment_are_not_make_s(lab):
     assert status == 0, said
 
 
-def test_every_variable_of_the_makefile_is_known(make):
-    makefile = (ROOT / "Makefile").read_text()
-    known = re.search(r"^VARIABLES := (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)[1].replace("\\\n", " ").split()
+def commands() -> dict[str, list[str]]:
+    """The variables of each target, as requirements/commands.txt has them."""
+    lines = (ROOT / "requirements/commands.txt").read_text().splitlines()
+    return {words[0]: words[1:] for line in lines if not line.startswith("#") for words in [line.split()]}
+
+
+def test_every_target_and_variable_of_the_makefile_is_known():
+    makefile, known = (ROOT / "Makefile").read_text(), commands()
+    assert list(known) == sorted(known, key=list(known).index)
+    assert set(known) == set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    variables = {name for names in known.values() for name in names}
     used = set(re.findall(r"\$\(call option,([A-Z_]+),", makefile)) | set(re.findall(r"\$\(([A-Z][A-Z_]+)\)", makefile))
-    ours = {"VARIABLES", "VARIABLE", "REPRO", "CHECK", "SHELL_SCRIPTS", "COMPILE", "PINS", "SAMPLE"}
+    ours = {"VARIABLE", "REPRO", "CHECK", "SHELL_SCRIPTS", "COMPILE", "PINS", "SAMPLE", "SWITCHES"}
     make_s = {"CURDIR", "PATH", "HOME", "XDG_CACHE_HOME", "DVC_SITE_CACHE_DIR", "MAKECMDGOALS"}
-    assert used - ours - make_s <= set(known)
-    assert len(known) == len(set(known)) > 30
+    assert used - ours - make_s <= variables
+    assert len(variables) > 30
+    for target in ("profile", "rejected", "export", "mlflow-server"):  # what a recipe reads is what the target takes
+        recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1]
+        assert set(re.findall(r"\$\((?:call option,|call quote,\$\()?([A-Z]+)[),]", recipe)) <= set(known[target])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("tests", "Did you mean: make test"),  # a folder: make itself does nothing, and succeeds
+        ("filters", "Did you mean: make filter"),
+        ("trian", "Did you mean: make train"),
+        ("data", "there is no such target"),
+        ("train 1e-4", "make 1e-4: there is no such target"),
+        ("train PROFILE=nemotron3-nano", "PROFILE= is for: profile, pin, estimate, plan, rehearse"),
+        ("repro YES=1", "YES= is for: publish, clean"),
+        ("clean YES=maybe", "YES=maybe: expected YES=1 or YES=0"),
+        ("repro FORCE=true", "FORCE=true: expected FORCE=1 or FORCE=0"),
+        ("show HTML=page.html", "make show PACK=0 HTML=page.html"),
+    ],
+)
+def test_what_no_target_takes_is_an_error_before_anything_runs(lab, arguments, said):
+    status, output, asked = lab.run("make", *arguments.split())
+    assert (status, asked) == (2, [])
+    assert said in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "meant"), [("train_iters", "train.train_iters="), ("lr", "optimizer.lr=")])
+def test_a_param_without_its_section_is_an_error_that_names_it(lab, name, meant):
+    shutil.copyfile(ROOT / "params.yaml", lab.root / "params.yaml")
+    status, said, asked = lab.run("make", "train", f"{name}=5")
+    assert (status, asked) == (2, [])
+    assert said.rstrip().endswith(f"{meant}.  Stop.")
+
+
+def test_a_switch_that_is_0_is_off(lab):
+    for switch in ("FORCE", "DETACH", "DRY_RUN"):
+        status, said, asked = lab.run("make", "train", f"{switch}=0")
+        assert (status, "--force" in " ".join(asked)) == (0, False), said
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", '"', "$HOME", "-x", "ü", "a;touch x"])
+def test_any_name_of_a_cluster_or_run_is_one_word(lab, name):
+    status, said, asked = lab.run("make", "train", f"CLUSTER={name}".replace("$", "$$"))
+    assert (status, asked) == (2, [])
+    assert f"error: CLUSTER={name}: " in said
+    _, _, asked = lab.run("make", "compare", f"A={name}".replace("$", "$$"), "B=x")
+    assert f"--a {name} --b x" in asked[-1]
+    assert not (lab.root / "x").exists()
 
 
 def test_params_are_an_error_where_no_experiment_runs(lab):
@@ -333,9 +390,9 @@ def test_json_is_asked_of_the_program_and_make_prints_no_recipe(lab, target):
     ("arguments", "advice"),
     [
         ("lineage JSON=lineage.json", "make lineage JSON=1 >lineage.json"),
-        ("repro JSON=1", "JSON=1: for one of: show "),
+        ("repro JSON=1", "JSON= is for: estimate"),
         ("status show JSON=1", "JSON=1: for one of: show "),
-        ("JSON=1", "JSON=1: for one of: show "),
+        ("JSON=1", "JSON= is for: estimate"),
     ],
 )
 def test_json_is_an_error_where_there_is_none(lab, arguments, advice):
@@ -410,7 +467,7 @@ def test_what_a_detached_job_made_is_collected_by_dvc_as_soon_as_it_has_ended(la
 def test_detach_and_dry_run_are_refused_where_there_is_no_job(lab, arguments):
     status, said, asked = lab.run("make", *arguments.split())
     assert (status, asked) == (2, [])
-    assert "error: DETACH and DRY_RUN " in said
+    assert "error: DETACH and DRY_RUN " in said or "is for: prep, train, eval" in said
 
 
 def test_dry_run_shows_the_command_and_runs_nothing(make):
@@ -569,7 +626,7 @@ def test_ci_runs_lint_and_the_tests_from_anywhere_without_input(make, tmp_path):
     *lint, shellcheck = [line.strip() for line in asked[:-2]]
     assert lint == ["ruff format --check", "ruff check", "mypy"]
     assert shellcheck.startswith(
-        "shellcheck .ci/run requirements/check_variables.sh requirements/debian.sh requirements/setup.sh"
+        "shellcheck .ci/run requirements/check_command.sh requirements/debian.sh requirements/setup.sh"
     )
     assert [line.strip() for line in asked[-2:]] == ["pytest", "true 0"]
 

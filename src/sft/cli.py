@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -57,6 +58,9 @@ def run_or_exit(main: Callable[[], object]) -> None:
 
     Ctrl-C, SIGTERM and SIGHUP end it alike, with status 128 + the signal; one that is ignored (nohup) stays so.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding (LC_ALL=C) gets \\u2500, no traceback
+            stream.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
@@ -103,13 +107,37 @@ def _stop(number: int, _frame: object) -> None:
     raise Stopped(number)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as those of the programs are."""
+
+    def error(self, message: str) -> NoReturn:
+        exit_with(f"{message.removeprefix('argument ')}. Options: {self.prog} --help", status=2)
+
+
 def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """Return an argument parser with a module's name and docstring."""
     spec = sys.modules["__main__"].__spec__
     name = spec.name if spec is not None else module
-    return argparse.ArgumentParser(
-        prog=f"python -m {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return _Parser(prog=f"python -m {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a type of argparse: a whole number of at least `least`, and at most `most`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            bounds = f"at least {least}" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number, {bounds}")
+        return int(text)
+
+    return number
+
+
+def file_to_write(text: str) -> Path:
+    """Return a file that a program will write, as a type of argparse: refused before the work if it is a folder."""
+    if not text or Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: a folder, expected the name of a file")
+    return Path(text)
 
 
 def echo(*parts: object) -> None:

@@ -6,7 +6,6 @@ A row becomes a conversation or a rejection, a schema a text, and everything els
 anything else is a failure; Hypothesis shrinks it. Each target gets the same share of the time.
 """
 
-import argparse
 import copy
 import functools
 import json
@@ -24,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from sft.cli import InputError
+from sft.cli import InputError, at_least, make_parser
 from sft.filters.examine import json_text
 from sft.filters.pipeline import Pipeline
 from sft.formats.chat_forms import FieldCounts, convert_chats
@@ -226,6 +225,6 @@ def main(minutes: float) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.0, help="default: 5")
+    parser = make_parser(__name__, __doc__)
+    parser.add_argument("--minutes", type=at_least(1), default=5, help="default: 5")
     sys.exit(1 if main(parser.parse_args().minutes) else 0)

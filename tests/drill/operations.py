@@ -10,7 +10,6 @@ After a fault each output is absent or complete, an error is one line, and the n
 without a fault and nothing else.
 """
 
-import argparse
 import errno
 import os
 import shutil
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sft.cli import run_or_exit
+from sft.cli import at_least, make_parser, run_or_exit
 from sft.hashing import file_digest
 from tests.support.project import link_project
 
@@ -184,6 +183,6 @@ def one_source(project: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, help="operations of each stage; default: all")
+    parser = make_parser(__name__, __doc__)
+    parser.add_argument("--points", type=at_least(1), help="operations of each stage; default: all")
     sys.exit(1 if main(parser.parse_args().points) else 0)

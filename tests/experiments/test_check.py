@@ -127,6 +127,44 @@ def test_a_file_that_exists_passes(project, uri):
     assert find_problems([]) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("fetch.sources.agents.uri=own.jsonl", "unknown scheme"),
+        ("fetch.sources.agents.uri=ftp://host/f", "unknown scheme"),
+        ("fetch.sources.agents.uri=https://me:hunter2@host/f.jsonl", "sha256 is missing"),
+        (f"fetch.sources.agents.uri='https://me:hunter2@host/f.jsonl#sha256={'a' * 64}'", "netrc"),
+        (f"fetch.sources.agents.uri='http://host/f.jsonl#sha256={'a' * 64}'", "only https"),
+        ("fetch.sources.agents.uri=hf://owner/name", "make pin"),
+        ("fetch.sources.agents.uri=hf://owner/name@main", "make pin"),
+        ("fetch.sources.agents.uri=hf://owner", "expected hf://"),
+        ("fetch.sources.agents.uri=pypi://name/file", "expected pypi://"),
+        ("fetch.sources.agents.read=jsonl", "format 'jsonl' is unknown"),
+        ("fetch.sources.agents.read={format: openai, fields: {mesages: turns}}", "has no field 'mesages'"),
+        ("prep.template=my template.jinja", "not found"),
+        ("prep.template=-x", "not found"),
+        ("prep.template=templates", "not found"),
+        ("prep.template=params.yaml", "not a Jinja template"),
+        ("filter.narrative=none.toml", "no such file"),
+        (
+            "filter.judge={model: m, rubric: none.md, min_score: 3, max_tokens: 9, max_prompt_chars: 9, "
+            "on_failure: stop, budget_requests: null, budget_tokens: null}",
+            "cannot be read",
+        ),
+        ("train.train_iters=99999999999999999999999", "train.train_iters: expected"),
+        ("rng.seed=-1", "rng.seed: expected"),
+        ("filter.max_rows=99999999999999999999999", "filter.max_rows: expected"),
+    ],
+)
+def test_what_a_stage_would_refuse_is_said_before_dvc_removes_an_output(project, setting, said):
+    if "params.yaml" in setting:
+        (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# {{ {% \n")
+    problem = only(find_problems([], [setting]))
+    assert said in problem
+    assert "hunter2" not in problem
+    assert len(problem.splitlines()) == 1
+
+
 def test_packs_count_only_if_no_data_stage_is_going_to_run(project):
     set_params(project, **{"train.global_batch_size": 13})
     assert "data/packed/validation: 12 packs, expected at least 13" in only(find_problems([]))
@@ -158,7 +196,7 @@ def test_what_the_stages_wrote_the_last_time_has_to_fit_on_the_disk(project, mon
 def test_a_training_needs_room_for_a_checkpoint_of_the_model(project, monkeypatch):
     free = shutil.disk_usage(project)._replace(free=100 * GIGABYTE)
     monkeypatch.setattr(check.shutil, "disk_usage", lambda path: free)
-    set_params(project, **{"fetch.model.uri": "https://host/model", "optimizer.lr": 2e-5})
+    set_params(project, **{"fetch.model.uri": f"https://host/model#sha256={'a' * 64}", "optimizer.lr": 2e-5})
     write_json(MODEL_REPORT, {"uri": "https://host/model", "parameters": 30 * GIGABYTE})
     problem = only(find_problems([]))
     assert "540.0 GB (runs and models/final 540.0 GB)" in problem

@@ -60,6 +60,22 @@ def test_an_unknown_profile_names_the_known_ones(project: Path) -> None:
         profile.main("nemotron")
 
 
+def test_params_that_git_does_not_have_are_not_overwritten(project: Path) -> None:
+    run(project, "git", "rm", "-q", "--cached", "params.yaml")
+    commit_staged = ("git", "commit", "-q", "-m", "without")
+    run(project, *commit_staged)
+    with pytest.raises(InputError, match=r"^params\.yaml: git does not have it"):
+        profile.main("nemotron3-nano")
+    (project / "params.yaml").unlink()
+    profile.main("nemotron3-nano")
+
+
+def test_a_folder_without_profiles_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no profiles"):
+        profile.main(None)
+
+
 def test_a_profile_with_a_fault_changes_nothing(project: Path) -> None:
     path = project / "profiles/nemotron3-nano.yaml"
     path.write_text(path.read_text().replace("lr: 1.0e-5", "learning_rate: 1.0e-5"))

@@ -92,7 +92,7 @@ def test_a_key_that_params_yaml_does_not_hold_yet_is_passed_as_new(folder, comma
 
 def test_it_is_said_what_was_set_and_how_to_go_back():
     settings, old = ["a.b=1", "c.d=2"], {"a.b": 3, "c.d": MISSING}
-    *lines, back = run.describe(settings, old, is_committed=True)
+    *lines, back = run.describe(settings, old, was_committed=True)
     assert lines == ["params.yaml: a.b=1 (was 3)", "params.yaml: c.d=2 (was missing)"]
     assert back == "To go back: git checkout params.yaml"
-    assert "set a.b=3, remove c.d" in run.describe(settings, old, is_committed=False)[-1]
+    assert "set a.b=3, remove c.d" in run.describe(settings, old, was_committed=False)[-1]

@@ -42,7 +42,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
         (b"fetch: \xff\xfe\n", "not valid YAML"),
         (b"fetch: \x00\n", "not valid YAML"),
         (b"{}: 1\n", "params"),
-        (b"fetch: 1\n", "fetch: Input should be a valid dictionary"),
+        (b"fetch: 1\n", "fetch: expected a valid dictionary"),
     ],
 )
 def test_a_file_that_is_no_params_file_is_an_error_of_the_input(tmp_path, content, expected):

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from sft.cli import echo, make_parser, run_or_exit
 from sft.files import REPOSITORY, publish_file
+from sft.params.base import MAX_INT
 from sft.params.schema import Params
 
 PAGE = Path("docs/reference/params.md")
@@ -150,7 +151,9 @@ def type_text(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "object":
         value = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties", {}))
         return "entries by name" if "$ref" in value else f"mapping to {type_text(value)}"
-    limits = ", ".join(f"{sign} {_plain(schema[name])}" for name, sign in LIMITS.items() if name in schema)
+    limits = ", ".join(
+        f"{sign} {_plain(schema[name])}" for name, sign in LIMITS.items() if schema.get(name, MAX_INT) != MAX_INT
+    )
     return f"{TYPES[schema['type']]} {limits}".strip()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
+from sft.cli import InputError, add_json_option, at_least, echo, make_parser, print_facts, run_or_exit
 from sft.data_plan.measure import BASE_FILES, FIGURES, Measured, load_chat, measure
 from sft.data_plan.ranges import RemoteFile, lacks_digest, list_source
 from sft.data_plan.row_sampling import DRAWS, Floats, exact_totals, interval
@@ -337,7 +337,7 @@ def show(plan: Plan) -> None:
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--profile", metavar="NAME", help="a file of profiles/, without .yaml; default: params.yaml")
-    parser.add_argument("--pack", type=int, metavar="TOKENS", help="tokens in a pack; default: pack.pack_size")
+    parser.add_argument("--pack", type=at_least(1), metavar="TOKENS", help="tokens in a pack; default: pack.pack_size")
     add_json_option(parser)
     options = parser.parse_args()
     run_or_exit(lambda: print_facts(lambda: make_plan(options.profile, options.pack), show, as_json=options.json))

@@ -10,6 +10,7 @@ depend (--mark FILE), so that `dvc repro` and `dvc exp run -S` refuse a wrong va
 stage reruns if params.yaml changes, and writes the same file each time, so that nothing else reruns.
 """
 
+import functools
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 
 from sft.cli import InputError, exit_with, make_parser, run_or_exit
 from sft.experiments.dvc_lock import restore_lock
-from sft.files import project_root, publish_file, read_json
+from sft.files import project_root, publish_file, read_json, resolve_repo_file
 from sft.lineage.patch import dirty_patch
 from sft.params.check import Changed, check_packs, check_params, check_settings
 from sft.params.data import Download
@@ -43,7 +44,10 @@ def stages_up_to(targets: Sequence[str]) -> set[str]:
 
 
 def check_sources(params: Params, lock: Lock) -> None:
-    """Raise InputError if a file:// that has not been fetched yet names nothing."""
+    """Raise InputError if an address or what reads it has another shape, or a file:// not yet fetched names nothing."""
+    from sft.formats.chat_forms import check_read
+    from sft.sources.download import check_address
+
     wanted: list[tuple[str, str, Download]] = [("fetch.model", "fetch-model", params.fetch.model)]
     wanted += [
         (f"fetch.sources.{name}", f"fetch@{name}", each)
@@ -51,13 +55,47 @@ def check_sources(params: Params, lock: Lock) -> None:
         for each in source.each
     ]
     wanted += [(f"fetch.benchmarks.{name}", "fetch-benchmarks", b) for name, b in params.fetch.benchmarks.items()]
-    missing = []
+    faults = []
+
+    def note(key: str, check: Callable[[], object]) -> bool:
+        found = [f"{key}: {fault}" for fault in _caught(check)]
+        faults.extend(found)
+        return not found
+
+    for name, source in params.fetch.sources.items():
+        read = source.read
+        note(f"fetch.sources.{name}", functools.partial(check_read, read.format, read.fields, read.select))
     for key, stage, download in wanted:
+        is_model = stage == "fetch-model"
+        if not note(f"{key}.uri", functools.partial(check_address, download, is_model=is_model)):
+            continue
         fetched = str(locked_params(dict(lock.get(stage, {}))))
         if (path := local_path(download)) and not path.exists() and download.uri not in fetched:
-            missing.append(f"{key}.uri: {download.address}: {path.absolute()} does not exist. Correct the path.")
-    if missing:
-        raise InputError("\n".join(missing))
+            faults.append(f"{key}.uri: {download.address}: {path.absolute()} does not exist. Correct the path.")
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def check_files(params: Params) -> None:
+    """Raise InputError if a file that params.yaml names is none, or not what the stages read it as.
+
+    What a stage writes into models/ is not looked at: it may be another one then.
+    """
+    from sft.filters.judge.verdicts import read_rubric
+    from sft.filters.narrative import NarrativePatterns
+    from sft.tokens.template import Template
+
+    template, narrative, judge = params.prep.template, params.filter.narrative, params.filter.judge
+    readers: dict[str, Callable[[], object]] = {}
+    if Path(template).parts[:1] != ("models",):
+        readers["prep.template"] = lambda: Template(resolve_repo_file(template), params.prep.date)
+    if narrative is not None:
+        readers["filter.narrative"] = lambda: NarrativePatterns.load(resolve_repo_file(narrative))
+    if judge.model is not None:
+        readers["filter.judge.rubric"] = lambda: read_rubric(resolve_repo_file(judge.rubric))
+    faults = [(key, fault) for key, read in readers.items() for fault in _caught(read)]
+    if faults:
+        raise InputError("\n".join(fault if fault.startswith(key) else f"{key}: {fault}" for key, fault in faults))
 
 
 def local_path(download: Download) -> Path | None:
@@ -169,6 +207,7 @@ def _problems(targets: Sequence[str], settings: Sequence[str], is_stage: bool) -
         return
     params, others = changed.params, set(changed_params(changed.values, lock))
     yield from _caught(lambda: check_sources(params, lock))
+    yield from _caught(lambda: check_files(params))
     if "train" in stages:
         yield from _caught(lambda: check_data(params, others))
         yield from _caught(lambda: check_bridge(params))

@@ -12,8 +12,8 @@ import sys
 
 from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import publish_file
-from sft.params.check import read
-from sft.params.read import PARAMS, params_file, profiles
+from sft.params.check import is_committed, read
+from sft.params.read import PARAMS, PROFILES, params_file, profiles
 
 
 def first_sentence(name: str) -> str:
@@ -31,13 +31,15 @@ def copy(name: str) -> None:
     profile = params_file(name)
     read(profile)
     if PARAMS.exists() and PARAMS.read_bytes() != profile.read_bytes():
-        status = ["git", "status", "--porcelain", "--", str(PARAMS)]
-        if subprocess.run(status, capture_output=True, check=True).stdout:
+        if not is_committed(PARAMS):
+            raise InputError(f"{PARAMS}: git does not have it. Commit it, or move it away.")
+        if not is_committed(PARAMS, unchanged=True):
             raise InputError(f"{PARAMS}: has uncommitted changes. Commit them, or drop them: git checkout {PARAMS}")
     with publish_file(PARAMS) as partial:
         shutil.copyfile(profile, partial)
     subprocess.run([sys.executable, "-m", "dvc", "params", "diff"], check=True)
-    echo(f"{PARAMS} is now {profile}. To undo: git checkout {PARAMS}")
+    undo = f" To undo: git checkout {PARAMS}" if is_committed(PARAMS) else ""
+    echo(f"{PARAMS} is now {profile}.{undo}")
 
 
 def main(name: str | None) -> None:
@@ -45,6 +47,8 @@ def main(name: str | None) -> None:
     if name:
         copy(name)
         return
+    if not profiles():
+        raise InputError(f"{PROFILES.absolute()}: no profiles (*.yaml) here. Run in the folder of the project.")
     for known in profiles():
         echo(f"{known:24} {first_sentence(known)}")
 

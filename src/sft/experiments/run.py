@@ -10,14 +10,13 @@ writes the values to params.yaml; the program prints what was set, and how to go
 """
 
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft.cli import echo, make_parser, run_child, run_or_exit
 from sft.experiments.check import require_no_problem
-from sft.params.check import check_settings
+from sft.params.check import check_settings, is_committed
 from sft.params.read import MISSING, PARAMS, parse_setting
 
 PLAIN = re.compile(r"[\w./:@+-]+")  # a text that Hydra takes as it is
@@ -37,26 +36,26 @@ def hydra_override(setting: str, *, is_new: bool) -> str:
     return f"{'+' if is_new else ''}{key}={text}"
 
 
-def describe(settings: Sequence[str], old: Mapping[str, Any], *, is_committed: bool) -> list[str]:
+def describe(settings: Sequence[str], old: Mapping[str, Any], *, was_committed: bool) -> list[str]:
     """Return lines that say what params.yaml has now, what it had, and how to go back."""
     lines = [f"{PARAMS}: {setting} (was {old[setting.partition('=')[0]]})" for setting in settings]
-    if is_committed:
+    if was_committed:
         return [*lines, f"To go back: git checkout {PARAMS}"]
     earlier = [f"remove {key}" if value == MISSING else f"set {key}={value}" for key, value in old.items()]
-    return [*lines, f"To go back in {PARAMS}, which has other changes: {', '.join(earlier)}"]
+    return [*lines, f"To go back in {PARAMS}: {', '.join(earlier)}"]
 
 
 def main(settings: Sequence[str], stages: Sequence[str], *, force: bool) -> None:
     """Check the settings, run DVC, print what was set. Exits as DVC does."""
     require_no_problem(stages, settings)
     old = check_settings(settings).old
-    is_committed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(PARAMS)], check=False).returncode == 0
+    was_committed = is_committed(PARAMS, unchanged=True)
     command = [sys.executable, "-m", "dvc", "exp", "run"]
     for setting in settings:
         is_new = old[setting.partition("=")[0]] == MISSING
         command += ["--set-param", hydra_override(setting, is_new=is_new)]
     status = run_child([*command, *(["--force"] if force else []), *stages])
-    for line in describe(settings, old, is_committed=is_committed):
+    for line in describe(settings, old, was_committed=was_committed):
         echo(line)
     if status:
         raise SystemExit(status)

@@ -27,7 +27,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from sft.cli import InputError, echo, exit_with, make_parser, run_or_exit
+from sft.cli import InputError, at_least, echo, exit_with, make_parser, run_or_exit
 from sft.cluster.cluster_file import is_on, read_cluster_file, requested_cluster
 from sft.experiments.check import find_problems
 from sft.files import file_lock, read_json, write_json
@@ -295,7 +295,7 @@ if __name__ == "__main__":
     parser.add_argument("--grid", metavar="WORDS", help="params and their values; every combination is an experiment")
     parser.add_argument("--list", type=Path, metavar="FILE", help="a line of params for each experiment")
     parser.add_argument("--name", metavar="NAME", help="default: sweep- and a digest of the params")
-    parser.add_argument("--jobs", type=int, default=1, help="experiments at a time; default: 1")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="experiments at a time; default: 1")
     arguments = parser.parse_args()
 
     run_or_exit(

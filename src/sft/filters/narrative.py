@@ -144,7 +144,9 @@ class NarrativePatterns:
         Raises:  InputError: names the file, the entry and the fault.
         """
         if not path.is_file():
-            raise InputError(f"{path}: not found. It is part of the repository. Restore it: git restore {path}")
+            raise InputError(
+                f"{path}: no such file. Name another one (filters/narrative.toml), or null: no such filter."
+            )
         try:
             content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -18,12 +18,12 @@ from typing import Any
 
 from rich.text import Text
 
-from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
+from sft.cli import InputError, add_json_option, at_least, make_parser, print_facts, run_or_exit
 from sft.evaluation.intervals import pair_losses
 from sft.evaluation.measure import measure_models
 from sft.evaluation.prompts import Segment, choose_segments, split_packs
 from sft.files import read_json
-from sft.inspect.rejected import at_least, parts
+from sft.inspect.rejected import parts
 from sft.inspect.rejections import kept_rows, row_location
 from sft.inspect.terminal import paged, visible
 from sft.packing.splits import SPLITS

@@ -17,13 +17,12 @@ import jinja2
 from rich.console import Console
 from transformers import AutoTokenizer, GenerationConfig, TextStreamer
 
-from sft.cli import InputError, make_parser, run_or_exit
+from sft.cli import InputError, at_least, make_parser, run_or_exit
 from sft.evaluation.generate import load_model
 from sft.formats.flags import UnfitRowError
 from sft.formats.not_read import NotRead
 from sft.formats.tools import parse_or_reject
 from sft.formats.tools import read_tools as tools_in
-from sft.inspect.rejected import at_least
 from sft.inspect.terminal import Screen, aside, visible
 
 FINAL = Path("models/final")

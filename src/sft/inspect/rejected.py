@@ -8,12 +8,11 @@ With --reason: examples with location, evidence and a shortened conversation; th
 (without color: in ⟦ ⟧). The order is always the same: --from N shows the next ones.
 """
 
-import argparse
 import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
+from sft.cli import InputError, add_json_option, at_least, make_parser, print_facts, run_or_exit
 from sft.filters.contamination import joined
 from sft.inspect.rejections import (
     FILTERED,
@@ -328,17 +327,6 @@ def main(source: str | None, reason: str | None, number: int, start: int, *, as_
         raise InputError(f"FROM={start}: {reason} rejects {counts[reason]} rows, numbered from 0")
 
     print_facts(lambda: find_examples(names, reason, counts[reason], start, number), show_examples, as_json=as_json)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a type of argparse: a whole number of at least `least`."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a number, at least {least}")
-        return int(text)
-
-    return number
 
 
 if __name__ == "__main__":

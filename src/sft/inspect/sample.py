@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
-from sft.cli import add_json_option, make_parser, print_facts, run_or_exit
+from sft.cli import add_json_option, file_to_write, make_parser, print_facts, run_or_exit
 from sft.files import publish_file
 from sft.inspect.packs import UTF8_BYTES, PackedSample, Piece, ShownPack, heading, unpack
 from sft.inspect.terminal import MARKED, Screen, aside, paged, visible
@@ -158,7 +158,7 @@ def main(name: str, html_file: Path | None, *, as_json: bool = False) -> None:
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--pack", default="0", metavar="N|SPLIT:N|ID", help="what to show; default: the first pack")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    parser.add_argument("--html", type=file_to_write, metavar="FILE", help="write a page instead")
     add_json_option(parser)
     arguments = parser.parse_args()
     run_or_exit(lambda: main(arguments.pack, arguments.html, as_json=arguments.json))

@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
+from sft.cli import InputError, add_json_option, file_to_write, make_parser, print_facts, run_or_exit
 from sft.files import flatten, publish_file
 from sft.inspect.terminal import Screen, visible
 from sft.lineage.graph import as_text, evaluation_of
@@ -212,7 +212,7 @@ if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     for side in SIDES:
         parser.add_argument(f"--{side}", required=True, metavar="NAME", help="a model, run, revision or experiment")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
+    parser.add_argument("--html", type=file_to_write, metavar="FILE", help="write a page")
     add_json_option(parser)
     options = parser.parse_args()
     run_or_exit(lambda: main(options.a, options.b, options.html, as_json=options.json))

@@ -17,7 +17,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from sft.cli import InputError, add_json_option, make_parser, print_facts, run_or_exit
+from sft.cli import InputError, add_json_option, file_to_write, make_parser, print_facts, run_or_exit
 from sft.files import publish_file
 from sft.hashing import value_digest
 from sft.inspect.terminal import Screen, visible
@@ -403,8 +403,8 @@ if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--model", default=FINAL, metavar="NAME", help="default: models/final")
     add_json_option(parser)
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the graph drawn")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="write the model card, with the evaluation")
+    parser.add_argument("--html", type=file_to_write, metavar="FILE", help="write a page with the graph drawn")
+    parser.add_argument("--card", type=file_to_write, metavar="FILE", help="write the model card, with the evaluation")
     parser.add_argument("--cache", action="store_true", help="also verify DVC's cache and the run's checkpoints")
     options = parser.parse_args()
     run_or_exit(lambda: main(options.model, options.html, options.card, with_cache=options.cache, as_json=options.json))

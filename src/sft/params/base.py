@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Positive = Annotated[int, Field(gt=0)]
+MAX_INT = (1 << 53) - 1  # the largest that YAML, JSON and NumPy all keep
+Positive = Annotated[int, Field(gt=0, le=MAX_INT)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
 Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
 LICENSE_CHARS = 120  # of the name of a license that a row states
 AND = r"(?<![^\s)])and(?![^\s(])"

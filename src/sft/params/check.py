@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from sft.cli import InputError
 from sft.params.explain import explain
-from sft.params.read import PARAMS, change, read_yaml
+from sft.params.read import NO_PARAMS, PARAMS, change, read_yaml
 from sft.params.schema import Params
 from sft.params.training import TrainParams
 
@@ -20,7 +20,7 @@ __all__ = ["Params", "check_packs", "check_params", "check_settings", "read", "t
 def read(path: Path = PARAMS) -> Params:
     """Return all params of a params.yaml. Raises InputError: with line and key of every mistake."""
     if not path.exists():
-        raise InputError(f"{path.absolute()}: not found. Run in the folder that holds params.yaml.")
+        raise InputError(f"{path.absolute()}: not found. {NO_PARAMS}")
     return read_yaml(path, Params)
 
 
@@ -75,8 +75,16 @@ def too_few_packs(split: str, packs: int, params: TrainParams) -> str:
 
 
 def _way_back(path: Path) -> str:
-    """Return how to drop the changes of a file since the last commit, "" if it has none or there is no git."""
-    diff = ["git", "diff", "--quiet", "HEAD", "--", str(path)]
-    if shutil.which("git") and subprocess.run(diff, check=False, capture_output=True).returncode == 1:
+    """Return how to drop the changes of a file since the last commit, "" if it has none or git does not have it."""
+    if is_committed(path) and not is_committed(path, unchanged=True):
         return f"\nTo drop all changes of {path} since the last commit: git checkout {path}"
     return ""
+
+
+def is_committed(path: Path, *, unchanged: bool = False) -> bool:
+    """Return whether the last commit has a file, `unchanged`: as it is here; False without git."""
+    if not shutil.which("git"):
+        return False
+    commands = [["git", "cat-file", "-e", f"HEAD:./{path}"]]
+    commands += [["git", "diff", "--quiet", "HEAD", "--", str(path)]] if unchanged else []
+    return all(subprocess.run(command, check=False, capture_output=True).returncode == 0 for command in commands)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sft.params.base import Name, Positive, Section, Share
+from sft.params.base import MAX_INT, Name, Positive, Section, Seed, Share
 
 PIN = re.compile(r"#sha256=([0-9a-f]{64})$")
 REVISION = re.compile(r"^(hf://(?:(?:datasets|models)/)?[^/@]+/[^/@]+)@([^/@]+)(?=/|$)")
@@ -146,28 +146,28 @@ class Repetition(Section):
     """Shortest passage that can be a loop, in letters."""
     min_repeated_share: Share
     """Share of a passage, in letters, that repeated lines or sequences make up in a loop."""
-    line_repeats: Annotated[int, Field(ge=2)]
+    line_repeats: Annotated[int, Field(ge=2, le=MAX_INT)]
     """Repeats of a line or sentence within a passage; over all turns together, twice as many."""
     ngram: Positive
     """Length of a repeated sequence, in words."""
-    ngram_repeats: Annotated[int, Field(ge=2)]
+    ngram_repeats: Annotated[int, Field(ge=2, le=MAX_INT)]
     """Repeats of such a sequence within a window."""
     window: Positive
     """Length of a window, in words."""
-    max_numbered_repeats: Annotated[int, Field(ge=2)]
+    max_numbered_repeats: Annotated[int, Field(ge=2, le=MAX_INT)]
     """Most repeats of a sequence of words that differs only in its numbers; in program code, four times as many."""
-    max_char_run: Annotated[int, Field(ge=100)]
+    max_char_run: Annotated[int, Field(ge=100, le=MAX_INT)]
     """Longest run of the same few characters without anything between them."""
-    max_counting_run: Annotated[int, Field(ge=10)]
+    max_counting_run: Annotated[int, Field(ge=10, le=MAX_INT)]
     """Longest run of numbers that only count up or down."""
-    turn_repeats: Annotated[int, Field(ge=2)]
+    turn_repeats: Annotated[int, Field(ge=2, le=MAX_INT)]
     """Repeats of the same action as the answer to the same message."""
 
 
 class Contamination(Section):
     """When a conversation contains an item of an evaluation set (sft.filters.contamination)."""
 
-    n: Annotated[int, Field(ge=8)]
+    n: Annotated[int, Field(ge=8, le=MAX_INT)]
     """Length of an n-gram, in words."""
     ratio: Annotated[float, Field(gt=0, le=1)]
     """Share of an item's n-grams that one message must contain to be rejected."""
@@ -200,7 +200,7 @@ class Filter(Section):
     max_rows: Positive | None
     """Number of rows to take per source, drawn by the hash of their content; null = all. Such a run never gets an alias
     in MLflow."""
-    seed: int
+    seed: Seed
     """Seed of the draw."""
     max_rejected: Share
     """Largest share of rejected rows per source. Above it the stage stops."""
@@ -232,7 +232,7 @@ class Reasoning(Section):
     """Share of the conversations with reasoning that is cut to a budget."""
     budgets: list[Positive]
     """Budgets in tokens; one is drawn for each such conversation."""
-    seed: int
+    seed: Seed
     """Seed of the draws."""
 
     @model_validator(mode="after")
@@ -308,9 +308,9 @@ class Pack(Section):
     """Share of the conversations of each source for the evaluation."""
     pad_segments_to: Positive
     """Pad each sample without its last token to a multiple of this: lcm(2*CP if CP > 1, CP*TP if sequence parallel)."""
-    npy_max_tokens: int
+    npy_max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)]
     """Splits with more tokens are written as Parquet only, not as .npy too."""
-    seed: int
+    seed: Seed
     """Seed of splits and order."""
 
     @model_validator(mode="after")

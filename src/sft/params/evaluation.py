@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sft.params.base import Positive, Section, Share
+from sft.params.base import MAX_INT, Positive, Section, Seed, Share
 
 
 class Gate(Section):
@@ -25,7 +25,7 @@ class Task(Section):
     """Name of a task, group or tag of lm-eval, or of a task in tasks/."""
     limit: Positive | None = None
     """Its first items only; null = all."""
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    num_fewshot: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
     """Examples in the prompt; null = as many as the task says."""
     chat_template: bool = True
     """Whether the chat template renders the prompt."""
@@ -43,9 +43,9 @@ class Eval(Section):
 
     samples_per_domain: Positive | None
     """Most held-out samples per domain for the loss; null = all of them."""
-    tool_prompts: Annotated[int, Field(ge=0)]
+    tool_prompts: Annotated[int, Field(ge=0, le=MAX_INT)]
     """Held-out prompts whose answer is a tool call."""
-    chat_prompts: Annotated[int, Field(ge=0)]
+    chat_prompts: Annotated[int, Field(ge=0, le=MAX_INT)]
     """Other held-out prompts."""
     max_prompt_tokens: Positive
     """Longest prompt, in tokens. Longer ones are skipped and counted."""
@@ -57,7 +57,7 @@ class Eval(Section):
     """What generates the answers: transformers, or the OpenAI-compatible endpoints in SFT_EVAL_URL (vLLM)."""
     batch_size: Positive
     """Prompts per batch of generation with transformers."""
-    seed: int
+    seed: Seed
     """Seed of the choice of samples and prompts."""
     tasks: list[Task] = Field(default_factory=list)
     """Benchmarks that lm-eval runs: names, or mappings with the keys below. `make setup-lm-eval` installs it."""

@@ -137,12 +137,13 @@ def _explain(fault: Any, schema: type[BaseModel]) -> str:
         siblings = ", ".join(_siblings(location, schema)) or "none"
         return f": unknown key. {suggest('.'.join(location), schema) or f'Known here: {siblings}.'}"
     if fault["type"] == "missing":
-        advice = " All keys are required: git show HEAD:params.yaml shows the default." if schema is Params else ""
+        advice = " docs/reference/params.md has its default." if schema is Params else ""
         return f": missing.{advice}"
     if fault["type"] == "string_pattern_mismatch" and location[-1] == fault["input"]:
         name = re.sub("[^a-z0-9]+", "-", fault["input"].lower()).strip("-") or "my-data"
         return f": a name has lower-case letters, digits and dashes: {name}"
-    return f": {fault['msg'].removeprefix('Value error, ')}; found {_shown(fault['input'])}."
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    return f": {message}; found {_shown(fault['input'])}."
 
 
 def _as_known(location: list[str]) -> list[str]:

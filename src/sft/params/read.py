@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PARAMS, PROFILES = Path("params.yaml"), Path("profiles")
 MISSING = "missing"
+NO_PARAMS = "Run in the folder that holds params.yaml. To start from a profile: make profile"
 # Section -> module and class of its schema. A stage imports those of its own sections only.
 SCHEMA = {
     "fetch": ("data", "Fetch"),
@@ -145,12 +146,12 @@ def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
 def _section(name: str, path: Path) -> Any:
     """Return one section of params.yaml; the others are not checked."""
     if not path.exists():
-        raise InputError(f"{path.absolute()}: not found. Run in the folder that holds params.yaml.")
+        raise InputError(f"{path.absolute()}: not found. {NO_PARAMS}")
     text, values = read_text(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected sections ({', '.join(SCHEMA)}), found {type(values).__name__}")
     if name not in values:
-        raise InputError(f"{path}: {name}: missing. git show HEAD:{path.name} shows the default.")
+        raise InputError(f"{path}: {name}: missing. docs/reference/params.md has its keys and defaults.")
     module, section = SCHEMA[name]
     model = getattr(importlib.import_module(f"sft.params.{module}"), section)
     try:

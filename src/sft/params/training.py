@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from sft.params.base import Positive, Section, Share
+from sft.params.base import MAX_INT, Positive, Section, Seed, Share
 
 
 class Model(Section):
@@ -119,7 +119,7 @@ class Scheduler(Section):
 
     lr_decay_style: Literal["cosine", "linear", "constant"]
     """Shape of the decay after the warm-up."""
-    lr_warmup_iters: Annotated[int, Field(ge=0)]
+    lr_warmup_iters: Annotated[int, Field(ge=0, le=MAX_INT)]
     """Steps of linear warm-up."""
     lr_decay_iters: Positive | None
     """Steps until min_lr; null = all steps of the run."""
@@ -128,7 +128,7 @@ class Scheduler(Section):
 class Train(Section):
     """Length of the run: a number of steps, or of epochs."""
 
-    train_iters: Positive | None = None
+    train_iters: Annotated[int, Field(gt=0, lt=1 << 31)] | None = None
     """Optimizer steps; null = by epochs."""
     epochs: Annotated[float, Field(gt=0)] | None = None
     """Instead of train_iters: how often the packs of the training split are seen, such as 0.5 or 3."""
@@ -160,7 +160,7 @@ class Validation(Section):
 
     eval_interval: Positive
     """Steps between two validations."""
-    eval_iters: Annotated[int, Field(ge=0)]
+    eval_iters: Annotated[int, Field(ge=0, le=MAX_INT)]
     """Batches per validation, the same each time and at most the whole split; 0 = no validation."""
 
 
@@ -203,7 +203,7 @@ class Checkpoint(Section):
 class Rng(Section):
     """Random numbers of the training."""
 
-    seed: int
+    seed: Seed
     """Seed of data order and dropout."""
 
 

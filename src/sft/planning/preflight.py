@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, add_json_option, echo, make_parser, print_facts, run_or_exit
+from sft.cli import InputError, add_json_option, at_least, echo, make_parser, print_facts, run_or_exit
 from sft.cluster.cluster_file import read_cluster_file
 from sft.files import project_root
 from sft.params.check import Params, read
@@ -28,6 +28,7 @@ from sft.planning import checks, estimate
 from sft.planning.estimate import GPUS, MEMORY_ERROR, RESERVE
 
 BASE = Path("models/base")
+GPU = "H100"  # of an estimate, if none is named
 PACKED = Path("data/packed")
 KNOWN_MODELS = Path("profiles/models")
 UNKNOWN = "unknown: there is no estimate for latent attention (MLA); nothing is refused for want of memory"
@@ -332,7 +333,7 @@ def cpu_flops() -> float:
 
 
 def estimate_training(
-    profile: str | None, nodes: int, gpus: int | None, gpu_name: str, cluster_name: str | None
+    profile: str | None, nodes: int, gpus: int | None, gpu_name: str | None, cluster_name: str | None
 ) -> Preflight:
     """Return the report for params.yaml or a profile."""
     import torch
@@ -347,8 +348,10 @@ def estimate_training(
     params = read(params_file(profile))
     is_applied = profile is None or (PARAMS.exists() and read(PARAMS) == params)
     if gpus is None:
-        gpus = torch.cuda.device_count() or (8 if profile else 0)
-    report = examine(params, max(1, gpus) * nodes, gpu_of(gpu_name) if gpus else None, has_inputs=is_applied)
+        gpus = torch.cuda.device_count() or (8 if profile or gpu_name else 0)
+    if gpu_name and not gpus:
+        raise InputError(f"GPUS=0: the CPU has no GPU={gpu_name}. Leave one of them out.")
+    report = examine(params, max(1, gpus) * nodes, gpu_of(gpu_name or GPU) if gpus else None, has_inputs=is_applied)
     if not gpus:
         report = dataclasses.replace(report, gpu=Gpu("CPU", None, cpu_flops()))
     return report
@@ -363,9 +366,9 @@ def show(report: Preflight) -> None:
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--profile", metavar="NAME", help="a file of profiles/; default: params.yaml")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of a node; 0: the CPU")
-    parser.add_argument("--gpu", default="H100", metavar="NAME", help=f"{', '.join(GPUS)}, or its memory in bytes")
+    parser.add_argument("--nodes", type=at_least(1), default=1, metavar="N")
+    parser.add_argument("--gpus", type=at_least(0), metavar="N", help="GPUs of a node; 0: the CPU")
+    parser.add_argument("--gpu", metavar="NAME", help=f"{', '.join(GPUS)}, or its memory in bytes; default: {GPU}")
     parser.add_argument("--cluster", metavar="NAME", help="nodes and GPUs of slurm/clusters/NAME.yaml")
     add_json_option(parser)
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from sft.cli import InputError, echo, one_line
 from sft.files import link_or_copy
 from sft.hashing import files_below
 from sft.sources.add_template import add_template
-from sft.sources.base_weights import check_weights, embedding_rows
+from sft.sources.base_weights import LIBRARY_FAULTS, check_weights, embedding_rows
 from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
@@ -184,7 +184,7 @@ class _NamingFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         from huggingface_hub.errors import StrictDataclassError
 
-        known = AttributeError, LookupError, TypeError, ValueError, StrictDataclassError
+        known = *LIBRARY_FAULTS, StrictDataclassError
         # tokenizers raises Exception itself.
         if isinstance(error, Exception) and (kind is Exception or isinstance(error, known)):
             raise InputError(

@@ -11,6 +11,11 @@ from sft.cli import InputError, one_line
 from sft.weight_files import EMBEDDING, stored_tensors
 
 EXAMPLES = 3  # named in a message
+# What libraries raise of values in the files of a model that they do not expect.
+LIBRARY_FAULTS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError),
+    *(TypeError, ValueError),
+)
 
 
 def check_weights(folder: Path) -> None:
@@ -40,7 +45,7 @@ def check_weights(folder: Path) -> None:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-    except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except LIBRARY_FAULTS as error:
         raise InputError(f"fetch.model: *.safetensors do not fit config.json: {one_line(str(error))}") from error
     finally:
         transformers_logging.set_verbosity(level)

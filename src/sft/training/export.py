@@ -10,12 +10,14 @@ lineage.json names the run, the step, and the digests of the files.
 from pathlib import Path
 
 from sft.chat_files import copy_chat_files
-from sft.cli import InputError, echo, make_parser, run_or_exit
+from sft.cli import InputError, at_least, echo, make_parser, run_or_exit
 from sft.files import project_root, publish_folder, read_json, write_json
 from sft.hashing import folder_digests
 from sft.params.training import Peft
 from sft.training import checkpoints
 from sft.training.launch import read_run
+
+OUTPUTS = (Path("models/base"), Path("models/final"))
 
 
 def find_run(name: str) -> Path:
@@ -74,6 +76,8 @@ def main(name: str, step: int | None, target: Path | None) -> None:
     target = target or Path("models") / f"{run.name}-{number}"
     if target.exists() and not (target / "lineage.json").exists():
         raise InputError(f"TO={target}: exists and is not an exported model. Choose another folder.")
+    if target.resolve() in {path.resolve() for path in OUTPUTS}:
+        raise InputError(f"TO={target}: the pipeline writes this folder. Choose another one, such as models/mine.")
     export(run, number, target)
     echo(f"step {number} of run {run.name} -> {target}")
 
@@ -81,7 +85,7 @@ def main(name: str, step: int | None, target: Path | None) -> None:
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--run", required=True, metavar="KEY", help="lineage key, or its first digits")
-    parser.add_argument("--step", type=int, metavar="N", help="a step with a checkpoint; default: the newest")
+    parser.add_argument("--step", type=at_least(0), metavar="N", help="a step with a checkpoint; default: the newest")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: models/KEY-STEP")
     options = parser.parse_args()
     run_or_exit(lambda: main(options.run, options.step, options.to))
