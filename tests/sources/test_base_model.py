@@ -1,7 +1,9 @@
 """The base model: one layout whatever was fetched, and markers that split text in the same way everywhere."""
 
+import errno
 import json
 import shutil
+import struct
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from sft.cli import InputError
 from sft.hashing import folder_digests
 from sft.sources.base_model import (
     MARKERS,
+    _NamingFile,
     check_base,
     isolate_markers,
     make_base,
@@ -285,6 +288,12 @@ def test_an_end_that_is_no_token_is_refused(published: Path, tmp_path: Path) -> 
         check_base(changed(published, tmp_path / "none", "config.json", eos_token_id=None))
 
 
+def test_a_full_disk_is_not_taken_for_a_damaged_file() -> None:
+    with pytest.raises(OSError, match="No space") as caught, _NamingFile("m.gguf"):
+        raise OSError(errno.ENOSPC, "No space left")
+    assert not isinstance(caught.value, InputError)
+
+
 def test_a_tokenizer_of_another_model_is_refused(published: Path, tmp_path: Path) -> None:
     source = shutil.copytree(published, tmp_path / "in")
     tokenizer = json.loads((source / "tokenizer.json").read_text())
@@ -294,12 +303,27 @@ def test_a_tokenizer_of_another_model_is_refused(published: Path, tmp_path: Path
         check_base(source)
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 99, b"GGUF\3\0\0\0" + b"\1" * 99])
-def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
+NO_FIELDS = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
+NAME = b"general.architecture"
+OF_TOMORROW = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(NAME)) + NAME + struct.pack("<IQ", 8, 5) + b"nova9"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"GGUF", b"GGUF" + b"\xff" * 99, b"GGUF\3\0\0\0" + b"\1" * 99, NO_FIELDS, OF_TOMORROW],
+    ids=["empty", "magic", "ones", "counts", "no fields", "unknown architecture"],
+)
+def test_a_damaged_or_unknown_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/m.gguf").write_bytes(content)
     with pytest.raises(InputError, match=r"fetch\.model: m\.gguf: "):
         make_base(tmp_path / "in", tmp_path / "out")
+
+
+def test_more_layers_than_there_are_tensors_are_refused_before_they_are_built(published: Path, tmp_path: Path) -> None:
+    source = changed(published, tmp_path / "in", "config.json", num_hidden_layers=10**9)
+    with pytest.raises(InputError, match=r"num_hidden_layers: 1,000,000,000, but .* tensors"):
+        check_base(source)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +337,7 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
         ("config.json", "[]"),
         ("config.json", '{"model_type": "of tomorrow"}'),
         ("config.json", '{"model_type": "llama", "hidden_size": "x"}'),
+        ("config.json", '{"model_type": "llama", "dtype": false, "eos_token_id": 2}'),
     ],
 )
 def test_a_model_that_cannot_be_read_is_an_error_that_names_the_file(

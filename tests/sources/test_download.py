@@ -273,6 +273,14 @@ def test_a_redirect_away_from_https_is_refused(here: Path, web: Web, target: str
         fetch(f"{web.url}/moved.bin", here, sha256="0" * 64)
 
 
+@pytest.mark.parametrize("target", ["http://[::1", "https://u:hunter2@host/f", "//[/x"])
+def test_a_redirect_to_no_url_or_with_a_password_is_one_message(here: Path, web: Web, target: str) -> None:
+    web.redirects["/moved.bin"] = target
+    with pytest.raises(InputError, match=r"^http://127\.0\.0\.1:\d+/moved\.bin: redirects to ") as caught:
+        fetch(f"{web.url}/moved.bin", here, sha256="0" * 64)
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254", "[::1]", "localhost", "2130706433", "0x7f.1"])
 def test_a_redirect_from_outside_to_an_inner_address_is_refused(host: str) -> None:
     from sft.sources.download import check_url

@@ -145,7 +145,7 @@ class NarrativePatterns:
         """
         if not path.is_file():
             raise InputError(
-                f"{path}: no such file. Name another one (filters/narrative.toml), or null: no such filter."
+                f"{path}: no such file. If it was deleted: git restore {path}. To do without this filter: null"
             )
         try:
             content = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

@@ -24,6 +24,7 @@ from sft.hashing import files_below
 from sft.sources.add_template import add_template
 from sft.sources.base_weights import LIBRARY_FAULTS, check_weights, embedding_rows
 from sft.sources.model_files import read_config, remove_code_keys, taken_files, write_config
+from sft.weight_files import stored_tensors
 
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 # GGUF's names of pre-tokenizers that split numbers into digits first. transformers drops this step when it loads a
@@ -45,7 +46,8 @@ def make_base(source_folder: Path, target: Path) -> dict[str, Any]:
     paths = files_below(source_folder)
     ggufs = [path for path in paths if path.suffix == ".gguf"]
     if len(ggufs) == 1:
-        _from_gguf(ggufs[0], target)
+        with _NamingFile(ggufs[0].name):
+            _from_gguf(ggufs[0], target)
     elif not ggufs and (source_folder / "config.json").is_file():
         _copy_folder(source_folder, target)
     else:
@@ -157,6 +159,7 @@ def check_base(folder: Path) -> None:
     """Raise InputError unless the weights of a model folder are safetensors that fit its tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
+    _check_layers(folder)
     with _NamingFile("config.json"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with _NamingFile("tokenizer.json with tokenizer_config.json"):
@@ -173,6 +176,19 @@ def check_base(folder: Path) -> None:
             raise InputError(f"fetch.model: config.json: eos_token_id {token!r} is not a token of the tokenizer")
 
 
+def _check_layers(folder: Path) -> None:
+    """Raise InputError if config.json has more layers than there are tensors: transformers would build them all."""
+    config = read_config(folder / "config.json")
+    tensors = len(stored_tensors(folder))
+    for section in (config, config.get("text_config")) if isinstance(config, dict) else ():
+        layers = section.get("num_hidden_layers") if isinstance(section, dict) else None
+        if isinstance(layers, int) and layers > tensors:
+            raise InputError(
+                f"fetch.model: config.json: num_hidden_layers: {layers:,}, but *.safetensors have {tensors:,} tensors. "
+                "They belong to different models, or a shard is missing."
+            )
+
+
 class _NamingFile:
     """Turns what transformers and tokenizers raise for a bad file into an InputError that names the file."""
 
@@ -185,8 +201,9 @@ class _NamingFile:
         from huggingface_hub.errors import StrictDataclassError
 
         known = *LIBRARY_FAULTS, StrictDataclassError
+        is_of_system = isinstance(error, InputError) or (isinstance(error, OSError) and error.errno is not None)
         # tokenizers raises Exception itself.
-        if isinstance(error, Exception) and (kind is Exception or isinstance(error, known)):
+        if isinstance(error, Exception) and not is_of_system and (kind is Exception or isinstance(error, known)):
             raise InputError(
                 f"fetch.model: {self._name}: cannot be loaded: {type(error).__name__}: {one_line(str(error))}. The "
                 "file is damaged, or the installed transformers does not know this model."

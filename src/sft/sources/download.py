@@ -53,6 +53,10 @@ MAX_MEMBERS = 100_000
 FREE_BYTES = 64 << 20  # that a download leaves on the disk
 CHECK_BYTES = 16 << 20  # between two looks at the disk, which on a shared file system are requests to its server
 SLOW_SECONDS, SLOW_BYTES = 300.0, 64 << 10  # a server that sends less in that time never ends
+ADVICE = {
+    **dict.fromkeys((401, 403), "Credentials are read from ~/.netrc."),
+    **dict.fromkeys((404, 410), "Check the address."),
+}
 COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 # What Python writes for bytes of a file name that are not UTF-8.
 NOT_UTF8 = re.compile("[\ud800-\udfff]")
@@ -434,7 +438,9 @@ def _open_https(url: str, offset: int) -> RemoteFile:
     if response.status_code == 416 and offset:  # the part is longer than the file, so it is of another one
         return _open_https(url, 0)
     if not response.ok:
-        raise InputError(f"{redact(url)}: the server answers {response.status_code} {redact(response.reason)}.")
+        advice = ADVICE.get(response.status_code, "Rerun later." if response.status_code >= 500 else "")
+        answer = f"{response.status_code} {redact(response.reason)}"
+        raise InputError(f"{redact(url)}: the server answers {answer}. {advice}".rstrip())
     start = offset if response.status_code == 206 else 0
     length = response.raw.length_remaining
 
@@ -493,7 +499,10 @@ def https_session() -> Any:
         def get_redirect_target(self, resp: requests.Response) -> str | None:
             target = super().get_redirect_target(resp)
             if target is not None:
-                check_url(urljoin(resp.url, target), resp.url)
+                try:
+                    check_url(urljoin(resp.url, target), resp.url)
+                except ValueError as error:  # an InputError, or what is no URL
+                    raise InputError(f"{redact(resp.url)}: redirects to {redact(target)}: {error}") from error
             return target
 
     return Session()
