@@ -68,9 +68,11 @@ def begin_and_finish(folder):
 
 
 def evaluate(run_journal, loss, passed=True, held_out=HELD_OUT):
+    """Log an evaluation as the stage does: it has over 100 metrics."""
+    metrics = {"eval/after/loss": loss, **{f"eval/by_rule/{number}": 1.0 for number in range(120)}}
     run_journal.add(
-        "evaluation", step=0, tags={}, params={"eval.seed": "1"}, metrics={"eval/after/loss": loss}, loss=loss,
-        passed=passed, dataset=held_out.__dict__,
+        "evaluation", step=0, tags={}, params={"eval.seed": "1"}, metrics=metrics, loss=loss, passed=passed,
+        dataset=held_out.__dict__,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ from sft.tracking.store import (
 )
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-MAX_BATCH = 100  # params or tags in a request, and steps, which have a few metrics each
+MAX_BATCH = 100  # params, tags or metrics of a model in a request, and steps, which have a few metrics each
 MAX_METRICS = 1000  # in a request
 DESCRIPTION = "mlflow.note.content"  # of a run, in Markdown
 UPLOADED = "journal"  # tag of a run: the part of the journal that it has
@@ -302,7 +302,8 @@ class Uploader:
             value, when = (metric.value, metric.timestamp) if metric else (value, entry["time"])
             described = (self.state["model_id"], dataset["name"], dataset["digest"][:DIGEST_DIGITS], run_id)
             metrics.append(entities.Metric(name, value, when, step, *described))
-        self.client.log_batch(run_id, metrics=metrics)
+        for some in itertools.batched(metrics, MAX_BATCH):  # of more, a store refuses those of a model that it has
+            self.client.log_batch(run_id, metrics=list(some))
 
     def _child(self, name: str, tags: dict[str, str], when: int) -> str:
         """Return the id of a child run that began at a time; make it if it is new."""
