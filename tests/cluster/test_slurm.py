@@ -139,7 +139,7 @@ def test_a_missing_slurm_command_is_named(monkeypatch, tmp_path):
         slurm.find(CLUSTER, "sft-x")
 
 
-@pytest.mark.parametrize("script", ["train.sbatch", "stage.sbatch", "node_check.sh", "preemption.sh", "loopback.sh"])
+@pytest.mark.parametrize("script", ["train.sbatch", "stage.sbatch", "node_check.sh", "attempt.sh", "loopback.sh"])
 def test_scripts_pass_shellcheck(script):
     for check in (["bash", "-n"], ["shellcheck"]):
         done = subprocess.run([*check, f"slurm/{script}"], cwd=ROOT, capture_output=True, text=True)

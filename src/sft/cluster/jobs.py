@@ -168,7 +168,7 @@ def write_snapshot(run: Path, cluster: Cluster) -> None:
         shutil.copytree(REPOSITORY / "src", code / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         shutil.copyfile(PARAMS, code / PARAMS)
         (code / "slurm").mkdir()
-        for pattern in ("*.sbatch", "node_*.sh", "preemption.sh"):
+        for pattern in ("*.sbatch", "node_*.sh", "attempt.sh"):
             for script in (REPOSITORY / "slurm").glob(pattern):
                 shutil.copy(script, code / "slurm" / script.name)
         (code / "job_setup.sh").write_text(job_setup_script(cluster), encoding="utf-8")
