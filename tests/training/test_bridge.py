@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from sft.params.training import Checkpoint, TrainParams
 from sft.training import bridge, checkpoints, config, manifests
 from sft.training.steps import Step
 from tests.support import tiny_model as tiny
+from tests.support.checkpoint_contents import contents
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -242,7 +244,7 @@ def whole(folder: Path) -> None:
 
     run(folder, "one", train_params(model=NO_DROPOUT))
     kept_from(folder, "unbroken", "edge", 6)
-    run(folder, "edge", train_params())
+    run(folder, "edge", train_params(validation={"eval_interval": 1, "eval_iters": 1}))
     by_time = {"save_interval": STEPS, "save_minutes": 1e-9}
     run(folder, "recompute", train_params(model=NO_DROPOUT | RECOMPUTE, checkpoint=by_time))
     asynchronous = {"async_save": True, "most_recent_k": 1, "save_retain_interval": 4, "export": "best"}
@@ -371,6 +373,13 @@ def ranks(folder: Path) -> None:
     """Under torchrun: two ranks, each with half of the packs, then each with half of every matrix."""
     run(folder, "two-data", train_params(model=NO_DROPOUT))
     run(folder, "two-tensor", train_params(model=NO_DROPOUT | {"tensor_model_parallel_size": 2}))
+    run(folder, "two-dropout", train_params())
+    if int(os.environ["RANK"]) == 0:
+        kept_from(folder, "two-dropout", "two-copied", 4)
+        (folder / "two-copied").rename(folder / "two-resumed")
+    while not (folder / "two-resumed").exists():
+        time.sleep(0.1)
+    run(folder, "two-resumed", train_params())
     rare = train_params(model=NO_DROPOUT, checkpoint={"save_interval": STEPS})
     run(folder, "sigterm", rare, lambda step: end_another_rank() if step == 3 else None, stop=folder / "stop")
 
@@ -516,6 +525,15 @@ def test_a_killed_run_resumes_with_the_same_numbers(lab: Path) -> None:
 
 
 @pytest.mark.pipeline
+def test_two_ranks_that_resume_draw_the_same_dropout_as_an_unbroken_run(lab: Path) -> None:
+    """Each has packs of other lengths, so it has drawn other numbers than the rank whose random state is kept."""
+    unbroken, resumed = shown(lab, "two-dropout"), shown(lab, "two-resumed")
+    assert resumed == unbroken[4:]
+    last = [checkpoints.iteration_folder(lab / name, STEPS) for name in ("two-dropout", "two-resumed")]
+    assert contents(last[0]) == contents(last[1])
+
+
+@pytest.mark.pipeline
 def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(lab: Path) -> None:
     assert files.read_json(lab / "whole.json")["torn"] == "iter_0000004"
     torn = shown(lab, "torn")
@@ -545,10 +563,13 @@ def test_the_newest_checkpoints_are_kept_with_their_manifests(lab: Path) -> None
 
 @pytest.mark.pipeline
 def test_a_run_resumed_at_the_end_of_an_epoch_has_the_same_numbers(lab: Path) -> None:
-    """Of 7 packs, 2 a step, an epoch ends with step 6."""
+    """Of 7 packs, 2 a step, an epoch ends with step 6. It is validated at other steps, so with other draws between."""
     edge = shown(lab, "edge")
     assert [step[0] for step in edge] == [7, 8]
     assert edge == shown(lab, "unbroken")[6:]
+    assert [step for step, _ in validations(lab, "edge")] == [7, 8]
+    last = [contents(checkpoints.iteration_folder(lab / name, STEPS)) for name in ("edge", "unbroken")]
+    assert last[0] == last[1]
 
 
 @pytest.mark.pipeline

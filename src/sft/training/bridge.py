@@ -33,7 +33,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from torch import default_generator
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -451,13 +450,26 @@ class _Callbacks:
             from sft.training import cpu
 
             data_iterator = map(cpu.mark_untrained, data_iterator)
-        if model.training and on_cpu():
-            # A GPU has a generator for dropout alone. A CPU shares one with the data loader, which draws from it at
-            # the start of an epoch and after a resume.
-            seeded_by = f"{self.seed}:{state.train_state.step}:{self.packs}"
-            default_generator.manual_seed(int(value_digest(seeded_by)[:12], 16))
+        if model.training:
+            self._seed_draws(state.train_state.step, model)
         self.packs += 1
         return forward_step(state, data_iterator, model, return_schedule_plan)
+
+    def _seed_draws(self, step: int, model: Any) -> None:
+        """Let what a pack draws (dropout) follow from the seed, the step, the rank, and which of its packs it is.
+
+        A checkpoint keeps the random state of one data-parallel rank for all; on a CPU the data loader, too, draws from
+        it, at the start of an epoch and after a resume.
+        """
+        from megatron.bridge.training.utils.pg_utils import get_pg_collection
+        from megatron.core import tensor_parallel
+        from megatron.core.tensor_parallel.random import is_graph_safe_cuda_rng_tracker
+
+        if is_graph_safe_cuda_rng_tracker(tensor_parallel.get_cuda_rng_tracker()):
+            return  # CUDA graphs hold its generators: docs/known-issues.md, graph-dropout
+        groups = get_pg_collection(model)
+        seeded_by = f"{self.seed}:{step}:{self.packs}:{groups.dp_cp.rank()}:{groups.pp.rank()}"
+        tensor_parallel.model_parallel_cuda_manual_seed(int(value_digest(seeded_by)[:12], 16))
 
     def _count_tokens(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield batches unchanged and add up their tokens without padding, and the trained ones."""
