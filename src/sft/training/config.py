@@ -31,7 +31,7 @@ from sft.planning.estimate import Geometry
 from sft.training import overrides
 
 NOISY_LOGGERS = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # "FP8… failed", "No CUDA"
-STOPPED = (KeyboardInterrupt, SystemExit)  # Ctrl-C, or a stop before the time limit
+ONE_MESSAGE = (KeyboardInterrupt, SystemExit, InputError, OSError, MemoryError)  # sft.cli prints one for each
 # Keys of `model` in params.yaml that are not fields of a provider.
 NOT_PROVIDER_FIELDS = {"recipe"}
 # Bridge cannot validate these without Transformer Engine and a driver: the values while it validates.
@@ -70,14 +70,14 @@ def prepare_imports() -> None:
 def quiet(log: Path = Path(os.devnull)) -> Iterator[None]:
     """Send Bridge's output and warnings to a file, or nowhere; errors also go to the terminal.
 
-    The traceback that Bridge logs when it is stopped goes to the file only.
+    The traceback that Bridge logs of what ends in one message of ours goes to the file only.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         to_file, to_terminal = logging.StreamHandler(file), logging.StreamHandler(sys.stderr)
         to_terminal.setLevel(logging.ERROR)
-        to_terminal.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], STOPPED)))
+        to_terminal.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], ONE_MESSAGE)))
         before = root.handlers
         root.handlers = [to_file, to_terminal]
         root.setLevel(logging.WARNING)
@@ -295,7 +295,7 @@ def build(
             fully_parallel_save=on_gpu,
         ),
         dist=c.DistributedInitConfig(distributed_backend="nccl" if on_gpu else "gloo", disable_jit_fuser=not on_gpu),
-        rng=c.RNGConfig(seed=params.rng.seed),  # of one rank in checkpoints: docs/known-issues.md, rank-dropout
+        rng=c.RNGConfig(seed=params.rng.seed),
         rerun_state_machine=c.RerunStateMachineConfig(check_for_spiky_loss=True),  # read by sft.training.divergence
     )
     if params.bridge.fields:
