@@ -1,5 +1,6 @@
 """key: everything that determines a model changes its key, and nothing else does."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def edit(path: Path) -> str:
     return text
 
 
-def test_an_edit_of_a_module_that_computes_changes_the_key_unless_it_is_a_comment(source_tree):
+def test_an_edit_of_a_module_that_computes_changes_the_key_unless_it_is_a_comment_or_a_docstring(source_tree):
     before = code_digest(STAGE, source_tree)
     assert before == code_digest(STAGE)
     training = [path for path in sorted((source_tree / "training").glob("*.py")) if path.name[0] != "_"]
@@ -92,7 +93,7 @@ def test_an_edit_of_a_module_that_computes_changes_the_key_unless_it_is_a_commen
     for path in (*(source_tree / name for name in COMPUTES), *computes):
         text = edit(path)
         assert code_digest(STAGE, source_tree) != before, path
-        path.write_text(f"# A comment.\n\n{text}")
+        path.write_text("# A comment.\n\n" + re.sub(r'""".*?"""', '"""A docstring."""', text, flags=re.DOTALL))
     assert code_digest(STAGE, source_tree) == before
 
 
@@ -143,14 +144,19 @@ def test_the_table_says_of_every_section_whether_it_is_in_the_key():
 
 
 def test_every_param_of_a_section_in_the_key_changes_it_but_how_many_checkpoints_are_kept():
-    """Those of validation and `export` decide which checkpoint is exported; when one is saved, only for the best."""
+    """When a run is validated and saved decides which checkpoint is exported only if that is the best one.
+
+    `export` itself counts: after a run that exports the last checkpoint, the best one may be removed.
+    """
     training = load_training().model_dump()
     names = list(flatten(training))
     declared = [name for name in flatten(YAML(typ="safe").load(Path("params.yaml"))) if IN_KEY[name.partition(".")[0]]]
     assert set(declared) <= set(names)
     kept = {"checkpoint.most_recent_k", "checkpoint.save_retain_interval", "checkpoint.async_save"}
     saved = {"checkpoint.save_interval", "checkpoint.save_minutes"}
-    for export, changes_nothing in (("last", kept | saved), ("best", kept)):
+    validated = {name for name in names if name.startswith("validation.")}
+    assert validated
+    for export, changes_nothing in (("last", kept | saved | validated), ("best", kept)):
         params = {**training, "checkpoint": {**training["checkpoint"], "export": export}}
         before = replace(ONE, params=params).key
         for name in set(names) - {"checkpoint.export"}:

@@ -2,7 +2,8 @@
 
 It covers the packed data, the base model, the training params, the code that the train stage imports and the versions
 of the packages that compute. Same key, same model: a run is resumed or reused. Another key gets its own folder, so two
-trainings never mix. Comments, and how many checkpoints are kept, change nothing: a run continues after such an edit.
+trainings never mix. Comments, docstrings, and how many checkpoints are kept change nothing: a run continues after such
+an edit. When it is validated and saved counts only where that chooses the checkpoint to export (`export: best`).
 """
 
 import ast
@@ -44,7 +45,7 @@ NOT_IN_KEY = (
 )
 
 
-# Params of `checkpoint` that cannot change a weight. The last two decide which step can be the best one to export.
+# Params of `checkpoint` that cannot change a weight. The last two, and `validation`, decide which step is the best one.
 KEEPING = ("most_recent_k", "save_retain_interval", "async_save")
 SAVING = ("save_interval", "save_minutes")
 
@@ -68,9 +69,11 @@ class Lineage:
     def key(self) -> str:
         """The lineage key: it names the run's folder and tags the run in MLflow."""
         checkpoint = self.params.get("checkpoint", {})
-        left_out = KEEPING if checkpoint.get("export") == "best" else (*KEEPING, *SAVING)
+        is_best = checkpoint.get("export") == "best"
+        left_out = KEEPING if is_best else (*KEEPING, *SAVING)
         kept = {name: value for name, value in checkpoint.items() if name not in left_out}
-        return self._key({**self.params, "checkpoint": kept})
+        sections = {name: value for name, value in self.params.items() if is_best or name != "validation"}
+        return self._key({**sections, "checkpoint": kept})
 
     def has_key(self, key: str) -> bool:
         """Whether this is its key, or was in 0.1.0, which hashed all params."""
@@ -101,10 +104,26 @@ def package_versions(names: tuple[str, ...] = NUMERIC_PACKAGES) -> dict[str, str
 def code_digest(module: str, package: Path = PACKAGE) -> str:
     """Return one digest of a module and of all `sft` modules that it imports, at any depth, without NOT_IN_KEY.
 
-    Of what Python reads: neither comments nor the layout of lines are in it.
+    Of what Python runs: neither comments and docstrings nor the layout of lines are in it.
     """
-    closure = sorted(import_closure(module, package).items())
-    return value_digest({name: ast.dump(ast.parse(path.read_bytes())) for name, path in closure})
+    return value_digest({name: _statements(path) for name, path in sorted(import_closure(module, package).items())})
+
+
+def _statements(file: Path) -> str:
+    """Return the syntax tree of a module as text, without docstrings and other texts that stand alone."""
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [each for each in node.body if not _is_text(each)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def import_closure(module: str, package: Path = PACKAGE) -> dict[str, Path]:

@@ -123,7 +123,7 @@ def main() -> None:
                 convert.export(run, with_steps)
             publish(run, lineage, chosen, patch, sync.run_id(run.folder))
             entries = run_journal.entries("step", "validation")
-            metrics = write_reports(entries, lineage.key, iterations, params.train.global_batch_size, packs)
+            metrics = write_reports(entries, lineage.key, with_steps, packs)
             snapshot.check_unchanged(run.folder, Path.cwd(), recorded_params(load_training()))
             losses = {name: metrics[name] for name in ("train_loss", "validation_loss")}
             journal.add_model(run_journal, FINAL, losses, iterations)

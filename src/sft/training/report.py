@@ -8,18 +8,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sft.cli import echo
 from sft.ledger import Ledger
+from sft.params.training import TrainParams
 from sft.training.steps import read_steps, write_csv
 
 
 def write_reports(
-    entries: Iterable[dict[str, Any]], lineage_key: str, iterations: int, batch: int, packs: int
+    entries: Iterable[dict[str, Any]], lineage_key: str, params: TrainParams, packs: int
 ) -> dict[str, Any]:
-    """Publish the reports; return reports/train.json.
+    """Publish the reports; return reports/train.json. Says so if the run was validated at other steps than params say.
 
-    `batch`: packs of one step. `packs`: of the training split. Raises InputError: a step is missing.
+    `params`: with a number of steps. `packs`: of the training split. Raises InputError: a step is missing.
     """
+    iterations, batch, interval = params.train.steps, params.train.global_batch_size, params.validation.eval_interval
     steps, validations = read_steps(entries, iterations)
+    validated = {entry["iteration"] for entry in validations}
+    if params.validation.eval_iters and validated not in (set(), {*range(interval, iterations, interval), iterations}):
+        echo(
+            f"[yellow]validation.eval_interval is {interval}, but parts of this run were trained with another: "
+            f"validated after step {', '.join(map(str, sorted(validated)))}[/]"
+        )
     write_csv(Path("reports/train_loss.csv"), steps, ("iteration", "loss", "lr"))
     write_csv(Path("reports/validation_loss.csv"), validations, ("iteration", "validation_loss"))
     seen = min(packs, iterations * batch)
