@@ -192,3 +192,11 @@ def test_a_process_tied_to_its_parent_does_not_outlive_a_kill(tmp_path):
     tied, pid = done.stdout.split()
     assert (tied, done.returncode) == ("tied", -9)
     wait_until(lambda: not alive(pid))
+
+
+@pytest.mark.parametrize("module", ["sft.cluster.node_packages", "sft.evaluation.harness", "sft.rehearse.submit"])
+def test_a_program_that_another_one_starts_says_without_arguments_what_it_expects(tmp_path, module):
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-m", module], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    printed = (done.stdout + done.stderr).splitlines()
+    assert (done.returncode, len(printed), printed[0].partition(":")[0]) == (1, 1, "error"), printed

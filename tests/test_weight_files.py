@@ -19,5 +19,5 @@ def test_every_tensor_of_every_file_has_its_shape_and_format(tmp_path: Path) -> 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(InputError, match=r"x\.safetensors: damaged"):
+    with pytest.raises(InputError, match=r"^/.*x\.safetensors: damaged"):
         stored_tensors(tmp_path)

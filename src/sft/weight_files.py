@@ -19,8 +19,8 @@ class Stored(NamedTuple):
     """Of its numbers, as safetensors names it: F32, BF16, F16, F8_E4M3, ..."""
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Return every tensor of a folder by name. Raises InputError: a file is damaged."""
+def stored_tensors(folder: Path, param: str = "") -> dict[str, Stored]:
+    """Return every tensor of a folder by name. Raises InputError: a file is damaged; says which `param` names it."""
     from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, Stored] = {}
@@ -30,7 +30,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
                 slices = {name: file.get_slice(name) for name in file.keys()}
                 tensors |= {name: Stored(tuple(of.get_shape()), of.get_dtype()) for name, of in slices.items()}
         except SafetensorError as error:
-            raise InputError(f"fetch.model: {path}: damaged safetensors: {error}") from error
+            raise InputError(f"{param}{path}: damaged safetensors: {error}") from error
     return tensors
 
 

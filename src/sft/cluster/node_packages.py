@@ -101,6 +101,8 @@ def _read(file: Path) -> Any:
 
 def main() -> None:
     """Check this node and record its packages. Exit status 1: they are refused."""
+    if missing := [name for name in ("SFT_RUN", "SFT_CODE", "SFT_PACKAGES") if name not in os.environ]:
+        refuse([], f"{', '.join(missing)}: not set. The node check of a job runs this.")
     run, code, policy = Path(os.environ["SFT_RUN"]), Path(os.environ["SFT_CODE"]), os.environ["SFT_PACKAGES"]
     lines = (code / "packages.txt").read_text(encoding="utf-8").split()
     pins = dict(line.split("==") for line in lines)

@@ -194,4 +194,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("error: expected the file of a request; sft.evaluation.tasks runs this")
     main(Path(sys.argv[1]))

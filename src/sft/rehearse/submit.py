@@ -26,6 +26,8 @@ class NoModelReaders(MetaPathFinder):
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("error: expected a module: python -m sft.rehearse.submit sft.stages.train")
     sys.meta_path.insert(0, NoModelReaders())
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

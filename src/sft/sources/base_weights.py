@@ -92,7 +92,7 @@ def _fault(kind: str, names: Any) -> list[str]:
 
 def embedding_rows(folder: Path) -> int:
     """Return the size of the vocabulary that the weights have. Raises InputError: there is no embedding."""
-    tensors = stored_tensors(folder)
+    tensors = stored_tensors(folder, "fetch.model: ")
     rows = [tensor.shape[0] for name, tensor in tensors.items() if EMBEDDING.search(name)]
     if not rows:
         raise InputError(f"fetch.model: no embedding among the {len(tensors)} tensors of *.safetensors")
