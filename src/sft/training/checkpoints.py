@@ -244,4 +244,6 @@ def remove(checkpoint: Path) -> None:
 
 def _unfinished(manifest: Path) -> list[Path]:
     """Return what a hashing that was interrupted left beside a manifest."""
-    return list(manifest.parent.glob(f"{manifest.stem}.*.json"))
+    return [
+        file for name in ("{}.*.json", ".{}.*.partial-*") for file in manifest.parent.glob(name.format(manifest.stem))
+    ]
