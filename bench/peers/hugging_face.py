@@ -13,35 +13,14 @@ from typing import Any
 from bench.project import ROOT
 
 TEMPLATE = ROOT / "templates" / "nano3.jinja"
-# Text of our template -> the same with generation marks.
-GENERATION_MARKS = (
-    (
-        "{{- '<|im_start|>assistant\\n' ~ said | trim -}}",
-        "{{- '<|im_start|>assistant\\n' -}}{% generation %}{{- said | trim -}}",
-    ),
-    (
-        "    {{- '<|im_end|>\\n' -}}\n  {%- elif message.role == 'tool' -%}",
-        "    {{- '<|im_end|>' -}}{% endgeneration %}{{- '\\n' -}}\n  {%- elif message.role == 'tool' -%}",
-    ),
-)
-
-
-def marked_template() -> str:
-    """Return our template with generation marks."""
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for plain, marked in GENERATION_MARKS:
-        if text.count(plain) != 1:
-            raise SystemExit(f"{TEMPLATE}: not found once: {plain}. Update GENERATION_MARKS in {__file__}.")
-        text = text.replace(plain, marked)
-    return text
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load a tokenizer with the marked template."""
+    """Load a tokenizer with our template, which marks what the assistant generates."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    tokenizer.chat_template = marked_template()
+    tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")
     return tokenizer
 
 
