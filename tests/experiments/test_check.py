@@ -153,6 +153,8 @@ def test_a_file_that_exists_passes(project, uri):
         ),
         ("train.train_iters=99999999999999999999999", "train.train_iters: expected"),
         ("rng.seed=-1", "rng.seed: expected"),
+        ("scheduler.lr_warmup_iters=1000", "expected less than the"),
+        ("checkpoint.pretrained_checkpoint=/nope", "no such folder"),
         ("filter.max_rows=99999999999999999999999", "filter.max_rows: expected"),
     ],
 )

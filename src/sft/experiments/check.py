@@ -22,7 +22,7 @@ from sft.cli import InputError, exit_with, make_parser, run_or_exit
 from sft.experiments.dvc_lock import restore_lock
 from sft.files import project_root, publish_file, read_json, resolve_repo_file
 from sft.lineage.patch import dirty_patch
-from sft.params.check import Changed, check_packs, check_params, check_settings
+from sft.params.check import Changed, check_packs, check_params, check_settings, too_long_warmup
 from sft.params.data import Download
 from sft.params.recorded import DATA_STAGES, STAGES, changed_params, locked_params, read_lock, stage_of
 from sft.params.schema import Params
@@ -94,6 +94,10 @@ def check_files(params: Params) -> None:
     if judge.model is not None:
         readers["filter.judge.rubric"] = lambda: read_rubric(resolve_repo_file(judge.rubric))
     faults = [(key, fault) for key, read in readers.items() for fault in _caught(read)]
+    start = params.checkpoint.pretrained_checkpoint
+    if start and not (project_root() / start).is_dir():
+        advice = "Name the folder of a checkpoint, as in runs/<lineage key>/checkpoints/iter_0000050."
+        faults.append(("checkpoint.pretrained_checkpoint", f"{start}: no such folder. {advice}"))
     if faults:
         raise InputError("\n".join(fault if fault.startswith(key) else f"{key}: {fault}" for key, fault in faults))
 
@@ -107,7 +111,9 @@ def local_path(download: Download) -> Path | None:
 
 
 def check_data(params: Params, changed: Iterable[str]) -> None:
-    """Raise InputError if there are, or can only be, too few packs for a step of the training."""
+    """Raise InputError if the warm-up is too long, or there can only be too few packs for a step of the training."""
+    if message := too_long_warmup(params.training):
+        raise InputError(message)
     if not params.pack.validation and params.validation.eval_iters:
         raise InputError(
             "params.yaml: pack.validation: 0 leaves no packs for the validation.eval_iters batches of a validation. "

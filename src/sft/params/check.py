@@ -14,7 +14,7 @@ from sft.params.read import NO_PARAMS, PARAMS, change, read_yaml
 from sft.params.schema import Params
 from sft.params.training import TrainParams
 
-__all__ = ["Params", "check_packs", "check_params", "check_settings", "read", "too_few_packs"]
+__all__ = ["Params", "check_packs", "check_params", "check_settings", "read", "too_few_packs", "too_long_warmup"]
 
 
 def read(path: Path = PARAMS) -> Params:
@@ -72,6 +72,17 @@ def too_few_packs(split: str, packs: int, params: TrainParams) -> str:
     if packs >= batch or split not in advice or (split == "validation" and not params.validation.eval_iters):
         return ""
     return f"data/packed/{split}: {packs} packs, expected at least {batch}, one step. {advice[split]}"
+
+
+def too_long_warmup(params: TrainParams) -> str:
+    """Return why a training with these params would stop at its schedule, "" if it would not."""
+    decay = params.scheduler.lr_decay_iters or params.train.train_iters
+    if decay is None or params.scheduler.lr_warmup_iters < decay:  # None: train.epochs, and no packs yet
+        return ""
+    return (
+        f"params.yaml: scheduler.lr_warmup_iters: {params.scheduler.lr_warmup_iters}, expected less than the {decay} "
+        "steps of the schedule (scheduler.lr_decay_iters, or all steps of the run)."
+    )
 
 
 def _way_back(path: Path) -> str:

@@ -22,7 +22,7 @@ from sft.cli import InputError
 from sft.files import read_json
 from sft.hashing import file_digest, files_below
 from sft.params import training as p
-from sft.params.check import too_few_packs
+from sft.params.check import too_few_packs, too_long_warmup
 from sft.planning import estimate
 from sft.planning.estimate import Geometry
 from sft.planning.untrained_tokens import UntrainedTokens, untrained_control_tokens
@@ -404,13 +404,7 @@ def untrained_embeddings(params: p.TrainParams, facts: Facts) -> str:
 @check("warmup")
 def warmup(params: p.TrainParams, facts: Facts) -> str:
     """The warm-up ends before the schedule does."""
-    decay = params.scheduler.lr_decay_iters or params.train.train_iters
-    if decay is None or params.scheduler.lr_warmup_iters < decay:  # None: train.epochs, and no packs yet
-        return ""
-    return (
-        f"params.yaml: scheduler.lr_warmup_iters: {params.scheduler.lr_warmup_iters}, expected less than the {decay} "
-        "steps of the schedule (scheduler.lr_decay_iters, or all steps of the run)."
-    )
+    return too_long_warmup(params)
 
 
 @check("seed")
