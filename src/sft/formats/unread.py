@@ -136,6 +136,7 @@ def check_columns(unread: Mapping[str, Any], turns: Sequence[Message]) -> None:
     """Raise UnfitRowError if the turns need what columns hold: media, a thought, documents, options, an answer."""
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     has_thought = any("reasoning_content" in turn for turn in answers)  # so that a column has one of another model
+    options = _options(unread)
     for name, value in unread.items():
         for index, turn in enumerate(turns if MEDIA_WORD.search(name) else ()):
             if match := PLACEHOLDER.search(turn["content"]):
@@ -154,8 +155,8 @@ def check_columns(unread: Mapping[str, Any], turns: Sequence[Message]) -> None:
             )
         if answers and turns[-1] is answers[-1] and _is_cut(name, value):
             raise UnfitRowError(CUT_ANSWER, f"{name} is {excerpt(value)}: the last answer is not whole")
-        options = _options(unread) if snake_case(name) in OPTIONS else []
-        if options and not any(option in turn["content"] for option in options for turn in turns[:-1]):
+        is_option = snake_case(name) in OPTIONS
+        if is_option and options and not any(option in turn["content"] for option in options for turn in turns[:-1]):
             raise UnfitRowError(
                 "unread-options",
                 f"{name} is not read: the answer chooses from it. Write {excerpt(options)} into the question",
