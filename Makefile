@@ -236,7 +236,7 @@ test: setup ## Run the tests
 test-layouts: setup ## Train every tiny model in every layout, compare the losses with those of one process; rehearse; race
 	pytest -m layouts -n 0 -s tests/training/test_layouts.py tests/rehearse tests/test_races.py
 
-drill: setup ## Kill every data stage, or let it fail, at each of its file operations; compare every byte (POINTS=20)
+drill: setup ## Kill data stages and a checkpoint save, or let them fail, at file operations; compare every byte (POINTS=20)
 	PYTHONPATH=src:. python -m tests.drill.operations$(call option,POINTS,points)
 
 fuzz: setup ## Draw damaged rows, schemas, templates, params and model folders; only a message may come out (MINUTES=5)

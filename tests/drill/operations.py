@@ -1,7 +1,7 @@
 """Kill a stage, or let it fail, at each of its file operations; then run it again and compare every byte.
 
-    make drill           ->  a line for each stage: operations, faults injected, failures
-    make drill POINTS=5  ->  5 operations of each stage, spread evenly
+    make drill           ->  a line for each stage: operations, faults injected, failures; then checkpoints.py in 40
+    make drill POINTS=5  ->  5 operations of each stage, spread evenly; 5 of a checkpoint save
 
 An operation is an audit event of Python (open, mkdir, rename, remove, ...) on a path of the project. What Arrow writes
 itself is not seen; how a full disk ends that is in tests/stages/test_pack_faults.py.
@@ -70,16 +70,25 @@ def snapshot(project: Path) -> dict[str, str]:
     return {str(path.relative_to(project)): file_digest(path) if path.is_file() else "folder" for path in paths}
 
 
+def watch(folder: Path, begin: Callable[[str], None]) -> None:
+    """Call a function with the path of each operation of this process, and of its forks, on files of a folder."""
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event in EVENTS and isinstance(arguments[0], str | bytes | os.PathLike):
+            path = os.path.abspath(os.fsdecode(arguments[0]))
+            if path.startswith(f"{folder}/"):
+                begin(path)
+
+    sys.addaudithook(hook)
+
+
 def inject(project: Path, point: int, fault: int, count: Callable[[int], None]) -> None:
     """Count the operations of this process on files of a project; at one of them let it fail, or kill it."""
     seen = 0
 
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
+    def begin(path: str) -> None:
         nonlocal seen
-        if event not in EVENTS or not isinstance(arguments[0], str | bytes | os.PathLike):
-            return
-        path = os.path.abspath(os.fsdecode(arguments[0]))
-        if not path.startswith(f"{project}/") or "/log-" in path:
+        if "/log-" in path:
             return
         seen += 1
         count(seen)
@@ -88,7 +97,7 @@ def inject(project: Path, point: int, fault: int, count: Callable[[int], None]) 
         if seen == point:
             raise OSError(fault, os.strerror(fault), path)
 
-    sys.addaudithook(hook)
+    watch(project, begin)
 
 
 def run(stage: Stage, project: Path, point: int = 0, fault: int = KILL) -> tuple[int, int, str]:
@@ -185,4 +194,7 @@ def one_source(project: Path) -> None:
 if __name__ == "__main__":
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--points", type=at_least(1), help="operations of each stage; default: all")
-    sys.exit(1 if main(parser.parse_args().points) else 0)
+    chosen = parser.parse_args().points
+    from tests.drill import checkpoints  # it imports Megatron, after the stages that are forked without it
+
+    sys.exit(1 if main(chosen) + checkpoints.main(chosen or checkpoints.POINTS) else 0)
