@@ -227,7 +227,7 @@ setup: ## Create or update .venv from the pinned requirements (GPU=full: with pa
 	@requirements/setup.sh $(if $(filter setup,$(MAKECMDGOALS)),$(call quote,$(GPU)))
 
 setup-lm-eval: setup ## Install lm-eval, and download the data of the benchmarks in eval.tasks
-	requirements/setup_lm_eval.sh
+	requirements/setup_beside.sh requirements/lm-eval.txt .lm-eval
 	python -m sft.evaluation.tasks
 
 test: setup ## Run the tests

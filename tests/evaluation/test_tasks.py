@@ -13,10 +13,10 @@ import pytest
 from sft.cli import InputError
 from sft.evaluation import harness, tasks
 from sft.params.evaluation import Task
+from tests.support.beside import ROOT, install_beside
 from tests.support.eval_params import eval_params
 from tests.support.tiny_model import make_tiny_base
 
-ROOT = Path(__file__).parents[2]
 BASE, FINAL = Path("models/base"), Path("models/final")
 
 
@@ -27,14 +27,10 @@ def params(*named):
 @pytest.fixture(scope="session")
 def lm_eval(tmp_path_factory):
     """A folder with the packages of lm-eval: the one of this checkout, or a new one."""
-    folder = ROOT / ".lm-eval"
-    if not folder.is_dir():
-        folder = tmp_path_factory.mktemp("lm-eval") / "packages"
-    done = subprocess.run([ROOT / "requirements/setup_lm_eval.sh", folder], capture_output=True, text=True, check=False)
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"lm-eval cannot be installed: {done.stderr}")
-    assert done.returncode == 0, done.stderr
-    return folder
+    installed = ROOT / tasks.PACKAGES
+    return install_beside(
+        tasks.PINS.name, installed if installed.is_dir() else tmp_path_factory.mktemp("lm-eval") / "packages"
+    )
 
 
 @pytest.fixture
