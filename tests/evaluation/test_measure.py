@@ -1,6 +1,7 @@
 """measure: the base model is measured once, however many models are compared with it."""
 
 import os
+import shutil
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_the_base_model_is_measured_once_and_again_only_for_other_questions(mode
     (base / "config.json").write_text((base / "config.json").read_text() + "\n")
     run(base, final)
     assert measured[3:] == ["base", "final", "base", "final"]
+
+
+def test_a_sweep_of_six_measures_the_base_model_once(models, monkeypatch):
+    base, _, measured = models
+    monkeypatch.setenv("SFT_WORKERS", "1")
+    for number in range(6):  # DVC's queue runs each experiment in a folder of its own
+        experiment = base.parents[1] / f"experiment-{number}"
+        shutil.copytree(base.parent, experiment / "models")
+        monkeypatch.chdir(experiment)
+        run(experiment / "models/base", experiment / "models/final")
+    assert measured == ["base", *["final"] * 6]
 
 
 def test_both_models_can_run_side_by_side(models, monkeypatch):
