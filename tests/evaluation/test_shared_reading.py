@@ -28,7 +28,7 @@ def both_ways(model, samples, prompts):  # noqa: F811
 def test_losses_and_answers_are_those_of_separate_passes(model):  # noqa: F811
     assert keeps_all_of_a_text(model)
     both_ways(model, SAMPLES, PROMPTS)
-    both_ways(model, SAMPLES, [])
+    assert loss_and_answers(model, SAMPLES, [], **{**LIMITS, "stop_ids": []}) == (held_out_loss(model, SAMPLES), [])
     both_ways(model, [], PROMPTS)
 
 

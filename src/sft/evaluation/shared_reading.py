@@ -27,6 +27,8 @@ def loss_and_answers(
     model: Any, samples: Sequence[Sample], prompts: Sequence[Sequence[int]], **limits: Any
 ) -> tuple[list[tuple[float, int]], list[list[int]]]:
     """Return the losses of the samples and the answers to the prompts; `limits` are those of generate."""
+    if not prompts:
+        return held_out_loss(model, samples), []
     if not keeps_all_of_a_text(model):
         return held_out_loss(model, samples), generate(model, prompts, **limits)
     sample_of = find_samples(samples, prompts)
