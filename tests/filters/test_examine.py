@@ -1,5 +1,6 @@
 """Examine: which rows are drawn, and the columns in which each outcome is written."""
 
+import gzip
 import json
 
 import numpy as np
@@ -11,8 +12,10 @@ from sft.filters import examine
 from sft.filters.examine import Draw, check_readable, examined_row, json_text, row_text, write_examined
 from sft.filters.pipeline import Kept
 from sft.formats.raw_files import Row
+from sft.params.data import Read
 from sft.params.read import load
 from sft.parquet import read_rows
+from sft.workers import map_shards
 from tests.support.project import ROOT, tool_records
 
 ROWS = [Row(location=f"a.jsonl:{number}", record={}) for number in range(1, 201)]
@@ -105,3 +108,30 @@ def test_every_row_is_written_in_its_order_whatever_the_batches(tmp_path):
     assert num_rows == len(written) == 300
     assert [row["location"] for row in written] == [row.location for row in rows]
     assert all(row["reason"] is None and row["signature"] for row in written)
+
+
+def test_a_part_of_a_compressed_file_is_read_again_if_its_worker_was_lost(tmp_path, monkeypatch):
+    """Its lines stay until the result of the part is here; afterwards no decompressed text is left."""
+    raw, scratch = tmp_path / "raw", tmp_path / "scratch"
+    raw.mkdir()
+    scratch.mkdir()
+    (raw / "a.jsonl.gz").write_bytes(gzip.compress(b"".join(b'{"messages": [%d]}\n' % n for n in range(9))))
+    monkeypatch.setattr("sft.formats.raw_files.PART_BYTES", 40)
+    monkeypatch.setenv("SFT_PROCESSES", "1")
+    examine_part, starts = examine.examine_part, []
+
+    def examine_twice(task):
+        starts.append(task["part"])
+        examine_part(task)  # by a worker that ends before it answers
+        return examine_part(task)
+
+    monkeypatch.setattr(examine, "map_shards", lambda work, *rest: map_shards(examine_twice, *rest))
+    task = {"source": "s", "raw": str(raw), "scratch": str(scratch), "read": Read(format="openai").model_dump_json()}
+    task |= {
+        "params": load("filter", path=ROOT / "params.yaml").model_dump_json(),
+        "benchmark_items": None,
+        "digest": "",
+    }
+    assert examine.examine_source(task, None, lambda folder: None).found == 9
+    assert len(starts) > 2
+    assert not list(scratch.glob("*.text"))
