@@ -117,7 +117,7 @@ def test_a_part_of_a_compressed_file_is_read_again_if_its_worker_was_lost(tmp_pa
     scratch.mkdir()
     (raw / "a.jsonl.gz").write_bytes(gzip.compress(b"".join(b'{"messages": [%d]}\n' % n for n in range(9))))
     monkeypatch.setattr("sft.formats.raw_files.PART_BYTES", 40)
-    monkeypatch.setenv("SFT_PROCESSES", "1")
+    monkeypatch.setenv("SFT_WORKERS", "1")
     examine_part, starts = examine.examine_part, []
 
     def examine_twice(task):
