@@ -116,7 +116,7 @@ def make_plan(profile: str | None, pack_size: int | None) -> Plan:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         listed = {name: _list(name, source, folder) for name, source in params.fetch.sources.items()}
-        chat = load_chat(params.prep, _base(params, folder / "base"))
+        chat = load_chat(params.prep, _base(params, folder / "base"), fast=True)
         seen = {name: look_at(name, files, params, chat, folder / name) for name, files in listed.items()}
     return combine(str(path), params, seen)
 
