@@ -8,8 +8,11 @@ import pytest
 from sft.data_plan.measure import FIGURES, load_chat, measure
 from sft.params.check import read
 from sft.params.data import Read
+from sft.tokens.prepare import prepare_rows
+from sft.tokens.reasoning import Shares
 from tests.support.project import ROOT
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
+from tests.tokens.test_prepare import filtered
 
 
 def test_figures_of_kept_cut_rejected_and_unselected_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +54,32 @@ def test_figures_of_kept_cut_rejected_and_unselected_rows(tmp_path: Path, monkey
     assert (rejected, unselected) == ({**dict.fromkeys(FIGURES, 0), "rows": 1},) * 2
     assert (measured.not_selected, measured.rejected.total(), measured.read) == (1, 1, "read: openai")
     assert measured.licenses == {"MIT": kept["trained_tokens"] + cut["trained_tokens"]}
+
+
+def test_a_row_loses_the_reasoning_that_it_loses_in_prep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which rows lose it is drawn by their id. A row that comes twice counts twice."""
+    monkeypatch.chdir(ROOT)
+    base = write_tokenizer(tmp_path / "base", (*REASONING_AND_TOOLS, "<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    records = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number} and 1?"},
+                {"role": "assistant", "content": f"It is {number + 1}.", "reasoning_content": "I add one to it. " * 3},
+            ]
+        }
+        for number in range(30)
+    ]
+    records.append(records[3])
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    params = read(ROOT / "params.yaml")
+    reasoning = params.prep.reasoning.model_copy(update={"strip": 0.5})
+    params = params.model_copy(update={"prep": params.prep.model_copy(update={"reasoning": reasoning})})
+    chat = load_chat(params.prep, base)
+    measured = measure(raw, "tool-calls", Read(format="openai"), params, chat)
+    prepared = prepare_rows(chat, filtered(records), Shares(**reasoning.model_dump())).samples
+    assert [values[FIGURES.index("tokens")] for values in measured.figures.values()] == [
+        len(ids) for ids in prepared["ids"].to_pylist()
+    ]
+    assert len(set(measured.lengths)) > 1

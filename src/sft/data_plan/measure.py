@@ -88,10 +88,14 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
     """Add the samples of kept rows to the figures of their rows."""
     if not kept:
         return
-    rows = [{**row, "id": str(number)} for number, row in enumerate(kept)]
     reasoning = Shares(**params.prep.reasoning.model_dump())
-    prepared = prepare_examined(chat, rows, reasoning, params.prep.max_tokens)
+    prepared = prepare_examined(chat, kept, reasoning, params.prep.max_tokens)
     measured.rejected.update(row["reason"] for row in prepared.rejected)
+    rejected = {row["id"] for row in prepared.rejected}
+    rows, begun = (
+        [row for row in kept if row["id"] not in rejected],
+        0,
+    )  # ids may repeat; a row's first sample is number 0
     of_source = params.fetch.sources[name].license
 
     def is_excluded(license: str) -> bool:
@@ -104,25 +108,24 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
         trained, trained_kept = sizes["trained"].to_numpy(), sizes["trained_kept"].to_numpy()
         windows = -(-length // params.pack.pack_size)
         measured.lengths += length.tolist()
-        owners = [kept[int(number)]["location"] for number in batch["conversation_id"].to_pylist()]
-        figures = zip(
-            owners, batch["license"].to_pylist(), length, trained, windows, packed, trained_kept, fits > 0, strict=True
-        )
-        for owner, license, *values in figures:
-            measured.figures[owner][1] = 1
+        numbers = begun + np.cumsum(batch["sample"].to_numpy() == 0) - 1
+        begun, licenses = int(numbers[-1]) + 1, batch["license"].to_pylist()
+        figures = zip(numbers, licenses, length, trained, windows, packed, trained_kept, fits > 0, strict=True)
+        for number, license, *values in figures:
+            figure = measured.figures[rows[number]["location"]]
+            figure[1] = 1
             if is_excluded(license):
                 values[3:] = [0] * len(values[3:])
-            measured.figures[owner][2:] += values
+            figure[2:] += values
             measured.licenses[license] += int(values[1])
         if params.pack.over_length != "window":
             continue
         limit = longest(params.pack.pack_size, params.pack.pad_segments_to)
-        names, licenses = batch["conversation_id"].to_pylist(), batch["license"].to_pylist()
-        long = {names[place]: licenses[place] for place in np.flatnonzero(fits == 0)}  # each conversation once
+        long = {numbers[place]: licenses[place] for place in np.flatnonzero(fits == 0)}  # each conversation once
         for number, license in long.items():
             if is_excluded(license):
                 continue
-            windows_made = window_rows(chat, reasoning, rows[int(number)], limit, name)
+            windows_made = window_rows(chat, reasoning, rows[number], limit, name)
             for window in itertools.islice(windows_made, params.pack.max_windows):
                 tokens = padded(len(window["ids"]), params.pack.pad_segments_to)
-                measured.figures[kept[int(number)]["location"]][-3:] += tokens, int(window["mask"].sum()), 1
+                measured.figures[rows[number]["location"]][-3:] += tokens, int(window["mask"].sum()), 1
