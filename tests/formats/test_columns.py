@@ -141,6 +141,7 @@ def test_arguments_of_the_template_are_honored_or_reject_the_row(kwargs, thought
     [
         {"chat_template_kwargs": {"reasoning_effort": "low", "enable_thinking": False, "seed": None}},
         {"metadata": {"chatTemplateKwargs": '{"reasoning_effort": "low"}'}, "enable_thinking": False},
+        {"chat_template_kwargs": {"reasoning_effort": "low", "custom_instructions": "", "xml_tools": [], "extra": {}}},
     ],
     ids=str,
 )

@@ -241,7 +241,7 @@ def check_template_kwargs(kwargs: Mapping[str, Any], turns: Iterable[Message]) -
     Raises:  UnfitRowError: the row says otherwise, or a value is no number, true or false, or short text.
     """
     trained = [turn for turn in turns if turn["role"] == "assistant" and turn.get("loss", True)]
-    given = {name: value for name, value in kwargs.items() if value is not None and value != ""}
+    given = {name: value for name, value in kwargs.items() if says_something(value)}
     for name, value in given.items():
         if name in THINKING_KWARGS and type(value) is bool:
             if any(("reasoning_content" in turn) != value for turn in trained):
