@@ -84,6 +84,23 @@ def test_a_call_that_cannot_be_read_is_rejected_if_the_row_has_its_tool(text):
     assert isinstance(normalize({"messages": messages}), Conversation)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Models write `<tool_call>` before a call. To add a stop word, see the address book.",
+        'Use re.findall(r"<tool_call>(.*?)</tool_call>", text)  # add more',
+        '```xml\n<invoke name="Booking" partnerLink="x"/>\n```\nThen add the port.',
+        "`<function_calls>` is an element of yours. I will add it.",
+        '`<tool_call>{"name": "get_time", "arguments": {}}</tool_call>` is how Qwen does it; add the tags.',
+        '`<tool_call>{"name": "add_two", "arguments": {}}</tool_call>` is how Qwen does it.',
+    ],
+)
+def test_text_about_markup_is_left_as_it_is_though_it_has_the_name_of_a_tool(text):
+    outcome = normalize({"messages": [ASK, {"role": "assistant", "content": text}], "tools": [TOOL]})
+    assert isinstance(outcome, Conversation), outcome
+    assert outcome.messages[1] == {"role": "assistant", "content": text}
+
+
 def test_a_result_of_a_call_in_text_needs_the_tools_of_its_row():
     outcome = normalize(
         {"messages": [ASK, {"role": "assistant", "content": FUNCTION}, {"role": "tool", "content": "1"}]}

@@ -38,6 +38,8 @@ MARKUP = re.compile(
     rf'{OPEN}|<function=(?=[^<>\n]+>)|<invoke name="|<｜tool▁call▁begin｜>|<\|tool_call_begin\|>|<｜DSML｜'
 )
 MAX_OPEN_TAGS = 2  # so that no text takes long
+# What is before the name of a tool in a call, and not in a sentence: a tag, a quote, =, functions.
+BEFORE_NAME = r"(?:[>=\[:\"']\s*+|\.)"
 # Arguments; a name and JSON, as DeepSeek and Kimi have them.
 PARAMETER = re.compile(
     r'\s*<parameter(?:=| name=")(?P<name>[^<>"\n]+)"?>\n?(?P<text>.*?)\n?</parameter>\s*'
@@ -90,11 +92,14 @@ def split_calls(text: str, schemas: Mapping[str, Any] = NO_SCHEMAS) -> MarkedCal
 def find_markup(text: str, names: Iterable[str]) -> int | None:
     """Return where the markup of a call of one of some tools begins; None if there is none.
 
-    >>> find_markup("So: <tool_call>f", ["f"]), find_markup("So: <tool_call>", ["f"]), find_markup("f", ["f"])
-    (4, None, None)
+    >>> [find_markup(text, ["f"]) for text in ("So: <tool_call>f", "<function=f>", "So: <tool_call>", "f")]
+    [4, 0, None, None]
+    >>> find_markup("Models write <tool_call> before what f is given.", ["f"])
     """
-    found = MARKUP.search(text)
-    return found.start() if found and any(text.find(name, found.end()) >= 0 for name in names) else None
+    if (found := MARKUP.search(text)) is None:
+        return None
+    name = rf"{BEFORE_NAME}(?:{'|'.join(map(re.escape, names))})(?![\w-])"
+    return found.start() if re.compile(name).search(text, found.end() - 1) else None
 
 
 def split_results(text: str) -> list[str] | None:
