@@ -198,6 +198,32 @@ def test_documents_in_a_column_reject_the_row_unless_a_message_has_them(name, va
     assert reason([shown, ANSWER], {name: value}) == ""
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"title": "On it", "text": "A long passage.", "url": "https://example.org/a/b/c"}],
+        [{"page_content": "A long passage.", "metadata": {"source": "my files of 2020.pdf"}}],
+        {"docs": [{"id": "d1", "text": "A long passage."}]},
+        '[{"title": "Its size", "text": "A long passage."}]',
+        ['A "long"\npassage.'],
+    ],
+    ids=str,
+)
+def test_a_message_has_documents_if_it_has_their_texts(value):
+    shown = [{"role": "user", "content": 'From: {"text": "A \\"long\\"\\npassage."}'}, ANSWER]
+    plain = [{"role": "user", "content": "From: A long passage."}, ANSWER]
+    assert (reason(shown, {"documents": value}), reason(plain, {"documents": value})) == ("", "")
+    assert reason([{**plain[0], "documents": value}, ANSWER]) == ""
+    assert reason([ASK, ANSWER], {"documents": value}) == "unread-context"
+    assert reason([{**ASK, "documents": value}, ANSWER]) == "unread-context"
+
+
+@pytest.mark.parametrize("name", ["retrieved_at", "document_ids", "contextWindow", "document_page"])
+def test_what_is_said_about_documents_is_counted(name):
+    assert reason([ASK, ANSWER], {name: "a text of words"}) == ""
+    assert reason([ASK, ANSWER], {"retrieved": "2024-05-01 12:00:00", "context": "customer support"}) == ""
+
+
 @pytest.mark.parametrize("name", ["context_type", "document_id", "context"])
 def test_a_label_of_a_context_is_counted(name):
     assert reason([ASK, ANSWER], {name: "math" if name == "context" else "two words"}) == ""

@@ -154,6 +154,8 @@ OTHER_THINKERS = _words(
 CALL_WORDS = _words("tool tools call calls function functions invocation invocations action actions observation")
 COLUMN_CONTEXT_WORDS = _words("context contexts document documents docs passage passages retrieved")
 CONTEXT_WORDS = COLUMN_CONTEXT_WORDS | _words("attachment attachments file files")
+# More words that a column about documents ends with, beside LABEL_WORDS: retrieved_at, document_ids.
+CONTEXT_LABELS = _words("ids titles at page pages section window relevance used needed description metadata")
 # What a key that ends in one says about a thing is no such thing: reasoning_type, tool_name, completion_tokens.
 LABEL_WORDS = _words(
     "type types kind mode modes name names label labels category categories class level levels difficulty topic topics "

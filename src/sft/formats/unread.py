@@ -7,6 +7,7 @@ only counted.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from sft.formats.spellings import (
     ANSWERS,
     CALL_WORDS,
     COLUMN_CONTEXT_WORDS,
+    CONTEXT_LABELS,
     CONTEXT_WORDS,
     CUT_ANSWERS,
     FLAG_TEXTS,
@@ -43,6 +45,7 @@ from sft.formats.spellings import (
 )
 
 UNPLACED_REASONING, CUT_ANSWER = "unplaced-reasoning", "cut-answer"
+NO_WORD = re.compile(r"(?:\\[nrt]|\W)+")  # also as JSON escapes it
 
 
 class Rule(NamedTuple):
@@ -106,7 +109,8 @@ def check_keys(role: str, items: Iterable[tuple[str, Any]], message: Mapping[str
             is_named = not words_of(key).isdisjoint(rule.words) and not is_label(key)
             if role not in rule.roles or not is_named or (rule is REASONING and not names_thought(key, rule.words)):
                 continue
-            if _holds_objects(value) if rule is CALLS else _adds_words(value, message):
+            texts = list(_passages(value)) if rule is DOCUMENTS else value
+            if _holds_objects(value) if rule is CALLS else _adds_words(texts, message):
                 raise UnfitRowError(rule.reason, f"{key} is not read. {rule.advice}: {excerpt(value)}")
         if role in MODEL and _is_cut(key, value):
             raise UnfitRowError(CUT_ANSWER, f"{key} is {excerpt(value)}: the answer is not whole")
@@ -147,7 +151,7 @@ def check_columns(unread: Mapping[str, Any], turns: Sequence[Message]) -> None:
                 f"the column {name} may be the reasoning of an answer. Put it into its message as reasoning_content: "
                 f"{excerpt(value)}",
             )
-        if _names_context(name) and _adds_words(value, {"turns": turns}):
+        if _names_context(name) and _adds_words(list(_passages(value)), {"turns": turns}, 3):  # fewer: a label
             raise UnfitRowError(
                 DOCUMENTS.reason,
                 f"the column {name} is not read. Write what the model sees into the question, and remove the column: "
@@ -171,7 +175,8 @@ def check_columns(unread: Mapping[str, Any], turns: Sequence[Message]) -> None:
 
 def _names_context(name: str) -> bool:
     """Return whether a column may hold documents that a question is about."""
-    return not words_of(name).isdisjoint(COLUMN_CONTEXT_WORDS) and not is_label(name)
+    is_named = not words_of(name).isdisjoint(COLUMN_CONTEXT_WORDS) and not is_label(name)
+    return is_named and snake_case(name).rpartition("_")[2] not in CONTEXT_LABELS
 
 
 def matters(name: str) -> bool:
@@ -223,10 +228,10 @@ def _says_truncated(name: str) -> bool:
 
 
 def _texts(value: Any, number: int) -> Iterator[str]:
-    """Yield the texts in a value that have some words."""
+    """Yield the texts in a value that have some words, without what is between words."""
     if isinstance(value, str):
         if len(value.split(maxsplit=number)) >= number:
-            yield " ".join(value.split())
+            yield NO_WORD.sub(" ", value).strip()
         return
     for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
         yield from _texts(item, number)
@@ -236,9 +241,26 @@ def _holds_words(value: Any, number: int) -> bool:
     return next(_texts(value, number), None) is not None
 
 
-def _adds_words(value: Any, read: Mapping[str, Any]) -> bool:
-    """Return whether a text of two words or more is in a value, and not in what is read."""
-    return any(all(text not in each for each in _texts(read, 1)) for text in _texts(value, 2))
+def _adds_words(value: Any, read: Mapping[str, Any], number: int = 2) -> bool:
+    """Return whether a text of some words or more is in a value, and not in what is read."""
+    shown = "\n".join(_texts(read, 1))
+    return any(text not in shown for text in _texts(value, number))
+
+
+def _passages(value: Any) -> Iterator[str]:
+    """Yield the texts of documents, perhaps in JSON: the longest of an object, whose others are a title or a source.
+
+    >>> list(_passages([{"title": "On the size of Rome", "text": "Rome is big, and Paris is, too."}, "Oslo is not."]))
+    ['Rome is big, and Paris is, too.', 'Oslo is not.']
+    """
+    value = parsed_or_same(value)
+    items = value if type(value) is list else list(value.values()) if type(value) is dict else []
+    texts = [value] if type(value) is str else [item for item in items if type(item) is str]
+    if type(value) is list or not texts:
+        for item in items:
+            yield from _passages(item)
+    else:
+        yield max(texts, key=lambda text: len(text.split()))
 
 
 def _holds_objects(value: Any) -> bool:
