@@ -156,6 +156,24 @@ def test_a_file_without_ranges_is_read_at_its_start_and_says_so(
     assert sampled.totals["tokens"].estimate == pytest.approx(truth.totals["tokens"].estimate, rel=0.5)
 
 
+def test_a_conversation_of_a_small_source_is_held_out_for_each_split(project: Path) -> None:
+    """As pack does: of 16, one hundredth each is one."""
+    (project / "few.jsonl").write_bytes(b"".join(CONTENT.splitlines(keepends=True)[101:117]))
+    set_params(
+        project,
+        **{
+            "fetch.sources": {"few": {"uri": "file://few.jsonl", "read": READ, "license": "MIT"}},
+            "pack.validation": 0.01,
+            "pack.test": 0.01,
+        },
+    )
+    planned = make_plan(None, None)
+    kept = planned.totals["kept"].estimate
+    assert 3 <= kept <= 16
+    trained = planned.totals["packed_trained_tokens"].estimate
+    assert planned.blend_trained_tokens.estimate == pytest.approx(trained * (kept - 2) / kept)
+
+
 def test_shares_give_epochs_and_name_the_scarce_source(project: Path) -> None:
     (project / "rows.jsonl").write_bytes(b"".join(CONTENT.splitlines(keepends=True)[:500]))
     (project / "few.jsonl").write_bytes(b"".join(CONTENT.splitlines(keepends=True)[101:150]))

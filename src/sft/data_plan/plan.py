@@ -27,8 +27,9 @@ from sft.files import read_json
 from sft.formats.chat_forms import PACKAGES
 from sft.hashing import value_digest
 from sft.packing.blend import describe_limits, plan_epochs
+from sft.packing.splits import held_out_counts
 from sft.params.check import Params, read
-from sft.params.data import Download, Source
+from sft.params.data import Download, Pack, Source
 from sft.params.read import params_file
 from sft.raw_folders import RawPaths
 from sft.sources.download import fetch_files
@@ -215,16 +216,16 @@ def combine(path: str, params: Params, seen: dict[str, tuple[Floats, SourcePlan]
     """Return the plan of sources that were looked at."""
     packed, trained = FIGURES.index("packed_tokens"), FIGURES.index("packed_trained_tokens")
     unit = trained if params.pack.unit == "tokens" else FIGURES.index("packed_samples")
-    training = 1 - params.pack.validation - params.pack.test
     sources, draws = params.fetch.sources, {name: of for name, (of, _) in seen.items()}
+    training = {name: training_share(round(of[0, FIGURES.index("kept")]), params.pack) for name, of in draws.items()}
     epochs = plan_epochs(
-        {name: round(of[0, unit] * training) for name, of in draws.items()},
+        {name: round(of[0, unit] * training[name]) for name, of in draws.items()},
         {name: source.share for name, source in sources.items()},
         {name: source.epochs for name, source in sources.items()},
         params.pack.max_epochs,
         {name for name, of in draws.items() if params.pack.exclude_licenses and not of[0, unit]},
     )
-    blend = sum((of * epochs[name] * training for name, of in draws.items()), np.zeros(1))
+    blend = sum((of * epochs[name] * training[name] for name, of in draws.items()), np.zeros(1))
     totals = sum(draws.values(), np.zeros(1))
     packs = blend[:, packed] / params.pack.pack_size
     plans = {name: replace(plan, epochs=epochs[name]) for name, (_, plan) in seen.items()}
@@ -245,6 +246,11 @@ def combine(path: str, params: Params, seen: dict[str, tuple[Floats, SourcePlan]
         disk_bytes=bytes + TOKEN_BYTES * tokens,
         sources=plans,
     )
+
+
+def training_share(conversations: int, params: Pack) -> float:
+    """Return the part of a source that is trained: pack holds one conversation out at least, of three or more."""
+    return 1 - sum(held_out_counts(conversations, params.validation, params.test).values()) / max(1, conversations)
 
 
 def short(number: float) -> str:
