@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from sft.evaluation.generate import generate, held_out_loss
-from sft.evaluation.shared_reading import keeps_all_of_a_text, loss_and_answers
+from sft.evaluation.shared_reading import join, keeps_all_of_a_text, loss_and_answers, padded_layers
 from tests.evaluation.test_generate import PROMPTS, folder, model  # noqa: F401
 
 LIMITS = {"stop_ids": [0], "max_new_tokens": 12, "batch_size": 2}
@@ -52,6 +52,27 @@ def test_a_model_that_forgets_reads_its_prompts_by_itself():
     forgetful = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=4, initializer_range=0.6)).eval()
     assert not keeps_all_of_a_text(forgetful)
     both_ways(forgetful, SAMPLES, PROMPTS)
+
+
+def test_a_model_without_a_cache_reads_its_prompts_by_itself():
+    torch.manual_seed(0)
+    recurrent = RwkvForCausalLM(RwkvConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2)).eval()
+    assert not keeps_all_of_a_text(recurrent)
+    both_ways(recurrent, SAMPLES, PROMPTS)
+
+
+def test_a_batch_holds_its_prompts_only():
+    states = torch.arange(1.0, 101).view(1, 1, 50, 2)
+    texts = []
+    for kept in (3, 2):
+        cache = DynamicCache()
+        cache.update(states, -states, 0)
+        cache.crop(kept)
+        texts.append(padded_layers(cache, 3))
+    assert {each.untyped_storage().nbytes() for text in texts for layer in text for each in layer} == {3 * 2 * 4}
+    layer = join(texts, MistralConfig(num_hidden_layers=1, sliding_window=None)).layers[0]
+    assert layer.keys.tolist() == [[[[1, 2], [3, 4], [5, 6]]], [[[0, 0], [1, 2], [3, 4]]]]
+    assert torch.equal(layer.values, -layer.keys)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

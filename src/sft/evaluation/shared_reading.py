@@ -22,6 +22,9 @@ ROPES_BY_LENGTH = {"dynamic", "longrope"}
 Sample = tuple[Sequence[int], Sequence[int]]
 """ids and marks, as in sft.evaluation.generate.held_out_loss."""
 
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of each layer: (texts, heads, length, head size)."""
+
 
 def loss_and_answers(
     model: Any, samples: Sequence[Sample], prompts: Sequence[Sequence[int]], **limits: Any
@@ -35,7 +38,8 @@ def loss_and_answers(
     losses: dict[int, tuple[float, int]] = {}
 
     def read(batch: Sequence[int]) -> DynamicCache:
-        caches = []
+        longest = max(len(prompts[prompt]) for prompt in batch) - 1
+        starts = []
         for prompt in batch:
             sample = sample_of.get(prompt)
             ids, marks = (prompts[prompt], []) if sample is None else samples[sample]
@@ -44,8 +48,8 @@ def loss_and_answers(
             if sample is not None:
                 losses[sample] = loss
             cache.crop(len(prompts[prompt]) - 1)  # the last token of the prompt is read with the answer
-            caches.append(cache)
-        return join_padded(caches, model.config)
+            starts.append(padded_layers(cache, longest))
+        return join(starts, model.config)
 
     answers = generate(model, prompts, caches=read, **limits)
     rest = [number for number in range(len(samples)) if number not in losses]
@@ -55,6 +59,8 @@ def loss_and_answers(
 
 def keeps_all_of_a_text(model: Any) -> bool:
     """Return whether what a model keeps of a text is the start of what it keeps of a longer one."""
+    if not model._supports_default_dynamic_cache():  # RWKV: its state is in no cache that generate makes
+        return False
     layers = DynamicCache(config=model.config).layers
     rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
     return bool(layers) and {type(layer) for layer in layers} == {DynamicLayer} and not _by_length(rope)
@@ -82,18 +88,19 @@ def find_samples(samples: Sequence[Sample], prompts: Sequence[Sequence[int]]) ->
     return found
 
 
-def join_padded(caches: Sequence[DynamicCache], config: Any) -> DynamicCache:
-    """Return caches of one text each as that of a batch, padded on the left: (texts, heads, longest, head size)."""
-    joined = DynamicCache(config=config)
-    longest = max(cache.get_seq_length() for cache in caches)
-    for number in range(len(joined.layers)):
-        layers = [cache.layers[number] for cache in caches]
-        keys, values = (
-            torch.cat([_pad_left(getattr(layer, name), longest) for layer in layers]) for name in ("keys", "values")
-        )
-        joined.update(keys, values, number)
-    return joined
+def padded_layers(cache: DynamicCache, length: int) -> Layers:
+    """Return copies of a cache of one text, padded on the left: the memory of what was cropped is free again."""
+    return [(_pad_left(layer.keys, length), _pad_left(layer.values, length)) for layer in cache.layers]
 
 
 def _pad_left(states: torch.Tensor, length: int) -> torch.Tensor:
     return torch.nn.functional.pad(states, (0, 0, length - states.shape[2], 0))
+
+
+def join(texts: Sequence[Layers], config: Any) -> DynamicCache:
+    """Return the layers of texts of one length as the cache of a batch."""
+    joined = DynamicCache(config=config)
+    for number, layers in enumerate(zip(*texts, strict=True)):
+        keys, values = (torch.cat(states) for states in zip(*layers, strict=True))
+        joined.update(keys, values, number)
+    return joined
