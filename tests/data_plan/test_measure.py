@@ -83,3 +83,20 @@ def test_a_row_loses_the_reasoning_that_it_loses_in_prep(tmp_path: Path, monkeyp
         len(ids) for ids in prepared["ids"].to_pylist()
     ]
     assert len(set(measured.lengths)) > 1
+
+
+def test_of_two_rows_that_say_the_same_only_one_may_be_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their id is the same: what a row gives the template is no part of it."""
+    monkeypatch.chdir(ROOT)
+    base = write_tokenizer(tmp_path / "base", (*REASONING_AND_TOOLS, "<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So it is."}]
+    rows = [{"messages": turns, "chat_template_kwargs": kwargs} for kwargs in ({"no_such_word": 1}, {})]
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    params = read(ROOT / "params.yaml")
+    measured = measure(raw, "tool-calls", Read(format="openai"), params, load_chat(params.prep, base))
+    assert measured.rejected == {"unsupported-template-kwargs": 1}
+    assert [int(values[FIGURES.index("kept")]) for values in measured.figures.values()] == [0, 1]

@@ -91,11 +91,13 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
     reasoning = Shares(**params.prep.reasoning.model_dump())
     prepared = prepare_examined(chat, kept, reasoning, params.prep.max_tokens)
     measured.rejected.update(row["reason"] for row in prepared.rejected)
-    rejected = {row["id"] for row in prepared.rejected}
-    rows, begun = (
-        [row for row in kept if row["id"] not in rejected],
-        0,
-    )  # ids may repeat; a row's first sample is number 0
+    rejected = Counter(row["id"] for row in prepared.rejected)  # ids repeat, and only one of two may be rejected
+    rows, begun = list[dict[str, Any]](), 0
+    for row in kept:
+        if rejected[row["id"]]:
+            rejected[row["id"]] -= 1
+        else:
+            rows.append(row)
     of_source = params.fetch.sources[name].license
 
     def is_excluded(license: str) -> bool:
@@ -108,7 +110,7 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
         trained, trained_kept = sizes["trained"].to_numpy(), sizes["trained_kept"].to_numpy()
         windows = -(-length // params.pack.pack_size)
         measured.lengths += length.tolist()
-        numbers = begun + np.cumsum(batch["sample"].to_numpy() == 0) - 1
+        numbers = begun + np.cumsum(batch["sample"].to_numpy() == 0) - 1  # a row's first sample is number 0
         begun, licenses = int(numbers[-1]) + 1, batch["license"].to_pylist()
         figures = zip(numbers, licenses, length, trained, windows, packed, trained_kept, fits > 0, strict=True)
         for number, license, *values in figures:
