@@ -25,10 +25,11 @@ quote = '$(subst ','\'',$(1))'
 # unless it is a param (with a dot: optimizer.lr=1e-5).
 typed := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 params := $(sort $(foreach name,$(typed),$(if $(findstring .,$(name)),$(name))))
-# Earlier names. NAME= belongs to `make sweep`; environments set it too, so only the command line counts.
+# Earlier names. NAME= belongs to `make sweep`; WSL sets it to the name of the machine, so only the command line counts.
+NAME :=
 $(if $(SAMPLE),$(error SAMPLE=$(SAMPLE) has a new name. \
     $(if $(filter show,$(MAKECMDGOALS)),Run: make show PACK=$(SAMPLE),Rows per source: ROWS=$(SAMPLE))))
-$(if $(and $(filter profile,$(MAKECMDGOALS)),$(filter command line,$(origin NAME))),\
+$(if $(and $(filter profile,$(MAKECMDGOALS)),$(NAME)),\
     $(error NAME=$(NAME) has a new name. Run: make profile PROFILE=$(NAME)))
 $(if $(and $(filter sweep,$(MAKECMDGOALS)),$(HTML)),\
     $(error HTML=$(HTML): make sweep writes no page. See its experiments with: make show, make mlflow))

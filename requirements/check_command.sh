@@ -85,7 +85,7 @@ env -0 | tr '\n\0' ' \n' | awk -v renamed="$1" -v goals="$2" -v typed="$3" '
     }
     /^[A-Za-z_]+=/ && !failed {
         name = substr($0, 1, index($0, "=") - 1)
-        if (name in takers || name ~ /^(DATE|JOB|LAST|MODE|NODE|PART|SORT|STOP)$/) next # names of other programs
+        if (name in takers || name ~ /^(DATE|JOB|LAST|MODE|NODE|PART|SORT|STOP|name)$/) next # of other programs; name: nix-shell
         near = nearest(name, takers, 1)
         if (near != "" && (length(near) >= 4 || distance(name, near) == 0)) unknown(name, " in the environment")
     }'

@@ -297,7 +297,7 @@ def test_a_mistyped_variable_before_make_is_an_error_too(lab, name):
 
 
 def test_variables_of_other_programs_in_the_environment_are_not_make_s(lab):
-    others = ("MODE=1", "HOST=x", "USERS=2", "TOKEN=x", "LINES=50", "TEXT=a\nROW=5", "_=x", "SLURM_JOB_NODELIST=a")
+    others = ("MODE=1", "name=nix-shell", "HOST=x", "USERS=2", "TOKEN=x", "LINES=50", "TEXT=a\nROW=5", "_=x", "SLURM_JOB_NODELIST=a")
     status, said, _ = lab.run("env", *others, "make", "-n", "repro")
     assert status == 0, said
 
@@ -408,10 +408,17 @@ def test_a_param_is_one_word_whatever_is_in_it(lab):
     assert log[0].startswith("python -m sft.experiments.run --set fetch.model.uri=file://a'b; touch EXECUTED")
 
 
-def test_a_name_in_the_environment_is_not_taken_for_the_old_variable_of_profile(lab):
-    status, said, log = lab.run("env", "NAME=host", "make", "profile")
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        ("profile", "python -m sft.experiments.profile"),  # NAME is its old variable
+        ("sweep GRID=rng.seed=1,2", "python -m sft.experiments.sweep --grid rng.seed=1,2"),
+    ],
+)
+def test_a_name_in_the_environment_is_that_of_the_machine(lab, arguments, runs):
+    status, said, log = lab.run("env", "NAME=host", "make", *arguments.split())
     assert status == 0, said
-    assert log == ["python -m sft.experiments.profile"]
+    assert log == [runs]
 
 
 @pytest.mark.parametrize("target", ["train", "repro", "pack"])
