@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.rendezvous import rendezvous
 
 from sft.cli import InputError, Stopped, end_with_parent, num_threads
@@ -171,6 +172,11 @@ def train(
                 if stop is None and callbacks.has_sigterm:
                     raise Stopped(signal.SIGTERM) from None
                 raise
+            except CheckpointException as error:  # Megatron keeps the reason for its log
+                raise InputError(
+                    f"{run / 'checkpoints'}: a checkpoint failed ({error.args[0]}). The reason is in "
+                    f"{run / 'logs/bridge.log'}. If the disk is full, free some space. Rerun to resume."
+                ) from error
             finally:
                 callbacks.release_signals()
             callbacks.hashing.wait()

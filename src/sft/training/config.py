@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from sft.cli import InputError
 from sft.params import training as p
@@ -31,7 +32,8 @@ from sft.planning.estimate import Geometry
 from sft.training import overrides
 
 NOISY_LOGGERS = ("megatron.bridge.utils.import_utils", "torch.utils.cpp_extension")  # "FP8… failed", "No CUDA"
-ONE_MESSAGE = (KeyboardInterrupt, SystemExit, InputError, OSError, MemoryError)  # sft.cli prints one for each
+# What ends in one message, by sft.cli or sft.training.bridge.
+ONE_MESSAGE = (KeyboardInterrupt, SystemExit, InputError, OSError, MemoryError, CheckpointException)
 # Keys of `model` in params.yaml that are not fields of a provider.
 NOT_PROVIDER_FIELDS = {"recipe"}
 # Bridge cannot validate these without Transformer Engine and a driver: the values while it validates.
