@@ -297,7 +297,17 @@ def test_a_mistyped_variable_before_make_is_an_error_too(lab, name):
 
 
 def test_variables_of_other_programs_in_the_environment_are_not_make_s(lab):
-    others = ("MODE=1", "name=nix-shell", "HOST=x", "USERS=2", "TOKEN=x", "LINES=50", "TEXT=a\nROW=5", "_=x", "SLURM_JOB_NODELIST=a")
+    others = (
+        "MODE=1",
+        "name=nix-shell",
+        "HOST=x",
+        "USERS=2",
+        "TOKEN=x",
+        "LINES=50",
+        "TEXT=a\nROW=5",
+        "_=x",
+        "SLURM_JOB_NODELIST=a",
+    )
     status, said, _ = lab.run("env", *others, "make", "-n", "repro")
     assert status == 0, said
 
