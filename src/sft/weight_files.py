@@ -19,6 +19,15 @@ class Stored(NamedTuple):
     """Of its numbers, as safetensors names it: F32, BF16, F16, F8_E4M3, ..."""
 
 
+def require_model(folder: Path) -> None:
+    """Raise InputError if a folder is missing or holds no model with safetensors weights."""
+    if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder}: expected a Hugging Face folder with config.json and *.safetensors, found "
+            f"{'a folder without them' if folder.is_dir() else 'nothing'}. Run the stage that writes it."
+        )
+
+
 def stored_tensors(folder: Path, param: str = "") -> dict[str, Stored]:
     """Return every tensor of a folder by name. Raises InputError: a file is damaged; says which `param` names it."""
     from safetensors import SafetensorError, safe_open

@@ -21,6 +21,7 @@ from transformers import Cache, GenerationConfig, StoppingCriteria
 from sft.cli import InputError, num_threads
 from sft.evaluation.grouped_attention import use_grouped_attention
 from sft.mamba.load import load_folder
+from sft.weight_files import require_model
 
 
 def load_model(folder: Path) -> Any:
@@ -28,11 +29,7 @@ def load_model(folder: Path) -> Any:
 
     Raises:  InputError: the folder is missing or holds no safetensors weights.
     """
-    if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
-        raise InputError(
-            f"{folder}: expected a Hugging Face folder with config.json and *.safetensors, found "
-            f"{'a folder without them' if folder.is_dir() else 'nothing'}. Run the stage that writes it."
-        )
+    require_model(folder)
     torch.set_num_threads(num_threads(len(os.sched_getaffinity(0))))
     on_gpu = torch.cuda.is_available()
     model = load_folder(folder, "auto" if on_gpu else torch.float32)
