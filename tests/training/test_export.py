@@ -106,3 +106,13 @@ def test_a_folder_that_is_no_exported_model_is_not_overwritten(project: Path) ->
     with pytest.raises(InputError, match=r"^TO=.*/mine: "):
         export.main("aa11", 2, project / "mine")
     assert (project / "mine/notes").exists()
+
+
+@pytest.mark.parametrize("name", ["models/final", "models/base", "models/../models/final", "models/final/mine"])
+def test_what_the_pipeline_writes_is_not_overwritten(project: Path, name: str) -> None:
+    for model in ("final", "base"):
+        write_json(project / "models" / model / "lineage.json", {"lineage_key": "theirs"})
+    before = folder_digest(project / "models")
+    with pytest.raises(InputError, match=rf"^TO={name}: the pipeline writes"):
+        export.main("aa11", 2, Path(name))
+    assert folder_digest(project / "models") == before

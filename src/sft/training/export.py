@@ -76,7 +76,7 @@ def main(name: str, step: int | None, target: Path | None) -> None:
     target = target or Path("models") / f"{run.name}-{number}"
     if target.exists() and not (target / "lineage.json").exists():
         raise InputError(f"TO={target}: exists and is not an exported model. Choose another folder.")
-    if target.resolve() in {path.resolve() for path in OUTPUTS}:
+    if {path.resolve() for path in OUTPUTS} & {target.resolve(), *target.resolve().parents}:
         raise InputError(f"TO={target}: the pipeline writes this folder. Choose another one, such as models/mine.")
     export(run, number, target)
     echo(f"step {number} of run {run.name} -> {target}")
