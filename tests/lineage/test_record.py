@@ -70,6 +70,7 @@ def test_lineage_json_leads_from_the_model_back(tmp_path):
 
 def test_lineage_json_names_the_reports_of_the_data_and_not_those_that_come_later(tmp_path):
     make_packed(tmp_path)
+    write_json(tmp_path / "reports/filter/left-the-blend.json", {})
     named = lineage_json(ONE, "run-1", tmp_path, BASE, None, (None, None))["records"]
     assert named.keys() == {"data/packed/metadata.json", "reports/fetch/chats.json", "reports/filter/chats.json"}
     assert named["reports/fetch/chats.json"] == file_digest(tmp_path / "reports/fetch/chats.json")

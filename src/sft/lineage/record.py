@@ -8,6 +8,7 @@ import importlib.metadata
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,11 @@ def lineage_json(
     is then found by the lineage key.
     """
     commit, dirty = git
+    named = sources(folder)
     made = {
-        path: file for path, file in records(folder, DATA_RECORDS).items() if path.startswith(("data/", "reports/"))
+        path: file
+        for path, file in records(folder, DATA_RECORDS).items()
+        if path.startswith(("data/", "reports/")) and _is_of_blend(path, named)
     }
     return {
         "lineage_key": lineage.key,
@@ -78,11 +82,18 @@ def lineage_json(
         "packages": all_packages(),
         "hardware": hardware(),
         "sampled": read_json(folder / "data/packed/metadata.json").get("sampled", False),
-        "sources": sources(folder),
+        "sources": named,
         "benchmarks": benchmarks(folder),
         "records": {path: file_digest(file) for path, file in made.items()},
         "mlflow_run_id": run_id,
     }
+
+
+def _is_of_blend(path: str, named: Iterable[str]) -> bool:
+    """Whether a report is of the packed data: that of a source which has left the blend stays in its folder."""
+    parts = Path(path).parts
+    is_by_source = parts[0] == "reports" and len(parts) > 2
+    return not is_by_source or Path(path).stem in {*named, *("model", "benchmarks")}
 
 
 def records(folder: Path, patterns: tuple[str, ...] = TRAIN_RECORDS) -> dict[str, Path]:
