@@ -119,6 +119,21 @@ def test_a_file_that_does_not_exist_is_said_unless_it_has_been_fetched(project, 
     assert find_problems(["fetch"]) == []
 
 
+@pytest.mark.parametrize("key", ["fetch.model", "fetch.sources.agents"])
+@pytest.mark.parametrize("uri", ["file:///", "file://.", "file://.."])
+def test_a_folder_that_holds_the_project_is_refused_with_its_key(project, key, uri):
+    set_params(project, **{f"{key}.uri": uri})
+    assert only(find_problems(["fetch"])).startswith(f"{key}.uri: {uri}: ")
+
+
+def test_a_repository_that_git_does_not_read_is_said_before_a_training(project, monkeypatch, capsys):
+    run(project, "git", "init", "-q")
+    commit(project, "one")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert find_problems([]) == []
+    assert "dubious ownership" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("uri", ["file://mine.jsonl", "file://own/*.jsonl", "file://own", "file://*.jsonl"])
 def test_a_file_that_exists_passes(project, uri):
     (project / "own").mkdir()

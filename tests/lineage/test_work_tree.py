@@ -7,7 +7,7 @@ import pytest
 
 from sft.lineage.patch import dirty_patch
 from sft.lineage.record import git_state
-from sft.lineage.work_tree import data_files
+from sft.lineage.work_tree import data_files, git_problem
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -62,3 +62,18 @@ def test_a_new_file_that_looks_like_a_secret_does_not_make_the_code_dirty(reposi
     """There would be no patch to build the model with."""
     (repository / ".env").write_text("hidden\n")
     assert git_state(repository)[1] is False
+
+
+def test_a_repository_that_git_does_not_read_is_named_and_a_folder_without_one_is_not(
+    repository, tmp_path, monkeypatch
+):
+    assert git_problem(tmp_path) is None
+    assert git_problem(repository) is None
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+        assert "dubious ownership" in git_problem(repository)
+        patch.setenv("PATH", str(tmp_path))
+        assert git_problem(repository) == "git is not on PATH"
+    (tmp_path / "empty").mkdir()
+    git(tmp_path / "empty", "init", "-q")
+    assert git_problem(tmp_path / "empty") is not None

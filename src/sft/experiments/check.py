@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError, exit_with, make_parser, run_or_exit
+from rich.markup import escape
+
+from sft.cli import InputError, echo, exit_with, make_parser, run_or_exit
 from sft.experiments.dvc_lock import restore_lock
 from sft.files import project_root, publish_file, read_json, resolve_repo_file
 from sft.lineage.patch import dirty_patch
+from sft.lineage.work_tree import git_problem
 from sft.params.check import Changed, check_packs, check_params, check_settings, too_long_warmup
 from sft.params.data import Download
 from sft.params.recorded import DATA_STAGES, STAGES, changed_params, locked_params, read_lock, stage_of
@@ -56,6 +59,7 @@ def check_sources(params: Params, lock: Lock) -> None:
     ]
     wanted += [(f"fetch.benchmarks.{name}", "fetch-benchmarks", b) for name, b in params.fetch.benchmarks.items()]
     faults = []
+    here = Path.cwd().resolve()
 
     def note(key: str, check: Callable[[], object]) -> bool:
         found = [f"{key}: {fault}" for fault in _caught(check)]
@@ -70,8 +74,11 @@ def check_sources(params: Params, lock: Lock) -> None:
         if not note(f"{key}.uri", functools.partial(check_address, download, is_model=is_model)):
             continue
         fetched = str(locked_params(dict(lock.get(stage, {}))))
-        if (path := local_path(download)) and not path.exists() and download.uri not in fetched:
+        path = local_path(download)
+        if path and not path.exists() and download.uri not in fetched:
             faults.append(f"{key}.uri: {download.address}: {path.absolute()} does not exist. Correct the path.")
+        if path and not re.search(r"[*?{]", download.address) and path.resolve() in (here, *here.parents):
+            faults.append(f"{key}.uri: {download.address}: {path.absolute()} holds this project. Name the data in it.")
     if faults:
         raise InputError("\n".join(faults))
 
@@ -209,6 +216,8 @@ def _problems(targets: Sequence[str], settings: Sequence[str], is_stage: bool) -
     yield from _caught(store_uri)
     if "train" in stages:
         yield from _caught(lambda: dirty_patch(Path.cwd()))
+        if not is_stage and (fault := git_problem(Path.cwd())):
+            echo(f"[yellow]{escape(fault)}: the model's record will have neither a commit nor uncommitted changes.[/]")
     if changed is None:
         return
     params, others = changed.params, set(changed_params(changed.values, lock))

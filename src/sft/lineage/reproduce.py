@@ -98,6 +98,8 @@ def make_worktree(records: Records) -> Path:
     if problem := _git(records.root, "worktree", "add", "--quiet", "--detach", str(place), commit):
         raise InputError(f"git worktree add {place} {commit}: {problem}")
     if patch is not None:
+        lines = f"{len(patch.splitlines()):,} lines"
+        echo(f"{records.name} was trained with uncommitted changes: their patch ({lines}) runs as code on this machine")
         with tempfile.NamedTemporaryFile(suffix=".patch") as file:
             file.write(patch)
             file.flush()

@@ -93,6 +93,19 @@ def git(root: Path, *arguments: str, environ: Mapping[str, str] | None = None, g
     ).stdout
 
 
+def git_problem(root: Path) -> str | None:
+    """Return why git does not name the commit of a folder that has a repository, in its words; None if it does."""
+    if not any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents)):
+        return None
+    try:
+        git(root, "rev-parse", "--verify", "HEAD")
+    except FileNotFoundError:
+        return "git is not on PATH"
+    except subprocess.CalledProcessError as error:
+        return str((error.stderr.decode(errors="replace").strip().splitlines() or ["git fails"])[0])
+    return None
+
+
 def _addresses(value: Any) -> Iterator[str]:
     """Yield the file:// addresses below a section of params.yaml."""
     if isinstance(value, dict):
