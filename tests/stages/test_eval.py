@@ -1,12 +1,14 @@
 """eval: from two models and held-out data to the reports."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
 
 from sft.cli import InputError
 from sft.evaluation.held_out import HeldOut
+from sft.files import write_json
 from sft.hashing import folder_digests
 from sft.params.evaluation import Task
 from sft.stages import eval as stage
@@ -61,6 +63,39 @@ def test_eval_measures_both_models_and_reports_the_same_bytes_twice(project):
     stage.main()
     assert folder_digests(project / "reports") == first
     assert {"answers.jsonl", "card.md", "eval.json", "report.html"} <= set(first)
+
+
+@pytest.mark.parametrize("asked", ["", "1"])
+def test_rows_of_your_own_are_not_logged_unless_asked_for(project, monkeypatch, capsys, asked):
+    """`calls` is fetched from a hub, `sums` is a file of the user."""
+    monkeypatch.setenv("SFT_LOG_OWN_ROWS", asked)
+    write_project(project, {"sums": ("mathematics", CHATS), "calls": ("tools", CALLS)})
+    use_small_params(project)
+    path = project / "models/final/lineage.json"
+    known = {"sums": {"uri": "hf://o/n@1/a.jsonl, file://mine.jsonl"}, "calls": {"uri": "hf://o/n@1/b.jsonl"}}
+    write_json(path, {**json.loads(path.read_text()), "sources": known})
+    stage.main()
+    whole = (project / "reports/answers.jsonl").read_text()
+    assert whole.count("What is") == 2
+    assert whole.count("Weather in") == 2
+    logged = list((project / "runs").rglob("eval/answers.jsonl"))
+    texts = [file.read_text(errors="replace") for file in (project / "runs").rglob("*") if file.is_file()]
+    assert logged
+    assert any("Weather in" in text for text in texts)
+    assert any(re.search(r"What is \d and 0", text) for text in texts) == bool(asked)
+    said = "2 of 4 prompts are of rows of your own" in capsys.readouterr().out
+    assert said != bool(asked)
+    records = [file.read_text() for file in (project / "runs").rglob("reports/answers.jsonl")]
+    assert records == [whole] * len(records), "a record is what dvc.lock names"
+    assert bool(records) == bool(asked)
+
+
+def test_a_switch_that_is_none_is_refused_before_the_work(project, monkeypatch):
+    monkeypatch.setenv("SFT_LOG_OWN_ROWS", "yes")
+    write_project(project, {"sums": ("mathematics", CHATS)})
+    use_small_params(project)
+    with pytest.raises(InputError, match=r"^SFT_LOG_OWN_ROWS=yes: .*1"):
+        stage.main()
 
 
 def test_an_unreachable_store_does_not_stop_an_evaluation(project, monkeypatch, capsys):

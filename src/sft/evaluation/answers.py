@@ -1,7 +1,7 @@
 """Answers of a model, graded: rows of answers.jsonl and the shares of reports/eval.json. Pure."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sft.evaluation.intervals import share_change, share_interval
@@ -77,3 +77,15 @@ def answer_rows(
         }
         for prompt, answer_before, answer_after in zip(prompts, before, after, strict=True)
     ]
+
+
+def own_sources(recorded: Mapping[str, Mapping[str, Any]], packed: Iterable[str]) -> set[str]:
+    """Return the packed sources that are your own: an address of it is file://, or nobody knows it.
+
+    `recorded`: the sources in lineage.json, whose `uri` joins addresses by commas.
+
+    >>> own_sources({"a": {"uri": "hf://o/n@1/x"}, "b": {"uri": "hf://o/n@1/x, file://y"}}, ["a", "b", "c"]) - {"b"}
+    {'c'}
+    """
+    addresses = {name: str(recorded.get(name, {}).get("uri", "")) for name in packed}
+    return {name for name, address in addresses.items() if not address or "file://" in address}

@@ -7,14 +7,17 @@ models/base, models/final, data/packed/{validation,test}, data/filtered (the mes
         reports/card.md        the model card with the evaluation, ready for a hub
 
 Both models get the same token ids: the template and the tokenizer are those that the final model was trained with.
+Prompts of rows that are your own (`file://`) and their answers are not logged to MLflow unless SFT_LOG_OWN_ROWS=1.
 The gate (params: eval.gate) decides whether the model becomes `candidate` in MLflow, and `champion` if it is better
 than the champion on the same held-out data.
 """
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from rich.markup import escape
 
 from sft.cli import InputError, echo
 from sft.evaluation import tasks
-from sft.evaluation.answers import answer_rows
+from sft.evaluation.answers import answer_rows, own_sources
 from sft.evaluation.held_out import FILTERED, PACKED, HeldOut
 from sft.evaluation.summary import measure_and_compare
 from sft.files import project_root, publish_file, read_json, write_json
@@ -95,17 +98,35 @@ def held_out_dataset(held_out: HeldOut, params: Eval) -> journal.Dataset:
     return journal.Dataset("held-out", value_digest(measured), PACKED.absolute().as_uri(), "evaluation", counts)
 
 
-def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, dataset: journal.Dataset, params: Eval) -> Path:
-    """Add the evaluation to the journal of the final model's run; return the folder of the run."""
+def log_evaluation(
+    evaluation: Mapping[str, Any],
+    lineage_key: str,
+    dataset: journal.Dataset,
+    params: Eval,
+    answers: Mapping[Path, str],
+    not_logged: int,
+) -> Path:
+    """Add the evaluation to the journal of the final model's run; return the folder of the run.
+
+    `answers` are the texts to log for ANSWERS and REPORT, without the answers to `not_logged` prompts. If there are
+    some, ANSWERS is no record: its digest is not that of dvc.lock.
+    """
     run = project_root() / "runs" / lineage_key
     entries = journal.open_model(run, MODELS["after"])
     number = sum(1 for _ in entries.entries("evaluation"))
-    entries.attach("eval", {path.name: path for path in (EVAL, ANSWERS, REPORT, CARD)})
-    entries.attach(journal.RECORDS, records(Path.cwd(), EVAL_RECORDS))
+    with tempfile.TemporaryDirectory() as scratch:
+        logged = {path.name: path for path in (EVAL, CARD)} | {path.name: Path(scratch, path.name) for path in answers}
+        for path, text in answers.items():
+            logged[path.name].write_text(text, encoding="utf-8")
+        entries.attach("eval", logged)
+    kept = records(Path.cwd(), EVAL_RECORDS)
+    entries.attach(
+        journal.RECORDS, {path: file for path, file in kept.items() if path != str(ANSWERS) or not not_logged}
+    )
     entries.add(
         "evaluation",
         step=number,
-        tags={"git.commit": str(git_state(Path.cwd())[0])},
+        tags={"git.commit": str(git_state(Path.cwd())[0]), "answers.not_logged": str(not_logged)},
         params=journal.as_params({"eval": params.model_dump()}),
         metrics=flat_metrics(evaluation),
         dataset=dataclasses.asdict(dataset),
@@ -115,12 +136,20 @@ def log_evaluation(evaluation: Mapping[str, Any], lineage_key: str, dataset: jou
     return run
 
 
+def log_own_rows() -> bool:
+    """Whether SFT_LOG_OWN_ROWS asks to log rows of file:// sources. Raises InputError: it is neither 1 nor 0."""
+    asked = os.environ.get("SFT_LOG_OWN_ROWS", "") or "0"
+    if asked not in {"0", "1"}:
+        raise InputError(f"SFT_LOG_OWN_ROWS={asked}: expected 1, to log rows of file:// sources to MLflow, or 0")
+    return asked == "1"
+
+
 def main() -> None:
     """Measure both models, write the reports, log them to MLflow."""
     from sft.evaluation.contaminated import find_contaminated
     from sft.tracking import sync
 
-    params = load("eval")
+    params, logs_own_rows = load("eval"), log_own_rows()
     metadata, lineage = find_inputs()
     base, final = MODELS.values()
     before, after = tasks.answer_tasks(base, final, params)
@@ -129,17 +158,24 @@ def main() -> None:
     contaminated = find_contaminated(asked, FILTERED, held_out.ids)
     evaluation["tasks"] = tasks.compare_tasks(before, after, contaminated)
     rows = answer_rows(held_out.prompts, *graded)
-    lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
-    packed = metadata["domains"], metadata["windows"]
-    page = report.page(evaluation, rows, report.read_curve(CURVES), lineage["lineage_key"], *packed)
+
+    def texts(rows: Sequence[Mapping[str, Any]]) -> dict[Path, str]:
+        lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
+        counts = metadata["domains"], metadata["windows"]
+        page = report.page(evaluation, rows, report.read_curve(CURVES), lineage["lineage_key"], *counts)
+        return {ANSWERS: "".join(lines), REPORT: page}
+
     model_card = card.render(lineage, lambda path: read_json(Path(path)) if Path(path).exists() else {}, evaluation)
-    for path, text in ((ANSWERS, "".join(lines)), (REPORT, page), (CARD, model_card)):
+    for path, text in {**texts(rows), CARD: model_card}.items():
         with publish_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
     write_json(EVAL, evaluation)
 
     dataset = held_out_dataset(held_out, params)
-    run = log_evaluation(evaluation, lineage["lineage_key"], dataset, params)
+    private = own_sources(lineage.get("sources", {}), metadata["sources"]) if not logs_own_rows else set()
+    public = [row for row in rows if row["source"] not in private]
+    not_logged = len(rows) - len(public)
+    run = log_evaluation(evaluation, lineage["lineage_key"], dataset, params, texts(public), not_logged)
     with sync.sync_at_exit(run) as ending:
         echo(report.table(evaluation))
     for name, task in evaluation["tasks"].items():
@@ -148,6 +184,8 @@ def main() -> None:
             echo(f"{escape(name)}: {of_items} exceed the model's context: lm-eval cut their start")
     for failure in evaluation["gate"]["failures"]:
         echo(f"gate: {escape(failure)}")
+    if not_logged:
+        echo(f"{not_logged} of {len(rows)} prompts are of rows of your own: MLflow gets no text of them")
     if undecided := evaluation["gate"]["undecided"]:
         echo(f"gate: too few to tell: {escape('; '.join(undecided))}")
     echo(f"{len(held_out.prompts)} prompts, {evaluation['tokens']} held-out tokens. See {REPORT}. {ending.text}")
