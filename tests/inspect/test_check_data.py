@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from sft.cli import InputError
+from sft.inspect.check_data import check
 from tests.support.printed_json import printed_json
 from tests.support.project import ROOT, chat_records, set_params, write_jsonl
 from tests.support.tiny_model import make_tiny_base
@@ -52,6 +54,14 @@ def test_a_source_is_checked_where_it_is_and_nothing_is_written(project):
 def test_a_path_is_checked_without_a_source(project):
     facts = printed_json(project, MODULE, "--source", "mine/test.jsonl")
     assert (facts["rows"], facts["kept"], facts["read"][:12]) == (4, 4, "read: openai")
+
+
+@pytest.mark.parametrize("name", ["rows#1.jsonl", "rows{a,b}.jsonl", "rows?.jsonl"])
+def test_a_path_that_is_no_uri_is_an_error(project, monkeypatch, name):
+    monkeypatch.chdir(project)
+    (project / name).touch()
+    with pytest.raises(InputError, match=r"rows.*\.jsonl: found .* Rename the path"):
+        check(name)
 
 
 def test_a_message_names_the_uri(project):

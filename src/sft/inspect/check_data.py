@@ -33,6 +33,7 @@ from sft.sources.download import local_files
 
 RAW, BASE, BENCHMARK_ITEMS = Path("data/raw"), Path("models/base"), Path("data/benchmarks/items.jsonl")
 ROWS = 1_000
+PATTERN_SIGNS = set("*?{#")  # in a uri
 SHOWN = (0.25, 0.5, 0.75)  # samples, by their place in the order of lengths
 
 
@@ -80,6 +81,10 @@ def check(source: str) -> Findings:
     Raises:  InputError: no such source, it is not fetched, it has no row, or none of this format.
     """
     is_path = is_unnamed(source)
+    if is_path and (found := sorted(PATTERN_SIGNS & set(source))):
+        raise InputError(
+            f"{source}: found {' '.join(found)}, which a uri reads as a pattern or digest. Rename the path."
+        )
     uri = f"file://{source}" if is_path else load_source(source, "uri")
     with raw_folder(source, uri) as folder:
         read, decision = decide_read(folder, Read(format=AUTO) if is_path else load_source(source, "read"))
