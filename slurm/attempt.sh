@@ -19,7 +19,7 @@ await_preemption() {
     [[ ! "$(timeout 10 scontrol show job "$SLURM_JOB_ID")" =~ JobState=RUNNING.*PreemptTime=[1-9] ]] || sleep infinity
 }
 
-# Slurm requeues after preemption and node failure without limit. The script's traps come before this.
+# Slurm requeues after preemption and node failure without limit. train.sbatch sets its traps before: they record the end.
 end_if_requeued_too_often() {
     ((restarts > SFT_REQUEUES)) || return 0
     log "error: requeued $restarts times, the cluster file allows $SFT_REQUEUES (requeues)"
