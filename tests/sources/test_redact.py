@@ -23,6 +23,13 @@ from sft.sources.redact import has_password, redact
         ("url: /api/f?token=s3cr3t (Caused", "url: /api/f?... (Caused"),
         ("hf://owner/name@0123/path and who? 1 + 1 = 2", "hf://owner/name@0123/path and who? 1 + 1 = 2"),
         ("no address\n\ttwo lines", "no address\n\ttwo lines"),
+        ("Authorization: Bearer hf_s3cr3t, or", "Authorization: Bearer ***, or"),
+        ("{'Authorization': 'Basic s3cr3t'}", "{'Authorization': 'Basic ***'}"),
+        ("MLFLOW_TRACKING_PASSWORD=s3cr3t failed", "MLFLOW_TRACKING_PASSWORD=*** failed"),
+        ("AWS_SECRET_ACCESS_KEY=s3cr3t", "AWS_SECRET_ACCESS_KEY=***"),
+        ("X-Amz-Signature=s3cr3t&x=1", "X-Amz-Signature=***&x=1"),
+        ('{"api_key": "s3cr3t"}', '{"api_key": "***"}'),
+        ("tokenizer: 3 special_tokens: a", "tokenizer: 3 special_tokens: a"),
         ("reason\x1b[31mred\x9b\u202e", "reason?[31mred??"),
     ],
 )
@@ -32,7 +39,9 @@ def test_secrets_and_control_characters_are_left_out(text, shown):
     assert "s3cr3t" not in redact(text)
 
 
-@pytest.mark.parametrize("text", ["a", "://", "http://a@", "@", "?a=", "http://a:", "#", "x?", " http://a?"])
+@pytest.mark.parametrize(
+    "text", ["a", "://", "http://a@", "@", "?a=", "http://a:", "#", "x?", " http://a?", "token", "token=", "bearer "]
+)
 def test_a_long_text_takes_linear_time(text):
     def cpu_seconds(length: int) -> float:
         long = text * (length // len(text))

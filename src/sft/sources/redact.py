@@ -10,18 +10,28 @@ AUTHORITY_END = re.compile(r"[/?#]")
 QUERY = re.compile(r"[?#]")
 QUERY_OF_PATH = re.compile(r"\?[\w.~-]+=")  # of an address without a host: /f?key=value
 TRAILING = ",.;:)]}>'\""  # of a sentence, behind an address
+# A value behind a name that says it is secret, as in headers, environments and YAML.
+NAMED = re.compile(
+    r"((?:password|passwd|secret|api[_-]?key|signature|credential|cookie|token(?!s|iz))[\w-]{0,30}[\"']?\s?[=:]\s?[\"']?)"
+    r"[^\s\"',;&]+",
+    re.IGNORECASE,
+)
+BEARER = re.compile(r"\b(bearer|basic)\s[^\s\"',;]+", re.IGNORECASE)
 # What a terminal acts on: C0 without tab and newline, DEL, C1, and marks that change the direction of text.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def redact(text: str) -> str:
-    """Return a text without the user, password, query and fragment of its URLs; control characters become "?".
+    """Return a text without the user, password, query and fragment of its URLs, and without values named as secrets.
+
+    Control characters become "?".
 
     >>> redact("see https://me:secret@host/file?X-Amz-Signature=abc#part, or s3://bucket/key")
     'see https://***@host/file?..., or s3://bucket/key'
     """
     words = re.split(r"(\s)", CONTROL.sub("?", text))
-    return "".join(_redact_word(word) if "://" in word or "?" in word else word for word in words)
+    without = "".join(_redact_word(word) if "://" in word or "?" in word else word for word in words)
+    return BEARER.sub(r"\1 ***", NAMED.sub(r"\1***", without))
 
 
 def has_password(address: str) -> bool:
