@@ -179,7 +179,7 @@ def check_base(folder: Path) -> None:
 def _check_layers(folder: Path) -> None:
     """Raise InputError if config.json has more layers than there are tensors: transformers would build them all."""
     config = read_config(folder / "config.json")
-    tensors = len(stored_tensors(folder))
+    tensors = len(stored_tensors(folder, "fetch.model: "))
     for section in (config, config.get("text_config")) if isinstance(config, dict) else ():
         layers = section.get("num_hidden_layers") if isinstance(section, dict) else None
         if isinstance(layers, int) and layers > tensors:
