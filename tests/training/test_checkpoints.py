@@ -1,5 +1,7 @@
 """checkpoints: one whose files differ from its manifest is not loaded; which ones are kept."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,22 @@ def test_a_checkpoint_that_differs_from_its_manifest_is_not_loaded(
     with pytest.raises(InputError, match=f"iter_0000002: {fault}"):
         checkpoints.verify(checkpoint)
     assert checkpoints.final_checkpoint(tmp_path, 2) is None
+
+
+def test_a_run_whose_folder_cannot_be_read_does_not_start_again_at_step_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared disk that fails for a moment; a run without a folder has no checkpoint yet."""
+    assert checkpoints.last_finished_step(tmp_path) is None
+
+    def fail(*path: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), *path)
+
+    monkeypatch.setattr(os, "listdir", fail)
+    monkeypatch.setattr(os, "scandir", fail)
+    for look in (checkpoints.last_finished_step, checkpoints.newest_intact):
+        with pytest.raises(OSError, match="Input/output"):
+            look(tmp_path)
 
 
 def test_a_manifest_is_outside_of_its_checkpoint() -> None:

@@ -7,6 +7,7 @@ A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validati
 """
 
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +107,7 @@ def newest_intact(
 
 def _newest_whole(run: Path) -> Path | None:
     """Return the newest checkpoint whose save ended; remove newer ones."""
-    for checkpoint in sorted((run / "checkpoints").glob("iter_*"), reverse=True):
+    for checkpoint in reversed(saved_checkpoints(run)):
         if _is_whole(checkpoint):
             return checkpoint
         _remove_damaged(checkpoint, f"no manifest {manifest_of(checkpoint)}")
@@ -144,7 +145,19 @@ def last_saved_step(run: Path) -> int:
 
 def last_finished_step(run: Path) -> int | None:
     """Return the newest step whose save ended, or None; reads no checkpoint, removes none."""
-    return max((step_of(path) for path in (run / "checkpoints").glob("iter_*") if _is_whole(path)), default=None)
+    return max((step_of(path) for path in saved_checkpoints(run) if _is_whole(path)), default=None)
+
+
+def saved_checkpoints(run: Path) -> list[Path]:
+    """Return the folders of the checkpoints of a run by step, also of saves that did not end.
+
+    Raises:  OSError: the folder cannot be read. `Path.glob` would find none, and the run would start again at step 1.
+    """
+    folder = run / "checkpoints"
+    try:
+        return sorted(folder / name for name in os.listdir(folder) if name.startswith("iter_"))
+    except FileNotFoundError:
+        return []
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -159,7 +172,7 @@ def finish_save(checkpoint: Path, digests: dict[str, str], params: p.Checkpoint)
     """
     run = checkpoint.parent.parent
     write_json(manifest_of(checkpoint), digests)
-    saved = {step_of(path): path for path in checkpoint.parent.glob("iter_*") if path <= checkpoint}
+    saved = {step_of(path): path for path in saved_checkpoints(run) if path <= checkpoint}
     finished = [step for step in sorted(saved) if manifest_of(saved[step]).exists()]
     for step in saved.keys() - steps_to_keep(finished, losses(run), params):
         remove(saved[step])  # also the rest of one whose removal was interrupted
@@ -206,7 +219,7 @@ def checkpoint_to_export(run: Path, iterations: int, params: p.Checkpoint) -> Pa
     last = final_checkpoint(run, iterations)
     if last is None or params.export == "last":
         return last
-    best = best_step(sorted(map(step_of, last.parent.glob("iter_*"))), losses(run))
+    best = best_step(list(map(step_of, saved_checkpoints(run))), losses(run))
     if best is None:
         raise InputError(f"{run}: no checkpoint has a validation loss. Set checkpoint.export to last.")
     verify(iteration_folder(run, best))
@@ -218,7 +231,7 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
 
     Raises:  InputError: there is none; the message has the steps that exist.
     """
-    faults = {path: fault_of(path) for path in sorted((run / "checkpoints").glob("iter_*"))}
+    faults = {path: fault_of(path) for path in saved_checkpoints(run)}
     intact = [path for path, fault in faults.items() if fault is None]
     unusable = [f"{path.name} ({fault})" for path, fault in faults.items() if fault]
     chosen = intact[-1:] if step is None else [path for path in intact if path == iteration_folder(run, step)]
