@@ -111,7 +111,7 @@ def test_every_row_is_written_in_its_order_whatever_the_batches(tmp_path):
 
 
 def test_a_part_of_a_compressed_file_is_read_again_if_its_worker_was_lost(tmp_path, monkeypatch):
-    """Its lines stay until the result of the part is here; afterwards no decompressed text is left."""
+    """The lost worker may have removed the lines: then they are read from the compressed file."""
     raw, scratch = tmp_path / "raw", tmp_path / "scratch"
     raw.mkdir()
     scratch.mkdir()

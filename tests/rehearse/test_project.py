@@ -111,6 +111,6 @@ def test_what_a_cluster_file_requests_for_gpus_is_left_out(tmp_path: Path, monke
     project.write_cluster_file(tmp_path / "scratch", "mine", 4)
     cluster = read_yaml(tmp_path / "scratch/slurm/clusters/mine.yaml", Cluster)
     for stage in ("train", "eval"):
-        command = slurm.submit_command(cluster.for_stage(stage), stage=stage, name="x", run=tmp_path)
+        command = slurm.submit_command(cluster.for_stage(stage), target=stage, name="x", run=tmp_path)
         assert not [each for each in command if "gpu" in each and not each.startswith(("--qos", "--partition"))]
     assert cluster.sbatch_options == ["--qos=gpu", "--exclusive"]

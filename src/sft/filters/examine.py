@@ -64,22 +64,15 @@ def examine_source(task: dict[str, Any], max_rows: int | None, add_folder: Calla
     if max_rows is not None:
         drawn = Draw(max_rows)
         ranking, title = ({**each, "max_rows": max_rows} for each in tasks), f"draw {task['source']}"
-
-        def add_ranked(result: dict[str, Any]) -> None:
-            drawn.add(Path(result["file"]))
-            remove_text(result["part"])
-
-        for result in map_shards(rank_part, ranking, title, add_ranked, expected):
+        for result in map_shards(rank_part, ranking, title, lambda result: drawn.add(Path(result["file"])), expected):
             counts.add(field_counts(result))
             ranked += result["rows"]
         tasks = drawn.tasks(part_tasks())
 
-    def add_examined(result: dict[str, Any]) -> None:
-        add_folder(result["folder"])
-        remove_text(result["part"])
-
+    title = f"filter {task['source']}"
+    results = map_shards(examine_part, tasks, title, lambda result: add_folder(result["folder"]), expected)
     examined = 0
-    for result in map_shards(examine_part, tasks, f"filter {task['source']}", add_examined, expected):
+    for result in results:
         row_counts.merge(result["not_read"], result["ends"])
         counts.add(field_counts(result))
         examined += result["rows"]
@@ -89,9 +82,9 @@ def examine_source(task: dict[str, Any], max_rows: int | None, add_folder: Calla
 
 
 def remove_text(part: Sequence[Any] | None) -> None:
-    """Remove the decompressed lines of a part that nobody reads again: its result is here, or it has no drawn row."""
+    """Remove the decompressed lines of a part that was read, or that nobody reads."""
     if part is not None and (text := Part(*part).text):
-        Path(text).unlink()
+        Path(text).unlink(missing_ok=True)
 
 
 class Draw:
@@ -140,7 +133,8 @@ def rank_part(task: dict[str, Any]) -> dict[str, Any]:
     handle, file = tempfile.mkstemp(dir=task["scratch"], suffix=".npz")
     with open(handle, "wb") as writer:
         np.savez(writer, hashes=hashes[places], places=places.astype(np.int64))
-    return {"part": task["part"], "file": file, "rows": len(hashes), **as_result(counts)}
+    remove_text(task["part"])
+    return {"file": file, "rows": len(hashes), **as_result(counts)}
 
 
 def row_text(row: Row) -> str:
@@ -201,8 +195,9 @@ def examine_part(task: dict[str, Any]) -> dict[str, Any]:
     folder, num_rows, row_counts = write_examined(rows, task)
     if "drawn" in task:
         counts.not_selected = 0  # rank_part counted them
+    remove_text(task["part"])
     counted = {"not_read": row_counts.not_read.counts, "ends": row_counts.ends}
-    return {"part": task["part"], "folder": folder, "rows": num_rows, **as_result(counts), **counted}
+    return {"folder": folder, "rows": num_rows, **as_result(counts), **counted}
 
 
 def write_examined(rows: Iterable[Row], task: dict[str, Any]) -> tuple[str, int, RowCounts]:

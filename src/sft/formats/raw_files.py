@@ -78,7 +78,7 @@ class Part(NamedTuple):
     end: int | None = None
     """Byte range of a file of lines, or row groups of a table; end None = to the end of the file."""
     text: str = ""
-    """A file that holds the lines of a part of a compressed file; empty: they are read from `path`."""
+    """A file with the lines of a part of a compressed file. Empty, or gone with a lost worker: `path` has them."""
 
 
 def read_objects(folder: Path, split: str = ALL, config: str | None = None) -> Iterator[Row]:
@@ -145,7 +145,7 @@ def _compressed_parts(path: Path, name: str, scratch: Path) -> Iterator[Part]:
             handle, text = tempfile.mkstemp(dir=scratch, suffix=".text")
             with open(handle, "wb") as writer:
                 writer.write(block)
-            yield Part(name, first, text=text)
+            yield Part(name, first, start, start + len(block), text)
             first, start = first + block.count(b"\n"), start + len(block)
         else:
             return
@@ -177,8 +177,9 @@ def _table_parts(path: Path, name: str) -> Iterator[Part]:
 def _lines(path: Path, part: Part) -> Iterator[Row]:
     number, position = part.first - 1, part.start
     try:
-        with open_raw(Path(part.text or path)) as file:
-            skip(file, part.start)
+        text = Path(part.text) if part.text and Path(part.text).exists() else None
+        with open_raw(text or path) as file:
+            skip(file, 0 if text else part.start)
             for line, size in lines_of(path, file, ROW_BYTES):
                 if part.end is not None and position >= part.end:
                     break

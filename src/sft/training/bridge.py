@@ -472,7 +472,7 @@ class _Callbacks:
         from megatron.core.tensor_parallel.random import is_graph_safe_cuda_rng_tracker
 
         if is_graph_safe_cuda_rng_tracker(tensor_parallel.get_cuda_rng_tracker()):
-            return  # CUDA graphs hold its generators: docs/known-issues.md, graph-dropout
+            return  # CUDA graphs hold its generators: docs/known-issues.md, rank-dropout, graph-dropout
         groups = get_pg_collection(model)
         seeded_by = f"{self.seed}:{step}:{self.packs}:{groups.dp_cp.rank()}:{groups.pp.rank()}"
         tensor_parallel.model_parallel_cuda_manual_seed(int(value_digest(seeded_by)[:12], 16))
