@@ -1,7 +1,6 @@
 """Measure: what the filter, prep and pack stages would make of sampled rows, without duplicates and judge."""
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -59,7 +58,6 @@ def load_chat(prep: Prep, base: Path, fast: bool = False) -> ChatTemplate:
     """Return template and tokenizer of a param set; `base`: models/base. `fast`: as prep does for many rows."""
     template = Path(prep.template)
     known = base / template.name if template.parent == Path("models/base") else resolve_repo_file(str(template))
-    fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
     return ChatTemplate.load(str(known), base, fast=fast, settings=Settings.of(prep))
 
 

@@ -6,6 +6,7 @@ the number of bytes that it holds, wherever these add up to the text; otherwise 
 """
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -43,8 +44,9 @@ class Encoder:
     """The tokenizer of a tokenizer.json, without its post-processor."""
 
     def __init__(self, spec: TokenizerSpec, fast: bool = False) -> None:
-        """Load it; `fast`: use fastokens, if it gives the ids of the reference for PROBES."""
+        """Load it; `fast`: use fastokens, if its ids for PROBES are the reference's and SFT_FASTOKENS is not 0."""
         self._bytes = spec.bytes
+        fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
         fastokens = _load_fastokens(spec.text) if fast else None  # needs most memory while loading, so it goes first
         self.reference = Tokenizer.from_str(spec.text)
         self._encode: Encode = self._encode_by_reference

@@ -10,7 +10,6 @@ import gc
 import hashlib
 import itertools
 import json
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -62,7 +61,6 @@ def load_template(template: str, base: Path, fast: bool, settings: Settings) -> 
     Raises:  as ChatTemplate.load.
     """
     relax_gc()
-    fast = fast and os.environ.get("SFT_FASTOKENS") != "0"
     chat = ChatTemplate.load(template, base, whole=False, fast=fast, settings=settings)
     release_memory()  # what loading needed
     gc.freeze()  # the garbage collector need not scan vocabularies again
