@@ -166,7 +166,8 @@ def main() -> None:
         return {ANSWERS: "".join(lines), REPORT: page}
 
     model_card = card.render(lineage, lambda path: read_json(Path(path)) if Path(path).exists() else {}, evaluation)
-    for path, text in {**texts(rows), CARD: model_card}.items():
+    answers = texts(rows)
+    for path, text in {**answers, CARD: model_card}.items():
         with publish_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
     write_json(EVAL, evaluation)
@@ -175,7 +176,8 @@ def main() -> None:
     private = own_sources(lineage.get("sources", {}), metadata["sources"]) if not logs_own_rows else set()
     public = [row for row in rows if row["source"] not in private]
     not_logged = len(rows) - len(public)
-    run = log_evaluation(evaluation, lineage["lineage_key"], dataset, params, texts(public), not_logged)
+    logged = texts(public) if not_logged else answers
+    run = log_evaluation(evaluation, lineage["lineage_key"], dataset, params, logged, not_logged)
     with sync.sync_at_exit(run) as ending:
         echo(report.table(evaluation))
     for name, task in evaluation["tasks"].items():
