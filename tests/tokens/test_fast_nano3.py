@@ -2,20 +2,89 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.conversation import Rejection
-from sft.tokens.fast_nano3 import PROBES, SHA256, FastNano3
-from sft.tokens.render import ChatTemplate
+from sft.tokens.fast_nano3 import SHA256, FastNano3
+from sft.tokens.render import ChatTemplate, Settings
 from sft.tokens.segments import Segments
 from sft.tokens.tokenizer import SafeTokenizer, iter_samples
 from tests.support.tiny_model import ADDED_TOKENS
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
 
 NANO3 = Path(__file__).parents[2] / "templates" / "nano3.jinja"
+_ASK = {"role": "user", "content": " Ask <|im_end|> \n"}
+_CALL = {
+    "id": "1",
+    "type": "function",
+    "function": {"name": "f", "arguments": {"a": "<tool_call>", "b": [1, "é"], "c": None, "d": 0.5, "<think>": " x "}},
+}
+_FIELD = {"type": ["string", "null"], "description": " What ", "enum": ["a", 1], "default": {"<|im_end|>": [None]}}
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "description": " Does. ",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": _FIELD, "b": True},
+                "required": ["a"],
+                "$defs": {"x": 1},
+            },
+            "strict": True,
+        },
+    },
+    {"type": "function", "function": {"name": "g"}},
+]
+
+
+def _answer(content: str, reasoning: str = "", *calls: dict[str, Any], **more: Any) -> dict[str, Any]:
+    thought = {"reasoning_content": reasoning} if reasoning else {}
+    return {
+        "role": "assistant",
+        "content": content,
+        **thought,
+        **({"tool_calls": list(calls)} if calls else {}),
+        **more,
+    }
+
+
+_SYSTEM, _RESULT = {"role": "system", "content": " Be </think> brief. "}, {"role": "tool", "content": "<tool_response>"}
+_DIALOGUES: list[list[dict[str, Any]]] = [
+    [_ASK, _answer("a")],
+    [_ASK, _answer(" a \n"), _ASK, _answer("")],
+    [_ASK, _answer(" a ", " r\n"), _ASK, _answer("", "s")],
+    [_ASK, _answer(" a ", "r"), _ASK, _answer("b"), _SYSTEM, _ASK, _answer("c", "t")],
+    [_ASK, _answer("", "", _CALL), _RESULT, _answer("a")],
+    [
+        _ASK,
+        _answer(" look ", "r", _CALL, _CALL),
+        _RESULT,
+        _RESULT,
+        _answer("", "s", _CALL),
+        _RESULT,
+        _answer("a", "t"),
+        _ASK,
+        _answer("b"),
+    ],
+    [_answer("hello"), _ASK, _ASK, _answer("a", loss=False), _ASK, _answer("<|im_start|>b")],
+    [_ASK, _answer("a", "r", loss=False), _ASK, _answer("b", "s")],
+    [_ASK, _answer(" ", "r"), _ASK, _answer("b", "", _CALL)],
+]
+PROBES: list[tuple[list[dict[str, Any]], list[dict[str, Any]] | None, int | None]] = [
+    ([*system, *dialogue], tools, budget)
+    for dialogue in _DIALOGUES
+    for system, tools, budget in (
+        ([], None, None),
+        ([_SYSTEM], _TOOLS, 64),
+        ([{"role": "system", "content": ""}], _TOOLS, None),
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +239,17 @@ def test_values_of_unexpected_types_are_left_to_the_template(chats):
 )
 def test_a_tokenizer_whose_control_tokens_could_be_made_of_text_is_left_to_the_template(tmp_path, token):
     tokenizer = SafeTokenizer(write_tokenizer(tmp_path, (*ADDED_TOKENS, token)))
-    assert not FastNano3(tokenizer).supports_tokenizer()
+    assert FastNano3(SafeTokenizer(write_tokenizer(tmp_path / "plain"))).supports(["<|im_end|>"], "")
+    assert not FastNano3(tokenizer).supports(["<|im_end|>"], "")
 
 
 def test_another_template_is_rendered_by_jinja(tmp_path):
     base = write_tokenizer(tmp_path / "base")
     (tmp_path / "mine.jinja").write_text(NANO3.read_text().replace("Give every", "Always give every"))
     assert not ChatTemplate.load(str(tmp_path / "mine.jinja"), base).is_fast
+
+
+def test_a_template_whose_turns_another_stop_token_may_end_is_rendered_by_jinja(tmp_path):
+    base = write_tokenizer(tmp_path, ADDED_TOKENS + REASONING_AND_TOOLS)
+    assert ChatTemplate.load(str(NANO3), base, settings=Settings(("<|endoftext|>",))).is_fast
+    assert not ChatTemplate.load(str(NANO3), base, settings=Settings(("</tool_call>",))).is_fast

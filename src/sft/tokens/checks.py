@@ -12,11 +12,9 @@ import jinja2
 
 from sft.cli import InputError
 from sft.conversation import Message, Rejection, Tools
-from sft.tokens.fast_nano3 import FastNano3
 from sft.tokens.forms import ARGUMENTS, REASONING, Form
-from sft.tokens.segments import Segments
 from sft.tokens.spans import Header, first_difference
-from sft.tokens.tokenizer import Rendered, iter_samples
+from sft.tokens.tokenizer import Rendered
 
 if TYPE_CHECKING:
     from sft.tokens.render import ChatTemplate
@@ -223,20 +221,3 @@ def find_header(chat: "ChatTemplate") -> Header | None:
         prompts.append(behind)
     text = prompts[0][: first_difference(*prompts)]
     return Header(text, (prompts[0], prompts[1])) if chat.tokenizer.pattern.match(text) else None
-
-
-def is_same(
-    chat: "ChatTemplate",
-    fast: FastNano3,
-    messages: list[Message],
-    tools: Tools,
-    budget: int | None,
-) -> bool:
-    """Return whether the way without Jinja gives the samples of the template, or leaves them to it."""
-    segments = Segments()
-    if not fast.add_samples(segments, messages, tools, budget):
-        return True
-    rendered = chat.render_by_prompts(messages, tools, budget)
-    return not isinstance(rendered, Rejection) and chat.encode(rendered) == list(
-        iter_samples(segments.encode(chat.tokenizer.encoder))
-    )

@@ -1,8 +1,7 @@
 """Fast nano3: templates/nano3.jinja in Python, about thirty times faster: conversations -> segments.
 
 Used for the template with the digest SHA256 only. If you change the template, change this file too; otherwise Jinja
-renders it, like any other template. Before use it must give the ids, masks and turn ends of the template on
-PROBES (sft.tokens.checks). It leaves values of an unexpected type to the template.
+renders it, like any other template. It leaves values of an unexpected type to the template.
 
 Why the mask is exact without rendering prompts: turns behind an assistant turn change it in two ways only. Reasoning
 before the last user message is dropped, and a thinking budget is written in the last user message.
@@ -10,6 +9,7 @@ before the last user message is dropped, and a thinking budget is written in the
 
 import itertools
 import json
+from collections.abc import Collection
 from typing import Any
 
 from sft.conversation import Message, Tools, trained_turns
@@ -59,14 +59,15 @@ class FastNano3:
         self._tool_texts: dict[int, tuple[list[dict[str, Any]], str]] = {}
         """Cache by identity: a list of tools and its text. Many conversations share one."""
 
-    def supports_tokenizer(self) -> bool:
-        """Return whether no control token can arise where a text of the template meets a value.
+    def supports(self, stops: Collection[str], source: str) -> bool:
+        """Return whether STOP alone ends turns of the template, whose text is `source`, and values stay values.
 
-        So each must be of the form <...>, or have a letter that JSON has in strings only, and none of the characters
-        next to values.
+        No control token may arise where a text of the template meets a value. So each must be of the form <...>, or
+        have a letter that JSON has in strings only, and none of the characters next to values.
         """
         return (
-            STOP in self._tokenizer.control
+            STOP in stops
+            and not any(stop in source for stop in stops if stop != STOP)
             and not self._tokenizer.pattern.search(PLAIN)
             and all(
                 (token[0] == "<" and token[-1] == ">" and not BORDERS & set(token[1:-1]))
@@ -305,75 +306,3 @@ def _to_json(value: Any) -> str:
 
 def _other_keys(mapping: dict[str, Any], known: tuple[str, ...]) -> list[str]:
     return [f"\n<{key}>{_value(value)}</{key}>" for key, value in mapping.items() if key not in known]
-
-
-# --- Probes: conversations on which it must equal the template -------------------------------------------------
-
-_ASK = {"role": "user", "content": " Ask <|im_end|> \n"}
-_CALL = {
-    "id": "1",
-    "type": "function",
-    "function": {"name": "f", "arguments": {"a": "<tool_call>", "b": [1, "é"], "c": None, "d": 0.5, "<think>": " x "}},
-}
-_FIELD = {"type": ["string", "null"], "description": " What ", "enum": ["a", 1], "default": {"<|im_end|>": [None]}}
-_TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "f",
-            "description": " Does. ",
-            "parameters": {
-                "type": "object",
-                "properties": {"a": _FIELD, "b": True},
-                "required": ["a"],
-                "$defs": {"x": 1},
-            },
-            "strict": True,
-        },
-    },
-    {"type": "function", "function": {"name": "g"}},
-]
-
-
-def _answer(content: str, reasoning: str = "", *calls: dict[str, Any], **more: Any) -> Message:
-    thought = {"reasoning_content": reasoning} if reasoning else {}
-    return {
-        "role": "assistant",
-        "content": content,
-        **thought,
-        **({"tool_calls": list(calls)} if calls else {}),
-        **more,
-    }
-
-
-_SYSTEM, _RESULT = {"role": "system", "content": " Be </think> brief. "}, {"role": "tool", "content": "<tool_response>"}
-_DIALOGUES: list[list[Message]] = [
-    [_ASK, _answer("a")],
-    [_ASK, _answer(" a \n"), _ASK, _answer("")],
-    [_ASK, _answer(" a ", " r\n"), _ASK, _answer("", "s")],
-    [_ASK, _answer(" a ", "r"), _ASK, _answer("b"), _SYSTEM, _ASK, _answer("c", "t")],
-    [_ASK, _answer("", "", _CALL), _RESULT, _answer("a")],
-    [
-        _ASK,
-        _answer(" look ", "r", _CALL, _CALL),
-        _RESULT,
-        _RESULT,
-        _answer("", "s", _CALL),
-        _RESULT,
-        _answer("a", "t"),
-        _ASK,
-        _answer("b"),
-    ],
-    [_answer("hello"), _ASK, _ASK, _answer("a", loss=False), _ASK, _answer("<|im_start|>b")],
-    [_ASK, _answer("a", "r", loss=False), _ASK, _answer("b", "s")],
-    [_ASK, _answer(" ", "r"), _ASK, _answer("b", "", _CALL)],
-]
-PROBES: list[tuple[list[Message], Tools, int | None]] = [
-    ([*system, *dialogue], tools, budget)
-    for dialogue in _DIALOGUES
-    for system, tools, budget in (
-        ([], None, None),
-        ([_SYSTEM], _TOOLS, 64),
-        ([{"role": "system", "content": ""}], _TOOLS, None),
-    )
-]

@@ -26,7 +26,7 @@ from sft.cli import InputError
 from sft.conversation import NO_KWARGS, Message, Rejection, TemplateKwargs, Tools, trained_turns
 from sft.tokens import checks
 from sft.tokens.completeness import missing_in_tool
-from sft.tokens.fast_nano3 import MAX_CACHED_TOOLS, PROBES, SHA256, FastNano3
+from sft.tokens.fast_nano3 import MAX_CACHED_TOOLS, SHA256, FastNano3
 from sft.tokens.forms import SPLICED, USUAL, Form, make_turns
 from sft.tokens.partition import Part, partition
 from sft.tokens.row_kwargs import NOT_OF_ROWS
@@ -153,7 +153,7 @@ class ChatTemplate:
             chat.check_whole()
         if settings.train_reasoning == "all" and hashlib.sha256(compiled.source.encode()).hexdigest() == SHA256:
             fast_nano3 = FastNano3(tokenizer)
-            if fast_nano3.supports_tokenizer() and all(checks.is_same(chat, fast_nano3, *probe) for probe in PROBES):
+            if fast_nano3.supports({*stops, ending.token} - {""}, compiled.source):
                 chat._fast = fast_nano3
         return chat
 
