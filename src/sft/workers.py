@@ -33,7 +33,7 @@ import time
 import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
@@ -120,7 +120,7 @@ def map_shards(
     workers = min(worker_count(), expected)
     upcoming = itertools.chain(first, upcoming)
     if not cluster and (workers < 2 or len(first) < 2):
-        with _PositionInErrors():
+        with _position_in_errors():
             return list(_run_here(work, upcoming, on_result))
     threads, versions = (1, _versions()) if cluster else (max(1, cores() // workers), {})
     setup = json.dumps(  # `run`: a child serves one call of map_shards, because code and files may change between two
@@ -147,14 +147,25 @@ def report_position(rows: str) -> None:
     global _position, _row
     _position, _row = rows, ""
     if _replies is not None:
-        _replies.write(json.dumps({"position": rows}) + "\n")
-        _replies.flush()
+        _reply({"position": rows})
 
 
 def report_row(row: str) -> None:
     """Note the row that the work is at, for exceptions; cheap enough to call for every row."""
     global _row
     _row = row
+
+
+@contextlib.contextmanager
+def _position_in_errors() -> Iterator[None]:
+    """Add the rows that the work was at to its exceptions."""
+    global _position, _row
+    _position, _row = "the start", ""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(_position_note())
+        raise
 
 
 def _position_note() -> str:
@@ -183,6 +194,8 @@ def _run_tasks(
     waiting, is_last_taken = deque[int](), False  # tasks to do again
     running: dict[Future[Any], tuple[int, float]] = {}
     seconds: list[float] = []
+    calls, called = deque[Future[None]](), 0  # of on_result: in a thread of its own, so that workers need not wait
+    caller = ThreadPoolExecutor(1, thread_name_prefix="sft-results")
 
     def next_task() -> int | None:
         nonlocal is_last_taken
@@ -194,7 +207,8 @@ def _run_tasks(
         is_last_taken = True
         return _straggler(running, seconds)
 
-    with _bar() as bar, _OrderedCalls(on_result) as calls:
+    with _bar() as bar, contextlib.ExitStack() as stack:
+        stack.callback(caller.shutdown, cancel_futures=True)
         progress = bar.add_task(label)
         while True:
             while len(running) < pool.capacity() and (index := next_task()) is not None:
@@ -222,37 +236,14 @@ def _run_tasks(
                     waiting.append(index)
                 else:
                     seconds.append(time.monotonic() - begin)
-            calls.submit_ready(results)
-        calls.finish()
+            while on_result is not None and called in results:
+                calls.append(caller.submit(on_result, results[called]))
+                called += 1
+            while calls and calls[0].done():
+                calls.popleft().result()
+        for call in calls:
+            call.result()
     return [results[index] for index in range(len(taken))]
-
-
-class _OrderedCalls:
-    """Calls a function with results in the order of the tasks, in its own thread, so that workers need not wait."""
-
-    def __init__(self, function: OnResult | None) -> None:
-        self._function, self._submitted = function, 0
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sft-results")
-        self._calls: deque[Future[None]] = deque()
-
-    def __enter__(self) -> "_OrderedCalls":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def submit_ready(self, results: Mapping[int, Any]) -> None:
-        """Submit the calls whose turn it is. Raises what an earlier call raised."""
-        while self._function is not None and self._submitted in results:
-            self._calls.append(self._executor.submit(self._function, results[self._submitted]))
-            self._submitted += 1
-        while self._calls and self._calls[0].done():
-            self._calls.popleft().result()
-
-    def finish(self) -> None:
-        """Wait for all calls. Raises what one of them raised."""
-        while self._calls:
-            self._calls.popleft().result()
 
 
 def _straggler(running: dict[Future[Any], tuple[int, float]], seconds: list[float]) -> int | None:
@@ -477,17 +468,3 @@ def _reply_traceback(kind: type[BaseException], error: BaseException, trace: Tra
     """Reply any other exception, with the rows it came from; this process then ends."""
     error.add_note(_position_note())
     _reply({"traceback": "".join(traceback.format_exception(kind, error, trace))})
-
-
-class _PositionInErrors:
-    """Adds the rows that the work was at to its exceptions."""
-
-    def __enter__(self) -> None:
-        global _position, _row
-        _position, _row = "the start", ""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            error.add_note(_position_note())
