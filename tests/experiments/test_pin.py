@@ -1,18 +1,18 @@
 """pin: what the hub states goes into the file, and nothing else changes."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sft.cli import InputError
 from sft.domains import BY_SLUG
 from sft.experiments import pin
 from sft.params.check import read
+from sft.params.data import Read, Source
 from tests.support.loopback_hub import COMMIT, Web, web
 from tests.support.project import ROOT
 
@@ -39,7 +39,7 @@ SOURCES = """  sources:
 PINNED = """  sources:
     # A comment that stays.
     chats:
-      uri: hf://own/set@COMMIT/data  # and one behind a value
+      uri: hf://own/set@COMMIT/data # and one behind a value
       bytes: 12
       read: openai
       license: cc-by-4.0
@@ -107,15 +107,19 @@ def test_a_license_is_what_the_card_says(card: Any, license: str | None) -> None
     assert pin.license_of(card) == license
 
 
-def test_an_entry_on_one_line_is_an_error_and_not_an_edit() -> None:
-    source: Any = SimpleNamespace(license="", uri="hf://a/b")
-    with pytest.raises(InputError, match=r"fetch\.sources\.a: "):
-        pin.write_pin(
-            "fetch:\n  sources:\n    a: {uri: hf://a/b, read: openai}\n",
-            ("sources", "a"),
-            source,
-            pin.Pin("x", 1, None),
-        )
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))], ids=str)
+def test_a_param_set_is_written_as_it_was(path: Path) -> None:
+    yaml, written = pin.editor(), io.StringIO()
+    yaml.dump(yaml.load(path), written)
+    assert written.getvalue() == path.read_text()
+
+
+def test_an_entry_on_one_line_stays_on_one() -> None:
+    yaml, written = pin.editor(), io.StringIO()
+    values = yaml.load("fetch:\n  sources:\n    a: {uri: hf://a/b, read: openai}\n")
+    pin.write_pin(values, ("sources", "a"), Source(uri="hf://a/b", read=Read(format="openai")), pin.Pin("x", 1, "mit"))
+    yaml.dump(values, written)
+    assert written.getvalue() == "fetch:\n  sources:\n    a: {uri: x, license: mit, bytes: 1, read: openai}\n"
 
 
 def test_every_source_of_the_profiles_has_a_commit_or_is_refused_with_the_command() -> None:

@@ -19,11 +19,13 @@ from sft.cli import InputError, echo, make_parser, run_or_exit
 from sft.files import publish_file
 from sft.params.check import read
 from sft.params.data import REVISION, Download, Source
-from sft.params.read import params_file, read_text
+from sft.params.read import params_file
 from sft.sources import hub
 from sft.sources.download import hub_files
 
 NEWEST = ("COMMIT-UNKNOWN", None)  # ask for the newest commit of main
+NULL = "tag:yaml.org,2002:null"
+MAX_LINE_CHARS = 1 << 20  # longer lines would be folded
 
 
 @dataclass(frozen=True)
@@ -77,60 +79,56 @@ def license_of(card: Any) -> str | None:
     return None if text is None else re.sub(r"[^\w .,()+/-]", " ", str(text))  # a line of YAML, whatever a card says
 
 
-def write_pin(text: str, entry: tuple[str, ...], source: Download, pin: Pin) -> str:
-    """Return the text of a param set with the pin of one entry, `("sources", "chats")` of fetch.
-
-    Raises:  InputError: the lines of the entry are written in another way.
-    """
-    wanted: dict[str, Any] = {"uri": pin.uri}
-    if isinstance(source, Source):
-        wanted["bytes"] = pin.bytes
-    if pin.license and pin.license.lower() != source.license.lower():
-        wanted["license"] = pin.license
-    values = YAML().load(text)["fetch"]
+def write_pin(values: Any, entry: tuple[str, ...], source: Download, pin: Pin) -> None:
+    """Set the pin of one entry, `("sources", "chats")` of fetch, in the values of a param set; comments stay."""
+    mapping = values["fetch"]
     for key in entry:
-        values = values[key]
-    if values.fa.flow_style():
-        raise InputError(f"fetch.{'.'.join(entry)}: expected one line for each key. Write the entry so, and run again")
-    lines = text.splitlines(keepends=True)
-    first, indent = values.lc.key("uri")
-    for key in [key for key in wanted if key in values]:
-        line = values.lc.key(key)[0]
-        name, _, rest = lines[line].partition(":")
-        new = re.sub(r"^\s+\S.*?(?=\s+#|\s*$)", lambda _, key=key: f" {wanted[key]}", rest, count=1)  # type: ignore[misc]
-        lines[line] = f"{name}:{new}"  # a comment stays
-    for key in [key for key in wanted if key not in values]:
-        lines.insert(first + 1, f"{' ' * indent}{key}: {wanted[key]}\n")
-    return "".join(lines)
+        mapping = mapping[key]
+    mapping["uri"] = pin.uri
+    added = 1 + list(mapping).index("uri")  # new keys follow the uri
+    if isinstance(source, Source):
+        _set(mapping, "bytes", pin.bytes, added)
+    if pin.license and pin.license.lower() != source.license.lower():
+        _set(mapping, "license", pin.license, added)
+
+
+def _set(mapping: Any, key: str, value: Any, added: int) -> None:
+    if key in mapping:
+        mapping[key] = value
+    else:
+        mapping.insert(added, key, value)
+
+
+def editor() -> YAML:
+    """Return what reads a param set and writes it again: comments, quotes and all other lines stay."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = MAX_LINE_CHARS
+    yaml.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar(NULL, "null"))
+    return yaml
 
 
 def pin_params(path: Path) -> list[str]:
     """Write the pins of all entries on the hub into a param set; return a line for each.
 
-    Raises:  InputError: the hub does not answer for an entry, or its lines cannot be edited. The file stays then.
+    Raises:  InputError: the hub does not answer for an entry. The file stays then.
     """
-    entries = _entries(path)
-    text, _ = read_text(path)
-    report, pins = [], dict[tuple[str, ...], Pin]()
+    entries, yaml = _entries(path), editor()
+    values = yaml.load(path)
+    report = []
     for entry, source in entries.items():
         if not source.address.startswith("hf://"):
             continue
         if len(source.each) > 1:
             report.append(f"{'.'.join(entry)}: a list of addresses, not pinned. Write @<commit> into each.")
             continue
-        pin = pins[entry] = ask_hub(source, is_model=entry == ("model",))
-        text = write_pin(text, entry, source, pin)
+        pin = ask_hub(source, is_model=entry == ("model",))
+        write_pin(values, entry, source, pin)
         moved = "" if pin.uri == source.uri else f", was {source.revision or 'without a revision'}"
         commit = Download(uri=pin.uri).revision
         report.append(f"{'.'.join(entry)}: {commit}, {pin.bytes:,} bytes, {pin.license or 'no license stated'}{moved}")
     with publish_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-        written = _entries(partial)
-        for entry, source in entries.items():
-            if written[entry].uri != (pins[entry].uri if entry in pins else source.uri):
-                raise InputError(
-                    f"fetch.{'.'.join(entry)}: cannot be edited. Write one line for each key, and run again"
-                )
+        yaml.dump(values, partial)
     return report
 
 
