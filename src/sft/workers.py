@@ -120,7 +120,9 @@ def map_shards(
     workers = min(worker_count(), expected)
     upcoming = itertools.chain(first, upcoming)
     if not cluster and (workers < 2 or len(first) < 2):
-        with _position_in_errors():
+        with contextlib.ExitStack() as stack:
+            report_position("the start")
+            stack.push(_note_position)
             return list(_run_here(work, upcoming, on_result))
     threads, versions = (1, _versions()) if cluster else (max(1, cores() // workers), {})
     setup = json.dumps(  # `run`: a child serves one call of map_shards, because code and files may change between two
@@ -156,16 +158,10 @@ def report_row(row: str) -> None:
     _row = row
 
 
-@contextlib.contextmanager
-def _position_in_errors() -> Iterator[None]:
-    """Add the rows that the work was at to its exceptions."""
-    global _position, _row
-    _position, _row = "the start", ""
-    try:
-        yield
-    except BaseException as error:
+def _note_position(_: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+    """Add the rows that the work was at to an exception that leaves a block."""
+    if error is not None:
         error.add_note(_position_note())
-        raise
 
 
 def _position_note() -> str:
@@ -466,5 +462,5 @@ def _reply(value: dict[str, Any]) -> None:
 
 def _reply_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Reply any other exception, with the rows it came from; this process then ends."""
-    error.add_note(_position_note())
+    _note_position(kind, error, trace)
     _reply({"traceback": "".join(traceback.format_exception(kind, error, trace))})
