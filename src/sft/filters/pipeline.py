@@ -51,7 +51,8 @@ class Kept(NamedTuple):
 
     conversation: Conversation
     id: str
-    signature: bytes
+    signature: bytes | None
+    """None if `filter.near_duplicates` is off."""
     control_tokens: int
     """How many are typed in it as text; passed on or escaped."""
 
@@ -87,7 +88,7 @@ class Pipeline:
                 outcomes[place] = rejection or outcomes[place]
         signature_of = self._check_contamination_and_sign(outcomes)
         return [
-            Kept(outcome, outcome.id, signature_of[place], control_tokens[place])
+            Kept(outcome, outcome.id, signature_of.get(place), control_tokens[place])
             if isinstance(outcome, Conversation)
             else outcome
             for place, outcome in enumerate(outcomes)
@@ -102,9 +103,9 @@ class Pipeline:
         return ends.conversation
 
     def _check_contamination_and_sign(self, outcomes: list[Conversation | Rejection]) -> dict[int, bytes]:
-        """Reject contaminated conversations and return all signatures: both need the words of all texts."""
-        conversations = _not_rejected(outcomes)
-        if not conversations:
+        """Reject contaminated conversations and return signatures, if params ask for them: both need all words."""
+        conversations, signs = _not_rejected(outcomes), self._params.near_duplicates is not None
+        if not conversations or (self._items is None and not signs):
             return {}
         parts = [list(conversation.parts()) for _, conversation in conversations]
         words = hash_words([text for message_parts in parts for _, text in message_parts])
@@ -118,6 +119,8 @@ class Pipeline:
                     rejection := reject_contaminated(conversation, message_parts, by_part, self._items, ratio)
                 ):
                     outcomes[place] = rejection
+        if not signs:
+            return {}
         signed = signatures([conversation for _, conversation in conversations], parts, words)
         return {place: signature for (place, _), signature in zip(conversations, signed, strict=True)}
 

@@ -79,15 +79,17 @@ def prepare_rows(
     """
     segments, rejections = Segments(), dict[int, Rejection]()
     read, samples, names = list[Row](), list[int](), rows["id"].to_pylist()
-    columns_read = names, _views(rows["messages"]), rows["tools"].to_pylist(), rows["meta"].to_pylist()
-    for at_once in batches(zip(*columns_read, strict=True), lambda row: len(row[1]), ROWS_AT_ONCE, BYTES_AT_ONCE):
-        read += [read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits, which are the template's
-        with chat.limited():
-            for row in read[len(samples) :]:
-                outcome = _add_row(chat, segments, row)
-                if isinstance(outcome, Rejection):
-                    rejections[len(samples)], outcome = outcome, 0
-                samples.append(outcome)
+    columns_read = [names, _views(rows["messages"]), rows["tools"].to_pylist(), rows["meta"].to_pylist()]
+    rows_read = zip(*columns_read, strict=True)
+    with _naming_row(*columns_read[:3]):
+        for at_once in batches(rows_read, lambda row: len(row[1]), ROWS_AT_ONCE, BYTES_AT_ONCE):
+            read += [read_row(chat, reasoning, *row) for row in at_once]  # outside of the limits: the template's
+            with chat.limited():
+                for row in read[len(samples) :]:
+                    outcome = _add_row(chat, segments, row)
+                    if isinstance(outcome, Rejection):
+                        rejections[len(samples)], outcome = outcome, 0
+                    samples.append(outcome)
     if compared and not chat.tokenizer.encoder.matches_reference(_first_texts(segments.texts(), compared)):
         raise InputError(
             f"data/filtered: conversation {names[0]} or a later one: fastokens and tokenizers give different ids. "
@@ -154,14 +156,13 @@ def read_row(
     """Return a row as it is trained."""
     report_row(name)
     messages, tools = _parse(name, messages_json), _parse_tools(tools_json) if tools_json else None
-    with _naming_row(name, messages, tools):
-        group = group_number(name, messages, meta)
-        earlier = trained_turns(messages)[:-1] if chat.settings.train_answers == "last" else []
-        for index in earlier:
-            messages[index]["loss"] = False
-        ranges, count = chat.tokenizer.token_ranges, chat.tokenizer.encoder.count
-        controlled = control_reasoning(name, messages, reasoning, ranges, count, kwargs_of(meta, chat))
-        return Row(name, group, controlled, tools, len(earlier))
+    group = group_number(name, messages, meta)
+    earlier = trained_turns(messages)[:-1] if chat.settings.train_answers == "last" else []
+    for index in earlier:
+        messages[index]["loss"] = False
+    ranges, count = chat.tokenizer.token_ranges, chat.tokenizer.encoder.count
+    controlled = control_reasoning(name, messages, reasoning, ranges, count, kwargs_of(meta, chat))
+    return Row(name, group, controlled, tools, len(earlier))
 
 
 def _add_row(chat: ChatTemplate, segments: Segments, row: Row) -> int | Rejection:
@@ -170,21 +171,21 @@ def _add_row(chat: ChatTemplate, segments: Segments, row: Row) -> int | Rejectio
     messages, _, budget, _, cut, kwargs = row.controlled
     if kwargs and (rejection := check_kwargs(kwargs, chat)):
         return rejection
-    with _naming_row(row.name, messages, row.tools):
-        return chat.add_samples(segments, messages, row.tools, budget, cut, kwargs)
+    return chat.add_samples(segments, messages, row.tools, budget, cut, kwargs)
 
 
 @contextlib.contextmanager
-def _naming_row(name: str, messages: Any, tools: Any) -> Iterator[None]:
-    """Raise InputError for what fails because a row is not in normal form."""
+def _naming_row(names: list[str], messages: list[memoryview], tools: list[str | None]) -> Iterator[None]:
+    """Raise InputError for what fails because a row of a batch is not in normal form."""
     try:
         yield
     except (AttributeError, LookupError, TypeError) as error:
-        if is_normal(messages, tools):
-            raise
-        raise InputError(
-            f"data/filtered: conversation {name}: not in normal form. Run: dvc repro --force filter"
-        ) from error
+        for name, messages_json, tools_json in zip(names, messages, tools, strict=True):
+            if not is_normal(_parse(name, messages_json), tools_json and _parse_tools(tools_json)):
+                raise InputError(
+                    f"data/filtered: conversation {name}: not in normal form. Run: dvc repro --force filter"
+                ) from error
+        raise
 
 
 def license_in(meta: str) -> str:

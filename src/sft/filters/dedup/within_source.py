@@ -13,42 +13,41 @@ import numpy as np
 import numpy.typing as npt
 
 from sft.conversation import Rejection
-from sft.filters.dedup.search import Search
+from sft.filters.dedup.search import Duplicates, Search
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ID_BYTES = 16
+ID = np.dtype("V16")
 
 
 class SourceDuplicates:
     """The rows of a source that no other filter rejects. Add all, in order, then call `find`.
 
     Args:  folder: a new folder for temporary files. threshold: the least similarity of near-duplicates; None finds
-    only equal conversations.
+    only equal conversations, and needs no signatures.
     """
 
     def __init__(self, folder: Path, threshold: float | None) -> None:
-        self._search, self._equal_only = Search(folder, threshold or 1.0), threshold is None
-        for name in ("rows", "ids"):
-            (folder / name).touch()
+        folder.mkdir()
+        self._search = None if threshold is None else Search(folder / "search", threshold)
+        self._files = folder / "rows", folder / "ids"
+        for path in self._files:
+            path.touch()
 
     def add(self, rows: npt.NDArray[np.int64], ids: "pa.Array", signatures: "pa.Array") -> None:
         """Add rows: their numbers, ids (text) and signatures (binary)."""
-        texts = bytes.fromhex("".join(ids.to_pylist()))
-        for name, content in (("rows", rows.astype(np.int64).tobytes()), ("ids", texts)):
-            with (self._search.folder / name).open("ab") as file:
+        contents = rows.astype(np.int64).tobytes(), bytes.fromhex("".join(ids.to_pylist()))
+        for path, content in zip(self._files, contents, strict=True):
+            with path.open("ab") as file:
                 file.write(content)
-        if self._equal_only:
-            self._search.add([signature.tobytes() for signature in signatures_of_ids(texts)])
-        else:
+        if self._search is not None:
             self._search.add(signatures.to_pylist())
 
     def find(self) -> Iterator[tuple[int, Rejection]]:
         """Yield the number and the rejection of each row that equals or resembles an earlier one, in order."""
-        duplicates, _ = self._search.find()
-        rows = np.fromfile(self._search.folder / "rows", np.int64)
-        ids = np.fromfile(self._search.folder / "ids", f"V{ID_BYTES}")
+        rows, ids = np.fromfile(self._files[0], np.int64), np.fromfile(self._files[1], ID)
+        duplicates = equal_ids(ids) if self._search is None else self._search.find()[0]
         for number, kept, similarity in zip(*(column.tolist() for column in duplicates), strict=True):
             kept_id = ids[kept].tobytes().hex()
             if ids[number] == ids[kept]:
@@ -58,11 +57,15 @@ class SourceDuplicates:
                 yield int(rows[number]), Rejection("near-duplicate", evidence)
 
 
-def signatures_of_ids(ids: bytes) -> npt.NDArray[np.uint8]:
-    """Return signatures (sft.filters.dedup.signatures) that are similar only if the ids are equal, (ids, bytes).
-
-    Half of an id is the key, each quarter the only shingle of a side.
-    """
-    numbers = np.frombuffer(ids, "<u4").reshape(-1, ID_BYTES // 4)
-    sizes = np.ones((len(numbers), 2), "<u4")
-    return np.column_stack([numbers[:, :2], sizes, numbers[:, 2:]]).view(np.uint8)
+def equal_ids(ids: npt.NDArray[np.void]) -> Duplicates:
+    """Return which ids equal an earlier one, and the first of those."""
+    halves = ids.view("<u8").reshape(-1, 2)
+    order = np.lexsort(halves.T)  # equal ones stay in their order
+    ordered = halves[order]
+    is_later = np.zeros(len(ids), np.bool_)
+    is_later[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)
+    first = order[np.maximum.accumulate(np.where(is_later, 0, np.arange(len(ids))))]
+    kept = np.empty(len(ids), np.int64)
+    kept[order] = first
+    number = np.flatnonzero(kept != np.arange(len(ids)))
+    return Duplicates(number, kept[number], np.ones(len(number)))
