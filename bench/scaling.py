@@ -134,6 +134,8 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
                         "ids": pa.ListArray.from_arrays(offsets, ids[places]),
                         "mask": pa.ListArray.from_arrays(offsets, mask[places]),
                         "turn_ends": [[length] for length in own.tolist()],
+                        "group": pa.nulls(len(own), pa.uint64()),
+                        "license": [""] * len(own),
                     },
                     schema=SAMPLES,
                 )

@@ -116,6 +116,26 @@ def test_the_number_of_workers_and_the_size_of_parts_change_no_byte(made, monkey
     assert len(digests[0]) > 5
 
 
+def test_no_more_tokens_are_in_memory_than_a_part_and_a_few_row_groups_have(made, monkeypatch):
+    folder, _ = made
+    monkeypatch.setenv("SFT_WORKERS", "1")
+    for name, value in (("PART_TOKENS", 200), ("GROUP_TOKENS", 100), ("GROUPS_AT_ONCE", 2)):
+        monkeypatch.setattr(external_sort, name, value)
+    built, build_packs = [], external_sort.build_packs
+
+    def counted(parts, lengths, *rest):
+        built.append(int(lengths.sum()))
+        return build_packs(parts, lengths, *rest)
+
+    monkeypatch.setattr(external_sort, "build_packs", counted)
+    write(folder, "packed")
+    parts = [path.stat().st_size // 4 for path in folder.glob("spool-packed/part-*/ids")]
+    assert len(parts) > 5
+    assert max(parts) <= 200 + 2 * SIZE, "the last sample begins within the part; it is packed twice at most"
+    assert len(built) > 5
+    assert max(built) <= 2 * 100 + SIZE
+
+
 def test_the_number_of_row_groups_built_at_once_changes_no_byte(made, monkeypatch):
     folder, _ = made
     for name, tokens in (("SHARD_TOKENS", 3000), ("BLOCK_TOKENS", 900), ("GROUP_TOKENS", 200)):

@@ -79,11 +79,32 @@ def test_a_pack_outside_the_contract_is_named(change, fault):
 
 
 def test_npy_holds_dicts_of_lists_of_int_and_the_same_bytes_each_time(tmp_path):
-    packs = [pack_samples([sample([5, 6, STOP], [0, 1, 1])], 1, pad_id=0)] * 2
+    packs = [pack_samples([sample([word, 6, STOP], [0, 1, 1])], 1, pad_id=0) for word in (5, 300)]
     for name in ("a.npy", "b.npy"):
-        write_npy(tmp_path / name, packs)
+        write_npy(tmp_path / name, packs, 2)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     loaded = np.load(tmp_path / "a.npy", allow_pickle=True)
     assert [dict(row) for row in loaded] == [
-        {"input_ids": [5, 6, STOP], "loss_mask": [1, 1, 0], "seq_start_id": [0]}
-    ] * 2
+        {"input_ids": [word, 6, STOP], "loss_mask": [1, 1, 0], "seq_start_id": [0]} for word in (5, 300)
+    ]
+
+
+class Tokens(list):
+    """A list that is counted while it is in memory."""
+
+    alive = most = 0
+
+    def __init__(self, values):
+        super().__init__(values)
+        Tokens.alive += 1
+        Tokens.most = max(Tokens.most, Tokens.alive)
+
+    def __del__(self):
+        Tokens.alive -= 1
+
+
+def test_npy_is_written_with_two_packs_in_memory_however_many_there_are(tmp_path):
+    made = ({"input_ids": Tokens([5, STOP]), "loss_mask": [1, 0], "seq_start_id": [0]} for _ in range(100))
+    write_npy(tmp_path / "many.npy", made, 100)
+    assert 1 <= Tokens.most <= 2
+    assert (tmp_path / "many.npy").stat().st_size > 100 * 50

@@ -335,7 +335,7 @@ def batches(folder: Path) -> dict[str, Any]:
         "truncation_field": "input",
     }
     rows = tiny.make_packs(PACKS, PACK, seed=1)
-    write_npy(folder / "training.npy", rows)
+    write_npy(folder / "training.npy", rows, len(rows))
     sets = {
         "parquet": GPTSFTPackedParquetDataset(file_path=str(folder / "packed" / "training"), **options),
         "npy": GPTSFTPackedDataset(file_path=str(folder / "training.npy"), **options),

@@ -12,7 +12,8 @@ each sample is 0. Two samples, of which the answers `8 2` and `9 2` are trained 
 `seq_start_id` has the start of each sample; tokens between the end of a sample and the next start are padding.
 """
 
-from collections.abc import Iterable, Sequence
+import pickle
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,6 @@ Int64s = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.uint8]
 
 COLUMNS = ("input_ids", "loss_mask", "seq_start_id")
-PACKS_AT_ONCE = 64
 
 
 def padded(length: Any, multiple: int) -> Any:
@@ -152,34 +152,35 @@ def pack_fault(packs: Packs, pack_size: int, stop_id: int) -> tuple[int, str] | 
     return None
 
 
-def read_lists(folder: Path) -> list[dict[str, Any]]:
-    """Return the packs of a folder as dicts of lists of int.
+def read_lists(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the packs of a folder as dicts of lists of int."""
+    from sft.parquet import read_tables
 
-    Equal numbers share one object: a token and its mask take 16 bytes instead of 44.
+    for table in read_tables(folder, columns=COLUMNS):
+        for batch in table.to_batches():
+            for row in range(len(batch)):
+                yield {name: batch[name][row].values.to_numpy().tolist() for name in COLUMNS}
+
+
+class _NextPack:
+    """An object of an array that is pickled as the next of some packs."""
+
+    def __init__(self, packs: Iterable[dict[str, Any]]) -> None:
+        self._packs = iter(packs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        pack = next(self._packs)
+        return dict, (), None, None, ((name, pack[name]) for name in COLUMNS)
+
+
+def write_npy(path: Path, packs: Iterable[dict[str, Any]], number: int) -> None:
+    """Write `number` packs as the recipe's .npy file: an object array of dicts of lists of int.
+
+    One pack is in memory at a time, where np.save needs all: 16 to 44 bytes for a token and its mask.
     """
-    import pyarrow.parquet as pq
-
-    from sft.parquet import shard_paths
-
-    packs = []
-    numbers = np.empty(0, object)
-    for path in shard_paths(folder):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=PACKS_AT_ONCE, columns=list(COLUMNS)):
-                columns = {name: batch.column(name) for name in COLUMNS}
-                largest = max(int(column.flatten().to_numpy().max(initial=0)) for column in columns.values())
-                if largest >= len(numbers):
-                    numbers = np.append(numbers, np.arange(len(numbers), largest + 1).astype(object))
-                packs += [
-                    {name: numbers[column[row].values.to_numpy()].tolist() for name, column in columns.items()}
-                    for row in range(batch.num_rows)
-                ]
-    return packs
-
-
-def write_npy(path: Path, packs: Sequence[dict[str, Any]]) -> None:
-    """Write packs as the recipe's .npy file: an object array of dicts of lists of int."""
-    array = np.empty(len(packs), dtype=object)
-    for index, pack in enumerate(packs):
-        array[index] = {name: pack[name] for name in COLUMNS}
-    np.save(path, array, allow_pickle=True)
+    array = np.full(number, _NextPack(packs), object)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        pickler = pickle.Pickler(file, protocol=4)
+        pickler.fast = True  # it would keep every list, to find one that is written twice
+        pickler.dump(array)

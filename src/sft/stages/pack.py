@@ -237,7 +237,7 @@ def main() -> None:
         write_packs(folder, sort)
         shutil.rmtree(spool)
         for split in SPLITS if metadata["npy"] else ():
-            write_npy(folder / f"{split}.npy", read_lists(folder / split))
+            write_npy(folder / f"{split}.npy", read_lists(folder / split), metadata["splits"][split]["packs"])
         shutil.copyfile(PREPARED / next(iter(sources)) / "chat_template.jinja", folder / "chat_template.jinja")
         digests = {split: folder_digest(folder / split) for split in SPLITS}
         write_json(folder / "metadata.json", {**metadata, "digests": digests})
