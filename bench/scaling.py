@@ -5,7 +5,8 @@
 
 --sizes    conversations of bench/corpus.py through filter, prep and pack, each in a process as `dvc repro` starts it:
            CPU seconds, and peak memory with all child processes (sampled every 20 ms, shared pages counted once)
---longest  conversations of half this many tokens to this many: --sizes 50 200 --longest 250000 --pack-size 262144
+--longest  conversations, and samples of --pack, of half this many tokens to this many:
+           --sizes 12 --longest 250000 --pack-size 262144 --pack 133 266 532 --lengths
 --pack     samples through pack alone, with tokens cut from those that prep made of the largest corpus
 --lengths  sample lengths through the bin packing alone, at 4,096 and 262,144 tokens
 
@@ -41,7 +42,7 @@ from sft.parquet import CONVERSATIONS, SAMPLES, ShardWriter
 
 PACK_SIZES = (4096, 262_144)
 SAMPLE_EVERY = 0.02  # seconds
-ROWS_AT_ONCE = 1000
+ROWS_AT_ONCE, TOKENS_AT_ONCE = 1000, 1 << 21
 SEED = 1234
 LIMIT_ROWS = 50_000
 Measure = dict[str, float]
@@ -95,7 +96,7 @@ def _memory(process: psutil.Process) -> int:
 # --- Prepared samples ------------------------------------------------------------------------------------------------
 
 
-def make_prepared(folder: Path, like: Path, samples: int) -> None:
+def make_prepared(folder: Path, like: Path, samples: int, longest: int | None) -> None:
     """Write prepared samples and kept rows: drawn lengths, with tokens, masks and messages of the project `like`.
 
     The messages of a row begin with its number, so that no two rows are near-duplicates.
@@ -111,14 +112,16 @@ def make_prepared(folder: Path, like: Path, samples: int) -> None:
     conversations = conversations["messages"].to_pylist()
     stops = np.flatnonzero(ids == ids[np.flatnonzero(np.diff(mask.astype(np.int8)) == -1)[0]])
     draw = np.random.default_rng(SEED)
-    lengths = np.minimum(draw_lengths(samples, 32_000), len(ids) - 1)
+    drawn = draw_lengths(samples, 32_000) if longest is None else draw.integers(longest // 2, longest, samples)
+    lengths = np.minimum(drawn, len(ids) - 1)
+    at_once = max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // int(lengths.max())))
     prepared, filtered = folder / "data/prepared/bench", folder / "data/filtered/bench"
     with (
         ShardWriter(prepared, "samples-00000", SAMPLES) as shards,
         ShardWriter(filtered, "kept", CONVERSATIONS) as kept,
     ):
-        for first in range(0, samples, ROWS_AT_ONCE):
-            own = lengths[first : first + ROWS_AT_ONCE]
+        for first in range(0, samples, at_once):
+            own = lengths[first : first + at_once]
             ends = np.minimum(len(ids) - 1, draw.integers(own, len(ids)))
             ends = np.maximum(own, stops[np.minimum(len(stops) - 1, np.searchsorted(stops, ends))] + 1)
             own = np.minimum(own, ends)
@@ -186,11 +189,11 @@ def measure_stages(folder: Path, size: int, pack_size: int, longest: int | None)
     return measures
 
 
-def measure_pack(folder: Path, like: Path, size: int, pack_size: int) -> Measure:
+def measure_pack(folder: Path, like: Path, size: int, pack_size: int, longest: int | None) -> Measure:
     """Measure pack on samples like those of another project."""
     shutil.rmtree(folder, ignore_errors=True)
     make_project(folder, changes(pack_size))
-    make_prepared(folder, like, size)
+    make_prepared(folder, like, size, longest)
     measure = run_stage(folder, "pack")
     report = read_json(folder / "reports/pack.json")
     size_on_disk = sum(path.stat().st_size for path in (folder / "data/packed").rglob("*.parquet"))
@@ -314,7 +317,8 @@ def main() -> None:
     for stage, seconds in measure_limits(folder).items():
         measures[stage][-1]["limit_cpu"] = seconds
     for size in sorted(args.pack):
-        measures.setdefault("pack alone", []).append(measure_pack(BENCH_RUNS / "pack", folder, size, args.pack_size))
+        alone = measure_pack(BENCH_RUNS / "pack", folder, size, args.pack_size, args.longest)
+        measures.setdefault("pack alone", []).append(alone)
     for pack_size in PACK_SIZES:
         for size in sorted(args.lengths):
             measures.setdefault(f"lengths, {pack_size}", []).append(measure_lengths(size, pack_size))

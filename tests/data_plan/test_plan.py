@@ -6,17 +6,21 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sft.cli import InputError
 from sft.data_plan import samples
-from sft.data_plan.plan import Plan, lines, make_plan
+from sft.data_plan.plan import Plan, Seen, SourcePlan, draw_blend, lines, make_plan
+from sft.data_plan.row_sampling import DRAWS, interval
 from sft.files import write_json
+from sft.packing.blend import plan_copies, plan_epochs
 from sft.params.check import read
+from sft.params.data import Source
 from tests.support.loopback_hub import COMMIT, Web, web
 from tests.support.project import ROOT, set_params
 from tests.support.tokenizers import REASONING_AND_TOOLS, write_tokenizer
@@ -194,6 +198,43 @@ def test_shares_give_epochs_and_name_the_scarce_source(project: Path) -> None:
     planned = make_plan(None, None)
     assert (planned.sources["few"].epochs, planned.sources["many"].epochs) == (0, 1)
     assert planned.sources["few"].figures["packed_tokens"].estimate == 0
+
+
+@pytest.mark.parametrize(("unit", "few_alike"), [("samples", False), ("tokens", False), ("samples", True)])
+def test_the_blend_of_a_run_is_in_the_interval_whatever_conversations_are_held_out_and_drawn(
+    unit: str, few_alike: bool
+) -> None:
+    """A scarce source of 16 conversations, seen five times, limits one of 2,000; lengths differ much."""
+    random, shares = np.random.default_rng(1), {"few": 0.1, "many": 0.9}
+    params = read(ROOT / "params.yaml")
+    sources = {
+        name: Source.model_validate({"uri": "file://a", "read": READ, "share": of}) for name, of in shares.items()
+    }
+    pack = params.pack.model_copy(update={"unit": unit, "max_epochs": 5.0, "validation": 0.01, "test": 0.01})
+    params = params.model_copy(update={"fetch": params.fetch.model_copy(update={"sources": sources}), "pack": pack})
+    rows, seen = {}, {}
+    for name, number in (("few", 16), ("many", 2000)):
+        samples = np.ones(number) if few_alike else random.geometric(0.4, number)
+        tokens = np.ceil(random.lognormal(6, 1, number)) * samples
+        rows[name] = np.stack([tokens, np.ceil(tokens / 3), samples], 1)
+        figures = np.concatenate([[number, number], np.zeros(3), rows[name].sum(0)])
+        seen[name] = Seen(np.tile(figures, (DRAWS + 1, 1)), np.cov(rows[name], rowvar=False), cast("SourcePlan", None))
+    epochs, blend = draw_blend(params, seen)
+    assert (epochs["few"], 0 < epochs["many"] < 1) == (5, True)
+    place, inside = 1 if unit == "tokens" else 2, np.zeros(2)
+    for _ in range(100):
+        training = {name: random.permutation(each)[2 if name == "few" else 40 :] for name, each in rows.items()}
+        available = {name: int(each[:, place].sum()) for name, each in training.items()}
+        run, total = plan_epochs(available, shares, dict.fromkeys(shares), 5.0), np.zeros(3)
+        for name, each in training.items():
+            hashes = random.integers(0, 1 << 62, len(each)).astype(np.uint64)
+            total += plan_copies(each[:, place].astype(np.int64), hashes, run[name]) @ each
+        for figure in (0, 1):
+            _, low, high = interval(blend[:, figure])
+            inside[figure] += low <= total[figure] <= high
+    assert inside.min() >= 93, inside
+    _, low, high = interval(blend[:, 0])
+    assert high < 2.5 * low
 
 
 def test_a_tokenizer_of_another_model_is_not_used(project: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from sft.files import resolve_repo_file
 from sft.filters.examine import examine_rows, load_pipeline, read_folder
@@ -20,8 +21,9 @@ from sft.packing.over_length import longest, window_rows
 from sft.packing.sample_table import measure_rows
 from sft.packing.write import padded
 from sft.params.base import is_under
-from sft.params.data import Prep, Read
+from sft.params.data import Pack, Prep, Read
 from sft.params.schema import Params
+from sft.parquet import WINDOWS
 from sft.raw_folders import ALL
 from sft.tokens.prepare import prepare_examined
 from sft.tokens.reasoning import Shares
@@ -103,29 +105,35 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
 
     for batch in prepared.samples.combine_chunks().to_batches():
         sizes = measure_rows(batch, name, params.pack)
-        length, fits = sizes["length"].to_numpy(), sizes["kept"].to_numpy()
-        packed = padded(fits.astype(np.int64), params.pack.pad_segments_to) * (fits > 0)
-        trained, trained_kept = sizes["trained"].to_numpy(), sizes["trained_kept"].to_numpy()
+        length, trained = sizes["length"].to_numpy(), sizes["trained"].to_numpy()
         windows = -(-length // params.pack.pack_size)
         measured.lengths += length.tolist()
         numbers = begun + np.cumsum(batch["sample"].to_numpy() == 0) - 1  # a row's first sample is number 0
         begun, licenses = int(numbers[-1]) + 1, batch["license"].to_pylist()
-        figures = zip(numbers, licenses, length, trained, windows, packed, trained_kept, fits > 0, strict=True)
-        for number, license, *values in figures:
+        figures = zip(numbers, licenses, length, trained, windows, _packed(sizes, params.pack), strict=True)
+        for number, license, *values, packed in figures:
             figure = measured.figures[rows[number]["location"]]
             figure[1] = 1
-            if is_excluded(license):
-                values[3:] = [0] * len(values[3:])
-            figure[2:] += values
+            figure[2:5] += values
+            if not is_excluded(license):
+                figure[5:] += packed
             measured.licenses[license] += int(values[1])
         if params.pack.over_length != "window":
             continue
         limit = longest(params.pack.pack_size, params.pack.pad_segments_to)
-        long = {numbers[place]: licenses[place] for place in np.flatnonzero(fits == 0)}  # each conversation once
-        for number, license in long.items():
-            if is_excluded(license):
-                continue
-            windows_made = window_rows(chat, reasoning, rows[number], limit, name)
-            for window in itertools.islice(windows_made, params.pack.max_windows):
-                tokens = padded(len(window["ids"]), params.pack.pad_segments_to)
-                measured.figures[rows[number]["location"]][-3:] += tokens, int(window["mask"].sum()), 1
+        too_long = np.flatnonzero(sizes["kept"].to_numpy() == 0)
+        for number, license in {numbers[place]: licenses[place] for place in too_long}.items():
+            made = [] if is_excluded(license) else list(window_rows(chat, reasoning, rows[number], limit, name))
+            if made:
+                sizes = measure_rows(pa.RecordBatch.from_pylist(made, WINDOWS), name, params.pack)
+                by_key = _packed(sizes, params.pack)[np.argsort(sizes["key"].to_numpy())]
+                packed = by_key[by_key[:, -1] > 0][: params.pack.max_windows]
+                measured.figures[rows[number]["location"]][5:] += packed.sum(0)
+
+
+def _packed(sizes: pa.RecordBatch, params: Pack) -> npt.NDArray[np.int64]:
+    """Return the last three of FIGURES of each sample, (samples, 3); `sizes`: what `measure_rows` returns."""
+    tokens = padded(sizes["kept"].to_numpy().astype(np.int64), params.pad_segments_to)
+    trained = sizes["trained_kept"].to_numpy()
+    packed: npt.NDArray[np.int64] = np.stack([tokens, trained, np.ones_like(tokens)], 1) * (trained > 0)[:, None]
+    return packed

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from sft.hashing import value_digest
 from sft.packing.blend import describe_limits, plan_epochs
 from sft.packing.splits import held_out_counts
 from sft.params.check import Params, read
-from sft.params.data import Download, Pack, Source
+from sft.params.data import Download, Source
 from sft.params.read import params_file
 from sft.raw_folders import RawPaths
 from sft.sources.download import fetch_files
@@ -39,6 +40,7 @@ from sft.tokens.render import ChatTemplate
 BASE = Path("models/base")
 FETCHED = Path("reports/fetch/model.json")
 TOKEN_BYTES = 5  # an id and its mask, in data/prepared and in data/packed
+PACKED = slice(FIGURES.index("packed_tokens"), None)
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 SHOWN_REASONS = 4
 
@@ -105,6 +107,17 @@ class Plan:
     sources: dict[str, SourcePlan]
 
 
+class Seen(NamedTuple):
+    """What was seen of a source."""
+
+    draws: Floats
+    """(1 + DRAWS, FIGURES), as sft.data_plan.row_sampling has them."""
+    spread: Floats
+    """(3, 3) Covariance of PACKED among the conversations that are kept."""
+    plan: SourcePlan
+    """Without `epochs`."""
+
+
 def make_plan(profile: str | None, pack_size: int | None) -> Plan:
     """Return the plan of a profile, or of params.yaml.
 
@@ -149,13 +162,8 @@ def _base(params: Params, folder: Path) -> Path:
     return folder
 
 
-def look_at(
-    name: str, files: list[RemoteFile], params: Params, chat: ChatTemplate, folder: Path
-) -> tuple[Floats, SourcePlan]:
-    """Read rows of a source and measure them. `folder` is made.
-
-    Returns draws, (1 + DRAWS, FIGURES), as sft.data_plan.row_sampling has them, and the plan without `epochs`.
-    """
+def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTemplate, folder: Path) -> Seen:
+    """Read rows of a source and measure them. `folder` is made."""
     source = params.fetch.sources[name]
     folder.mkdir()
     is_package = source.read.format in PACKAGES
@@ -177,7 +185,9 @@ def look_at(
         draws *= most / rows
         notes.append(f"{most:,} rows are drawn (max_rows)")
     lengths = np.array(measured.lengths or [0])
-    return draws, SourcePlan(
+    kept = [figures[PACKED] for figures in measured.figures.values() if figures[FIGURES.index("kept")]]
+    spread = np.cov(kept, rowvar=False) if len(kept) > 1 else np.zeros((3, 3))
+    plan = SourcePlan(
         files=len(samples),
         bytes=sum(file.size for file in files),
         bytes_read=sum(sample.bytes_read for sample in samples),
@@ -193,6 +203,7 @@ def look_at(
         not_read=measured.not_read,
         notes=notes,
     )
+    return Seen(draws, spread, plan)
 
 
 def _totals(samples: list[Sampled], measured: Measured, seed: int) -> Floats:
@@ -212,33 +223,23 @@ def _totals(samples: list[Sampled], measured: Measured, seed: int) -> Floats:
     return draws
 
 
-def combine(path: str, params: Params, seen: dict[str, tuple[Floats, SourcePlan]]) -> Plan:
+def combine(path: str, params: Params, seen: dict[str, Seen]) -> Plan:
     """Return the plan of sources that were looked at."""
-    packed, trained = FIGURES.index("packed_tokens"), FIGURES.index("packed_trained_tokens")
-    unit = trained if params.pack.unit == "tokens" else FIGURES.index("packed_samples")
-    sources, draws = params.fetch.sources, {name: of for name, (of, _) in seen.items()}
-    training = {name: training_share(round(of[0, FIGURES.index("kept")]), params.pack) for name, of in draws.items()}
-    epochs = plan_epochs(
-        {name: round(of[0, unit] * training[name]) for name, of in draws.items()},
-        {name: source.share for name, source in sources.items()},
-        {name: source.epochs for name, source in sources.items()},
-        params.pack.max_epochs,
-        {name for name, of in draws.items() if params.pack.exclude_licenses and not of[0, unit]},
-    )
-    blend = sum((of * epochs[name] * training[name] for name, of in draws.items()), np.zeros(1))
-    totals = sum(draws.values(), np.zeros(1))
-    packs = blend[:, packed] / params.pack.pack_size
-    plans = {name: replace(plan, epochs=epochs[name]) for name, (_, plan) in seen.items()}
+    sources = params.fetch.sources
+    epochs, blend = draw_blend(params, seen)
+    totals = sum((source.draws for source in seen.values()), np.zeros(1))
+    packs = blend[:, 0] / params.pack.pack_size
+    plans = {name: replace(source.plan, epochs=epochs[name]) for name, source in seen.items()}
     train, bytes = params.training.with_steps(round(packs[0])).train, sum(plan.bytes for plan in plans.values())
-    tokens = totals[0, FIGURES.index("tokens")] + blend[0, packed]
+    tokens = totals[0, FIGURES.index("tokens")] + blend[0, 0]
     return Plan(
         params=path,
         pack_size=params.pack.pack_size,
         bytes=bytes,
         bytes_read=sum(plan.bytes_read for plan in plans.values()),
         totals={name: Figure(*interval(totals[:, number])) for number, name in enumerate(FIGURES)},
-        blend_tokens=Figure(*interval(blend[:, packed])),
-        blend_trained_tokens=Figure(*interval(blend[:, trained])),
+        blend_tokens=Figure(*interval(blend[:, 0])),
+        blend_trained_tokens=Figure(*interval(blend[:, 1])),
         packs=Figure(*interval(packs)),
         limits=describe_limits(epochs, params.pack.max_epochs) if any(s.share for s in sources.values()) else "",
         train_iters=train.steps,
@@ -248,9 +249,49 @@ def combine(path: str, params: Params, seen: dict[str, tuple[Floats, SourcePlan]
     )
 
 
-def training_share(conversations: int, params: Pack) -> float:
-    """Return the part of a source that is trained: pack holds one conversation out at least, of three or more."""
-    return 1 - sum(held_out_counts(conversations, params.validation, params.test).values()) / max(1, conversations)
+def draw_blend(params: Params, seen: dict[str, Seen]) -> tuple[dict[str, float], Floats]:
+    """Return the epochs of each source, and draws of PACKED of the blend, (1 + DRAWS, 3).
+
+    A draw has its own epochs, because the scarcest source limits all, and its own choice of conversations: those that
+    are held out, and those that are drawn from a source that is used in part.
+    """
+    unit, random = 1 if params.pack.unit == "tokens" else 2, np.random.default_rng(params.pack.seed)
+    training, kept = dict[str, Floats](), dict[str, int]()
+    for name, source in seen.items():
+        conversations = round(source.draws[0, FIGURES.index("kept")])
+        held = sum(held_out_counts(conversations, params.pack.validation, params.pack.test).values())
+        kept[name], share = conversations - held, 1 - held / max(1, conversations)
+        training[name] = source.draws[:, PACKED] * share
+        training[name][1:] += _deviations(random, source.spread * held * share)
+        training[name][1:] = np.maximum(training[name][1:], np.sign(training[name][0]))
+    sources = params.fetch.sources
+    shares, given = ({name: getattr(each, of) for name, each in sources.items()} for of in ("share", "epochs"))
+    without = {name for name, of in training.items() if params.pack.exclude_licenses and not of[0, unit]}
+    planned = [
+        plan_epochs(
+            {name: round(of[draw, unit]) for name, of in training.items()},
+            shares,
+            given,
+            params.pack.max_epochs,
+            without,
+        )
+        for draw in range(DRAWS + 1)
+    ]
+    blend = np.zeros((DRAWS + 1, 3))
+    for name, of in training.items():
+        epochs = np.array([each[name] for each in planned])
+        blend += of * epochs[:, None]
+        part = epochs[1:] % 1  # as many units as asked for; their tokens are those of the drawn conversations
+        per_unit = of[0] / max(1.0, of[0, unit])
+        residual = np.eye(3) - np.outer(per_unit, np.eye(3)[unit])
+        spread = residual @ seen[name].spread @ residual.T
+        blend[1:] += _deviations(random, spread) * np.sqrt(kept[name] * part * (1 - part))[:, None]
+    return planned[0], blend
+
+
+def _deviations(random: np.random.Generator, covariance: Floats) -> Floats:
+    """Return DRAWS vectors of this covariance and mean 0, (DRAWS, 3)."""
+    return random.multivariate_normal(np.zeros(3), covariance, DRAWS, method="eigh")
 
 
 def short(number: float) -> str:
