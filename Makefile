@@ -235,7 +235,7 @@ test: setup ## Run the tests
 	pytest
 
 test-layouts: setup ## Train every tiny model in every layout, compare the losses with those of one process; rehearse; race
-	pytest -m layouts -n 0 -s tests/training/test_layouts.py tests/rehearse tests/test_races.py
+	pytest -m layouts -n 0 -s tests/training/test_layouts.py tests/rehearse tests/test_races.py tests/test_submission.py
 
 drill: setup ## Kill data stages and a checkpoint save, or let them fail, at file operations; compare every byte (POINTS=20)
 	PYTHONPATH=src:. python -m tests.drill.operations$(call option,POINTS,points)

@@ -1,4 +1,4 @@
-"""One owner of a run: however two trainings of one lineage key meet, every step is trained once.
+"""One owner of a run: however two trainings of one lineage key meet, here or on a cluster, every step is trained once.
 
 Slow, so in `make test-layouts` only. They train with tests/support/stub_bridge.py, where a step takes 0.4 s;
 `-s` prints who trained. tests/cluster/test_run_lock.py races the lock alone.
@@ -10,13 +10,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from sft.files import read_json
 from tests.support.project import ROOT, clone_project, commit, environment, run, set_params
-from tests.support.slurm_loopback import wait_for
+from tests.support.slurm_loopback import Loopback, running_cluster, wait_for, write_cluster_file
 
 pytestmark = [pytest.mark.layouts, pytest.mark.pipeline, pytest.mark.timeout(3600)]
 STEPS = 12
@@ -43,13 +44,21 @@ def stubbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-def start(project: Path, *command: str, **environ: str) -> subprocess.Popen[bytes]:
+@pytest.fixture(scope="module")
+def cluster(stubbed: Path) -> Iterator[Loopback]:
+    """A Slurm on which the project trains with CLUSTER=loop."""
+    with running_cluster() as cluster:
+        write_cluster_file(stubbed, "loop", cluster)
+        yield cluster
+
+
+def start(project: Path, output: Path, *command: str, **environ: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         cwd=project,
         env=environment(**({"PYTHONPATH": "src"} if "sft" in str(command) else {}), **environ),
         stdin=subprocess.DEVNULL,
-        stdout=(project / f"../{command[0]}-{time.monotonic_ns()}.txt").open("wb"),
+        stdout=output.open("wb"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
@@ -74,9 +83,23 @@ class Race:
 
     def __init__(self, project: Path) -> None:
         self.project, self.before = project, runs(project)
+        self.outputs: dict[int, Path] = {}
 
     def start(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
-        return start(self.project, *(command or TRAIN), **environ)
+        output = self.project / f"../{(command or TRAIN)[0]}-{time.monotonic_ns()}.txt"
+        process = start(self.project, output, *(command or TRAIN), **environ)
+        self.outputs[process.pid] = output
+        return process
+
+    def check_refused(self, process: subprocess.Popen[bytes], *messages: str) -> None:
+        """Check that a process ends with one line of an error that says all this."""
+        assert process.wait() == 1
+        (error,) = (line for line in self.outputs[process.pid].read_text().splitlines() if line.startswith("error: "))
+        assert all(message in error for message in messages), error
+
+    def run(self) -> Path:
+        (new,) = runs(self.project) - self.before
+        return new
 
     def wait_for(self, steps: int) -> None:
         wait_for(trained(self.project, self.before, steps), 300)
@@ -107,8 +130,8 @@ def in_the_last_step(race: Race) -> None:
     assert first.wait() == 0
 
 
-def three_that_wait(race: Race) -> None:
-    three = [race.start(WAIT="1") for _ in range(3)]
+def three_that_wait(race: Race, **environ: str) -> None:
+    three = [race.start(WAIT="1", **environ) for _ in range(3)]
     assert [process.wait() for process in three] == [0, 0, 0]
 
 
@@ -219,6 +242,82 @@ RACES = (
 )
 
 
+# On a cluster: whoever submits, follows and collects, there is one job at a time.
+
+
+def two_shells(race: Race) -> None:
+    first, second = race.start(CLUSTER="loop"), race.start(CLUSTER="loop")
+    wait_for(lambda: None not in (first.poll(), second.poll()) or 1 in (first.poll(), second.poll()))
+    refused, owner = (first, second) if first.poll() == 1 else (second, first)
+    race.check_refused(
+        refused, f"process {owner.pid} on {os.uname().nodename}, since 20", "a job for this run", "WAIT=1"
+    )
+    assert owner.wait() == 0
+
+
+def a_shell_while_the_job_trains(race: Race) -> None:
+    first = race.start(CLUSTER="loop", STEP_SECONDS="2")
+    race.wait_for(1)
+    job = f"job {read_json(race.run() / 'job.json')['job']} on loop"
+    race.check_refused(race.start(CLUSTER="loop"), f"process {first.pid} on {os.uname().nodename}, since 20", job)
+    race.check_refused(race.start(), f"{job}, submitted 20", "make train CLUSTER=loop")
+    assert first.wait() == 0
+
+
+def three_shells_that_wait(race: Race) -> None:
+    three_that_wait(race, CLUSTER="loop")
+    assert len(list(race.run().glob("logs/*.log"))) == 1, "who waited needs no job"
+
+
+def detached_and_a_repro(race: Race) -> None:
+    assert race.start(CLUSTER="loop", DETACH="1", STEP_SECONDS="5").wait() == 0
+    follower = race.start(*REPRO, CLUSTER="loop")
+    wait_for(lambda: "RUNNING" in race.outputs[follower.pid].read_text())
+    race.check_refused(race.start(CLUSTER="loop", DETACH="1"), "follows job ")
+    assert follower.wait() == 0
+
+
+def the_submitter_is_killed(race: Race) -> None:
+    """While it checks, submits or follows."""
+    for seconds in (4, 8, 12, 16):
+        process = race.start(CLUSTER="loop", WAIT="1")
+        time.sleep(seconds + random.random() * 4)
+        process.kill()
+        process.wait()
+    both = [race.start(CLUSTER="loop", WAIT="1") for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+
+
+def an_orphan_follows(race: Race) -> None:
+    first = race.start(*REPRO, CLUSTER="loop", STEP_SECONDS="2")
+    race.wait_for(1)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    race.check_refused(race.start(CLUSTER="loop"), "an orphan: its dvc was killed (to end it: kill ", "follows job ")
+    assert race.start(*REPRO, CLUSTER="loop", WAIT="1").wait() == 0
+
+
+def a_job_is_cancelled(race: Race) -> None:
+    first = race.start(CLUSTER="loop", STEP_SECONDS="2")
+    race.wait_for(3)
+    second = race.start(CLUSTER="loop", WAIT="1")
+    run(race.project, "make", "cancel", "CLUSTER=loop")
+    assert (first.wait(), second.wait()) == (1, 0)
+
+
+def a_sweep_with_jobs_of_one_key(race: Race) -> None:
+    name = f"NAME=c{random.randrange(10**6)}"
+    race.start("make", "sweep", "GRID=eval.seed=3,4", "JOBS=2", "CLUSTER=loop", name).wait()
+    assert race.start(*REPRO, CLUSTER="loop", WAIT="1").wait() == 0
+    assert len(list(race.run().glob("logs/*.log"))) == 1
+
+
+ON_A_CLUSTER = (
+    *(two_shells, a_shell_while_the_job_trains, three_shells_that_wait, detached_and_a_repro, the_submitter_is_killed),
+    *(an_orphan_follows, a_job_is_cancelled, a_sweep_with_jobs_of_one_key),
+)
+
+
 def check_steps(project: Path, before: set[Path], name: str) -> None:
     """Check that one run is new, and that each of its steps was trained once.
 
@@ -238,9 +337,20 @@ def check_steps(project: Path, before: set[Path], name: str) -> None:
     assert {int(step) for step, _ in lines} == set(range(1, STEPS + 1))
 
 
+def check_race(project: Path, race: Callable[[Race], None]) -> None:
+    set_params(project, **{"optimizer.lr": random.uniform(1e-4, 1e-3)})
+    before = runs(project)
+    race(Race(project))
+    check_steps(project, before, race.__name__)
+
+
 @pytest.mark.parametrize("race", RACES, ids=lambda race: race.__name__)
 def test_no_step_is_trained_twice(stubbed: Path, race: Callable[[Race], None]) -> None:
-    set_params(stubbed, **{"optimizer.lr": random.uniform(1e-4, 1e-3)})
-    before = runs(stubbed)
-    race(Race(stubbed))
-    check_steps(stubbed, before, race.__name__)
+    check_race(stubbed, race)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("race", ON_A_CLUSTER, ids=lambda race: race.__name__)
+def test_no_step_is_trained_twice_on_a_cluster(cluster: Loopback, stubbed: Path, race: Callable[[Race], None]) -> None:
+    check_race(stubbed, race)
+    assert cluster.jobs() == []

@@ -23,16 +23,18 @@ pytestmark = [pytest.mark.slurm, pytest.mark.pipeline, pytest.mark.timeout(1800)
 OUTPUTS = ("reports/train_loss.csv", "reports/validation_loss.csv", "models/final/model.safetensors")
 
 
-# What preemption, an operator and `scancel --signal=TERM` do: the ranks get SIGTERM after their second step.
-SIGTERM_AT_STEP_2 = """
+# What is put into a job's code: after the second step a command runs, in the first attempt only.
+AT_STEP_2 = """
 import os, subprocess
 log_step = StepLog.log_step
 def log_and_signal(self, step):
     log_step(self, step)
     if step.iteration == 2 and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-        subprocess.run(["scancel", "--signal=TERM", os.environ["SLURM_JOB_ID"]], check=True)
+        subprocess.run(COMMAND, shell=True, check=True)
 StepLog.log_step = log_and_signal
 """
+SIGTERM = "scancel --signal=TERM $SLURM_JOB_ID"
+PREEMPTION = "env -i PATH=$PATH SLURM_CONF=$SLURM_CONF sbatch -p urgent --nodes=2 --exclusive -o /dev/null --wrap=true"
 # The process that submits, follows and collects loads no model: what reads one cannot be imported in it.
 NO_MODEL_HERE = """
 import sys
@@ -137,9 +139,7 @@ def test_a_requeued_job_whose_follower_was_killed_makes_the_same_bytes(cluster: 
     _, uninterrupted = trained
     run_folder = run_folder_of(project)
     shutil.rmtree(run_folder)
-    (project / "runs/hook.py").write_text(SIGTERM_AT_STEP_2)
-    setup = [f'((${{SLURM_RESTART_COUNT:-0}})) || cat "{project}/runs/hook.py" >>"$SFT_CODE/src/sft/training/steps.py"']
-    write_cluster_file(project, "term", cluster, nodes=2, job_setup=setup)
+    write_interrupted(project, "term", cluster, SIGTERM)
     output = run(project, "make", "train", "CLUSTER=term", "DETACH=1")
     assert "detached (DETACH=1)" in output
     job = read_json(run_folder / "job.json")["job"]
@@ -166,6 +166,37 @@ def test_a_requeued_job_whose_follower_was_killed_makes_the_same_bytes(cluster: 
     steps = [entry["iteration"] for entry in Journal(run_folder).entries("step")]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert {path.name for path in (run_folder / "logs").glob(f"{job}-*")} == {f"{job}-0", f"{job}-1"}
+    for name, content in uninterrupted.items():
+        assert (project / name).read_bytes() == content, name
+
+
+def write_interrupted(project: Path, name: str, cluster: Loopback, command: str) -> None:
+    """Write a cluster file whose jobs run a command after step 2 of their first attempt."""
+    (project / "runs/hook.py").write_text(AT_STEP_2.replace("COMMAND", repr(command)))
+    setup = [f'((${{SLURM_RESTART_COUNT:-0}})) || cat "{project}/runs/hook.py" >>"$SFT_CODE/src/sft/training/steps.py"']
+    write_cluster_file(project, name, cluster, nodes=2, job_setup=setup)
+
+
+@pytest.mark.layouts  # slow: in `make test-layouts` only
+def test_a_model_whose_job_is_preempted_with_a_grace_time_has_the_same_bytes(cluster: Loopback, project, trained):
+    """Another job takes both nodes. In the grace time the ranks save; Slurm requeues the job, and it resumes."""
+    _, uninterrupted = trained
+    run_folder = run_folder_of(project)
+    shutil.rmtree(run_folder)
+    write_interrupted(project, "preempted", cluster, PREEMPTION)
+    cluster.ask("scontrol", "update", "partitionname=main", "gracetime=120")
+    try:
+        output = run(project, "dvc", "repro", "--force", "--single-item", "train", CLUSTER="preempted")
+    finally:
+        cluster.ask("scontrol", "update", "partitionname=main", "gracetime=0")
+    assert "asked to end (SIGTERM): a checkpoint is saved" in output
+    assert "requeued: attempt" not in output, "Slurm requeues it"
+    assert "attempt 2" in output
+    logs = sorted(run_folder.glob("logs/*-[01]/node-0.log"))
+    first, second = (re.findall(r"step (\d)/6:", log.read_text()) for log in logs)
+    assert [*first, *second] == list("123456")
+    assert "2" in first
+    assert second
     for name, content in uninterrupted.items():
         assert (project / name).read_bytes() == content, name
 

@@ -34,8 +34,10 @@ slurm.TIMEOUT_SECONDS = float(os.environ.get("SFT_TEST_SLURM_SECONDS", slurm.TIM
 def main():
     run, stage, name, *command = sys.argv[1:]
     cluster = read_cluster_file(name)
-    job = jobs.submit(Path(run).absolute(), stage, name, cluster, command=tuple(command))
-    jobs.finish(job, jobs.wait_or_detach(job, cluster))
+    run = Path(run).absolute()
+    with jobs.following(run):
+        job = jobs.submit(run, stage, name, cluster, command=tuple(command))
+        jobs.finish(job, jobs.wait_or_detach(job, cluster))
 run_or_exit(main)
 """
 

@@ -7,8 +7,8 @@ runs/<run>/logs/       <job>.log, <job>-<restart>/node-<n>.log, latest
 runs/<run>/complete    written last by the job; holds the run's name, which is the lineage key
 
 Guarantees:
-- A run has at most one active job, even if two shells submit it at once or one dies while it submits: a job is found
-  by job.json, or else by its name, which holds the lineage key.
+- A run has at most one active job, even if a shell dies while it submits: a job is found by job.json, or else by its
+  name, which holds the lineage key. One process at a time submits and follows it, and collects what it made.
 - A job computes what was submitted. Later edits of code, params or data do not reach it.
 - Slurm's state and `complete` decide the outcome. An exit code never does.
 """
@@ -19,22 +19,23 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
 from sft.cli import InputError, echo
 from sft.cluster import slurm
 from sft.cluster.cluster_file import Cluster, check_image, is_on
-from sft.files import REPOSITORY, file_lock, link_or_copy, publish_file, publish_folder, read_json, write_json
+from sft.cluster.run_lock import RunLock
+from sft.files import REPOSITORY, link_or_copy, publish_file, publish_folder, read_json, write_json
 from sft.lineage.key import package_versions
 from sft.params.read import PARAMS
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0  # between two questions to the controller
 SHARED_FILES_SECONDS = 15.0  # a network file system can show the last files of a node this late
-LOCK_SECONDS = 120.0
 TAIL_LINES = 20
 # Slurm writes this into the log if a step runs out of memory; the state of the job is then FAILED.
 OUT_OF_MEMORY = re.compile(r"Out Of Memory|oom[-_]kill", re.IGNORECASE)
@@ -82,13 +83,13 @@ def job_name(run: Path) -> str:
     return f"sft-{run.name}"
 
 
-@contextlib.contextmanager
-def job_lock(run: Path) -> Iterator[None]:
-    """Hold the lock to submit a run's job or record its outcome. Released when the process ends."""
-    with file_lock(run / "job.lock", LOCK_SECONDS) as is_held:
-        if not is_held:
-            raise InputError(f"{run}: another process is submitting this run. Wait for it, then rerun.")
-        yield
+def following(run: Path) -> contextlib.AbstractContextManager[RunLock]:
+    """Hold the lock to submit a run's job, follow it and collect its outputs, while a block runs.
+
+    Raises InputError on entering: another process holds it, and this does not wait (sft.cluster.run_lock).
+    """
+    job = active_job(run)
+    return RunLock(run, "follower", f"follows {job} for this run" if job else "submits a job for this run").held()
 
 
 def last_job(run: Path) -> Job | None:
@@ -113,9 +114,10 @@ def active_job(run: Path) -> Job | None:
 def refuse_if_active(run: Path) -> None:
     """Raise InputError if a job computes this run: it must not also run here or on another cluster."""
     if job := active_job(run):
+        since = datetime.fromtimestamp((run / "job.json").stat().st_mtime, UTC).isoformat(timespec="seconds")
         raise InputError(
-            f"{job} computes this run. To follow it or collect its outputs: {job.make_command}. "
-            f"To cancel it: make cancel CLUSTER={job.cluster}"
+            f"runs/{run.name}: {job}, submitted {since}, computes this run. To follow it or collect its outputs: "
+            f"{job.make_command}. To cancel it: make cancel CLUSTER={job.cluster}"
         )
 
 
@@ -127,7 +129,7 @@ def submit(
     prepare: Callable[[], None] = lambda: None,
     command: tuple[str, ...] = (),
 ) -> Job:
-    """Return the run's active job, or submit one.
+    """Return the run's active job, or submit one. Call it while `following`.
 
     Args:
         run: Folder of the run.
@@ -139,27 +141,26 @@ def submit(
 
     Raises:  InputError: Slurm rejects the job or does not answer, or something that the cluster file names is missing.
     """
-    with job_lock(run):
-        if job := active_job(run):
-            if job.cluster != name:
-                refuse_if_active(run)
-            echo(f"{job}: found, submitted before; logs in {run / 'logs'}")
-            return job
-        environment = slurm.job_environment(cluster, run=run, python=sys.executable)
-        slurm.check_variables(cluster)
-        check_image(cluster)
-        existing = slurm.find(cluster, job_name(run))  # submitted by a process that died before it wrote job.json
-        if not existing:
-            ask_slurm(run, target, cluster, environment)
-            prepare()
-            write_snapshot(run, cluster)
-            (run / "logs").mkdir(exist_ok=True)
-            (run / MARKER).unlink(missing_ok=True)
-        line = slurm.submit_command(cluster, target=target, name=job_name(run), run=run, command=command)
-        job = Job(run, target.partition("@")[0], name, existing or slurm.submit(cluster, line, environment))
-        write_json(run / "job.json", {"cluster": name, "stage": job.stage, "job": job.id, "outcome": None})
-        echo(f"{job}: {'found, submitted before' if existing else 'submitted'}; logs in {run / 'logs'}")
+    if job := active_job(run):
+        if job.cluster != name:
+            refuse_if_active(run)
+        echo(f"{job}: found, submitted before; logs in {run / 'logs'}")
         return job
+    environment = slurm.job_environment(cluster, run=run, python=sys.executable)
+    slurm.check_variables(cluster)
+    check_image(cluster)
+    existing = slurm.find(cluster, job_name(run))  # submitted by a process that died before it wrote job.json
+    if not existing:
+        ask_slurm(run, target, cluster, environment)
+        prepare()
+        write_snapshot(run, cluster)
+        (run / "logs").mkdir(exist_ok=True)
+        (run / MARKER).unlink(missing_ok=True)
+    line = slurm.submit_command(cluster, target=target, name=job_name(run), run=run, command=command)
+    job = Job(run, target.partition("@")[0], name, existing or slurm.submit(cluster, line, environment))
+    write_json(run / "job.json", {"cluster": name, "stage": job.stage, "job": job.id, "outcome": None})
+    echo(f"{job}: {'found, submitted before' if existing else 'submitted'}; logs in {run / 'logs'}")
+    return job
 
 
 def write_snapshot(run: Path, cluster: Cluster) -> None:
@@ -405,11 +406,10 @@ def finish(job: Job, state: slurm.State | None, is_complete: Callable[[], bool] 
 
 def record_outcome(run: Path, result: str, job: str | None = None) -> None:
     """Record how the run's active job ended, if it has one; with `job`, only if that is the active one."""
-    with job_lock(run):
-        if (active := active_job(run)) and job in (None, active.id):
-            write_json(run / "job.json", {**read_json(run / "job.json"), "outcome": result})
-            if result == "complete":
-                shutil.rmtree(run / "inputs", ignore_errors=True)
+    if (active := active_job(run)) and job in (None, active.id):
+        write_json(run / "job.json", {**read_json(run / "job.json"), "outcome": result})
+        if result == "complete":
+            shutil.rmtree(run / "inputs", ignore_errors=True)
 
 
 def _fail(job: Job, state: slurm.State | None) -> NoReturn:

@@ -130,9 +130,10 @@ def run_and_wait(target: str, name: str, cluster: Cluster) -> None:
     """Run a stage as a job, wait until it ends, and collect its outs."""
     stage = read_stage(target)
     run = stage.run()
-    if job := job_of(stage, run, name, cluster):
-        jobs.finish(job, jobs.wait_or_detach(job, cluster), lambda: has_outs(stage, run))
-    collect_outs(stage, run)
+    with jobs.following(run):
+        if job := job_of(stage, run, name, cluster):
+            jobs.finish(job, jobs.wait_or_detach(job, cluster), lambda: has_outs(stage, run))
+        collect_outs(stage, run)
 
 
 def submit_and_detach(targets: list[str], name: str, cluster: Cluster) -> NoReturn:
@@ -143,8 +144,9 @@ def submit_and_detach(targets: list[str], name: str, cluster: Cluster) -> NoRetu
             echo(f"{target}: unchanged")
             continue
         stage = read_stage(target)
-        if job := job_of(stage, stage.run(), name, cluster):
-            active += not jobs.has_ended(job, cluster)
+        with jobs.following(stage.run()):
+            if job := job_of(stage, stage.run(), name, cluster):
+                active += not jobs.has_ended(job, cluster)
     if not active:
         raise SystemExit(jobs.READY_FOR_DVC)
     make = f"make {targets[0].partition('@')[0]} CLUSTER={name}"

@@ -1,10 +1,11 @@
-"""One owner for a run: the lock that a training holds from start to end, on this machine or on a node of a cluster.
+"""One owner for a run: locks that a process holds from start to end, on this machine or on a node of a cluster.
 
-runs/<lineage key>/owner    host, pid and since when; locked with flock, touched every BEAT_SECONDS
+runs/<lineage key>/owner    who trains it: host, pid and since when; locked with flock, touched every BEAT_SECONDS
+runs/<run>/follower         the same of the command that submits its job, follows it and collects what it made
 
 The kernel releases a flock when its process ends, even by SIGKILL; processes that the owner starts with `descriptor` in
 `pass_fds` keep it. Some network file systems have no flock, which this says, or one that other machines do not see:
-there the file `owner` counts, as long as it is touched. A second start is an error that names the owner, or with WAIT=1
+there the file counts, as long as it is touched. A second start is an error that names the owner, or with WAIT=1
 it waits; an experiment of DVC always waits, because a queue has no one who starts it again.
 """
 
@@ -34,10 +35,10 @@ TAKE_SECONDS = 60.0
 
 
 class RunLock:
-    """The lock of the run in a folder, runs/<lineage key>."""
+    """A lock of the run in a folder, runs/<lineage key>; `does`: what its owner does, in words."""
 
-    def __init__(self, run: Path) -> None:
-        self.run, self.file = run, run / OWNER
+    def __init__(self, run: Path, name: str = OWNER, does: str = "trains this run") -> None:
+        self.run, self.file, self.does = run, run / name, does
         self._descriptor: int | None = None
         self._released = threading.Event()
         self._has_said = False
@@ -64,7 +65,7 @@ class RunLock:
         while (owner := self._try()) is not None:
             if not wait:
                 raise InputError(
-                    f"runs/{self.run.name}: {owner} trains this run. To wait until it ends: WAIT=1 before the command."
+                    f"runs/{self.run.name}: {owner} {self.does}. To wait until it ends: WAIT=1 before the command."
                 )
             if not is_waiting:
                 echo(f"runs/{self.run.name}: waiting for {owner}")
@@ -92,9 +93,9 @@ class RunLock:
         descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
         is_locked = flock(descriptor)
         if is_locked is None and not self._has_said:
-            echo(f"runs/{self.run.name}: the file system has no flock: the file {OWNER} is the lock")
+            echo(f"runs/{self.run.name}: the file system has no flock: the file {self.file.name} is the lock")
             self._has_said = True
-        without_flock = file_lock(self.run / f"{OWNER}.lock", TAKE_SECONDS) if is_locked is None else None
+        without_flock = file_lock(self.run / f"{self.file.name}.lock", TAKE_SECONDS) if is_locked is None else None
         with without_flock or contextlib.nullcontext(is_locked) as may_write:
             owner = _read(self.file)
             if not may_write or (owner and self._is_alive(owner, has_flock=is_locked is not None)):
@@ -164,7 +165,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 def _seconds_since_beat(file: Path) -> float:
     """Return the age of a file by the clock of its file system, which may be that of another machine."""
-    probe = file.with_name(f".{OWNER}-{socket.gethostname()}-{os.getpid()}")
+    probe = file.with_name(f".{file.name}-{socket.gethostname()}-{os.getpid()}")
     probe.touch()
     try:
         return probe.stat().st_mtime - file.stat().st_mtime

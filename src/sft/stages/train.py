@@ -85,8 +85,10 @@ def main() -> None:
         return bool(find(run, with_steps))
 
     with contextlib.ExitStack() as stack:
-        if not cluster:
-            if not is_complete():
+        if cluster:
+            stack.enter_context(jobs.following(run.folder))
+        else:
+            if not jobs.has_marker(run.folder):
                 jobs.refuse_if_active(run.folder)
             stack.enter_context(lock.held())
         check(run, with_steps, cluster)
@@ -132,7 +134,7 @@ def main() -> None:
             files = {**records(Path.cwd()), **begun, **{path.name: path for path in attached}}
             run_journal.attach(journal.RECORDS, files)
     snapshot.check_unchanged(run.folder, Path.cwd(), recorded_params(load_training()))  # the upload can take minutes
-    convert.remove_exported(run.folder)
+    convert.remove_copied(run.folder)
     echo(
         f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']}, {iterations} steps: the model saw "
         f"{metrics['trained_tokens']:,} trained tokens, {metrics['epochs']:.2f} epochs of the packs; {synced.text}"

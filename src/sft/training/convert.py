@@ -97,6 +97,12 @@ def copy_exported(run: Path, checkpoint: Path, target: Path) -> dict[str, Any]:
     return record
 
 
+def remove_copied(run: Path) -> None:
+    """Remove the exported model of a run if models/final has a copy of its weights; as links they take no space."""
+    if not all(file.stat().st_nlink > 1 for file in (run / EXPORTED).glob("*.safetensors")):
+        remove_exported(run)
+
+
 def remove_exported(run: Path) -> None:
     """Remove the exported model of a run, the record first."""
     _record(run).unlink(missing_ok=True)
