@@ -85,12 +85,9 @@ def main() -> None:
         return bool(find(run, with_steps))
 
     with contextlib.ExitStack() as stack:
-        if cluster:
-            stack.enter_context(jobs.following(run.folder))
-        else:
-            if not jobs.has_marker(run.folder):
-                jobs.refuse_if_active(run.folder)
-            stack.enter_context(lock.held())
+        if not cluster and not jobs.has_marker(run.folder):
+            jobs.refuse_if_active(run.folder)
+        stack.enter_context(jobs.following(run.folder) if cluster else lock.held())
         check(run, with_steps, cluster)
         if not cluster:
             convert.import_start(run, params)
