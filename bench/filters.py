@@ -27,7 +27,6 @@ import pyarrow as pa
 
 from sft.conversation import Conversation, Rejection
 from sft.filters.contamination import BenchmarkItems
-from sft.filters.dedup.signatures import signature, similarity
 from sft.filters.dedup.within_source import SourceDuplicates
 from sft.filters.narrative import NarrativePatterns, check_narrative
 from sft.filters.pipeline import ROWS_AT_ONCE, Kept, Pipeline
@@ -41,6 +40,7 @@ from sft.params.data import Filter
 from sft.params.read import load
 from tests.support.contamination import check_contamination
 from tests.support.raw_rows import read_rows
+from tests.support.similarity import signature, similarity
 
 ROOT = Path(__file__).parents[1]
 LABELLED = ROOT / "tests/labelled"

@@ -7,7 +7,6 @@ import pytest
 from bench import filters
 
 from sft.conversation import Conversation, Rejection
-from sft.filters.dedup.signatures import signature
 from sft.filters.ends import apply_ends
 from sft.filters.narrative import check_narrative
 from sft.filters.pipeline import Kept, Pipeline
@@ -17,6 +16,7 @@ from sft.filters.structure import check_structure
 from sft.formats.messages import normalize
 from sft.formats.raw_files import Row
 from tests.support.contamination import check_contamination
+from tests.support.similarity import signature
 
 ITEMS = [
     ("labelled", f"{row['id']}/{number}", text)

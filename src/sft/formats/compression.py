@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from sft.raw_folders import COMPRESSED
 
-ZST_BYTES, READ_BYTES = 2 << 10, 1 << 20  # decompressed (to 64 MB at most), and returned, at a time
+READ_BYTES, ZST_BUFFER_BYTES = 1 << 20, 1 << 14  # returned at a time
 # A file that grows to more of both is a bomb: .gz cannot grow as much, and text does not.
 BOMB_RATIO, BOMB_BYTES = 2_000, 1 << 30
 
@@ -24,10 +24,9 @@ class DamagedFileError(ValueError):
 @contextlib.contextmanager
 def open_raw(path: Path) -> Iterator[BinaryIO]:
     """Open a file; .gz, .zst, .bz2 and .xz are decompressed. Raises DamagedFileError, also while it is read."""
-    import zstandard
     from isal import igzip, igzip_lib  # decompresses .gz 2.4 times as fast as Python's gzip
 
-    damaged: Any = (zlib.error, igzip_lib.IsalError, lzma.LZMAError, EOFError, zstandard.ZstdError)
+    damaged: Any = (zlib.error, igzip_lib.IsalError, lzma.LZMAError, EOFError)
     openers: dict[str, Any] = {".gz": igzip.open, ".zst": _open_zst, ".bz2": bz2.open, ".xz": lzma.open}
     try:
         with openers.get(path.suffix.lower(), lambda file: file.open("rb"))(path) as file:
@@ -35,7 +34,9 @@ def open_raw(path: Path) -> Iterator[BinaryIO]:
     except damaged as error:
         raise DamagedFileError(f"damaged compressed file: {error}") from error
     except OSError as error:
-        if error.errno is not None:  # of the disk; gzip and bz2 raise OSError without a number for a damaged file
+        if (
+            error.errno is not None
+        ):  # of the disk; gzip, bz2 and pyarrow raise OSError without a number for a damaged file
             raise
         raise DamagedFileError(f"damaged compressed file: {error}") from error
 
@@ -91,42 +92,7 @@ def skip(file: BinaryIO, count: int) -> None:
 
 
 def _open_zst(path: Path) -> io.BufferedReader:
-    return io.BufferedReader(_Zstandard(path), READ_BYTES)
+    import pyarrow as pa  # zstandard's reader just ends where a file is truncated
 
-
-class _Zstandard(io.RawIOBase):
-    """A reader of .zst files that raises EOFError if the file is truncated; zstandard's own reader just ends."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("rb")
-        self.decoder: Any = None
-        self.ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Return True, which BufferedReader asks for."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the start of the buffer and return the number of bytes; 0 at the end."""
-        import zstandard
-
-        rest = b""
-        while not self.ready:
-            if self.decoder is not None and self.decoder.eof:  # a file may hold several frames
-                rest, self.decoder = self.decoder.unused_data, None
-            block = rest or self.file.read(ZST_BYTES)
-            rest = b""
-            if not block:
-                if self.decoder is not None:
-                    raise EOFError("the file is truncated")
-                return 0
-            self.decoder = self.decoder or zstandard.ZstdDecompressor().decompressobj()
-            self.ready = memoryview(self.decoder.decompress(block))
-        count = min(len(buffer), len(self.ready))
-        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
-        return count
-
-    def close(self) -> None:
-        """Close the reader and its file."""
-        self.file.close()
-        super().close()
+    # What is in the buffer is lost where the file is damaged, so it is small.
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), ZST_BUFFER_BYTES)

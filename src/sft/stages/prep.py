@@ -137,7 +137,7 @@ def main(source: str) -> None:
     from sft.params.read import load
     from sft.parquet import plan_row_ranges
     from sft.tokens.prepare import MIN_ROWS_FOR_FASTOKENS
-    from sft.tokens.reasoning import ReasoningCounts
+    from sft.tokens.reasoning import MODES
     from sft.tokens.render import Settings
     from sft.tokens.row_kwargs import by_name
 
@@ -191,7 +191,7 @@ def main(source: str) -> None:
         tokens=tokens,
         trained_tokens=rows["trained"],
         untrained_turns=rows["untrained_turns"],
-        reasoning=ReasoningCounts(counts["reasoning"], rows["reasoning_removed"]).report(),
+        reasoning={**{mode: counts["reasoning"][mode] for mode in MODES}, "tokens_removed": rows["reasoning_removed"]},
         **({"untrained": untrained} if untrained else {}),
         **({"template_kwargs": by_name(counts["kwargs"])} if counts["kwargs"] else {}),
         length_quantiles=quantiles(lengths),

@@ -8,10 +8,8 @@ rows, their order or the number of processes.
 Shares and effect follow the Nemotron 3 Nano report, section 3.1.5: 10 % without reasoning, 3 % truncated.
 """
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from sft.conversation import NO_KWARGS, Message, TemplateKwargs
 from sft.hashing import keyed_hash
@@ -47,24 +45,6 @@ class Controlled(NamedTuple):
     """The messages whose reasoning is shortened."""
     kwargs: TemplateKwargs = NO_KWARGS
     """What the row gives the template."""
-
-
-@dataclass
-class ReasoningCounts:
-    """Counts of kept, stripped and truncated reasoning of a source."""
-
-    conversations: Counter[str] = field(default_factory=Counter)
-    """By mode."""
-    tokens_removed: int = 0
-
-    def add(self, controlled: Controlled) -> None:
-        """Count one conversation."""
-        self.conversations[controlled.mode] += 1
-        self.tokens_removed += controlled.tokens_removed
-
-    def report(self) -> dict[str, Any]:
-        """Return the counts as in reports/prep."""
-        return {mode: self.conversations[mode] for mode in MODES} | {"tokens_removed": self.tokens_removed}
 
 
 def control_reasoning(

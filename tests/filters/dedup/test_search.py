@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sft.filters.dedup import search as module
 from sft.filters.dedup.search import Search
-from sft.filters.dedup.signatures import similarity
+from tests.support.similarity import similarity
 
 THRESHOLD = 0.8
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from sft.conversation import Conversation
-from sft.filters.dedup.signatures import HEADER, signature, similarity
+from sft.filters.dedup.signatures import HEADER
 from sft.formats.messages import normalize
 from tests.support.project import ROOT, printed_by_processes
+from tests.support.similarity import signature, similarity
 
 THRESHOLD = 0.8
 LABELLED = [json.loads(line) for line in (ROOT / "tests/labelled/duplicates.jsonl").read_text("utf-8").splitlines()]
@@ -78,7 +79,7 @@ def test_the_similarity_is_the_share_of_common_shingles_on_the_less_similar_side
 
 def test_a_signature_does_not_depend_on_the_process():
     code = (
-        "from sft.conversation import Conversation as C; from sft.filters.dedup.signatures import signature\n"
+        "from sft.conversation import Conversation as C; from tests.support.similarity import signature\n"
         f"print(signature(C({talk().messages!r}, None)).hex())"
     )
     printed = {text.strip() for text in printed_by_processes(code)}

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sft.filters.dedup.signatures import signature
 from sft.filters.dedup.within_source import SourceDuplicates
 from tests.filters.dedup.test_signatures import ANSWER, talk
+from tests.support.similarity import signature
 
 THRESHOLD = 0.8
 FIRST, NEAR, OTHER = talk(), talk(answer=ANSWER + " Vets know this."), talk("Why is that?", ANSWER)

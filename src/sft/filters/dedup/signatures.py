@@ -1,8 +1,8 @@
 """Signatures: what two conversations are compared by, as bytes.
 
 A signature is an array of 32-bit numbers: HEADER of them (a key of 64 bits, then how many shingles each side has), and
-the shingles of both sides, each side in order. `signatures` computes it, `similarity` compares two, and
-sft.filters.dedup.search finds the similar ones among millions.
+the shingles of both sides, each side in order. `signatures` computes it, and sft.filters.dedup.search finds the similar
+ones among millions.
 
 Two conversations are as similar as the less similar of their two sides: what was asked (user turns, tool results)
 and what was answered (assistant turns: reasoning, content, calls). They are not similar at all if the numbers in
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sft.conversation import Conversation
-from sft.filters.dedup.words import MULTIPLIERS, Hashes, WordHashes, hash_words, mix64
+from sft.filters.dedup.words import MULTIPLIERS, Hashes, WordHashes, mix64
 
 Shingles = npt.NDArray[np.uint32]
 
@@ -33,12 +33,6 @@ SHINGLE_WORDS = 3
 MIN_WORDS = 16
 # 32-bit numbers before the shingles: the key, low half first, and the number of shingles of each side.
 HEADER = 4
-
-
-def signature(conversation: Conversation) -> bytes:
-    """Return the signature of one conversation."""
-    parts = list(conversation.parts())
-    return signatures([conversation], [parts], hash_words([text for _, text in parts]))[0]
 
 
 def signatures(
@@ -82,22 +76,6 @@ def signatures(
     return [
         header + data[begin:end].tobytes() for header, begin, end in zip(headers, [0, *ends[:-1]], ends, strict=True)
     ]
-
-
-def similarity(left: bytes, right: bytes) -> float:
-    """Return the similarity of two conversations by their signatures, from 0 to 1."""
-    if left[:8] != right[:8]:
-        return 0.0
-    shares = []
-    for a, b in zip(*(_sides(np.frombuffer(each, "<u4")) for each in (left, right)), strict=True):
-        common = len(np.intersect1d(a, b, assume_unique=True))
-        shares.append(common / (len(a) + len(b) - common))
-    return min(shares)
-
-
-def _sides(numbers: Shingles) -> tuple[Shingles, Shingles]:
-    asked = HEADER + int(numbers[2])
-    return numbers[HEADER:asked], numbers[asked:]
 
 
 def _text_digest(texts: list[str]) -> bytes:
