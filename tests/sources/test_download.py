@@ -15,8 +15,10 @@ import pytest
 
 from sft.cli import InputError
 from sft.params.data import Download
-from sft.sources import download
-from sft.sources.download import FetchedFile, extract_zip, fetch_files, match_paths
+from sft.sources import remote_files
+from sft.sources.archives import extract_zip
+from sft.sources.download import FetchedFile, fetch_files
+from sft.sources.patterns import match_paths
 from sft.sources.redact import redact
 from tests.support.loopback_hub import BODY, Web, sha256, web
 
@@ -184,11 +186,11 @@ def test_two_downloads_of_one_file_at_once_both_have_it(here: Path, web: Web) ->
 @pytest.mark.parametrize("free", [len(BODY) - 1, 3 << 19])
 def test_what_does_not_fit_on_the_disk_is_not_kept(here: Path, web: Web, monkeypatch, free: int) -> None:
     """At the start by its size, or while it comes: others fill the disk too."""
-    usage = shutil._ntuple_diskusage(0, 0, download.FREE_BYTES + free)
-    full = usage._replace(free=download.FREE_BYTES)
+    usage = shutil._ntuple_diskusage(0, 0, remote_files.FREE_BYTES + free)
+    full = usage._replace(free=remote_files.FREE_BYTES)
     seen = itertools.chain([usage] if free > len(BODY) // 2 else [], itertools.repeat(full))
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: next(seen))
-    monkeypatch.setattr(download, "CHECK_BYTES", 0)
+    monkeypatch.setattr(remote_files.shutil, "disk_usage", lambda path: next(seen))
+    monkeypatch.setattr(remote_files, "CHECK_BYTES", 0)
     with pytest.raises(InputError, match=r"has .* free\. Free some"):
         fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))
     assert list((here / ".fetch-partial").iterdir()) == []
@@ -199,8 +201,8 @@ def test_a_part_is_kept_if_the_rest_does_not_fit_yet(here: Path, web: Web) -> No
     part.parent.mkdir()
     part.write_bytes(BODY[: 1 << 20])
     with pytest.MonkeyPatch.context() as patch:
-        usage = shutil._ntuple_diskusage(0, 0, download.FREE_BYTES + 1000)
-        patch.setattr(download.shutil, "disk_usage", lambda path: usage)
+        usage = shutil._ntuple_diskusage(0, 0, remote_files.FREE_BYTES + 1000)
+        patch.setattr(remote_files.shutil, "disk_usage", lambda path: usage)
         with pytest.raises(InputError, match=r"1,048,576 bytes or more are missing"):
             fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))
     (here / "target").rmdir()
@@ -210,9 +212,9 @@ def test_a_part_is_kept_if_the_rest_does_not_fit_yet(here: Path, web: Web) -> No
 
 def test_the_disk_is_asked_now_and_then_and_not_with_each_block(here: Path, monkeypatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(download, "check_fits", lambda uri, size: asked.append(size))
+    monkeypatch.setattr(remote_files, "check_fits", lambda uri, size: asked.append(size))
     blocks = [bytes(16 << 10)] * 4096  # 64 MiB, as TLS brings it
-    assert sum(map(len, download._in_bounds("https://a/b", 0, None, iter(blocks)))) == 64 << 20
+    assert sum(map(len, remote_files._in_bounds("https://a/b", 0, None, iter(blocks)))) == 64 << 20
     assert len(asked) == 4
 
 
@@ -223,8 +225,8 @@ def test_a_server_that_serves_no_range_of_an_empty_file_is_an_error(here: Path, 
 
 
 def test_a_server_that_sends_a_byte_now_and_then_has_an_end(here: Path, web: Web, monkeypatch) -> None:
-    monkeypatch.setattr(download, "SLOW_SECONDS", 0.0)
-    monkeypatch.setattr(download, "SLOW_BYTES", 1 << 30)
+    monkeypatch.setattr(remote_files, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(remote_files, "SLOW_BYTES", 1 << 30)
     with pytest.raises(InputError, match=r"bytes in \d+ s. Rerun"):
         fetch(f"{web.url}/a.bin", here, sha256=sha256(BODY))
 
@@ -283,7 +285,7 @@ def test_a_redirect_to_no_url_or_with_a_password_is_one_message(here: Path, web:
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254", "[::1]", "localhost", "2130706433", "0x7f.1"])
 def test_a_redirect_from_outside_to_an_inner_address_is_refused(host: str) -> None:
-    from sft.sources.download import check_url
+    from sft.sources.remote_files import check_url
 
     check_url(f"https://{host}/a", before=None)
     with pytest.raises(InputError, match=r"^https://example.org/a: .*internal"):

@@ -29,7 +29,8 @@ def from_hub(here: Path, web: Web, uri: str, free: int = 1 << 40, **more: str) -
         from pathlib import Path
         from types import SimpleNamespace
         from sft.cli import InputError
-        from sft.sources.download import FREE_BYTES, fetch_files
+        from sft.sources.download import fetch_files
+        from sft.sources.remote_files import FREE_BYTES
         from sft.params.data import Download
         Path("target").mkdir(exist_ok=True)
         shutil.disk_usage = lambda path: SimpleNamespace(free=FREE_BYTES + {free})

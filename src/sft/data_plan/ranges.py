@@ -15,16 +15,9 @@ from sft.cli import InputError
 from sft.hashing import BLOCK_BYTES
 from sft.params.data import Download
 from sft.sources import hub
-from sft.sources.download import (
-    TIMEOUT_SECONDS,
-    check_url,
-    fetch_files,
-    https_session,
-    hub_files,
-    local_files,
-    s3_errors,
-)
+from sft.sources.download import fetch_files, hub_files, local_files
 from sft.sources.redact import redact
+from sft.sources.remote_files import TIMEOUT_SECONDS, check_url, https_session, s3_errors
 
 NOT_RANGED = "the server does not serve ranges"
 ATTEMPTS = 5
