@@ -103,13 +103,19 @@ def worker_count() -> int:
 
 
 def map_shards(
-    work: Work, tasks: Iterable[Any], label: str, on_result: OnResult | None = None, expected: int = 0
+    work: Work,
+    tasks: Iterable[Any],
+    label: str,
+    on_result: OnResult | None = None,
+    expected: int = 0,
+    *,
+    at_most: int = sys.maxsize,
 ) -> list[Any]:
     """Return work(task) of every task, in order; `label` names the work on the progress bar.
 
     A task is taken when a worker is free, so `tasks` may make files that the work reads. `on_result` is called in this
     process with each result, in the order of the tasks, while others run. `expected`: about how many tasks there are,
-    for progress, if `tasks` has no length.
+    for progress, if `tasks` has no length. `at_most`: processes of this machine that its memory holds.
 
     Raises:  InputError, OSError: raised by the work; or a task was lost ATTEMPTS times, or there is no cluster;
     WorkerError: any other exception of the work, with its traceback.
@@ -117,7 +123,7 @@ def map_shards(
     cluster, upcoming = os.environ.get("SFT_EXECUTOR", ""), iter(tasks)
     first = list(itertools.islice(upcoming, 2))
     expected = max(len(first), operator.length_hint(tasks, expected))
-    workers = min(worker_count(), expected)
+    workers = min(worker_count(), expected, at_most)
     upcoming = itertools.chain(first, upcoming)
     if not cluster and (workers < 2 or len(first) < 2):
         with contextlib.ExitStack() as stack:

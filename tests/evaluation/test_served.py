@@ -172,6 +172,7 @@ def test_an_answer_that_is_no_unicode_text_is_read_as_transformers_decodes_it(fo
 def test_both_models_are_measured_with_answers_of_an_endpoint(folder, monkeypatch):
     for name in ("base", "final"):
         make_tiny_base(folder / "models" / name)
+        (folder / "models" / name / "README.md").write_text(name)
     params = eval_params(4, engine="endpoint")
     prompts = [Prompt("r", "chat", "s", "c", "?", False, [5, 6], [], {})]
     base, final = (measure.Path("models", name) for name in ("base", "final"))
@@ -181,7 +182,10 @@ def test_both_models_are_measured_with_answers_of_an_endpoint(folder, monkeypatc
         measure.measure_models(base, final, [], prompts, [EOS], params)
     with scripted_endpoint(serving("models/base", "models/final")) as endpoint:
         monkeypatch.setenv("SFT_EVAL_URL", endpoint.url)
-        before, after = measure.measure_models(base, final, [], prompts, [EOS], params)
+        for _ in range(2):
+            before, after = measure.measure_models(base, final, [], prompts, [EOS], params)
     assert before.answers == after.answers
     assert before.answers[0][-1] == EOS
+    asked = [body["model"] for _, body in endpoint.requests if body]
+    assert asked == ["models/base", "models/final", "models/final"], "what it serves as models/final may have changed"
     assert {json.dumps(body["model"]) for _, body in endpoint.requests if body} == {'"models/base"', '"models/final"'}

@@ -102,7 +102,7 @@ def test_of_a_large_split_some_rows_are_measured_and_measured_once(here, capsys,
     assert (found.measured, len(found.by_loss)) == (8, 3)
     blame.show(found)
     assert re.search(rf"8 of {ROWS:,} samples were measured; all: ROWS={ROWS}\n", capsys.readouterr().out)
-    monkeypatch.setattr("sft.evaluation.measure.measure_model", lambda task: pytest.fail("measured again"))
+    monkeypatch.setattr("sft.evaluation.measure.measure_shard", lambda task: pytest.fail("measured again"))
     again = blame.find("training", 8, 8)
     assert again.by_loss[:3] == found.by_loss
 

@@ -8,15 +8,12 @@ wrongly is repaired (sft.mamba.load).
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from transformers import Cache, GenerationConfig, StoppingCriteria
+from transformers import Cache, GenerationConfig
 
 from sft.cli import InputError, num_threads
 from sft.evaluation.grouped_attention import use_grouped_attention
@@ -24,13 +21,13 @@ from sft.mamba.load import load_folder
 from sft.weight_files import require_model
 
 
-def load_model(folder: Path) -> Any:
-    """Return a causal language model in evaluation mode, on the GPU if there is one.
+def load_model(folder: Path, threads: int | None = None) -> Any:
+    """Return a causal language model in evaluation mode, on the GPU if there is one; `threads`: None = all cores.
 
     Raises:  InputError: the folder is missing or holds no safetensors weights.
     """
     require_model(folder)
-    torch.set_num_threads(num_threads(len(os.sched_getaffinity(0))))
+    torch.set_num_threads(threads or num_threads(len(os.sched_getaffinity(0))))
     on_gpu = torch.cuda.is_available()
     model = load_folder(folder, "auto" if on_gpu else torch.float32)
     model = model.to("cuda" if on_gpu else "cpu").eval()
@@ -56,16 +53,10 @@ def check_ids(model: Any, ids: Iterable[int], name: str) -> None:
         )
 
 
-class _OneThread(StoppingCriteria):  # type: ignore[misc]
-    """Stops nothing, but lets one thread generate after the prompts are read.
-
-    A step of one token is limited by memory, not by arithmetic: a second thread gains nothing on a free machine (60 ms
-    a step with one, 68 with two, 135M parameters), and on a busy one a step takes ten times as long.
-    """
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        torch.set_num_threads(1)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+def batches_of(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Return the numbers of the prompts that are answered together: those of similar length, the longest first."""
+    longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    return [longest_first[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
 
 
 def generate(
@@ -88,11 +79,8 @@ def generate(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0]
     )
     model.generation_config = config
-    threads = torch.get_num_threads()
     answers: dict[int, list[int]] = {}
-    longest_first = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    batches = [longest_first[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    for batch in _progress(batches, "answering"):
+    for batch in batches_of(prompts, batch_size):
         width = max(len(prompts[i]) for i in batch)
         padding = [width - len(prompts[i]) for i in batch]
         rows = [[stop_ids[0]] * pad + list(prompts[i]) for i, pad in zip(batch, padding, strict=True)]
@@ -102,10 +90,8 @@ def generate(
                 torch.tensor(rows, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
                 generation_config=config,
-                stopping_criteria=[_OneThread()],
                 past_key_values=caches(batch) if caches else None,
             )
-        torch.set_num_threads(threads)
         for i, ids in zip(batch, output[:, width:].tolist(), strict=True):
             end = next((place for place, number in enumerate(ids) if number in stop_ids), len(ids))
             answers[i] = ids[: end + 1]
@@ -119,7 +105,7 @@ def held_out_loss(model: Any, segments: Sequence[tuple[Sequence[int], Sequence[i
     is 0. Segments run one at a time: no padding, no attention between them. Logits are computed for marked positions
     only: with a large vocabulary they need more memory than anything else.
     """
-    return [segment_loss(model, ids, marks) for ids, marks in _progress(segments, "held-out loss")]
+    return [segment_loss(model, ids, marks) for ids, marks in segments]
 
 
 def segment_loss(model: Any, ids: Sequence[int], marks: Sequence[int], cache: Cache | None = None) -> tuple[float, int]:
@@ -133,8 +119,3 @@ def segment_loss(model: Any, ids: Sequence[int], marks: Sequence[int], cache: Ca
         found = model(row[None], use_cache=cache is not None, past_key_values=cache, logits_to_keep=at)
         loss = torch.nn.functional.cross_entropy(found.logits[0].float(), row[at + 1], reduction="none")
     return float(loss.double().sum()), len(positions)
-
-
-def _progress(work: Sequence[Any], name: str) -> Iterable[Any]:
-    """Show a progress bar on a terminal, and nothing in a log."""
-    return track(work, name, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

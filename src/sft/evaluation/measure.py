@@ -3,26 +3,30 @@
 model folder, token ids
     ->  runs/measured/<digest>.json: {"losses": [[sum, tokens], ...], "answers": [[token id, ...], ...]}
 
-The base model is measured once for the same weights, token ids, limits and packages, however many experiments are
-evaluated; the trained model each time, unless the caller keeps it too. On a CPU the models run side by side, each in a
-process of its own, if memory holds both; else one after the other.
+A model is measured once for the same weights, token ids, limits and packages: the base model once for all experiments.
+The work is cut into shards, each a batch of prompts with their samples, or some other samples. On a CPU they run side
+by side, in as many processes as cores and memory allow. Neither shards nor threads of a process depend on how many run,
+or on which models are known already: results are the same to the last digit.
 """
 
 import os
-import tempfile
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
+from rich.console import Console
+from rich.progress import track
 
+from sft.cli import num_threads
 from sft.evaluation.prompts import Prompt, Segment
 from sft.files import project_root, read_json, write_json
 from sft.hashing import file_digest, folder_digest, value_digest
 from sft.params.evaluation import Eval
 from sft.weight_files import count_parameters
-from sft.workers import map_shards, worker_count
+from sft.workers import cores, map_shards, worker_count
 
 SOURCES = Path(__file__).parents[1]
 CODE = (
@@ -37,7 +41,14 @@ PACKAGES = ("torch", "transformers")
 MEMORY_FACTOR = 4.0
 FP32_BYTES = 4
 # A smaller model answers in less time than a second process takes to start.
-PARAMETERS_SIDE_BY_SIDE = 10_000_000
+PARAMETERS_SIDE_BY_SIDE = 5_000_000
+# A process has a thread for each such number of parameters of its model: small models gain more from more processes.
+PARAMETERS_PER_THREAD = 500_000_000
+SAMPLES_PER_SHARD = 16
+"""Of those that no prompt is the start of."""
+
+_loaded: dict[str, Any] = {}
+"""The model that this process measures, by its folder."""
 
 
 class Measured(NamedTuple):
@@ -49,6 +60,13 @@ class Measured(NamedTuple):
     """Token ids; a stop token is the last one, if the answer ended by itself."""
 
 
+class Shard(NamedTuple):
+    """Numbers of the samples and of the prompts that are measured together."""
+
+    samples: list[int]
+    prompts: list[int]
+
+
 def measure_models(
     base: Path,
     final: Path,
@@ -56,14 +74,10 @@ def measure_models(
     prompts: Sequence[Prompt],
     stop_ids: Sequence[int],
     params: Eval,
-    *,
-    keep_final: bool = False,
 ) -> tuple[Measured, Measured]:
     """Return what the base model and the trained one do with the same token ids.
 
-    With `keep_final` the trained model is not measured again either.
-
-    Raises:  InputError: a model has no safetensors, or no embedding for a token id.
+    Raises:  InputError: a model has no safetensors, or no embedding for a token id; no endpoint answers.
     """
     inputs = {
         "segments": [[segment.ids, segment.marks] for segment in segments],
@@ -73,42 +87,104 @@ def measure_models(
         "batch_size": params.batch_size,
         "engine": params.engine,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder, "inputs.json")
-        known = kept_file(base, inputs)
-        target = kept_file(final, inputs) if keep_final else Path(folder, "final.json")
-        write_json(given, inputs)
-        tasks = [
-            {"model": str(model), "inputs": str(given), "target": str(path)}
-            for path, model in {known: base, target: final}.items()
-            if not path.is_file()
-        ]
-        if len(tasks) == 2 and worker_count() > 1 and _fit_side_by_side(base, final):
-            map_shards(measure_model, tasks, "measuring both models")
-        else:
-            for task in tasks:
-                measure_model(task)
-        return _read(known), _read(target)
+    threads = {model: thread_count(model) for model in (base, final)}
+    known = {model: kept_file(model, {**inputs, "threads": threads[model]}) for model in (base, final)}
+    asks_again = final if params.engine == "endpoint" else None  # it may have served other weights before
+    missing = {path: model for model, path in known.items() if model == asks_again or not path.is_file()}
+    if missing:
+        _measure(missing, threads, inputs)
+    return _read(known[base]), _read(known[final])
 
 
-def measure_model(task: dict[str, str]) -> None:
-    """Measure one model and publish the result; its memory is free again afterwards."""
-    from sft.evaluation import generate, served
+def _measure(models: dict[Path, Path], threads: dict[Path, int], inputs: dict[str, Any]) -> None:
+    """Write what models do with `inputs`, each as soon as it is known; `models`: folders by the file to write."""
+    from sft.evaluation import served
+
+    limits = {name: inputs[name] for name in ("stop_ids", "max_new_tokens")}
+    asks_endpoint = inputs["prompts"] and inputs["engine"] == "endpoint"
+    servers = {model: served.find_endpoints(str(model)) for model in models.values() if asks_endpoint}
+    shards = plan_shards(inputs["segments"], [] if servers else inputs["prompts"], inputs["batch_size"])
+    tasks = [
+        {
+            "model": str(model),
+            "threads": threads[model],
+            "samples": [inputs["segments"][number] for number in shard.samples],
+            "prompts": [inputs["prompts"][number] for number in shard.prompts],
+            "limits": {**limits, "batch_size": inputs["batch_size"]},
+        }
+        for model in models.values()
+        for shard in shards
+    ]
+    upcoming = iter(models.items())
+    done: list[Any] = []
+
+    def add(result: Any) -> None:
+        """Keep the result of a shard, and write those of a model after its last one."""
+        done.append(result)
+        if len(done) < len(shards):
+            return
+        path, model = next(upcoming)
+        losses: dict[int, Any] = {}
+        answers: dict[int, Any] = {}
+        for shard, (found_losses, found_answers) in zip(shards, done, strict=True):
+            losses |= dict(zip(shard.samples, found_losses, strict=True))
+            answers |= dict(zip(shard.prompts, found_answers, strict=True))
+        if model in servers:
+            answers = dict(enumerate(served.generate(servers[model], str(model), inputs["prompts"], **limits)))
+        found = {"losses": losses, "answers": answers}
+        write_json(path, {name: [each[number] for number in sorted(each)] for name, each in found.items()})
+        done.clear()
+
+    workers = process_count(list(models.values()), max(threads[model] for model in models.values()))
+    if workers > 1:
+        map_shards(measure_shard, tasks, "measuring", add, at_most=workers)
+    else:
+        console = Console(stderr=True)
+        for task in track(tasks, "measuring", console=console, transient=True, disable=not sys.stderr.isatty()):
+            add(measure_shard(task))
+        _forget()
+
+
+def plan_shards(
+    segments: Sequence[tuple[Sequence[int], Sequence[int]]], prompts: Sequence[Sequence[int]], batch_size: int
+) -> list[Shard]:
+    """Return the shards of the work; each sample and each prompt is in one of them. There is always one shard.
+
+    >>> plan_shards([([7], []), ([1, 2, 3], [])], [[1], [1, 2], [5]], 2)
+    [Shard(samples=[1], prompts=[1, 0]), Shard(samples=[], prompts=[2]), Shard(samples=[0], prompts=[])]
+    """
+    from sft.evaluation.generate import batches_of
+    from sft.evaluation.shared_reading import find_samples
+
+    sample_of = find_samples(segments, prompts)
+    batches = batches_of(prompts, batch_size)
+    shards = [Shard([sample_of[number] for number in batch if number in sample_of], batch) for batch in batches]
+    rest = [number for number in range(len(segments)) if number not in set(sample_of.values())]
+    starts = range(0, len(rest) or 1, SAMPLES_PER_SHARD)
+    return [*shards, *(Shard(rest[start : start + SAMPLES_PER_SHARD], []) for start in starts)]
+
+
+def measure_shard(task: dict[str, Any]) -> tuple[list[tuple[float, int]], list[list[int]]]:
+    """Return the losses of the samples and the answers to the prompts of a shard. Its model stays in memory."""
+    from sft.evaluation import generate
     from sft.evaluation.shared_reading import loss_and_answers
 
-    inputs = read_json(Path(task["inputs"]))
-    servers = served.find_endpoints(task["model"]) if inputs["prompts"] and inputs["engine"] == "endpoint" else []
-    model = generate.load_model(Path(task["model"]))
-    every_id = [inputs["stop_ids"], *inputs["prompts"], *(ids for ids, _ in inputs["segments"])]
-    generate.check_ids(model, (number for ids in every_id for number in ids), task["model"])
-    limits = {name: inputs[name] for name in ("stop_ids", "max_new_tokens")}
-    prompts = [] if servers else inputs["prompts"]
-    losses, answers = loss_and_answers(model, inputs["segments"], prompts, batch_size=inputs["batch_size"], **limits)
-    if servers:
-        answers = served.generate(servers, task["model"], inputs["prompts"], **limits)
-    del model
-    generate.release_memory()
-    write_json(Path(task["target"]), {"losses": losses, "answers": answers})
+    name, samples, prompts, limits = (task[key] for key in ("model", "samples", "prompts", "limits"))
+    if name not in _loaded:
+        _forget()
+        _loaded[name] = generate.load_model(Path(name), task["threads"])
+    model = _loaded[name]
+    every_id = [limits["stop_ids"], *prompts, *(ids for ids, _ in samples)]
+    generate.check_ids(model, (number for ids in every_id for number in ids), name)
+    return loss_and_answers(model, samples, prompts, **limits)
+
+
+def _forget() -> None:
+    """Free the memory of the model, before another one is loaded."""
+    from sft.evaluation.generate import release_memory
+
+    _loaded.clear()
+    release_memory()
 
 
 def _read(path: Path) -> Measured:
@@ -138,10 +214,15 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def _fit_side_by_side(base: Path, final: Path) -> bool:
-    """Return whether both models can run at once: on a CPU of this machine, in its free memory."""
-    if _device() != "cpu" or os.environ.get("SFT_EXECUTOR"):
-        return False
-    parameters = count_parameters(base) + count_parameters(final)
-    needed = MEMORY_FACTOR * FP32_BYTES * parameters
-    return parameters > PARAMETERS_SIDE_BY_SIDE and bool(psutil.virtual_memory().available > needed)
+def thread_count(model: Path) -> int:
+    """Return the threads of a process that measures a model on a CPU: by its size, at most the cores."""
+    return num_threads(max(1, min(cores(), count_parameters(model) // PARAMETERS_PER_THREAD)))
+
+
+def process_count(models: Sequence[Path], threads: int) -> int:
+    """Return how many processes measure at once: one on a GPU, on a CPU as many as its cores and free memory allow."""
+    parameters = max(map(count_parameters, models))
+    if _device() != "cpu" or os.environ.get("SFT_EXECUTOR") or parameters < PARAMETERS_SIDE_BY_SIDE:
+        return 1
+    fitting = int(psutil.virtual_memory().available / (MEMORY_FACTOR * FP32_BYTES * parameters))
+    return max(1, min(worker_count() // threads, fitting))

@@ -94,7 +94,7 @@ def measure_split(split: str, rows: int) -> tuple[list[Row], int, int]:
         raise InputError(
             f"SPLIT={split}: no samples in {PACKED / split}. Raise pack.{split}, or look at another split."
         )
-    before, after = measure_models(BASE, FINAL, segments, [], [], params, keep_final=True)
+    before, after = measure_models(BASE, FINAL, segments, [], [], params)
     return join_losses(segments, before.losses, after.losses), samples, len(segments)
 
 
