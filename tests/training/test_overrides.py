@@ -147,7 +147,7 @@ def test_a_dataclass_with_required_fields_keeps_those_that_are_not_named() -> No
         ({"model": {"windows": [1, "2"]}}, "model.windows", "found [1, '2'] (list)"),
         ({"model": {"backend": ["flash"]}}, "model.backend", "one of flash, fused; found ['flash'] (list)"),
         ({"model": {"backend": {"flash": 1}}}, "model.backend", "one of flash, fused"),
-        ({"model": {"window": [1]}}, "model.window", "expected a list for tuple[int, int]"),
+        ({"model": {"window": [1]}}, "model.window", "expected a value at index 1"),
         ({"model": {"window": [1, "2"]}}, "model.window", "valid integer"),
         ({"model": {"backends": ["flush"]}}, "model.backends", "one of flash, fused"),
         ({"model": {"graphs": {"warm": 1}}}, "model.graphs", "Graphs has no field 'warm', only scope, warmup"),

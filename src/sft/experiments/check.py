@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from sft.cli import InputError, echo, exit_with, make_parser, run_or_exit
 from sft.experiments.dvc_lock import restore_lock
-from sft.files import project_root, publish_file, read_json, resolve_repo_file
+from sft.files import project_root, read_json, resolve_repo_file, write_text
 from sft.lineage.patch import dirty_patch
 from sft.lineage.work_tree import git_problem
 from sft.params.check import Changed, check_packs, check_params, check_settings, too_long_warmup
@@ -193,13 +193,12 @@ def find_problems(targets: Sequence[str], settings: Sequence[str] = (), *, is_st
         settings: Params to set first, `optimizer.lr=1e-5`.
         is_stage: DVC runs the check as a stage. It has read dvc.lock, and whether it trains is not known.
     """
-    return list(_problems(targets, settings, is_stage))
-
-
-def _problems(targets: Sequence[str], settings: Sequence[str], is_stage: bool) -> Iterator[str]:
-    stages = stages_up_to(targets)
+    stages, problems = stages_up_to(targets), list[str]()
     lock: dict[str, Any] = {}
     changed: Changed | None = None
+
+    def note(check: Callable[[], object]) -> None:
+        problems.extend(_caught(check))
 
     def read_params() -> None:
         nonlocal changed
@@ -211,24 +210,25 @@ def _problems(targets: Sequence[str], settings: Sequence[str], is_stage: bool) -
             restore_lock()
         lock.update(read_lock())
 
-    yield from _caught(read_params)
-    yield from _caught(lock_stages)
-    yield from _caught(store_uri)
+    note(read_params)
+    note(lock_stages)
+    note(store_uri)
     if "train" in stages:
-        yield from _caught(lambda: dirty_patch(Path.cwd()))
+        note(lambda: dirty_patch(Path.cwd()))
         if not is_stage and (fault := git_problem(Path.cwd())):
             echo(f"[yellow]{escape(fault)}: the model's record will have neither a commit nor uncommitted changes.[/]")
     if changed is None:
-        return
+        return problems
     params, others = changed.params, set(changed_params(changed.values, lock))
-    yield from _caught(lambda: check_sources(params, lock))
-    yield from _caught(lambda: check_files(params))
+    note(lambda: check_sources(params, lock))
+    note(lambda: check_files(params))
     if "train" in stages:
-        yield from _caught(lambda: check_data(params, others))
-        yield from _caught(lambda: check_bridge(params))
+        note(lambda: check_data(params, others))
+        note(lambda: check_bridge(params))
     if "eval" in stages:
-        yield from _caught(lambda: check_tasks(params))
-    yield from _caught(lambda: check_disk(params, lock, others, {*DATA_STAGES} if is_stage else stages))
+        note(lambda: check_tasks(params))
+    note(lambda: check_disk(params, lock, others, {*DATA_STAGES} if is_stage else stages))
+    return problems
 
 
 def _caught(check: Callable[[], object]) -> Iterator[str]:
@@ -238,21 +238,17 @@ def _caught(check: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
-def require_no_problem(targets: Sequence[str], settings: Sequence[str] = ()) -> None:
-    """End the program with exit status 2 and all problems, if there are any."""
-    if problems := find_problems(targets, settings):
+def require_no_problem(targets: Sequence[str], settings: Sequence[str] = (), *, is_stage: bool = False) -> None:
+    """End the program with exit status 2 and all problems, if there are any; as `find_problems`."""
+    if problems := find_problems(targets, settings, is_stage=is_stage):
         exit_with(*problems, status=2)
 
 
 def main(targets: Sequence[str], mark: Path | None) -> None:
     """Check; as DVC's stage, write the mark."""
-    if mark is None:
-        require_no_problem(targets)
-        return
-    if problems := find_problems(targets, is_stage=True):
-        exit_with(*problems, status=2)
-    with publish_file(mark) as partial:
-        partial.write_text(MARK, encoding="utf-8")
+    require_no_problem(targets, is_stage=mark is not None)
+    if mark is not None:
+        write_text(mark, MARK)
 
 
 if __name__ == "__main__":

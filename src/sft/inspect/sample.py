@@ -19,7 +19,7 @@ from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
 from sft.cli import add_json_option, file_to_write, make_parser, print_facts, run_or_exit
-from sft.files import publish_file
+from sft.files import write_text
 from sft.inspect.packs import UTF8_BYTES, PackedSample, Piece, ShownPack, heading, unpack
 from sft.inspect.terminal import MARKED, Screen, aside, paged, visible
 from sft.pages.render import render
@@ -151,8 +151,7 @@ def main(name: str, html_file: Path | None, *, as_json: bool = False) -> None:
 
     pack = print_facts(lambda: unpack(name), show_pack, as_json=as_json)
     if html_file:
-        with publish_file(html_file) as partial:
-            partial.write_text(page(pack.title, pack.samples), encoding="utf-8")
+        write_text(html_file, page(pack.title, pack.samples))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft.cli import InputError, add_json_option, file_to_write, make_parser, print_facts, run_or_exit
-from sft.files import flatten, publish_file
+from sft.files import flatten, write_text
 from sft.inspect.terminal import Screen, visible
 from sft.lineage.graph import as_text, evaluation_of
 from sft.lineage.key import NUMERIC_PACKAGES
@@ -204,8 +204,7 @@ def main(a: str, b: str, html_file: Path | None, *, as_json: bool) -> None:
             values=Comparison.values,
         )
     if html_file:
-        with publish_file(html_file) as partial:
-            partial.write_text(page(comparison), encoding="utf-8")
+        write_text(html_file, page(comparison))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from sft.cli import InputError, add_json_option, file_to_write, make_parser, print_facts, run_or_exit
-from sft.files import publish_file
+from sft.files import write_text
 from sft.hashing import value_digest
 from sft.inspect.terminal import Screen, visible
 from sft.lineage import card, verify
@@ -387,11 +387,10 @@ def main(name: str, html_file: Path | None, card_file: Path | None, *, with_cach
     with tempfile.TemporaryDirectory() as scratch:
         records = find(name, Path.cwd(), Path(scratch))
         graph = print_facts(lambda: build_graph(records, with_cache), show, as_json=as_json, values=Graph.values)
-        text = card.render(records.lineage, records.json, evaluation_of(records)) if card_file else ""
-    for path, content in ((html_file, page(graph) if html_file else ""), (card_file, text)):
-        if path:
-            with publish_file(path) as partial:
-                partial.write_text(content, encoding="utf-8")
+        if card_file:
+            write_text(card_file, card.render(records.lineage, records.json, evaluation_of(records)))
+    if html_file:
+        write_text(html_file, page(graph))
     if graph.faults:
         listed = "\n".join(visible(str(fault)) for fault in graph.faults)
         raise InputError(f"{name}: differs from what the model was made with:\n{listed}")

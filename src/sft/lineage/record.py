@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.files import publish_file, read_json
+from sft.files import read_json, write_text
 from sft.hashing import file_digest
 from sft.lineage.hardware import machine
 from sft.lineage.key import Lineage
@@ -149,8 +149,7 @@ def write_environment(folder: Path, checkpoint: Path) -> list[Path]:
         folder / "effective_config.yaml": (checkpoint / "run_config.yaml").read_text(encoding="utf-8"),
     }
     for path, text in texts.items():
-        with publish_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return list(texts)
 
 

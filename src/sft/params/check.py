@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from sft.cli import InputError
-from sft.params.explain import explain
-from sft.params.read import NO_PARAMS, PARAMS, change, read_yaml
+from sft.params.read import NO_PARAMS, PARAMS, change, read_yaml, validate
 from sft.params.schema import Params
 from sft.params.training import TrainParams
 
@@ -48,10 +45,7 @@ def check_settings(settings: Sequence[str], path: Path = PARAMS) -> Changed:
     Raises:  InputError: an unknown key, with the nearest one; a value that its schema does not allow.
     """
     text, values, old = change(settings, path)
-    try:
-        return Changed(Params.model_validate(values), values, old)
-    except ValidationError as error:
-        raise InputError(explain(path, text, error, Params)) from error
+    return Changed(validate(path, text, values, Params), values, old)
 
 
 def check_packs(packs: Mapping[str, int], params: TrainParams | None = None) -> None:

@@ -135,12 +135,20 @@ def read_yaml[M: BaseModel](path: Path, model: type[M]) -> M:
     if not isinstance(values, dict):
         kind = "sections" if set(model.model_fields) == set(SCHEMA) else "keys"
         raise InputError(f"{path}: expected {kind} ({', '.join(model.model_fields)}), found {type(values).__name__}")
+    return validate(path, text, values, model)
+
+
+def validate[M: BaseModel](path: Path, text: str, values: Any, model: type[M], section: tuple[str, ...] = ()) -> M:
+    """Return values of a YAML text in a schema, that of the whole file or of a section.
+
+    Raises:  InputError: with line and key of every mistake.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         from sft.params.explain import explain
 
-        raise InputError(explain(path, text, error, model)) from error
+        raise InputError(explain(path, text, error, model, section)) from error
 
 
 def _section(name: str, path: Path) -> Any:
@@ -153,13 +161,8 @@ def _section(name: str, path: Path) -> Any:
     if name not in values:
         raise InputError(f"{path}: {name}: missing. docs/reference/params.md has its keys and defaults.")
     module, section = SCHEMA[name]
-    model = getattr(importlib.import_module(f"sft.params.{module}"), section)
-    try:
-        return model.model_validate(values[name])
-    except ValidationError as error:
-        from sft.params.explain import explain
-
-        raise InputError(explain(path, text, error, model, (name,))) from error
+    schema = getattr(importlib.import_module(f"sft.params.{module}"), section)
+    return validate(path, text, values[name], schema, (name,))
 
 
 def read_text(path: Path) -> tuple[str, Any]:

@@ -28,7 +28,7 @@ from sft.evaluation import tasks
 from sft.evaluation.answers import answer_rows, own_sources
 from sft.evaluation.held_out import FILTERED, PACKED, HeldOut
 from sft.evaluation.summary import measure_and_compare
-from sft.files import project_root, publish_file, read_json, write_json
+from sft.files import project_root, read_json, write_json, write_text
 from sft.hashing import file_digest, value_digest
 from sft.lineage import card, locked_params
 from sft.lineage.record import EVAL_RECORDS, git_state, records
@@ -168,8 +168,7 @@ def main() -> None:
     model_card = card.render(lineage, lambda path: read_json(Path(path)) if Path(path).exists() else {}, evaluation)
     answers = texts(rows)
     for path, text in {**answers, CARD: model_card}.items():
-        with publish_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(path, text)
     write_json(EVAL, evaluation)
 
     dataset = held_out_dataset(held_out, params)

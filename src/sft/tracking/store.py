@@ -27,7 +27,7 @@ from requests.utils import get_environ_proxies
 from sqlalchemy.exc import SQLAlchemyError
 
 from sft.cli import InputError
-from sft.files import file_lock, project_root, publish_file
+from sft.files import file_lock, project_root, publish_file, write_text
 from sft.sources.redact import redact
 from sft.tracking.address import StoreError, is_local, sqlite_uri, store_name, store_uri
 from sft.tracking.answers import bound_answers
@@ -121,8 +121,7 @@ def project_id() -> str:
     dvc = project_root() / ".dvc"
     file = dvc / "tmp/project-id" if dvc.is_dir() else project_root() / "runs/project-id"
     if not file.exists():
-        with publish_file(file) as partial:
-            partial.write_text(f"{uuid.uuid4().hex}\n", encoding="utf-8")
+        write_text(file, f"{uuid.uuid4().hex}\n")
     return file.read_text(encoding="utf-8").strip()
 
 

@@ -12,19 +12,22 @@ import copy
 import dataclasses
 import difflib
 import enum
+import functools
 import inspect
+import operator
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PlainValidator, Strict, TypeAdapter, ValidationError
 
 from sft.cli import InputError
 
 PLACE = "params.yaml: bridge"
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 UNKNOWN = object()
 """The value that a field has before it is set, where no ConfigContainer is there."""
 Values = Mapping[str, Mapping[str, Any]]
@@ -155,7 +158,7 @@ def _mistake(value: Any, hint: Any, current: Any) -> str:
     """Return what is wrong with a value for a type, "" if nothing."""
     try:
         convert(value, hint, current)
-    except ValueError as error:
+    except ValidationError as error:
         return _message(error)
     return ""
 
@@ -165,61 +168,55 @@ def convert(value: Any, hint: Any, current: Any = None) -> Any:
 
     If `current` is UNKNOWN, a dataclass is checked and returned as a dict of its fields.
 
-    Raises ValueError: it is none of that type.
+    Raises ValidationError: it is none of that type.
     """
+    return TypeAdapter(_in_yaml(hint, current), config=STRICT).validate_python(value)
+
+
+def _in_yaml(hint: Any, current: Any) -> Any:
+    """Return a type as pydantic reads it from YAML, which has no dtypes, enums, dataclasses and tuples."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if not _has_own_notation(hint):
-        return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+    if hint is torch.dtype:
+        return Annotated[Any, PlainValidator(_dtype)]
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return Annotated[Any, PlainValidator(functools.partial(_member, hint))]
+    if dataclasses.is_dataclass(hint):
+        return Annotated[Any, PlainValidator(functools.partial(_dataclass, hint, current))]
+    if tuple in (hint, origin):
+        items = tuple(part if part is ... else _in_yaml(part, None) for part in parts or (Any, ...))
+        return Annotated[tuple[items], Strict(False)]  # type: ignore[valid-type]
     if origin in (typing.Union, types.UnionType):
-        return _first_that_fits(value, parts, current)
-    if origin is list and isinstance(value, list):
-        return [convert(item, parts[0]) for item in value]
-    if origin is dict and isinstance(value, dict):
-        return {convert(key, parts[0]): convert(item, parts[1]) for key, item in value.items()}
-    if tuple in (hint, origin) and isinstance(value, list):
-        hints = [parts[0]] * len(value) if parts[1:] == (...,) else parts or [Any] * len(value)
-        if len(hints) == len(value):
-            return tuple(convert(item, each) for item, each in zip(value, hints, strict=True))
-    if hint is torch.dtype and isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype):
-        return getattr(torch, value)
-    if _is_a(hint, enum.Enum) and isinstance(value, str) and value in hint.__members__:
-        return hint[value]
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _dataclass(value, hint, current)
-    raise ValueError(f"expected {_written(hint)}")
+        return functools.reduce(operator.or_, (_in_yaml(part, current) for part in parts))
+    if origin in (list, dict):
+        return origin[tuple(_in_yaml(part, None) for part in parts)]
+    return hint
 
 
-def _has_own_notation(hint: Any) -> bool:
-    """Whether YAML cannot hold a type as it is: convert does what pydantic does not."""
-    if hint in (tuple, torch.dtype) or typing.get_origin(hint) is tuple:
-        return True
-    if _is_a(hint, enum.Enum) or dataclasses.is_dataclass(hint):
-        return True
-    parts = () if typing.get_origin(hint) is typing.Literal else typing.get_args(hint)
-    return any(map(_has_own_notation, parts))
+def _dtype(value: Any) -> torch.dtype:
+    dtype = getattr(torch, value, None) if isinstance(value, str) else None
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError("expected the name of a dtype, such as bfloat16")
+    return dtype
 
 
-def _is_a(hint: Any, kind: type) -> bool:
-    return isinstance(hint, type) and issubclass(hint, kind)
+def _member(owner: type[enum.Enum], value: Any) -> enum.Enum:
+    if not isinstance(value, str) or value not in owner.__members__:
+        raise ValueError(f"expected one of {', '.join(owner.__members__)}")
+    return owner[value]
 
 
-def _first_that_fits(value: Any, hints: Iterable[Any], current: Any) -> Any:
-    messages = []
-    for hint in hints:
-        try:
-            return convert(value, hint, current)
-        except ValueError as error:
-            messages.append(_message(error))
-    raise ValueError("; ".join(dict.fromkeys(messages)))
-
-
-def _dataclass(values: dict[Any, Any], owner: Any, current: Any) -> Any:
+def _dataclass(owner: Any, current: Any, values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"expected the fields of {owner.__name__}")
     known = {field.name for field in dataclasses.fields(owner)}
     if unknown := [name for name in values if name not in known]:
         raise ValueError(f"{owner.__name__} has no field {unknown[0]!r}, only {', '.join(sorted(known))}")
     old = current if isinstance(current, owner) else None
     inner = UNKNOWN if current is UNKNOWN else None
-    fields = {name: convert(item, type_of(owner, name), getattr(old, name, inner)) for name, item in values.items()}
+    try:
+        fields = {name: convert(item, type_of(owner, name), getattr(old, name, inner)) for name, item in values.items()}
+    except ValidationError as error:
+        raise ValueError(_message(error)) from error
     if current is UNKNOWN:
         return fields
     if old is None:
@@ -233,18 +230,9 @@ def _dataclass(values: dict[Any, Any], owner: Any, current: Any) -> Any:
     return changed
 
 
-def _written(hint: Any) -> str:
-    """Return how YAML holds a type, in words."""
-    if hint is torch.dtype:
-        return "the name of a dtype, such as bfloat16"
-    if _is_a(hint, enum.Enum):
-        return f"one of {', '.join(hint.__members__)}"
-    if dataclasses.is_dataclass(hint):
-        return f"the fields of {hint.__name__}"  # type: ignore[union-attr]
-    return f"a list for {hint}" if tuple in (hint, typing.get_origin(hint)) else str(hint)
-
-
-def _message(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(dict.fromkeys(fault["msg"] for fault in error.errors()))
-    return str(error)
+def _message(error: ValidationError) -> str:
+    messages = [
+        f"expected a value at index {fault['loc'][-1]}" if fault["type"] == "missing" else fault["msg"]
+        for fault in error.errors()
+    ]
+    return "; ".join(dict.fromkeys(message.removeprefix("Value error, ") for message in messages))
