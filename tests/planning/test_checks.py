@@ -1,19 +1,16 @@
 """checks: what would crash, hang or train something else fails a check before anything is built."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sft.cli import InputError
-from sft.files import write_json
-from sft.hashing import file_digest
 from sft.params import training as p
 from sft.planning import checks
 from sft.planning.estimate import Geometry
+from sft.planning.facts import Facts
 from sft.planning.untrained_tokens import UntrainedTokens
-from tests.support import tiny_model as tiny
 from tests.training.test_bridge import STEPS, train_params
 
 LLAMA = Geometry(
@@ -25,7 +22,7 @@ NANO = Geometry(
     query_groups=2, head_dim=128, ffn=1856, gated=False, tied=False, layers=52, experts=128, expert_ffn=1856,
     experts_per_token=6, shared_ffn=3712, mamba_heads=64, mamba_head_dim=64, mamba_state=128, mamba_groups=8,
 )  # fmt: skip
-SMALL = checks.Facts(
+SMALL = Facts(
     ranks=1, on_gpu=False, pack_size=128, pad_segments_to=1, training_packs=7, validation_packs=4,
     data_tokenizer="a" * 64, model_tokenizer="a" * 64, untrained_tokens=UntrainedTokens((), ()), geometry=LLAMA,
     start_geometry=LLAMA, free_disk=1e9, missing_packages={},
@@ -38,7 +35,7 @@ NANO_LAYOUT = {"tensor_model_parallel_size": 4, "sequence_parallel": True, "expe
 BF16 = {"mixed_precision": {"name": "bf16_mixed"}}
 
 
-def failed(params: p.TrainParams, facts: checks.Facts) -> dict[str, str]:
+def failed(params: p.TrainParams, facts: Facts) -> dict[str, str]:
     """Messages of the failed checks, by name."""
     return {result.check: result.message for result in checks.run_checks(params, facts) if result.failed}
 
@@ -49,12 +46,12 @@ def nano(**changes: dict[str, Any]) -> p.TrainParams:
     return train_params(**{**BF16, "train": {"global_batch_size": 64}, "model": model, **changes})
 
 
-def facts(base: checks.Facts, **changes: Any) -> checks.Facts:
+def facts(base: Facts, **changes: Any) -> Facts:
     return dataclasses.replace(base, **changes)
 
 
 # Check -> params and facts that fail it alone, the key or folder that its message begins with, and values in it.
-CASES: dict[str, tuple[p.TrainParams, checks.Facts, str, tuple[str, ...]]] = {
+CASES: dict[str, tuple[p.TrainParams, Facts, str, tuple[str, ...]]] = {
     "cpu-precision": (train_params(**BF16), SMALL, "params.yaml: mixed_precision.name: bf16_mixed", ("fp32",)),
     "cpu-experts": (
         train_params(model={"moe_permute_fusion": True}),
@@ -249,7 +246,7 @@ def test_a_training_is_stopped_with_all_failed_checks_at_once() -> None:
 
 
 def test_a_check_without_its_facts_is_not_known_and_does_not_fail() -> None:
-    results = checks.run_checks(train_params(), checks.Facts(ranks=1, on_gpu=False))
+    results = checks.run_checks(train_params(), Facts(ranks=1, on_gpu=False))
     unknown = {result.check: result.message for result in results if result.message}
     assert unknown["validation-packs"] == "not known here: validation packs"
     assert unknown["disk"] == "not known here: geometry, free disk"
@@ -294,29 +291,3 @@ def test_a_zero_embedding_and_routed_padding_are_warnings_of_a_full_training() -
 
 def test_without_validation_no_validation_packs_are_needed() -> None:
     checks.check_training(train_params(validation={"eval_iters": 0}), facts(SMALL, validation_packs=0))
-
-
-def test_facts_come_from_files_and_are_unknown_without_them(tmp_path: Path) -> None:
-    places = {name: tmp_path / name for name in ("packed", "base", "run", "start")}
-    empty = checks.gather_facts(checks.Facts(ranks=2, on_gpu=False), **places)
-    assert empty.ranks == 2
-    assert empty.free_disk is not None
-    assert (empty.pack_size, empty.training_packs, empty.model_tokenizer, empty.done_disk) == (None, None, None, 0)
-
-    tiny.write_packs(tmp_path / "packed" / "training", tiny.make_packs(7, 32, seed=1), shards=2)
-    write_json(
-        tmp_path / "packed" / "metadata.json", {"pack_size": 32, "pad_segments_to": 4, "tokenizer_sha256": "a" * 64}
-    )
-    write_json(tmp_path / "base" / "tokenizer.json", {})
-    known = checks.gather_facts(checks.Facts(ranks=1, on_gpu=False), **places)
-    assert (known.pack_size, known.pad_segments_to, known.data_tokenizer) == (32, 4, "a" * 64)
-    assert (known.training_packs, known.validation_packs) == (7, 0)
-    assert known.model_tokenizer == file_digest(tmp_path / "base" / "tokenizer.json")
-
-
-def test_checkpoints_and_the_imported_model_of_a_resumed_run_are_already_written(tmp_path: Path) -> None:
-    places = {name: tmp_path / name for name in ("packed", "base", "run", "start")}
-    for file, size in (("run/checkpoints/iter_2/a", 500), ("start/iter_0/b", 30), ("run/logs/c", 7)):
-        (tmp_path / file).parent.mkdir(parents=True)
-        (tmp_path / file).write_bytes(b"x" * size)
-    assert checks.gather_facts(checks.Facts(ranks=1, on_gpu=False), **places).done_disk == 530

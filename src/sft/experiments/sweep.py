@@ -33,6 +33,7 @@ from sft.experiments.check import find_problems
 from sft.files import file_lock, read_json, write_json
 from sft.hashing import value_digest
 from sft.lineage.patch import dirty_patch
+from sft.lineage.work_tree import git
 from sft.params.check import check_settings
 
 POLL_SECONDS = 5.0
@@ -128,7 +129,7 @@ def count_workers() -> int:
 
 def states_of(members: Iterable[str], queue: dict[str, str]) -> dict[str, str]:
     """Return the states of the members that are in the queue, or in git: `dvc queue remove` leaves results there."""
-    refs = _git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    refs = git(Path.cwd(), "for-each-ref", "--format=%(refname)", "refs/exps").decode().split()
     states = dict.fromkeys((ref.rpartition("/")[2] for ref in refs), SUCCESS) | queue
     return {member: states[member] for member in members if member in states}
 
@@ -140,7 +141,7 @@ def check_origin(name: str, members: dict[str, list[str]], known: Iterable[str])
     """
     edits = dirty_patch(Path.cwd()) or b""
     made_from = {
-        "commit": _git("rev-parse", "HEAD").strip(),
+        "commit": git(Path.cwd(), "rev-parse", "HEAD").decode().strip(),
         "uncommitted changes": value_digest(edits.decode("latin-1")),  # any byte is a character
     }
     origins: dict[str, dict[str, Any]] = {member: {**made_from, "params": words} for member, words in members.items()}
@@ -250,11 +251,6 @@ def show(states: dict[str, str], params: set[str]) -> None:
     if SUCCESS in states.values():
         command += ["--sort-by", "reports/eval.json:after.loss"]
     subprocess.run(command, check=True)
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, errors="surrogateescape").stdout
 
 
 def _dvc(*arguments: str, may_fail: bool = False) -> str:

@@ -26,6 +26,7 @@ from sft.params.read import PARAMS, params_file
 from sft.params.training import TrainParams
 from sft.planning import checks, estimate
 from sft.planning.estimate import GPUS, MEMORY_ERROR, RESERVE
+from sft.planning.facts import Facts, count_packs, gather_facts
 
 BASE = Path("models/base")
 GPU = "H100"  # of an estimate, if none is named
@@ -50,7 +51,7 @@ class Preflight:
     """The estimate of a training and the results of all checks."""
 
     params: TrainParams
-    facts: checks.Facts
+    facts: Facts
     estimate: estimate.Estimate | None
     """None: there is no estimate for this architecture (MLA)."""
     results: list[checks.Result]
@@ -76,7 +77,7 @@ def examine(params: Params, ranks: int, gpu: Gpu | None, *, has_inputs: bool = T
     model = model_folder(params, has_inputs)
     with config.quiet():
         geometry = config.geometry_of(config.model_of(model, weights=False, on_gpu=gpu is not None)[1])
-    known = checks.Facts(
+    known = Facts(
         ranks=ranks,
         on_gpu=gpu is not None,
         geometry=geometry,
@@ -85,7 +86,7 @@ def examine(params: Params, ranks: int, gpu: Gpu | None, *, has_inputs: bool = T
     )
     nowhere = Path("none")
     packed, base = (PACKED, BASE) if has_inputs else (nowhere, nowhere)
-    facts = checks.gather_facts(known, packed=packed, base=base, run=project_root() / "runs")
+    facts = gather_facts(known, packed=packed, base=base, run=project_root() / "runs")
     if facts.training_packs:
         training = training.with_steps(facts.training_packs)
     if facts.pack_size is None:  # the pack stage has not run: take what it is going to do
@@ -275,7 +276,7 @@ def resolve(params: Params, ranks: int, *, on_gpu: bool, has_inputs: bool = True
 
     training = params.training
     if training.train.epochs is not None:
-        packs = checks.count_packs(PACKED / "training") if has_inputs else None
+        packs = count_packs(PACKED / "training") if has_inputs else None
         if not packs:
             raise InputError("train.epochs: the steps follow from the packs. Run: dvc repro pack")
         training = training.with_steps(packs)

@@ -42,6 +42,7 @@ from sft.files import publish_folder, read_json, write_json
 from sft.hashing import folder_digest, folder_digests, value_digest
 from sft.params import training as p
 from sft.planning import checks, estimate
+from sft.planning.facts import Facts, gather_facts
 from sft.training import checkpoints, config, conversion, divergence, manifests, parity
 from sft.training.config import on_cpu, quiet
 from sft.training.steps import Step
@@ -213,7 +214,7 @@ def check(
                 "merges them (make export RUN= STEP=), and name the folder in fetch.model."
             )
         start_geometry = config.geometry_of_checkpoint(_weights_folder(start))
-    known = checks.Facts(
+    known = Facts(
         ranks=ranks,
         on_gpu=on_gpu,
         geometry=geometry,
@@ -221,7 +222,7 @@ def check(
         gpu_memory=None if is_elsewhere or not on_gpu else float(torch.cuda.get_device_properties(0).total_memory),
         missing_packages=None if is_elsewhere or not on_gpu else gpu.missing(provider, params),
     )
-    facts = checks.gather_facts(known, packed=packed, base=base, run=run, start=start)
+    facts = gather_facts(known, packed=packed, base=base, run=run, start=start)
     checks.check_training(params, facts)
     with quiet():
         config.check_bridge_is_used(params, base, facts.pack_size or 1, ranks, on_gpu=on_gpu)
