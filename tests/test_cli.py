@@ -95,7 +95,7 @@ def test_a_file_to_write_is_no_folder(tmp_path):
 def test_an_interruption_ends_with_130(tmp_path):
     done = call(tmp_path, "raise KeyboardInterrupt")
     assert done.returncode == 130
-    assert done.stderr == "error: interrupted. Rerun to continue: nothing was half-written.\n"
+    assert done.stderr == "error: ended by SIGINT. Rerun to continue: nothing was half-written.\n"
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])

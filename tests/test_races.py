@@ -206,20 +206,11 @@ def a_sweep_of_evaluations(race: Race) -> None:
     race.start(*REPRO, WAIT="1").wait()
 
 
-def an_orphan(race: Race) -> None:
+def a_dvc_that_is_killed(race: Race) -> None:
     first = race.start(*REPRO)
     wait_for(lambda: bool(runs(race.project) - race.before), 900)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    assert race.start(*REPRO, WAIT="1").wait() == 0
-
-
-def an_orphan_and_a_start_that_does_not_wait(race: Race) -> None:
-    first = race.start(*REPRO, STEP_SECONDS="3")
-    race.wait_for(1)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    assert race.start().wait() == 1
     assert race.start(*REPRO, WAIT="1").wait() == 0
 
 
@@ -237,7 +228,7 @@ RACES = (
     *(at_once, one_after_a_second, in_the_middle, in_the_last_step, three_that_wait),
     *(the_owner_is_killed, the_owner_is_killed_before_a_step, the_owner_gets_sigterm, the_owner_gets_ctrl_c),
     *(killed_again_and_again, dvc_beside_a_stage, an_experiment_in_a_copy, two_experiments_in_copies),
-    *(a_queue_of_two_workers, a_sweep_of_evaluations, an_orphan, an_orphan_and_a_start_that_does_not_wait),
+    *(a_queue_of_two_workers, a_sweep_of_evaluations, a_dvc_that_is_killed),
     *(two_hosts, two_hosts_without_flock),
 )
 

@@ -9,6 +9,7 @@ and prints a traceback.
 """
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import errno
@@ -16,16 +17,20 @@ import io
 import json
 import math
 import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from rich.console import Console
+
+from sft import STOPPING, end_at_once
 
 # Libraries that report to their makers, unless the environment turns that on. They read it when they are imported.
 NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "DVC_NO_ANALYTICS": "true"}
@@ -37,6 +42,7 @@ OUT_OF_MEMORY = (
     "Nothing was half-written."
 )
 PR_SET_PDEATHSIG = 1
+PATIENCE = 5.0  # seconds in which a second signal does not cut short what ends a program
 EVIDENCE_CHARS = 200
 """Longest line that is quoted from outside."""
 
@@ -46,9 +52,9 @@ class InputError(ValueError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks the program to end, as Ctrl-C does."""
+    """A signal that asks the program to end: Ctrl-C (SIGINT), SIGTERM or SIGHUP."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
         self.number = number
 
@@ -62,8 +68,8 @@ def run_or_exit(main: Callable[[], object]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding (LC_ALL=C) gets \\u2500, no traceback
             stream.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
+        for number in STOPPING:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, end_at_once):
                 signal.signal(number, _stop)
     try:
         main()
@@ -80,11 +86,10 @@ def run_or_exit(main: Callable[[], object]) -> None:
         output = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
         last = (output.strip().splitlines() or ["its message, if any, is above"])[-1]
         exit_with(f"{shlex.join(map(str, error.cmd))}: ended with status {error.returncode}: {last}")
-    except Stopped as stopped:
-        name = signal.Signals(stopped.number).name
-        exit_with(f"ended by {name}. Rerun to continue: nothing was half-written.", status=128 + stopped.number)
-    except KeyboardInterrupt:
-        exit_with("interrupted. Rerun to continue: nothing was half-written.", status=128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
+        name = signal.Signals(number).name
+        exit_with(f"ended by {name}. Rerun to continue: nothing was half-written.", status=128 + number)
 
 
 def _dvc_errors() -> tuple[type[Exception], ...]:
@@ -103,8 +108,29 @@ def run_child(command: Sequence[str], **options: Any) -> int:
             raise
 
 
+_asked_at = -PATIENCE
+
+
 def _stop(number: int, _frame: object) -> None:
-    raise Stopped(number)
+    global _asked_at
+    if (now := time.monotonic()) - _asked_at >= PATIENCE:
+        _asked_at = now
+        raise Stopped(number)
+
+
+def end_with_dvc() -> None:
+    """Let a stage end when its dvc does, as for SIGTERM: a dvc that is ended alone leaves the stage running."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError):
+        if b"python -m sft." in Path(f"/proc/{parent}/cmdline").read_bytes():  # a shell between them, as dash
+            parent = int(Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+        dvc = os.pidfd_open(parent)
+        threading.Thread(target=_end_after, args=(dvc,), name="dvc", daemon=True).start()
+
+
+def _end_after(process: int) -> None:
+    select.select([process], [], [])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -33,8 +33,8 @@ def publish_folder(target: Path) -> Iterator[Path]:
     After an error nothing is published, and an existing `target` is unchanged.
     """
     partial = _partial_path(target)
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         for path in sorted(partial.rglob("*"), reverse=True):
             _flush(path)
@@ -52,8 +52,8 @@ def publish_folder(target: Path) -> Iterator[Path]:
 def scratch_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder next to `target`, on the same disk, for files of workers; removed when the block ends."""
     scratch = _partial_path(target.with_name(f"{target.name}-scratch"))
-    scratch.mkdir()
     try:
+        scratch.mkdir()
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

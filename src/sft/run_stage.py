@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from sft.cli import InputError, make_parser, run_or_exit
+from sft.cli import InputError, end_with_dvc, make_parser, run_or_exit
 
 
 def run_stage(main: Callable[[], None], doc: str | None, *, remote: bool = False) -> None:
@@ -50,6 +50,8 @@ def _run_checked(main: Callable[[], None]) -> None:
     """Check all of params.yaml before a stage, so that the first stage shows every mistake in it."""
     from sft.params.check import check_params  # needs all schemas; workers, which import the stage, do not
 
+    if "DVC_STAGE" in os.environ and "RANK" not in os.environ:
+        end_with_dvc()
     check_python()
     check_params()
     main()

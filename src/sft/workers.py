@@ -389,6 +389,7 @@ class _Child:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            process_group=0,  # Ctrl-C is for the driver, which ends its children
         )
         self.running.add(self)
 

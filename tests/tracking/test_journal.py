@@ -104,12 +104,15 @@ def test_an_attempt_ends_as_it_ended(tmp_path, error, status):
 
 def test_sigterm_ends_an_attempt_as_killed(tmp_path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from sft.tracking.journal import *\n"
+        "import os, signal, sys; from pathlib import Path; from sft.cli import run_or_exit; "
+        "from sft.tracking.journal import *\n"
         "run_journal = open_run(Path(sys.argv[1]), {}, {}, [])\n"
-        "with record_status(run_journal): os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "def main():\n"
+        "    with record_status(run_journal): os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "run_or_exit(main)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "key")], capture_output=True, check=False)
-    assert done.returncode in (-signal.SIGINT, 1, 130)
+    assert done.returncode == 128 + signal.SIGTERM
     assert [entry["status"] for entry in entries(Journal(tmp_path / "key"), "end")] == ["KILLED"]
 
 

@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import threading
 import time
@@ -24,7 +23,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sft.files import file_lock, flatten, read_json, write_json
@@ -194,10 +192,8 @@ def end_dead_attempts(journal: Journal) -> list[int]:
 
 @contextlib.contextmanager
 def record_status(journal: Journal) -> Iterator[None]:
-    """End the attempt with the block: FINISHED, FAILED on an error, KILLED on an interrupt or SIGTERM."""
+    """End the attempt with the block: FINISHED, FAILED on an error, KILLED on a signal (sft.cli.Stopped)."""
     status = FAILED
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if in_main_thread else None
     try:
         yield
         status = FINISHED
@@ -205,13 +201,7 @@ def record_status(journal: Journal) -> Iterator[None]:
         status = KILLED
         raise
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
         journal.add("end", attempt=max(journal.attempts()), status=status)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def open_model(run: Path, model: Path) -> Journal:
