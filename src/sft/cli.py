@@ -87,9 +87,8 @@ def run_or_exit(main: Callable[[], object]) -> None:
         last = (output.strip().splitlines() or ["its message, if any, is above"])[-1]
         exit_with(f"{shlex.join(map(str, error.cmd))}: ended with status {error.returncode}: {last}")
     except KeyboardInterrupt as interrupt:
-        number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
-        name = signal.Signals(number).name
-        exit_with(f"ended by {name}. Rerun to continue: nothing was half-written.", status=128 + number)
+        asked = signal.Signals(interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT)
+        exit_with(f"ended by {asked.name}. Rerun to continue: nothing was half-written.", status=128 + asked)
 
 
 def _dvc_errors() -> tuple[type[Exception], ...]:
