@@ -342,10 +342,13 @@ def test_the_deps_of_a_stage_are_the_packages_that_it_imports_and_the_pins():
 
 
 def test_packages_hold_nothing_but_a_docstring_of_one_line():
-    """So that they need not be deps of every stage, and `ls` of the source tree is its table of contents."""
+    """So that they need not be deps of every stage, and `ls` of the source tree is its table of contents.
+
+    The first of all, sft itself, also ends a program that gets a signal while it imports: no output depends on it.
+    """
     sources = modules()
     assert len(packages(sources)) > 15
-    for name in packages(sources):
+    for name in set(packages(sources)) - {"sft"}:
         assert [type(node) for node in sources[name].body] == [ast.Expr], name
         assert len((ast.get_docstring(sources[name]) or "").splitlines()) == 1, name
 
