@@ -4,13 +4,12 @@
 #     check_command.sh "OLD:NEW ..." "TARGET ..." "VARIABLE ..."     what was typed, and names that were renamed
 #
 # Prints one error line, or nothing. A target must be one of commands.txt: make itself takes any name of a file or folder
-# (`make tests`), and does nothing. A variable of the command line must be one that a typed target takes, or a param. One of
-# the environment (`ROW=50 make repro`) is an error only if it is a known name in other case, or one letter away from it,
-# because an environment holds many variables that are not make's.
+# (`make tests`), and does nothing. A variable of the command line must be one that a typed target takes, or a param. The
+# environment holds variables of other programs, which are none of make's.
 set -euo pipefail
 cd "${BASH_SOURCE[0]%/*}"
 
-env -0 | tr '\n\0' ' \n' | awk -v renamed="$1" -v goals="$2" -v typed="$3" '
+awk -v renamed="$1" -v goals="$2" -v typed="$3" '
     # Number of letters to insert, delete, change or swap with the next one, to get from a to b; case does not count.
     function distance(a, b,    i, j, cost, d) {
         a = toupper(a); b = toupper(b)
@@ -38,10 +37,10 @@ env -0 | tr '\n\0' ' \n' | awk -v renamed="$1" -v goals="$2" -v typed="$3" '
     }
     function letters(name) { return int((length(name) + 2) / 3) }
     function fail(message) { if (!failed) print message; failed = 1; exit }
-    function unknown(name, from,    meant) {
-        if (name in param) fail(name "=" from ": make has no such variable. A param has its section before it: " param[name] "=")
-        meant = nearest(name, takers, from == "" ? letters(name) : 1)
-        fail(name "=" from ": make has no such variable. " \
+    function unknown(name,    meant) {
+        if (name in param) fail(name "=: make has no such variable. A param has its section before it: " param[name] "=")
+        meant = nearest(name, takers, letters(name))
+        fail(name "=: make has no such variable. " \
             (meant == "" ? "It takes: " taken ". A param has a dot: optimizer.lr=1e-5" : "Did you mean " meant "=?"))
     }
     BEGIN {
@@ -77,15 +76,9 @@ env -0 | tr '\n\0' ' \n' | awk -v renamed="$1" -v goals="$2" -v typed="$3" '
 
         number = split(typed, given, " ")
         for (i = 1; i <= number; i++) {
-            if (given[i] in now || !(given[i] in takers)) unknown(given[i], "")
+            if (given[i] in now || !(given[i] in takers)) unknown(given[i])
             if (!(given[i] in taking)) \
                 fail(given[i] "=: make " (goals == "" ? "help" : goals) " does not take it, it takes: " (taken == "" ? "no variable" : taken) \
                     ". " given[i] "= is for: " takers[given[i]])
         }
-    }
-    /^[A-Za-z_]+=/ && !failed {
-        name = substr($0, 1, index($0, "=") - 1)
-        if (name in takers || name ~ /^(DATE|JOB|LAST|MODE|NODE|PART|SORT|STOP|name)$/) next # of other programs; name: nix-shell
-        near = nearest(name, takers, 1)
-        if (near != "" && (length(near) >= 4 || distance(name, near) == 0)) unknown(name, " in the environment")
     }'

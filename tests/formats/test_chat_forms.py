@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sft.cli import InputError
 from sft.conversation import Conversation
-from sft.formats.chat_forms import AUTO, FORMATS, FieldCounts, select_rows
+from sft.formats.chat_forms import AUTO, FORMATS, GROUP, FieldCounts, check_read, select_rows
 from sft.formats.detect import decide_read
 from sft.formats.messages import normalize
 from sft.formats.raw_files import read_objects
@@ -48,6 +48,12 @@ def records(folder: Path, format: str, **mapping: Any) -> list[dict[str, Any]]:
 def test_an_unknown_format_is_refused_and_the_nearest_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'openia'.*'openai'.*sharegpt"):
         read_rows(tmp_path, "openia")
+
+
+def test_auto_is_a_format_whose_fields_are_found() -> None:
+    check_read("auto", {GROUP: "book"}, {})
+    with pytest.raises(InputError, match=r"'auto' finds the fields itself"):
+        check_read("auto", {"messages": "x"}, {})
 
 
 @pytest.mark.parametrize("format", [format for format in FORMATS if format != AUTO])

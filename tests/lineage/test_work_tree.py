@@ -50,12 +50,13 @@ def test_your_data_is_in_no_patch_unless_git_has_it(repository, is_added):
     assert dirty_patch(repository.parent / "link") is None
     (repository / "deep/a/code.py").write_text("new\n")
     (repository / "deep/c").mkdir()
-    (repository / "deep/c/[x]1.jsonl").write_text("other\n")
+    (repository / "deep/c/[x]1.jsonl").write_text("private: of params.yaml before, or of the next\n")
+    (repository / "rows.JSON.zst").write_text("private\n")
     (repository / "edited.py").write_text("edited\n")
     changes = dirty_patch(repository).decode()
     assert git_state(repository)[1] is True
     assert "private" not in changes
-    assert changes.count("diff --git") == 3
+    assert changes.count("diff --git") == 2
 
 
 def test_a_new_file_that_looks_like_a_secret_does_not_make_the_code_dirty(repository):

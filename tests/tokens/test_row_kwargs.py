@@ -131,6 +131,11 @@ def test_an_argument_that_the_template_does_not_read_rejects_the_row_by_name(cha
     assert (len(samples), counts["rows"]["out"], counts["kwargs"]) == (1, 1, {})
 
 
+def test_arguments_of_apply_chat_template_that_change_nothing_are_left_out(chats):
+    row = {"messages": [ASK, ANSWER], "chat_template_kwargs": {"add_generation_prompt": False, "tokenize": True}}
+    assert shown(chats["efforts"], row) == shown(chats["efforts"], {"messages": [ASK, ANSWER]})
+
+
 def test_thinking_is_given_to_a_template_that_reads_it_and_is_no_fault_for_another(chats, tmp_path):
     row = {"messages": [ASK, THINKS], "chat_template_kwargs": {"thinking": True}}
     assert shown(chats["nano3"], row) == shown(chats["nano3"], {"messages": [ASK, THINKS]})

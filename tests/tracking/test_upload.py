@@ -406,6 +406,26 @@ def test_a_store_that_was_reset_at_its_address_gets_the_whole_run(tmp_path, stor
     assert everything(result.run_id)[:2] == before[:2]
 
 
+def test_steps_that_a_server_took_and_did_not_store_are_sent_again_each_once(tmp_path, store, monkeypatch):
+    run_journal, client = begin(tmp_path), mlflow.MlflowClient
+    log_step(run_journal, 1, 1.0)
+    sync_run(run_journal.folder.parent)
+    log_batch = client.log_batch
+    monkeypatch.setattr(client, "log_batch", lambda *_, **__: None)
+    log_step(run_journal, 2, 0.5)
+    sync_run(run_journal.folder.parent)
+    monkeypatch.setattr(client, "log_batch", log_batch)
+    log_step(run_journal, 3, 0.25)
+    first = sync_run(run_journal.folder.parent, confirm=False)
+    assert history(first.run_id) == [(1, 1.0), (3, 0.25)], "the fault is there"
+    result = sync_run(run_journal.folder.parent)
+    assert (result.run_id, result.pending) == (first.run_id, 0)
+    assert "1 steps of run" in " ".join(result.notes)
+    assert sorted(history(result.run_id)) == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert set(metrics_of(result.run_id).values()) == {1}
+    assert sync_run(run_journal.folder.parent).notes == ()
+
+
 def test_a_run_that_is_deleted_while_it_trains_is_logged_again(tmp_path, store):
     run_journal = begin(tmp_path)
     log_step(run_journal, 1, 1.0)

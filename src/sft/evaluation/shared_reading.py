@@ -7,6 +7,7 @@ of the prompt, is where the answer starts: on a CPU this saves a third of an eva
 separate passes by rounding at most. A model that keeps anything else (a state, a window) reads its prompts by itself.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,13 +79,14 @@ def find_samples(samples: Sequence[Sample], prompts: Sequence[Sequence[int]]) ->
     {0: 0, 1: 1}
     """
     found: dict[int, int] = {}
-    free = dict(enumerate(ids for ids, _ in samples))
-    for number, prompt in enumerate(prompts):
-        size = len(prompt)
-        match = next((n for n, ids in free.items() if len(ids) > size and list(ids[:size]) == list(prompt)), None)
-        if match is not None:
-            found[number] = match
-            del free[match]
+    free = sorted((list(ids), number) for number, (ids, _) in enumerate(samples))
+    for number, prompt in enumerate(map(list, prompts)):
+        size, place, matches = len(prompt), bisect.bisect_left(free, (prompt, -1)), list[int]()
+        while place < len(free) and free[place][0][:size] == prompt:
+            matches += [place] if len(free[place][0]) > size else []
+            place += 1
+        if matches:
+            found[number] = free.pop(min(matches, key=lambda each: free[each][1]))[1]
     return found
 
 

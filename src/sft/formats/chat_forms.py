@@ -50,6 +50,12 @@ def check_read(format: str, fields: Fields, select: Selection) -> None:
         raise InputError(f"read: format {format!r} reads one package as it is. Remove fields and select.")
     if format in PACKAGES:
         return
+    if format == AUTO and fields.keys() <= {GROUP}:
+        return
+    if format == AUTO:
+        raise InputError(
+            f"read: format {AUTO!r} finds the fields itself, but {GROUP}. Remove read.fields, or name the format."
+        )
     if format not in TO_RECORD:
         raise InputError(f"read: format {format!r} is unknown. {_nearest(format, FORMATS)}Known: {', '.join(FORMATS)}.")
     for name in fields:

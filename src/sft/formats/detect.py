@@ -12,7 +12,7 @@ from typing import Any
 
 from sft.cli import InputError
 from sft.conversation import Conversation, Rejection
-from sft.formats.chat_forms import AUTO, GROUP, FieldCounts, convert_chats
+from sft.formats.chat_forms import AUTO, FieldCounts, check_read, convert_chats
 from sft.formats.fields import Suggestion, listed, merged, suggest_read
 from sft.formats.messages import normalize
 from sft.formats.other_shapes import WRITE, other_shape
@@ -46,10 +46,7 @@ def detect(folder: Path, read: Read) -> tuple[Suggestion, dict[str, Any]]:
 
     Raises:  InputError: there are no rows, or no form fits enough of them; the message has the counts.
     """
-    if read.fields.keys() - {GROUP}:
-        raise InputError(
-            f"read: format {AUTO!r} finds the fields itself, but {GROUP}. Remove read.fields, or name the format."
-        )
+    check_read(AUTO, read.fields, read.select)
     found = list(itertools.islice(read_objects(folder, read.split, read.config), ROWS))
     if not (rows := [row for row in found if row.record is not None]):
         faults = [f"{row.location}: {row.fault}" for row in found[:1]]

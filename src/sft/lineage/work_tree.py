@@ -34,6 +34,9 @@ SECRET_FILES = (
     "config.local",
 )
 NOT_SECRET = tuple(f":(exclude,glob,icase)**/{pattern}" for pattern in SECRET_FILES)
+# New files of rows, in any format of a source, are data, also those that params.yaml no longer names.
+ROW_FILES = ("jsonl", "jsonlines", "ndjson", "json", "parquet", "arrow", "feather", "csv", "tsv")
+NOT_ROWS = tuple(f":(exclude,glob,icase)**/*.{kind}{more}" for kind in ROW_FILES for more in ("", ".*"))
 FILE = "file://"
 
 
@@ -53,7 +56,7 @@ def index_of_head(root: Path) -> Iterator[dict[str, str]]:
 
 def new_files(root: Path, environ: Mapping[str, str]) -> list[str]:
     """Return the paths of new files, without your data and what git ignores; `environ`: of `index_of_head`."""
-    only = ("--exclude-standard", "--", ".", *OWN_OUTPUTS, *NOT_SECRET)
+    only = ("--exclude-standard", "--", ".", *OWN_OUTPUTS, *NOT_SECRET, *NOT_ROWS)
     data = set(_others(root, environ, "--exclude-standard", "--", *specs)) if (specs := data_paths(root)) else set()
     return [name for name in _others(root, environ, *only) if name not in data]
 

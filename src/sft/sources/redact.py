@@ -5,6 +5,7 @@ a password may hold a slash.
 """
 
 import re
+from urllib.parse import unquote
 
 AUTHORITY_END = re.compile(r"[/?#]")
 QUERY = re.compile(r"[?#]")
@@ -12,11 +13,13 @@ QUERY_OF_PATH = re.compile(r"\?[\w.~-]+=")  # of an address without a host: /f?k
 TRAILING = ",.;:)]}>'\""  # of a sentence, behind an address
 # A value behind a name that says it is secret, as in headers, environments and YAML.
 NAMED = re.compile(
-    r"((?:password|passwd|secret|api[_-]?key|signature|credential|cookie|token(?!s|iz))[\w-]{0,30}[\"']?\s?[=:]\s?[\"']?)"
-    r"[^\s\"',;&]+",
+    r"((?:(?:password|passwd|secret|api[_-]?key|signature|credential|cookie|token(?!s|iz))[\w-]{0,30}|\bsig)"
+    r"[\"']?\s?(?:=|:(?!\s\S{1,3}(?:\s|$)))\s?[\"']?)[^\s\"',;&]+",  # not "unexpected token: x"
     re.IGNORECASE,
 )
-BEARER = re.compile(r"\b(bearer|basic)\s[^\s\"',;]+", re.IGNORECASE)
+BEARER = re.compile(r"\b(?i:(bearer|basic))\s(?=[^\s\"',;]*(?:[\d=_]|[a-z][A-Z]))[^\s\"',;]+")  # not "basic auth"
+HOST_PORT = re.compile(r"[^:]*(:\d*)?[.,;:)\]}>'\"]*|[^@]*\[.*")  # an authority without a password, also [::1]
+MAX_DECODED = 3  # an address in a query of an address in a query
 # What a terminal acts on: C0 without tab and newline, DEL, C1, and marks that change the direction of text.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -30,7 +33,9 @@ def redact(text: str) -> str:
     'see https://***@host/file?..., or s3://bucket/key'
     """
     words = re.split(r"(\s)", CONTROL.sub("?", text))
-    without = "".join(_redact_word(word) if "://" in word or "?" in word else word for word in words)
+    without = "".join(
+        _redact_word(_decoded(word)) if "//" in word or "?" in word or "%" in word else word for word in words
+    )
     return BEARER.sub(r"\1 ***", NAMED.sub(r"\1***", without))
 
 
@@ -40,11 +45,20 @@ def has_password(address: str) -> bool:
     return bool(separator) and ":" in rest.rpartition("@")[0]
 
 
+def _decoded(word: str) -> str:
+    """Return a word without percent-encoding where that hides what an address begins with, or a secret's name."""
+    decoded = word
+    for _ in range(MAX_DECODED):
+        decoded = unquote(decoded)
+    hides = decoded != word and (("//" in decoded and "//" not in word) or ("@" in decoded and "@" not in word))
+    return CONTROL.sub("?", decoded) if hides or (NAMED.search(decoded) and not NAMED.search(word)) else word
+
+
 def _redact_word(word: str) -> str:
     shown, start = [], 0
     last_at, query = word.rfind("@"), QUERY.search(word)
-    while (scheme := word.find("://", start)) >= 0:
-        begin = scheme + 3
+    while (scheme := word.find("//", start)) >= 0:
+        begin = scheme + 2
         shown.append(word[start:begin])
         match = AUTHORITY_END.search(word, begin)
         end = match.start() if match else len(word)
@@ -54,10 +68,12 @@ def _redact_word(word: str) -> str:
         if at >= 0:
             shown.append("***@")
             begin = at + 1
+        elif match is None and not HOST_PORT.fullmatch(word, begin):  # me:passw, cut off at the end of a line
+            return "".join([*shown, "***"])
         start = begin
         if query and query.start() < start:  # in a password
             query = QUERY.search(word, start)
-        following = word.find("://", start)
+        following = word.find("//", start)
         if query and (following < 0 or query.start() < following):
             return "".join([*shown, word[start : query.start()], _cut_query(word[query.start() :])])
     if query := QUERY_OF_PATH.search(word, start):

@@ -23,6 +23,11 @@ NOT_OF_ROWS = {
     *("messages", "tools", "documents", "add_generation_prompt", "enable_thinking", "chat_template_kwargs"),
     *("raise_exception", "strftime_now", "range", "dict", "cycler", "joiner", "namespace"),
 }
+# Arguments of transformers' apply_chat_template, which change nothing of a conversation that ends with an answer.
+NOT_OF_TEMPLATES = {
+    *("add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask"),
+}
 MOST_VALUES = 20  # of an argument, listed in the report
 
 
@@ -46,10 +51,12 @@ def variables_read(template: nodes.Template) -> frozenset[str]:
 def kwargs_of(meta: str, chat: "ChatTemplate") -> TemplateKwargs:
     """Return what a filtered row gives the template; `meta` is its JSON text.
 
-    `thinking`, which the filter stage compared with the answers, is left out if the template does not read it.
+    Left out are NOT_OF_TEMPLATES, and `thinking`, which the filter stage compared with the answers, if the template
+    does not read it.
     """
     kwargs = json.loads(meta).get("template_kwargs", {}) if '"template_kwargs":' in meta else {}
-    return {name: value for name, value in kwargs.items() if name != "thinking" or name in chat.row_kwargs}
+    left_out = NOT_OF_TEMPLATES | {"thinking"} - chat.row_kwargs
+    return {name: value for name, value in kwargs.items() if name not in left_out}
 
 
 def check_kwargs(kwargs: TemplateKwargs, chat: "ChatTemplate") -> Rejection | None:

@@ -85,6 +85,7 @@ class Uploader:
         self.client, self.journal, self.store = client, journal, store
         self.state: dict[str, Any] = journal.synced(store)
         self.notes: list[str] = []
+        self._has: dict[tuple[str, str], set[int]] = {}
 
     def confirm(self) -> None:
         """Start over unless the store has what it had: the run with its tag, the run of its data, the version."""
@@ -103,6 +104,8 @@ class Uploader:
             self.start_over(f"version {version} is no longer there")
         elif (data := self.state.get("data_run")) and not _is_active(known(lambda: self.client.get_run(data))):
             self.start_over(f"run {data} of the packed data is no longer there")
+        elif lost := self._lost_steps(run_id):
+            self.start_over(f"{lost} steps of run {run_id} are not there, though it said that it had them")
 
     def start_over(self, missing: str | None) -> None:
         """Forget what the store had, so that everything is uploaded; what it still has stays as it is."""
@@ -202,20 +205,28 @@ class Uploader:
             run_id = self.state["run_id"] if attempt is None else self.state["attempts"][str(attempt)]
             step, values = _values(entry)
             for name, value in ((metric_name(name), value) for name, value in values.items()):
-                if step > self._last_step(run_id, name):
-                    self.state["last"][f"{run_id} {name}"] = step
+                if step not in (has := self._steps(run_id, name)):
+                    has.add(step)
                     by_run.setdefault(run_id, []).append(entities.Metric(name, value, entry["time"], step))
         for run_id, metrics in by_run.items():
             for some in itertools.batched(metrics, MAX_METRICS):
                 self.client.log_batch(run_id, metrics=list(some))
 
-    def _last_step(self, run_id: str, name: str) -> int:
-        """Return the last step of a metric that a run in the store has; -1 for none."""
-        last: dict[str, int] = self.state.setdefault("last", {})
-        key = f"{run_id} {name}"
-        if key not in last:
-            last[key] = max((metric.step for metric in self.client.get_metric_history(run_id, name)), default=-1)
-        return last[key]
+    def _steps(self, run_id: str, name: str) -> set[int]:
+        """Return the steps of a metric that a run in the store has: asked once, then kept up to date."""
+        if (run_id, name) not in self._has:
+            self._has[run_id, name] = {metric.step for metric in self.client.get_metric_history(run_id, name)}
+        return self._has[run_id, name]
+
+    def _lost_steps(self, run_id: str) -> int:
+        """Return how many steps and validations that the store took are not there: it may answer and store nothing."""
+        sent: dict[str, set[int]] = {}
+        for end, entry in self.journal.read():
+            if end <= self.state.get("bytes", 0) and entry["kind"] in ("step", "validation"):
+                step, values = _values(entry)
+                for name in values.keys() & {"loss", "validation_loss"}:
+                    sent.setdefault(name, set()).add(step)
+        return sum(len(steps - self._steps(run_id, name)) for name, steps in sent.items())
 
     def files(self, entry: dict[str, Any]) -> None:
         """Texts to attach."""
