@@ -17,7 +17,7 @@ from bench.filters import read_fixture
 
 from sft.conversation import Conversation, Rejection
 from sft.filters import control_tokens, structure
-from sft.formats import answers, calls, columns, flags, messages, parts, reasoning, tools, unread
+from sft.formats import answers, columns, flags, messages, parts, tools, unread
 from sft.formats.messages import normalize
 from sft.formats.records import REJECT_REASONS
 
@@ -52,13 +52,11 @@ def reasons() -> set[str]:
     found = set(REJECT_REASONS)
     for module in (
         answers,
-        calls,
         columns,
         control_tokens,
         flags,
         messages,
         parts,
-        reasoning,
         structure,
         tools,
         unread,

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from sft.conversation import Conversation
-from sft.formats.marked_calls import split_calls, split_results
 from sft.formats.messages import normalize
 from sft.formats.not_read import NotRead
+from sft.formats.text_calls import split_calls, split_results
 from sft.formats.text_tools import split_tools
 
 TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}}}

@@ -3,8 +3,8 @@
 One reader for all data sets; sft.formats.spellings has the names of keys, roles, parts and flags. It reads OpenAI's
 chat messages and Responses items, Anthropic's blocks, ShareGPT's turns, calls as JSON text or as `<tool_call>` in text
 (Hermes), reasoning by key, as a part, or inline. A message becomes one turn, or several (an Anthropic user message with
-results), or a part of one (a call that follows a call). One module each: parts, reasoning, calls, answers; text_calls
-and text_tools for what is in text; columns for what is said beside the messages.
+results), or a part of one (a call that follows a call). One module each: parts, answers; text_calls and text_tools
+for what is in text; columns for what is said beside the messages.
 
 Exact or not at all: a message that says two different things, or something that cannot be trained, rejects the row.
 Keys that no table names are counted (sft.formats.not_read) and change nothing.
@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from sft.conversation import Conversation, Message, Rejection, excerpt
-from sft.formats.answers import assistant_turns, channel_turns, thought_turn
-from sft.formats.calls import call_turn, read_call
+from sft.formats.answers import assistant_turns, call_turn, channel_turns, read_call, thought_turn
 from sft.formats.columns import (
     NO_ROW,
     RowFacts,
@@ -27,16 +26,19 @@ from sft.formats.columns import (
 )
 from sft.formats.flags import UNCLEAR, UnfitRowError, is_trained
 from sft.formats.json_text import parsed_or_same
-from sft.formats.marked_calls import MARKUP, find_markup, split_calls, split_results
 from sft.formats.not_read import NotRead
 from sft.formats.parts import MESSAGE_PATH, is_result_part, respell, result_turn, text_of, unread_keys, user_turns
 from sft.formats.spellings import CHANNEL, MESSAGE_KEYS, PLAIN_KEYS, RECIPIENT, ROLES, role_of, speaker_of, unwrapped
 from sft.formats.text_calls import (
     CALL_END,
     CALL_MARK,
+    MARKUP,
     bare_calls,
     begins_as_calls,
+    find_markup,
     split_bracket_calls,
+    split_calls,
+    split_results,
 )
 from sft.formats.text_tools import split_tools
 from sft.formats.tools import parse_or_reject, read_tools
