@@ -93,3 +93,10 @@ def test_a_filter_that_is_off_rejects_nothing(rows):
             conversation = apply_ends(conversation, filters.params().ends).conversation
             rejected = check_structure(conversation)
             assert outcome == (rejected or Kept(conversation, conversation.id, signature(conversation), 0))
+
+
+def test_without_a_threshold_of_near_duplicates_nothing_is_signed(rows):
+    params, kept = filters.params(), Pipeline(filters.params(), ITEMS).apply(rows)
+    unsigned = Pipeline(params.model_copy(update={"near_duplicates": None}), ITEMS).apply(rows)
+    assert unsigned == [each._replace(signature=None) if isinstance(each, Kept) else each for each in kept]
+    assert any(isinstance(each, Kept) and each.signature for each in kept)

@@ -64,8 +64,7 @@ def equal_ids(ids: npt.NDArray[np.void]) -> Duplicates:
     ordered = halves[order]
     is_later = np.zeros(len(ids), np.bool_)
     is_later[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)
-    first = order[np.maximum.accumulate(np.where(is_later, 0, np.arange(len(ids))))]
-    kept = np.empty(len(ids), np.int64)
-    kept[order] = first
-    number = np.flatnonzero(kept != np.arange(len(ids)))
-    return Duplicates(number, kept[number], np.ones(len(number)))
+    first, later = np.flatnonzero(~is_later), np.flatnonzero(is_later)
+    number, kept = order[later], order[first[np.searchsorted(first, later) - 1]]
+    by_number = np.argsort(number)
+    return Duplicates(number[by_number], kept[by_number], np.ones(len(number)))
