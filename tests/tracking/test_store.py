@@ -99,6 +99,28 @@ def test_records_keep_their_paths_and_are_replaced(tmp_path, store):
     assert (downloaded / "params.yaml").read_text() == "a: 1\n"
 
 
+def test_a_project_that_is_moved_or_copied_finds_its_artifacts(tmp_path, store, monkeypatch):
+    run_journal = begin(tmp_path)
+    (tmp_path / "params.yaml").write_text("lr: 1")
+    run_journal.attach("records", {"params.yaml": tmp_path / "params.yaml"})
+    run_id = sync_run(run_journal.folder.parent).run_id
+    moved = tmp_path / "another"
+    moved.mkdir()
+    (tmp_path / "runs").rename(moved / "runs")
+    program = (  # MLflow remembers where it found the artifacts of a run
+        "import sys; from pathlib import Path; from sft.tracking.store import fetch_records\n"
+        "print((fetch_records(sys.argv[1], Path(sys.argv[2])) / 'params.yaml').read_text())"
+    )
+    for target in ("first", "second"):
+        command = [sys.executable, "-c", program, run_id, str(tmp_path / target)]
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run(command, cwd=moved, env=environment, capture_output=True, text=True)
+        assert done.stdout == "lr: 1\n", done.stderr
+    monkeypatch.chdir(moved)
+    experiment = store_of_runs.connect().get_experiment_by_name(LOCAL_NAME)
+    assert experiment.artifact_location == (moved / "runs/mlflow-artifacts").as_uri()
+
+
 def test_artifacts_lie_in_s3_and_clients_need_no_keys(server, tmp_path, monkeypatch):
     (tmp_path / "server").mkdir()
     shutil.copyfile(server.folder / "empty.db", tmp_path / "server/mlflow.db")

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ NO_ACCESS = {"CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 VERSION = r"([\w.-]+)(?:/(\d+)|@([\w.-]+))"  # of a registered model: name/version, name@alias
 # Error codes for a run, a version or an alias that the store does not have, or that was deleted.
 UNKNOWN = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}
+# Columns of MLflow's tables that hold addresses of artifacts.
+ADDRESSES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 # Options of MLflow's client, unless the environment has others.
 OPTIONS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -76,6 +79,7 @@ def connect() -> mlflow.MlflowClient:
             os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), host]))
         if is_local():
             _make_local_store(project_root() / "runs")
+            _find_artifacts(project_root() / "runs")
         mlflow.set_tracking_uri(uri)
         return mlflow.MlflowClient()
 
@@ -97,6 +101,19 @@ def _make_local_store(runs: Path) -> None:
 
             with publish_file(store) as partial:
                 SqlAlchemyStore(sqlite_uri(partial), (runs / "mlflow-artifacts").as_uri()).engine.dispose()
+
+
+def _find_artifacts(runs: Path) -> None:
+    """Let runs/mlflow.db name the artifacts where they are: its addresses are absolute, and a project can move."""
+    here, mark = (runs / "mlflow-artifacts").as_uri(), "/runs/mlflow-artifacts"
+    with contextlib.closing(sqlite3.connect(runs / "mlflow.db", timeout=PATIENCE)) as database, database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+        for table, column in (each for each in ADDRESSES if each[0] in tables):
+            moved = f"{column} LIKE 'file:%' AND instr({column}, :mark) AND substr({column}, 1, length(:here)) <> :here"
+            names = {"here": here, "mark": mark}
+            if database.execute(f"SELECT 1 FROM {table} WHERE {moved} LIMIT 1", names).fetchone():
+                rest = f"substr({column}, instr({column}, :mark) + length(:mark))"
+                database.execute(f"UPDATE {table} SET {column} = :here || {rest} WHERE {moved}", names)
 
 
 def experiment_name(client: mlflow.MlflowClient) -> str:
@@ -159,7 +176,7 @@ def explained() -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (MlflowException, RequestException, SQLAlchemyError, ParseError, OSError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, ParseError, OSError) as error:
         lines = [line for line in redact(str(error)).splitlines() if line.strip()]
         reason = lines[0][:500] if lines else type(error).__name__
         if isinstance(error, MlflowException) and error.error_code in NO_ACCESS:
