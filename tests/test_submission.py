@@ -193,7 +193,7 @@ def test_a_model_whose_job_is_preempted_with_a_grace_time_has_the_same_bytes(clu
     assert "requeued: attempt" not in output, "Slurm requeues it"
     assert "attempt 2" in output
     logs = sorted(run_folder.glob("logs/*-[01]/node-0.log"))
-    first, second = (re.findall(r"step (\d)/6:", log.read_text()) for log in logs)
+    first, second = (re.findall(r"step (\d)/6: loss", log.read_text()) for log in logs)
     assert [*first, *second] == list("123456")
     assert "2" in first
     assert second

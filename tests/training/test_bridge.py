@@ -27,8 +27,8 @@ from sft import files
 from sft.cli import InputError
 from sft.hashing import folder_digest, folder_digests
 from sft.packing.write import build_packs, write_npy
-from sft.params.training import Checkpoint, TrainParams
-from sft.training import bridge, checkpoints, config, manifests
+from sft.params.training import TrainParams
+from sft.training import bridge, checkpoints, config, manifests, processes
 from sft.training.steps import Step
 from tests.support import tiny_model as tiny
 from tests.support.checkpoint_contents import contents
@@ -306,7 +306,7 @@ def packed_logits(folder: Path) -> dict[str, float]:
         with torch.no_grad():
             return model(ids, places, None, packed_seq_params=packed)[0, len(first) :]
 
-    with bridge._one_process(provider):
+    with processes.one_process(provider):
         (model,) = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
         model.eval()
         behind, other, alone = logits([310, 311, 312, 313]), logits([5, 6, 7, 8]), logits([])
@@ -791,37 +791,6 @@ def test_a_foreign_checkpoint_is_read_for_its_digest_by_the_first_rank_alone(
     with pytest.raises(GeometryError):
         bridge.check(base=tmp_path, start=start, packed=tmp_path, run=tmp_path, params=params, ranks=2)
     assert read == [start] * reads
-
-
-def idle_callbacks(folder: Path, params: Checkpoint) -> bridge._Callbacks:
-    """Return the callbacks of a training that has not begun."""
-    hashing = manifests.Background(0, 1)
-    return bridge._Callbacks(folder, folder, params, 0, sys.stdout, print, print, hashing=hashing)
-
-
-def test_the_padding_at_the_end_of_a_pack_of_fixed_length_is_no_sample(tmp_path: Path) -> None:
-    """As Bridge collates it where a layout needs packs of one length: the padding is one more sample."""
-    import torch
-
-    callbacks = idle_callbacks(tmp_path, train_params().checkpoint)
-    batch = {"token_count": [5], "loss_mask": torch.ones(1, 16), "cu_seqlens_q": torch.tensor([[0, 2, 5, 16]])}
-    assert len(list(callbacks._count_tokens(iter([batch])))) == 1
-    assert (callbacks.tokens, callbacks.samples, callbacks.squares) == (5, 2, 2 * 2 + 3 * 3)
-
-
-def test_a_save_by_minutes_that_goes_on_in_the_background_does_not_begin_again_at_every_step(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(bridge, "_broadcast", lambda function: function())
-    monkeypatch.setattr(bridge.time, "monotonic", lambda: now[0])
-    params = train_params(checkpoint={"save_interval": 10, "save_minutes": 2}).checkpoint
-    callbacks = idle_callbacks(tmp_path, params)
-    saved = []
-    for step in range(1, 13):
-        now[0] += 50
-        saved += [step] if step % callbacks.save_interval(step, 2) == 0 else []
-    assert saved == [3, 6, 9, 10]
 
 
 def test_a_start_that_is_not_hashed_yet_is_not_said_to_be_of_another_program(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ torch.cuda.is_available = lambda: True
 torch.cuda.device_count = lambda: 1
 from tests.support import tiny_model
 from tests.training.test_bridge import train_params
-from sft.training import bridge, config, gpu
+from sft.training import bridge, config, gpu, processes
 
 base, start = Path(sys.argv[1]), Path(sys.argv[2])
 tiny_model.make_tiny_base(base)
@@ -52,7 +52,7 @@ def open_group():
     raise Opened
 
 os.environ["SET_BEFORE"] = "shell"
-bridge.check, bridge._process_group = lambda **_: None, open_group
+bridge.check, processes.process_group = lambda **_: None, open_group
 config.load_recipe = lambda *_: SimpleNamespace(env_vars={"NCCL_FROM_RECIPE": 1, "SET_BEFORE": "recipe"})
 recipe = train_params(model={"recipe": "megatron.bridge.recipes.x.y"})
 try:

@@ -14,43 +14,33 @@ A run's folder: checkpoints/iter_0000012/, manifests/iter_0000012.json, validati
 params.json, logs/bridge.log.
 """
 
-import contextlib
-import itertools
-import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from multiprocessing.managers import SyncManager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.rendezvous import rendezvous
 
-from sft.cli import InputError, Stopped, end_with_parent, num_threads
+from sft.cli import InputError, Stopped
 from sft.files import publish_folder, read_json, write_json
-from sft.hashing import folder_digest, folder_digests, value_digest
+from sft.hashing import folder_digest, folder_digests
 from sft.params import training as p
 from sft.planning import checks, estimate
 from sft.planning.facts import Facts, gather_facts
-from sft.training import checkpoints, config, conversion, divergence, manifests, parity
+from sft.training import checkpoints, config, conversion, divergence, parity, processes
+from sft.training.callbacks import Callbacks
 from sft.training.config import on_cpu, quiet
 from sft.training.steps import Step
 
 PARAMS = "params.json"  # in a run's folder: the training sections of params.yaml
 BASE_DIGEST = "base.json"  # in an imported checkpoint: digest of the Hugging Face folder
 BASE_NAME = "models/base"  # the base model of an adapter, as adapter_config.json names it
-_GROUP_NUMBERS = itertools.count()  # of the process groups, which every rank creates in the same order
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
@@ -68,9 +58,9 @@ def import_base(*, base: Path, checkpoint: Path) -> None:
             return
         manifest.unlink()
     with publish_folder(checkpoint) as partial, quiet():
-        _end_writers_with_this_process(async_save=False)
+        processes.end_writers_with_this_process(async_save=False)
         bridge, provider = config.model_of(base, weights=True)
-        with _one_process(provider):
+        with processes.one_process(provider):
             model = provider.provide_distributed_model(wrap_with_ddp=False, use_cpu_initialization=True)
             conversion.check_complete(bridge, model)
             certificate = parity.certify(model[0], provider, base, exact=True)
@@ -127,24 +117,22 @@ def train(
         with quiet():
             for name, value in config.load_recipe(params.model.recipe, base).env_vars.items():
                 os.environ.setdefault(name, str(value))
-    with _process_group():
-        checkpoint = checkpoints.newest_intact(run, _digests, _broadcast)
+    with processes.process_group():
+        checkpoint = checkpoints.newest_intact(run, processes.digests_on_every_rank, processes.broadcast)
         if checkpoint == checkpoints.iteration_folder(run, params.train.steps):
             return
         if checkpoint is None or params.peft.name is not None:
-            digests = _digests(start)
-            _broadcast(lambda: checkpoints.verify(start, params.checkpoint.pretrained_sha256, digests))
-        callbacks = _Callbacks(
-            run, packed, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop
-        )
+            digests = processes.digests_on_every_rank(start)
+            processes.broadcast(lambda: checkpoints.verify(start, params.checkpoint.pretrained_sha256, digests))
+        callbacks = Callbacks(run, packed, params.checkpoint, params.rng.seed, sys.stdout, on_step, on_validation, stop)
         if not on_cpu() and params.mixed_precision.name == "bf16_mixed":
             callbacks.peak = estimate.peak_flops(torch.cuda.get_device_name())
         with quiet(run / "logs" / "bridge.log"):
-            _broadcast(lambda: write_json(run / PARAMS, params.model_dump()))
-            _end_writers_with_this_process(params.checkpoint.async_save)
+            processes.broadcast(lambda: write_json(run / PARAMS, params.model_dump()))
+            processes.end_writers_with_this_process(params.checkpoint.async_save)
             eval_iters = params.validation.eval_iters
             if eval_iters:
-                eval_iters = _broadcast(lambda: _copy_validation_packs(packed, run, params))
+                eval_iters = processes.broadcast(lambda: _copy_validation_packs(packed, run, params))
             container = config.build(
                 params,
                 base=base,
@@ -158,7 +146,8 @@ def train(
             )
 
             done = checkpoints.step_of(checkpoint) if checkpoint else 0
-            earlier = _broadcast(lambda: [loss for step, loss in sorted((losses or {}).items()) if step <= done])
+            before = [loss for step, loss in sorted((losses or {}).items()) if step <= done]
+            earlier = processes.broadcast(lambda: before)
             callbacks.watch = divergence.Watch(container.rerun_state_machine, earlier)
             container.ddp.check_for_nan_in_grad = False  # the watch sees the norm of the gradient
 
@@ -263,7 +252,7 @@ def export(
 
         from megatron.bridge.training.model_load_save import build_and_load_model
 
-        with _one_process(provider):
+        with processes.one_process(provider):
             weights = checkpoint if peft.name is None else start
             model = build_and_load_model(str(_weights_folder(weights)), provider, use_cpu_init=True)
             if peft.name is not None:
@@ -326,300 +315,3 @@ def _copy_validation_packs(packed: Path, run: Path, params: p.TrainParams) -> in
 def _weights_folder(start: Path) -> Path:
     """Return the folder of a step, which Bridge loads without its tracker file."""
     return start if start.name.startswith("iter_") else start / "iter_0000000"
-
-
-def _end_writers_with_this_process(async_save: bool) -> None:
-    """End the processes with which Megatron saves checkpoints when this process ends, also by a kill.
-
-    Otherwise they outlive a kill and keep this process's output pipes open.
-    """
-    config.prepare_imports()  # before the first import of Megatron
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        manager.start(end_with_parent)
-        filesystem_async._results_queue = manager.Queue()
-    if async_save:
-        from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
-
-        PersistentAsyncCaller.async_loop = staticmethod(_write_until_parent_ends)
-
-
-def _write_until_parent_ends(*arguments: Any) -> None:
-    """Run Megatron's loop that writes checkpoints, until the parent process ends."""
-    end_with_parent()
-    config.prepare_imports()
-    from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
-
-    PersistentAsyncCaller.async_loop(*arguments)
-
-
-@contextlib.contextmanager
-def _one_process(provider: Any) -> Iterator[None]:
-    """Give Megatron a process group of this process alone, and remove it afterwards."""
-    from megatron.bridge.training.initialize import destroy_global_state
-
-    if on_cpu():  # a certificate has the same digits right after training and in a new process
-        torch.set_num_threads(num_threads(len(os.sched_getaffinity(0))))
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    try:
-        provider.finalize()
-        provider.initialize_model_parallel(seed=1)
-        yield
-    finally:
-        destroy_global_state()
-        dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _process_group() -> Iterator[None]:
-    """Join torchrun's ranks, or be the only rank, without a port; divide the machine's cores among ranks."""
-    store: Store = HashStore()
-    rank, ranks = 0, 1
-    if "RANK" in os.environ:
-        store, rank, ranks = next(rendezvous("env://"))
-        # torchrun's store outlives a group; keys of an old group would hang the next one.
-        store = PrefixStore(f"sft-{next(_GROUP_NUMBERS)}", store)
-    if on_cpu():
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(num_threads(max(1, cores)))
-    else:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("gloo" if on_cpu() else "nccl", store=store, rank=rank, world_size=ranks)
-    yield
-    dist.destroy_process_group()  # not after an error: other ranks may wait in a collective
-
-
-def _broadcast[T](decide: Callable[[], T]) -> T:
-    """Return on every rank what the first rank decides."""
-    decision = [decide() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(decision)
-    return decision[0]  # type: ignore[return-value]
-
-
-def _digests(checkpoint: Path) -> dict[str, str]:
-    """Return on every rank the sha256 of each file of a checkpoint; each rank hashes a part of them."""
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, manifests.digests_of_rank(checkpoint, dist.get_rank(), len(parts)))
-    return dict(sorted((name, digest) for part in parts for name, digest in part.items()))
-
-
-@dataclass
-class _Callbacks:
-    """Bridge calls these on every rank; the first rank reports to the caller of `train`."""
-
-    run: Path
-    packed: Path
-    params: p.Checkpoint
-    seed: int
-    terminal: TextIO
-    on_step: Callable[[Step], None]
-    on_validation: Callable[[int, float], None]
-    stop: Path | None = None
-    watch: divergence.Watch | None = None
-    peak: float | None = None
-    """Dense BF16 FLOP/s of a GPU, if known and the training is in BF16."""
-    hashing: manifests.Background = field(
-        default_factory=lambda: manifests.Background(dist.get_rank(), dist.get_world_size())
-    )
-    signals: Any = None
-    saved_at: float = 0.0
-    tokens: int = 0
-    trained_tokens: int = 0
-    samples: int = 0
-    squares: int = 0
-    packs: int = 0
-    lr: float = 0.0
-    started: float = 0.0
-    last_validated: int = -1
-
-    def register(self) -> Any:
-        """Return Bridge's callback manager with these callbacks."""
-        from megatron.bridge.training.callbacks import CallbackManager
-
-        manager = CallbackManager()
-        manager.register("on_train_start", self.on_train_start)
-        manager.register("on_train_step_start", self.on_step_start)
-        manager.register("on_train_step_end", self.on_step_end)
-        manager.register("on_eval_end", self.on_validation_end)
-        manager.register("on_train_end", self.on_train_end)
-        manager.register("on_checkpoint_save", self.on_checkpoint_save)
-        return manager
-
-    def forward_step(self, state: Any, data_iterator: Any, model: Any, return_schedule_plan: bool = False) -> Any:
-        """Run Bridge's forward step on one pack and count its tokens."""
-        from megatron.bridge.training.gpt_step import forward_step
-
-        if model.training and data_iterator is not None:
-            data_iterator = self._count_tokens(data_iterator)
-        if on_cpu() and data_iterator is not None and not model.config.sequence_parallel:
-            from sft.training import cpu
-
-            data_iterator = map(cpu.mark_untrained, data_iterator)
-        if model.training:
-            self._seed_draws(state.train_state.step, model)
-        self.packs += 1
-        return forward_step(state, data_iterator, model, return_schedule_plan)
-
-    def _seed_draws(self, step: int, model: Any) -> None:
-        """Let what a pack draws (dropout) follow from the seed, the step, the rank, and which of its packs it is.
-
-        A checkpoint keeps the random state of one data-parallel rank for all; on a CPU the data loader, too, draws from
-        it, at the start of an epoch and after a resume.
-        """
-        from megatron.bridge.training.utils.pg_utils import get_pg_collection
-        from megatron.core import tensor_parallel
-        from megatron.core.tensor_parallel.random import is_graph_safe_cuda_rng_tracker
-
-        if is_graph_safe_cuda_rng_tracker(tensor_parallel.get_cuda_rng_tracker()):
-            return  # CUDA graphs hold its generators: docs/known-issues.md, rank-dropout, graph-dropout
-        groups = get_pg_collection(model)
-        seeded_by = f"{self.seed}:{step}:{self.packs}:{groups.dp_cp.rank()}:{groups.pp.rank()}"
-        tensor_parallel.model_parallel_cuda_manual_seed(int(value_digest(seeded_by)[:12], 16))
-
-    def _count_tokens(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield batches unchanged and add up their tokens without padding, and the trained ones."""
-        for batch in batches:
-            self.tokens += sum(batch["token_count"])
-            self.trained_tokens += int(batch["loss_mask"].sum())
-            lengths = [  # where a layout needs packs of one length, Bridge's last sample is padding
-                ends.clamp(max=count).diff()
-                for ends, count in zip(batch["cu_seqlens_q"], batch["token_count"], strict=True)
-            ]
-            self.samples += sum(int((some > 0).sum()) for some in lengths)
-            self.squares += sum(int((some**2).sum()) for some in lengths)
-            if self.watch is not None:
-                self.watch.see(batch)
-            yield batch
-
-    def on_train_start(self, context: Any) -> None:
-        """Keep Bridge's handler of SIGTERM, and speed up the optimizer on a CPU."""
-        self.signals, self.saved_at = context.state.signal_handler, time.monotonic()
-        if on_cpu():
-            from sft.training import cpu
-
-            cpu.use_fused_adamw(context.optimizer)
-
-    def on_step_start(self, context: Any) -> None:
-        """Record the time, and the learning rate before the scheduler changes it."""
-        self.tokens = self.trained_tokens = self.samples = self.squares = self.packs = 0
-        self.started = time.perf_counter()
-        if self.watch is not None:
-            self.watch.begin_step()
-        self.lr = context.optimizer.param_groups[0]["lr"]
-
-    def on_step_end(self, context: Any) -> None:
-        """Report the step."""
-        from megatron.bridge.training.utils.pg_utils import get_pg_collection
-
-        seconds = time.perf_counter() - self.started
-        counts = torch.tensor([self.tokens, self.trained_tokens, self.samples, self.squares], device=_device())
-        dist.all_reduce(counts, group=get_pg_collection(context.model).dp)
-        memory = torch.tensor(_peak_memory(), device=_device())
-        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-        loss, grad_norm = _loss_of_last_stage(context, context.loss_dict), float(context.grad_norm)
-        done, steps = context.state.train_state.step + 1, context.state.cfg.train
-        if self.stop is not None and done < steps.train_iters and _broadcast(self.stop.exists):
-            steps.exit_interval = done  # Bridge saves and exits after a step that this divides
-        if (minutes := self.params.save_minutes) is not None:
-            context.state.cfg.checkpoint.save_interval = self.save_interval(done, minutes)
-        if dist.get_rank() == 0:
-            with contextlib.redirect_stdout(self.terminal):
-                tokens, trained, samples, squares = map(int, counts)
-                flops = operations(context.state.cfg, tokens, samples, squares)
-                mfu = flops / seconds / (dist.get_world_size() * self.peak) if self.peak else None
-                self.on_step(
-                    Step(done, loss, self.lr, grad_norm, tokens, trained, seconds, flops, mfu, int(memory.item()))
-                )
-        if self.watch is not None and (fault := self.watch.fault(loss, grad_norm)):
-            raise InputError(self._divergence(done, fault))
-
-    def save_interval(self, done: int, minutes: float) -> int:
-        """Return the interval by which Bridge saves behind a step, if it is due by steps or by minutes."""
-        is_due = _broadcast(lambda: time.monotonic() - self.saved_at >= minutes * 60)
-        interval = done if is_due else self.params.save_interval
-        if done % interval == 0:
-            self.saved_at = time.monotonic()  # not at the end of the save: with async_save, steps come before it
-        return interval
-
-    @property
-    def has_sigterm(self) -> bool:
-        """Whether this rank got SIGTERM while it trained."""
-        return self.signals is not None and self.signals._signal_received
-
-    def release_signals(self) -> None:
-        """Let SIGTERM end this process again."""
-        if self.signals is not None:
-            self.signals.release()
-
-    def _divergence(self, step: int, fault: str) -> str:
-        """Return the message of a step that diverged, the same on every rank."""
-        assert self.watch is not None
-        seen: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(seen, self.watch.seen())
-        return _broadcast(
-            lambda: divergence.message(
-                step,
-                fault,
-                divergence.find_packs(self.packed, list(itertools.chain.from_iterable(seen))),
-                checkpoints.last_finished_step(self.run),
-            )
-        )
-
-    def on_validation_end(self, context: Any) -> None:
-        """Record and report the loss of a validation."""
-        self.last_validated = context.state.train_state.step
-        loss = _loss_of_last_stage(context, context.total_loss_dict)
-        if dist.get_rank() == 0:
-            checkpoints.record_loss(self.run, self.last_validated, loss)
-            with contextlib.redirect_stdout(self.terminal):
-                self.on_validation(self.last_validated, loss)
-
-    def on_train_end(self, context: Any) -> None:
-        """Keep Bridge from validating the last step twice."""
-        if self.last_validated == context.state.train_state.step:
-            context.state.train_state.do_valid = False
-
-    def on_checkpoint_save(self, context: Any) -> None:
-        """Hash the new checkpoint in the background; then the first rank removes those that are not kept."""
-        step = _broadcast(lambda: checkpoints.last_saved_step(self.run))
-        checkpoint = checkpoints.iteration_folder(self.run, step)
-        manifest = checkpoints.manifest_of(checkpoint)
-        self.hashing.begin(
-            checkpoint, manifest, lambda digests: checkpoints.finish_save(checkpoint, digests, self.params)
-        )
-
-
-def operations(container: Any, tokens: int, samples: int, squares: int) -> float:
-    """Return the model FLOPs of a step as Bridge counts them: without padding, attention within each sample.
-
-    `squares`: sum of the squared lengths of the samples. Frozen weights, under adapters, have no gradient of their own:
-    two thirds of what a weight takes.
-    """
-    from megatron.bridge.training.utils.flop_utils import num_floating_point_operations
-
-    def count(squares: int) -> float:  # by samples, so that a sliding window is compared with their mean length
-        return float(num_floating_point_operations(container, samples, seqlen_sum=tokens, seqlen_squared_sum=squares))
-
-    return count(squares) - (count(tokens) / 3 if container.peft is not None else 0.0)
-
-
-def _loss_of_last_stage(context: Any, losses: dict[str, Any]) -> float:
-    """Return the loss on every pipeline stage; Bridge gives it to the last one only."""
-    from megatron.bridge.training.utils.pg_utils import get_pg_collection
-
-    loss = torch.tensor(float(losses.get("lm loss", 0.0)), device=_device())
-    dist.all_reduce(loss, group=get_pg_collection(context.model).pp)
-    return loss.item()
-
-
-def _peak_memory() -> float:
-    """Return the most memory that this process has had: of its GPU, or resident on a CPU. In bytes."""
-    if on_cpu():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    return float(torch.cuda.max_memory_allocated())
-
-
-def _device() -> str:
-    return "cpu" if on_cpu() else f"cuda:{torch.cuda.current_device()}"
