@@ -52,7 +52,8 @@ PROGRAMS = {"sft.planning.preflight", "sft.tracking.cli", *(f"sft.lineage.{name}
 # What a class of import is for, and the only modules that may do it.
 ONLY_HERE = {
     "megatron": {
-        f"sft.training.{name}" for name in ("config", "bridge", "cpu", "cpu_attention", "cpu_hybrid", "cpu_parallel")
+        f"sft.training.{name}"
+        for name in ("config", "bridge", "callbacks", "processes", "cpu", "cpu_attention", "cpu_hybrid", "cpu_parallel")
     },
     "mlflow": {"sft.tracking.sync", "sft.tracking.store", "sft.tracking.upload"},
     "ruamel": {"sft.dataset_card", "sft.experiments.pin", *(f"sft.params.{name}" for name in ("read", "explain"))},
