@@ -86,7 +86,15 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
     assert (tmp_path / "file").read_text() == "old"
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path):
+@pytest.mark.parametrize(("code", "name"), [(errno.ENOSPC, "out"), (errno.ECONNRESET, None)])
+@pytest.mark.parametrize("publish", [publish_folder, publish_file, files.scratch_folder])
+def test_an_error_of_the_disk_without_a_file_names_the_output(tmp_path, publish, code, name):
+    with pytest.raises(OSError, match="Arrow") as caught, publish(tmp_path / "out"):
+        raise OSError(code, "Arrow")
+    assert caught.value.filename == (name and str(tmp_path / name))
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stays(tmp_path, capsys):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     here = os.uname().nodename
@@ -103,6 +111,8 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_stay
         f".out.partial-{here}-{os.getppid()}",
         "out",
     }
+    other = tmp_path / f".out.partial-elsewhere-{ended.pid}"
+    assert f"{other}: of process {ended.pid} on elsewhere. " in capsys.readouterr().out
 
 
 WRITER = """

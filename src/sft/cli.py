@@ -19,6 +19,7 @@ import math
 import os
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,8 +77,8 @@ def run_or_exit(main: Callable[[], object]) -> None:
     except InputError as error:
         exit_with(str(error))
     except OSError as error:
-        advice = " Free some space and rerun: nothing was half-written." if error.errno in DISK_FULL else ""
-        exit_with(f"{error.strerror or type(error).__name__}: {error.filename or error}.{advice}")
+        reason = os.strerror(error.errno) if error.errno else error.strerror or type(error).__name__  # Arrow's is long
+        exit_with(f"{reason}: {error.filename or error}.{_free_space(error) if error.errno in DISK_FULL else ''}")
     except MemoryError:
         exit_with(OUT_OF_MEMORY)
     except _dvc_errors() as error:
@@ -89,6 +90,18 @@ def run_or_exit(main: Callable[[], object]) -> None:
     except KeyboardInterrupt as interrupt:
         asked = signal.Signals(interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT)
         exit_with(f"ended by {asked.name}. Rerun to continue: nothing was half-written.", status=128 + asked)
+
+
+def _free_space(error: OSError) -> str:
+    """Return what to do where a disk is full; what was begun is removed by now."""
+    folder = Path(error.filename or ".").absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    disk = shutil.disk_usage(folder)
+    return (
+        f" Free some space on the file system of {folder} ({disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB are free "
+        "now) and rerun: nothing was half-written."
+    )
 
 
 def _dvc_errors() -> tuple[type[Exception], ...]:

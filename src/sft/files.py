@@ -10,19 +10,24 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft.cli import InputError
+from rich.markup import escape
+
+from sft.cli import InputError, echo
 
 REPOSITORY = Path(__file__).parents[2]
 # renameat2(2), which the os module lacks.
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+NAMELESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""Errors of a file system that write() and Arrow raise without the name of the file."""
 CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
@@ -35,7 +40,8 @@ def publish_folder(target: Path) -> Iterator[Path]:
     partial = _partial_path(target)
     try:
         partial.mkdir()
-        yield partial
+        with _naming(target):
+            yield partial
         for path in sorted(partial.rglob("*"), reverse=True):
             _flush(path)
         _flush(partial)
@@ -54,7 +60,8 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     scratch = _partial_path(target.with_name(f"{target.name}-scratch"))
     try:
         scratch.mkdir()
-        yield scratch
+        with _naming(target):
+            yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -64,7 +71,8 @@ def publish_file(target: Path) -> Iterator[Path]:
     """Yield a path to write to; the file replaces `target` when the block ends without an error."""
     partial = _partial_path(target)
     try:
-        yield partial
+        with _naming(target):
+            yield partial
         _flush(partial)
         os.replace(partial, target)
         _flush(target.parent)
@@ -199,6 +207,17 @@ def _partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial-{os.uname().nodename}-{os.getpid()}")
 
 
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Name `target` in an error of its file system that names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NAMELESS and error.filename is None:
+            error.filename = str(target)
+        raise
+
+
 def _exchange(new: Path, old: Path) -> None:
     """Swap the names of two folders atomically.
 
@@ -216,12 +235,17 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what killed processes of this machine left next to `target`; running ones keep their files."""
-    for path in target.parent.glob(f".{target.name}.partial-{os.uname().nodename}-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdecimal() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid():
-            continue
-        _remove(path)
+    """Remove what killed processes of this machine left next to `target`; running ones keep their files.
+
+    What another machine, or a container of another name, left is only named: its process may run.
+    """
+    for path in target.parent.glob(f".{target.name}.partial-*"):
+        host, _, pid = path.name.rpartition(".partial-")[2].rpartition("-")
+        if host != os.uname().nodename:
+            line = f"{path}: of process {pid} on {host}. If that has ended, remove it: rm -r {shlex.quote(str(path))}"
+            echo(escape(line))
+        elif not (pid.isdecimal() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:
