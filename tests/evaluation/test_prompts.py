@@ -17,6 +17,8 @@ def row(identity, messages, tools=None):
 class FixedTemplate:
     """A template whose prompt is as long as its last message."""
 
+    row_kwargs = frozenset()
+
     def prompt_ids(self, messages, tools, *, thinking, budget=None, kwargs):
         return [int(thinking)] * len(messages[-1]["content"])
 

@@ -100,12 +100,12 @@ def test_settings_count_as_if_params_yaml_had_them(project):
 def test_files_that_are_too_large_for_the_patch_are_named_before_the_data_stages_run(project):
     run(project, "git", "init", "-q")
     commit(project, "one")
-    (project / "mine.jsonl").write_bytes(b"x" * (6 << 20))
+    (project / "weights.bin").write_bytes(b"x" * (6 << 20))
     problem = only(find_problems([]))
-    assert "mine.jsonl" in problem
+    assert "weights.bin" in problem
     assert ".gitignore" in problem
     assert find_problems(["pack"]) == [], "only a training keeps them"
-    (project / ".gitignore").write_text("mine.jsonl\n")
+    (project / ".gitignore").write_text("weights.bin\n")
     assert find_problems([]) == []
 
 

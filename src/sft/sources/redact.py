@@ -34,7 +34,8 @@ def redact(text: str) -> str:
     """
     words = re.split(r"(\s)", CONTROL.sub("?", text))
     without = "".join(
-        _redact_word(_decoded(word)) if "//" in word or "?" in word or "%" in word else word for word in words
+        _redact_word(_decoded(word), is_cut=space == "\n") if "//" in word or "?" in word or "%" in word else word
+        for word, space in zip(words, [*words[1:], ""], strict=True)
     )
     return BEARER.sub(r"\1 ***", NAMED.sub(r"\1***", without))
 
@@ -54,7 +55,8 @@ def _decoded(word: str) -> str:
     return CONTROL.sub("?", decoded) if hides or (NAMED.search(decoded) and not NAMED.search(word)) else word
 
 
-def _redact_word(word: str) -> str:
+def _redact_word(word: str, *, is_cut: bool) -> str:
+    """Return a word without its secrets; `is_cut`: a line ends behind it, maybe within a password."""
     shown, start = [], 0
     last_at, query = word.rfind("@"), QUERY.search(word)
     while (scheme := word.find("//", start)) >= 0:
@@ -68,7 +70,9 @@ def _redact_word(word: str) -> str:
         if at >= 0:
             shown.append("***@")
             begin = at + 1
-        elif match is None and not HOST_PORT.fullmatch(word, begin):  # me:passw, cut off at the end of a line
+        elif (
+            is_cut and match is None and not HOST_PORT.fullmatch(word, begin)
+        ):  # me:passw, cut off at the end of a line
             return "".join([*shown, "***"])
         start = begin
         if query and query.start() < start:  # in a password
