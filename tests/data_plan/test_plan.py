@@ -15,7 +15,7 @@ import pytest
 
 from sft.cli import InputError
 from sft.data_plan import samples
-from sft.data_plan.plan import Plan, Seen, SourcePlan, draw_blend, lines, make_plan
+from sft.data_plan.plan import Plan, Seen, SourcePlan, draw_blend, fullness, lines, make_plan
 from sft.data_plan.row_sampling import DRAWS, interval
 from sft.files import write_json
 from sft.packing.blend import plan_copies, plan_epochs
@@ -218,7 +218,8 @@ def test_the_blend_of_a_run_is_in_the_interval_whatever_conversations_are_held_o
         tokens = np.ceil(random.lognormal(6, 1, number)) * samples
         rows[name] = np.stack([tokens, np.ceil(tokens / 3), samples], 1)
         figures = np.concatenate([[number, number], np.zeros(3), rows[name].sum(0)])
-        seen[name] = Seen(np.tile(figures, (DRAWS + 1, 1)), np.cov(rows[name], rowvar=False), cast("SourcePlan", None))
+        spread, lengths = np.cov(rows[name], rowvar=False), np.empty(0, np.int32)
+        seen[name] = Seen(np.tile(figures, (DRAWS + 1, 1)), spread, lengths, cast("SourcePlan", None))
     epochs, blend = draw_blend(params, seen)
     assert (epochs["few"], 0 < epochs["many"] < 1) == (5, True)
     place, inside = 1 if unit == "tokens" else 2, np.zeros(2)
@@ -235,6 +236,18 @@ def test_the_blend_of_a_run_is_in_the_interval_whatever_conversations_are_held_o
     assert inside.min() >= 93, inside
     _, low, high = interval(blend[:, 0])
     assert high < 2.5 * low
+
+
+def test_packs_are_as_full_as_bins_of_the_lengths_seen() -> None:
+    """Samples of 300 tokens share packs of 512 with none of 300, but with those of 200."""
+    params = read(ROOT / "params.yaml")
+    long, short = (
+        Seen(np.full((DRAWS + 1, 8), 1e6), np.eye(3), np.full(7, length, np.int32), cast("SourcePlan", None))
+        for length in (300, 200)
+    )
+    assert fullness(params, {"long": long}, {"long": 1.0}) == pytest.approx(300 / 512)
+    assert fullness(params, {"long": long, "short": short}, {"long": 1.0, "short": 1.0}) == pytest.approx(500 / 512)
+    assert fullness(params, {"long": long, "short": short}, {"long": 1.0, "short": 0.0}) == pytest.approx(300 / 512)
 
 
 def test_a_tokenizer_of_another_model_is_not_used(project: Path) -> None:

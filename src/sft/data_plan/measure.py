@@ -46,6 +46,8 @@ class Measured:
     """FIGURES of each row by its location, `file:n`."""
     lengths: list[int] = field(default_factory=list)
     """Of samples, in tokens."""
+    packed: list[int] = field(default_factory=list)
+    """Lengths of the samples and windows that pack keeps, with padding."""
     rejected: Counter[str] = field(default_factory=Counter)
     not_selected: int = 0
     licenses: Counter[str] = field(default_factory=Counter)
@@ -117,6 +119,7 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
             figure[2:5] += values
             if not is_excluded(license):
                 figure[5:] += packed
+                measured.packed += packed[:1][packed[:1] > 0].tolist()
             measured.licenses[license] += int(values[1])
         if params.pack.over_length != "window":
             continue
@@ -129,6 +132,7 @@ def _prepare(kept: list[dict[str, Any]], name: str, params: Params, chat: ChatTe
                 by_key = _packed(sizes, params.pack)[np.argsort(sizes["key"].to_numpy())]
                 packed = by_key[by_key[:, -1] > 0][: params.pack.max_windows]
                 measured.figures[rows[number]["location"]][5:] += packed.sum(0)
+                measured.packed += packed[:, 0].tolist()
 
 
 def _packed(sizes: pa.RecordBatch, params: Pack) -> npt.NDArray[np.int64]:

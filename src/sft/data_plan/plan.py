@@ -27,6 +27,7 @@ from sft.data_plan.samples import NotSampledError, Sampled, names_to_read, sampl
 from sft.files import read_json
 from sft.formats.chat_forms import PACKAGES
 from sft.hashing import value_digest
+from sft.packing.bins import Int32s, plan_bins
 from sft.packing.blend import describe_limits, plan_epochs
 from sft.packing.splits import held_out_counts
 from sft.params.check import Params, read
@@ -41,6 +42,7 @@ BASE = Path("models/base")
 FETCHED = Path("reports/fetch/model.json")
 TOKEN_BYTES = 5  # an id and its mask, in data/prepared and in data/packed
 PACKED = slice(FIGURES.index("packed_tokens"), None)
+BINNED = 50_000  # samples that are put into bins, to see how full packs are
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 SHOWN_REASONS = 4
 
@@ -95,7 +97,7 @@ class Plan:
     """Of the training split at the epochs of the sources, with padding."""
     blend_trained_tokens: Figure
     packs: Figure
-    """At least as many: blend_tokens / pack_size."""
+    """As full as bins of samples drawn from the lengths seen."""
     limits: str
     """With shares: the scarcest sources, which limit the blend, and those of which a part is left."""
     train_iters: int
@@ -114,6 +116,8 @@ class Seen(NamedTuple):
     """(1 + DRAWS, FIGURES), as sft.data_plan.row_sampling has them."""
     spread: Floats
     """(3, 3) Covariance of PACKED among the conversations that are kept."""
+    lengths: Int32s
+    """Of the samples and windows that pack keeps, in tokens."""
     plan: SourcePlan
     """Without `epochs`."""
 
@@ -203,7 +207,7 @@ def look_at(name: str, files: list[RemoteFile], params: Params, chat: ChatTempla
         not_read=measured.not_read,
         notes=notes,
     )
-    return Seen(draws, spread, plan)
+    return Seen(draws, spread, np.array(measured.packed, np.int32), plan)
 
 
 def _totals(samples: list[Sampled], measured: Measured, seed: int) -> Floats:
@@ -228,7 +232,7 @@ def combine(path: str, params: Params, seen: dict[str, Seen]) -> Plan:
     sources = params.fetch.sources
     epochs, blend = draw_blend(params, seen)
     totals = sum((source.draws for source in seen.values()), np.zeros(1))
-    packs = blend[:, 0] / params.pack.pack_size
+    packs = blend[:, 0] / params.pack.pack_size / fullness(params, seen, epochs)
     plans = {name: replace(source.plan, epochs=epochs[name]) for name, source in seen.items()}
     train, bytes = params.training.with_steps(round(packs[0])).train, sum(plan.bytes for plan in plans.values())
     tokens = totals[0, FIGURES.index("tokens")] + blend[0, 0]
@@ -289,6 +293,22 @@ def draw_blend(params: Params, seen: dict[str, Seen]) -> tuple[dict[str, float],
     return planned[0], blend
 
 
+def fullness(params: Params, seen: dict[str, Seen], epochs: dict[str, float]) -> float:
+    """Return the share of packs that samples fill: that of bins of at most BINNED samples with the lengths seen."""
+    counts = {name: source.draws[0, -1] * epochs[name] for name, source in seen.items() if len(source.lengths)}
+    scale = min(1.0, BINNED / max(1.0, sum(counts.values())))
+    random, drawn = np.random.default_rng(params.pack.seed), [np.empty(0, np.int32)]
+    for name, count in counts.items():
+        number, lengths = round(scale * count), seen[name].lengths
+        drawn += [
+            np.tile(lengths, number // len(lengths)),
+            random.choice(lengths, number % len(lengths), replace=False),
+        ]
+    lengths = np.concatenate(drawn)
+    bins = len(plan_bins(lengths, params.pack.pack_size))
+    return float(lengths.sum() / (bins * params.pack.pack_size)) if bins else 1.0
+
+
 def _deviations(random: np.random.Generator, covariance: Floats) -> Floats:
     """Return DRAWS vectors of this covariance and mean 0, (DRAWS, 3)."""
     return random.multivariate_normal(np.zeros(3), covariance, DRAWS, method="eigh")
@@ -332,7 +352,7 @@ def lines(plan: Plan) -> list[str]:
         f"in packs   {with_interval(totals['packed_trained_tokens'])} of them: what pack.over_length keeps",
         f"windows    {with_interval(totals['windows'])} of {plan.pack_size:,} tokens hold all of it",
         f"blend      {with_interval(plan.blend_trained_tokens)} trained tokens in the training split",
-        f"packs      at least {with_interval(plan.packs)}",
+        f"packs      {with_interval(plan.packs)}",
         *([f"           {plan.limits}"] if plan.limits else []),
         f"run        {plan.train_iters:,} steps see {plan.epochs_of_run:.3g} epochs of the blend",
         f"disk       {short(plan.disk_bytes)}B: downloads, prepared and packed tokens",
