@@ -36,6 +36,11 @@ LOGS = {
         }
     },
     "messages and response": {"messages": EARLIER, "response": "b"},
+    "preferences of openai": {
+        "input": {"messages": EARLIER, "parallel_tool_calls": True},
+        "preferred_output": [ANSWER],
+        "non_preferred_output": [{**ANSWER, "content": "WRONG"}],
+    },
 }
 
 

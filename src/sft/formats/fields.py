@@ -24,7 +24,7 @@ Json = dict[str, Any]
 # Names for a question, the likeliest first.
 QUESTIONS = ("prompt", "instruction", "question", "query", "problem", "input", "user")
 # Names for a response of an API; the words of a request's path -> those of its response.
-RESPONSES = ("response_body", "outputs", "result", "generation", "choices")
+RESPONSES = ("response_body", "outputs", "result", "generation", "choices", "preferred_output")
 REQUEST_WORDS = (("input", "output"), ("request", "response"), ("prompt", "completion"))
 # Columns of preference data: the better and the worse of two answers.
 PREFERENCE = ("chosen", "rejected")
